@@ -1,0 +1,6 @@
+//! From files of texts and labels to packed batches: dataset -> tokenize -> pack -> loader.
+
+pub mod dataset;
+pub mod loader;
+pub mod pack;
+pub mod tokenize;

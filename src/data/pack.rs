@@ -1,0 +1,57 @@
+//! Packing: the sequences of a batch laid end to end without padding, and the gather lists that let the embedding's
+//! backward pass sum rows in a fixed order.
+
+/// `rows` tokens of `seqs` sequences. Sequence `b` is rows `cu_seqlens[b] .. cu_seqlens[b + 1]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PackedBatch {
+    /// Token ids, (rows).
+    pub ids: Vec<i32>,
+    /// Position of each token in its sequence, (rows).
+    pub positions: Vec<i32>,
+    /// Token types (segments), (rows).
+    pub types: Vec<i32>,
+    /// Where each sequence starts, and the end of the last, (seqs + 1).
+    pub cu_seqlens: Vec<i32>,
+    /// Class of each sequence, (seqs); 0 where there is none.
+    pub labels: Vec<i32>,
+    /// All rows, ordered by token id and then by row, (rows).
+    pub rows_by_token: Vec<i32>,
+    /// Where each distinct token starts in `rows_by_token`, and its end, (distinct tokens + 1).
+    pub token_starts: Vec<i32>,
+    /// Tokens in the longest sequence.
+    pub longest: usize,
+}
+
+impl PackedBatch {
+    pub fn rows(&self) -> usize {
+        self.ids.len()
+    }
+
+    pub fn seqs(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Packs sequences of (ids, token types, label). An empty list of types stands for all zero.
+    ///
+    /// # Panics
+    /// When a sequence is empty: the tokenizer always gives [CLS] and [SEP].
+    pub fn new<'a>(sequences: impl IntoIterator<Item = (&'a [i32], &'a [i32], u32)>) -> PackedBatch {
+        let mut batch = PackedBatch { cu_seqlens: vec![0], ..Default::default() };
+        for (ids, types, label) in sequences {
+            assert!(!ids.is_empty(), "a sequence without tokens cannot be packed");
+            batch.ids.extend(ids);
+            batch.positions.extend(0..ids.len() as i32);
+            batch.types.extend(types);
+            batch.types.resize(batch.ids.len(), 0);
+            batch.cu_seqlens.push(batch.ids.len() as i32);
+            batch.labels.push(label as i32);
+            batch.longest = batch.longest.max(ids.len());
+        }
+        batch.rows_by_token = (0..batch.ids.len() as i32).collect();
+        batch.rows_by_token.sort_by_key(|&row| batch.ids[row as usize]);
+        let token = |i: usize| batch.ids[batch.rows_by_token[i] as usize];
+        batch.token_starts = (0..batch.ids.len()).filter(|&i| i == 0 || token(i) != token(i - 1)).map(|i| i as i32).collect();
+        batch.token_starts.push(batch.ids.len() as i32);
+        batch
+    }
+}

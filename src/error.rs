@@ -1,0 +1,94 @@
+//! One error for the whole crate: what happened, where, and what to do about it, on one line.
+//! Its kind is the exit code of the binaries.
+
+use std::fmt;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a run ended, as its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// It ran, but the result is not usable (a loss that is not finite, a threshold not met).
+    Unusable = 1,
+    /// The input, a flag or a file is at fault.
+    User = 2,
+    /// The device or memory is at fault.
+    Device = 3,
+    /// The reader of our standard output has gone: not a failure.
+    BrokenPipe = 0,
+}
+
+/// Displays as "`place`: fact; remedy".
+#[derive(Debug)]
+pub struct Error {
+    pub kind: Kind,
+    place: String,
+    fact: String,
+    remedy: String,
+}
+
+impl Error {
+    pub fn new(kind: Kind, place: impl fmt::Display, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
+        Error { kind, place: place.to_string(), fact: fact.into(), remedy: remedy.into() }
+    }
+
+    /// Bad input: `place` is a file, `file:line`, a tensor or a flag; `fact` what is wrong; `remedy` what to do.
+    pub fn user(place: impl fmt::Display, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
+        Error::new(Kind::User, place, fact, remedy)
+    }
+
+    /// A file that could not be read or written.
+    pub fn io(path: &Path, error: std::io::Error) -> Error {
+        use std::io::ErrorKind::*;
+        let remedy = match error.kind() {
+            BrokenPipe => return Error::new(Kind::BrokenPipe, path.display(), error.to_string(), ""),
+            NotFound => "check the path",
+            PermissionDenied | ReadOnlyFilesystem => "check the permissions",
+            StorageFull | QuotaExceeded => "free some space",
+            IsADirectory => "name a file, not a folder",
+            _ => "check the file system",
+        };
+        let fact = match error.kind() {
+            NotFound => "no such file or folder".to_string(),
+            IsADirectory => "is a folder".to_string(),
+            _ => error.to_string(),
+        };
+        Error::user(path.display(), fact, remedy)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        // A file's content may stand in the message: keep it on one line, and out of control of the terminal.
+        let line = |s: &str| s.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+        write!(f, "`{}`: {}", line(&self.place), line(&self.fact))?;
+        if !self.remedy.is_empty() {
+            write!(f, "; {}", line(&self.remedy))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The body of every binary: runs `main`, prints its error as one line on standard error, and gives the exit code.
+pub fn exit_code(main: impl FnOnce() -> Result<()> + std::panic::UnwindSafe) -> ExitCode {
+    std::panic::set_hook(Box::new(|info| {
+        let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+        let text = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
+        eprintln!("error: `{at}`: a broken invariant of warpfit ({text}); please report it with this line");
+    }));
+    match std::panic::catch_unwind(main) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            if error.kind != Kind::BrokenPipe {
+                eprintln!("error: {error}");
+            }
+            ExitCode::from(error.kind as u8)
+        }
+        Err(_) => ExitCode::from(Kind::Unusable as u8),
+    }
+}

@@ -1,0 +1,3 @@
+//! What a run shows: progress, logs, tables.
+
+pub mod log;

@@ -1,0 +1,6 @@
+//! One integration binary; each module tests one part of the library, or the binaries from outside.
+
+mod checkpoint;
+mod config;
+mod data;
+mod metrics;
