@@ -4,6 +4,7 @@ pub mod data;
 pub mod error;
 pub mod model;
 pub mod ops;
+pub mod random;
 pub mod report;
 pub mod train;
 

@@ -1,0 +1,333 @@
+//! THE page: what the engine computes. One struct an op, its maths written once here; the trait [`Backend`] runs them.
+//! Notation: rows = packed tokens (or sequences), dim = hidden size, `d` + name = gradient of name.
+//! Parameter gradients accumulate (`+=`); activation gradients are overwritten (`=`) unless a field says otherwise.
+
+use crate::data::pack::PackedBatch;
+use crate::error::Result;
+use crate::model::plan::Plan;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    F32,
+    /// For gradient checks on the CPU, and for the status block.
+    F64,
+    I32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::F64 => 8,
+        }
+    }
+}
+
+/// A tensor is a place in the arena: no lifetime, no reference count, no device pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Where it starts, in bytes.
+    pub offset: usize,
+    /// Elements.
+    pub len: usize,
+    pub dtype: DType,
+}
+
+impl View {
+    /// Stands where a plan has no such tensor: gradients in a plan for inference, the token types of DistilBERT.
+    pub const NONE: View = View { offset: 0, len: 0, dtype: DType::F32 };
+
+    /// `len` elements from element `start`.
+    pub fn slice(self, start: usize, len: usize) -> View {
+        assert!(start + len <= self.len, "slice {start}+{len} of a tensor of {}", self.len);
+        View { offset: self.offset + start * self.dtype.size(), len, ..self }
+    }
+
+    /// From element `start` to the end.
+    pub fn from(self, start: usize) -> View {
+        self.slice(start, self.len - start)
+    }
+
+    pub fn is_none(self) -> bool {
+        self.len == 0
+    }
+
+    pub fn bytes(self) -> usize {
+        self.len * self.dtype.size()
+    }
+}
+
+/// What changes from step to step; everything else is fixed when the plan is built.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    pub seed: u64,
+    /// The optimizer update this micro-batch belongs to, from 1.
+    pub update: u64,
+    /// The micro-batch within the update, from 0.
+    pub micro: u32,
+    /// What the summed loss is divided by: the rows of the whole update, or their summed class weights.
+    pub denominator: f64,
+    pub learning_rate: f64,
+    /// Dropout on; the loss counted in the status block.
+    pub train: bool,
+}
+
+impl Step {
+    /// For evaluation and prediction.
+    pub const INFER: Step = Step { seed: 0, update: 0, micro: 0, denominator: 1.0, learning_rate: 0.0, train: false };
+}
+
+/// How many rows an op runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Every token of the packed batch.
+    Tokens,
+    /// One row a sequence: its [CLS] token.
+    Seqs,
+}
+
+/// Dropout: element (row, column) is zeroed where word `column % 4` of Philox(step key, [column / 4, row, site, 0]) is
+/// below p * 2^32, else multiplied by 1 / (1 - p). `row` is the packed row of the token (of [CLS] for [`Rows::Seqs`]), so
+/// that a plan that prunes the last layer draws the same masks. Off unless `Step::train`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropSite {
+    /// Probability in [0, 1).
+    pub p: f32,
+    /// Tells the places of dropout in the model apart.
+    pub site: u32,
+}
+
+impl DropSite {
+    pub const NONE: DropSite = DropSite { p: 0.0, site: 0 };
+}
+
+/// `y[r] = word[ids[r]] + position[positions[r]] (+ types[type_ids[r]])`. The ids are the plan's inputs.
+/// Backward: each table row sums `dy` over its tokens, in row order; `dword[pad]` gets nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Embed {
+    pub word: View,     // (vocab, dim)
+    pub position: View, // (positions, dim)
+    pub types: View,    // (types, dim) or NONE
+    pub y: View,        // (rows, dim)
+    pub dy: View,
+    pub dword: View,
+    pub dposition: View,
+    pub dtypes: View,
+    pub pad: Option<usize>,
+    pub dim: usize,
+}
+
+/// `y = x W^T + b`.
+/// Backward: `dx = dy W` (`dx += dy W` with `add`), `dw += dy^T x`, `db += column sums of dy`.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    pub x: View, // (rows, k)
+    pub w: View, // (n, k)
+    pub b: View, // (n)
+    pub y: View, // (rows, n)
+    pub dy: View,
+    pub dx: View,
+    pub dw: View,
+    pub db: View,
+    pub add: bool,
+    pub k: usize,
+    pub n: usize,
+    pub rows: Rows,
+}
+
+/// Multi-head attention (Vaswani et al., arXiv 1706.03762) of each sequence on itself, no padding, no mask:
+/// `s = q k^T / sqrt(head_dim)`, `p = exp(s - lse)`, `lse = log sum exp s` over the keys, `y = dropout(p) v`.
+/// Backward: `dv = dropout(p)^T dy`, `ds = p * (dropout(dy v^T) - rowsum(dy * y))`, `dq = ds k / sqrt(head_dim)`,
+/// `dk = ds^T q / sqrt(head_dim)`. Row r of q, k, v starts at `r * q_stride`, `r * kv_stride`; head h at `h * head_dim`.
+/// Dropout's row is `token row * heads + head`, its column the key's place in the sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Attn {
+    pub q: View,   // (q_rows, dim) with q_stride
+    pub k: View,   // (tokens, dim) with kv_stride
+    pub v: View,   // (tokens, dim) with kv_stride
+    pub y: View,   // (q_rows, dim)
+    pub lse: View, // (q_rows, heads)
+    pub dy: View,
+    pub dq: View,
+    pub dk: View,
+    pub dv: View,
+    pub q_stride: usize,
+    pub kv_stride: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub drop: DropSite,
+    pub q_rows: Rows,
+}
+
+/// Residual, dropout and layer norm (Ba et al., arXiv 1607.06450): `z = dropout(x) + skip`,
+/// `y = (z - mean(z)) / sqrt(var(z) + eps) * gamma + beta`, the variance biased. `x` holds z afterwards.
+/// Backward, with `n = (z - mean) * rstd` and `g = dy * gamma`: `dz = rstd * (g - mean(g) - n * mean(g * n))`,
+/// `dx = dropout(dz)`, `dgamma += sum dy * n`, `dbeta += sum dy`. `dy` becomes dz, the gradient of `skip`; `dx` is `dy`
+/// where p is 0.
+#[derive(Clone, Copy, Debug)]
+pub struct AddNorm {
+    pub x: View,     // (rows, dim), becomes z
+    pub skip: View,  // (rows, dim) or NONE
+    pub gamma: View, // (dim)
+    pub beta: View,  // (dim)
+    pub y: View,     // (rows, dim)
+    pub stats: View, // (rows, 2): mean, 1 / standard deviation
+    pub dy: View,    // (rows, dim), becomes dz
+    pub dx: View,    // (rows, dim)
+    pub dgamma: View,
+    pub dbeta: View,
+    pub drop: DropSite,
+    pub eps: f32,
+    pub dim: usize,
+    pub rows: Rows,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * (1 + erf(x / sqrt 2)) / 2` (Hendrycks & Gimpel, arXiv 1606.08415, the exact form).
+    Gelu,
+    Relu,
+    Tanh,
+}
+
+/// `y = f(x)`; backward `dy` becomes `dy * f'(x)`. `y` may be `x` where there is no backward.
+#[derive(Clone, Copy, Debug)]
+pub struct Act {
+    pub kind: Activation,
+    pub x: View, // (rows, width)
+    pub y: View,
+    pub dy: View, // (rows, width), becomes dx
+    pub width: usize,
+    pub rows: Rows,
+}
+
+/// `x` becomes `dropout(x)`; backward `dy` becomes `dropout(dy)` with the same mask.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    pub x: View, // (rows, width)
+    pub dy: View,
+    pub drop: DropSite,
+    pub width: usize,
+    pub rows: Rows,
+}
+
+/// The [CLS] row of each sequence: `y[b] = x[cu_seqlens[b]]`.
+/// Backward: `dx[cu_seqlens[b]] += dy[b]`; the other rows of `dx` keep their value with `add`, else become 0.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstRow {
+    pub x: View, // (tokens, dim)
+    pub y: View, // (seqs, dim)
+    pub dy: View,
+    pub dx: View,
+    pub add: bool,
+    pub dim: usize,
+}
+
+/// Cross-entropy with label smoothing e (Szegedy et al., arXiv 1512.00567) and class weights w, as
+/// `torch.nn.CrossEntropyLoss(weight, label_smoothing)`: with `lp = log softmax(logits)` and label t,
+/// `loss = -(1 - e) w[t] lp[t] - e / classes * sum_c w[c] lp[c]`; the update's loss is their sum over rows divided by
+/// `Step::denominator`, added to the status block. Backward: `dlogits = dloss / dlogits / denominator`.
+#[derive(Clone, Copy, Debug)]
+pub struct Xent {
+    pub logits: View,  // (seqs, classes)
+    pub weights: View, // (classes)
+    pub loss: View,    // (seqs)
+    pub dlogits: View,
+    pub status: View, // F64, see Status
+    pub smoothing: f32,
+    pub classes: usize,
+}
+
+/// `grad_norm = sqrt(sum of squares of grads)`, into the status block.
+#[derive(Clone, Copy, Debug)]
+pub struct GradNorm {
+    pub grads: View,  // flat
+    pub status: View, // F64, see Status
+}
+
+/// AdamW (Loshchilov & Hutter, arXiv 1711.05101; `torch.optim.AdamW`) over all parameters at once, t = `Step::update`:
+/// n the gradient norm in the status block, `g = grads * min(1, max_norm / (n + 1e-6))`, `p *= 1 - lr * decay`, `m = b1 m + (1 - b1) g`,
+/// `v = b2 v + (1 - b2) g^2`, `p -= lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`. The gradients are zero afterwards.
+/// The first `decayed` elements have weight decay. Where the loss or n is not finite nothing changes, the gradients
+/// neither, and the status block counts it.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    pub params: View, // flat
+    pub grads: View,
+    pub m: View,
+    pub v: View,
+    pub status: View, // F64, see Status
+    pub decayed: usize,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// 0 clips nothing.
+    pub max_norm: f64,
+}
+
+/// The few numbers that a training loop reads back, as they stand in the status view.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Loss of the update under way; [`AdamW`] moves it to `loss_sum`.
+    pub loss: f64,
+    /// Summed loss of the updates since the host last zeroed the block.
+    pub loss_sum: f64,
+    /// Gradient norm of the last update, before clipping.
+    pub grad_norm: f64,
+    /// Updates left out because the loss or the gradient norm was not finite.
+    pub skipped: f64,
+}
+
+impl Status {
+    pub const LEN: usize = 4;
+
+    pub fn from_slice(s: &[f64]) -> Status {
+        Status { loss: s[0], loss_sum: s[1], grad_norm: s[2], skipped: s[3] }
+    }
+
+    pub fn to_array(self) -> [f64; Status::LEN] {
+        [self.loss, self.loss_sum, self.grad_norm, self.skipped]
+    }
+}
+
+/// A device that runs the ops. Held as `Box<dyn Backend>`: a virtual call is nothing beside an op.
+/// Errors come from the device alone; a view outside the arena or of the wrong type is a broken invariant and panics.
+pub trait Backend: Send {
+    /// For people: "CPU, 2 threads".
+    fn name(&self) -> String;
+
+    /// Takes all memory of the plan, zeroed. The only allocation.
+    fn reserve(&mut self, plan: &Plan) -> Result<()>;
+
+    /// Copies `src` (the bytes of elements of `dst`'s type) into the front of `dst`.
+    fn upload(&mut self, dst: View, src: &[u8]) -> Result<()>;
+
+    /// Copies the front of `src` into `dst`, once all work given before is done.
+    fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()>;
+
+    fn zero(&mut self, dst: View) -> Result<()>;
+
+    /// Makes `batch` and `step` what the following ops run on.
+    fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()>;
+
+    fn embed_fwd(&mut self, op: &Embed) -> Result<()>;
+    fn embed_bwd(&mut self, op: &Embed) -> Result<()>;
+    fn linear_fwd(&mut self, op: &Linear) -> Result<()>;
+    fn linear_bwd(&mut self, op: &Linear) -> Result<()>;
+    fn attn_fwd(&mut self, op: &Attn) -> Result<()>;
+    fn attn_bwd(&mut self, op: &Attn) -> Result<()>;
+    fn add_norm_fwd(&mut self, op: &AddNorm) -> Result<()>;
+    fn add_norm_bwd(&mut self, op: &AddNorm) -> Result<()>;
+    fn act_fwd(&mut self, op: &Act) -> Result<()>;
+    fn act_bwd(&mut self, op: &Act) -> Result<()>;
+    fn dropout_fwd(&mut self, op: &Dropout) -> Result<()>;
+    fn dropout_bwd(&mut self, op: &Dropout) -> Result<()>;
+    fn first_row_fwd(&mut self, op: &FirstRow) -> Result<()>;
+    fn first_row_bwd(&mut self, op: &FirstRow) -> Result<()>;
+    fn xent_fwd(&mut self, op: &Xent) -> Result<()>;
+    fn xent_bwd(&mut self, op: &Xent) -> Result<()>;
+    fn grad_norm(&mut self, op: &GradNorm) -> Result<()>;
+    fn adamw(&mut self, op: &AdamW) -> Result<()>;
+}

@@ -3,4 +3,6 @@
 mod checkpoint;
 mod config;
 mod data;
+mod fixtures;
 mod metrics;
+mod model;

@@ -1,0 +1,106 @@
+//! The CPU's memory: one allocation, sliced by views.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::marker::PhantomData;
+
+use crate::error::{Error, Kind, Result};
+use crate::ops::View;
+
+pub struct Arena {
+    start: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: the arena owns its memory, as a Box<[u8]> does.
+unsafe impl Send for Arena {}
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// `bytes` zeroed bytes.
+    pub fn new(bytes: usize) -> Result<Arena> {
+        let too_large = || {
+            let fact = format!("{:.1} GiB of memory cannot be had", bytes as f64 / (1u64 << 30) as f64);
+            Error::new(Kind::Device, "cpu", fact, "pass a smaller --batch-size or --max-length")
+        };
+        let layout = Layout::from_size_align(bytes.max(1), 256).map_err(|_| too_large())?;
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() { Err(too_large()) } else { Ok(Arena { start, layout }) }
+    }
+
+    /// Every byte 0xff: NaN as a float, -1 as an integer.
+    pub fn poison(&mut self) {
+        // SAFETY: `start` points to `size` bytes of our own.
+        unsafe { self.start.write_bytes(0xff, self.layout.size()) }
+    }
+
+    /// The elements of a view: the one place where the arena is cut up.
+    pub fn scattered<T>(&self, view: View) -> Scattered<'_, T> {
+        let bytes = view.len * size_of::<T>();
+        assert!(view.offset + bytes <= self.layout.size(), "{view:?} ends beyond the arena");
+        assert_eq!(view.offset % align_of::<T>(), 0, "{view:?} is not aligned");
+        // SAFETY: `offset` is within the allocation.
+        Scattered { start: unsafe { self.start.add(view.offset) }.cast(), len: view.len, of: PhantomData }
+    }
+
+    /// The elements of a view, as one slice.
+    ///
+    /// # Safety
+    /// While the slice lives, nothing else may touch these elements, unless both only read. Ops see to it by taking each
+    /// of their views once: the plan's views are distinct buffers, or the same buffer under one field of the op.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice<T>(&self, view: View) -> &mut [T] {
+        // SAFETY: by contract.
+        unsafe { self.scattered(view).row(0, view.len) }
+    }
+}
+
+impl std::ops::Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.start, self.layout) }
+    }
+}
+
+/// Elements that parallel tasks write in an order that no chunking describes.
+pub struct Scattered<'a, T> {
+    start: *mut T,
+    len: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Clone for Scattered<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Scattered<'_, T> {}
+
+// SAFETY: all access goes through functions whose contract keeps tasks apart.
+unsafe impl<T: Send> Send for Scattered<'_, T> {}
+unsafe impl<T: Send> Sync for Scattered<'_, T> {}
+
+impl<'a, T> Scattered<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Scattered { start: slice.as_mut_ptr(), len: slice.len(), of: PhantomData }
+    }
+
+    /// `len` elements from `at`.
+    ///
+    /// # Safety
+    /// While the slice lives, nothing else may touch these elements, unless both only read. Any bit pattern must be a `T`.
+    #[inline(always)]
+    pub unsafe fn row(&self, at: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: in bounds, as `pointer` checks; not aliased by contract.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(at, len), len) }
+    }
+
+    /// To element `at`, with at least `len` elements from there.
+    #[inline(always)]
+    pub fn pointer(&self, at: usize, len: usize) -> *mut T {
+        assert!(at + len <= self.len, "{at}+{len} of {}", self.len);
+        // SAFETY: in bounds.
+        unsafe { self.start.add(at) }
+    }
+}

@@ -1,0 +1,113 @@
+//! Embedding tables: gather forward, sums over the rows of each token in a fixed order backward. And the [CLS] rows.
+
+use rayon::prelude::*;
+
+use super::arena::Scattered;
+use super::real::{Real, simd};
+use super::{Cpu, add_columns, grain};
+use crate::ops::{Embed, FirstRow};
+
+#[inline(always)]
+fn add_row<T: Real>(out: &mut [T], row: &[T]) {
+    for (out, &x) in out.iter_mut().zip(row) {
+        *out += x;
+    }
+}
+
+#[inline(always)]
+fn row<T>(table: &[T], i: i32, dim: usize) -> &[T] {
+    &table[i as usize * dim..][..dim]
+}
+
+pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
+    let (dim, tokens) = (op.dim, cpu.tokens);
+    let (ids, positions, types) =
+        (cpu.input(|i| i.ids, tokens), cpu.input(|i| i.positions, tokens), cpu.input(|i| i.types, tokens));
+    // SAFETY: tables and output are distinct buffers.
+    let (word, position, type_table, y) = unsafe {
+        (
+            cpu.get(op.word, op.word.len),
+            cpu.get(op.position, op.position.len),
+            (!op.types.is_none()).then(|| cpu.get(op.types, op.types.len)),
+            cpu.get_mut(op.y, tokens * dim),
+        )
+    };
+    let grain = grain(dim);
+    y.par_chunks_mut(grain * dim).enumerate().for_each(|(task, y)| {
+        for (r, y) in y.chunks_mut(dim).enumerate() {
+            let r = task * grain + r;
+            y.copy_from_slice(row(word, ids[r], dim));
+            add_row(y, row(position, positions[r], dim));
+            if let Some(table) = type_table {
+                add_row(y, row(table, types[r], dim));
+            }
+        }
+    });
+}
+
+pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
+    let (dim, tokens) = (op.dim, cpu.tokens);
+    let ids = cpu.input(|i| i.ids, tokens);
+    let types = cpu.input(|i| i.types, tokens);
+    let by_token = cpu.input(|i| i.rows_by_token, tokens);
+    let starts = cpu.input(|i| i.token_starts, cpu.distinct + 1);
+    let cu_seqlens = cpu.cu_seqlens();
+    // SAFETY: the gradient that comes in and the tables' are distinct buffers.
+    let (dy, dword, dposition) = unsafe {
+        (cpu.get(op.dy, tokens * dim), cpu.get_mut(op.dword, op.dword.len), cpu.get_mut(op.dposition, op.dposition.len))
+    };
+
+    let dword = Scattered::new(dword);
+    starts.par_windows(2).for_each(|segment| {
+        let rows = &by_token[segment[0] as usize..segment[1] as usize];
+        let token = ids[rows[0] as usize] as usize;
+        if Some(token) != op.pad {
+            // SAFETY: every segment is of a token of its own.
+            let out = unsafe { dword.row(token * dim, dim) };
+            simd(|| rows.iter().for_each(|&r| add_row(out, row(dy, r, dim))));
+        }
+    });
+
+    dposition.par_chunks_mut(dim).take(cpu.longest).enumerate().for_each(|(p, out)| {
+        simd(|| {
+            for seq in cu_seqlens.windows(2) {
+                let r = seq[0] as usize + p;
+                if r < seq[1] as usize {
+                    add_row(out, &dy[r * dim..][..dim]);
+                }
+            }
+        })
+    });
+
+    if !op.dtypes.is_none() {
+        // SAFETY: a buffer of its own.
+        let dtypes = unsafe { cpu.get_mut(op.dtypes, op.dtypes.len) };
+        for (t, out) in dtypes.chunks_mut(dim).enumerate() {
+            if types.contains(&(t as i32)) {
+                let of_type = |r: usize, c: usize| if types[r] == t as i32 { dy[r * dim + c] } else { T::zero() };
+                add_columns(out, tokens, of_type);
+            }
+        }
+    }
+}
+
+pub fn first_row_fwd<T: Real>(cpu: &Cpu<T>, op: &FirstRow) {
+    let dim = op.dim;
+    // SAFETY: distinct buffers.
+    let (x, y) = unsafe { (cpu.get(op.x, cpu.tokens * dim), cpu.get_mut(op.y, cpu.seqs * dim)) };
+    for (y, &start) in y.chunks_mut(dim).zip(cpu.cu_seqlens()) {
+        y.copy_from_slice(&x[start as usize * dim..][..dim]);
+    }
+}
+
+pub fn first_row_bwd<T: Real>(cpu: &Cpu<T>, op: &FirstRow) {
+    let dim = op.dim;
+    // SAFETY: distinct buffers.
+    let (dy, dx) = unsafe { (cpu.get(op.dy, cpu.seqs * dim), cpu.get_mut(op.dx, cpu.tokens * dim)) };
+    if !op.add {
+        dx.fill(T::zero());
+    }
+    for (dy, &start) in dy.chunks(dim).zip(cpu.cu_seqlens()) {
+        add_row(&mut dx[start as usize * dim..][..dim], dy);
+    }
+}

@@ -1,0 +1,313 @@
+//! The CPU backend: products by the `gemm` crate, everything else loops under rayon, vectorised for the machine at hand.
+//! Every sum has an order that does not depend on the number of threads, so results are the same bits on any number.
+
+mod adamw;
+mod arena;
+mod attention;
+mod dropout;
+mod embed;
+mod linear;
+mod loss;
+mod norm;
+mod real;
+
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use crate::data::pack::PackedBatch;
+use crate::error::Result;
+use crate::model::plan::{Inputs, Plan};
+use crate::ops::*;
+use crate::random;
+use arena::Arena;
+pub use real::Real;
+
+/// The backend in f32 or f64; the plan's dtype must be T's.
+pub struct Cpu<T> {
+    arena: Arena,
+    inputs: Option<Inputs>,
+    step: Step,
+    key: [u32; 2],
+    tokens: usize,
+    seqs: usize,
+    longest: usize,
+    /// Distinct tokens of the batch.
+    distinct: usize,
+    /// Working memory of attention, one a thread: two blocks of probabilities.
+    scratch: Vec<Mutex<Vec<T>>>,
+    /// Working memory of the gradient norm.
+    partials: Vec<f64>,
+    poisoned: bool,
+}
+
+impl<T: Real> Cpu<T> {
+    pub fn new() -> Cpu<T> {
+        let arena = Arena::new(0).expect("an empty arena");
+        Cpu {
+            arena,
+            inputs: None,
+            step: Step::INFER,
+            key: [0; 2],
+            tokens: 0,
+            seqs: 0,
+            longest: 0,
+            distinct: 0,
+            scratch: Vec::new(),
+            partials: Vec::new(),
+            poisoned: false,
+        }
+    }
+
+    /// For tests: all memory starts as NaN instead of 0, so that a read of something never written shows.
+    pub fn poisoned() -> Cpu<T> {
+        Cpu { poisoned: true, ..Cpu::new() }
+    }
+
+    fn count(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.tokens,
+            Rows::Seqs => self.seqs,
+        }
+    }
+
+    /// The first `len` elements of a view, to read.
+    ///
+    /// # Safety
+    /// As [`Arena::slice`].
+    unsafe fn get(&self, view: View, len: usize) -> &[T] {
+        // SAFETY: by contract.
+        unsafe { self.get_mut(view, len) }
+    }
+
+    /// The first `len` elements of a view, to write.
+    ///
+    /// # Safety
+    /// As [`Arena::slice`].
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn get_mut(&self, view: View, len: usize) -> &mut [T] {
+        assert_eq!(view.dtype, T::DTYPE, "{view:?}");
+        // SAFETY: by contract.
+        unsafe { self.arena.slice(view.slice(0, len)) }
+    }
+
+    /// One of the batch's arrays. Ops never write them.
+    fn input(&self, of: impl Fn(&Inputs) -> View, len: usize) -> &[i32] {
+        let view = of(self.inputs.as_ref().expect("reserve comes first")).slice(0, len);
+        // SAFETY: inputs are written by `stage` alone, which takes `&mut self`.
+        unsafe { self.arena.slice(view) }
+    }
+
+    fn cu_seqlens(&self) -> &[i32] {
+        self.input(|i| i.cu_seqlens, self.seqs + 1)
+    }
+
+    /// The status block.
+    ///
+    /// # Safety
+    /// As [`Arena::slice`].
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn status(&self, view: View) -> &mut [f64] {
+        // SAFETY: by contract.
+        unsafe { self.arena.slice(view) }
+    }
+
+    /// The packed row whose dropout mask row `r` of an op takes.
+    fn token_row<'a>(&'a self, rows: Rows) -> impl Fn(usize) -> u32 + Sync + 'a {
+        let starts = self.cu_seqlens();
+        move |r| match rows {
+            Rows::Tokens => r as u32,
+            Rows::Seqs => starts[r] as u32,
+        }
+    }
+
+    /// The mask of a place of dropout in this step.
+    fn mask(&self, drop: DropSite) -> dropout::Mask {
+        dropout::Mask::new(self.key, drop, self.step.train)
+    }
+}
+
+impl<T: Real> Default for Cpu<T> {
+    fn default() -> Self {
+        Cpu::new()
+    }
+}
+
+/// Rows that make one parallel task: about 64 KiB of f32.
+fn grain(width: usize) -> usize {
+    (16_384 / width.max(1)).max(1)
+}
+
+/// `out[c] += sum over rows r of f(r, c)`, rows in order: tasks split the columns, so the order is that of the rows.
+fn add_columns<T: Real>(out: &mut [T], rows: usize, f: impl Fn(usize, usize) -> T + Sync) {
+    const BLOCK: usize = 64;
+    out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
+        real::simd(
+            #[inline(always)]
+            || {
+                let mut sums = [T::zero(); BLOCK];
+                for r in 0..rows {
+                    for (c, sum) in sums[..out.len()].iter_mut().enumerate() {
+                        *sum += f(r, block * BLOCK + c);
+                    }
+                }
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out += sum;
+                }
+            },
+        );
+    });
+}
+
+impl<T: Real> Backend for Cpu<T> {
+    fn name(&self) -> String {
+        format!("CPU, {} threads", rayon::current_num_threads())
+    }
+
+    fn reserve(&mut self, plan: &Plan) -> Result<()> {
+        assert_eq!(plan.what_for.dtype, T::DTYPE, "the plan's dtype is not this backend's");
+        self.arena = Arena::new(plan.bytes)?;
+        if self.poisoned {
+            self.arena.poison();
+        }
+        self.inputs = Some(plan.inputs);
+        let block = 2 * attention::BLOCK * plan.config.positions.min(plan.what_for.tokens);
+        self.scratch = (0..rayon::current_num_threads()).map(|_| Mutex::new(vec![T::zero(); block])).collect();
+        self.partials = Vec::with_capacity(plan.grads.len.div_ceil(adamw::CHUNK));
+        Ok(())
+    }
+
+    fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
+        let dst = View { len: dst.bytes(), ..dst };
+        // SAFETY: `&mut self`: no other slice lives.
+        let dst = unsafe { self.arena.slice::<u8>(dst) };
+        dst[..src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()> {
+        let src = View { len: src.bytes(), ..src };
+        // SAFETY: `&mut self`: no other slice lives.
+        let src = unsafe { self.arena.slice::<u8>(src) };
+        dst.copy_from_slice(&src[..dst.len()]);
+        Ok(())
+    }
+
+    fn zero(&mut self, dst: View) -> Result<()> {
+        let dst = View { len: dst.bytes(), ..dst };
+        // SAFETY: `&mut self`: no other slice lives.
+        unsafe { self.arena.slice::<u8>(dst) }.par_chunks_mut(1 << 20).for_each(|chunk| chunk.fill(0));
+        Ok(())
+    }
+
+    fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
+        let inputs = self.inputs.expect("reserve comes first");
+        for (view, values) in [
+            (inputs.ids, &batch.ids),
+            (inputs.positions, &batch.positions),
+            (inputs.types, &batch.types),
+            (inputs.cu_seqlens, &batch.cu_seqlens),
+            (inputs.labels, &batch.labels),
+            (inputs.rows_by_token, &batch.rows_by_token),
+            (inputs.token_starts, &batch.token_starts),
+        ] {
+            // SAFETY: `&mut self`: no other slice lives.
+            unsafe { self.arena.slice::<i32>(view.slice(0, values.len())) }.copy_from_slice(values);
+        }
+        self.step = *step;
+        self.key = random::step_key(step.seed, step.update, step.micro);
+        (self.tokens, self.seqs, self.longest) = (batch.rows(), batch.seqs(), batch.longest);
+        self.distinct = batch.token_starts.len() - 1;
+        Ok(())
+    }
+
+    fn embed_fwd(&mut self, op: &Embed) -> Result<()> {
+        embed::fwd(self, op);
+        Ok(())
+    }
+
+    fn embed_bwd(&mut self, op: &Embed) -> Result<()> {
+        embed::bwd(self, op);
+        Ok(())
+    }
+
+    fn linear_fwd(&mut self, op: &Linear) -> Result<()> {
+        linear::fwd(self, op);
+        Ok(())
+    }
+
+    fn linear_bwd(&mut self, op: &Linear) -> Result<()> {
+        linear::bwd(self, op);
+        Ok(())
+    }
+
+    fn attn_fwd(&mut self, op: &Attn) -> Result<()> {
+        attention::fwd(self, op);
+        Ok(())
+    }
+
+    fn attn_bwd(&mut self, op: &Attn) -> Result<()> {
+        attention::bwd(self, op);
+        Ok(())
+    }
+
+    fn add_norm_fwd(&mut self, op: &AddNorm) -> Result<()> {
+        norm::fwd(self, op);
+        Ok(())
+    }
+
+    fn add_norm_bwd(&mut self, op: &AddNorm) -> Result<()> {
+        norm::bwd(self, op);
+        Ok(())
+    }
+
+    fn act_fwd(&mut self, op: &Act) -> Result<()> {
+        linear::act_fwd(self, op);
+        Ok(())
+    }
+
+    fn act_bwd(&mut self, op: &Act) -> Result<()> {
+        linear::act_bwd(self, op);
+        Ok(())
+    }
+
+    fn dropout_fwd(&mut self, op: &Dropout) -> Result<()> {
+        dropout::apply(self, op, op.x);
+        Ok(())
+    }
+
+    fn dropout_bwd(&mut self, op: &Dropout) -> Result<()> {
+        dropout::apply(self, op, op.dy);
+        Ok(())
+    }
+
+    fn first_row_fwd(&mut self, op: &FirstRow) -> Result<()> {
+        embed::first_row_fwd(self, op);
+        Ok(())
+    }
+
+    fn first_row_bwd(&mut self, op: &FirstRow) -> Result<()> {
+        embed::first_row_bwd(self, op);
+        Ok(())
+    }
+
+    fn xent_fwd(&mut self, op: &Xent) -> Result<()> {
+        loss::fwd(self, op);
+        Ok(())
+    }
+
+    fn xent_bwd(&mut self, op: &Xent) -> Result<()> {
+        loss::bwd(self, op);
+        Ok(())
+    }
+
+    fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {
+        adamw::grad_norm(self, op);
+        Ok(())
+    }
+
+    fn adamw(&mut self, op: &AdamW) -> Result<()> {
+        adamw::adamw(self, op);
+        Ok(())
+    }
+}

@@ -1,7 +1,166 @@
-//! The transformer encoder: its configuration, its parameters, its memory plan, and the list of ops it runs.
+//! The transformer encoder and its head: configuration, parameters, memory plan, and the list of ops they run.
 
 pub mod config;
-pub mod encoder;
-pub mod head;
+mod encoder;
+mod head;
 pub mod names;
 pub mod plan;
+
+use crate::data::pack::PackedBatch;
+use crate::error::Result;
+use crate::ops::{AdamW, Backend, DType, GradNorm, Status, Step, View};
+use plan::{Plan, Use};
+
+/// The constants of the loss and of the optimizer; see [`crate::ops`] for their maths.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hyper {
+    pub label_smoothing: f32,
+    pub weight_decay: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Gradients are scaled down to this norm; 0 leaves them.
+    pub max_grad_norm: f64,
+}
+
+impl Default for Hyper {
+    /// Those of Hugging Face's TrainingArguments.
+    fn default() -> Hyper {
+        Hyper { label_smoothing: 0.0, weight_decay: 0.0, beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm: 1.0 }
+    }
+}
+
+/// A classifier laid out on a backend: weights, and the ops of a step.
+pub struct Model {
+    pub plan: Plan,
+    encoder: encoder::Encoder,
+    head: head::Head,
+    grad_norm: GradNorm,
+    adamw: AdamW,
+    backend: Box<dyn Backend>,
+}
+
+impl Model {
+    /// Plans the model and takes its memory on `backend`. The weights are to be set before the first step.
+    pub fn new(config: &config::Config, what_for: Use, hyper: Hyper, mut backend: Box<dyn Backend>) -> Result<Model> {
+        let plan = Plan::new(config, what_for);
+        backend.reserve(&plan)?;
+        backend.zero(plan.params)?;
+        if what_for.train {
+            [plan.grads, plan.m, plan.v].into_iter().try_for_each(|view| backend.zero(view))?;
+        }
+        backend.zero(plan.status)?;
+        let adamw = AdamW {
+            params: plan.params,
+            grads: plan.grads,
+            m: plan.m,
+            v: plan.v,
+            status: plan.status,
+            decayed: plan.decayed,
+            beta1: hyper.beta1,
+            beta2: hyper.beta2,
+            eps: hyper.eps,
+            weight_decay: hyper.weight_decay,
+            max_norm: hyper.max_grad_norm,
+        };
+        let mut model = Model {
+            encoder: encoder::Encoder::new(&plan),
+            head: head::Head::new(&plan, hyper.label_smoothing),
+            grad_norm: GradNorm { grads: plan.grads, status: plan.status },
+            adamw,
+            plan,
+            backend,
+        };
+        model.set_class_weights(&vec![1.0; config.classes()])?;
+        Ok(model)
+    }
+
+    pub fn backend(&self) -> &dyn Backend {
+        self.backend.as_ref()
+    }
+
+    /// Forward and backward of one micro-batch; its gradients add to those that stand.
+    pub fn accumulate(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
+        let b = self.backend.as_mut();
+        b.stage(batch, step)?;
+        self.encoder.forward(b)?;
+        self.head.forward(b)?;
+        self.head.loss(b)?;
+        self.head.backward(b)?;
+        self.encoder.backward(b)
+    }
+
+    /// The optimizer's update from the gradients accumulated, which are zero afterwards.
+    pub fn update(&mut self) -> Result<()> {
+        self.backend.grad_norm(&self.grad_norm)?;
+        self.backend.adamw(&self.adamw)
+    }
+
+    /// The logits of a batch, (seqs, classes), and the loss of each row, (seqs).
+    pub fn infer(&mut self, batch: &PackedBatch) -> Result<(Vec<f64>, Vec<f64>)> {
+        let b = self.backend.as_mut();
+        b.stage(batch, &Step::INFER)?;
+        self.encoder.forward(b)?;
+        self.head.forward(b)?;
+        self.head.loss(b)?;
+        let (logits, loss) = (self.plan.head.logits, self.plan.head.loss);
+        Ok((self.read(logits.slice(0, batch.seqs() * self.plan.config.classes()))?, self.read(loss.slice(0, batch.seqs()))?))
+    }
+
+    /// One weight a class in the loss; all 1 unless set.
+    pub fn set_class_weights(&mut self, weights: &[f64]) -> Result<()> {
+        self.write(self.plan.head.weights, weights)
+    }
+
+    /// The status block; its sums start from 0 again.
+    pub fn take_status(&mut self) -> Result<Status> {
+        let status = Status::from_slice(&self.read(self.plan.status)?);
+        self.write(self.plan.status, &Status { loss: status.loss, ..Status::default() }.to_array())?;
+        Ok(status)
+    }
+
+    /// The elements of a view, whatever its type.
+    pub fn read(&mut self, view: View) -> Result<Vec<f64>> {
+        fn get<T: bytemuck::Pod + Into<f64>>(backend: &mut dyn Backend, view: View) -> Result<Vec<f64>> {
+            let mut values = vec![T::zeroed(); view.len];
+            backend.download(view, bytemuck::cast_slice_mut(&mut values))?;
+            Ok(values.into_iter().map(Into::into).collect())
+        }
+        match view.dtype {
+            DType::F32 => get::<f32>(self.backend.as_mut(), view),
+            DType::F64 => get::<f64>(self.backend.as_mut(), view),
+            DType::I32 => get::<i32>(self.backend.as_mut(), view),
+        }
+    }
+
+    /// Sets the front of a view of floats.
+    pub fn write(&mut self, view: View, values: &[f64]) -> Result<()> {
+        match view.dtype {
+            DType::F32 => {
+                let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+                self.backend.upload(view, bytemuck::cast_slice(&values))
+            }
+            DType::F64 => self.backend.upload(view, bytemuck::cast_slice(values)),
+            DType::I32 => panic!("{view:?} holds integers"),
+        }
+    }
+
+    /// The parameters in another flat view of their layout (weights, gradients, moments), in Hugging Face's order, as f32.
+    pub fn read_all(&mut self, flat: View) -> Result<Vec<Vec<f32>>> {
+        let views: Vec<View> = self.plan.slots.iter().map(|slot| self.plan.beside(slot.view, flat)).collect();
+        views.into_iter().map(|view| Ok(self.read(view)?.into_iter().map(|x| x as f32).collect())).collect()
+    }
+
+    /// Sets them all; one list a parameter.
+    pub fn write_all(&mut self, flat: View, values: &[Vec<f32>]) -> Result<()> {
+        for (i, values) in values.iter().enumerate() {
+            let view = self.plan.beside(self.plan.slots[i].view, flat);
+            assert_eq!(view.len, values.len(), "{}", self.plan.slots[i].param.name);
+            match view.dtype {
+                DType::F32 => self.backend.upload(view, bytemuck::cast_slice(values))?,
+                _ => self.write(view, &values.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>())?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,383 @@
+//! Every buffer of a run, named once with its shape: one table of sizes, one allocation. What stands here is all the
+//! memory that a step touches. Views are distinct or disjoint; the few that are shared on purpose say so.
+
+use std::fmt;
+
+use super::config::Config;
+use super::names::{self, Param};
+use crate::ops::{DType, Rows, Status, View};
+
+/// Every buffer starts on a multiple of this, in bytes: a GPU's widest transaction, and what GEMM kernels ask for.
+const ALIGN: usize = 256;
+/// Parameters start on a multiple of this many elements of the flat arena, so that vector loads never straddle two.
+const PARAM_ALIGN: usize = 16;
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Gradients, optimizer state and all activations kept; else one layer's buffers serve all layers.
+    pub train: bool,
+    /// Rows that go on after the last layer's keys and values: [`Rows::Seqs`] where only [CLS] is needed (the head),
+    /// [`Rows::Tokens`] where the last hidden states are.
+    pub last_rows: Rows,
+    /// The most tokens and the most sequences of a batch.
+    pub tokens: usize,
+    pub seqs: usize,
+    /// Of weights and activations: F32, or F64 on the CPU.
+    pub dtype: DType,
+}
+
+/// A weight and its bias, or a norm's gamma and beta.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine {
+    pub w: View,
+    pub b: View,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    pub ids: View,           // (tokens)
+    pub positions: View,     // (tokens)
+    pub types: View,         // (tokens)
+    pub cu_seqlens: View,    // (seqs + 1)
+    pub labels: View,        // (seqs)
+    pub rows_by_token: View, // (tokens)
+    pub token_starts: View,  // (distinct tokens + 1)
+}
+
+#[derive(Clone, Debug)]
+pub struct Embeddings {
+    pub word: View,     // (vocab, dim)
+    pub position: View, // (positions, dim)
+    pub types: View,    // (types, dim) or NONE
+    pub norm: Affine,   // (dim) each
+    pub sum: View,      // (tokens, dim)
+    pub stats: View,    // (tokens, 2)
+    pub out: View,      // (tokens, dim)
+}
+
+/// One layer; `rows` = tokens, or sequences in a pruned last layer.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub rows: Rows,
+    pub qkv: Affine, // (3 * dim, dim), (3 * dim): query, key, value
+    pub output: Affine,
+    pub attn_norm: Affine,
+    pub up: Affine,   // (ffn, dim)
+    pub down: Affine, // (dim, ffn)
+    pub ffn_norm: Affine,
+    pub input: View,      // (tokens, dim): the output of the layer before
+    pub first: View,      // (seqs, dim): its [CLS] rows, in a pruned layer
+    pub projected: View,  // (tokens, 3 * dim) query, key, value; (tokens, 2 * dim) key, value in a pruned layer
+    pub query: View,      // (seqs, dim) in a pruned layer
+    pub context: View,    // (rows, dim)
+    pub lse: View,        // (rows, heads)
+    pub attn_sum: View,   // (rows, dim)
+    pub attn_stats: View, // (rows, 2)
+    pub attn_out: View,   // (rows, dim)
+    pub pre_act: View,    // (rows, ffn)
+    pub act: View,        // (rows, ffn); shares pre_act in inference
+    pub ffn_sum: View,    // (rows, dim)
+    pub ffn_stats: View,  // (rows, 2)
+    pub out: View,        // (rows, dim); shares input in inference
+}
+
+#[derive(Clone, Debug)]
+pub struct Head {
+    pub dense: Affine,      // (dim, dim)
+    pub classifier: Affine, // (classes, dim)
+    pub weights: View,      // (classes): the class weights of the loss
+    pub first: View,        // (seqs, dim)
+    pub pre_act: View,      // (seqs, dim)
+    pub act: View,          // (seqs, dim)
+    pub logits: View,       // (seqs, classes)
+    pub loss: View,         // (seqs)
+}
+
+/// Activation gradients, one set for all layers. NONE in inference.
+#[derive(Clone, Debug)]
+pub struct Backward {
+    pub hidden: View,     // (tokens, dim): flows from layer to layer
+    pub branch: View,     // (tokens, dim): of a linear's output, dropout undone
+    pub context: View,    // (tokens, dim)
+    pub projected: View,  // (tokens, 3 * dim)
+    pub ffn: View,        // (tokens, ffn)
+    pub last_first: View, // (seqs, dim): `hidden` of a pruned last layer
+    pub last_query: View, // (seqs, dim)
+    pub head: View,       // (seqs, dim)
+    pub logits: View,     // (seqs, classes)
+}
+
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    pub name: String,
+    pub part: Part,
+    pub view: View,
+}
+
+/// What a buffer is, for the memory table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Inputs,
+    Weights,
+    Gradients,
+    Optimizer,
+    Activations,
+    ActivationGradients,
+}
+
+/// A parameter and where it stands.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    pub param: Param,
+    pub view: View,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub config: Config,
+    pub what_for: Use,
+    /// Size of the arena, in bytes.
+    pub bytes: usize,
+    pub inputs: Inputs,
+    pub status: View, // F64, Status::LEN
+    /// All parameters end to end, in Hugging Face's order within the two groups: those with weight decay come first.
+    pub params: View,
+    /// Elements of `params` that have weight decay.
+    pub decayed: usize,
+    pub grads: View, // as params
+    pub m: View,     // as params
+    pub v: View,     // as params
+    pub slots: Vec<Slot>,
+    pub embeddings: Embeddings,
+    pub layers: Vec<Layer>,
+    pub head: Head,
+    pub backward: Backward,
+    pub buffers: Vec<Buffer>,
+}
+
+/// Hands out the arena from front to back.
+struct Arena {
+    dtype: DType,
+    train: bool,
+    bytes: usize,
+    buffers: Vec<Buffer>,
+}
+
+impl Arena {
+    fn typed(&mut self, part: Part, name: impl Into<String>, len: usize, dtype: DType) -> View {
+        let view = View { offset: self.bytes, len, dtype };
+        self.bytes += view.bytes().next_multiple_of(ALIGN);
+        self.buffers.push(Buffer { name: name.into(), part, view });
+        view
+    }
+
+    fn take(&mut self, part: Part, name: impl Into<String>, len: usize) -> View {
+        self.typed(part, name, len, self.dtype)
+    }
+
+    fn activation(&mut self, name: impl Into<String>, len: usize) -> View {
+        self.take(Part::Activations, name, len)
+    }
+
+    /// Of something that only training needs.
+    fn for_training(&mut self, part: Part, name: &str, len: usize) -> View {
+        if self.train { self.take(part, name, len) } else { View::NONE }
+    }
+}
+
+impl Plan {
+    pub fn new(config: &Config, what_for: Use) -> Plan {
+        let Use { train, last_rows, tokens, seqs, dtype } = what_for;
+        let Config { dim, heads, ffn, .. } = *config;
+        let classes = config.classes();
+        let mut arena = Arena { dtype, train, bytes: 0, buffers: Vec::new() };
+
+        let mut input = |name: &str, len| arena.typed(Part::Inputs, name, len, DType::I32);
+        let inputs = Inputs {
+            ids: input("ids", tokens),
+            positions: input("positions", tokens),
+            types: input("types", tokens),
+            cu_seqlens: input("cu_seqlens", seqs + 1),
+            labels: input("labels", seqs),
+            rows_by_token: input("rows_by_token", tokens),
+            token_starts: input("token_starts", tokens + 1),
+        };
+        let status = arena.typed(Part::Inputs, "status", Status::LEN, DType::F64);
+        let weights = arena.take(Part::Inputs, "class weights", classes);
+
+        let (places, decayed, len) = place(names::params(config));
+        let params = arena.take(Part::Weights, "parameters", len);
+        let grads = arena.for_training(Part::Gradients, "gradients", len);
+        let m = arena.for_training(Part::Optimizer, "first moments", len);
+        let v = arena.for_training(Part::Optimizer, "second moments", len);
+        let slots: Vec<Slot> = places
+            .into_iter()
+            .map(|(start, param)| Slot { view: params.slice(start, param.shape.iter().product()), param })
+            .collect();
+
+        // Both architectures list their parameters in the order in which the model uses them.
+        let mut next = slots.iter().map(|slot| slot.view);
+        let mut view = || next.next().expect("names::params lists every parameter");
+        let (word, position) = (view(), view());
+        let types = if config.types > 0 { view() } else { View::NONE };
+        let embeddings = Embeddings {
+            word,
+            position,
+            types,
+            norm: Affine { w: view(), b: view() },
+            sum: arena.activation("embeddings.sum", tokens * dim),
+            stats: arena.activation("embeddings.stats", tokens * 2),
+            out: arena.activation("embeddings.out", tokens * dim),
+        };
+
+        let mut layers: Vec<Layer> = Vec::with_capacity(config.layers);
+        for l in 0..config.layers {
+            let pruned = l + 1 == config.layers && last_rows == Rows::Seqs;
+            let (rows, count) = if pruned { (Rows::Seqs, seqs) } else { (Rows::Tokens, tokens) };
+            let mut affine = || Affine { w: view(), b: view() };
+            // Query, key and value stand end to end (see `place`), so that one product computes all three.
+            let (query, _key, _value) = (affine(), affine(), affine());
+            let qkv = Affine { w: View { len: 3 * query.w.len, ..query.w }, b: View { len: 3 * query.b.len, ..query.b } };
+            let (output, attn_norm, up, down, ffn_norm) = (affine(), affine(), affine(), affine(), affine());
+            let input = layers.last().map_or(embeddings.out, |before| before.out);
+            let layer = match layers.last() {
+                // Inference keeps nothing: all layers but a pruned one run in the buffers of the first.
+                Some(before) if !train && !pruned => {
+                    Layer { qkv, output, attn_norm, up, down, ffn_norm, input, ..before.clone() }
+                }
+                _ => {
+                    let mut take = |name: &str, len| arena.activation(format!("layer.{l}.{name}"), len);
+                    let pre_act = take("pre_act", count * ffn);
+                    Layer {
+                        rows,
+                        qkv,
+                        output,
+                        attn_norm,
+                        up,
+                        down,
+                        ffn_norm,
+                        input,
+                        first: if pruned { take("first", seqs * dim) } else { View::NONE },
+                        projected: take("projected", tokens * if pruned { 2 * dim } else { 3 * dim }),
+                        query: if pruned { take("query", seqs * dim) } else { View::NONE },
+                        context: take("context", count * dim),
+                        lse: take("lse", count * heads),
+                        attn_sum: take("attn_sum", count * dim),
+                        attn_stats: take("attn_stats", count * 2),
+                        attn_out: take("attn_out", count * dim),
+                        pre_act,
+                        act: if train { take("act", count * ffn) } else { pre_act },
+                        ffn_sum: take("ffn_sum", count * dim),
+                        ffn_stats: take("ffn_stats", count * 2),
+                        out: if train || pruned { take("out", count * dim) } else { input },
+                    }
+                }
+            };
+            layers.push(layer);
+        }
+
+        let mut affine = || Affine { w: view(), b: view() };
+        let last = layers.last().map_or(embeddings.out, |layer| layer.out);
+        let head = Head {
+            dense: affine(),
+            classifier: affine(),
+            weights,
+            first: if last_rows == Rows::Seqs && config.layers > 0 { last } else { arena.activation("head.first", seqs * dim) },
+            pre_act: arena.activation("head.pre_act", seqs * dim),
+            act: arena.activation("head.act", seqs * dim),
+            logits: arena.activation("head.logits", seqs * classes),
+            loss: arena.activation("head.loss", seqs),
+        };
+        let mut grad = |name, len| arena.for_training(Part::ActivationGradients, name, len);
+        let backward = Backward {
+            hidden: grad("d hidden", tokens * dim),
+            branch: grad("d branch", tokens * dim),
+            context: grad("d context", tokens * dim),
+            projected: grad("d projected", tokens * 3 * dim),
+            ffn: grad("d ffn", tokens * ffn),
+            last_first: grad("d last_first", seqs * dim),
+            last_query: grad("d last_query", seqs * dim),
+            head: grad("d head", seqs * dim),
+            logits: grad("d logits", seqs * classes),
+        };
+        Plan {
+            config: config.clone(),
+            what_for,
+            bytes: arena.bytes,
+            inputs,
+            status,
+            params,
+            decayed,
+            grads,
+            m,
+            v,
+            slots,
+            embeddings,
+            layers,
+            head,
+            backward,
+            buffers: arena.buffers,
+        }
+    }
+
+    /// Where `param`'s elements stand in another flat view of the same layout (gradients, moments).
+    pub fn beside(&self, param: View, flat: View) -> View {
+        if flat.is_none() || param.is_none() {
+            return View::NONE;
+        }
+        flat.slice((param.offset - self.params.offset) / param.dtype.size(), param.len)
+    }
+
+    /// The gradient of a parameter; NONE in inference.
+    pub fn grad(&self, param: View) -> View {
+        self.beside(param, self.grads)
+    }
+
+    /// Parameters of the model, as people count them.
+    pub fn parameters(&self) -> usize {
+        self.slots.iter().map(|slot| slot.view.len).sum()
+    }
+}
+
+/// Where each parameter starts in the flat view, in elements; how many of them decay; how many there are, with padding.
+fn place(params: Vec<Param>) -> (Vec<(usize, Param)>, usize, usize) {
+    let mut starts = vec![0; params.len()];
+    let (mut at, mut decayed) = (0usize, 0);
+    for decay in [true, false] {
+        for (start, param) in starts.iter_mut().zip(&params).filter(|(_, param)| param.decay == decay) {
+            if !names::follows_query(&param.name) {
+                at = at.next_multiple_of(PARAM_ALIGN);
+            }
+            *start = at;
+            at += param.shape.iter().product::<usize>();
+        }
+        at = at.next_multiple_of(PARAM_ALIGN);
+        if decay {
+            decayed = at;
+        }
+    }
+    (starts.into_iter().zip(params).collect(), decayed, at)
+}
+
+/// The memory table.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
+        use Part::*;
+        for (part, name) in [
+            (Weights, "weights"),
+            (Gradients, "gradients"),
+            (Optimizer, "optimizer state"),
+            (Activations, "activations"),
+            (ActivationGradients, "activation gradients"),
+            (Inputs, "inputs"),
+        ] {
+            let bytes: usize = self.buffers.iter().filter(|b| b.part == part).map(|b| b.view.bytes()).sum();
+            if bytes > 0 {
+                writeln!(f, "{name:<22}{:>12.1} MiB", mib(bytes))?;
+            }
+        }
+        write!(f, "{:<22}{:>12.1} MiB", "total", mib(self.bytes))
+    }
+}

@@ -1,0 +1,81 @@
+//! Dropout: masks from Philox, never stored. One block of four words covers four neighbouring columns.
+
+use rayon::prelude::*;
+
+use super::real::{Real, simd};
+use super::{Cpu, grain};
+use crate::ops::{DropSite, Dropout, View};
+use crate::random::{philox, threshold};
+
+/// Philox blocks computed side by side: one AVX-512 register of u32.
+const LANES: usize = 16;
+
+/// Where dropout stands in the model and in the run; `None` inside when nothing is dropped.
+#[derive(Clone, Copy)]
+pub struct Mask(Option<Active>);
+
+#[derive(Clone, Copy)]
+struct Active {
+    key: [u32; 2],
+    site: u32,
+    threshold: u32,
+    scale: f64,
+}
+
+impl Mask {
+    pub fn new(key: [u32; 2], drop: DropSite, train: bool) -> Mask {
+        Mask((train && drop.p > 0.0).then(|| Active {
+            key,
+            site: drop.site,
+            threshold: threshold(drop.p),
+            scale: 1.0 / (1.0 - f64::from(drop.p)),
+        }))
+    }
+
+    pub fn is_off(self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Calls `f(column, factors)` for the columns of a row in order, a run of columns at a time; a factor is 0 or
+    /// 1 / (1 - p), and 1 everywhere when nothing is dropped.
+    #[inline(always)]
+    pub fn for_each<T: Real>(self, row: u32, width: usize, mut f: impl FnMut(usize, &[T])) {
+        const RUN: usize = 4 * LANES;
+        let mut factors = [T::one(); RUN];
+        for start in (0..width).step_by(RUN) {
+            if let Some(Active { key, site, threshold, scale }) = self.0 {
+                let (scale, block) = (T::of(scale), std::array::from_fn(|l| (start / 4 + l) as u32));
+                let words = philox::<LANES>(key, [block, [row; LANES], [site; LANES], [0; LANES]]);
+                for l in 0..LANES {
+                    for (w, words) in words.iter().enumerate() {
+                        factors[4 * l + w] = if words[l] < threshold { T::zero() } else { scale };
+                    }
+                }
+            }
+            f(start, &factors[..RUN.min(width - start)]);
+        }
+    }
+}
+
+/// `x = dropout(x)`.
+pub fn apply<T: Real>(cpu: &Cpu<T>, op: &Dropout, x: View) {
+    let mask = cpu.mask(op.drop);
+    if mask.is_off() {
+        return;
+    }
+    let (width, rows) = (op.width, cpu.count(op.rows));
+    // SAFETY: the op's only view.
+    let x = unsafe { cpu.get_mut(x, rows * width) };
+    let (token_row, grain) = (cpu.token_row(op.rows), grain(width));
+    x.par_chunks_mut(grain * width).enumerate().for_each(|(task, x)| {
+        simd(|| {
+            for (r, x) in x.chunks_mut(width).enumerate() {
+                mask.for_each(token_row(task * grain + r), width, |start, factors: &[T]| {
+                    for (x, &factor) in x[start..].iter_mut().zip(factors) {
+                        *x *= factor;
+                    }
+                });
+            }
+        })
+    });
+}

@@ -1,0 +1,60 @@
+//! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random bits as a pure
+//! function of a key and a counter. Dropout needs no stored mask and no generator state: forward and backward,
+//! CPU and GPU compute the same bits again.
+
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
+/// Four random words for one counter. Generic over the lanes computed side by side: word `w` of lane `l` is `[w][l]`.
+#[inline(always)]
+pub fn philox<const LANES: usize>(mut key: [u32; 2], mut counter: [[u32; LANES]; 4]) -> [[u32; LANES]; 4] {
+    for _ in 0..10 {
+        for l in 0..LANES {
+            let a = u64::from(MULTIPLIERS[0]) * u64::from(counter[0][l]);
+            let b = u64::from(MULTIPLIERS[1]) * u64::from(counter[2][l]);
+            counter[0][l] = (b >> 32) as u32 ^ counter[1][l] ^ key[0];
+            counter[1][l] = b as u32;
+            counter[2][l] = (a >> 32) as u32 ^ counter[3][l] ^ key[1];
+            counter[3][l] = a as u32;
+        }
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    counter
+}
+
+/// The key of one micro-batch: every (seed, update, micro-batch) has dropout masks of its own.
+pub fn step_key(seed: u64, update: u64, micro: u32) -> [u32; 2] {
+    let counter = [[update as u32], [(update >> 32) as u32], [micro], [0]];
+    let [[a], [b], _, _] = philox([seed as u32, (seed >> 32) as u32], counter);
+    [a, b]
+}
+
+/// An element is dropped where its word lies below this; `p` in [0, 1).
+pub fn threshold(p: f32) -> u32 {
+    (f64::from(p) * 4_294_967_296.0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The known answers that come with the authors' Random123 library.
+    #[test]
+    fn philox_known_answers() {
+        let one = |key, c: [u32; 4]| philox::<1>(key, c.map(|w| [w])).map(|[w]| w);
+        assert_eq!(one([0, 0], [0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(one([!0, !0], [!0; 4]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
+        assert_eq!(one([0xa409_3822, 0x299f_31d0], pi), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+
+    #[test]
+    fn lanes_agree_with_single() {
+        let counter = [[1, 2, 3, 4], [5; 4], [6; 4], [7; 4]];
+        let wide = philox([8, 9], counter);
+        for l in 0..4 {
+            let one = philox::<1>([8, 9], [0, 1, 2, 3].map(|w| [counter[w][l]]));
+            assert_eq!([0, 1, 2, 3].map(|w| wide[w][l]), one.map(|[w]| w));
+        }
+    }
+}

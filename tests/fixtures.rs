@@ -1,0 +1,99 @@
+//! The golden files, as numbers.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use warpfit::cpu::{Cpu, Real};
+use warpfit::data::pack::PackedBatch;
+use warpfit::model::config::Config;
+use warpfit::model::plan::Use;
+use warpfit::model::{Hyper, Model};
+use warpfit::ops::{Backend, Rows};
+
+pub fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+}
+
+pub fn json(path: &str) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(golden(path)).expect(path)).expect(path)
+}
+
+/// A safetensors file: shapes and values, integers too, as f64.
+pub struct Tensors(HashMap<String, (Vec<usize>, Vec<f64>)>);
+
+impl Tensors {
+    pub fn read(path: &str) -> Tensors {
+        use safetensors::Dtype::*;
+        let bytes = std::fs::read(golden(path)).expect(path);
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect(path);
+        let values = |t: &safetensors::tensor::TensorView| -> Vec<f64> {
+            let data = t.data();
+            match t.dtype() {
+                F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect(),
+                F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+                I64 => data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+                other => panic!("{other:?} in {path}"),
+            }
+        };
+        Tensors(file.tensors().iter().map(|(name, t)| (name.clone(), (t.shape().to_vec(), values(t)))).collect())
+    }
+
+    pub fn shape(&self, name: &str) -> &[usize] {
+        &self.0.get(name).unwrap_or_else(|| panic!("no tensor {name}")).0
+    }
+
+    pub fn get(&self, name: &str) -> &[f64] {
+        &self.0.get(name).unwrap_or_else(|| panic!("no tensor {name}")).1
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    pub fn ints(&self, name: &str) -> Vec<i32> {
+        self.get(name).iter().map(|&x| x as i32).collect()
+    }
+
+    pub fn scalar(&self, name: &str) -> f64 {
+        self.get(name)[0]
+    }
+}
+
+/// Right-padded ids (seqs, width) with their attention mask, token types and labels, packed.
+pub fn pack(ids: &[i32], mask: &[i32], types: &[i32], labels: &[i32]) -> PackedBatch {
+    let width = ids.len() / labels.len();
+    PackedBatch::new(labels.iter().enumerate().map(|(b, &label)| {
+        let len = mask[b * width..][..width].iter().filter(|&&m| m == 1).count();
+        let types = if types.is_empty() { &[][..] } else { &types[b * width..][..len] };
+        (&ids[b * width..][..len], types, label as u32)
+    }))
+}
+
+/// A model of a golden folder, planned for training at a size that holds `batch`.
+pub fn model<T: Real>(folder: &str, last_rows: Rows, batch: &PackedBatch, hyper: Hyper) -> Model {
+    let config = Config::read(&golden(folder).join("config.json")).unwrap();
+    let what_for = Use { train: true, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: T::DTYPE };
+    let backend: Box<dyn Backend> = Box::new(Cpu::<T>::poisoned());
+    let mut model = Model::new(&config, what_for, hyper, backend).unwrap();
+    let weights = Tensors::read(&format!("{folder}/model.safetensors"));
+    for slot in model.plan.slots.clone() {
+        assert_eq!(weights.shape(&slot.param.name), slot.param.shape, "{}", slot.param.name);
+        model.write(slot.view, weights.get(&slot.param.name)).unwrap();
+    }
+    model
+}
+
+pub fn max_abs_difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    // A NaN anywhere must not hide behind max.
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| if d.is_nan() { f64::INFINITY } else { max.max(d) })
+}
+
+pub fn max_abs(a: &[f64]) -> f64 {
+    max_abs_difference(a, &vec![0.0; a.len()])
+}
+
+pub fn rms(a: impl Iterator<Item = f64>) -> f64 {
+    let (n, sum) = a.fold((0, 0.0), |(n, sum), x| (n + 1, sum + x * x));
+    (sum / n as f64).sqrt()
+}
