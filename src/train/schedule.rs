@@ -1,0 +1,84 @@
+//! How many updates a run has, and the learning rate of each: the schedules of the Hugging Face `Trainer`.
+
+use std::f64::consts::PI;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// What follows the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// Down to 0 in a straight line.
+    Linear,
+    /// Down to 0 along half a cosine.
+    Cosine,
+    Constant,
+}
+
+/// `warmup` updates that rise from 0 to `base_lr`, then `kind` until `total`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    pub kind: ScheduleKind,
+    pub base_lr: f64,
+    /// Updates, at most `total`.
+    pub warmup: usize,
+    /// Updates of the whole run.
+    pub total: usize,
+}
+
+impl Schedule {
+    /// The learning rate of `update` = 1 ..= total. With s = update - 1 updates done, W warm-up updates and T in all,
+    /// it is `base_lr` times
+    ///
+    /// ```text
+    /// s / W                                  while s < W, then
+    /// (T - s) / (T - W)                      linear
+    /// (1 + cos(pi (s - W) / (T - W))) / 2    cosine
+    /// 1                                      constant
+    /// ```
+    ///
+    /// so that the first warm-up update has 0, and the last update of all is the last before 0.
+    pub fn lr(&self, update: usize) -> f64 {
+        assert!(update >= 1, "updates count from 1");
+        let done = update - 1;
+        if done < self.warmup {
+            return self.base_lr * (done as f64 / self.warmup as f64);
+        }
+        let span = self.total.saturating_sub(self.warmup).max(1) as f64;
+        let factor = match self.kind {
+            ScheduleKind::Linear => self.total.saturating_sub(done) as f64 / span,
+            ScheduleKind::Cosine => 0.5 * (1.0 + (PI * ((done - self.warmup) as f64 / span).min(1.0)).cos()),
+            ScheduleKind::Constant => 1.0,
+        };
+        self.base_lr * factor
+    }
+}
+
+/// Updates of one epoch: the last may hold fewer than `accumulation` micro-batches, and none crosses the epoch's end.
+pub fn updates_per_epoch(batches: usize, accumulation: usize) -> usize {
+    batches.div_ceil(accumulation)
+}
+
+/// Updates of a run of `epochs`, which may end within an epoch.
+pub fn total_updates(epochs: f64, updates_per_epoch: usize) -> usize {
+    (epochs * updates_per_epoch as f64).ceil() as usize
+}
+
+/// Warm-up updates of a run of `total`: `warmup` below 1 is a share of the run, rounded up; from 1 on it counts updates.
+///
+/// Fails where it is negative or NaN, or longer than the run, which would then never reach its learning rate.
+pub fn warmup_updates(warmup: f64, total: usize) -> Result<usize> {
+    let wrong =
+        |fact: String| Err(Error::user("--warmup-steps", fact, "give a number of updates, or a share of the run below 1"));
+    if warmup.is_nan() || warmup < 0.0 {
+        return wrong(format!("{warmup} is no length"));
+    }
+    let updates = if warmup < 1.0 { (warmup * total as f64).ceil() as usize } else { warmup as usize };
+    if updates > total {
+        return wrong(format!("{warmup} where the whole run has {total} updates"));
+    }
+    Ok(updates)
+}
