@@ -1,1 +1,242 @@
+<<<<<<< HEAD
 
+=======
+//! How a run shows that it moves: a bar on a terminal, plain lines elsewhere, both on standard error, since standard
+//! output belongs to results. No colours, so that there is nothing for NO_COLOR to switch off.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// How numbers are shown: `Count(25000)` as 25,000 and `Bytes(1610612736)` as 1.50 GiB.
+pub use indicatif::{HumanBytes as Bytes, HumanCount as Count};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Rates and the time left are those of the last seconds.
+const WINDOW: Duration = Duration::from_secs(10);
+const BAR_WIDTH: u64 = 10;
+
+/// One task under way, shown as
+///
+/// ```text
+/// training [####------] 1,250/3,126  12m 03s left  loss 0.3479 lr 1.2e-5  22,310 tokens/s  143 reviews/s
+/// ```
+///
+/// It can be called from many threads. Dropped before [`Progress::finish`], it takes its bar off the terminal, so that
+/// an error message stands alone.
+pub struct Progress {
+    what: String,
+    total: Option<u64>,
+    units: Vec<String>,
+    sink: Sink,
+    /// The least time between two draws.
+    every: Duration,
+    begin: Instant,
+    /// Of the first unit, done before this process began.
+    resumed_at: u64,
+    state: Mutex<State>,
+}
+
+enum Sink {
+    Bar(ProgressBar),
+    Lines(Mutex<Box<dyn Write + Send>>),
+}
+
+struct State {
+    /// Done so far of each unit.
+    counts: Vec<u64>,
+    note: String,
+    drawn: Instant,
+    /// Past counts, the newest last.
+    samples: VecDeque<(Instant, Vec<u64>)>,
+}
+
+impl Progress {
+    /// A task called `what` that has `total` of the first of `units` to do; `None` where nobody knows. The other units
+    /// are counted beside it: their rates are shown then, instead of the first one's.
+    pub fn new(what: &str, total: impl Into<Option<u64>>, units: &[&str]) -> Progress {
+        let target = ProgressDrawTarget::stderr();
+        // indicatif hides a bar where there is no terminal, or a dumb one.
+        if target.is_hidden() {
+            Progress::lines(Box::new(std::io::stderr()), Duration::from_secs(5), what, total, units)
+        } else {
+            Progress::bar(target, what, total, units)
+        }
+    }
+
+    /// Draws a bar on `target`.
+    pub fn bar(target: ProgressDrawTarget, what: &str, total: impl Into<Option<u64>>, units: &[&str]) -> Progress {
+        // The message is the only part that indicatif cuts to the width of the terminal: it carries everything.
+        let style = ProgressStyle::with_template("{wide_msg}").expect("a valid template");
+        let bar = ProgressBar::with_draw_target(None, target).with_style(style);
+        Progress::to(Sink::Bar(bar), Duration::from_millis(100), what, total.into(), units)
+    }
+
+    /// Writes lines to `out`, at most one in `every`, and the last one always.
+    pub fn lines(
+        out: Box<dyn Write + Send>,
+        every: Duration,
+        what: &str,
+        total: impl Into<Option<u64>>,
+        units: &[&str],
+    ) -> Progress {
+        Progress::to(Sink::Lines(Mutex::new(out)), every, what, total.into(), units)
+    }
+
+    fn to(sink: Sink, every: Duration, what: &str, total: Option<u64>, units: &[&str]) -> Progress {
+        assert!(!units.is_empty(), "a task counts something");
+        let begin = Instant::now();
+        let counts = vec![0; units.len()];
+        let state = State { counts: counts.clone(), note: String::new(), drawn: begin, samples: [(begin, counts)].into() };
+        let units = units.iter().map(|unit| unit.to_string()).collect();
+        Progress { what: what.to_string(), total, units, sink, every, begin, resumed_at: 0, state: Mutex::new(state) }
+    }
+
+    /// With `done` of the first unit behind it already, as in a resumed run; they count for no rate.
+    pub fn resumed_at(mut self, done: u64) -> Progress {
+        self.resumed_at = done;
+        let state = self.state.get_mut().expect("no thread panicked while it counted");
+        state.counts[0] = done;
+        state.samples[0].1[0] = done;
+        self
+    }
+
+    /// Adds what was done, in the order of the units.
+    pub fn add(&self, counts: &[u64]) {
+        let mut state = self.state();
+        for (sum, count) in state.counts.iter_mut().zip(counts) {
+            *sum += count;
+        }
+        let now = Instant::now();
+        if now.duration_since(state.drawn) >= self.every {
+            self.draw(&mut state, now);
+        }
+    }
+
+    /// What stands beside the counts from the next draw on, such as `loss 0.3479 lr 4.2e-5`.
+    pub fn note(&self, note: impl Into<String>) {
+        self.state().note = note.into();
+    }
+
+    /// Prints a line at once, above the bar.
+    pub fn println(&self, line: &str) {
+        match &self.sink {
+            Sink::Bar(bar) => bar.println(line),
+            // A full disk behind standard error, or a reader that has gone, does not end a run.
+            Sink::Lines(out) => drop(writeln!(out.lock().expect("no thread panicked while it wrote"), "{line}")),
+        }
+    }
+
+    /// Time since it began.
+    pub fn elapsed(&self) -> Duration {
+        self.begin.elapsed()
+    }
+
+    /// Takes the bar away, leaves a last line with the rates of the whole task, and prints `summary` unless it is empty.
+    pub fn finish(self, summary: &str) {
+        let elapsed = self.elapsed();
+        let state = self.state();
+        let first = std::iter::once(self.resumed_at).chain(std::iter::repeat(0));
+        let rates: Vec<f64> =
+            state.counts.iter().zip(first).map(|(&c, from)| (c - from) as f64 / elapsed.as_secs_f64()).collect();
+        self.println(&self.status(&state, "", &format!("in {}", duration(elapsed)), &rates));
+        if !summary.is_empty() {
+            self.println(summary);
+        }
+        if let Sink::Bar(bar) = &self.sink {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panicked while it counted")
+    }
+
+    fn draw(&self, state: &mut State, now: Instant) {
+        state.drawn = now;
+        let rates = recent_rates(&mut state.samples, now, &state.counts);
+        let left = self.total.map(|total| total.saturating_sub(state.counts[0]) as f64 / rates[0]);
+        // Nothing done in the window leaves no finite time, and nothing to say.
+        let left = left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let left = left.map(|left| format!("{} left", duration(left))).unwrap_or_default();
+        match &self.sink {
+            Sink::Lines(_) => self.println(&self.status(state, "", &left, &rates)),
+            Sink::Bar(bar) => {
+                let filled = self.total.map(|total| state.counts[0].min(total) * BAR_WIDTH / total.max(1));
+                let drawn = filled.map(|filled| format!("[{:-<1$}]", "#".repeat(filled as usize), BAR_WIDTH as usize));
+                bar.set_message(self.status(state, &drawn.unwrap_or_default(), &left, &rates));
+            }
+        }
+    }
+
+    /// The whole line; what is cut first on a narrow terminal stands last.
+    fn status(&self, state: &State, bar: &str, time: &str, rates: &[f64]) -> String {
+        let mut line = self.what.clone();
+        if !bar.is_empty() {
+            line += &format!(" {bar}");
+        }
+        line += &format!(" {}", Count(state.counts[0]));
+        if let Some(total) = self.total {
+            line += &format!("/{}", Count(total));
+        }
+        let beside = usize::from(self.units.len() > 1);
+        let rates = self.units.iter().zip(rates).skip(beside).map(|(unit, &per_second)| format!("{} {unit}/s", rate(per_second)));
+        for part in [time.to_string(), state.note.clone()].into_iter().chain(rates).filter(|part| !part.is_empty()) {
+            line += &format!("  {part}");
+        }
+        line
+    }
+}
+
+/// Adds a sample, drops those that left the window of ten seconds, and gives each count's rate since the oldest left.
+pub fn recent_rates(samples: &mut VecDeque<(Instant, Vec<u64>)>, now: Instant, counts: &[u64]) -> Vec<f64> {
+    samples.push_back((now, counts.to_vec()));
+    // The oldest stays until the next one is as old as the window: a step longer than the window has a rate, too.
+    while samples.len() > 2 && now.duration_since(samples[1].0) >= WINDOW {
+        samples.pop_front();
+    }
+    let (then, past) = &samples[0];
+    let seconds = now.duration_since(*then).as_secs_f64();
+    counts.iter().zip(past).map(|(&count, &past)| (count - past) as f64 / seconds).collect()
+}
+
+/// A rate with three digits at least: 2,013 or 14.2 or 0.31; `-` where no time has passed.
+pub fn rate(per_second: f64) -> String {
+    match per_second {
+        x if !x.is_finite() => "-".to_string(),
+        x if x >= 99.95 => Count(x.round() as u64).to_string(),
+        x if x >= 9.995 => format!("{x:.1}"),
+        x => format!("{x:.2}"),
+    }
+}
+
+/// 4.2s, 42s, 1m 23s or 2h 05m.
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 9.95 {
+        return format!("{seconds:.1}s");
+    }
+    match seconds.round() as u64 {
+        s if s < 60 => format!("{s}s"),
+        s if s < 3600 => format!("{}m {:02}s", s / 60, s % 60),
+        s => format!("{}h {:02}m", s / 3600, s % 3600 / 60),
+    }
+}
+
+/// Rows under each other, one a line: the first column to the left, the others, being numbers, to the right.
+pub fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+    let width: [usize; COLUMNS] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    let mut text = String::new();
+    for row in rows {
+        let cell = |column: usize| match column {
+            0 => format!("{:<1$}", row[0], width[0]),
+            _ => format!("{:>1$}", row[column], width[column]),
+        };
+        text += (0..COLUMNS).map(cell).collect::<Vec<_>>().join("  ").trim_end();
+        text += "\n";
+    }
+    text
+}
+>>>>>>> metrics
