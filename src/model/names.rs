@@ -1,0 +1,148 @@
+//! The parameters of a model: the name Hugging Face gives each tensor, its shape, and how it starts and is trained.
+//! Both architectures hold the same tensors in the same order; only the names differ.
+
+use std::f64::consts::TAU;
+
+use rand_mt::Mt64;
+
+use crate::model::config::{Arch, Config};
+
+/// How a parameter starts where no checkpoint gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// N(0, initializer_range): the weights of linear layers and tables.
+    Normal,
+    /// Biases.
+    Zeros,
+    /// Norm weights.
+    Ones,
+}
+
+/// One parameter tensor. Linear weights are `[out, in]`, tables `[rows, dim]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Param {
+    /// Its name in model.safetensors.
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// Whether weight decay applies: to matrices and tables, not to biases and norms.
+    pub decay: bool,
+    pub init: Init,
+    /// Part of the head, which a base checkpoint may lack (that of BERT often has its pooler).
+    pub head: bool,
+}
+
+/// All parameters of a model, in the order of Hugging Face's `named_parameters()`.
+pub fn params(config: &Config) -> Vec<Param> {
+    let (dim, ffn) = (config.dim, config.ffn);
+    let root = config.arch.model_type();
+    let (layers, parts, dense) = match config.arch {
+        Arch::DistilBert => (
+            "distilbert.transformer.layer",
+            [
+                "attention.q_lin",
+                "attention.k_lin",
+                "attention.v_lin",
+                "attention.out_lin",
+                "sa_layer_norm",
+                "ffn.lin1",
+                "ffn.lin2",
+                "output_layer_norm",
+            ],
+            "pre_classifier",
+        ),
+        Arch::Bert => (
+            "bert.encoder.layer",
+            [
+                "attention.self.query",
+                "attention.self.key",
+                "attention.self.value",
+                "attention.output.dense",
+                "attention.output.LayerNorm",
+                "intermediate.dense",
+                "output.dense",
+                "output.LayerNorm",
+            ],
+            "bert.pooler.dense",
+        ),
+    };
+    let [query, key, value, out, attention_norm, up, down, output_norm] = parts;
+
+    let mut list = Vec::new();
+    list.push(weight(format!("{root}.embeddings.word_embeddings"), vec![config.vocab, dim]));
+    list.push(weight(format!("{root}.embeddings.position_embeddings"), vec![config.positions, dim]));
+    if config.types > 0 {
+        list.push(weight(format!("{root}.embeddings.token_type_embeddings"), vec![config.types, dim]));
+    }
+    list.extend(norm(format!("{root}.embeddings.LayerNorm"), dim));
+    for layer in 0..config.layers {
+        let name = |part: &str| format!("{layers}.{layer}.{part}");
+        list.extend(linear(name(query), dim, dim));
+        list.extend(linear(name(key), dim, dim));
+        list.extend(linear(name(value), dim, dim));
+        list.extend(linear(name(out), dim, dim));
+        list.extend(norm(name(attention_norm), dim));
+        list.extend(linear(name(up), ffn, dim));
+        list.extend(linear(name(down), dim, ffn));
+        list.extend(norm(name(output_norm), dim));
+    }
+    let head = linear(dense.into(), dim, dim).into_iter().chain(linear("classifier".into(), config.classes(), dim));
+    list.extend(head.map(|param| Param { head: true, ..param }));
+    list
+}
+
+fn weight(module: String, shape: Vec<usize>) -> Param {
+    Param { name: module + ".weight", shape, decay: true, init: Init::Normal, head: false }
+}
+
+fn linear(module: String, out: usize, inputs: usize) -> [Param; 2] {
+    let bias = Param { name: format!("{module}.bias"), shape: vec![out], decay: false, init: Init::Zeros, head: false };
+    [weight(module, vec![out, inputs]), bias]
+}
+
+fn norm(module: String, dim: usize) -> [Param; 2] {
+    let param = |part, init| Param { name: format!("{module}.{part}"), shape: vec![dim], decay: false, init, head: false };
+    [param("weight", Init::Ones), param("bias", Init::Zeros)]
+}
+
+impl Param {
+    /// How many numbers it holds.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The names it may have in a checkpoint, the usual one first: base models are saved without the prefix of the
+    /// encoder, and norms converted from TensorFlow have gamma and beta.
+    pub fn spellings(&self) -> impl Iterator<Item = String> {
+        let bare =
+            [Arch::DistilBert, Arch::Bert].iter().find_map(|arch| self.name.strip_prefix(arch.model_type())?.strip_prefix('.'));
+        let old = |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        [Some(self.name.as_str()), bare].into_iter().flatten().flat_map(move |name| [name.to_string(), old(name)])
+    }
+
+    /// Its first values, `std` being the config's `initializer_range`. They depend on seed and name alone, neither on the
+    /// order of calls nor on the platform: the logarithm and the sine come from the crate libm, not from the system.
+    ///
+    /// Hugging Face zeroes the PAD row of a fresh word table; here it is drawn like the others. A checkpoint without a
+    /// word table is refused, so this concerns models made up from nothing only.
+    pub fn initialise(&self, seed: u64, std: f32) -> Vec<f32> {
+        let count = self.count();
+        match self.init {
+            Init::Zeros => vec![0.0; count],
+            Init::Ones => vec![1.0; count],
+            Init::Normal => {
+                let mut random = Mt64::new_with_key([seed].into_iter().chain(self.name.bytes().map(u64::from)));
+                // 53 bits, in [0, 1).
+                let mut uniform = || (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+                // Box and Muller: two numbers a turn.
+                let mut pair = || {
+                    let radius = f64::from(std) * libm::sqrt(-2.0 * libm::log(1.0 - uniform()));
+                    let (sin, cos) = libm::sincos(TAU * uniform());
+                    [(radius * cos) as f32, (radius * sin) as f32]
+                };
+                let mut values: Vec<f32> = (0..count.div_ceil(2)).flat_map(|_| pair()).collect();
+                values.truncate(count);
+                values
+            }
+        }
+    }
+}
