@@ -1,1 +1,337 @@
+//! safetensors in and out. A file is 8 bytes of header length, a JSON header (name -> dtype, shape, byte range), and the
+//! bytes of the tensors end to end. Everything the header says is checked before a tensor is handed out, and every
+//! number when it is read.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+
+use crate::error::{Error, Result};
+use crate::model::names::Param;
+
+/// The limit of the format's own library.
+const MAX_HEADER: usize = 100_000_000;
+
+/// The tensors of a safetensors file, memory-mapped.
+pub struct Weights {
+    file: PathBuf,
+    map: Mmap,
+    /// Where the bytes of the tensors start in `map`.
+    data: usize,
+    /// Every range lies inside `map`, and fits its shape and dtype.
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// One tensor of a file: row-major, little-endian, at any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor<'a> {
+    pub file: &'a Path,
+    pub name: &'a str,
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    pub bytes: &'a [u8],
+}
+
+/// What a file holds of a model.
+#[derive(Debug)]
+pub struct Loaded<'a> {
+    /// One for each parameter, in the order of the inventory; `None` for those in `missing`.
+    pub tensors: Vec<Option<Tensor<'a>>>,
+    /// Parameters of the head that are not in the file: the caller initialises them.
+    pub missing: Vec<&'a str>,
+    /// Tensors of the file that are no parameter. The heads of a language model (`vocab_transform`, `cls.predictions`)
+    /// and `position_ids` buffers are normal.
+    pub unexpected: Vec<&'a str>,
+}
+
+impl Weights {
+    /// Maps a safetensors file, or the `model.safetensors` of a folder, and checks its header.
+    ///
+    /// # Errors
+    /// No such file, weights in another format, or a header that is not sound.
+    pub fn open(path: &Path) -> Result<Weights> {
+        let file = if path.is_dir() { find(path)? } else { path.to_path_buf() };
+        // Asked before opening: to open a FIFO is to wait for its writer.
+        if !std::fs::metadata(&file).map_err(|e| Error::io(&file, e))?.is_file() {
+            return Err(Error::user(file.display(), "is no regular file", "give a .safetensors file"));
+        }
+        let handle = File::open(&file).map_err(|e| Error::io(&file, e))?;
+        // SAFETY: the map is only read, and every read is within its length. If another process shortens the file
+        // meanwhile, the process is ended by SIGBUS; this crate replaces such files by renaming only.
+        let map = unsafe { Mmap::map(&handle) }.map_err(|e| Error::io(&file, e))?;
+        let (data, tensors) = header(&map).map_err(|(fact, remedy)| Error::user(file.display(), fact, remedy))?;
+        Ok(Weights { file, map, data, tensors })
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn get(&self, name: &str) -> Option<Tensor<'_>> {
+        let (name, info) = self.tensors.get_key_value(name)?;
+        let (start, end) = info.data_offsets;
+        let bytes = &self.map[self.data + start..self.data + end];
+        Some(Tensor { file: &self.file, name, dtype: info.dtype, shape: &info.shape, bytes })
+    }
+
+    /// The values of an F32 tensor of this shape.
+    ///
+    /// # Errors
+    /// No such tensor, another shape or dtype, or values that are not finite.
+    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let absent = || Error::user(self.file.display(), format!("has no tensor {name}"), "use the file that belongs here");
+        let tensor = self.get(name).ok_or_else(absent)?;
+        tensor.check_shape(shape)?;
+        tensor.f32()
+    }
+}
+
+/// The weights of a model folder, or what to do about those in another format.
+fn find(folder: &Path) -> Result<PathBuf> {
+    let file = folder.join("model.safetensors");
+    if file.exists() {
+        return Ok(file);
+    }
+    if folder.join("model.safetensors.index.json").exists() {
+        let remedy = "save the model as one file with save_pretrained(..., max_shard_size=\"100GB\")";
+        return Err(Error::user(folder.display(), "its weights are split over several files", remedy));
+    }
+    if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| folder.join(name).exists()) {
+        return Err(Error::user(folder.display(), "its weights are a pickle, pytorch_model.bin, which can run code", CONVERT));
+    }
+    Err(Error::user(folder.display(), "there is no model.safetensors in this folder", "give the folder of a model"))
+}
+
+const CONVERT: &str = "convert them in Python with transformers: \
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)";
+
+/// Reads and checks the header: where the tensors' bytes start, and the tensors. Otherwise (fact, remedy).
+fn header(bytes: &[u8]) -> std::result::Result<(usize, BTreeMap<String, TensorInfo>), (String, &'static str)> {
+    const AGAIN: &str = "fetch or save the file again";
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err(("is a Git LFS pointer, not the weights themselves".into(), "run `git lfs pull`"));
+    }
+    if bytes.starts_with(b"PK\x03\x04") {
+        return Err(("is a pickle of PyTorch, not safetensors".into(), CONVERT));
+    }
+    let Some((length, rest)) = bytes.split_first_chunk() else {
+        return Err((format!("has {} bytes, too few for safetensors", bytes.len()), AGAIN));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length == 0 {
+        return Err(("has a header of length 0".into(), AGAIN));
+    }
+    if length > MAX_HEADER as u64 {
+        return Err((format!("has a header of {length} bytes, over the limit of {MAX_HEADER}"), "check that it is safetensors"));
+    }
+    let Some((json, data)) = rest.split_at_checked(length as usize) else {
+        return Err((format!("ends within its header of {length} bytes"), AGAIN));
+    };
+    let json = str::from_utf8(json).map_err(|e| (format!("has a header that is not UTF-8 ({e})"), AGAIN))?;
+    let Header(tensors) = serde_json::from_str(json).map_err(|e| {
+        let what = if e.is_data() { "does not describe tensors" } else { "is not JSON" };
+        (format!("has a header that {what} ({e})"), AGAIN)
+    })?;
+
+    let mut order: Vec<_> = tensors.iter().collect();
+    order.sort_by_key(|(_, info)| info.data_offsets);
+    let mut covered = 0;
+    for (name, info) in order {
+        let (start, end) = info.data_offsets;
+        let fault = |fact: String| Err((format!("tensor {name} {fact}"), AGAIN));
+        if end < start {
+            return fault(format!("ends at byte {end}, before its start at {start}"));
+        }
+        if end > data.len() {
+            return fault(format!("ends at byte {end} of {}: the file is cut short", data.len()));
+        }
+        if start != covered {
+            let how = if start < covered { "overlaps the one before" } else { "leaves a hole before it" };
+            return fault(format!("starts at byte {start}, not {covered}: it {how}"));
+        }
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |product, &size| product.checked_mul(size));
+        if bits != (end - start).checked_mul(8) || bits.is_none() {
+            return fault(format!("of {:?} {} has {} bytes", info.shape, info.dtype, end - start));
+        }
+        covered = end;
+    }
+    if covered != data.len() {
+        return Err((format!("has {} bytes after its last tensor", data.len() - covered), AGAIN));
+    }
+    Ok((bytes.len() - data.len(), tensors))
+}
+
+/// The header's JSON, in which no name may stand twice.
+struct Header(BTreeMap<String, TensorInfo>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Header, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+                let (mut tensors, mut seen) = (BTreeMap::new(), HashSet::new());
+                while let Some(name) = map.next_key::<String>()? {
+                    if !seen.insert(name.clone()) {
+                        return Err(A::Error::custom(format!("{name} stands twice")));
+                    }
+                    if name == "__metadata__" {
+                        map.next_value::<HashMap<String, String>>()?;
+                    } else {
+                        tensors.insert(name, map.next_value()?);
+                    }
+                }
+                Ok(Header(tensors))
+            }
+        }
+        json.deserialize_map(Entries)
+    }
+}
+
+impl Tensor<'_> {
+    /// The values of an F32 tensor.
+    ///
+    /// # Errors
+    /// Another dtype, or a NaN or infinite value.
+    pub fn f32(&self) -> Result<Vec<f32>> {
+        let values = self.numbers(Dtype::F32, f32::from_le_bytes)?;
+        match values.iter().position(|value| !value.is_finite()) {
+            Some(at) => Err(self.error(format!("holds {} at element {at}", values[at]), "use a sound checkpoint")),
+            None => Ok(values),
+        }
+    }
+
+    /// The values of an F64 tensor, NaN and infinite ones included.
+    ///
+    /// # Errors
+    /// Another dtype.
+    pub fn f64(&self) -> Result<Vec<f64>> {
+        self.numbers(Dtype::F64, f64::from_le_bytes)
+    }
+
+    /// The values of an I64 tensor.
+    ///
+    /// # Errors
+    /// Another dtype.
+    pub fn i64(&self) -> Result<Vec<i64>> {
+        self.numbers(Dtype::I64, i64::from_le_bytes)
+    }
+
+    fn numbers<T, const N: usize>(&self, dtype: Dtype, from: fn([u8; N]) -> T) -> Result<Vec<T>> {
+        if self.dtype != dtype {
+            return Err(self.error(format!("is {} where {dtype} is needed", self.dtype), &format!("save it as {dtype}")));
+        }
+        let (numbers, _) = self.bytes.as_chunks();
+        Ok(numbers.iter().map(|&bytes| from(bytes)).collect())
+    }
+
+    fn check_shape(&self, shape: &[usize]) -> Result<()> {
+        if self.shape == shape {
+            return Ok(());
+        }
+        let remedy = match self.name {
+            "classifier.weight" | "classifier.bias" => "use data with as many labels, or start from a base model",
+            _ => "use the config.json that belongs to these weights",
+        };
+        Err(self.error(format!("is {:?} where {shape:?} is needed", self.shape), remedy))
+    }
+
+    fn error(&self, fact: String, remedy: &str) -> Error {
+        Error::user(self.file.display(), format!("tensor {} {fact}", self.name), remedy)
+    }
+}
+
+/// Finds each parameter of a model in a file, under any of its spellings, and checks the shapes. Values are read and
+/// checked by [`Tensor::f32`].
+///
+/// # Errors
+/// A parameter of the encoder is missing, or a tensor has another shape (a classifier for another number of labels).
+pub fn resolve<'a>(params: &'a [Param], weights: &'a Weights) -> Result<Loaded<'a>> {
+    let tensors: Vec<_> = params.iter().map(|param| param.spellings().find_map(|name| weights.get(&name))).collect();
+    let absent = || params.iter().zip(&tensors).filter(|(_, tensor)| tensor.is_none()).map(|(param, _)| param);
+    if let Some(first) = absent().find(|param| !param.head) {
+        let fact = format!("lacks {} of the model's {} tensors, among them {}", absent().count(), params.len(), first.name);
+        return Err(Error::user(weights.file.display(), fact, "use the config.json that belongs to these weights"));
+    }
+    for (param, tensor) in params.iter().zip(&tensors) {
+        tensor.map_or(Ok(()), |tensor| tensor.check_shape(&param.shape))?;
+    }
+    let missing = absent().map(|param| param.name.as_str()).collect();
+    let used: HashSet<_> = tensors.iter().flatten().map(|tensor| tensor.name).collect();
+    let unexpected = weights.names().filter(|name| !used.contains(name)).collect();
+    Ok(Loaded { tensors, missing, unexpected })
+}
+
+/// Writes F32 tensors (name, shape) as Hugging Face does: sorted by name, metadata `{"format": "pt"}`. `values(i, out)`
+/// fills `out` with tensor `i`; it is called once for each, one after another, so that only one is held at a time.
+/// The file is complete and synced to disk before it gets its name; to sync the folder is up to the caller.
+///
+/// # Errors
+/// Those of `values` and of the file system. What stood at `path` before then stands there still.
+pub fn write<N: AsRef<str>, S: AsRef<[usize]>>(
+    path: &Path,
+    tensors: &[(N, S)],
+    values: impl FnMut(usize, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let partial = path.with_extension("safetensors.partial");
+    let written =
+        write_all(&partial, tensors, values).and_then(|()| std::fs::rename(&partial, path).map_err(|e| Error::io(path, e)));
+    if written.is_err() {
+        // Of two errors the first is the one to report.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written
+}
+
+fn write_all<N: AsRef<str>, S: AsRef<[usize]>>(
+    path: &Path,
+    tensors: &[(N, S)],
+    mut values: impl FnMut(usize, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&i| tensors[i].0.as_ref());
+    let count = |i: usize| tensors[i].1.as_ref().iter().product::<usize>();
+
+    let mut end = 0;
+    let infos = order.iter().map(|&i| {
+        let start = end;
+        end += count(i) * size_of::<f32>();
+        let (name, shape) = (tensors[i].0.as_ref().to_string(), tensors[i].1.as_ref().to_vec());
+        (name, TensorInfo { dtype: Dtype::F32, shape, data_offsets: (start, end) })
+    });
+    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let metadata = Metadata::new(Some(format), infos.collect()).expect("ranges laid end to end are sound");
+    let mut json = serde_json::to_vec(&metadata).expect("names and numbers are JSON");
+    // The tensors start at a multiple of 8 bytes.
+    json.resize(json.len().next_multiple_of(8), b' ');
+
+    let io = |e| Error::io(path, e);
+    let mut file = File::create(path).map_err(io)?;
+    file.write_all(&(json.len() as u64).to_le_bytes()).map_err(io)?;
+    file.write_all(&json).map_err(io)?;
+    let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
+    for &i in &order {
+        numbers.clear();
+        numbers.resize(count(i), 0.0);
+        values(i, &mut numbers)?;
+        for block in numbers.chunks(1 << 16) {
+            bytes.clear();
+            bytes.extend(block.iter().flat_map(|value| value.to_le_bytes()));
+            file.write_all(&bytes).map_err(io)?;
+        }
+    }
+    file.sync_all().map_err(io)
+}
