@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! How a run shows that it moves: a bar on a terminal, plain lines elsewhere, both on standard error, since standard
 //! output belongs to results. No colours, so that there is nothing for NO_COLOR to switch off.
 
@@ -239,4 +236,3 @@ pub fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     }
     text
 }
->>>>>>> metrics

@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! Classification metrics of labels and scores, equal to scikit-learn's: counted in integers, divided last.
 //! O(classes * n log n) for n rows.
 
@@ -412,4 +409,3 @@ impl Metric {
         ahead || (b.is_nan() && !a.is_nan())
     }
 }
->>>>>>> metrics
