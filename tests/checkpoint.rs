@@ -1,1 +1,341 @@
+//! safetensors: the golden files in full, write and read back bit for bit, and every fault a file can have.
 
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use warpfit::Result;
+use warpfit::checkpoint::weights::{Weights, resolve, write};
+use warpfit::model::config::Config;
+use warpfit::model::names::{Param, params};
+
+const FOLDERS: [&str; 8] = [
+    "distilbert-a/hf",
+    "distilbert-b/hf",
+    "bert-a/hf",
+    "text/hf",
+    "train/hf_init",
+    "train/hf_final",
+    "train-accumulate/hf_init",
+    "train-accumulate/hf_final",
+];
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+}
+
+fn inventory(folder: &str) -> Vec<Param> {
+    params(&Config::read(&golden(folder).join("config.json")).unwrap())
+}
+
+/// A safetensors file of this header and data.
+fn file(header: &[u8], data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header, data].concat()
+}
+
+/// Writes `bytes` to a file and opens it. The map outlives the name.
+fn open(bytes: &[u8]) -> Result<Weights> {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.safetensors");
+    std::fs::write(&path, bytes).unwrap();
+    Weights::open(&path)
+}
+
+/// The one line that opening `bytes` gives.
+fn refusal(bytes: &[u8]) -> String {
+    let message = open(bytes).err().expect("must be refused").to_string();
+    assert!(message.contains("model.safetensors`: ") && message.contains("; ") && !message.contains('\n'), "{message}");
+    message
+}
+
+fn store(path: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
+    let shapes: Vec<_> = tensors.iter().map(|(name, shape, _)| (name, shape)).collect();
+    write(path, &shapes, |i, out| {
+        out.copy_from_slice(&tensors[i].2);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn golden_models_resolve_with_nothing_missing_or_left_over() {
+    for folder in FOLDERS {
+        let (list, weights) = (inventory(folder), Weights::open(&golden(folder)).unwrap());
+        let loaded = resolve(&list, &weights).unwrap();
+        assert!(loaded.missing.is_empty() && loaded.unexpected.is_empty(), "{folder}");
+        for (param, tensor) in list.iter().zip(loaded.tensors) {
+            let tensor = tensor.unwrap();
+            assert_eq!((tensor.name, tensor.shape), (param.name.as_str(), &param.shape[..]));
+            assert_eq!(tensor.f32().unwrap(), weights.f32(&param.name, &param.shape).unwrap());
+            assert_eq!(tensor.f32().unwrap().len(), param.count());
+        }
+    }
+}
+
+#[test]
+fn a_model_written_again_is_the_same_file() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.safetensors");
+    for case in FOLDERS {
+        let (list, weights) = (inventory(case), Weights::open(&golden(case)).unwrap());
+        let shapes: Vec<_> = list.iter().map(|param| (&param.name, &param.shape)).collect();
+        write(&path, &shapes, |i, out| {
+            out.copy_from_slice(&weights.f32(&list[i].name, &list[i].shape)?);
+            Ok(())
+        })
+        .unwrap();
+        assert!(std::fs::read(&path).unwrap() == std::fs::read(golden(case).join("model.safetensors")).unwrap(), "{case}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no partial file is left");
+}
+
+#[test]
+fn every_bit_pattern_survives() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("x.safetensors");
+    // Subnormal, smallest, largest, minus zero; an empty tensor, a scalar, a name that JSON escapes.
+    let values = vec![-0.0, f32::from_bits(1), f32::MIN_POSITIVE, f32::MAX, f32::MIN, 0.1, 1.0];
+    let long: Vec<f32> = (0..150_000).map(|i| i as f32 * 0.37).collect();
+    let tensors = [
+        ("z", vec![7], values),
+        ("empty", vec![0, 3], vec![]),
+        ("scalar", vec![], vec![2.5]),
+        ("naïve \"q\"\n", vec![1, 2], vec![3.0, 4.0]),
+        ("long", vec![3, 50_000], long),
+    ];
+    store(&path, &tensors);
+    let weights = Weights::open(&path).unwrap();
+    assert_eq!(weights.names().count(), tensors.len());
+    for (name, shape, values) in &tensors {
+        let read = weights.f32(name, shape).unwrap();
+        assert!(read.iter().map(|value| value.to_bits()).eq(values.iter().map(|value| value.to_bits())), "{name}");
+    }
+}
+
+#[test]
+fn a_failed_write_leaves_what_was_there() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.safetensors");
+    store(&path, &[("a", vec![1], vec![1.0])]);
+    let failed = write(&path, &[("a", [1]), ("b", [1])], |i, _| match i {
+        0 => Ok(()),
+        _ => Err(warpfit::Error::user("b", "fails", "nothing")),
+    });
+    assert_eq!(failed.unwrap_err().to_string(), "`b`: fails; nothing");
+    assert_eq!(Weights::open(&path).unwrap().f32("a", &[1]).unwrap(), [1.0]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    let nowhere = folder.path().join("none/model.safetensors");
+    assert!(write(&nowhere, &[("a", [1])], |_, _| Ok(())).unwrap_err().to_string().contains("no such file or folder"));
+}
+
+#[test]
+fn other_dtypes_of_the_golden_files_are_read() {
+    let inputs = Weights::open(&golden("distilbert-a/inputs.safetensors")).unwrap();
+    assert_eq!(inputs.get("labels").unwrap().i64().unwrap().len(), 6);
+    assert_eq!(inputs.get("input_ids").unwrap().i64().unwrap()[0], 2, "[CLS]");
+    let message = inputs.f32("labels", &[6]).unwrap_err().to_string();
+    assert!(message.ends_with("inputs.safetensors`: tensor labels is I64 where F32 is needed; save it as F32"), "{message}");
+    let adamw = Weights::open(&golden("distilbert-a/adamw.safetensors")).unwrap();
+    let rates = adamw.get("lr").unwrap().f64().unwrap();
+    assert_eq!((rates.len(), rates[0], rates[1]), (12, 0.0, 2.5e-4));
+    assert!(adamw.get("lr").unwrap().i64().is_err());
+}
+
+/// Every parameter of a golden model under the name `rename` gives it, where it gives one.
+fn renamed(case: &str, folder: &Path, rename: impl Fn(&Param) -> Option<String>) -> Weights {
+    let original = Weights::open(&golden(case)).unwrap();
+    let kept: Vec<_> = inventory(case).into_iter().filter_map(|param| Some((rename(&param)?, param))).collect();
+    let tensors: Vec<_> = kept
+        .iter()
+        .map(|(name, param)| (name.as_str(), param.shape.clone(), original.f32(&param.name, &param.shape).unwrap()))
+        .collect();
+    let path = folder.join("model.safetensors");
+    store(&path, &tensors);
+    Weights::open(folder).unwrap()
+}
+
+#[test]
+fn base_checkpoints_get_a_fresh_head() {
+    let folder = TempDir::new().unwrap();
+    let cases = [
+        ("distilbert-a/hf", "distilbert.", &["pre_classifier.weight", "pre_classifier.bias"][..]),
+        ("bert-a/hf", "bert.", &["bert.pooler.dense.weight", "bert.pooler.dense.bias"][..]),
+    ];
+    for (case, prefix, dense) in cases {
+        let list = inventory(case);
+        let original = Weights::open(&golden(case)).unwrap();
+        let classifier = ["classifier.weight", "classifier.bias"];
+
+        // As saved from the encoder alone: no prefix, no head.
+        let weights = renamed(case, folder.path(), |param| (!param.head).then(|| param.name.replace(prefix, "")));
+        let loaded = resolve(&list, &weights).unwrap();
+        assert_eq!(loaded.missing, [dense, &classifier].concat());
+        assert!(loaded.unexpected.is_empty());
+        for (param, tensor) in list.iter().zip(&loaded.tensors).filter(|(param, _)| !param.head) {
+            assert_eq!(tensor.unwrap().bytes, original.get(&param.name).unwrap().bytes, "{}", param.name);
+        }
+
+        // A language model as converted from TensorFlow: gamma and beta, other heads, with the pooler in BERT.
+        let old = |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let weights = renamed(case, folder.path(), |param| match param.name.as_str() {
+            "classifier.weight" => Some("vocab_transform.weight".into()),
+            "classifier.bias" => Some("cls.predictions.bias".into()),
+            name => Some(old(name)),
+        });
+        assert!(weights.names().any(|name| name.ends_with("LayerNorm.gamma")));
+        let loaded = resolve(&list, &weights).unwrap();
+        assert_eq!(loaded.missing, classifier);
+        assert_eq!(loaded.unexpected, ["cls.predictions.bias", "vocab_transform.weight"]);
+    }
+}
+
+#[test]
+fn models_that_do_not_fit_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let case = "distilbert-a/hf";
+    let weights = Weights::open(&golden(case)).unwrap();
+    let config = Config::read(&golden(case).join("config.json")).unwrap();
+    let refused = |list: &[Param], weights: &Weights| resolve(list, weights).expect_err("must be refused").to_string();
+
+    let six = config.clone().with_labels((0..6).map(|i| i.to_string()).collect()).unwrap();
+    let message = refused(&params(&six), &weights);
+    assert!(message.contains("tensor classifier.weight is [2, 64] where [6, 64] is needed; use data"), "{message}");
+
+    let deeper = Config { layers: 3, ..config.clone() };
+    let message = refused(&params(&deeper), &weights);
+    assert!(message.contains("lacks 16 of the model's 56 tensors, among them distilbert.transformer.layer.2."), "{message}");
+
+    let words = Config { vocab: 300, ..config.clone() };
+    let message = refused(&params(&words), &weights);
+    assert!(message.contains("word_embeddings.weight is [256, 64] where [300, 64] is needed"), "{message}");
+
+    let message = refused(&inventory("bert-a/hf"), &weights);
+    assert!(message.contains("lacks 39 of the model's 41 tensors"), "{message}");
+
+    let lost = "distilbert.transformer.layer.1.ffn.lin2.bias";
+    let weights = renamed(case, folder.path(), |param| (param.name != lost).then(|| param.name.clone()));
+    let message = refused(&params(&config), &weights);
+    assert!(message.contains(&format!("lacks 1 of the model's 40 tensors, among them {lost}")), "{message}");
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    for (value, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+        let mut data = vec![0u8; 16];
+        data[8..12].copy_from_slice(&value.to_le_bytes());
+        let weights = open(&file(br#"{"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#, &data)).unwrap();
+        let message = weights.f32("w", &[2, 2]).unwrap_err().to_string();
+        assert!(message.contains(&format!("tensor w holds {shown} at element 2; ")), "{message}");
+        let message = weights.f32("w", &[4]).unwrap_err().to_string();
+        assert!(message.contains("tensor w is [2, 2] where [4] is needed"), "{message}");
+        let message = weights.f32("v", &[4]).unwrap_err().to_string();
+        assert!(message.contains("has no tensor v"), "{message}");
+    }
+}
+
+#[test]
+fn headers_that_are_not_sound_are_refused() {
+    let refused = |bytes: &[u8], fact: &str| {
+        let message = refusal(bytes);
+        assert!(message.contains(fact), "{message}");
+    };
+    refused(b"", "has 0 bytes, too few");
+    refused(b"1234567", "has 7 bytes, too few");
+    refused(&[0; 8], "a header of length 0");
+    refused(&[0; 4096], "a header of length 0");
+    refused(&u64::MAX.to_le_bytes(), "over the limit of 100000000");
+    refused(&100_000_001u64.to_le_bytes(), "a header of 100000001 bytes, over the limit");
+    refused(&100_000_000u64.to_le_bytes(), "ends within its header of 100000000 bytes");
+    refused(&[&3u64.to_le_bytes()[..], b"{}"].concat(), "ends within its header of 3 bytes");
+    refused(&file(b"{\"\xff\":1}", b""), "not UTF-8");
+    refused(&file(b"{", b""), "is not JSON of tensors");
+    refused(&file(b"{} x", b""), "is not JSON of tensors");
+    refused(&file("[".repeat(10_000).as_bytes(), b""), "is not JSON of tensors");
+    refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer");
+    refused(b"PK\x03\x04 and so on", "is a pickle");
+
+    let data = [0u8; 16];
+    let header = |json: &str, fact: &str| refused(&file(json.as_bytes(), &data), fact);
+    header("[]", "is not JSON of tensors");
+    header(r#"{"w":1}"#, "is not JSON of tensors");
+    header(r#"{"w":{"dtype":"F32","shape":[4]}}"#, "missing field `data_offsets`");
+    header(r#"{"w":{"dtype":"F33","shape":[4],"data_offsets":[0,16]}}"#, "unknown variant `F33`");
+    header(r#"{"w":{"dtype":"F32","shape":[-4],"data_offsets":[0,16]}}"#, "integer `-4`");
+    header(r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16,32]}}"#, "is not JSON of tensors");
+    header(r#"{"__metadata__":{"format":1},"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, "is not JSON of tensors");
+    header(
+        r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#,
+        "w stands twice",
+    );
+    header(r#"{"w":{"dtype":"F32","shape":[4],"shape":[4],"data_offsets":[0,16]}}"#, "duplicate field");
+    header(r#"{"w":{"dtype":"F32","shape":[5],"data_offsets":[0,20]}}"#, "tensor w ends at byte 20 of 16: the file is cut short");
+    header(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}"#, "has 16 bytes of data where its last tensor ends at 12");
+    header("{}", "has 16 bytes of data where its last tensor ends at 0");
+    header(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[4,16]}}"#, "tensor w starts at byte 4, not 0: it leaves a hole");
+    header(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[16,4]}}"#, "tensor w ends at byte 4, before its start");
+    let two = |v: &str, w: &str| {
+        format!(
+            r#"{{"v":{{"dtype":"F32","shape":[2],"data_offsets":{v}}},"w":{{"dtype":"F32","shape":[2],"data_offsets":{w}}}}}"#
+        )
+    };
+    header(&two("[0,8]", "[4,12]"), "tensor w starts at byte 4, not 8: it overlaps");
+    header(&two("[0,8]", "[0,8]"), "tensor w starts at byte 0, not 8: it overlaps");
+    header(&two("[8,16]", "[4,12]"), "tensor w starts at byte 4, not 0");
+    header(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,16]}}"#, "tensor w of [3] F32 has 16 bytes");
+    header(r#"{"w":{"dtype":"F64","shape":[4],"data_offsets":[0,16]}}"#, "tensor w of [4] F64 has 16 bytes");
+    let huge = "18446744073709551615";
+    header(&format!(r#"{{"w":{{"dtype":"F32","shape":[{huge},{huge}],"data_offsets":[0,16]}}}}"#), "has 16 bytes");
+    header(r#"{"w":{"dtype":"F32","shape":[4611686018427387908],"data_offsets":[0,16]}}"#, "has 16 bytes");
+    header(&format!(r#"{{"w":{{"dtype":"F32","shape":[4],"data_offsets":[0,{huge}]}}}}"#), "cut short");
+    header(&format!(r#"{{"w":{{"dtype":"U8","shape":[{huge}],"data_offsets":[0,{huge}]}}}}"#), "cut short");
+
+    let sound = file(two("[0,8]", "[8,16]").as_bytes(), &data);
+    assert!(open(&sound).is_ok());
+    refused(&sound[..sound.len() - 1], "tensor w ends at byte 16 of 15: the file is cut short");
+    refused(&[&sound[..], b"\0"].concat(), "has 17 bytes of data where its last tensor ends at 16");
+}
+
+#[test]
+fn folders_without_safetensors_say_what_to_do() {
+    let folder = TempDir::new().unwrap();
+    let message = || Weights::open(folder.path()).err().expect("must be refused").to_string();
+    assert!(message().contains("there is no model.safetensors in this folder"));
+    std::fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();
+    assert!(message().contains("pytorch_model.bin") && message().contains("save_pretrained"));
+    std::fs::write(folder.path().join("model.safetensors.index.json"), b"{}").unwrap();
+    assert!(message().contains("split over several files") && message().contains("max_shard_size"));
+    std::fs::create_dir(folder.path().join("model.safetensors")).unwrap();
+    assert!(message().contains("is no regular file"));
+    assert!(Weights::open(Path::new("no such folder")).err().unwrap().to_string().contains("no such file or folder"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_fifo_is_refused_and_not_waited_for() {
+    let folder = TempDir::new().unwrap();
+    let fifo = folder.path().join("model.safetensors");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert!(Weights::open(&fifo).err().expect("must be refused").to_string().contains("is no regular file"));
+}
+
+proptest! {
+    #[test]
+    fn damaged_files_never_panic(flips in prop::collection::vec((0usize..260, any::<u8>()), 0..4), cut in prop::option::of(0usize..260)) {
+        let header = r#"{"__metadata__":{"format":"pt"},"v":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"I64","shape":[1,2],"data_offsets":[8,24]}}"#;
+        let mut bytes = file(header.as_bytes(), &[1; 24]);
+        for (at, byte) in flips {
+            let at = at % bytes.len();
+            bytes[at] = byte;
+        }
+        bytes.truncate(cut.unwrap_or(usize::MAX));
+        match open(&bytes) {
+            Ok(weights) => for name in weights.names() {
+                let tensor = weights.get(name).unwrap();
+                let _ = (tensor.f32(), tensor.f64(), tensor.i64());
+                prop_assert_eq!(tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize(), tensor.bytes.len() * 8);
+            },
+            Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1),
+        }
+    }
+}

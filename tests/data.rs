@@ -1,1 +1,637 @@
+//! Reading, tokenising, splitting, packing and loading of texts and labels.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use warpfit::data::dataset::{Dataset, Options, Table, class_names, overlap, stratified_split};
+use warpfit::data::loader::{Loader, randperm, row_order};
+use warpfit::data::pack::PackedBatch;
+use warpfit::data::tokenize::{Encoded, Tokenizer};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn json_lines(path: PathBuf) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn strings(items: &[&str]) -> Vec<String> {
+    items.iter().map(|s| s.to_string()).collect()
+}
+
+/// Reads `content` as a file of that name.
+fn read(name: &str, content: impl AsRef<[u8]>) -> warpfit::Result<Table> {
+    read_with(name, content, &Options::default())
+}
+
+fn read_with(name: &str, content: impl AsRef<[u8]>, options: &Options) -> warpfit::Result<Table> {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join(name);
+    fs::write(&path, content).unwrap();
+    Table::read(&path, options)
+}
+
+/// The error's one line; the place must end in `place` and the rest hold `part`.
+#[track_caller]
+fn assert_error<T>(result: warpfit::Result<T>, place: &str, part: &str) {
+    let line = result.err().expect("an error").to_string();
+    assert!(!line.contains('\n') && line.contains("; "), "one line with a remedy: {line}");
+    let (at, rest) = line.split_once("`: ").unwrap();
+    assert!(at.ends_with(place) && rest.contains(part), "wanted {place} ... {part}, got {line}");
+}
+
+fn csv(content: &str) -> Table {
+    read("a.csv", content).unwrap()
+}
+
+/// Names and labels of one table used for training.
+fn label(table: Table, model: Option<&[String]>) -> warpfit::Result<(Vec<String>, Vec<u32>)> {
+    let names = class_names(&[&table], model)?;
+    let labels = table.into_dataset(&names)?.labels;
+    Ok((names, labels))
+}
+
+// ---- dataset: formats
+
+#[test]
+fn csv_as_rfc_4180_has_it() {
+    let table = csv("\u{feff}id,text,label\r\n1,\"a, \"\"b\"\"\r\nc\",pos\r\n\r\n2,<br />  d ,neg\r\n3,,pos\r\n");
+    assert_eq!(table.texts, ["a, \"b\"\r\nc", "<br />  d ", ""]);
+    assert_eq!(table.labels, Some(strings(&["pos", "neg", "pos"])));
+    // Rows start on these lines, whatever the line ends and the lines inside quotes.
+    assert!([(0, ":2"), (1, ":5"), (2, ":6")].iter().all(|(row, line)| table.place(*row).ends_with(line)));
+}
+
+#[test]
+fn golden_csv() {
+    let table = Table::read(&golden("train/train.csv"), &Options::default()).unwrap();
+    assert_eq!((table.texts.len(), table.texts[0].as_str()), (96, "screen: fine, good and lovely"));
+    let (names, labels) = label(table, None).unwrap();
+    assert_eq!((names, &labels[..3]), (strings(&["LABEL_0", "LABEL_1"]), [1, 0, 1].as_slice()));
+}
+
+#[test]
+fn tsv_and_delimiters() {
+    assert_eq!(read("a.tsv", "text\tlabel\na, b\t1\n").unwrap().texts, ["a, b"]);
+    let options = Options { delimiter: Some(b';'), ..Default::default() };
+    assert_eq!(read_with("A.CSV", "text;label\na, b;1\n", &options).unwrap().texts, ["a, b"]);
+}
+
+#[test]
+fn json_lines_of_any_label_kind() {
+    let table =
+        read("a.jsonl", "\u{feff}{\"text\":\"\\u0000a\\nb\",\"label\":1}\r\n\n{\"label\":true,\"text\":\"\"}\n{\"text\":\"c\"}")
+            .unwrap();
+    assert_eq!(table.texts, ["\0a\nb", "", "c"]);
+    assert_eq!(table.labels, Some(strings(&["1", "true", ""])));
+    assert!(table.place(1).ends_with("a.jsonl:3"));
+}
+
+#[test]
+fn columns_by_name_by_flag_and_by_content() {
+    assert_eq!(csv("sentiment,Review,x\npos,good,1\n").texts, ["good"]);
+    assert_eq!(csv("text,content,label\na,b,1\n").texts, ["a"], "text comes before content");
+    assert_eq!(csv("a,b\n0,a long text\n1,\n").texts, ["a long text", ""], "the longer of two unknown columns");
+    assert_eq!(csv("b,a\na long text,0\n,1\n").labels.unwrap(), ["0", "1"]);
+    assert_eq!(csv("stars,review\n5,good\n").labels.unwrap(), ["5"], "the other one of two");
+    assert_eq!(csv("phrase\ngood\n").labels, None);
+    assert_eq!(csv("id,text,note\n1,good,x\n").labels, None);
+    let named =
+        |text: &str, label: &str| Options { text_column: Some(text.into()), label_column: Some(label.into()), delimiter: None };
+    let file = "text,label,b,c\n1,2,3,4\n";
+    let table = read_with("a.csv", file, &named("c", "b")).unwrap();
+    assert_eq!((table.texts, table.labels.unwrap()), (strings(&["4"]), strings(&["3"])));
+    assert_error(read_with("a.csv", file, &named("d", "b")), "a.csv", "no column is named d; the columns are text, label, b, c");
+    assert_error(read_with("a.csv", file, &named("b", "b")), "a.csv", "cannot be both");
+    assert_error(read("a.csv", "x,y,z\n1,2,3\n"), "a.csv", "no column of texts among x, y, z; name it with --text-column");
+    assert_error(read("a.csv", "text,label,text\n1,2,3\n"), "a.csv", "two columns are named text");
+    assert_error(class_names(&[&csv("id,text,note\n1,good,x\n")], None), "a.csv", "no column of labels among id, text, note");
+}
+
+/// A Parquet file of text (optional) and label, in two row groups.
+fn parquet(folder: &Path, schema: &str, texts: &[Option<&str>], labels: Labels, names: Option<&[&str]>) -> PathBuf {
+    let path = folder.join("train-00000-of-00001.parquet");
+    let metadata = names.map(|names| {
+        let json = json!({"info": {"features": {"text": {"dtype": "string"}, "label": {"names": names, "_type": "ClassLabel"}}}});
+        vec![KeyValue::new("huggingface".to_string(), json.to_string())]
+    });
+    let properties = WriterProperties::builder().set_key_value_metadata(metadata).build();
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut file = SerializedFileWriter::new(fs::File::create(&path).unwrap(), schema, Arc::new(properties)).unwrap();
+    let half = texts.len() / 2;
+    for rows in [0..half, half..texts.len()] {
+        let mut group = file.next_row_group().unwrap();
+        let levels: Vec<i16> = texts[rows.clone()].iter().map(|text| text.is_some() as i16).collect();
+        let values: Vec<ByteArray> = texts[rows.clone()].iter().flatten().map(|text| ByteArray::from(*text)).collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        match labels {
+            Labels::Whole(labels) => column.typed::<Int64Type>().write_batch(&labels[rows], None, None).map(drop),
+            Labels::Real(labels) => column.typed::<DoubleType>().write_batch(&labels[rows], None, None).map(drop),
+        }
+        .unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
+    file.close().unwrap();
+    path
+}
+
+#[derive(Clone, Copy)]
+enum Labels<'a> {
+    Whole(&'a [i64]),
+    Real(&'a [f64]),
+}
+
+const TEXT_AND_INT: &str = "message schema { optional binary text (UTF8); required int64 label; }";
+const TEXT_AND_DOUBLE: &str = "message schema { optional binary text (UTF8); required double label; }";
+
+#[test]
+fn parquet_with_class_names() {
+    let folder = TempDir::new().unwrap();
+    let texts = [Some("a"), Some(""), Some("日本\0")];
+    let path = parquet(folder.path(), TEXT_AND_INT, &texts, Labels::Whole(&[1, 0, 1]), Some(&["neg", "pos"]));
+    let table = Table::read(&path, &Options::default()).unwrap();
+    assert_eq!(table.texts, ["a", "", "日本\0"]);
+    assert_eq!(label(table, None).unwrap(), (strings(&["neg", "pos"]), vec![1, 0, 1]));
+    let table = Table::read(&path, &Options::default()).unwrap();
+    let model = strings(&["NEGATIVE", "POSITIVE"]);
+    assert_eq!(label(table, Some(&model)).unwrap(), (model, vec![1, 0, 1]), "the model's names come first");
+}
+
+#[test]
+fn parquet_labels_as_floats() {
+    let folder = TempDir::new().unwrap();
+    let read = |labels: &[f64]| {
+        let path = parquet(folder.path(), TEXT_AND_DOUBLE, &[Some("a"), Some("b")], Labels::Real(labels), None);
+        label(Table::read(&path, &Options::default()).unwrap(), None)
+    };
+    assert_eq!(read(&[1.0, 0.0]).unwrap().1, [1, 0]);
+    assert_error(read(&[1.0, 0.5]), "parquet: row 1 (from 0)", "0.5 is not a whole number");
+    assert_error(read(&[1.0, f64::NAN]), "row 1 (from 0)", "missing");
+}
+
+#[test]
+fn parquet_faults() {
+    let folder = TempDir::new().unwrap();
+    let read = |path: &Path| Table::read(path, &Options::default());
+    let texts = [Some("a"), Some("b"), None];
+    let path = parquet(folder.path(), TEXT_AND_INT, &texts, Labels::Whole(&[1, 0, 1]), None);
+    assert_error(read(&path), "parquet: row 2 (from 0)", "null");
+    let path = parquet(folder.path(), TEXT_AND_INT, &[], Labels::Whole(&[]), None);
+    assert_error(read(&path), ".parquet", "no rows");
+    let path = parquet(
+        folder.path(),
+        &TEXT_AND_INT.replace("text", "label_").replace(" label;", " text;"),
+        &[Some("a")],
+        Labels::Whole(&[1]),
+        None,
+    );
+    assert_error(read(&path), ".parquet", "the column text does not hold strings");
+    let path = parquet(folder.path(), TEXT_AND_INT, &[Some("a"), Some("b")], Labels::Whole(&[7, -1]), Some(&["neg", "pos"]));
+    assert_error(label(read(&path).unwrap(), None), "row 0 (from 0)", "7 is out of range: the 2 classes");
+
+    let whole = fs::read(&path).unwrap();
+    for size in [1, 3, 4, 8, whole.len() / 2, whole.len() - 9, whole.len() - 4, whole.len() - 1] {
+        fs::write(&path, &whole[..size]).unwrap();
+        assert_error(read(&path), ".parquet", "not a whole Parquet file");
+    }
+}
+
+// ---- dataset: names of classes
+
+#[test]
+fn model_names_win_where_they_fit() {
+    let model = strings(&["NEG", "POS"]);
+    let with = |file: &str| label(csv(file), Some(&model)).unwrap();
+    assert_eq!(with("text,label\na,POS\nb,NEG\n"), (model.clone(), vec![1, 0]));
+    assert_eq!(with("text,label\na,1\nb,0\n"), (model.clone(), vec![1, 0]));
+    assert_eq!(with("text,label\na, 1.0 \nb,00\n"), (model.clone(), vec![1, 0]));
+    assert_eq!(with("text,label\na,pos\nb,neg\n"), (strings(&["neg", "pos"]), vec![1, 0]));
+    assert_eq!(with("text,label\na,2\nb,0\nc,1\n").0, ["LABEL_0", "LABEL_1", "LABEL_2"]);
+    // Names that look like indices are names first, but only where all labels are.
+    let stars = strings(&["1", "2", "3"]);
+    assert_eq!(label(csv("text,label\na,1\nb,3\n"), Some(&stars)).unwrap().1, [0, 2]);
+    assert_eq!(label(csv("text,label\na,1\nb,0\n"), Some(&stars)).unwrap().1, [1, 0]);
+}
+
+#[test]
+fn names_from_the_labels() {
+    let named = |labels: &[&str]| {
+        let rows: String = labels.iter().map(|label| format!("t,\"{label}\"\n")).collect();
+        label(csv(&format!("text,label\n{rows}")), None).unwrap()
+    };
+    assert_eq!(named(&["b", "a, \n'c'", "b"]), (strings(&["a, \n'c'", "b"]), vec![1, 0, 1]));
+    assert_eq!(named(&["10", "9", "1"]), (strings(&["1", "9", "10"]), vec![2, 1, 0]), "by value");
+    assert_eq!(named(&["2", "0", "1.0", "1"]), (strings(&["LABEL_0", "LABEL_1", "LABEL_2"]), vec![2, 0, 1, 1]));
+    assert_eq!(named(&["nan", "inf"]).0, ["inf", "nan"]);
+    assert_eq!(named(&["-1", "x"]), (strings(&["-1", "x"]), vec![0, 1]));
+}
+
+#[test]
+fn names_over_two_tables() {
+    let train = csv("text,label\na,x\nb,y\n");
+    let names = class_names(&[&train, &csv("text,label\na,z\n")], None).unwrap();
+    assert_eq!(names, ["x", "y", "z"]);
+    assert_eq!(train.into_dataset(&names).unwrap(), Dataset { texts: strings(&["a", "b"]), labels: vec![0, 1] });
+    let folders = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    let tables = [["neg", "pos"], ["pos", "neg"]].iter().zip(&folders).map(|(names, folder)| {
+        let path = parquet(folder.path(), TEXT_AND_INT, &[Some("a"), Some("b")], Labels::Whole(&[0, 1]), Some(names));
+        Table::read(&path, &Options::default()).unwrap()
+    });
+    let tables: Vec<Table> = tables.collect();
+    assert_error(class_names(&[&tables[0], &tables[1]], None), ".parquet", "classes are pos, neg, those of");
+}
+
+#[test]
+fn label_faults() {
+    let bad = |labels: &str| label(csv(&format!("text,label\n{labels}")), None);
+    assert_error(bad("a,0\nb,1\nc,\n"), "a.csv:4", "the label is missing");
+    assert_error(bad("a,0\nb,  \n"), "a.csv:3", "the label is missing");
+    assert_error(bad("a,0\nb,1\nc,0.5\n"), "a.csv:4", "0.5 is not a whole number");
+    assert_error(bad("a,0\nb,-1\n"), "a.csv:3", "-1 is negative");
+    assert_error(bad("a,0\nb,0\n"), "a.csv", "every label is \"0\"");
+    let names = strings(&["neg", "pos"]);
+    let against = |labels: &str| csv(&format!("text,label\n{labels}")).into_dataset(&names);
+    assert_eq!(against("a,1\n").unwrap().labels, [1], "one class is enough to evaluate");
+    assert_error(against("a,1\nb,2\n"), "a.csv:3", "2 is out of range: the 2 classes count from 0; the classes are neg, pos");
+    assert_error(against("a,1\nb,-1\n"), "a.csv:3", "negative");
+    assert_error(against("a,1\nb,0.5\n"), "a.csv:3", "not a whole number");
+    assert_error(against("a,pos\nb,positve\n"), "a.csv:3", "\"positve\" is none of the classes");
+    assert_error(against("a,pos\nb,1\n"), "a.csv:3", "");
+    assert_error(against(&format!("a,pos\nb,\"{}\n\"\n", "x".repeat(1000))), "a.csv:3", "xxx...");
+}
+
+// ---- dataset: faults
+
+#[test]
+fn files_that_cannot_be_read() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let read_path = |name: &str| Table::read(&path(name), &Options::default());
+    assert_error(read_path("none.csv"), "none.csv", "no such file");
+    fs::create_dir(path("folder.csv")).unwrap();
+    assert_error(read_path("folder.csv"), "folder.csv", "is a folder");
+    std::os::unix::fs::symlink(path("loop.csv"), path("loop.csv")).unwrap();
+    assert_error(read_path("loop.csv"), "loop.csv", "symbolic links");
+    assert!(std::process::Command::new("mkfifo").arg(path("pipe.csv")).status().unwrap().success());
+    assert_error(read_path("pipe.csv"), "pipe.csv", "not a regular file");
+    assert_error(read("a.xlsx", "PK"), "a.xlsx", "ending; give .csv, .tsv, .jsonl or .parquet");
+    for name in ["a.csv", "a.tsv", "a.jsonl", "a.parquet"] {
+        assert_error(read(name, ""), name, "empty");
+    }
+}
+
+#[test]
+fn text_faults() {
+    assert_error(read("a.csv", "text,label\n"), "a.csv", "no rows");
+    assert_error(read("a.csv", "\u{feff}\n\n"), "a.csv", "no header and no rows");
+    assert_error(read("a.jsonl", "\n \n"), "a.jsonl", "no rows");
+    for name in ["a.csv", "a.jsonl"] {
+        assert_error(read(name, b"text,label\na,1\ncaf\xe9,0\n"), ":3", "not UTF-8; save the file as UTF-8");
+        assert_error(read(name, b"text,label\na,1\ncaf\xc3"), ":3", "middle of a UTF-8 character");
+        assert_error(read(name, b"text,label\na\0,1\n"), ":2", "a NUL byte");
+    }
+    assert_error(
+        read("a.csv", "text,label\na,1\nb, c,0\n"),
+        "a.csv:3",
+        "3 fields where the header has 2; quote the text, or pass --delimiter",
+    );
+    assert_error(read("a.csv", "text,label\r\na,1\r\nb\r\n"), "a.csv:3", "1 fields where the header has 2");
+    for end in ["", "\n", "\r\n", "\n\n"] {
+        assert_error(read("a.csv", format!("text,label\na,1\n\"b,0\nc,1{end}")), "a.csv:3", "a quote opens here");
+        assert_eq!(csv(&format!("label,text\n1,\"b\n\"{end}")).texts, ["b\n"], "closed at the end of the file");
+        assert_eq!(csv(&format!("label,text\n1,5\" disk{end}")).texts, ["5\" disk"], "a quote inside a bare field");
+    }
+}
+
+#[test]
+fn json_line_faults() {
+    let good = "{\"text\":\"a\",\"label\":1}\n";
+    let bad = |line: &str| read("a.jsonl", format!("{good}{line}"));
+    assert_error(bad("{\"text\":"), "a.jsonl:2", "(column 8)");
+    assert_error(bad("[1]"), "a.jsonl:2", "invalid type");
+    assert_error(bad(&"[".repeat(100_000)), "a.jsonl:2", "");
+    assert_error(bad("{\"label\":1}"), "a.jsonl:2", "text is missing or null");
+    assert_error(bad("{\"text\":null,\"label\":1}"), "a.jsonl:2", "text is missing or null");
+    assert_error(bad("{\"text\":7,\"label\":1}"), "a.jsonl:2", "text is not a string");
+    assert_error(bad("{\"text\":\"a\",\"label\":[1]}"), "a.jsonl:2", "label is a list");
+    assert_error(label(bad("{\"text\":\"a\",\"label\":null}").unwrap(), None), "a.jsonl:2", "the label is missing");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+
+    /// What the csv crate writes comes back, line by line.
+    #[test]
+    fn csv_round_trip(rows in prop::collection::vec(("[a-c\",\r\n é]{0,12}", "[xy]"), 1..20)) {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(["text", "label"]).unwrap();
+        rows.iter().for_each(|(text, label)| writer.write_record([text, label]).unwrap());
+        let table = read("a.csv", writer.into_inner().unwrap()).unwrap();
+        let mut line = 2;
+        for (row, (text, label)) in rows.iter().enumerate() {
+            prop_assert_eq!((&table.texts[row], &table.labels.as_ref().unwrap()[row]), (text, label));
+            let expected = format!(":{line}");
+            prop_assert!(table.place(row).ends_with(&expected), "{} {}", table.place(row), expected);
+            line += 1 + text.matches('\n').count();
+        }
+    }
+
+    /// Any bytes at all: a table or one line of error, never a panic.
+    #[test]
+    fn hostile_bytes(bytes in prop::collection::vec(prop_oneof![Just(b'"'), Just(b','), Just(b'\n'), Just(b'{'), any::<u8>()], 0..60)) {
+        for name in ["a.csv", "a.jsonl", "a.parquet"] {
+            if let Err(error) = read(name, &bytes) {
+                prop_assert_eq!(error.to_string().lines().count(), 1);
+            }
+        }
+    }
+
+    /// Damage inside the file: the crate panics on some of it, which must not come through.
+    #[test]
+    fn hostile_parquet(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        let folder = TempDir::new().unwrap();
+        let path = parquet(folder.path(), TEXT_AND_INT, &[Some("a"), Some("bc"), Some("a")], Labels::Whole(&[1, 0, 1]), Some(&["neg", "pos"]));
+        let mut bytes = fs::read(&path).unwrap();
+        for (at, byte) in flips {
+            *at.get_mut(&mut bytes) = byte;
+        }
+        fs::write(&path, bytes).unwrap();
+        if let Err(error) = Table::read(&path, &Options::default()) {
+            prop_assert_eq!(error.to_string().lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn split_is_stratified(labels in prop::collection::vec(0u32..5, 1..200), fraction in 0.0..1.0, seed: u64) {
+        let (train, validation) = stratified_split(&labels, fraction, seed);
+        let mut rows = [train.clone(), validation.clone()].concat();
+        rows.sort();
+        prop_assert!(rows.into_iter().eq(0..labels.len() as u32), "each row on one side");
+        prop_assert!(train.is_sorted() && validation.is_sorted());
+        prop_assert_eq!(validation.len(), (labels.len() as f64 * fraction).round() as usize);
+        for class in 0..5 {
+            let count = |rows: &[u32]| rows.iter().filter(|&&row| labels[row as usize] == class).count() as f64;
+            let exact = (count(&train) + count(&validation)) * validation.len() as f64 / labels.len() as f64;
+            prop_assert!((count(&validation) - exact).abs() < 1.0, "class {}: {} for {}", class, count(&validation), exact);
+        }
+        prop_assert_eq!(stratified_split(&labels, fraction, seed), (train, validation));
+    }
+
+    /// A batch holds its sequences in order, and its gather lists each row once, by token and then by row.
+    #[test]
+    fn packing(rows in prop::collection::vec((prop::collection::vec(0..9i32, 1..12), any::<bool>(), 0..4u32), 1..9)) {
+        let types: Vec<Vec<i32>> = rows.iter().map(|(ids, typed, _)| if *typed { ids.iter().map(|id| id % 2).collect() } else { vec![] }).collect();
+        let batch = PackedBatch::new(rows.iter().zip(&types).map(|((ids, _, label), types)| (&ids[..], &types[..], *label)));
+        prop_assert_eq!((batch.seqs(), batch.rows()), (rows.len(), rows.iter().map(|row| row.0.len()).sum()));
+        prop_assert_eq!(batch.longest, rows.iter().map(|row| row.0.len()).max().unwrap());
+        for (b, (ids, typed, label)) in rows.iter().enumerate() {
+            let range = batch.cu_seqlens[b] as usize..batch.cu_seqlens[b + 1] as usize;
+            prop_assert_eq!(&batch.ids[range.clone()], &ids[..]);
+            prop_assert!(batch.positions[range.clone()].iter().copied().eq(0..ids.len() as i32));
+            prop_assert!(batch.types[range].iter().zip(ids).all(|(&kind, id)| kind == *typed as i32 * (id % 2)));
+            prop_assert_eq!(batch.labels[b], *label as i32);
+        }
+        let starts: Vec<usize> = batch.token_starts.iter().map(|&start| start as usize).collect();
+        prop_assert_eq!((starts[0], *starts.last().unwrap()), (0, batch.rows()));
+        let mut expected: Vec<(i32, i32)> = batch.ids.iter().copied().zip(0..).collect();
+        expected.sort();
+        let mut tokens = Vec::new();
+        let mut gathered = Vec::new();
+        for bounds in starts.windows(2) {
+            let group = &batch.rows_by_token[bounds[0]..bounds[1]];
+            tokens.push(batch.ids[group[0] as usize]);
+            gathered.extend(group.iter().map(|&row| (batch.ids[row as usize], row)));
+        }
+        prop_assert_eq!(gathered, expected);
+        prop_assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "one group a token");
+    }
+
+    #[test]
+    fn loader_equals_direct_packing(sizes in prop::collection::vec(1..6usize, 0..40), batch in 1..9usize, first in 0..6usize, seed: u64) {
+        let mut data = Encoded::default();
+        for (row, size) in sizes.iter().enumerate() {
+            let types = if row % 3 == 2 { vec![1; *size] } else { vec![] };
+            data.push(row, &vec![row as i32; *size], &types).unwrap();
+        }
+        data.labels = (0..sizes.len() as u32).collect();
+        let order = randperm(sizes.len(), seed);
+        let direct: Vec<PackedBatch> =
+            order.chunks(batch).map(|rows| PackedBatch::new(rows.iter().map(|&row| data.row(row as usize)))).skip(first).collect();
+        let loaded: Vec<PackedBatch> = Loader::new(Arc::new(data), order, batch, first).collect();
+        prop_assert_eq!(loaded, direct);
+    }
+}
+
+#[test]
+fn split_depends_on_the_seed() {
+    let labels: Vec<u32> = (0..100).map(|i| i % 2).collect();
+    assert_ne!(stratified_split(&labels, 0.2, 1), stratified_split(&labels, 0.2, 2));
+    assert_eq!(stratified_split(&[], 0.5, 1), (vec![], vec![]));
+    assert_eq!(stratified_split(&[3], 0.1, 1), (vec![0], vec![]), "one row stays");
+}
+
+#[test]
+fn overlap_counts_validation_rows() {
+    assert_eq!(overlap(&strings(&["a", "a", "b"]), &strings(&["a", "c", "b", "B"])), 2);
+}
+
+// ---- tokenize
+
+fn ignore(_: usize) {}
+
+#[test]
+fn ids_are_those_of_hugging_face() {
+    let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
+    assert_eq!((tokenizer.max_length, tokenizer.vocab), (Some(48), 299));
+    let texts: Vec<String> =
+        json_lines(golden("text/texts.jsonl")).iter().map(|t| t["text"].as_str().unwrap().to_string()).collect();
+    let untruncated = tokenizer.encode(&texts, 100_000, &ignore).unwrap();
+    for (file, max_length) in [("expected.jsonl", 48), ("expected_max16.jsonl", 16)] {
+        let expected = json_lines(golden("text").join(file));
+        let encoded = tokenizer.encode(&texts, max_length, &ignore).unwrap();
+        assert_eq!((encoded.rows(), expected.len()), (texts.len(), texts.len()));
+        for (row, expected) in expected.iter().enumerate() {
+            assert_eq!(json!(encoded.row(row).0), expected["input_ids"], "{file} {row}");
+            assert_eq!(encoded.cut[row], untruncated.row(row).0.len() > max_length);
+        }
+        assert!(encoded.types.is_empty() && encoded.truncated() > 0);
+    }
+}
+
+#[test]
+fn baked_in_lengths_are_overridden() {
+    let plain = fs::read(golden("text/hf/tokenizer.json")).unwrap();
+    let mut baked: Value = serde_json::from_slice(&plain).unwrap();
+    baked["truncation"] = json!({"direction": "Left", "max_length": 7, "strategy": "LongestFirst", "stride": 2});
+    baked["padding"] = json!({"strategy": {"Fixed": 30}, "direction": "Right", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"});
+    let texts = ["good", "a good, good, lovely film with a very bad screen and a boring actor", ""];
+    let encode = |json: &[u8]| Tokenizer::from_bytes(json).unwrap().encode(&texts, 12, &ignore).unwrap();
+    let baked = serde_json::to_vec(&baked).unwrap();
+    assert_eq!(encode(&baked), encode(&plain));
+    assert_eq!(encode(&baked).cut, [false, true, false]);
+    assert_eq!(encode(&baked).row(2).0, [2, 3], "an empty text is [CLS] [SEP]");
+    assert_eq!(Tokenizer::from_bytes(&baked).unwrap().json, baked, "the bytes stay as they were read");
+}
+
+#[test]
+fn many_texts_keep_their_order() {
+    let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
+    let texts: Vec<String> = (0..1000).map(|i| "good ".repeat(i % 37)).collect();
+    let (calls, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let progress = |done: usize| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        most.fetch_max(done, Ordering::Relaxed);
+    };
+    let encoded = tokenizer.encode(&texts, 30, &progress).unwrap();
+    assert!((0..1000).all(|i| encoded.row(i).0.len() == (i % 37 + 2).min(30)));
+    assert!(calls.into_inner() > 1 && most.into_inner() == 1000);
+    assert_eq!(tokenizer.encode::<String>(&[], 30, &ignore).unwrap(), Encoded::default());
+}
+
+#[test]
+fn token_types_stay_where_there_are_some() {
+    let mut json: Value = serde_json::from_slice(&fs::read(golden("text/hf/tokenizer.json")).unwrap()).unwrap();
+    json["post_processor"]["single"][1]["Sequence"]["type_id"] = json!(1);
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+    let encoded = tokenizer.encode(&["", "good good"], 9, &ignore).unwrap();
+    assert_eq!((encoded.row(0).1, encoded.row(1).1), ([0, 0].as_slice(), [0, 1, 1, 0].as_slice()));
+}
+
+#[test]
+fn hostile_texts() {
+    let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
+    let texts = [
+        "\0".to_string(),
+        " \t\r\n\u{a0}\u{3000}".repeat(1000),
+        "a".repeat(1_000_000),
+        "a ".repeat(500_000),
+        "[SEP]".repeat(100),
+        "[CLS] [SEP] [PAD]".to_string(),
+        "👩‍👩‍👧🏽".repeat(500),
+        "日本語".repeat(500),
+        "العربية\u{202e}".to_string(),
+        "e\u{301}\u{323}".repeat(1000),
+        "\u{ffff}\u{e000}\u{10ffff}\u{feff}".to_string(),
+    ];
+    let encoded = tokenizer.encode(&texts, 48, &ignore).unwrap();
+    for row in 0..texts.len() {
+        let ids = encoded.row(row).0;
+        assert!((2..=48).contains(&ids.len()) && ids[0] == 2 && ids[ids.len() - 1] == 3, "row {row}");
+        assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab));
+    }
+}
+
+#[test]
+fn tokenizer_faults() {
+    let good = fs::read_to_string(golden("text/hf/tokenizer.json")).unwrap();
+    let tokenizer = Tokenizer::from_bytes(good.as_bytes()).unwrap();
+    for length in [0, 1, 2] {
+        assert_error(
+            tokenizer.encode(&["a"], length, &ignore),
+            "--max-length",
+            "leaves no room for text beside 2 special tokens; give at least 3",
+        );
+    }
+    assert_eq!(tokenizer.encode(&["good good"], 3, &ignore).unwrap().ids.len(), 3);
+
+    let folder = TempDir::new().unwrap();
+    let read = || Tokenizer::read(folder.path());
+    assert_error(read(), "tokenizer.json", "no such file");
+    for content in ["", "{", "[]", "{\"version\":\"1.0\"}"] {
+        fs::write(folder.path().join("tokenizer.json"), content).unwrap();
+        assert_error(read(), "tokenizer.json", "not a tokenizer");
+    }
+    let mut bare: Value = serde_json::from_str(&good).unwrap();
+    bare["post_processor"] = Value::Null;
+    fs::write(folder.path().join("tokenizer.json"), bare.to_string()).unwrap();
+    assert_error(read(), "tokenizer.json", "adds no [CLS]");
+    fs::write(folder.path().join("tokenizer.json"), &good).unwrap();
+    assert_eq!(read().unwrap().max_length, None);
+    for (limit, meant) in [("512", Some(512)), ("1000000000000000019884624838656", None), ("null", None)] {
+        fs::write(folder.path().join("tokenizer_config.json"), format!("{{\"model_max_length\": {limit}}}")).unwrap();
+        assert_eq!(read().unwrap().max_length, meant);
+    }
+    fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
+    assert_error(read(), "tokenizer_config.json", "not JSON");
+}
+
+#[test]
+fn rows_of_ids() {
+    let mut encoded = Encoded::default();
+    encoded.push("a.jsonl:1", &[2, 5, 3], &[]).unwrap();
+    encoded.push("a.jsonl:2", &[2, 3], &[0, 1]).unwrap();
+    encoded.push("a.jsonl:3", &[2], &[0]).unwrap();
+    assert_error(encoded.push("a.jsonl:4", &[], &[]), "a.jsonl:4", "input_ids is empty");
+    assert_error(encoded.push("a.jsonl:5", &[2, 3], &[0]), "a.jsonl:5", "1 token_type_ids for 2 input_ids");
+    assert_error(encoded.push("a.jsonl:6", &[2, -3], &[]), "a.jsonl:6", "-3 is negative");
+    let rows: Vec<_> = (0..encoded.rows()).map(|row| encoded.row(row)).collect();
+    assert_eq!(rows, [(&[2, 5, 3][..], &[0, 0, 0][..], 0), (&[2, 3], &[0, 1], 0), (&[2], &[0], 0)]);
+}
+
+// ---- loader
+
+#[test]
+fn row_order_is_pytorchs() {
+    let cases: Value = serde_json::from_slice(&fs::read(golden("shuffle.json")).unwrap()).unwrap();
+    for case in cases.as_array().unwrap() {
+        let (rows, seed) = (case["rows"].as_u64().unwrap() as usize, case["seed"].as_u64().unwrap());
+        for (epoch, order) in case["order_by_epoch"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(&json!(row_order(rows, true, seed, epoch as u64)), order, "{rows} rows, seed {seed}, epoch {epoch}");
+        }
+    }
+    assert_eq!(row_order(4, false, 42, 1), [0, 1, 2, 3]);
+    assert_eq!(randperm(50, 7), randperm(50, 7 + (1 << 32)), "the low 32 bits of the seed");
+    assert_eq!((randperm(0, 1), randperm(1, 1)), (vec![], vec![0]));
+}
+
+fn encoded(rows: usize) -> Arc<Encoded> {
+    let mut data = Encoded::default();
+    (0..rows).for_each(|row| data.push(row, &[2, row as i32, 3], &[]).unwrap());
+    Arc::new(data)
+}
+
+#[test]
+fn dropping_a_loader_ends_its_thread() {
+    for taken in [0, 1, 5] {
+        let data = encoded(1000);
+        let mut loader = Loader::new(data.clone(), row_order(1000, false, 0, 0), 1, 0);
+        assert_eq!(loader.by_ref().take(taken).count(), taken);
+        drop(loader);
+        let start = Instant::now();
+        while Arc::strong_count(&data) > 1 {
+            assert!(start.elapsed() < Duration::from_secs(10), "the packing thread still holds the data");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_loader_runs_ahead_and_ends() {
+    let mut loader = Loader::new(encoded(7), row_order(7, false, 0, 0), 3, 1);
+    assert_eq!(loader.by_ref().map(|batch| batch.seqs()).collect::<Vec<_>>(), [3, 1]);
+    assert_eq!(loader.next(), None, "and stays ended");
+    assert_eq!(Loader::new(encoded(7), row_order(7, false, 0, 0), 3, 9).count(), 0);
+}
+
+#[test]
+#[should_panic(expected = "out of bounds")]
+fn a_packing_fault_does_not_pass_for_the_end() {
+    Loader::new(encoded(2), vec![0, 1, 2], 1, 0).count();
+}

@@ -66,7 +66,7 @@ impl Weights {
         // SAFETY: the map is only read, and every read is within its length. If another process shortens the file
         // meanwhile, the process is ended by SIGBUS; this crate replaces such files by renaming only.
         let map = unsafe { Mmap::map(&handle) }.map_err(|e| Error::io(&file, e))?;
-        let (data, tensors) = header(&map).map_err(|(fact, remedy)| Error::user(file.display(), fact, remedy))?;
+        let (data, tensors) = header(&file, &map)?;
         Ok(Weights { file, map, data, tensors })
     }
 
@@ -113,58 +113,60 @@ fn find(folder: &Path) -> Result<PathBuf> {
 const CONVERT: &str = "convert them in Python with transformers: \
     AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)";
 
-/// Reads and checks the header: where the tensors' bytes start, and the tensors. Otherwise (fact, remedy).
-fn header(bytes: &[u8]) -> std::result::Result<(usize, BTreeMap<String, TensorInfo>), (String, &'static str)> {
-    const AGAIN: &str = "fetch or save the file again";
+/// Reads and checks the header of a file with these bytes: where those of the tensors start, and the tensors.
+fn header(file: &Path, bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>)> {
+    let fault = |fact: String, remedy: &str| Error::user(file.display(), fact, remedy);
+    let broken = |fact: String| fault(fact, "fetch or save the file again");
     if bytes.starts_with(b"version https://git-lfs") {
-        return Err(("is a Git LFS pointer, not the weights themselves".into(), "run `git lfs pull`"));
+        return Err(fault("is a Git LFS pointer, not the weights themselves".into(), "run `git lfs pull`"));
     }
     if bytes.starts_with(b"PK\x03\x04") {
-        return Err(("is a pickle of PyTorch, not safetensors".into(), CONVERT));
+        return Err(fault("is a pickle of PyTorch, not safetensors".into(), CONVERT));
     }
     let Some((length, rest)) = bytes.split_first_chunk() else {
-        return Err((format!("has {} bytes, too few for safetensors", bytes.len()), AGAIN));
+        return Err(broken(format!("has {} bytes, too few for safetensors", bytes.len())));
     };
     let length = u64::from_le_bytes(*length);
     if length == 0 {
-        return Err(("has a header of length 0".into(), AGAIN));
+        return Err(broken("has a header of length 0".into()));
     }
     if length > MAX_HEADER as u64 {
-        return Err((format!("has a header of {length} bytes, over the limit of {MAX_HEADER}"), "check that it is safetensors"));
+        return Err(fault(
+            format!("has a header of {length} bytes, over the limit of {MAX_HEADER}"),
+            "check that it is safetensors",
+        ));
     }
     let Some((json, data)) = rest.split_at_checked(length as usize) else {
-        return Err((format!("ends within its header of {length} bytes"), AGAIN));
+        return Err(broken(format!("ends within its header of {length} bytes")));
     };
-    let json = str::from_utf8(json).map_err(|e| (format!("has a header that is not UTF-8 ({e})"), AGAIN))?;
-    let Header(tensors) = serde_json::from_str(json).map_err(|e| {
-        let what = if e.is_data() { "does not describe tensors" } else { "is not JSON" };
-        (format!("has a header that {what} ({e})"), AGAIN)
-    })?;
+    let json = str::from_utf8(json).map_err(|e| broken(format!("has a header that is not UTF-8 ({e})")))?;
+    let Header(tensors) =
+        serde_json::from_str(json).map_err(|e| broken(format!("has a header that is not JSON of tensors ({e})")))?;
 
     let mut order: Vec<_> = tensors.iter().collect();
     order.sort_by_key(|(_, info)| info.data_offsets);
     let mut covered = 0;
     for (name, info) in order {
         let (start, end) = info.data_offsets;
-        let fault = |fact: String| Err((format!("tensor {name} {fact}"), AGAIN));
+        let refuse = |fact| Err(broken(format!("tensor {name} {fact}")));
         if end < start {
-            return fault(format!("ends at byte {end}, before its start at {start}"));
+            return refuse(format!("ends at byte {end}, before its start at {start}"));
         }
         if end > data.len() {
-            return fault(format!("ends at byte {end} of {}: the file is cut short", data.len()));
+            return refuse(format!("ends at byte {end} of {}: the file is cut short", data.len()));
         }
         if start != covered {
             let how = if start < covered { "overlaps the one before" } else { "leaves a hole before it" };
-            return fault(format!("starts at byte {start}, not {covered}: it {how}"));
+            return refuse(format!("starts at byte {start}, not {covered}: it {how}"));
         }
         let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |product, &size| product.checked_mul(size));
         if bits != (end - start).checked_mul(8) || bits.is_none() {
-            return fault(format!("of {:?} {} has {} bytes", info.shape, info.dtype, end - start));
+            return refuse(format!("of {:?} {} has {} bytes", info.shape, info.dtype, end - start));
         }
         covered = end;
     }
     if covered != data.len() {
-        return Err((format!("has {} bytes after its last tensor", data.len() - covered), AGAIN));
+        return Err(broken(format!("has {} bytes of data where its last tensor ends at {covered}", data.len())));
     }
     Ok((bytes.len() - data.len(), tensors))
 }

@@ -1,1 +1,65 @@
+//! The order of rows, the same as PyTorch's, and batches packed one step ahead on a thread of their own.
 
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use rand_mt::Mt;
+
+use crate::data::pack::PackedBatch;
+use crate::data::tokenize::Encoded;
+
+/// `torch.randperm(rows)` of a CPU generator seeded with `seed`: Mersenne Twister on the low 32 bits of the seed.
+pub fn randperm(rows: usize, seed: u64) -> Vec<u32> {
+    let mut random = Mt::new(seed as u32);
+    let mut order: Vec<u32> = (0..rows as u32).collect();
+    for i in 0..rows.saturating_sub(1) {
+        order.swap(i, i + random.next_u32() as usize % (rows - i));
+    }
+    order
+}
+
+/// The rows of an epoch (from 0) in the order in which Hugging Face's Trainer sees them; file order without `shuffle`.
+pub fn row_order(rows: usize, shuffle: bool, seed: u64, epoch: u64) -> Vec<u32> {
+    if shuffle { randperm(rows, seed.wrapping_add(epoch)) } else { (0..rows as u32).collect() }
+}
+
+/// Batches of one pass over the rows; the last one may be short. Two are kept ready. Dropping it ends its thread.
+pub struct Loader {
+    batches: Receiver<PackedBatch>,
+    packer: Option<JoinHandle<()>>,
+}
+
+impl Loader {
+    /// Packs the rows of `order`, `batch_size` at a time, beginning with batch `first` (from 0) as a resumed run does.
+    ///
+    /// # Panics
+    /// When `batch_size` is 0; while iterating, when a row of `order` does not exist.
+    pub fn new(data: Arc<Encoded>, order: Vec<u32>, batch_size: usize, first: usize) -> Loader {
+        assert!(batch_size > 0, "a batch holds at least one row");
+        let (sender, batches) = sync_channel(2);
+        let packer = std::thread::spawn(move || {
+            for rows in order.chunks(batch_size).skip(first) {
+                let batch = PackedBatch::new(rows.iter().map(|&row| data.row(row as usize)));
+                if sender.send(batch).is_err() {
+                    return; // the loader was dropped
+                }
+            }
+        });
+        Loader { batches, packer: Some(packer) }
+    }
+}
+
+impl Iterator for Loader {
+    type Item = PackedBatch;
+
+    fn next(&mut self) -> Option<PackedBatch> {
+        self.batches.recv().ok().or_else(|| {
+            // The packer has ended: a panic of its own must not pass for the end of the epoch.
+            if let Some(Err(panic)) = self.packer.take().map(JoinHandle::join) {
+                std::panic::resume_unwind(panic);
+            }
+            None
+        })
+    }
+}
