@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::path::Path;
-use std::process::ExitCode;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -73,22 +72,3 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
-
-/// The body of every binary: runs `main`, prints its error as one line on standard error, and gives the exit code.
-pub fn exit_code(main: impl FnOnce() -> Result<()> + std::panic::UnwindSafe) -> ExitCode {
-    std::panic::set_hook(Box::new(|info| {
-        let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
-        let text = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
-        eprintln!("error: `{at}`: a broken invariant of warpfit ({text}); please report it with this line");
-    }));
-    match std::panic::catch_unwind(main) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            if error.kind != Kind::BrokenPipe {
-                eprintln!("error: {error}");
-            }
-            ExitCode::from(error.kind as u8)
-        }
-        Err(_) => ExitCode::from(Kind::Unusable as u8),
-    }
-}

@@ -1,4 +1,5 @@
-//! Weights and run folders on disk.
+//! Models and runs on disk.
 
+pub mod model_dir;
 pub mod run_dir;
 pub mod weights;

@@ -1,1 +1,138 @@
+//! The folder of a run. What stands under a final name is complete: files and checkpoints are written beside it, synced
+//! to disk and renamed.
 
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+pub struct RunDir {
+    pub path: PathBuf,
+}
+
+impl RunDir {
+    /// Makes the folder, or takes an empty one; one with something in it only if `overwrite`.
+    pub fn create(path: &Path, overwrite: bool) -> Result<RunDir> {
+        if path.exists() && !path.is_dir() {
+            return Err(Error::user(path.display(), "is a file", "give another --output-dir"));
+        }
+        fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
+        let mut entries = fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+        if entries.next().is_some() && !overwrite {
+            let remedy = "give another --output-dir, or pass --overwrite-output-dir";
+            return Err(Error::user(path.display(), "the folder is not empty", remedy));
+        }
+        // Found out now rather than after the first epoch.
+        let probe = path.join(".writable");
+        File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|e| Error::io(path, e))?;
+        Ok(RunDir { path: path.into() })
+    }
+
+    /// The next free number under `parent`: runs/1, runs/2, ...
+    pub fn numbered(parent: &Path) -> Result<PathBuf> {
+        fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+        for number in 1.. {
+            let path = parent.join(number.to_string());
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(path),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                Err(e) => return Err(Error::io(&path, e)),
+            }
+        }
+        unreachable!("the numbers do not end")
+    }
+
+    /// Writes checkpoint-`step`, which `fill` fills: a folder that is there whole or not at all. One of that name is
+    /// replaced.
+    pub fn checkpoint(&self, step: usize, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let path = self.path.join(format!("checkpoint-{step}"));
+        let (partial, old) = (path.with_extension("partial"), path.with_extension("old"));
+        let io = |e| Error::io(&path, e);
+        for left in [&partial, &old] {
+            if left.exists() {
+                fs::remove_dir_all(left).map_err(io)?;
+            }
+        }
+        fs::create_dir(&partial).map_err(io)?;
+        let filled = fill(&partial).and_then(|()| sync_dir(&partial));
+        if let Err(error) = filled {
+            // Of two errors the first is the one to report.
+            let _ = fs::remove_dir_all(&partial);
+            return Err(error);
+        }
+        if path.exists() {
+            fs::rename(&path, &old).map_err(io)?;
+        }
+        fs::rename(&partial, &path).map_err(io)?;
+        sync_dir(&self.path)?;
+        if old.exists() {
+            fs::remove_dir_all(&old).map_err(io)?;
+        }
+        Ok(path)
+    }
+
+    /// Steps of the complete checkpoints, in order.
+    pub fn checkpoints(&self) -> Result<Vec<usize>> {
+        let entries = fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?;
+        let mut steps: Vec<usize> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok())
+            .collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Removes the oldest checkpoints until `limit` are left, never the newest nor that of step `best`.
+    pub fn rotate(&self, limit: usize, best: Option<usize>) -> Result<()> {
+        let steps = self.checkpoints()?;
+        let newest = steps.last().copied();
+        let mut left = steps.len();
+        for step in steps.into_iter().filter(|&step| Some(step) != best && Some(step) != newest) {
+            if left <= limit {
+                break;
+            }
+            let path = self.path.join(format!("checkpoint-{step}"));
+            // Renamed first, so that a removal cut short leaves nothing that looks like a checkpoint.
+            let old = path.with_extension("old");
+            fs::rename(&path, &old).and_then(|()| fs::remove_dir_all(&old)).map_err(|e| Error::io(&path, e))?;
+            left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Adds a line to metrics.jsonl.
+    pub fn log(&self, entry: &Value) -> Result<()> {
+        let path = self.path.join("metrics.jsonl");
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        file.and_then(|mut file| file.write_all(format!("{entry}\n").as_bytes())).map_err(|e| Error::io(&path, e))
+    }
+}
+
+/// Writes a file that is there whole or not at all.
+pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let write = || {
+        let mut file = File::create(&partial)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&partial);
+        Error::io(path, e)
+    })
+}
+
+/// Pretty JSON with a newline at the end, as Hugging Face writes it.
+pub fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_file(path, format!("{value:#}\n").as_bytes())
+}
+
+/// Makes the names in a folder last.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(path, e))
+}

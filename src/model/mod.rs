@@ -145,10 +145,26 @@ impl Model {
         }
     }
 
-    /// The parameters in another flat view of their layout (weights, gradients, moments), in Hugging Face's order, as f32.
+    /// Fills `out` with the elements of a view of floats, as checkpoints hold them.
+    pub fn read_f32(&mut self, view: View, out: &mut [f32]) -> Result<()> {
+        match view.dtype {
+            DType::F32 => self.backend.download(view, bytemuck::cast_slice_mut(out)),
+            _ => {
+                let values = self.read(view)?;
+                out.iter_mut().zip(values).for_each(|(out, x)| *out = x as f32);
+                Ok(())
+            }
+        }
+    }
+
+    /// The parameters, or another flat view of their layout (gradients, moments), in Hugging Face's order.
     pub fn read_all(&mut self, flat: View) -> Result<Vec<Vec<f32>>> {
         let views: Vec<View> = self.plan.slots.iter().map(|slot| self.plan.beside(slot.view, flat)).collect();
-        views.into_iter().map(|view| Ok(self.read(view)?.into_iter().map(|x| x as f32).collect())).collect()
+        let read = |view: View| {
+            let mut values = vec![0.0; view.len];
+            self.read_f32(view, &mut values).map(|()| values)
+        };
+        views.into_iter().map(read).collect()
     }
 
     /// Sets them all; one list a parameter.

@@ -1,1 +1,432 @@
+//! The flags of `train`: as typed (everything optional), then as meant (everything decided, checked against each other).
+//! Defaults are those of Hugging Face's TrainingArguments.
 
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, ValueEnum};
+use serde::Serialize;
+
+use super::metrics::Metric;
+use super::schedule::ScheduleKind;
+use crate::data::dataset;
+use crate::error::{Error, Result};
+
+/// Fine-tune a BERT-family encoder for text classification.
+///
+/// Without --model and --train-file: a small DistilBERT from scratch on a bundled sample of film reviews.
+#[derive(Parser, Clone, Debug, Default)]
+#[command(name = "train", version)]
+pub struct Args {
+    /// Folder of the model to start from: config.json, model.safetensors, tokenizer.json
+    #[arg(long, alias = "model_name_or_path", help_heading = "Model and run")]
+    pub model: Option<PathBuf>,
+    /// Draw all weights from --seed instead of reading model.safetensors
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
+    pub from_scratch: Option<bool>,
+    /// Folder for the trained model, the checkpoints and the logs
+    #[arg(long, help_heading = "Model and run")]
+    pub output_dir: Option<PathBuf>,
+    /// Write into a folder that is not empty
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
+    pub overwrite_output_dir: Option<bool>,
+    /// Continue from a checkpoint folder, or without a value from the newest in --output-dir
+    #[arg(long, num_args = 0..=1, default_missing_value = "", help_heading = "Model and run")]
+    pub resume_from_checkpoint: Option<PathBuf>,
+    /// Read and check everything, print the plan and its memory, and stop
+    #[arg(long, help_heading = "Model and run")]
+    pub dry_run: bool,
+
+    /// Rows to train on: .csv, .tsv, .jsonl or .parquet
+    #[arg(long, help_heading = "Data")]
+    pub train_file: Option<PathBuf>,
+    /// Rows to evaluate on during training
+    #[arg(long, help_heading = "Data")]
+    pub validation_file: Option<PathBuf>,
+    /// Rows to evaluate on once, at the end
+    #[arg(long, help_heading = "Data")]
+    pub test_file: Option<PathBuf>,
+    /// Take this share of --train-file for validation, each class in proportion
+    #[arg(long, value_parser = open_unit, conflicts_with = "validation_file", help_heading = "Data")]
+    pub validation_split: Option<f64>,
+    /// Between the fields of a CSV file
+    #[arg(long, value_parser = delimiter, help_heading = "Data")]
+    pub delimiter: Option<u8>,
+    /// Column of the texts, where its name does not say it
+    #[arg(long, alias = "text_column_name", help_heading = "Data")]
+    pub text_column: Option<String>,
+    /// Column of the labels, where its name does not say it
+    #[arg(long, alias = "label_column_name", help_heading = "Data")]
+    pub label_column: Option<String>,
+    /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
+    #[arg(long, alias = "max_seq_length", value_parser = count, help_heading = "Data")]
+    pub max_length: Option<usize>,
+    /// Use only the first rows of the training data
+    #[arg(long, value_parser = count, help_heading = "Data")]
+    pub max_train_samples: Option<usize>,
+    /// Use only the first rows of the validation data
+    #[arg(long, value_parser = count, help_heading = "Data")]
+    pub max_eval_samples: Option<usize>,
+    /// Keep the rows in file order instead of a new order each epoch
+    #[arg(long, help_heading = "Data")]
+    pub no_shuffle: bool,
+
+    /// Passes over the training data [default: 3]
+    #[arg(long, alias = "num_train_epochs", value_parser = positive, help_heading = "Optimisation")]
+    pub epochs: Option<f64>,
+    /// Stop after this many updates, whatever --epochs says
+    #[arg(long, value_parser = count, help_heading = "Optimisation")]
+    pub max_steps: Option<usize>,
+    /// Rows of a micro-batch [default: 8]
+    #[arg(long, alias = "per_device_train_batch_size", value_parser = count, help_heading = "Optimisation")]
+    pub batch_size: Option<usize>,
+    /// Rows of a batch in evaluation [default: 8]
+    #[arg(long, alias = "per_device_eval_batch_size", value_parser = count, help_heading = "Optimisation")]
+    pub eval_batch_size: Option<usize>,
+    /// Micro-batches of one update [default: 1]
+    #[arg(long, value_parser = count, help_heading = "Optimisation")]
+    pub gradient_accumulation_steps: Option<usize>,
+    /// Highest learning rate [default: 5e-5]
+    #[arg(long, value_parser = not_negative, help_heading = "Optimisation")]
+    pub learning_rate: Option<f64>,
+    /// AdamW's decoupled weight decay [default: 0]
+    #[arg(long, value_parser = not_negative, help_heading = "Optimisation")]
+    pub weight_decay: Option<f64>,
+    /// [default: 0.9]
+    #[arg(long, value_parser = unit, help_heading = "Optimisation")]
+    pub adam_beta1: Option<f64>,
+    /// [default: 0.999]
+    #[arg(long, value_parser = unit, help_heading = "Optimisation")]
+    pub adam_beta2: Option<f64>,
+    /// [default: 1e-8]
+    #[arg(long, value_parser = positive, help_heading = "Optimisation")]
+    pub adam_epsilon: Option<f64>,
+    /// Updates over which the learning rate rises; below 1, their share of all [default: 0]
+    #[arg(long, alias = "warmup_ratio", value_parser = not_negative, help_heading = "Optimisation")]
+    pub warmup_steps: Option<f64>,
+    /// What the learning rate does after the warm-up [default: linear]
+    #[arg(long, help_heading = "Optimisation")]
+    pub lr_scheduler_type: Option<ScheduleKind>,
+    /// Scale gradients down to this norm; 0 leaves them [default: 1]
+    #[arg(long, value_parser = not_negative, help_heading = "Optimisation")]
+    pub max_grad_norm: Option<f64>,
+    /// [default: 0]
+    #[arg(long, value_parser = unit, help_heading = "Optimisation")]
+    pub label_smoothing_factor: Option<f64>,
+    /// Weigh the loss of each class: "balanced", or one number a label with commas between
+    #[arg(long, value_parser = class_weights, help_heading = "Optimisation")]
+    pub class_weights: Option<ClassWeights>,
+    /// Embedding, attention and hidden dropout [default: the model's]
+    #[arg(long, value_parser = unit, help_heading = "Optimisation")]
+    pub dropout: Option<f64>,
+    /// Dropout before the classifier [default: the model's]
+    #[arg(long, value_parser = unit, help_heading = "Optimisation")]
+    pub classifier_dropout: Option<f64>,
+
+    /// What computes: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, help_heading = "Precision and device")]
+    pub device: Option<String>,
+    /// Of the arithmetic [default: fp32]
+    #[arg(long, help_heading = "Precision and device")]
+    pub precision: Option<Precision>,
+    /// Of row order, dropout and new weights [default: 42]
+    #[arg(long, help_heading = "Precision and device")]
+    pub seed: Option<u64>,
+
+    /// Updates between two logged losses [default: 10]
+    #[arg(long, value_parser = count, help_heading = "Cadence")]
+    pub logging_steps: Option<usize>,
+    /// When to evaluate [default: epoch with validation data, else no]
+    #[arg(long, alias = "evaluation_strategy", help_heading = "Cadence")]
+    pub eval_strategy: Option<Strategy>,
+    /// Updates between two evaluations with --eval-strategy steps [default: --logging-steps]
+    #[arg(long, value_parser = count, help_heading = "Cadence")]
+    pub eval_steps: Option<usize>,
+    /// When to write a checkpoint [default: epoch]
+    #[arg(long, help_heading = "Cadence")]
+    pub save_strategy: Option<Strategy>,
+    /// Updates between two checkpoints with --save-strategy steps [default: 500]
+    #[arg(long, value_parser = count, help_heading = "Cadence")]
+    pub save_steps: Option<usize>,
+    /// Keep at most this many checkpoints: the newest, and the best
+    #[arg(long, value_parser = count, help_heading = "Cadence")]
+    pub save_total_limit: Option<usize>,
+    /// End with the weights of the best evaluation [default: true where there are evaluations]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Cadence")]
+    pub load_best_model_at_end: Option<bool>,
+    /// What makes an evaluation the best: loss, accuracy, f1, precision, recall, roc_auc or average_precision [default: loss]
+    #[arg(long, help_heading = "Cadence")]
+    pub metric_for_best_model: Option<String>,
+    /// Stop after this many evaluations in a row without a better one
+    #[arg(long, value_parser = count, help_heading = "Cadence")]
+    pub early_stopping_patience: Option<usize>,
+    /// Logs to write: jsonl or none [default: jsonl]
+    #[arg(long, help_heading = "Cadence")]
+    pub report_to: Option<ReportTo>,
+    /// Exit with 1 unless the final evaluation reaches this, as in accuracy=0.9 (for loss: stays at or below it)
+    #[arg(long, value_name = "METRIC=VALUE", help_heading = "Cadence")]
+    pub fail_under: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    No,
+    Steps,
+    Epoch,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    Fp32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReportTo {
+    Jsonl,
+    None,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ClassWeights {
+    Balanced,
+    Given(Vec<f64>),
+}
+
+/// When something happens during training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cadence {
+    Never,
+    /// Each time this many updates are done.
+    Steps(usize),
+    /// After the last update of each epoch.
+    Epoch,
+}
+
+/// The flags as meant.
+#[derive(Clone, Debug, Serialize)]
+pub struct Settings {
+    pub model: PathBuf,
+    pub from_scratch: bool,
+    pub output_dir: PathBuf,
+    pub overwrite_output_dir: bool,
+    /// An empty path stands for the newest checkpoint of `output_dir`.
+    pub resume_from_checkpoint: Option<PathBuf>,
+    pub dry_run: bool,
+    pub train_file: PathBuf,
+    pub validation_file: Option<PathBuf>,
+    pub test_file: Option<PathBuf>,
+    pub validation_split: Option<f64>,
+    pub delimiter: Option<char>,
+    pub text_column: Option<String>,
+    pub label_column: Option<String>,
+    pub max_length: Option<usize>,
+    pub max_train_samples: Option<usize>,
+    pub max_eval_samples: Option<usize>,
+    pub shuffle: bool,
+    pub num_train_epochs: f64,
+    pub max_steps: Option<usize>,
+    pub batch_size: usize,
+    pub eval_batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub adam_beta1: f64,
+    pub adam_beta2: f64,
+    pub adam_epsilon: f64,
+    /// Below 1 a share of all updates.
+    pub warmup_steps: f64,
+    pub lr_scheduler_type: ScheduleKind,
+    pub max_grad_norm: f64,
+    pub label_smoothing_factor: f64,
+    pub class_weights: Option<ClassWeights>,
+    pub dropout: Option<f64>,
+    pub classifier_dropout: Option<f64>,
+    pub precision: Precision,
+    pub seed: u64,
+    pub logging_steps: usize,
+    pub eval: Cadence,
+    pub save: Cadence,
+    pub save_total_limit: Option<usize>,
+    pub load_best_model_at_end: bool,
+    pub metric_for_best_model: Metric,
+    pub early_stopping_patience: Option<usize>,
+    pub report_to: ReportTo,
+    pub fail_under: Option<(Metric, f64)>,
+}
+
+impl Args {
+    /// Fills in what was not typed and checks the flags against each other.
+    pub fn settings(self) -> Result<Settings> {
+        let missing = |flag, what| Error::user(flag, "is not given", format!("name {what}, or leave out all of the run's files"));
+        let model = self.model.ok_or_else(|| missing("--model", "the folder of a model"))?;
+        let train_file = self.train_file.ok_or_else(|| missing("--train-file", "a file of texts and labels"))?;
+        let output_dir = self.output_dir.ok_or_else(|| missing("--output-dir", "a folder for the results"))?;
+        if same_file(&output_dir, &model) {
+            return Err(Error::user("--output-dir", "is the folder of --model", "give another one"));
+        }
+        device(self.device.as_deref().unwrap_or("auto"))?;
+
+        let validates = self.validation_file.is_some() || self.validation_split.is_some();
+        let logging_steps = self.logging_steps.unwrap_or(10);
+        let cadence = |strategy, steps| match strategy {
+            Strategy::No => Cadence::Never,
+            Strategy::Steps => Cadence::Steps(steps),
+            Strategy::Epoch => Cadence::Epoch,
+        };
+        let eval_strategy = self.eval_strategy.unwrap_or(if validates { Strategy::Epoch } else { Strategy::No });
+        if eval_strategy != Strategy::No && !validates {
+            let remedy = "pass --validation-file or --validation-split";
+            return Err(Error::user("--eval-strategy", "there is nothing to evaluate on", remedy));
+        }
+        for (given, strategy, flag, needs) in [
+            (self.eval_steps.is_some(), eval_strategy, "--eval-steps", "--eval-strategy steps"),
+            (self.save_steps.is_some(), self.save_strategy.unwrap_or(Strategy::Epoch), "--save-steps", "--save-strategy steps"),
+        ] {
+            if given && strategy != Strategy::Steps {
+                return Err(Error::user(flag, format!("has no effect without {needs}"), format!("pass {needs} too")));
+            }
+        }
+        let evaluates = eval_strategy != Strategy::No;
+        for (given, flag) in [
+            (self.load_best_model_at_end == Some(true), "--load-best-model-at-end"),
+            (self.metric_for_best_model.is_some(), "--metric-for-best-model"),
+            (self.early_stopping_patience.is_some(), "--early-stopping-patience"),
+        ] {
+            if given && !evaluates {
+                return Err(Error::user(flag, "needs evaluations", "pass --validation-file or --validation-split"));
+            }
+        }
+        let fail_under = self.fail_under.as_deref().map(fail_under).transpose()?;
+        if fail_under.is_some() && !validates && self.test_file.is_none() {
+            return Err(Error::user("--fail-under", "there is nothing to evaluate on", "pass --validation-file or --test-file"));
+        }
+        let metric = self.metric_for_best_model.as_deref().unwrap_or("loss");
+        Ok(Settings {
+            model,
+            from_scratch: self.from_scratch.unwrap_or(false),
+            output_dir,
+            overwrite_output_dir: self.overwrite_output_dir.unwrap_or(false),
+            resume_from_checkpoint: self.resume_from_checkpoint,
+            dry_run: self.dry_run,
+            train_file,
+            validation_file: self.validation_file,
+            test_file: self.test_file,
+            validation_split: self.validation_split,
+            delimiter: self.delimiter.map(char::from),
+            text_column: self.text_column,
+            label_column: self.label_column,
+            max_length: self.max_length,
+            max_train_samples: self.max_train_samples,
+            max_eval_samples: self.max_eval_samples,
+            shuffle: !self.no_shuffle,
+            num_train_epochs: self.epochs.unwrap_or(3.0),
+            max_steps: self.max_steps,
+            batch_size: self.batch_size.unwrap_or(8),
+            eval_batch_size: self.eval_batch_size.unwrap_or(8),
+            gradient_accumulation_steps: self.gradient_accumulation_steps.unwrap_or(1),
+            learning_rate: self.learning_rate.unwrap_or(5e-5),
+            weight_decay: self.weight_decay.unwrap_or(0.0),
+            adam_beta1: self.adam_beta1.unwrap_or(0.9),
+            adam_beta2: self.adam_beta2.unwrap_or(0.999),
+            adam_epsilon: self.adam_epsilon.unwrap_or(1e-8),
+            warmup_steps: self.warmup_steps.unwrap_or(0.0),
+            lr_scheduler_type: self.lr_scheduler_type.unwrap_or(ScheduleKind::Linear),
+            max_grad_norm: self.max_grad_norm.unwrap_or(1.0),
+            label_smoothing_factor: self.label_smoothing_factor.unwrap_or(0.0),
+            class_weights: self.class_weights,
+            dropout: self.dropout,
+            classifier_dropout: self.classifier_dropout,
+            precision: self.precision.unwrap_or(Precision::Fp32),
+            seed: self.seed.unwrap_or(42),
+            logging_steps,
+            eval: cadence(eval_strategy, self.eval_steps.unwrap_or(logging_steps)),
+            save: cadence(self.save_strategy.unwrap_or(Strategy::Epoch), self.save_steps.unwrap_or(500)),
+            save_total_limit: self.save_total_limit,
+            load_best_model_at_end: self.load_best_model_at_end.unwrap_or(evaluates),
+            metric_for_best_model: Metric::parse("--metric-for-best-model", metric)?,
+            early_stopping_patience: self.early_stopping_patience,
+            report_to: self.report_to.unwrap_or(ReportTo::Jsonl),
+            fail_under,
+        })
+    }
+}
+
+impl Settings {
+    /// How the data files are to be read.
+    pub fn columns(&self) -> dataset::Options {
+        dataset::Options {
+            delimiter: self.delimiter.map(|c| c as u8),
+            text_column: self.text_column.clone(),
+            label_column: self.label_column.clone(),
+        }
+    }
+}
+
+/// Checks `--device`. This build computes on the CPU alone.
+pub fn device(name: &str) -> Result<()> {
+    let index = name.strip_prefix("cuda:").map(str::parse::<usize>);
+    match (name, index) {
+        ("auto" | "cpu", _) => Ok(()),
+        ("cuda", _) | (_, Some(Ok(_))) => {
+            let fact = "this build has no CUDA backend";
+            Err(Error::new(crate::error::Kind::Device, format!("--device {name}"), fact, "pass --device cpu"))
+        }
+        _ => Err(Error::user(format!("--device {name}"), "no such device", "give auto, cpu, cuda or cuda:N")),
+    }
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+fn fail_under(text: &str) -> Result<(Metric, f64)> {
+    let bad = |fact: String| Error::user(format!("--fail-under {text}"), fact, "write it as accuracy=0.9");
+    let (name, value) = text.split_once('=').ok_or_else(|| bad("has no =".to_string()))?;
+    let value = value.parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| bad(format!("{value} is no number")))?;
+    Ok((Metric::parse("--fail-under", name)?, value))
+}
+
+fn number(text: &str, holds: fn(f64) -> bool, what: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|&x: &f64| x.is_finite() && holds(x)).ok_or_else(|| format!("give {what}"))
+}
+
+fn positive(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x > 0.0, "a number above 0")
+}
+
+fn not_negative(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x >= 0.0, "a number, 0 or above")
+}
+
+fn unit(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| (0.0..1.0).contains(&x), "a number from 0 to below 1")
+}
+
+fn open_unit(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x > 0.0 && x < 1.0, "a number between 0 and 1")
+}
+
+fn count(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0 && n <= u32::MAX as usize).ok_or_else(|| "give a whole number, 1 or above".to_string())
+}
+
+/// One ASCII character, or `\t`.
+pub fn delimiter(text: &str) -> std::result::Result<u8, String> {
+    match text.as_bytes() {
+        b"\\t" | b"tab" => Ok(b'\t'),
+        &[byte] if byte.is_ascii() && byte != b'"' => Ok(byte),
+        _ => Err("give one character, or tab".to_string()),
+    }
+}
+
+fn class_weights(text: &str) -> std::result::Result<ClassWeights, String> {
+    if text == "balanced" {
+        return Ok(ClassWeights::Balanced);
+    }
+    let numbers = text.split(',').map(|n| positive(n.trim())).collect::<std::result::Result<_, _>>();
+    numbers.map(ClassWeights::Given).map_err(|_| "give balanced, or one number above 0 a label with commas between".to_string())
+}

@@ -1,0 +1,105 @@
+//! A model folder as `from_pretrained` reads and `save_pretrained` writes it: configuration, weights, tokenizer.
+
+use std::path::{Path, PathBuf};
+
+use super::run_dir::write_file;
+use super::weights::{self, Weights};
+use crate::data::tokenize::Tokenizer;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::config::Config;
+use crate::ops::View;
+
+/// What stands beside the weights and is carried along unread.
+const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
+
+pub struct ModelDir {
+    pub path: PathBuf,
+    pub config: Config,
+    /// `None` where the folder has no tokenizer.json.
+    pub tokenizer: Option<Tokenizer>,
+    /// Name and content of the tokenizer's files.
+    tokenizer_files: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl ModelDir {
+    /// Reads everything but the weights.
+    pub fn read(path: &Path) -> Result<ModelDir> {
+        if !path.is_dir() {
+            let fact = if path.exists() { "is not a folder" } else { "no such folder" };
+            return Err(Error::user(path.display(), fact, "give a folder with config.json and model.safetensors"));
+        }
+        let config = Config::read(&path.join("config.json"))?;
+        let mut tokenizer_files = Vec::new();
+        for name in TOKENIZER_FILES {
+            let file = path.join(name);
+            if file.exists() {
+                tokenizer_files.push((name, std::fs::read(&file).map_err(|e| Error::io(&file, e))?));
+            }
+        }
+        let tokenizer = if path.join(TOKENIZER_FILES[0]).exists() { Some(Tokenizer::read(path)?) } else { None };
+        if let Some(tokenizer) = tokenizer.as_ref().filter(|tokenizer| tokenizer.vocab > config.vocab) {
+            let fact = format!("has ids up to {}, the model's word table {} rows", tokenizer.vocab - 1, config.vocab);
+            return Err(Error::user(path.join(TOKENIZER_FILES[0]).display(), fact, "use the tokenizer that belongs to this model"));
+        }
+        Ok(ModelDir { path: path.into(), config, tokenizer, tokenizer_files })
+    }
+
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        let fact = "there is no tokenizer.json in this folder";
+        self.tokenizer.as_ref().ok_or_else(|| Error::user(self.path.display(), fact, "add the one that belongs to the model"))
+    }
+
+    /// The greatest length in tokens: what was asked for, else the least of the tokenizer's limit, the position table and
+    /// 512.
+    pub fn max_length(&self, asked: Option<usize>) -> Result<usize> {
+        let positions = self.config.positions;
+        match asked {
+            Some(length) if length > positions => {
+                let fact = format!("{length} is over the model's {positions} positions");
+                Err(Error::user("--max-length", fact, format!("give at most {positions}")))
+            }
+            Some(length) => Ok(length),
+            None => {
+                let limit = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.max_length).unwrap_or(usize::MAX);
+                Ok(limit.min(positions).min(512))
+            }
+        }
+    }
+
+    /// Sets the weights of a model laid out for this folder's config, or for the same with another head. Returns the names
+    /// of the head's tensors that the folder lacks; they are drawn from `seed`.
+    pub fn load_weights(&self, model: &mut Model, seed: u64) -> Result<Vec<String>> {
+        let weights = Weights::open(&self.path)?;
+        let params: Vec<_> = model.plan.slots.iter().map(|slot| slot.param.clone()).collect();
+        let loaded = weights::resolve(&params, &weights)?;
+        let std = model.plan.config.initializer_range;
+        let values = params.iter().zip(&loaded.tensors).map(|(param, tensor)| match tensor {
+            Some(tensor) => tensor.f32(),
+            None => Ok(param.initialise(seed, std)),
+        });
+        model.write_all(model.plan.params, &values.collect::<Result<Vec<_>>>()?)?;
+        Ok(loaded.missing.into_iter().map(String::from).collect())
+    }
+
+    /// Writes the folder's files with `config` and the model's weights into `folder`, each complete before it gets its name.
+    pub fn write(&self, folder: &Path, model: &mut Model) -> Result<()> {
+        write_file(&folder.join("config.json"), model.plan.config.to_json().as_bytes())?;
+        for (name, content) in &self.tokenizer_files {
+            write_file(&folder.join(name), content)?;
+        }
+        write_tensors(&folder.join("model.safetensors"), model, &[("", model.plan.params)])
+    }
+}
+
+/// Writes one or more flat views of the parameters' layout, each tensor under its prefix and its parameter's name.
+pub fn write_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> Result<()> {
+    let (mut tensors, mut views) = (Vec::new(), Vec::new());
+    for &(prefix, flat) in flats {
+        for slot in &model.plan.slots {
+            tensors.push((format!("{prefix}{}", slot.param.name), slot.param.shape.clone()));
+            views.push(model.plan.beside(slot.view, flat));
+        }
+    }
+    weights::write(path, &tensors, |i, out| model.read_f32(views[i], out))
+}

@@ -1,0 +1,76 @@
+//! What the binaries share: flags parsed into one clear line of error, results on standard output, notes on standard
+//! error, and the exit code.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write;
+use std::panic::UnwindSafe;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+use crate::error::{Error, Kind, Result};
+
+/// The body of every binary: parses the flags, runs `main`, prints its error as one line, and gives the exit code.
+pub fn run<A: Parser + UnwindSafe>(main: fn(A) -> Result<()>) -> ExitCode {
+    std::panic::set_hook(Box::new(|info| {
+        let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+        let text = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
+        note(format!("error: `{at}`: a broken invariant of warpfit ({text}); please report it with this line"));
+    }));
+    let body = || match parse::<A>(std::env::args_os())? {
+        Some(args) => main(args),
+        None => Ok(()),
+    };
+    match std::panic::catch_unwind(body) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            if error.kind != Kind::BrokenPipe {
+                note(format!("error: {error}"));
+            }
+            ExitCode::from(error.kind as u8)
+        }
+        Err(_) => ExitCode::from(Kind::Unusable as u8),
+    }
+}
+
+/// The flags as typed; `None` where help or the version was asked for, and printed.
+/// Every `--kebab-case` flag is also known by its Hugging Face `--snake_case` name.
+pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<Option<A>> {
+    let command = A::command().mut_args(|arg| match arg.get_long() {
+        Some(long) if long.contains('-') => {
+            let snake = long.replace('-', "_");
+            arg.alias(snake)
+        }
+        _ => arg,
+    });
+    let name = command.get_name().to_string();
+    let parsed = command.try_get_matches_from(args).and_then(|matches| A::from_arg_matches(&matches));
+    match parsed {
+        Ok(args) => Ok(Some(args)),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            print(error.render().to_string().trim_end())?;
+            Ok(None)
+        }
+        Err(error) => {
+            // The first paragraph is the fact; the usage that follows it is what --help says too.
+            let text = error.render().to_string();
+            let fact = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+            let fact = fact.split_whitespace().collect::<Vec<_>>().join(" ");
+            Err(Error::user(&name, fact, format!("see {name} --help")))
+        }
+    }
+}
+
+/// A result: a line on standard output.
+pub fn print(line: impl Display) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+/// A note on the way: a line on standard error, which nobody needs to be reading.
+pub fn note(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
