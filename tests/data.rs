@@ -422,6 +422,25 @@ proptest! {
         prop_assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "one group a token");
     }
 
+    /// Cutting early gives what cutting late gives, whatever stands where the text is cut.
+    #[test]
+    fn long_texts_are_cut_like_short_ones(
+        words in prop::collection::vec("good|lovely|[a-z]{1,30}|\\[SEP\\]|\\[MASK\\]|日本|e\u{301}|\u{301}|[.,\"-]|\\PC{1,5}", 1..300),
+        spaces in "[ \t\n\u{a0}]{1,3}",
+        max_length in 3..40usize,
+    ) {
+        let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
+        let text = words.join(&spaces);
+        let whole = tokenizer.encode(&[&text], 1_000_000, &ignore).unwrap().ids;
+        let cut = tokenizer.encode(&[&text], max_length, &ignore).unwrap();
+        let mut expected = whole.clone();
+        if whole.len() > max_length {
+            expected.truncate(max_length - 1);
+            expected.push(3);
+        }
+        prop_assert_eq!((&cut.ids, cut.cut[0]), (&expected, whole.len() > max_length));
+    }
+
     #[test]
     fn loader_equals_direct_packing(sizes in prop::collection::vec(1..6usize, 0..40), batch in 1..9usize, first in 0..6usize, seed: u64) {
         let mut data = Encoded::default();

@@ -403,7 +403,7 @@ fn read_parquet(path: &Path, file: File, options: &Options) -> Result<Table> {
         let fact = format!("the column {} does not hold {what}", brief(field.name()));
         Error::user(path.display(), fact, "name another with --text-column or --label-column")
     };
-    if !is_string(text) && !(table.columns.guessed && is_number(text)) {
+    if !(is_string(text) || table.columns.guessed && is_number(text)) {
         return Err(wrong(text, "strings"));
     }
     if let Some(label) = label.filter(|label| !is_string(label) && !is_number(label)) {

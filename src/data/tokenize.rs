@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use serde_json::Value;
-use tokenizers::{PostProcessor, TruncationDirection};
+use tokenizers::{NormalizerWrapper, PostProcessor, PreTokenizerWrapper, TruncationDirection};
 
 use crate::error::{Error, Result};
 
@@ -88,6 +88,8 @@ pub struct Tokenizer {
     pub max_length: Option<usize>,
     /// Largest token id + 1; may not be above the model's vocabulary.
     pub vocab: usize,
+    /// Whether white space parts a text into pieces that are tokenised each for itself.
+    by_words: bool,
 }
 
 impl Tokenizer {
@@ -121,7 +123,10 @@ impl Tokenizer {
         // A file may carry a length to cut or pad to: both are for the caller to say.
         inner.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
         let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let tokenizer = Tokenizer { inner, json: json.to_vec(), max_length: None, vocab };
+        let by_words = matches!(inner.get_normalizer(), None | Some(NormalizerWrapper::BertNormalizer(_)))
+            && matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)))
+            && inner.get_added_tokens_decoder().values().all(|token| !token.content.contains(char::is_whitespace));
+        let tokenizer = Tokenizer { inner, json: json.to_vec(), max_length: None, vocab, by_words };
         if tokenizer.specials() == 0 {
             return Err(bad("adds no [CLS] and [SEP] to a text".to_string()));
         }
@@ -165,7 +170,17 @@ impl Tokenizer {
         let bad = |e: tokenizers::Error| {
             Error::user("tokenizer.json", format!("a text cannot be tokenised: {e}"), "check the vocabulary")
         };
-        let mut encoding = self.inner.encode_fast(text, false).map_err(bad)?;
+        // Tokenising takes time and a hundred times the memory for every byte, and only `room` tokens are kept: a head of
+        // the text that gives more than these will do.
+        let mut size = room.saturating_mul(8);
+        let mut encoding = loop {
+            let head = self.head(text, size);
+            let encoding = self.inner.encode_fast(head, false).map_err(bad)?;
+            if encoding.len() > room || head.len() == text.len() {
+                break encoding;
+            }
+            size = size.saturating_mul(4);
+        };
         let cut = encoding.len() > room;
         encoding.truncate(room, 0, TruncationDirection::Right);
         encoding.take_overflowing(); // what was cut off would get special tokens too
@@ -173,5 +188,14 @@ impl Tokenizer {
         let as_i32 = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect::<Vec<i32>>();
         out.append(&as_i32(encoding.get_ids()), &as_i32(encoding.get_type_ids()), cut);
         Ok(())
+    }
+
+    /// The text up to the first white space from byte `size` on, where that gives the same first tokens.
+    fn head<'a>(&self, text: &'a str, size: usize) -> &'a str {
+        let rest = text.as_bytes().get(size..).filter(|_| self.by_words).unwrap_or_default();
+        match rest.iter().position(u8::is_ascii_whitespace) {
+            Some(space) => &text[..size + space],
+            None => text,
+        }
     }
 }
