@@ -7,18 +7,22 @@ use std::io::Write;
 use std::panic::UnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::Parser;
 
 use crate::error::{Error, Kind, Result};
 
 /// The body of every binary: parses the flags, runs `main`, prints its error as one line, and gives the exit code.
 pub fn run<A: Parser + UnwindSafe>(main: fn(A) -> Result<()>) -> ExitCode {
+    // Printed only where nothing catches the panic.
+    static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
     std::panic::set_hook(Box::new(|info| {
         let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
         let text = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
-        note(format!("error: `{at}`: a broken invariant of warpfit ({text}); please report it with this line"));
+        let line = format!("error: `{at}`: a broken invariant of warpfit ({text}); please report it with this line");
+        LAST_PANIC.lock().map(|mut last| *last = line).unwrap_or_default();
     }));
     let body = || match parse::<A>(std::env::args_os())? {
         Some(args) => main(args),
@@ -32,7 +36,10 @@ pub fn run<A: Parser + UnwindSafe>(main: fn(A) -> Result<()>) -> ExitCode {
             }
             ExitCode::from(error.kind as u8)
         }
-        Err(_) => ExitCode::from(Kind::Unusable as u8),
+        Err(_) => {
+            note(LAST_PANIC.lock().map(|last| last.clone()).unwrap_or_default());
+            ExitCode::from(Kind::Unusable as u8)
+        }
     }
 }
 

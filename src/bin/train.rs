@@ -1,1 +1,62 @@
-fn main() {}
+//! Fine-tunes a classifier, or without arguments trains a small one on the bundled sample.
+
+use std::process::ExitCode;
+
+use warpfit::classifier::Classifier;
+use warpfit::cli::{note, print};
+use warpfit::error::Result;
+use warpfit::report::log::{Count, duration, rate};
+use warpfit::sample;
+use warpfit::train::args::Args;
+use warpfit::train::metrics::{argmax, softmax};
+use warpfit::train::trainer::train;
+
+fn main() -> ExitCode {
+    warpfit::cli::run(run)
+}
+
+fn run(args: Args) -> Result<()> {
+    let on_sample = args.model.is_none() && args.train_file.is_none() && args.validation_file.is_none();
+    let args = if on_sample {
+        note("no --model and no --train-file: a small DistilBERT from scratch on 2,000 bundled film reviews");
+        sample::args(args)?
+    } else {
+        args
+    };
+    let settings = args.settings()?;
+    let Some(outcome) = train(&settings)? else { return Ok(()) };
+
+    let took = duration(std::time::Duration::from_secs_f64(outcome.seconds));
+    let updates = rate(outcome.updates as f64 / outcome.seconds);
+    print(format!(
+        "trained     {} updates in {took} ({updates}/s), mean loss {:.4}",
+        Count(outcome.updates as u64),
+        outcome.train_loss
+    ))?;
+    if let Some(evaluation) = &outcome.evaluation {
+        print(format!("validation  {}", evaluation.summary()))?;
+    }
+    if let Some(test) = &outcome.test {
+        print(format!("test        {}", test.summary()))?;
+    }
+    let out = settings.output_dir.display();
+    print(format!("saved       {out}"))?;
+    if on_sample {
+        let mut classifier = Classifier::open(&settings.output_dir, 2048, sample::SENTENCES.len())?;
+        let length = classifier.source.max_length(None)?;
+        let encoded = classifier.source.tokenizer()?.encode(&sample::SENTENCES, length, &|_| ())?;
+        let logits = classifier.logits(&encoded, |_, _| ())?;
+        print("")?;
+        for (text, logits) in sample::SENTENCES.iter().zip(logits.chunks(classifier.source.config.classes())) {
+            let class = argmax(logits);
+            print(format!("{:<9} {:.3}  {text}", classifier.source.config.labels[class], softmax(logits)[class]))?;
+        }
+        print(format!(
+            "\nThis model is small and saw 2,000 reviews. For a real one, give a pre-trained model and your own file:\n  \
+             cargo run --release -- --model path/to/distilbert-base-uncased --train-file reviews.csv --validation-split 0.1 --output-dir out\n\
+             To classify with the one just trained:\n  \
+             cargo run --release --bin predict -- --model {out} --text \"What a film!\""
+        ))?;
+    }
+    Ok(())
+}

@@ -40,7 +40,11 @@ impl ModelDir {
         let tokenizer = if path.join(TOKENIZER_FILES[0]).exists() { Some(Tokenizer::read(path)?) } else { None };
         if let Some(tokenizer) = tokenizer.as_ref().filter(|tokenizer| tokenizer.vocab > config.vocab) {
             let fact = format!("has ids up to {}, the model's word table {} rows", tokenizer.vocab - 1, config.vocab);
-            return Err(Error::user(path.join(TOKENIZER_FILES[0]).display(), fact, "use the tokenizer that belongs to this model"));
+            return Err(Error::user(
+                path.join(TOKENIZER_FILES[0]).display(),
+                fact,
+                "use the tokenizer that belongs to this model",
+            ));
         }
         Ok(ModelDir { path: path.into(), config, tokenizer, tokenizer_files })
     }

@@ -77,9 +77,8 @@ impl RunDir {
     /// Steps of the complete checkpoints, in order.
     pub fn checkpoints(&self) -> Result<Vec<usize>> {
         let entries = fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?;
-        let mut steps: Vec<usize> = entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok())
-            .collect();
+        let mut steps: Vec<usize> =
+            entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()).collect();
         steps.sort_unstable();
         Ok(steps)
     }

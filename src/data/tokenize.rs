@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -139,7 +138,7 @@ impl Tokenizer {
     }
 
     /// Token ids of each text, in order, cut on the right to `max_length` tokens with the special ones, on all cores.
-    /// `progress` hears, from any thread, how many texts are done. An error where `max_length` leaves no room for text.
+    /// `progress` hears, from any thread, how many more texts are done. An error where `max_length` leaves no room for text.
     pub fn encode<T: AsRef<str> + Sync>(
         &self,
         texts: &[T],
@@ -150,13 +149,12 @@ impl Tokenizer {
             let fact = format!("{max_length} leaves no room for text beside {} special tokens", self.specials());
             Error::user("--max-length", fact, format!("give at least {}", self.specials() + 1))
         })?;
-        let done = AtomicUsize::new(0);
         let chunks = texts.par_chunks(256).map(|chunk| {
             let mut encoded = Encoded::default();
             for text in chunk {
                 self.encode_text(text.as_ref(), room, &mut encoded)?;
             }
-            progress(done.fetch_add(chunk.len(), Ordering::Relaxed) + chunk.len());
+            progress(chunk.len());
             Ok(encoded)
         });
         let mut all = Encoded::default();

@@ -1,3 +1,4 @@
-//! What a run shows: progress, logs, tables.
+//! What a run shows and leaves to read: progress, tables, the model card.
 
+pub mod card;
 pub mod log;

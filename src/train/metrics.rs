@@ -366,7 +366,8 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// A figure by which runs are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Metric {
     Loss,
     Accuracy,

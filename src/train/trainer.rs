@@ -1,1 +1,440 @@
+//! The run: everything from settings to a trained model on disk. One update is `accumulate` for each of its micro-batches,
+//! then `update`; around it stand logging, evaluation, checkpoints, the best model, early stopping.
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use super::args::{Cadence, ClassWeights, Precision, ReportTo, Settings};
+use super::data::Data;
+use super::evaluate::{Evaluation, evaluate};
+use super::metrics::Metric;
+use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
+use crate::checkpoint::model_dir::{ModelDir, write_tensors};
+use crate::checkpoint::run_dir::{RunDir, write_file, write_json};
+use crate::cli::note;
+use crate::cpu::Cpu;
+use crate::data::loader::{Loader, row_order};
+use crate::data::pack::PackedBatch;
+use crate::data::tokenize::Encoded;
+use crate::error::{Error, Kind, Result};
+use crate::model::plan::Use;
+use crate::model::{Hyper, Model};
+use crate::ops::{Backend, DType, Rows, Step};
+use crate::report::card::model_card;
+use crate::report::log::{Count, Progress};
+
+/// What a finished run leaves to say.
+pub struct Outcome {
+    /// Mean loss over all updates.
+    pub train_loss: f64,
+    /// Of the model that was saved, on the validation data.
+    pub evaluation: Option<Evaluation>,
+    pub test: Option<Evaluation>,
+    /// How the head was set, where it was not read.
+    pub seconds: f64,
+    pub updates: usize,
+}
+
+struct Trainer<'a> {
+    settings: &'a Settings,
+    source: ModelDir,
+    data: Data,
+    model: Model,
+    class_weights: Vec<f64>,
+    schedule: Schedule,
+    updates_per_epoch: usize,
+    run: RunDir,
+    log: Vec<Value>,
+    /// Updates done.
+    step: usize,
+    /// Summed loss of all updates.
+    loss_sum: f64,
+    /// The newest evaluation and its step.
+    evaluated: Option<(usize, Evaluation)>,
+    best: Option<Best>,
+    /// Evaluations in a row that were not the best.
+    stale: usize,
+}
+
+struct Best {
+    step: usize,
+    value: f64,
+    evaluation: Evaluation,
+    /// The weights, where they are to be loaded at the end.
+    weights: Vec<Vec<f32>>,
+    saved: bool,
+}
+
+/// Trains as `settings` say. `None` after a dry run.
+pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
+    let source = ModelDir::read(&settings.model)?;
+    let max_length = source.max_length(settings.max_length)?;
+    let data = Data::read(settings, &source.config, source.tokenizer()?, max_length)?;
+    let config = (source.config.clone())
+        .with_labels(data.names.clone())?
+        .with_dropout(settings.dropout.map(|p| p as f32), settings.classifier_dropout.map(|p| p as f32))?;
+    let class_weights = match &settings.class_weights {
+        None => vec![1.0; data.names.len()],
+        Some(ClassWeights::Balanced) => data.balanced_weights(),
+        Some(ClassWeights::Given(weights)) if weights.len() == data.names.len() => weights.clone(),
+        Some(ClassWeights::Given(weights)) => {
+            let fact = format!("{} weights for the {} classes {}", weights.len(), data.names.len(), data.names.join(", "));
+            return Err(Error::user("--class-weights", fact, "give one number a class, in this order"));
+        }
+    };
+
+    let evaluations = || [&data.validation, &data.test].into_iter().flatten();
+    let longest = |rows: &Encoded, batch| largest_batch(rows, batch);
+    let tokens = evaluations().map(|rows| longest(rows, settings.eval_batch_size)).max().unwrap_or(0);
+    let Precision::Fp32 = settings.precision;
+    let what_for = Use {
+        train: true,
+        last_rows: Rows::Seqs,
+        tokens: tokens.max(longest(&data.train, settings.batch_size)),
+        seqs: settings.batch_size.max(if tokens > 0 { settings.eval_batch_size } else { 0 }),
+        dtype: DType::F32,
+    };
+    let batches = data.train.rows().div_ceil(settings.batch_size);
+    let updates_per_epoch = updates_per_epoch(batches, settings.gradient_accumulation_steps);
+    let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
+    let schedule = Schedule {
+        kind: settings.lr_scheduler_type,
+        base_lr: settings.learning_rate,
+        warmup: warmup_updates(settings.warmup_steps, total)?,
+        total,
+    };
+    let hyper = Hyper {
+        label_smoothing: settings.label_smoothing_factor as f32,
+        weight_decay: settings.weight_decay,
+        beta1: settings.adam_beta1,
+        beta2: settings.adam_beta2,
+        eps: settings.adam_epsilon,
+        max_grad_norm: settings.max_grad_norm,
+    };
+    let backend = Box::new(Cpu::<f32>::new());
+    if settings.dry_run {
+        let plan = crate::model::plan::Plan::new(&config, what_for);
+        crate::cli::print(format!(
+            "{} parameters, {} rows to train on, batches of at most {} tokens, {total} updates\n{plan}",
+            Count(plan.parameters() as u64),
+            Count(data.train.rows() as u64),
+            Count(what_for.tokens as u64),
+        ))?;
+        return Ok(None);
+    }
+    note(format!("device: {} (this build has no other)", backend.name()));
+    let mut model = Model::new(&config, what_for, hyper, backend)?;
+    model.set_class_weights(&class_weights)?;
+    if settings.from_scratch {
+        let std = config.initializer_range;
+        let values: Vec<_> = model.plan.slots.iter().map(|slot| slot.param.initialise(settings.seed, std)).collect();
+        model.write_all(model.plan.params, &values)?;
+        note(format!("model: {} parameters, all drawn from seed {}", Count(model.plan.parameters() as u64), settings.seed));
+    } else {
+        let drawn = source.load_weights(&mut model, settings.seed)?;
+        note(format!("model: {} parameters from {}", Count(model.plan.parameters() as u64), source.path.display()));
+        if !drawn.is_empty() {
+            note(format!("model: the folder has no {}; drawn from seed {}", drawn.join(", "), settings.seed));
+        }
+    }
+    let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir)?;
+    let trainer = Trainer {
+        settings,
+        source,
+        data,
+        model,
+        class_weights,
+        schedule,
+        updates_per_epoch,
+        run,
+        log: Vec::new(),
+        step: 0,
+        loss_sum: 0.0,
+        evaluated: None,
+        best: None,
+        stale: 0,
+    };
+    trainer.run().map(Some)
+}
+
+/// Tokens of the `batch` longest rows: no batch has more.
+fn largest_batch(rows: &Encoded, batch: usize) -> usize {
+    let mut lengths: Vec<usize> = rows.offsets.windows(2).map(|row| row[1] - row[0]).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    lengths.into_iter().take(batch).sum()
+}
+
+impl Trainer<'_> {
+    fn run(mut self) -> Result<Outcome> {
+        let begin = Instant::now();
+        let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "reviews"]);
+        self.epochs(&progress)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        progress.finish("");
+        self.finish(seconds)
+    }
+
+    fn epochs(&mut self, progress: &Progress) -> Result<()> {
+        let (settings, accumulation) = (self.settings, self.settings.gradient_accumulation_steps);
+        for epoch in 0.. {
+            let order = row_order(self.data.train.rows(), settings.shuffle, settings.seed, epoch);
+            let mut loader = Loader::new(self.data.train.clone(), order, settings.batch_size, 0);
+            loop {
+                // An update never crosses the end of an epoch.
+                let micro_batches: Vec<PackedBatch> = loader.by_ref().take(accumulation).collect();
+                if micro_batches.is_empty() {
+                    break;
+                }
+                self.update(&micro_batches)?;
+                let count = |f: fn(&PackedBatch) -> usize| micro_batches.iter().map(f).sum::<usize>() as u64;
+                progress.add(&[1, count(PackedBatch::rows), count(PackedBatch::seqs)]);
+
+                let ended = self.step == self.schedule.total;
+                let epoch_ended = ended || self.step.is_multiple_of(self.updates_per_epoch);
+                let due = |cadence| match cadence {
+                    Cadence::Never => false,
+                    Cadence::Steps(n) => ended || self.step.is_multiple_of(n),
+                    Cadence::Epoch => epoch_ended,
+                };
+                let (evaluate, save) = (due(settings.eval), due(settings.save));
+                if self.step.is_multiple_of(settings.logging_steps) || ended || evaluate || save {
+                    self.log_loss(progress)?;
+                }
+                if evaluate {
+                    self.evaluate(progress, save)?;
+                }
+                if save {
+                    self.save()?;
+                }
+                let patience = settings.early_stopping_patience.unwrap_or(usize::MAX);
+                if self.stale >= patience {
+                    progress.println(&format!("stopped early: {patience} evaluations without a better one"));
+                }
+                if ended || self.stale >= patience {
+                    return Ok(());
+                }
+            }
+        }
+        unreachable!("the epochs do not end")
+    }
+
+    fn update(&mut self, micro_batches: &[PackedBatch]) -> Result<()> {
+        self.step += 1;
+        let labels = micro_batches.iter().flat_map(|batch| &batch.labels);
+        let denominator = labels.map(|&label| self.class_weights[label as usize]).sum();
+        let learning_rate = self.schedule.lr(self.step);
+        for (micro, batch) in (0..).zip(micro_batches) {
+            let (seed, update) = (self.settings.seed, self.step as u64);
+            self.model.accumulate(batch, &Step { seed, update, micro, denominator, learning_rate, train: true })?;
+        }
+        self.model.update()
+    }
+
+    fn epoch(&self) -> f64 {
+        self.step as f64 / self.updates_per_epoch as f64
+    }
+
+    /// Logs the mean loss since the last logged line, and stops the run where it is not finite.
+    fn log_loss(&mut self, progress: &Progress) -> Result<()> {
+        let status = self.model.take_status()?;
+        if status.skipped > 0.0 {
+            return Err(self.not_finite(status.skipped as usize)?);
+        }
+        let since =
+            self.log.iter().rev().find(|entry| entry["loss"].is_number()).map_or(0, |entry| entry["step"].as_u64().unwrap_or(0));
+        let updates = self.step - since as usize;
+        if updates == 0 {
+            return Ok(());
+        }
+        self.loss_sum += status.loss_sum;
+        let (loss, rate) = (status.loss_sum / updates as f64, self.schedule.lr(self.step));
+        progress.note(format!("epoch {:.2}  loss {loss:.4}  lr {rate:.2e}", self.epoch()));
+        self.log_entry(Map::from_iter([
+            ("loss".to_string(), json!(loss)),
+            ("grad_norm".to_string(), json!(status.grad_norm)),
+            ("learning_rate".to_string(), json!(rate)),
+        ]))
+    }
+
+    /// What went wrong when updates were left out; the weights are still those before.
+    fn not_finite(&mut self, updates: usize) -> Result<Error> {
+        let mut what = "the loss".to_string();
+        for slot in self.model.plan.slots.clone() {
+            if self.model.read(self.model.plan.grad(slot.view))?.iter().any(|x| !x.is_finite()) {
+                what = format!("the gradient of {}", slot.param.name);
+                break;
+            }
+        }
+        let kept = match self.run.checkpoints()?.last() {
+            Some(step) => format!("the last good checkpoint is {}", self.run.path.join(format!("checkpoint-{step}")).display()),
+            None => "no checkpoint was written yet".to_string(),
+        };
+        let place = format!("update {}", self.step + 1 - updates);
+        Ok(Error::new(
+            Kind::Unusable,
+            place,
+            format!("{what} is not finite; {kept}"),
+            "lower --learning-rate or raise --warmup-steps",
+        ))
+    }
+
+    fn log_entry(&mut self, mut entry: Map<String, Value>) -> Result<()> {
+        entry.insert("epoch".to_string(), json!(self.epoch()));
+        entry.insert("step".to_string(), json!(self.step));
+        let entry = Value::Object(entry);
+        if self.settings.report_to == ReportTo::Jsonl {
+            self.run.log(&entry)?;
+        }
+        self.log.push(entry);
+        Ok(())
+    }
+
+    fn evaluate(&mut self, progress: &Progress, saved: bool) -> Result<()> {
+        let data = self.data.validation.clone().expect("settings ask for evaluations only where there is data");
+        let evaluation = self.run_over(&data, "evaluating")?;
+        progress.println(&format!("epoch {:.2}  evaluation: {}", self.epoch(), evaluation.summary()));
+        self.log_entry(evaluation.log_entry("eval"))?;
+        let metric = self.settings.metric_for_best_model;
+        let value = evaluation.metrics.get(metric).unwrap_or(f64::NAN);
+        if self.best.as_ref().is_none_or(|best| metric.better(value, best.value)) {
+            let weights =
+                if self.settings.load_best_model_at_end { self.model.read_all(self.model.plan.params)? } else { Vec::new() };
+            self.best = Some(Best { step: self.step, value, evaluation: evaluation.clone(), weights, saved });
+            self.stale = 0;
+        } else {
+            self.stale += 1;
+        }
+        self.evaluated = Some((self.step, evaluation));
+        Ok(())
+    }
+
+    fn run_over(&mut self, data: &Arc<Encoded>, what: &str) -> Result<Evaluation> {
+        evaluate(&mut self.model, data, self.settings.eval_batch_size, &self.class_weights, what)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let (state, settings) = (self.state(), json!(self.settings));
+        let position = json!({
+            "step": self.step,
+            "micro_batch": 0,
+            "seed": self.settings.seed,
+            "rows": self.data.train.rows(),
+            "batch_size": self.settings.batch_size,
+            "gradient_accumulation_steps": self.settings.gradient_accumulation_steps,
+        });
+        let (run, source, model) = (&self.run, &self.source, &mut self.model);
+        run.checkpoint(self.step, |folder| {
+            source.write(folder, model)?;
+            let moments = [("m.", model.plan.m), ("v.", model.plan.v)];
+            write_tensors(&folder.join("optimizer.safetensors"), model, &moments)?;
+            write_json(&folder.join("state.json"), &position)?;
+            write_json(&folder.join("trainer_state.json"), &state)?;
+            write_json(&folder.join("training_args.json"), &settings)
+        })?;
+        match self.settings.save_total_limit {
+            Some(limit) => self.run.rotate(limit, self.best.as_ref().map(|best| best.step)),
+            None => Ok(()),
+        }
+    }
+
+    /// trainer_state.json under the names that Hugging Face's Trainer has.
+    fn state(&self) -> Value {
+        let best = self.best.as_ref();
+        let checkpoint = best.filter(|best| best.saved).map(|best| self.run.path.join(format!("checkpoint-{}", best.step)));
+        let steps = |cadence| match cadence {
+            Cadence::Steps(n) => n,
+            _ => 500,
+        };
+        json!({
+            "best_global_step": best.map(|best| best.step),
+            "best_metric": best.map(|best| best.value),
+            "best_model_checkpoint": checkpoint.map(|path| path.display().to_string()),
+            "epoch": self.epoch(),
+            "eval_steps": steps(self.settings.eval),
+            "global_step": self.step,
+            "is_hyper_param_search": false,
+            "is_local_process_zero": true,
+            "is_world_process_zero": true,
+            "log_history": self.log,
+            "logging_steps": self.settings.logging_steps,
+            "max_steps": self.schedule.total,
+            "num_train_epochs": self.schedule.total.div_ceil(self.updates_per_epoch),
+            "save_steps": steps(self.settings.save),
+            "train_batch_size": self.settings.batch_size,
+        })
+    }
+
+    /// The best model back, the last figures, and everything written.
+    fn finish(mut self, seconds: f64) -> Result<Outcome> {
+        let (rows, updates) = (self.data.train.rows(), self.step);
+        let train_loss = self.loss_sum / updates as f64;
+        let mut train = Map::from_iter([
+            ("epoch".to_string(), json!(self.epoch())),
+            ("train_loss".to_string(), json!(train_loss)),
+            ("train_runtime".to_string(), json!(seconds)),
+            ("train_samples".to_string(), json!(rows)),
+            ("train_samples_per_second".to_string(), json!(self.epoch() * rows as f64 / seconds)),
+            ("train_steps_per_second".to_string(), json!(updates as f64 / seconds)),
+        ]);
+        self.log_entry(train.clone())?;
+
+        let mut evaluation = self.evaluated.take().filter(|(step, _)| *step == updates).map(|(_, evaluation)| evaluation);
+        if let Some(best) = self.best.take_if(|best| !best.weights.is_empty()) {
+            self.model.write_all(self.model.plan.params, &best.weights)?;
+            note(format!(
+                "kept: the model of update {}, {} {:.4}",
+                best.step,
+                self.settings.metric_for_best_model.name(),
+                best.value
+            ));
+            evaluation = Some(best.evaluation.clone());
+            self.best = Some(best);
+        } else if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
+            evaluation = Some(self.run_over(&data, "evaluating")?);
+        }
+        let test = self.data.test.clone().map(|data| self.run_over(&data, "testing")).transpose()?;
+
+        self.source.write(&self.run.path, &mut self.model)?;
+        let path = |name: &str| self.run.path.join(name);
+        write_json(&path("train_results.json"), &json!(train))?;
+        for (prefix, found, data) in [("eval", &evaluation, &self.data.validation), ("test", &test, &self.data.test)] {
+            if let (Some(found), Some(data)) = (found, data) {
+                let mut results = found.log_entry(prefix);
+                results.insert(format!("{prefix}_samples"), json!(data.rows()));
+                write_json(&path(&format!("{prefix}_results.json")), &json!(results))?;
+                train.extend(results);
+            }
+        }
+        write_json(&path("all_results.json"), &json!(train))?;
+        write_json(&path("trainer_state.json"), &self.state())?;
+        write_json(&path("training_args.json"), &json!(self.settings))?;
+        let shown = test.as_ref().or(evaluation.as_ref());
+        write_file(&path("README.md"), model_card(self.settings, &self.model.plan.config, &self.log, shown).as_bytes())?;
+
+        let outcome = Outcome { train_loss, evaluation, test, seconds, updates };
+        match self.settings.fail_under {
+            Some((metric, bound)) => outcome.check(metric, bound).map(|()| outcome),
+            None => Ok(outcome),
+        }
+    }
+}
+
+impl Outcome {
+    /// An error unless the test set's (else the validation set's) figure reaches the bound.
+    fn check(&self, metric: Metric, bound: f64) -> Result<()> {
+        let found = self.test.as_ref().or(self.evaluation.as_ref()).and_then(|evaluation| evaluation.metrics.get(metric));
+        if found.is_some_and(|value| value == bound || metric.better(value, bound)) {
+            return Ok(());
+        }
+        let found = found.map_or("undefined".to_string(), |value| format!("{value:.4}"));
+        let fact = format!("{} is {found}", metric.name());
+        Err(Error::new(
+            Kind::Unusable,
+            format!("--fail-under {}={bound}", metric.name()),
+            fact,
+            "the model was written all the same",
+        ))
+    }
+}

@@ -1,0 +1,53 @@
+//! A trained model opened to classify: what `evaluate` and `predict` run.
+
+use std::path::Path;
+
+use crate::checkpoint::model_dir::ModelDir;
+use crate::cpu::Cpu;
+use crate::data::pack::PackedBatch;
+use crate::data::tokenize::Encoded;
+use crate::error::{Error, Result};
+use crate::model::plan::Use;
+use crate::model::{Hyper, Model};
+use crate::ops::{DType, Rows};
+
+pub struct Classifier {
+    pub source: ModelDir,
+    pub model: Model,
+}
+
+impl Classifier {
+    /// Opens a model folder for batches of at most `tokens` tokens and `seqs` rows; one row always fits.
+    ///
+    /// # Errors
+    /// What is wrong with the folder; a folder without a trained head.
+    pub fn open(path: &Path, tokens: usize, seqs: usize) -> Result<Classifier> {
+        let source = ModelDir::read(path)?;
+        let tokens = tokens.max(source.config.positions);
+        let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32 };
+        let mut model = Model::new(&source.config, what_for, Hyper::default(), Box::new(Cpu::<f32>::new()))?;
+        let drawn = source.load_weights(&mut model, 0)?;
+        if !drawn.is_empty() {
+            let fact = format!("has no {}: it is not a trained classifier", drawn.join(", "));
+            return Err(Error::user(path.display(), fact, "fine-tune it first with train"));
+        }
+        Ok(Classifier { source, model })
+    }
+
+    /// The logits of every row, (rows, classes), in order. `done` hears how many more rows and tokens are done.
+    pub fn logits(&mut self, rows: &Encoded, mut done: impl FnMut(usize, usize)) -> Result<Vec<f32>> {
+        let Use { tokens, seqs, .. } = self.model.plan.what_for;
+        let mut logits = Vec::new();
+        let mut start = 0;
+        while start < rows.rows() {
+            // As many rows as fit.
+            let fits = |end: &usize| *end - start <= seqs && rows.offsets[*end] - rows.offsets[start] <= tokens;
+            let end = (start + 1..=rows.rows()).take_while(fits).last().expect("one row fits");
+            let batch = PackedBatch::new((start..end).map(|row| rows.row(row)));
+            logits.extend(self.model.infer(&batch)?.0.into_iter().map(|x| x as f32));
+            done(batch.seqs(), batch.rows());
+            start = end;
+        }
+        Ok(logits)
+    }
+}

@@ -1,0 +1,75 @@
+//! The README.md of a run folder: a model card as the Hugging Face hub reads it.
+
+use serde_json::Value;
+
+use crate::model::config::Config;
+use crate::train::args::Settings;
+use crate::train::evaluate::Evaluation;
+use crate::train::metrics::Metric;
+
+/// Front matter, the final figures, the settings and the table of evaluations.
+pub fn model_card(settings: &Settings, config: &Config, log: &[Value], last: Option<&Evaluation>) -> String {
+    let name = settings.output_dir.file_name().unwrap_or_default().to_string_lossy();
+    let base = settings.model.display();
+    let figure = |metric| last.and_then(|evaluation| evaluation.metrics.get(metric));
+    let mut card = format!(
+        "---\nlibrary_name: transformers\npipeline_tag: text-classification\nbase_model: {base}\ntags:\n- text-classification\n- warpfit\n"
+    );
+    if last.is_some() {
+        card += "metrics:\n- accuracy\n- f1\n- precision\n- recall\n";
+    }
+    card += &format!("---\n\n# {name}\n\n");
+    card += &match settings.from_scratch {
+        true => format!("A {} classifier trained from scratch in the shape of `{base}`", config.arch.model_type()),
+        false => format!("`{base}` ({}) fine-tuned", config.arch.model_type()),
+    };
+    card += &format!(" on `{}` with warpfit. Labels: {}.\n\n", settings.train_file.display(), config.labels.join(", "));
+    if last.is_some() {
+        let data = settings.test_file.as_ref().or(settings.validation_file.as_ref());
+        card += &match data {
+            Some(file) => format!("On `{}`:\n\n", file.display()),
+            None => "On the validation split:\n\n".to_string(),
+        };
+        for metric in Metric::ALL {
+            card +=
+                &format!("- {}: {}\n", metric.name(), figure(metric).map_or("undefined".into(), |value| format!("{value:.4}")));
+        }
+        card += "\n";
+    }
+    card += "## Training\n\n";
+    for (what, value) in [
+        ("learning rate", settings.learning_rate.to_string()),
+        ("schedule", format!("{:?}, warm-up {}", settings.lr_scheduler_type, settings.warmup_steps).to_lowercase()),
+        ("batch", format!("{} x {} accumulated", settings.batch_size, settings.gradient_accumulation_steps)),
+        ("epochs", settings.num_train_epochs.to_string()),
+        ("weight decay", settings.weight_decay.to_string()),
+        (
+            "optimizer",
+            format!("AdamW, betas {} and {}, epsilon {}", settings.adam_beta1, settings.adam_beta2, settings.adam_epsilon),
+        ),
+        ("seed", settings.seed.to_string()),
+    ] {
+        card += &format!("- {what}: {value}\n");
+    }
+    let evaluations: Vec<&Value> = log.iter().filter(|entry| entry["eval_loss"].is_number()).collect();
+    if !evaluations.is_empty() {
+        card += "\n| epoch | step | training loss | validation loss | accuracy | f1 |\n|---|---|---|---|---|---|\n";
+        for evaluation in evaluations {
+            let before = log.iter().take_while(|entry| entry["step"].as_u64() <= evaluation["step"].as_u64());
+            let loss = before.filter_map(|entry| entry["loss"].as_f64()).last();
+            let four = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+            let of = |key: &str| four(evaluation[key].as_f64());
+            let epoch = evaluation["epoch"].as_f64().unwrap_or_default();
+            let row = [
+                format!("{epoch:.2}"),
+                evaluation["step"].to_string(),
+                four(loss),
+                of("eval_loss"),
+                of("eval_accuracy"),
+                of("eval_f1"),
+            ];
+            card += &format!("| {} |\n", row.join(" | "));
+        }
+    }
+    card
+}
