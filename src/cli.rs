@@ -8,9 +8,10 @@ use std::panic::UnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::error::ErrorKind;
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use crate::error::{Error, Kind, Result};
 
@@ -32,12 +33,12 @@ pub fn run<A: Parser + UnwindSafe>(main: fn(A) -> Result<()>) -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             if error.kind != Kind::BrokenPipe {
-                note(format!("error: {error}"));
+                complain(format!("error: {error}"));
             }
             ExitCode::from(error.kind as u8)
         }
         Err(_) => {
-            note(LAST_PANIC.lock().map(|last| last.clone()).unwrap_or_default());
+            complain(LAST_PANIC.lock().map(|last| last.clone()).unwrap_or_default());
             ExitCode::from(Kind::Unusable as u8)
         }
     }
@@ -77,7 +78,24 @@ pub fn print(line: impl Display) -> Result<()> {
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Error::io(Path::new("standard output"), e))
 }
 
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on no notes and no progress on standard error, errors alone: `--quiet`.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
 /// A note on the way: a line on standard error, which nobody needs to be reading.
 pub fn note(line: impl Display) {
+    if !is_quiet() {
+        complain(line);
+    }
+}
+
+fn complain(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use warpfit::classifier::Classifier;
-use warpfit::cli::{note, print};
+use warpfit::cli::{be_quiet, note, print};
 use warpfit::error::Result;
 use warpfit::report::log::{Count, duration, rate};
 use warpfit::sample;
@@ -16,6 +16,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
+    if args.quiet {
+        be_quiet();
+    }
     let on_sample = args.model.is_none() && args.train_file.is_none() && args.validation_file.is_none();
     let args = if on_sample {
         note("no --model and no --train-file: a small DistilBERT from scratch on 2,000 bundled film reviews");

@@ -33,6 +33,10 @@ pub struct Args {
     #[arg(long, help_heading = "Model and run")]
     pub dry_run: bool,
 
+    /// Show no progress and no notes
+    #[arg(long, help_heading = "Model and run")]
+    pub quiet: bool,
+
     /// Rows to train on: .csv, .tsv, .jsonl or .parquet
     #[arg(long, help_heading = "Data")]
     pub train_file: Option<PathBuf>,

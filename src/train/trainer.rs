@@ -232,8 +232,11 @@ impl Trainer<'_> {
         self.model.update()
     }
 
+    /// Epochs done, as Trainer counts them: by the micro-batches of the one under way.
     fn epoch(&self) -> f64 {
-        self.step as f64 / self.updates_per_epoch as f64
+        let batches = self.data.train.rows().div_ceil(self.settings.batch_size);
+        let (epochs, updates) = (self.step / self.updates_per_epoch, self.step % self.updates_per_epoch);
+        epochs as f64 + (updates * self.settings.gradient_accumulation_steps).min(batches) as f64 / batches as f64
     }
 
     /// Logs the mean loss since the last logged line, and stops the run where it is not finite.
