@@ -113,7 +113,7 @@ def write_config():
         "dropout": 0.1,
         "attention_dropout": 0.1,
         "seq_classif_dropout": 0.2,
-        "initializer_range": 0.09,
+        "initializer_range": 0.02,
         "pad_token_id": 0,
         "id2label": {str(i): name for i, name in enumerate(LABELS)},
         "label2id": {name: i for i, name in enumerate(LABELS)},
