@@ -1,3 +1,43 @@
+//! warpfit fine-tunes BERT-family encoders for text classification: a transformer engine of its own, no tensor framework.
+//!
+//! # The map
+//! Data flow = file order:
+//! ```text
+//! dataset -> tokenize -> pack -> loader
+//!   -> embed -> (linear qkv, attention, linear out, add & norm, linear up, gelu, linear down, add & norm) x layers
+//!   -> head on [CLS] -> cross-entropy -> the same list backwards -> gradient norm -> AdamW -> checkpoint
+//! ```
+//! | place | what lies there |
+//! | --- | --- |
+//! | [`ops`] | THE page: one struct an op with its maths, and the trait [`ops::Backend`] that runs them |
+//! | [`data`] | `dataset` (files), `tokenize`, `pack` (no padding), `loader` (order of rows, prefetching) |
+//! | [`model`] | `config`, `names` (Hugging Face tensor names), `plan` (every buffer), `encoder` and `head` (forward, backward: two mirrored lists) |
+//! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `real` (f32 and f64 arithmetic) |
+//! | [`random`] | Philox: dropout as a pure function of where and when |
+//! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `evaluate`, `metrics`, `schedule` |
+//! | [`checkpoint`] | `weights` (safetensors), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
+//! | [`classifier`] | a trained model opened to classify |
+//! | [`report`] | progress, tables, the model card |
+//! | [`sample`] | the bundled reviews of the default run |
+//! | [`cli`], [`error`] | what the binaries share; one error type: what, where, what to do |
+//!
+//! Another backend stands beside `cpu` with the same stems and implements the same trait; nothing else names a device.
+//!
+//! # Invariants
+//! 1. Padding does not exist. A batch is packed: `ids`, `positions` and `cu_seqlens`; every dense op runs on the rows that
+//!    are there; only attention and the [CLS] gather read `cu_seqlens`.
+//! 2. A step allocates nothing in the engine: all memory is planned and taken once (`plan.rs` is the whole list).
+//! 3. Parameter gradients accumulate (`+=`), activation gradients are overwritten (`=`) unless the op's field says so.
+//! 4. Every reduction has a fixed order: the same inputs give the same bits, run after run, on any number of threads.
+//! 5. Every op has a backward. After one step every parameter that should move has moved (tested).
+//! 6. Randomness is counter-based (Philox4x32-10 keyed by seed, update and micro-batch; the counter says site, row and
+//!    column) and computed again in the backward pass: no stored masks, no generator state to lose.
+//! 7. The maths of an op is written once, in `ops.rs`; a test gives each op a case with its numerical gradient.
+//! 8. The model code names no device: a `Box<dyn Backend>`, tensors as [`ops::View`]s into its memory, dtype a run-time field.
+//! 9. Only [CLS] feeds the head: a plan with `last_rows` = `Seqs` runs the last layer's queries, feed-forward and norms on
+//!    [CLS] rows alone. Exact, and with the same dropout masks.
+//! 10. What stands on disk under a final name is complete.
+
 pub mod checkpoint;
 pub mod classifier;
 pub mod cli;
