@@ -114,8 +114,8 @@ fn golden_loss_variants() {
             model.accumulate(&batch, &Step { denominator, ..step(&batch) }).unwrap();
             let loss = model.take_status().unwrap().loss;
             assert!((loss - want.scalar(&format!("{variant}.loss"))).abs() < 2e-6, "{case} {variant} loss {loss}");
-            let slots = &model.plan.slots;
-            for slot in slots[slots.len() - 2..].to_vec() {
+            let slots = model.plan.slots.clone();
+            for slot in &slots[slots.len() - 2..] {
                 let want = want.get(&format!("{variant}.{}", slot.param.name));
                 let difference = max_abs_difference(&model.read(model.plan.grad(slot.view)).unwrap(), want);
                 assert!(difference < 2e-5 * max_abs(want), "{case} {variant} {}: {difference:e}", slot.param.name);
