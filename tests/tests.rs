@@ -6,3 +6,4 @@ mod data;
 mod fixtures;
 mod metrics;
 mod model;
+mod ops;
