@@ -4,7 +4,6 @@
 
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
-use crate::model::plan::Plan;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
@@ -56,6 +55,32 @@ impl View {
     pub fn bytes(self) -> usize {
         self.len * self.dtype.size()
     }
+}
+
+/// The arrays of a batch, as [`PackedBatch`] has them. All I32.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    pub ids: View,           // (tokens)
+    pub positions: View,     // (tokens)
+    pub types: View,         // (tokens)
+    pub cu_seqlens: View,    // (seqs + 1)
+    pub labels: View,        // (seqs)
+    pub rows_by_token: View, // (tokens)
+    pub token_starts: View,  // (distinct tokens + 1)
+}
+
+/// The memory that a backend takes, once.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Size of the arena.
+    pub bytes: usize,
+    /// Of weights and activations: F32, or F64 on the CPU.
+    pub dtype: DType,
+    pub inputs: Inputs,
+    /// Tokens of the longest sequence to come.
+    pub longest: usize,
+    /// Elements of the flat parameters.
+    pub params: usize,
 }
 
 /// What changes from step to step; everything else is fixed when the plan is built.
@@ -298,8 +323,8 @@ pub trait Backend: Send {
     /// For people: "CPU, 2 threads".
     fn name(&self) -> String;
 
-    /// Takes all memory of the plan, zeroed. The only allocation.
-    fn reserve(&mut self, plan: &Plan) -> Result<()>;
+    /// Takes all memory, zeroed. The only allocation.
+    fn reserve(&mut self, layout: &Layout) -> Result<()>;
 
     /// Copies `src` (the bytes of elements of `dst`'s type) into the front of `dst`.
     fn upload(&mut self, dst: View, src: &[u8]) -> Result<()>;
@@ -330,4 +355,32 @@ pub trait Backend: Send {
     fn xent_bwd(&mut self, op: &Xent) -> Result<()>;
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()>;
     fn adamw(&mut self, op: &AdamW) -> Result<()>;
+}
+
+impl dyn Backend {
+    /// The elements of a view, whatever its type.
+    pub fn read(&mut self, view: View) -> Result<Vec<f64>> {
+        fn get<T: bytemuck::Pod + Into<f64>>(backend: &mut dyn Backend, view: View) -> Result<Vec<f64>> {
+            let mut values = vec![T::zeroed(); view.len];
+            backend.download(view, bytemuck::cast_slice_mut(&mut values))?;
+            Ok(values.into_iter().map(Into::into).collect())
+        }
+        match view.dtype {
+            DType::F32 => get::<f32>(self, view),
+            DType::F64 => get::<f64>(self, view),
+            DType::I32 => get::<i32>(self, view),
+        }
+    }
+
+    /// Sets the front of a view of floats.
+    pub fn write(&mut self, view: View, values: &[f64]) -> Result<()> {
+        match view.dtype {
+            DType::F32 => {
+                let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+                self.upload(view, bytemuck::cast_slice(&values))
+            }
+            DType::F64 => self.upload(view, bytemuck::cast_slice(values)),
+            DType::I32 => panic!("{view:?} holds integers"),
+        }
+    }
 }

@@ -93,10 +93,15 @@ pub fn max_abs(a: &[f64]) -> f64 {
     max_abs_difference(a, &vec![0.0; a.len()])
 }
 
+pub fn rms(a: impl Iterator<Item = f64>) -> f64 {
+    let (n, sum) = a.fold((0, 0.0), |(n, sum), x| (n + 1, sum + x * x));
+    (sum / n as f64).sqrt()
+}
+
 /// Bounds on rms, 99.9 % quantile and maximum of absolute differences between trained parameters.
 pub fn check_parameters(mut differences: Vec<f64>, bounds: [f64; 3]) {
     let n = differences.len();
-    let rms = (differences.iter().map(|d| d * d).sum::<f64>() / n as f64).sqrt();
+    let rms = rms(differences.iter().copied());
     differences.sort_by(f64::total_cmp);
     let got = [rms, differences[(n as f64 * 0.999) as usize], differences[n - 1]];
     assert!(got.iter().zip(bounds).all(|(&got, bound)| got < bound), "rms, 99.9 % quantile, maximum: {got:?} over {bounds:?}");

@@ -1,13 +1,24 @@
-//! The model against golden numbers: forward, every gradient, twelve updates. Tolerances: tests/golden/README.md.
+//! The model against golden numbers: forward, every gradient, twelve updates (tolerances: tests/golden/README.md). Then
+//! against itself: numerical gradients with every dropout on, pruned and not, packed and alone; and what a plan shares.
 
+use std::fmt::Debug;
+use std::ops::Range;
+
+use rand_mt::Mt64;
 use serde_json::Value;
-use warpfit::cpu::Real;
+use warpfit::Result;
+use warpfit::cpu::{Cpu, Real};
 use warpfit::data::pack::PackedBatch;
+use warpfit::model::config::{Arch, Config};
+use warpfit::model::names::Init;
+use warpfit::model::plan::{Plan, Use};
 use warpfit::model::{Hyper, Model};
-use warpfit::ops::{DType, Rows, Step};
+use warpfit::ops::*;
+use warpfit::random::philox;
 use warpfit::train::schedule::{Schedule, ScheduleKind};
 
 use crate::fixtures::*;
+use crate::ops::cases::{VOCAB, batch};
 
 const CASES: [&str; 3] = ["distilbert-a", "distilbert-b", "bert-a"];
 
@@ -114,8 +125,8 @@ fn golden_loss_variants() {
             model.accumulate(&batch, &Step { denominator, ..step(&batch) }).unwrap();
             let loss = model.take_status().unwrap().loss;
             assert!((loss - want.scalar(&format!("{variant}.loss"))).abs() < 2e-6, "{case} {variant} loss {loss}");
-            let slots = &model.plan.slots;
-            for slot in slots[slots.len() - 2..].to_vec() {
+            let slots = model.plan.slots.clone();
+            for slot in &slots[slots.len() - 2..] {
                 let want = want.get(&format!("{variant}.{}", slot.param.name));
                 let difference = max_abs_difference(&model.read(model.plan.grad(slot.view)).unwrap(), want);
                 assert!(difference < 2e-5 * max_abs(want), "{case} {variant} {}: {difference:e}", slot.param.name);
@@ -231,4 +242,391 @@ fn compare_parameters(model: &mut Model, want: &dyn Fn(&str) -> Vec<f64>, rates:
         }
     }
     check_parameters(differences, bounds);
+}
+
+/// A model of two layers with every dropout on; 3 classes.
+fn small(arch: Arch) -> Config {
+    Config {
+        arch,
+        vocab: VOCAB,
+        positions: 40,
+        types: if arch == Arch::Bert { 2 } else { 0 },
+        dim: 24,
+        heads: 4,
+        layers: 2,
+        ffn: 40,
+        labels: ["a", "b", "c"].map(String::from).to_vec(),
+        labels_named: true,
+        dropout: 0.1,
+        attention_dropout: 0.2,
+        classifier_dropout: 0.3,
+        norm_eps: 1e-12,
+        initializer_range: 0.02,
+        pad_token_id: Some(0),
+        json: Default::default(),
+    }
+}
+
+const ARCHS: [Arch; 2] = [Arch::DistilBert, Arch::Bert];
+const LENGTHS: [usize; 5] = [5, 1, 9, 33, 2];
+
+fn labelled(lengths: &[usize]) -> PackedBatch {
+    let mut batch = batch(lengths);
+    batch.labels = (0..batch.seqs() as i32).map(|b| b % 3).collect();
+    batch
+}
+
+/// Some of the sequences of a batch.
+fn part(batch: &PackedBatch, seqs: Range<usize>) -> PackedBatch {
+    PackedBatch::new(seqs.map(|b| {
+        let rows = batch.cu_seqlens[b] as usize..batch.cu_seqlens[b + 1] as usize;
+        (&batch.ids[rows.clone()], &batch.types[rows], batch.labels[b] as u32)
+    }))
+}
+
+/// On the CPU, with random weights throughout: biases too, and norms around 1.
+fn random_model<T: Real>(config: &Config, last_rows: Rows, train: bool, batch: &PackedBatch) -> Model {
+    let what_for = Use { train, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: T::DTYPE };
+    let hyper = Hyper { label_smoothing: 0.1, ..Hyper::default() };
+    let mut model = Model::new(config, what_for, hyper, Box::new(Cpu::<T>::poisoned())).unwrap();
+    for slot in model.plan.slots.clone() {
+        let mut random = Mt64::new_with_key(slot.param.name.bytes().map(u64::from));
+        let mut uniform = || (random.next_u64() >> 40) as f64 / (1u64 << 23) as f64 - 1.0;
+        let mean = if slot.param.init == Init::Ones { 1.0 } else { 0.0 };
+        let values: Vec<f64> = (0..slot.view.len).map(|_| mean + 0.4 * uniform()).collect();
+        model.write(slot.view, &values).unwrap();
+    }
+    model.set_class_weights(&[0.5, 1.5, 2.0]).unwrap();
+    model
+}
+
+fn gradients(model: &mut Model) -> Vec<Vec<f64>> {
+    let slots = model.plan.slots.clone();
+    slots.iter().map(|slot| model.read(model.plan.grad(slot.view)).unwrap()).collect()
+}
+
+fn assert_gradients_agree(model: &Model, got: &[Vec<f64>], want: &[Vec<f64>], what: &str) {
+    let scale = max_abs(&want.concat());
+    for (slot, (got, want)) in model.plan.slots.iter().zip(got.iter().zip(want)) {
+        let bound = 1e-12 * if is_key_bias(&slot.param.name) { scale } else { max_abs(want) };
+        let difference = max_abs_difference(got, want);
+        assert!(difference <= bound, "{what}: gradient of {} differs by {difference:e}", slot.param.name);
+    }
+}
+
+/// The slope of the loss against every parameter tensor, by central differences.
+#[test]
+fn numerical_gradients() {
+    let batch = labelled(&LENGTHS);
+    for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
+        let mut model = random_model::<f64>(&small(arch), last_rows, true, &batch);
+        let step = Step { seed: 9, denominator: 5.5, ..step(&batch) };
+        model.accumulate(&batch, &step).unwrap();
+        let gradients = gradients(&mut model);
+        let scale = rms(gradients.iter().flatten().copied());
+        for (slot, gradient) in model.plan.slots.clone().iter().zip(gradients) {
+            let name = &slot.param.name;
+            let start = model.read(slot.view).unwrap();
+            let own_scale = rms(gradient.iter().copied());
+            for n in 0..6 {
+                let i = philox([n, 0], [[0]; 4])[0][0] as usize % start.len();
+                if name.ends_with("word_embeddings.weight") && i < model.plan.config.dim {
+                    assert_eq!(gradient[i], 0.0, "PAD");
+                    continue;
+                }
+                let mut loss_at = |h: f64| {
+                    model.write(slot.view.slice(i, 1), &[start[i] + h]).unwrap();
+                    model.accumulate(&batch, &step).unwrap();
+                    model.read(model.plan.head.loss).unwrap().iter().sum::<f64>() / step.denominator
+                };
+                let [near, far] = [5e-4, 1e-3].map(|h| (loss_at(h) - loss_at(-h)) / (2.0 * h));
+                loss_at(0.0);
+                let (got, want) = (gradient[i], (4.0 * near - far) / 3.0);
+                let bound = 1e-7 * (want.abs() + own_scale) + 1e-10 * scale;
+                assert!((got - want).abs() <= bound, "{arch:?}, {last_rows:?}: gradient of {name}[{i}] is {got}, not {want}");
+            }
+        }
+    }
+}
+
+/// The last layer on [CLS] rows alone is the same model, masks included.
+#[test]
+fn pruned_is_unpruned() {
+    let batch = labelled(&LENGTHS);
+    for arch in ARCHS {
+        let [(model, all), (_, pruned)] = [Rows::Tokens, Rows::Seqs].map(|last_rows| {
+            let mut model = random_model::<f64>(&small(arch), last_rows, true, &batch);
+            model.accumulate(&batch, &Step { seed: 9, ..step(&batch) }).unwrap();
+            let mut values = gradients(&mut model);
+            values.push(model.read(model.plan.head.logits).unwrap());
+            (model, values)
+        });
+        assert_gradients_agree(&model, &pruned, &all, "pruned");
+        assert!(max_abs_difference(pruned.last().unwrap(), all.last().unwrap()) < 1e-13);
+    }
+}
+
+/// Four micro-batches of eight make the gradients, and the loss, of one batch of 32.
+#[test]
+fn accumulated_is_at_once() {
+    let lengths: Vec<usize> = (0..32).map(|b| 1 + b * 7 % 23).collect();
+    let batch = labelled(&lengths);
+    for arch in ARCHS {
+        let config = small(arch).with_dropout(Some(0.0), Some(0.0)).unwrap();
+        let [(model, whole), (_, parts)] = [32, 8].map(|size| {
+            let mut model = random_model::<f64>(&config, Rows::Seqs, true, &batch);
+            for micro in 0..32 / size {
+                let step = Step { micro: micro as u32, ..step(&batch) };
+                model.accumulate(&part(&batch, micro * size..(micro + 1) * size), &step).unwrap();
+            }
+            let loss = model.take_status().unwrap().loss;
+            let values = gradients(&mut model);
+            (model, (values, loss))
+        });
+        assert_gradients_agree(&model, &parts.0, &whole.0, "4 x 8");
+        assert!((parts.1 / whole.1 - 1.0).abs() < 1e-13, "loss {} and {}", parts.1, whole.1);
+    }
+}
+
+/// A sequence has the same logits alone and among others; in a plan for inference and in one for training.
+#[test]
+fn packed_is_one_by_one() {
+    let batch = labelled(&LENGTHS);
+    for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
+        let infer = |train| random_model::<f64>(&small(arch), last_rows, train, &batch).infer(&batch).unwrap();
+        let (logits, losses) = infer(true);
+        assert!(infer(false) == (logits.clone(), losses.clone()), "{arch:?}, {last_rows:?}: inference differs from training");
+        let mut model = random_model::<f64>(&small(arch), last_rows, false, &batch);
+        for b in 0..batch.seqs() {
+            let (alone, loss) = model.infer(&part(&batch, b..b + 1)).unwrap();
+            assert!(max_abs_difference(&alone, &logits[3 * b..][..3]) < 1e-13, "{arch:?}, {last_rows:?}: logits of {b}");
+            assert!((loss[0] - losses[b]).abs() < 1e-13, "{arch:?}, {last_rows:?}: loss of {b}");
+        }
+    }
+}
+
+/// After one update every parameter that the batch reaches has moved, and no other; and every gradient is zero.
+#[test]
+fn everything_moves() {
+    let batch = labelled(&LENGTHS);
+    for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
+        let mut model = random_model::<f32>(&small(arch), last_rows, true, &batch);
+        let before = model.read_all(model.plan.params).unwrap();
+        model.accumulate(&batch, &Step { learning_rate: 1e-3, ..step(&batch) }).unwrap();
+        model.update().unwrap();
+        let after = model.read_all(model.plan.params).unwrap();
+        for (slot, (before, after)) in model.plan.slots.iter().zip(before.iter().zip(&after)) {
+            let (name, dim) = (&slot.param.name, model.plan.config.dim);
+            let moved = |i: usize| before[i] != after[i];
+            let rows: Option<&[i32]> = match name.rsplit('.').nth(1).unwrap() {
+                "word_embeddings" => Some(&batch.ids),
+                "position_embeddings" => Some(&batch.positions),
+                "token_type_embeddings" => Some(&batch.types),
+                _ => None,
+            };
+            match rows {
+                Some(rows) => {
+                    for i in 0..before.len() {
+                        let row = (i / dim) as i32;
+                        let pad = name.contains("word") && row == 0;
+                        assert_eq!(moved(i), rows.contains(&row) && !pad, "{arch:?} {name}, row {row}");
+                    }
+                }
+                // ReLU or dropout may silence a unit of the head for all five sequences.
+                None if slot.param.head => assert!((0..before.len()).filter(|&i| moved(i)).count() * 2 > before.len(), "{name}"),
+                None if is_key_bias(name) => (),
+                None => assert!((0..before.len()).all(moved), "{arch:?} {name}"),
+            }
+        }
+        assert!(gradients(&mut model).iter().flatten().all(|&g| g == 0.0));
+    }
+}
+
+/// An update with a gradient or a loss that is not finite is counted and leaves every weight and moment.
+#[test]
+fn not_finite_is_left_out() {
+    let batch = labelled(&LENGTHS);
+    for (arch, bad) in ARCHS.into_iter().zip([f64::NAN, f64::INFINITY]) {
+        let mut model = random_model::<f32>(&small(arch), Rows::Seqs, true, &batch);
+        let step = Step { learning_rate: 1e-3, ..step(&batch) };
+        model.accumulate(&batch, &step).unwrap();
+        model.update().unwrap();
+        assert_eq!(model.take_status().unwrap().skipped, 0.0);
+        let (params, m, v) = (model.plan.params, model.plan.m, model.plan.v);
+        let state = |model: &mut Model| [params, m, v].map(|view| model.read(view).unwrap());
+        let before = state(&mut model);
+
+        model.accumulate(&batch, &step).unwrap();
+        let grads = gradients(&mut model);
+        let weight = model.plan.slots[5].view;
+        model.write(model.plan.grad(weight).slice(7, 1), &[bad]).unwrap();
+        model.update().unwrap();
+        let status = model.take_status().unwrap();
+        assert!(status.skipped == 1.0 && status.loss_sum == 0.0 && !status.grad_norm.is_finite(), "{status:?}");
+        assert!(state(&mut model) == before, "a gradient of {bad} moved a weight");
+        model.write(model.plan.grad(weight).slice(7, 1), &[grads[5][7]]).unwrap();
+        assert!(gradients(&mut model) == grads, "a gradient of {bad} moved the others");
+
+        let logits_bias = model.plan.slots.last().unwrap().view;
+        let bias = model.read(logits_bias).unwrap();
+        model.write(logits_bias, &[bad; 3]).unwrap();
+        model.write(model.plan.grads, &vec![0.0; model.plan.grads.len]).unwrap();
+        model.accumulate(&batch, &step).unwrap();
+        model.update().unwrap();
+        assert_eq!(model.take_status().unwrap().skipped, 1.0, "a loss of {bad}");
+        model.write(logits_bias, &bias).unwrap();
+        assert!(state(&mut model) == before, "a loss of {bad} moved a weight");
+    }
+}
+
+/// The views in something's debug print, with their fields: all of them, those of fields to come too.
+fn views(of: &impl Debug) -> Vec<(String, View)> {
+    let print = format!("{of:?}");
+    let mut pieces = print.split(": View { offset: ");
+    let mut before = pieces.next().unwrap();
+    let views = pieces.map(|piece| {
+        let field = before.rsplit([' ', '{', '(']).next().unwrap().to_string();
+        before = piece;
+        let (offset, rest) = piece.split_once(", len: ").unwrap();
+        let (len, rest) = rest.split_once(", dtype: ").unwrap();
+        let dtype = [DType::F32, DType::F64, DType::I32].into_iter().find(|d| rest.starts_with(&format!("{d:?}"))).unwrap();
+        (field, View { offset: offset.parse().unwrap(), len: len.parse().unwrap(), dtype })
+    });
+    views.filter(|(_, view)| !view.is_none()).collect()
+}
+
+fn range(view: View) -> Range<usize> {
+    view.offset..view.offset + view.bytes()
+}
+
+fn overlap(a: View, b: View) -> bool {
+    range(a).start < range(b).end && range(b).start < range(a).end
+}
+
+fn plans() -> Vec<Plan> {
+    let mut plans = Vec::new();
+    for arch in ARCHS {
+        for last_rows in [Rows::Tokens, Rows::Seqs] {
+            for train in [true, false] {
+                plans.push(Plan::new(&small(arch), Use { train, last_rows, tokens: 50, seqs: 5, dtype: DType::F32 }));
+            }
+        }
+    }
+    plans
+}
+
+#[test]
+fn views_are_identical_or_disjoint() {
+    for plan in plans() {
+        for (i, a) in plan.buffers.iter().enumerate() {
+            assert!(a.view.offset % 256 == 0 && range(a.view).end <= plan.layout.bytes, "{}", a.name);
+            for b in &plan.buffers[..i] {
+                assert!(!overlap(a.view, b.view), "{} and {}", a.name, b.name);
+            }
+        }
+        for (i, a) in plan.slots.iter().enumerate() {
+            assert!(range(plan.params).contains(&a.view.offset) && range(a.view).end <= range(plan.params).end);
+            for b in &plan.slots[..i] {
+                assert!(!overlap(a.view, b.view), "{} and {}", a.param.name, b.param.name);
+            }
+        }
+
+        // Every field is a whole buffer, or stands among the parameters.
+        let fields = views(&(&plan.layout.inputs, &plan.embeddings, &plan.layers, &plan.head, &plan.backward));
+        let mut activations: Vec<View> = Vec::new();
+        for (field, view) in fields {
+            let buffer = plan.buffers.iter().find(|buffer| buffer.view == view);
+            assert!(buffer.is_some() || overlap(view, plan.params), "{field} {view:?}");
+            activations.extend(buffer.map(|_| view));
+        }
+        // In training a layer's input is the output of the one before, the head's first rows are those of a pruned layer,
+        // and nothing else is shared.
+        if plan.what_for.train {
+            let pruned = usize::from(plan.what_for.last_rows == Rows::Seqs);
+            let shared = plan.layers.len() + pruned;
+            let count = activations.len();
+            activations.sort_by_key(|view| view.offset);
+            activations.dedup();
+            assert_eq!(activations.len(), count - shared);
+        }
+    }
+}
+
+/// Passes the ops on after a look at their tensors.
+struct Watch(Box<dyn Backend>);
+
+impl Watch {
+    /// No op has one place under two fields, but for those whose page says so.
+    fn look(op: impl Debug) {
+        let print = format!("{op:?}");
+        let name = print.split(' ').next().unwrap();
+        let views = views(&op);
+        for (i, (a, a_view)) in views.iter().enumerate() {
+            for (b, b_view) in &views[..i] {
+                let shared = match (name, b.as_str(), a.as_str()) {
+                    ("AddNorm", "dy", "dx") | ("Act", "x", "y") => a_view == b_view,
+                    // Columns of one tensor.
+                    ("Attn", "q" | "k", "k" | "v") | ("Attn", "dq" | "dk", "dk" | "dv") => true,
+                    _ => false,
+                };
+                assert!(shared || !overlap(*a_view, *b_view), "{b} and {a} of {print}");
+            }
+        }
+    }
+}
+
+macro_rules! watch {
+    ($($method:ident: $op:ident),*) => {
+        impl Backend for Watch {
+            fn name(&self) -> String {
+                self.0.name()
+            }
+
+            fn reserve(&mut self, layout: &Layout) -> Result<()> {
+                self.0.reserve(layout)
+            }
+
+            fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
+                self.0.upload(dst, src)
+            }
+
+            fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()> {
+                self.0.download(src, dst)
+            }
+
+            fn zero(&mut self, dst: View) -> Result<()> {
+                self.0.zero(dst)
+            }
+
+            fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
+                self.0.stage(batch, step)
+            }
+
+            $(fn $method(&mut self, op: &$op) -> Result<()> {
+                Watch::look(op);
+                self.0.$method(op)
+            })*
+        }
+    };
+}
+
+watch! {
+    embed_fwd: Embed, embed_bwd: Embed, linear_fwd: Linear, linear_bwd: Linear, attn_fwd: Attn, attn_bwd: Attn,
+    add_norm_fwd: AddNorm, add_norm_bwd: AddNorm, act_fwd: Act, act_bwd: Act, dropout_fwd: Dropout, dropout_bwd: Dropout,
+    first_row_fwd: FirstRow, first_row_bwd: FirstRow, xent_fwd: Xent, xent_bwd: Xent, grad_norm: GradNorm, adamw: AdamW
+}
+
+/// What the slices of a backend rest on: the tensors of an op are disjoint.
+#[test]
+fn ops_share_what_they_may() {
+    let batch = labelled(&LENGTHS);
+    for Plan { config, what_for, .. } in plans() {
+        let backend = Box::new(Watch(Box::new(Cpu::<f32>::poisoned())));
+        let mut model = Model::new(&config, what_for, Hyper::default(), backend).unwrap();
+        model.infer(&batch).unwrap();
+        if what_for.train {
+            model.accumulate(&batch, &step(&batch)).unwrap();
+            model.update().unwrap();
+        }
+    }
 }

@@ -6,4 +6,5 @@ mod data;
 mod fixtures;
 mod metrics;
 mod model;
+mod ops;
 mod train;

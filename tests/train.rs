@@ -160,14 +160,15 @@ fn a_loss_that_is_not_finite_stops_the_run() {
     assert!(error.to_string().contains("is not finite"), "{error}");
 }
 
-/// The default run's data and model, cut short: the loss must fall. The whole run is the README's first command.
+/// The default run's data and model, a few rows over and over: they must be learnt. The whole run is the README's first
+/// command.
 #[test]
 fn the_sample_trains() {
     let dir = tempfile::tempdir().unwrap();
     sample::unpack(dir.path()).unwrap();
     let flags = format!(
-        "--model {0} --from-scratch --train-file {0}/train.parquet --validation-file {0}/validation.parquet --epochs 3 \
-         --batch-size 16 --learning-rate 1e-3 --max-train-samples 256 --max-eval-samples 64 --max-length 64 --logging-steps 1",
+        "--model {0} --from-scratch --train-file {0}/train.parquet --validation-file {0}/validation.parquet --epochs 12 \
+         --batch-size 16 --learning-rate 2e-3 --max-train-samples 96 --max-eval-samples 32 --max-length 48 --logging-steps 1",
         dir.path().display()
     );
     let out = dir.path().join("out");
@@ -176,7 +177,7 @@ fn the_sample_trains() {
     let losses: Vec<f64> = log.iter().filter_map(|entry| entry["loss"].as_f64()).collect();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&losses[..8]), mean(&losses[losses.len() - 8..]));
-    assert!(last < first - 0.1, "the loss went from {first} to {last}");
+    assert!(last < 0.5 * first, "the loss went from {first} to {last}");
 }
 
 /// Real weights, where WARPFIT_MINILM names their folder (all-MiniLM-L6-v2 folded into a DistilBERT classifier, head seed

@@ -17,13 +17,12 @@ use rayon::prelude::*;
 
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
-use crate::model::plan::{Inputs, Plan};
 use crate::ops::*;
 use crate::random;
 use arena::Arena;
 pub use real::Real;
 
-/// The backend in f32 or f64; the plan's dtype must be T's.
+/// The backend in f32 or f64; the layout's dtype must be T's.
 pub struct Cpu<T> {
     arena: Arena,
     inputs: Option<Inputs>,
@@ -164,16 +163,16 @@ impl<T: Real> Backend for Cpu<T> {
         format!("CPU, {} threads", rayon::current_num_threads())
     }
 
-    fn reserve(&mut self, plan: &Plan) -> Result<()> {
-        assert_eq!(plan.what_for.dtype, T::DTYPE, "the plan's dtype is not this backend's");
-        self.arena = Arena::new(plan.bytes)?;
+    fn reserve(&mut self, layout: &Layout) -> Result<()> {
+        assert_eq!(layout.dtype, T::DTYPE, "the layout's dtype is not this backend's");
+        self.arena = Arena::new(layout.bytes)?;
         if self.poisoned {
             self.arena.poison();
         }
-        self.inputs = Some(plan.inputs);
-        let block = 2 * attention::BLOCK * plan.config.positions.min(plan.what_for.tokens);
+        self.inputs = Some(layout.inputs);
+        let block = 2 * attention::BLOCK * layout.longest;
         self.scratch = (0..rayon::current_num_threads()).map(|_| Mutex::new(vec![T::zero(); block])).collect();
-        self.partials = Vec::with_capacity(plan.grads.len.div_ceil(adamw::CHUNK));
+        self.partials = Vec::with_capacity(layout.params.div_ceil(adamw::CHUNK));
         Ok(())
     }
 

@@ -44,7 +44,7 @@ impl Model {
     /// Plans the model and takes its memory on `backend`. The weights are to be set before the first step.
     pub fn new(config: &config::Config, what_for: Use, hyper: Hyper, mut backend: Box<dyn Backend>) -> Result<Model> {
         let plan = Plan::new(config, what_for);
-        backend.reserve(&plan)?;
+        backend.reserve(&plan.layout)?;
         backend.zero(plan.params)?;
         if what_for.train {
             [plan.grads, plan.m, plan.v].into_iter().try_for_each(|view| backend.zero(view))?;
@@ -121,28 +121,12 @@ impl Model {
 
     /// The elements of a view, whatever its type.
     pub fn read(&mut self, view: View) -> Result<Vec<f64>> {
-        fn get<T: bytemuck::Pod + Into<f64>>(backend: &mut dyn Backend, view: View) -> Result<Vec<f64>> {
-            let mut values = vec![T::zeroed(); view.len];
-            backend.download(view, bytemuck::cast_slice_mut(&mut values))?;
-            Ok(values.into_iter().map(Into::into).collect())
-        }
-        match view.dtype {
-            DType::F32 => get::<f32>(self.backend.as_mut(), view),
-            DType::F64 => get::<f64>(self.backend.as_mut(), view),
-            DType::I32 => get::<i32>(self.backend.as_mut(), view),
-        }
+        self.backend.read(view)
     }
 
     /// Sets the front of a view of floats.
     pub fn write(&mut self, view: View, values: &[f64]) -> Result<()> {
-        match view.dtype {
-            DType::F32 => {
-                let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
-                self.backend.upload(view, bytemuck::cast_slice(&values))
-            }
-            DType::F64 => self.backend.upload(view, bytemuck::cast_slice(values)),
-            DType::I32 => panic!("{view:?} holds integers"),
-        }
+        self.backend.write(view, values)
     }
 
     /// Fills `out` with the elements of a view of floats, as checkpoints hold them.

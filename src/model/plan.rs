@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::config::Config;
 use super::names::{self, Param};
-use crate::ops::{DType, Rows, Status, View};
+use crate::ops::{DType, Inputs, Layout, Rows, Status, View};
 
 /// Every buffer starts on a multiple of this, in bytes: a GPU's widest transaction, and what GEMM kernels ask for.
 const ALIGN: usize = 256;
@@ -32,17 +32,6 @@ pub struct Use {
 pub struct Affine {
     pub w: View,
     pub b: View,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Inputs {
-    pub ids: View,           // (tokens)
-    pub positions: View,     // (tokens)
-    pub types: View,         // (tokens)
-    pub cu_seqlens: View,    // (seqs + 1)
-    pub labels: View,        // (seqs)
-    pub rows_by_token: View, // (tokens)
-    pub token_starts: View,  // (distinct tokens + 1)
 }
 
 #[derive(Clone, Debug)]
@@ -137,9 +126,8 @@ pub struct Slot {
 pub struct Plan {
     pub config: Config,
     pub what_for: Use,
-    /// Size of the arena, in bytes.
-    pub bytes: usize,
-    pub inputs: Inputs,
+    /// What the backend is to take.
+    pub layout: Layout,
     pub status: View, // F64, Status::LEN
     /// All parameters end to end, in Hugging Face's order within the two groups: those with weight decay come first.
     pub params: View,
@@ -304,8 +292,7 @@ impl Plan {
         Plan {
             config: config.clone(),
             what_for,
-            bytes: arena.bytes,
-            inputs,
+            layout: Layout { bytes: arena.bytes, dtype, inputs, longest: config.positions.min(tokens), params: params.len },
             status,
             params,
             decayed,
@@ -378,6 +365,6 @@ impl fmt::Display for Plan {
                 writeln!(f, "{name:<22}{:>12.1} MiB", mib(bytes))?;
             }
         }
-        write!(f, "{:<22}{:>12.1} MiB", "total", mib(self.bytes))
+        write!(f, "{:<22}{:>12.1} MiB", "total", mib(self.layout.bytes))
     }
 }

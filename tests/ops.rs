@@ -1,0 +1,555 @@
+//! Every op against numerical gradients, against itself in another precision, and for what it may not do: write beside
+//! its tensors, spread a NaN, depend on the number of threads. The checks take any backend; see `cases` for the ops.
+
+use std::collections::BTreeSet;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use warpfit::cpu::Cpu;
+use warpfit::ops::*;
+use warpfit::random::{philox, step_key, threshold};
+
+use crate::fixtures::{max_abs, max_abs_difference, rms};
+use cases::*;
+
+pub mod cases;
+
+/// Makes the backend that a check runs on.
+type Make = fn(DType) -> Box<dyn Backend>;
+
+fn cpu(dtype: DType) -> Box<dyn Backend> {
+    match dtype {
+        DType::F32 => Box::new(Cpu::<f32>::poisoned()),
+        DType::F64 => Box::new(Cpu::<f64>::poisoned()),
+        DType::I32 => panic!("no backend computes in integers"),
+    }
+}
+
+/// What `tensor` has of a gradient, without what stood there before.
+fn gradient(run: &mut Run, tensor: &str) -> Vec<f64> {
+    let mut values = run.read(tensor);
+    if run.tensor(tensor).adds {
+        values.iter_mut().zip(&run.tensor(tensor).start).for_each(|(x, start)| *x -= start);
+    }
+    values
+}
+
+/// Entries of a tensor to look at: all of a small one, else some of every sequence.
+fn sample(tensor: &Tensor, case: &Case) -> BTreeSet<usize> {
+    // Attention costs the square of its length.
+    let count = if case.batch.longest > 128 && matches!(case.op(), Op::Attn(_)) { 24 } else { 128 };
+    let len = tensor.start.len();
+    if len <= count {
+        return (0..len).collect();
+    }
+    let at = |i: usize, salt: u32, below: usize| philox([i as u32, salt], [[0]; 4])[0][0] as usize % below;
+    let row = |i: usize| {
+        if tensor.extent != Extent::Batch(Rows::Tokens) {
+            return at(i, 1, tensor.extent.rows(&case.batch));
+        }
+        let seq = i % case.batch.seqs();
+        let [start, end] = [seq, seq + 1].map(|seq| case.batch.cu_seqlens[seq] as usize);
+        start + at(i, 2, end - start)
+    };
+    (0..count).map(|i| row(i) * tensor.width + at(i, 3, tensor.width)).collect()
+}
+
+/// d (sum of outputs * cotangents) / d (entry `i` of `input`), by central differences of two widths, from which what goes
+/// with the square of the width is extrapolated away.
+fn slope(run: &mut Run, input: &Tensor, i: usize) -> f64 {
+    let outputs: Vec<Tensor> = run.tensors.iter().filter(|t| t.cotangent.is_some()).cloned().collect();
+    let mut outputs_at = |h: f64| -> Vec<Vec<f64>> {
+        for tensor in run.tensors.iter().filter(|t| t.grad.is_some()) {
+            run.backend.write(tensor.view, &tensor.start).unwrap();
+        }
+        run.backend.write(input.view.slice(i, 1), &[input.start[i] + h]).unwrap();
+        run.forward();
+        outputs.iter().map(|t| run.read(t.name)).collect()
+    };
+    let width = 2e-3;
+    let [near, far] = [0.5 * width, width].map(|h| (h, outputs_at(h), outputs_at(-h))).map(|(h, above, below)| {
+        let products = outputs.iter().zip(above.iter().zip(&below)).map(|(output, (above, below))| {
+            let cotangent = &run.tensor(output.cotangent.unwrap()).start;
+            above.iter().zip(below).zip(cotangent).map(|((a, b), c)| (a - b) * c).sum::<f64>()
+        });
+        products.sum::<f64>() / (2.0 * h)
+    });
+    (4.0 * near - far) / 3.0
+}
+
+fn check_gradients(case: &Case, make: Make) {
+    let mut run = case.on(DType::F64, make(DType::F64));
+    run.forward();
+    run.backward();
+    let inputs: Vec<Tensor> = run.tensors.iter().filter(|t| t.grad.is_some()).cloned().collect();
+    let gradients: Vec<Vec<f64>> = inputs.iter().map(|t| gradient(&mut run, t.grad.unwrap())).collect();
+    for (input, gradient) in inputs.iter().zip(gradients) {
+        let scale = rms(gradient.iter().copied());
+        let frozen = match run.op {
+            Op::Embed(Embed { pad: Some(pad), dim, .. }) if input.name == "word" => pad * dim..(pad + 1) * dim,
+            _ => 0..0,
+        };
+        assert!(gradient[frozen.clone()].iter().all(|&g| g == 0.0), "{}: the row of PAD has a gradient", case.name);
+        for i in sample(input, case).into_iter().filter(|i| !frozen.contains(i)) {
+            let (got, want) = (gradient[i], slope(&mut run, input, i));
+            let bound = 1e-8 * (want.abs() + scale);
+            assert!((got - want).abs() <= bound, "{}: gradient of {}[{i}] is {got}, not {want}", case.name, input.name);
+        }
+    }
+}
+
+#[test]
+fn gradients() {
+    cases().iter().for_each(|case| check_gradients(case, cpu));
+}
+
+/// Forward and backward from the start; every tensor afterwards, as f64.
+fn run_all(case: &Case, dtype: DType, make: Make) -> (Run, Vec<Vec<f64>>) {
+    let mut run = case.on(dtype, make(dtype));
+    run.forward();
+    run.backward();
+    assert!(run.guards_hold(), "{} in {dtype:?} wrote beside its tensors", case.name);
+    let values = run.tensors.clone().iter().map(|t| run.read(t.name)).collect();
+    (run, values)
+}
+
+/// Nothing that was NaN at first is left so; what an op computes in f32 is what it computes in f64.
+fn check_precision(case: &Case, make: Make) {
+    let (run, singles) = run_all(case, DType::F32, make);
+    let (_, doubles) = run_all(case, DType::F64, make);
+    for (tensor, (single, double)) in run.tensors.iter().zip(singles.iter().zip(&doubles)) {
+        assert!(double.iter().all(|x| x.is_finite()), "{}: {} is not finite", case.name, tensor.name);
+        let difference = max_abs_difference(single, double);
+        let bound = 1e-5 * max_abs(double);
+        assert!(difference <= bound, "{}: {} differs by {difference:e} between f32 and f64", case.name, tensor.name);
+    }
+}
+
+#[test]
+fn precision_and_guards() {
+    cases().iter().for_each(|case| check_precision(case, cpu));
+}
+
+fn pool(threads: usize) -> ThreadPool {
+    ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+}
+
+/// The same bits each time, on any number of threads, whichever pool the memory was reserved in.
+#[test]
+fn same_bits() {
+    let pools = [1, 2, 3].map(pool);
+    let finish = |mut run: Run| {
+        run.forward();
+        run.backward();
+        run.bytes()
+    };
+    for case in cases() {
+        let start = || case.on(DType::F32, cpu(DType::F32));
+        let want = finish(start());
+        assert!(finish(start()) == want, "{}: another run", case.name);
+        for pool in &pools {
+            let threads = pool.current_num_threads();
+            assert!(pool.install(|| finish(start())) == want, "{}: {threads} threads", case.name);
+        }
+        let run = pools[0].install(start);
+        assert!(pools[2].install(|| finish(run)) == want, "{}: reserved on 1 thread, run on 3", case.name);
+    }
+}
+
+/// The sequence of each row of a tensor.
+fn seq_of(extent: Extent, case: &Case) -> Option<Vec<usize>> {
+    match extent {
+        Extent::Batch(Rows::Tokens) => {
+            Some(case.batch.cu_seqlens.windows(2).enumerate().flat_map(|(b, s)| (s[0]..s[1]).map(move |_| b)).collect())
+        }
+        Extent::Batch(Rows::Seqs) => Some((0..case.batch.seqs()).collect()),
+        Extent::Fixed(_) => None,
+    }
+}
+
+/// A NaN in a row of what comes in reaches that row of what goes out, and no other; with attention, and between tokens
+/// and sequences, none of another sequence. Where the rows are those of tables and parameters, it gets there.
+fn check_nan(case: &Case, make: Make, backward: bool) {
+    let mut run = case.on(DType::F32, make(DType::F32));
+    let inputs: Vec<Tensor> = match backward {
+        false => run.tensors.iter().filter(|t| t.grad.is_some()).cloned().collect(),
+        true => {
+            let names: BTreeSet<_> = run.tensors.iter().filter_map(|t| t.cotangent).filter(|&name| name != "dloss").collect();
+            names.into_iter().map(|name| run.tensor(name).clone()).collect()
+        }
+    };
+    let outputs: Vec<Tensor> = match backward {
+        false => run.tensors.iter().filter(|t| t.cotangent.is_some()).cloned().collect(),
+        true => {
+            let names: BTreeSet<_> = run.tensors.iter().filter_map(|t| t.grad).collect();
+            names.into_iter().map(|name| run.tensor(name).clone()).collect()
+        }
+    };
+    for input in &inputs {
+        let seqs = seq_of(input.extent, case);
+        let rows: Vec<usize> = match &seqs {
+            Some(seqs) => (0..case.batch.seqs()).map(|b| seqs.iter().position(|&seq| seq == b).unwrap()).collect(),
+            None => vec![1 % input.extent.rows(&case.batch)],
+        };
+        for row in rows {
+            run.reset();
+            if backward {
+                run.forward();
+            }
+            // In the backward pass of ReLU part of a row may come to nothing.
+            let columns = if backward { 0..input.width } else { 0..1 };
+            let mut values = input.start.clone();
+            values[row * input.width..][columns].fill(f64::NAN);
+            run.write(input.name, &values);
+            if backward {
+                run.backward()
+            } else {
+                run.forward()
+            };
+            for output in &outputs {
+                let values = run.read(output.name);
+                let nan = |r: usize| values[r * output.width..][..output.width].iter().any(|x| x.is_nan());
+                let place = format!("{}: a NaN in row {row} of {}", case.name, input.name);
+                let (Some(from), Some(to)) = (&seqs, seq_of(output.extent, case)) else {
+                    assert!(values.iter().any(|x| x.is_nan()), "{place} does not reach {}", output.name);
+                    continue;
+                };
+                let same_row = input.extent == output.extent && !matches!(run.op, Op::Attn(_));
+                for (r, to) in to.iter().enumerate() {
+                    let may = if same_row { r == row } else { *to == from[row] };
+                    assert!(may || !nan(r), "{place} reaches row {r} of {}", output.name);
+                }
+                let mirror = if input.extent == output.extent { row } else { to.iter().position(|&b| b == from[row]).unwrap() };
+                assert!(nan(mirror), "{place} does not reach {}", output.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_goes_where_it_must() {
+    for case in cases() {
+        check_nan(&case, cpu, false);
+        check_nan(&case, cpu, true);
+    }
+}
+
+/// The factor of an element, as [`DropSite`] says.
+fn factor(step: &Step, drop: DropSite, row: u32, column: u32) -> f64 {
+    let words = philox(step_key(step.seed, step.update, step.micro), [[column / 4], [row], [drop.site], [0]]);
+    if words[column as usize % 4][0] < threshold(drop.p) { 0.0 } else { 1.0 / (1.0 - f64::from(drop.p)) }
+}
+
+/// The factors that dropout, add_norm and attention apply are those that ops.rs says, for tokens and for [CLS].
+#[test]
+fn masks_are_those_of_the_page() {
+    let batch = batch(&[33, 1, 200, 2]);
+    let drop = DropSite { p: 0.3, site: 9 };
+    for rows in [Rows::Tokens, Rows::Seqs] {
+        let starts = &batch.cu_seqlens;
+        let token_row = |r: usize| if rows == Rows::Tokens { r as u32 } else { starts[r] as u32 };
+        for case in [dropout(&batch, 130, rows, drop), add_norm(&batch, 130, rows, false, drop)] {
+            let mut run = case.on(DType::F64, cpu(DType::F64));
+            run.forward();
+            let got = run.read("x");
+            let want = run.tensor("x").start.iter().enumerate();
+            let want: Vec<f64> = want.map(|(i, x)| x * factor(&case.step, drop, token_row(i / 130), (i % 130) as u32)).collect();
+            assert!(got == want, "{}", case.name);
+        }
+
+        // Equal scores, and values that are unit vectors: each column of the output sums the mask over some of the keys.
+        let (heads, head_dim) = (2, 64);
+        let dim = heads * head_dim;
+        let case = attn(&batch, heads, head_dim, rows, drop);
+        let mut run = case.on(DType::F64, cpu(DType::F64));
+        let name = if rows == Rows::Tokens { "qkv" } else { "kv" };
+        let width = run.tensor(name).width;
+        let mut values = vec![0.0; batch.rows() * width];
+        for (r, &key) in batch.positions.iter().enumerate() {
+            for head in 0..heads {
+                values[r * width + width - dim + head * head_dim + key as usize % head_dim] = 1.0;
+            }
+        }
+        run.write(name, &values);
+        run.forward();
+        let got = run.read("y");
+        for (r, got) in got.chunks(dim).enumerate() {
+            let row = token_row(r);
+            let seq = starts.partition_point(|&start| start as u32 <= row) - 1;
+            let len = (starts[seq + 1] - starts[seq]) as usize;
+            for (c, got) in got.iter().enumerate() {
+                let (head, first) = (c / head_dim, c % head_dim);
+                let of_key = |key| factor(&case.step, drop, row * heads as u32 + head as u32, key as u32);
+                let want = (first..len).step_by(head_dim).map(of_key).sum::<f64>() / len as f64;
+                assert!((got - want).abs() < 1e-15, "{}: row {r}, head {head}, key {first}: {got}, not {want}", case.name);
+            }
+        }
+    }
+}
+
+/// Which elements of (tokens, 64) are dropped.
+fn dropped(rows: Rows, drop: DropSite, step: Step, make: Make) -> Vec<bool> {
+    let mut case = dropout(&batch(&LONG), 64, rows, drop);
+    case.step = step;
+    let mut run = case.on(DType::F32, make(DType::F32));
+    let ones = vec![1.0; run.tensor("x").start.len()];
+    run.write("x", &ones);
+    run.forward();
+    let kept = f64::from((1.0 / (1.0 - f64::from(drop.p))) as f32);
+    let values = run.read("x");
+    assert!(values.iter().all(|&x| x == 0.0 || x == kept), "{drop:?}");
+    values.iter().map(|&x| x == 0.0).collect()
+}
+
+/// Asserts that a share of `n` fair draws is that of probability `p`, within 4 standard deviations.
+fn assert_share(count: usize, n: usize, p: f64, what: &str) {
+    let sigma = (p * (1.0 - p) / n as f64).sqrt();
+    let share = count as f64 / n as f64;
+    assert!((share - p).abs() < 4.0 * sigma, "{what}: a share of {share}, not {p}");
+}
+
+#[test]
+fn dropout_is_random() {
+    let step = Step { seed: 42, update: 5, micro: 0, train: true, ..Step::INFER };
+    let agreeing = |a: &[bool], b: &[bool]| a.iter().zip(b).filter(|(a, b)| a == b).count();
+    for p in [0.1, 0.5, 0.999] {
+        let drop = DropSite { p, site: 3 };
+        let base = dropped(Rows::Tokens, drop, step, cpu);
+        let p = f64::from(p);
+        assert_share(base.iter().filter(|&&dropped| dropped).count(), base.len(), p, "dropped");
+
+        // Independent masks agree by chance alone.
+        let chance = p * p + (1.0 - p) * (1.0 - p);
+        for (what, other) in [
+            ("seed", Step { seed: 43, ..step }),
+            ("high half of the seed", Step { seed: 42 + (1 << 32), ..step }),
+            ("update", Step { update: 6, ..step }),
+            ("high half of the update", Step { update: 5 + (1 << 32), ..step }),
+            ("micro-batch", Step { micro: 1, ..step }),
+            ("update and micro-batch exchanged", Step { update: 0, micro: 5, ..step }),
+        ] {
+            let other = dropped(Rows::Tokens, drop, other, cpu);
+            assert_share(agreeing(&base, &other), base.len(), chance, what);
+        }
+        let other = dropped(Rows::Tokens, DropSite { site: 4, ..drop }, step, cpu);
+        assert_share(agreeing(&base, &other), base.len(), chance, "site");
+        for (what, distance) in [("next column", 1), ("next block", 4), ("next row", 64), ("fifth row", 5 * 64)] {
+            assert_share(agreeing(&base, &base[distance..]), base.len() - distance, chance, what);
+        }
+
+        let cls = dropped(Rows::Seqs, drop, step, cpu);
+        for (row, &start) in cls.chunks(64).zip(&batch(&LONG).cu_seqlens) {
+            assert_eq!(row, &base[start as usize * 64..][..64], "[CLS] at row {start}");
+        }
+        assert!(dropped(Rows::Tokens, drop, step, cpu) == base);
+    }
+}
+
+/// Without dropout, or outside of training, what comes in goes out, bit for bit.
+#[test]
+fn dropout_off_is_the_identity() {
+    let (short, on, off) = (batch(&SHORT), DropSite { p: 0.3, site: 1 }, DropSite { p: 0.0, site: 1 });
+    for (drop, train) in [(off, true), (on, false)] {
+        let mut case = dropout(&short, 33, Rows::Tokens, drop);
+        case.step.train = train;
+        let mut run = case.on(DType::F32, cpu(DType::F32));
+        let before = run.bytes();
+        run.forward();
+        run.backward();
+        assert!(run.bytes() == before, "{drop:?}, train {train}");
+
+        // The other two that drop: as without a place of dropout.
+        for rows in [Rows::Tokens, Rows::Seqs] {
+            let pairs = [
+                [drop, DropSite::NONE].map(|drop| add_norm(&short, 24, rows, true, drop)),
+                [drop, DropSite::NONE].map(|drop| attn(&short, 2, 8, rows, drop)),
+            ];
+            for mut pair in pairs {
+                let name = pair[1].name.clone();
+                let [got, want] = pair.each_mut().map(|case| {
+                    (case.name, case.step.train) = (name.clone(), train);
+                    let mut run = case.on(DType::F32, cpu(DType::F32));
+                    run.forward();
+                    run.read("y")
+                });
+                assert!(got == want, "{name}, train {train}");
+            }
+        }
+    }
+}
+
+/// Inference runs the activation over its input.
+#[test]
+fn act_in_place() {
+    let short = batch(&SHORT);
+    for kind in [Activation::Gelu, Activation::Relu, Activation::Tanh] {
+        let mut apart = act(&short, kind, 33, Rows::Tokens).on(DType::F32, cpu(DType::F32));
+        apart.forward();
+        let together = Case::new("act in place".into(), &short, move |b| {
+            let x = b.random("x", Rows::Tokens, 33);
+            Op::Act(Act { kind, x, y: x, dy: View::NONE, width: 33, rows: Rows::Tokens })
+        });
+        let mut together = together.on(DType::F32, cpu(DType::F32));
+        together.write("x", &apart.tensor("x").start);
+        together.forward();
+        assert!(together.read("x") == apart.read("y") && together.guards_hold(), "{kind:?}");
+    }
+}
+
+/// Logits of 1e4 and equal logits have finite losses and gradients; so has a class of weight 0.
+#[test]
+fn xent_at_the_edges() {
+    let case = xent(&batch(&[1, 2]), 3, 0.1, false);
+    let label = case.batch.labels[0] as usize;
+    for (logits, weights, want) in [
+        ([0.0; 3], [1.0; 3], 3f64.ln()),
+        ([1e4, 1e4, 1e4], [1.0; 3], 3f64.ln()),
+        (std::array::from_fn(|c| if c == label { 1e4 } else { -1e4 }), [1.0; 3], 0.1 / 3.0 * 4e4),
+        (std::array::from_fn(|c| if c == label { -1e4 } else { 1e4 }), std::array::from_fn(|c| f64::from(c != label)), {
+            0.1 / 3.0 * 2.0 * 2f64.ln()
+        }),
+    ] {
+        let mut run = case.on(DType::F32, cpu(DType::F32));
+        run.write("logits", &[logits, logits].concat());
+        run.write("weights", &weights);
+        run.forward();
+        run.backward();
+        let loss = run.read("loss")[0];
+        assert!((loss - want).abs() <= 1e-6 * want, "{logits:?}: {loss}, not {want}");
+        assert!(run.read("dlogits").iter().all(|x| x.is_finite()), "{logits:?}");
+    }
+}
+
+/// The status block gets the loss on top, in training alone.
+#[test]
+fn xent_counts_its_loss() {
+    for train in [true, false] {
+        let mut case = xent(&batch(&LONG), 3, 0.1, true);
+        case.step.train = train;
+        let mut run = case.on(DType::F64, cpu(DType::F64));
+        run.forward();
+        let sum: f64 = run.read("loss").iter().sum();
+        let want = if train { 0.25 + sum / case.step.denominator } else { 0.25 };
+        assert!((run.read("status")[0] - want).abs() < 1e-15, "train {train}");
+    }
+}
+
+#[test]
+fn grad_norm_is_the_root_of_the_sum_of_squares() {
+    for case in cases().into_iter().filter(|case| matches!(case.op(), Op::GradNorm(_))) {
+        for dtype in [DType::F32, DType::F64] {
+            let mut run = case.on(dtype, cpu(dtype));
+            run.forward();
+            let want = run.tensor("grads").start.iter().map(|g| g * g).sum::<f64>().sqrt();
+            let [loss, loss_sum, got, skipped] = run.read("status").try_into().unwrap();
+            assert!((got / want - 1.0).abs() < 1e-13, "{}: {got}, not {want}", case.name);
+            assert_eq!([loss, loss_sum, skipped], [0.0; 3]);
+        }
+    }
+}
+
+/// One element after another, as [`AdamW`] says.
+#[test]
+fn adamw_is_that_of_the_page() {
+    for case in cases() {
+        let mut run = case.on(DType::F64, cpu(DType::F64));
+        let Op::AdamW(op) = run.op else { continue };
+        run.forward();
+        let [params, grads, m, v] = ["params", "grads", "m", "v"].map(|name| (run.tensor(name).start.clone(), run.read(name)));
+        let norm = run.tensor("status").start[2];
+        let (t, lr) = (case.step.update as f64, case.step.learning_rate);
+        for i in 0..params.0.len() {
+            let g = if op.max_norm > 0.0 { grads.0[i] * f64::min(1.0, op.max_norm / (norm + 1e-6)) } else { grads.0[i] };
+            let want_m = op.beta1 * m.0[i] + (1.0 - op.beta1) * g;
+            let want_v = op.beta2 * v.0[i] + (1.0 - op.beta2) * g * g;
+            let decayed = if i < op.decayed { params.0[i] * (1.0 - lr * op.weight_decay) } else { params.0[i] };
+            let (m_hat, v_hat) = (want_m / (1.0 - op.beta1.powf(t)), want_v / (1.0 - op.beta2.powf(t)));
+            let want = decayed - lr * m_hat / (v_hat.sqrt() + op.eps);
+            for (name, got, want) in [("params", params.1[i], want), ("m", m.1[i], want_m), ("v", v.1[i], want_v)] {
+                assert!((got - want).abs() <= 1e-13 * (1.0 + want.abs()), "{}: {name}[{i}] is {got}, not {want}", case.name);
+            }
+            assert_eq!(grads.1[i], 0.0, "{}: gradient {i} stands", case.name);
+        }
+        assert_eq!(run.read("status"), [0.0, 0.75, norm, 1.0], "{}", case.name);
+    }
+}
+
+/// A loss or a norm that is not finite: counted, and nothing else changes.
+#[test]
+fn adamw_leaves_out_what_is_not_finite() {
+    for (loss, norm) in [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (0.5, f64::NAN), (0.5, f64::INFINITY)] {
+        let mut run = adamw(100, 48, 1.0, 1.0).on(DType::F32, cpu(DType::F32));
+        run.write("status", &[loss, 0.25, norm, 1.0]);
+        run.forward();
+        for name in ["params", "grads", "m", "v"] {
+            assert!(run.read(name) == run.tensor(name).start, "loss {loss}, norm {norm}: {name} changed");
+        }
+        let [loss, loss_sum, _, skipped] = run.read("status").try_into().unwrap();
+        assert_eq!([loss, loss_sum, skipped], [0.0, 0.25, 2.0]);
+    }
+}
+
+/// What goes up comes down; a part leaves the rest; nothing is written beside it.
+#[test]
+fn memory() {
+    for dtype in [DType::F32, DType::F64] {
+        let case = linear(&batch(&SHORT), 24, 33, Rows::Tokens, false);
+        let mut run = case.on(dtype, cpu(dtype));
+        for tensor in run.tensors.clone().iter().filter(|t| !t.start[0].is_nan()) {
+            assert!(run.read(tensor.name) == tensor.start, "{}", tensor.name);
+        }
+        let start = run.tensor("x").start.clone();
+        run.write("x", &[5.0, 6.0]);
+        assert!(run.read("x") == [&[5.0, 6.0], &start[2..]].concat());
+        let view = run.tensor("x").view;
+        assert_eq!(run.backend.read(view.slice(1, 2)).unwrap(), [6.0, start[2]]);
+        run.backend.zero(view.slice(1, 2)).unwrap();
+        assert!(run.read("x") == [&[5.0, 0.0, 0.0], &start[3..]].concat());
+        run.backend.zero(view).unwrap();
+        assert!(run.read("x").iter().all(|&x| x == 0.0));
+        assert!(run.guards_hold());
+        run.backend.zero(View { len: view.len + 1, ..view }).unwrap();
+        assert!(!run.guards_hold());
+        assert!(!run.backend.name().is_empty());
+    }
+}
+
+/// A smaller batch staged over a larger one: the ops run on its rows alone.
+#[test]
+fn stage() {
+    let small = batch(&[3, 2]);
+    let case = linear(&batch(&SHORT), 24, 33, Rows::Tokens, false);
+    let mut run = case.on(DType::F32, cpu(DType::F32));
+    run.backend.stage(&small, &case.step).unwrap();
+    for (view, values) in [
+        (run.layout.inputs.ids, &small.ids),
+        (run.layout.inputs.positions, &small.positions),
+        (run.layout.inputs.types, &small.types),
+        (run.layout.inputs.cu_seqlens, &small.cu_seqlens),
+        (run.layout.inputs.labels, &small.labels),
+        (run.layout.inputs.rows_by_token, &small.rows_by_token),
+        (run.layout.inputs.token_starts, &small.token_starts),
+    ] {
+        let got = run.backend.read(view.slice(0, values.len())).unwrap();
+        assert!(got.iter().zip(values).all(|(&a, &b)| a == f64::from(b)));
+    }
+    run.forward();
+    run.backward();
+    assert!(run.guards_hold());
+    for (name, width) in [("y", 33), ("dx", 24)] {
+        let values = run.read(name);
+        let (rows, rest) = values.split_at(small.rows() * width);
+        assert!(rows.iter().all(|x| x.is_finite()) && rest.iter().all(|x| x.is_nan()), "{name}");
+    }
+}
+
+/// Every method of the trait is run by a case, or is one of those above.
+#[test]
+fn every_method_has_a_case() {
+    let page = include_str!("../src/ops.rs");
+    let body = page.split_once("pub trait Backend").unwrap().1.split_once("\n}\n").unwrap().0;
+    let methods = body.lines().filter_map(|line| line.trim().strip_prefix("fn ")?.split_once('('));
+    let methods: BTreeSet<_> = methods.map(|(name, _)| name).collect();
+    let mut run: BTreeSet<_> = cases().iter().flat_map(|case| case.op().methods()).collect();
+    run.extend(["name", "reserve", "upload", "download", "zero", "stage"]);
+    assert_eq!(methods, run);
+}

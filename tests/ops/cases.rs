@@ -1,0 +1,544 @@
+//! Cases: an op with its tensors, a batch and a step. A case lays its tensors out with guards between them and runs on
+//! any backend; the tests of the ops and the benchmarks are made of these.
+
+use rand_mt::Mt64;
+use warpfit::data::pack::PackedBatch;
+use warpfit::error::Result;
+use warpfit::ops::*;
+
+/// Every op, with its methods in the trait.
+macro_rules! ops {
+    ($($op:ident: $forward:ident $($backward:ident)?;)*) => {
+        #[derive(Clone, Copy, Debug)]
+        pub enum Op {
+            $($op($op)),*
+        }
+
+        impl Op {
+            pub fn forward(&self, backend: &mut dyn Backend) -> Result<()> {
+                match self {
+                    $(Op::$op(op) => backend.$forward(op)),*
+                }
+            }
+
+            /// Nothing where an op has no backward.
+            pub fn backward(&self, backend: &mut dyn Backend) -> Result<()> {
+                match self {
+                    $(Op::$op(_op) => {
+                        $(backend.$backward(_op)?;)?
+                    })*
+                }
+                Ok(())
+            }
+
+            /// The methods that these two call.
+            pub fn methods(&self) -> Vec<&'static str> {
+                match self {
+                    $(Op::$op(_) => vec![stringify!($forward) $(, stringify!($backward))?]),*
+                }
+            }
+        }
+    };
+}
+
+ops! {
+    Embed: embed_fwd embed_bwd;
+    Linear: linear_fwd linear_bwd;
+    Attn: attn_fwd attn_bwd;
+    AddNorm: add_norm_fwd add_norm_bwd;
+    Act: act_fwd act_bwd;
+    Dropout: dropout_fwd dropout_bwd;
+    FirstRow: first_row_fwd first_row_bwd;
+    Xent: xent_fwd xent_bwd;
+    GradNorm: grad_norm;
+    AdamW: adamw;
+}
+
+/// The rows of a tensor: those of the batch, or a number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Extent {
+    Batch(Rows),
+    Fixed(usize),
+}
+
+impl Extent {
+    pub fn rows(self, batch: &PackedBatch) -> usize {
+        match self {
+            Extent::Batch(Rows::Tokens) => batch.rows(),
+            Extent::Batch(Rows::Seqs) => batch.seqs(),
+            Extent::Fixed(rows) => rows,
+        }
+    }
+}
+
+impl From<Rows> for Extent {
+    fn from(rows: Rows) -> Extent {
+        Extent::Batch(rows)
+    }
+}
+
+impl From<usize> for Extent {
+    fn from(rows: usize) -> Extent {
+        Extent::Fixed(rows)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub name: &'static str,
+    pub extent: Extent,
+    pub width: usize,
+    pub view: View,
+    /// What it holds at first; all NaN where the op overwrites it.
+    pub start: Vec<f64>,
+    /// Of what the forward pass reads: the tensor where the backward pass leaves its gradient.
+    pub grad: Option<&'static str>,
+    /// Of what the forward pass writes: the tensor with the gradient that comes in.
+    pub cotangent: Option<&'static str>,
+    /// The backward pass adds to what stands here.
+    pub adds: bool,
+}
+
+/// Bytes between tensors, at the least, and what they hold: no float that goes unnoticed when read, no NaN that
+/// arithmetic would keep.
+const GUARD: usize = 256;
+const GUARD_BYTE: u8 = 0x5a;
+/// Of every tensor, as in a plan.
+const ALIGN: usize = 256;
+
+/// Places the tensors of a case one after the other.
+pub struct Builder<'a> {
+    batch: &'a PackedBatch,
+    dtype: DType,
+    random: Mt64,
+    bytes: usize,
+    places: Vec<View>,
+    tensors: Vec<Tensor>,
+}
+
+impl Builder<'_> {
+    fn take(&mut self, len: usize, dtype: DType) -> View {
+        let view = View { offset: (self.bytes + GUARD).next_multiple_of(ALIGN), len, dtype };
+        self.bytes = view.offset + view.bytes();
+        self.places.push(view);
+        view
+    }
+
+    fn place(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, filled: bool) -> &mut Tensor {
+        let extent = extent.into();
+        let len = width * extent.rows(self.batch);
+        let view = self.take(len, self.dtype);
+        let start = (0..len).map(|_| if filled { uniform(&mut self.random) } else { f64::NAN }).collect();
+        self.tensors.push(Tensor { name, extent, width, view, start, grad: None, cotangent: None, adds: false });
+        self.tensors.last_mut().unwrap()
+    }
+
+    /// Random numbers without further meaning: a gradient that comes in, for one.
+    pub fn random(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize) -> View {
+        self.place(name, extent, width, true).view
+    }
+
+    /// Something to be overwritten.
+    pub fn empty(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize) -> View {
+        self.place(name, extent, width, false).view
+    }
+
+    /// A gradient that is added to.
+    pub fn sum(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize) -> View {
+        let tensor = self.place(name, extent, width, true);
+        tensor.adds = true;
+        tensor.view
+    }
+
+    /// What the forward pass reads; its gradient is the tensor `grad`.
+    pub fn input(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, grad: &'static str) -> View {
+        let tensor = self.place(name, extent, width, true);
+        tensor.grad = Some(grad);
+        tensor.view
+    }
+
+    /// What it writes; the gradient that comes in is the tensor `cotangent`.
+    pub fn output(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, cotangent: &'static str) -> View {
+        let tensor = self.place(name, extent, width, false);
+        tensor.cotangent = Some(cotangent);
+        tensor.view
+    }
+
+    /// What it writes over its input; so does the backward pass in the tensor `d`.
+    pub fn in_place(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, d: &'static str) -> View {
+        let tensor = self.place(name, extent, width, true);
+        (tensor.grad, tensor.cotangent) = (Some(d), Some(d));
+        tensor.view
+    }
+
+    pub fn status(&mut self, status: Status) -> View {
+        let view = self.take(Status::LEN, DType::F64);
+        let (extent, start) = (Extent::Fixed(1), status.to_array().to_vec());
+        let width = Status::LEN;
+        self.tensors.push(Tensor { name: "status", extent, width, view, start, grad: None, cotangent: None, adds: false });
+        view
+    }
+
+    /// Changes the numbers of a tensor.
+    pub fn map(&mut self, name: &str, f: impl Fn(f64) -> f64) {
+        let tensor = self.tensors.iter_mut().find(|t| t.name == name).unwrap();
+        tensor.start.iter_mut().for_each(|x| *x = f64::from(f(*x) as f32));
+    }
+}
+
+/// Of mean 0 and variance 1, exact in f32.
+fn uniform(random: &mut Mt64) -> f64 {
+    let x = (random.next_u64() >> 40) as f64 / (1u64 << 23) as f64 - 1.0;
+    f64::from((x * 3f64.sqrt()) as f32)
+}
+
+/// An op before it has a place.
+pub struct Case {
+    pub name: String,
+    pub batch: PackedBatch,
+    pub step: Step,
+    build: Box<dyn Fn(&mut Builder) -> Op + Send + Sync>,
+}
+
+/// An op on a backend.
+pub struct Run {
+    pub op: Op,
+    pub tensors: Vec<Tensor>,
+    pub layout: Layout,
+    pub backend: Box<dyn Backend>,
+    places: Vec<View>,
+}
+
+impl Case {
+    /// `name` is also the seed of the numbers.
+    pub fn new(name: String, batch: &PackedBatch, build: impl Fn(&mut Builder) -> Op + Send + Sync + 'static) -> Case {
+        let step = Step { seed: 7, update: 3, micro: 1, denominator: 2.0, learning_rate: 1e-2, train: true };
+        let name = format!("{name}, {} tokens", batch.rows());
+        Case { name, batch: batch.clone(), step, build: Box::new(build) }
+    }
+
+    /// The op without a backend, for what it is.
+    pub fn op(&self) -> Op {
+        (self.build)(&mut self.builder(DType::F32))
+    }
+
+    fn builder(&self, dtype: DType) -> Builder<'_> {
+        let random = Mt64::new_with_key(self.name.bytes().map(u64::from));
+        Builder { batch: &self.batch, dtype, random, bytes: 0, places: Vec::new(), tensors: Vec::new() }
+    }
+
+    /// Lays the case out on `backend`, everything set for the forward pass.
+    pub fn on(&self, dtype: DType, mut backend: Box<dyn Backend>) -> Run {
+        let batch = &self.batch;
+        let mut builder = self.builder(dtype);
+        let mut input = |values: &[i32]| builder.take(values.len(), DType::I32);
+        let inputs = Inputs {
+            ids: input(&batch.ids),
+            positions: input(&batch.positions),
+            types: input(&batch.types),
+            cu_seqlens: input(&batch.cu_seqlens),
+            labels: input(&batch.labels),
+            rows_by_token: input(&batch.rows_by_token),
+            token_starts: input(&batch.token_starts),
+        };
+        let op = (self.build)(&mut builder);
+        let bytes = (builder.bytes + GUARD).next_multiple_of(ALIGN);
+        let Builder { tensors, places, .. } = builder;
+        let params = tensors.iter().map(|t| t.view.len).max().unwrap();
+        let layout = Layout { bytes, dtype, inputs, longest: batch.longest, params };
+        backend.reserve(&layout).unwrap();
+        let arena = View { offset: 0, len: bytes / 4, dtype: DType::I32 };
+        backend.upload(arena, &vec![GUARD_BYTE; bytes]).unwrap();
+        let mut run = Run { op, tensors, layout, backend, places };
+        run.reset();
+        run.backend.stage(batch, &self.step).unwrap();
+        run
+    }
+}
+
+impl Run {
+    /// Every tensor as it was at first.
+    pub fn reset(&mut self) {
+        for tensor in &self.tensors {
+            self.backend.write(tensor.view, &tensor.start).unwrap();
+        }
+    }
+
+    pub fn forward(&mut self) {
+        self.op.forward(self.backend.as_mut()).unwrap();
+    }
+
+    pub fn backward(&mut self) {
+        self.op.backward(self.backend.as_mut()).unwrap();
+    }
+
+    pub fn tensor(&self, name: &str) -> &Tensor {
+        self.tensors.iter().find(|t| t.name == name).unwrap_or_else(|| panic!("no tensor {name}"))
+    }
+
+    pub fn read(&mut self, name: &str) -> Vec<f64> {
+        let view = self.tensor(name).view;
+        self.backend.read(view).unwrap()
+    }
+
+    pub fn write(&mut self, name: &str, values: &[f64]) {
+        let view = self.tensor(name).view;
+        self.backend.write(view, values).unwrap();
+    }
+
+    /// The whole arena.
+    pub fn bytes(&mut self) -> Vec<u8> {
+        let mut bytes = vec![0; self.layout.bytes];
+        let arena = View { offset: 0, len: bytes.len() / 4, dtype: DType::I32 };
+        self.backend.download(arena, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// Whether nothing was written outside of a tensor.
+    pub fn guards_hold(&mut self) -> bool {
+        let bytes = self.bytes();
+        let ends = self.places.iter().map(|view| view.offset + view.bytes());
+        let starts = self.places.iter().skip(1).map(|view| view.offset).chain([bytes.len()]);
+        let gaps = ends.zip(starts).chain([(0, self.places[0].offset)]);
+        gaps.into_iter().all(|(from, to)| bytes[from..to].iter().all(|&b| b == GUARD_BYTE))
+    }
+}
+
+pub const VOCAB: usize = 40;
+
+/// Sequences of these lengths: random ids with a [CLS] of 1 and the odd PAD, token types 0 and then 1.
+pub fn batch(lengths: &[usize]) -> PackedBatch {
+    let mut random = Mt64::new(lengths.iter().sum::<usize>() as u64);
+    let sequences: Vec<_> = lengths
+        .iter()
+        .map(|&len| {
+            let ids: Vec<i32> = (0..len).map(|i| if i == 0 { 1 } else { (random.next_u64() % VOCAB as u64) as i32 }).collect();
+            (ids, (0..len).map(|i| i32::from(2 * i > len)).collect::<Vec<i32>>())
+        })
+        .collect();
+    PackedBatch::new(sequences.iter().map(|(ids, types)| (&ids[..], &types[..], 0)))
+}
+
+fn p(drop: DropSite) -> String {
+    if drop.p > 0.0 { format!(", dropout {}", drop.p) } else { String::new() }
+}
+
+pub fn embed(batch: &PackedBatch, dim: usize, types: usize, pad: Option<usize>) -> Case {
+    let positions = batch.longest + 3;
+    Case::new(format!("embed {dim}, {types} types, pad {pad:?}"), batch, move |b| {
+        Op::Embed(Embed {
+            word: b.input("word", VOCAB, dim, "dword"),
+            position: b.input("position", positions, dim, "dposition"),
+            types: if types > 0 { b.input("types", types, dim, "dtypes") } else { View::NONE },
+            y: b.output("y", Rows::Tokens, dim, "dy"),
+            dy: b.random("dy", Rows::Tokens, dim),
+            dword: b.sum("dword", VOCAB, dim),
+            dposition: b.sum("dposition", positions, dim),
+            dtypes: if types > 0 { b.sum("dtypes", types, dim) } else { View::NONE },
+            pad,
+            dim,
+        })
+    })
+}
+
+pub fn linear(batch: &PackedBatch, k: usize, n: usize, rows: Rows, add: bool) -> Case {
+    Case::new(format!("linear {k} to {n}, {rows:?}, add {add}"), batch, move |b| {
+        Op::Linear(Linear {
+            x: b.input("x", rows, k, "dx"),
+            w: b.input("w", n, k, "dw"),
+            b: b.input("b", 1, n, "db"),
+            y: b.output("y", rows, n, "dy"),
+            dy: b.random("dy", rows, n),
+            dx: if add { b.sum("dx", rows, k) } else { b.empty("dx", rows, k) },
+            dw: b.sum("dw", n, k),
+            db: b.sum("db", 1, n),
+            add,
+            k,
+            n,
+            rows,
+        })
+    })
+}
+
+/// With `q_rows` Tokens q, k, v are the columns of one tensor; with Seqs q stands alone.
+pub fn attn(batch: &PackedBatch, heads: usize, head_dim: usize, q_rows: Rows, drop: DropSite) -> Case {
+    let dim = heads * head_dim;
+    Case::new(format!("attn {heads} x {head_dim}, {q_rows:?}{}", p(drop)), batch, move |b| {
+        let (q, k, v, dq, dk, dv, q_stride, kv_stride);
+        match q_rows {
+            Rows::Tokens => {
+                let qkv = b.input("qkv", Rows::Tokens, 3 * dim, "dqkv");
+                let dqkv = b.empty("dqkv", Rows::Tokens, 3 * dim);
+                (q, k, v) = (qkv, qkv.from(dim), qkv.from(2 * dim));
+                (dq, dk, dv) = (dqkv, dqkv.from(dim), dqkv.from(2 * dim));
+                (q_stride, kv_stride) = (3 * dim, 3 * dim);
+            }
+            Rows::Seqs => {
+                let kv = b.input("kv", Rows::Tokens, 2 * dim, "dkv");
+                let dkv = b.empty("dkv", Rows::Tokens, 2 * dim);
+                (q, k, v) = (b.input("q", Rows::Seqs, dim, "dq"), kv, kv.from(dim));
+                (dq, dk, dv) = (b.empty("dq", Rows::Seqs, dim), dkv, dkv.from(dim));
+                (q_stride, kv_stride) = (dim, 2 * dim);
+            }
+        }
+        Op::Attn(Attn {
+            q,
+            k,
+            v,
+            y: b.output("y", q_rows, dim, "dy"),
+            lse: b.empty("lse", q_rows, heads),
+            dy: b.random("dy", q_rows, dim),
+            dq,
+            dk,
+            dv,
+            q_stride,
+            kv_stride,
+            heads,
+            head_dim,
+            drop,
+            q_rows,
+        })
+    })
+}
+
+/// Without dropout the gradient of `x` is that of `skip`, as in a plan.
+pub fn add_norm(batch: &PackedBatch, dim: usize, rows: Rows, skip: bool, drop: DropSite) -> Case {
+    Case::new(format!("add_norm {dim}, {rows:?}, skip {skip}{}", p(drop)), batch, move |b| {
+        let d = if drop.p > 0.0 { "dx" } else { "dy" };
+        let (x, y) = (b.input("x", rows, dim, d), b.output("y", rows, dim, "dy"));
+        let dy = b.random("dy", rows, dim);
+        Op::AddNorm(AddNorm {
+            x,
+            skip: if skip { b.input("skip", rows, dim, "dy") } else { View::NONE },
+            gamma: b.input("gamma", 1, dim, "dgamma"),
+            beta: b.input("beta", 1, dim, "dbeta"),
+            y,
+            stats: b.empty("stats", rows, 2),
+            dy,
+            dx: if drop.p > 0.0 { b.empty("dx", rows, dim) } else { dy },
+            dgamma: b.sum("dgamma", 1, dim),
+            dbeta: b.sum("dbeta", 1, dim),
+            drop,
+            eps: 1e-5,
+            dim,
+            rows,
+        })
+    })
+}
+
+pub fn act(batch: &PackedBatch, kind: Activation, width: usize, rows: Rows) -> Case {
+    Case::new(format!("act {kind:?} {width}, {rows:?}"), batch, move |b| {
+        let x = b.input("x", rows, width, "dy");
+        // Into the tails, and off the kink of ReLU.
+        b.map("x", |x| 2.5 * x + 0.01 * x.signum());
+        let (y, dy) = (b.output("y", rows, width, "dy"), b.random("dy", rows, width));
+        Op::Act(Act { kind, x, y, dy, width, rows })
+    })
+}
+
+pub fn dropout(batch: &PackedBatch, width: usize, rows: Rows, drop: DropSite) -> Case {
+    Case::new(format!("dropout {width}, {rows:?}, p {}", drop.p), batch, move |b| {
+        let (x, dy) = (b.in_place("x", rows, width, "dy"), b.random("dy", rows, width));
+        Op::Dropout(Dropout { x, dy, drop, width, rows })
+    })
+}
+
+pub fn first_row(batch: &PackedBatch, dim: usize, add: bool) -> Case {
+    Case::new(format!("first_row {dim}, add {add}"), batch, move |b| {
+        let (t, s) = (Rows::Tokens, Rows::Seqs);
+        let (x, y, dy) = (b.input("x", t, dim, "dx"), b.output("y", s, dim, "dy"), b.random("dy", s, dim));
+        let dx = if add { b.sum("dx", t, dim) } else { b.empty("dx", t, dim) };
+        Op::FirstRow(FirstRow { x, y, dy, dx, add, dim })
+    })
+}
+
+/// The labels become random classes. The gradient that comes in is 1 / denominator for every row.
+pub fn xent(batch: &PackedBatch, classes: usize, smoothing: f32, weighted: bool) -> Case {
+    let mut batch = batch.clone();
+    let mut random = Mt64::new(classes as u64);
+    batch.labels.iter_mut().for_each(|label| *label = (random.next_u64() % classes as u64) as i32);
+    Case::new(format!("xent {classes}, smoothing {smoothing}, weighted {weighted}"), &batch, move |b| {
+        let logits = b.input("logits", Rows::Seqs, classes, "dlogits");
+        b.map("logits", |x| 3.0 * x);
+        let weights = b.random("weights", 1, classes);
+        b.map("weights", |w| if weighted { 1.0 + 0.5 * w } else { 1.0 });
+        let loss = b.output("loss", Rows::Seqs, 1, "dloss");
+        b.random("dloss", Rows::Seqs, 1);
+        b.map("dloss", |_| 1.0 / 2.0);
+        let dlogits = b.empty("dlogits", Rows::Seqs, classes);
+        let status = b.status(Status { loss: 0.25, ..Status::default() });
+        Op::Xent(Xent { logits, weights, loss, dlogits, status, smoothing, classes })
+    })
+}
+
+pub fn grad_norm(len: usize) -> Case {
+    Case::new(format!("grad_norm {len}"), &batch(&[1]), move |b| {
+        let (grads, status) = (b.random("grads", 1, len), b.status(Status::default()));
+        Op::GradNorm(GradNorm { grads, status })
+    })
+}
+
+/// The gradient norm is told to be `norm`; so the status block has it from `grad_norm`, and no other.
+pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
+    Case::new(format!("adamw {len}, {decayed} decayed, norm {norm} of {max_norm}"), &batch(&[1]), move |b| {
+        let (params, grads) = (b.random("params", 1, len), b.random("grads", 1, len));
+        let (m, v) = (b.random("m", 1, len), b.random("v", 1, len));
+        b.map("v", |v| v * v);
+        let status = b.status(Status { loss: 0.5, loss_sum: 0.25, grad_norm: norm, skipped: 1.0 });
+        let (beta1, beta2, eps, weight_decay) = (0.9, 0.999, 1e-8, 0.1);
+        Op::AdamW(AdamW { params, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm })
+    })
+}
+
+pub const SHORT: [usize; 4] = [33, 1, 31, 2];
+pub const LONG: [usize; 5] = [1, 2, 31, 33, 512];
+
+/// Every op at odd sizes, with every flag.
+pub fn cases() -> Vec<Case> {
+    let (short, long) = (batch(&SHORT), batch(&LONG));
+    let (t, s) = (Rows::Tokens, Rows::Seqs);
+    let off = DropSite::NONE;
+    let on = DropSite { p: 0.3, site: 5 };
+    let mut cases = vec![
+        embed(&short, 24, 0, None),
+        embed(&short, 30, 3, Some(0)),
+        embed(&long, 33, 2, Some(0)),
+        linear(&short, 24, 33, t, false),
+        linear(&short, 33, 30, s, true),
+        linear(&long, 30, 24, t, true),
+        linear(&long, 7, 1, s, false),
+        attn(&short, 5, 6, t, off),
+        attn(&short, 4, 8, t, on),
+        attn(&short, 3, 8, s, off),
+        attn(&short, 2, 16, s, on),
+        attn(&short, 1, 32, t, on),
+        attn(&short, 2, 64, t, off),
+        attn(&short, 1, 64, s, on),
+        attn(&long, 3, 8, t, on),
+        attn(&long, 2, 16, s, on),
+        first_row(&short, 30, true),
+        first_row(&long, 33, false),
+        grad_norm(1),
+        grad_norm(1000),
+        grad_norm(2 * 65536 + 17),
+        adamw(1, 0, 0.0, 3.0),
+        adamw(48, 16, 1.0, 0.5),
+        adamw(48, 48, 1.0, 4.0),
+        adamw(70_001, 66_000, 1.0, 400.0),
+    ];
+    for (dim, skip, drop) in [(24, false, off), (30, true, off), (33, false, on), (33, true, on)] {
+        cases.push(add_norm(&short, dim, t, skip, drop));
+        cases.push(add_norm(&long, dim, t, skip, drop));
+        cases.push(add_norm(&short, dim, s, skip, drop));
+    }
+    for kind in [Activation::Gelu, Activation::Relu, Activation::Tanh] {
+        cases.extend([act(&short, kind, 33, s), act(&long, kind, 30, t)]);
+    }
+    for rows in [t, s] {
+        cases.extend([dropout(&short, 33, rows, on), dropout(&long, 130, rows, off)]);
+    }
+    for (classes, smoothing, weighted) in [(2, 0.0, false), (3, 0.1, false), (7, 0.0, true), (2, 0.1, true)] {
+        cases.push(xent(&long, classes, smoothing, weighted));
+    }
+    cases
+}
