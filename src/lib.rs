@@ -26,7 +26,8 @@
 //! # Invariants
 //! 1. Padding does not exist. A batch is packed: `ids`, `positions` and `cu_seqlens`; every dense op runs on the rows that
 //!    are there; only attention and the [CLS] gather read `cu_seqlens`.
-//! 2. A step allocates nothing in the engine: all memory is planned and taken once (`plan.rs` is the whole list).
+//! 2. An op allocates nothing (the `gemm` crate's working memory aside): all memory is planned and taken once, and
+//!    `plan.rs` is the whole list.
 //! 3. Parameter gradients accumulate (`+=`), activation gradients are overwritten (`=`) unless the op's field says so.
 //! 4. Every reduction has a fixed order: the same inputs give the same bits, run after run, on any number of threads.
 //! 5. Every op has a backward. After one step every parameter that should move has moved (tested).

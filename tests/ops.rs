@@ -8,7 +8,7 @@ use warpfit::cpu::Cpu;
 use warpfit::ops::*;
 use warpfit::random::{philox, step_key, threshold};
 
-use crate::fixtures::{max_abs, max_abs_difference, rms};
+use crate::fixtures::{allocations, max_abs, max_abs_difference, rms};
 use cases::*;
 
 pub mod cases;
@@ -552,4 +552,24 @@ fn every_method_has_a_case() {
     let mut run: BTreeSet<_> = cases().iter().flat_map(|case| case.op().methods()).collect();
     run.extend(["name", "reserve", "upload", "download", "zero", "stage"]);
     assert_eq!(methods, run);
+}
+
+#[test]
+fn nothing_is_allocated() {
+    // All work on this thread, whose allocations are counted.
+    let pool = ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap();
+    pool.install(|| {
+        for case in cases() {
+            let mut run = case.on(DType::F32, cpu(DType::F32));
+            let mut both_ways = || {
+                run.forward();
+                run.backward();
+            };
+            both_ways();
+            let count = allocations(both_ways);
+            // The crate gemm takes working memory of its own in every product.
+            let by_gemm = matches!(case.op(), Op::Linear(_) | Op::Attn(_));
+            assert!(count == 0 || by_gemm, "{} allocated {count} times", case.name);
+        }
+    });
 }
