@@ -1,5 +1,7 @@
 //! The README.md of a run folder: a model card as the Hugging Face hub reads it.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::model::config::Config;
@@ -12,9 +14,12 @@ pub fn model_card(settings: &Settings, config: &Config, log: &[Value], last: Opt
     let name = settings.output_dir.file_name().unwrap_or_default().to_string_lossy();
     let base = settings.model.display();
     let figure = |metric| last.and_then(|evaluation| evaluation.metrics.get(metric));
-    let mut card = format!(
-        "---\nlibrary_name: transformers\npipeline_tag: text-classification\nbase_model: {base}\ntags:\n- text-classification\n- warpfit\n"
-    );
+    let mut card = "---\nlibrary_name: transformers\npipeline_tag: text-classification\n".to_string();
+    if !settings.from_scratch {
+        card += &license(&settings.model).map_or(String::new(), |license| format!("{license}\n"));
+        card += &format!("base_model: {base}\n");
+    }
+    card += "tags:\n- text-classification\n- warpfit\n";
     if last.is_some() {
         card += "metrics:\n- accuracy\n- f1\n- precision\n- recall\n";
     }
@@ -38,14 +43,14 @@ pub fn model_card(settings: &Settings, config: &Config, log: &[Value], last: Opt
     }
     card += "## Training\n\n";
     for (what, value) in [
-        ("learning rate", settings.learning_rate.to_string()),
+        ("learning rate", format!("{:e}", settings.learning_rate)),
         ("schedule", format!("{:?}, warm-up {}", settings.lr_scheduler_type, settings.warmup_steps).to_lowercase()),
         ("batch", format!("{} x {} accumulated", settings.batch_size, settings.gradient_accumulation_steps)),
         ("epochs", settings.num_train_epochs.to_string()),
         ("weight decay", settings.weight_decay.to_string()),
         (
             "optimizer",
-            format!("AdamW, betas {} and {}, epsilon {}", settings.adam_beta1, settings.adam_beta2, settings.adam_epsilon),
+            format!("AdamW, betas {} and {}, epsilon {:e}", settings.adam_beta1, settings.adam_beta2, settings.adam_epsilon),
         ),
         ("seed", settings.seed.to_string()),
     ] {
@@ -72,4 +77,11 @@ pub fn model_card(settings: &Settings, config: &Config, log: &[Value], last: Opt
         }
     }
     card
+}
+
+/// The line of the base model's own card that says its license.
+fn license(model: &Path) -> Option<String> {
+    let card = std::fs::read_to_string(model.join("README.md")).ok()?;
+    let front_matter = card.strip_prefix("---\n")?.split("\n---").next()?;
+    front_matter.lines().find(|line| line.starts_with("license:")).map(String::from)
 }
