@@ -13,7 +13,7 @@ pub fn grad_norm<T: Real>(cpu: &mut Cpu<T>, op: &GradNorm) {
     let mut partials = std::mem::take(&mut cpu.partials);
     // SAFETY: distinct buffers.
     let (grads, status) = unsafe { (cpu.get(op.grads, op.grads.len), cpu.status(op.status)) };
-    let squares = |g: &[T]| simd(|| sum(g.len(), |i| g[i].f64() * g[i].f64()));
+    let squares = |g: &[T]| simd!(sum(g.len(), |i| g[i].f64() * g[i].f64()));
     grads.par_chunks(CHUNK).map(squares).collect_into_vec(&mut partials);
     status[2] = partials.iter().sum::<f64>().sqrt();
     cpu.partials = partials;
@@ -53,8 +53,8 @@ pub fn adamw<T: Real>(cpu: &Cpu<T>, op: &AdamW) {
             .zip(m[range.clone()].par_chunks_mut(CHUNK))
             .zip(v[range.clone()].par_chunks_mut(CHUNK));
         tasks.for_each(|(((p, g), m), v)| {
-            simd(|| {
-                for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            simd!({
+                for (((p, g), m), v) in p.iter_mut().zip(g.iter_mut()).zip(m.iter_mut()).zip(v.iter_mut()) {
                     let grad = *g * clip;
                     *m = beta1 * *m + rest1 * grad;
                     *v = beta2 * *v + rest2 * grad * grad;

@@ -66,7 +66,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
             let out = super::arena::Scattered::new(scores);
             // SAFETY: the scores are this thread's.
             unsafe { product((out, 0, h.len), (queries, h.len, head_dim), matrices, scale, false, Parallelism::None) };
-            simd(|| {
+            simd!({
                 for (i, scores) in scores.chunks_mut(h.len).enumerate() {
                     let largest = max(h.len, |j| scores[j]);
                     scores.iter_mut().for_each(|s| *s = (*s - largest).vexp());
@@ -114,7 +114,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
                 product(out(&mut *p), size, (q, k.t()), scale, false, Parallelism::None);
                 product(out(&mut *ds), size, (dy_block, v.t()), T::one(), false, Parallelism::None);
             }
-            simd(|| {
+            simd!({
                 for (i, (p, ds)) in p.chunks_mut(h.len).zip(ds.chunks_mut(h.len)).enumerate() {
                     let at = y_at + i * dim;
                     let delta = sum(head_dim, |c| dy[at + c] * y[at + c]);

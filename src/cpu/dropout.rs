@@ -68,7 +68,7 @@ pub fn apply<T: Real>(cpu: &Cpu<T>, op: &Dropout, x: View) {
     let x = unsafe { cpu.get_mut(x, rows * width) };
     let (token_row, grain) = (cpu.token_row(op.rows), grain(width));
     x.par_chunks_mut(grain * width).enumerate().for_each(|(task, x)| {
-        simd(|| {
+        simd!({
             for (r, x) in x.chunks_mut(width).enumerate() {
                 mask.for_each(token_row(task * grain + r), width, |start, factors: &[T]| {
                     for (x, &factor) in x[start..].iter_mut().zip(factors) {

@@ -64,12 +64,12 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
         if Some(token) != op.pad {
             // SAFETY: every segment is of a token of its own.
             let out = unsafe { dword.row(token * dim, dim) };
-            simd(|| rows.iter().for_each(|&r| add_row(out, row(dy, r, dim))));
+            simd!(rows.iter().for_each(|&r| add_row(out, row(dy, r, dim))));
         }
     });
 
     dposition.par_chunks_mut(dim).take(cpu.longest).enumerate().for_each(|(p, out)| {
-        simd(|| {
+        simd!({
             for seq in cu_seqlens.windows(2) {
                 let r = seq[0] as usize + p;
                 if r < seq[1] as usize {

@@ -116,7 +116,7 @@ pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Act) {
     // SAFETY: the only slice alive.
     let y = unsafe { cpu.get_mut(op.y, len) };
     y.par_chunks_mut(grain(1)).for_each(|y| {
-        simd(|| match op.kind {
+        simd!(match op.kind {
             Activation::Gelu => y.iter_mut().for_each(|y| *y *= y.normal().0),
             Activation::Relu => y.iter_mut().for_each(|y| *y = if *y < T::zero() { T::zero() } else { *y }),
             Activation::Tanh => y.iter_mut().for_each(|y| *y = y.tanh()),
@@ -129,21 +129,23 @@ pub fn act_bwd<T: Real>(cpu: &Cpu<T>, op: &Act) {
     // SAFETY: distinct buffers.
     let (x, dy) = unsafe { (cpu.get(op.x, len), cpu.get_mut(op.dy, len)) };
     dy.par_chunks_mut(grain(1)).zip(x.par_chunks(grain(1))).for_each(|(dy, x)| {
-        let pairs = dy.iter_mut().zip(x);
-        simd(|| match op.kind {
-            Activation::Gelu => pairs.for_each(|(dy, &x)| {
-                let (cdf, density) = x.normal();
-                *dy *= cdf + x * density;
-            }),
-            Activation::Relu => pairs.for_each(|(dy, &x)| {
-                if x <= T::zero() {
-                    *dy = T::zero();
-                }
-            }),
-            Activation::Tanh => pairs.for_each(|(dy, &x)| {
-                let y = x.tanh();
-                *dy *= T::one() - y * y;
-            }),
+        simd!({
+            let pairs = dy.iter_mut().zip(x);
+            match op.kind {
+                Activation::Gelu => pairs.for_each(|(dy, &x)| {
+                    let (cdf, density) = x.normal();
+                    *dy *= cdf + x * density;
+                }),
+                Activation::Relu => pairs.for_each(|(dy, &x)| {
+                    if x <= T::zero() {
+                        *dy = T::zero();
+                    }
+                }),
+                Activation::Tanh => pairs.for_each(|(dy, &x)| {
+                    let y = x.tanh();
+                    *dy *= T::one() - y * y;
+                }),
+            }
         })
     });
 }

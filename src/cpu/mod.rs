@@ -141,20 +141,17 @@ fn grain(width: usize) -> usize {
 fn add_columns<T: Real>(out: &mut [T], rows: usize, f: impl Fn(usize, usize) -> T + Sync) {
     const BLOCK: usize = 64;
     out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
-        real::simd(
-            #[inline(always)]
-            || {
-                let mut sums = [T::zero(); BLOCK];
-                for r in 0..rows {
-                    for (c, sum) in sums[..out.len()].iter_mut().enumerate() {
-                        *sum += f(r, block * BLOCK + c);
-                    }
+        real::simd!({
+            let mut sums = [T::zero(); BLOCK];
+            for r in 0..rows {
+                for (c, sum) in sums[..out.len()].iter_mut().enumerate() {
+                    *sum += f(r, block * BLOCK + c);
                 }
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out += sum;
-                }
-            },
-        );
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out += sum;
+            }
+        });
     });
 }
 

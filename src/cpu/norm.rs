@@ -17,7 +17,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
     let (mask, token_row, grain) = (cpu.mask(op.drop), cpu.token_row(op.rows), grain(dim));
     let tasks = x.par_chunks_mut(grain * dim).zip(y.par_chunks_mut(grain * dim)).zip(stats.par_chunks_mut(grain * 2));
     tasks.enumerate().for_each(|(task, ((x, y), stats))| {
-        simd(|| {
+        simd!({
             let each = x.chunks_mut(dim).zip(y.chunks_mut(dim)).zip(stats.chunks_mut(2)).enumerate();
             for (r, ((z, y), stats)) in each {
                 let r = task * grain + r;
@@ -58,7 +58,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
 
     let grain = grain(dim);
     dy.par_chunks_mut(grain * dim).enumerate().for_each(|(task, dy)| {
-        simd(|| {
+        simd!({
             for (r, dy) in dy.chunks_mut(dim).enumerate() {
                 let r = task * grain + r;
                 let (z, mean, rstd) = (&z[r * dim..][..dim], stats[2 * r], stats[2 * r + 1]);
@@ -75,7 +75,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
         let dx = unsafe { cpu.get_mut(op.dx, rows * dim) };
         let (mask, token_row) = (cpu.mask(op.drop), cpu.token_row(op.rows));
         dx.par_chunks_mut(grain * dim).zip(dy.par_chunks(grain * dim)).enumerate().for_each(|(task, (dx, dz))| {
-            simd(|| {
+            simd!({
                 for (r, (dx, dz)) in dx.chunks_mut(dim).zip(dz.chunks(dim)).enumerate() {
                     mask.for_each(token_row(task * grain + r), dim, |start, factors| {
                         for ((dx, &dz), &factor) in dx[start..].iter_mut().zip(&dz[start..]).zip(factors) {

@@ -105,10 +105,27 @@ impl Real for f32 {
     }
 }
 
-/// Runs `f` compiled for the widest vectors of this machine. Everything it calls must be inlined into it.
-#[inline(always)]
-pub fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+/// The value of a block, compiled for the widest vectors of this machine. What it calls must be inlined into it.
+macro_rules! simd {
+    ($body:expr) => {
+        pulp::Arch::new().dispatch($crate::cpu::real::Block(
+            #[inline(always)]
+            || $body,
+        ))
+    };
+}
+pub(super) use simd;
+
+/// Called by reference: a closure called by value goes through a shim, which is not inlined.
+pub struct Block<F>(pub F);
+
+impl<R, F: FnMut() -> R> pulp::WithSimd for Block<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(mut self, _: S) -> R {
+        (self.0)()
+    }
 }
 
 /// sum of f(i) for i in 0..n.
