@@ -8,8 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Cadence, ClassWeights, Precision, ReportTo, Settings};
 use super::data::Data;
-use super::evaluate::{Evaluation, evaluate};
-use super::metrics::Metric;
+use super::evaluate::{Evaluation, check, evaluate};
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
 use crate::checkpoint::model_dir::{ModelDir, write_tensors};
 use crate::checkpoint::run_dir::{RunDir, write_file, write_json};
@@ -294,7 +293,7 @@ impl Trainer<'_> {
     fn evaluate(&mut self, progress: &Progress, saved: bool) -> Result<()> {
         let data = self.data.validation.clone().expect("settings ask for evaluations only where there is data");
         let evaluation = self.run_over(&data, "evaluating")?;
-        progress.println(&format!("epoch {:.2}  evaluation: {}", self.epoch(), evaluation.summary()));
+        progress.println(&format!("epoch {:.2}  evaluation: {}", self.epoch(), evaluation.metrics.summary()));
         self.log_entry(evaluation.log_entry("eval"))?;
         let metric = self.settings.metric_for_best_model;
         let value = evaluation.metrics.get(metric).unwrap_or(f64::NAN);
@@ -415,26 +414,11 @@ impl Trainer<'_> {
 
         let outcome = Outcome { train_loss, evaluation, test, seconds, updates };
         match self.settings.fail_under {
-            Some((metric, bound)) => outcome.check(metric, bound).map(|()| outcome),
+            Some((metric, bound)) => {
+                let shown = outcome.test.as_ref().or(outcome.evaluation.as_ref());
+                check(shown.map(|evaluation| &evaluation.metrics), metric, bound).map(|()| outcome)
+            }
             None => Ok(outcome),
         }
-    }
-}
-
-impl Outcome {
-    /// An error unless the test set's (else the validation set's) figure reaches the bound.
-    fn check(&self, metric: Metric, bound: f64) -> Result<()> {
-        let found = self.test.as_ref().or(self.evaluation.as_ref()).and_then(|evaluation| evaluation.metrics.get(metric));
-        if found.is_some_and(|value| value == bound || metric.better(value, bound)) {
-            return Ok(());
-        }
-        let found = found.map_or("undefined".to_string(), |value| format!("{value:.4}"));
-        let fact = format!("{} is {found}", metric.name());
-        Err(Error::new(
-            Kind::Unusable,
-            format!("--fail-under {}={bound}", metric.name()),
-            fact,
-            "the model was written all the same",
-        ))
     }
 }
