@@ -36,6 +36,7 @@ impl Classifier {
     pub fn open(path: &Path, tokens: usize, seqs: usize) -> Result<Classifier> {
         let source = ModelDir::read(path)?;
         let tokens = tokens.max(source.config.positions);
+        let seqs = seqs.min(tokens); // a row has at least one
         let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32 };
         let mut model = Model::new(&source.config, what_for, Hyper::default(), Box::new(Cpu::<f32>::new()))?;
         let drawn = source.load_weights(&mut model, 0)?;

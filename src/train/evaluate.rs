@@ -19,6 +19,7 @@ pub struct Evaluation {
     pub logits: Vec<f32>,
     /// Of each row, unweighted by the others, (rows).
     pub losses: Vec<f64>,
+    pub batches: usize,
     pub seconds: f64,
 }
 
@@ -32,17 +33,18 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let begin = Instant::now();
     let progress = Progress::new(what, data.rows() as u64, &["reviews", "tokens"]);
-    let (mut logits, mut losses) = (Vec::new(), Vec::new());
+    let (mut logits, mut losses, mut batches) = (Vec::new(), Vec::new(), 0);
     for batch in Loader::new(data.clone(), (0..data.rows() as u32).collect(), batch_size, 0) {
         let (batch_logits, batch_losses) = model.infer(&batch)?;
         logits.extend(batch_logits.into_iter().map(|x| x as f32));
         losses.extend(batch_losses);
+        batches += 1;
         progress.add(&[batch.seqs() as u64, batch.rows() as u64]);
     }
     let mut metrics = Metrics::from_logits(&data.labels, &logits, model.plan.config.classes())?;
     let weight: f64 = data.labels.iter().map(|&label| class_weights[label as usize]).sum();
     metrics.loss = Some(losses.iter().sum::<f64>() / weight);
-    Ok(Evaluation { metrics, logits, losses, seconds: begin.elapsed().as_secs_f64() })
+    Ok(Evaluation { metrics, logits, losses, batches, seconds: begin.elapsed().as_secs_f64() })
 }
 
 /// `-log softmax(logits)[label]` of every row, (rows), of logits (rows, classes).
@@ -63,7 +65,7 @@ pub fn check(metrics: Option<&Metrics>, metric: Metric, bound: f64) -> Result<()
     }
     let fact = format!("{} is {}", metric.name(), found.map_or("undefined".to_string(), |value| format!("{value:.4}")));
     let place = format!("--fail-under {}={bound}", metric.name());
-    Err(Error::new(Kind::Unusable, place, fact, "all results were written all the same"))
+    Err(Error::new(Kind::Unusable, place, fact, "the results were written all the same"))
 }
 
 impl Evaluation {
@@ -73,6 +75,7 @@ impl Evaluation {
             Metric::ALL.iter().map(|&metric| (format!("{prefix}_{}", metric.name()), json!(self.metrics.get(metric)))).collect();
         entry.insert(format!("{prefix}_runtime"), json!(self.seconds));
         entry.insert(format!("{prefix}_samples_per_second"), json!(self.losses.len() as f64 / self.seconds));
+        entry.insert(format!("{prefix}_steps_per_second"), json!(self.batches as f64 / self.seconds));
         entry
     }
 }

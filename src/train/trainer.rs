@@ -84,17 +84,13 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         }
     };
 
-    let evaluations = || [&data.validation, &data.test].into_iter().flatten();
-    let longest = |rows: &Encoded, batch| largest_batch(rows, batch);
-    let tokens = evaluations().map(|rows| longest(rows, settings.eval_batch_size)).max().unwrap_or(0);
+    let (mut tokens, mut seqs) = largest_batch(&data.train, settings.batch_size);
+    for rows in [&data.validation, &data.test].into_iter().flatten() {
+        let largest = largest_batch(rows, settings.eval_batch_size);
+        (tokens, seqs) = (tokens.max(largest.0), seqs.max(largest.1));
+    }
     let Precision::Fp32 = settings.precision;
-    let what_for = Use {
-        train: true,
-        last_rows: Rows::Seqs,
-        tokens: tokens.max(longest(&data.train, settings.batch_size)),
-        seqs: settings.batch_size.max(if tokens > 0 { settings.eval_batch_size } else { 0 }),
-        dtype: DType::F32,
-    };
+    let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32 };
     let batches = data.train.rows().div_ceil(settings.batch_size);
     let updates_per_epoch = updates_per_epoch(batches, settings.gradient_accumulation_steps);
     let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
@@ -158,11 +154,12 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
     trainer.run().map(Some)
 }
 
-/// Tokens of the `batch` longest rows: no batch has more.
-fn largest_batch(rows: &Encoded, batch: usize) -> usize {
+/// Tokens and sequences of the `batch` longest rows: no batch has more.
+fn largest_batch(rows: &Encoded, batch: usize) -> (usize, usize) {
     let mut lengths: Vec<usize> = rows.offsets.windows(2).map(|row| row[1] - row[0]).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
-    lengths.into_iter().take(batch).sum()
+    lengths.truncate(batch);
+    (lengths.iter().sum(), lengths.len())
 }
 
 impl Trainer<'_> {
