@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::data::dataset::{self, Options, TEXT_COLUMNS, Table};
+use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
 
 /// One row to classify.
@@ -232,7 +233,8 @@ fn whole_numbers(list: &Value, key: &str, place: &str) -> Result<Vec<i32>> {
 impl Limits {
     /// An error where a row of token ids is not one that the model can look up.
     fn check(&self, ids: &[i32], types: &[i32], place: &str) -> Result<()> {
-        let beyond = |ids: &[i32], rows: usize| ids.iter().copied().find(|&id| id >= 0 && id as usize >= rows);
+        Encoded::default().push(place, ids, types)?;
+        let beyond = |ids: &[i32], rows: usize| ids.iter().copied().find(|&id| id as usize >= rows);
         if let Some(id) = beyond(ids, self.vocab) {
             let fact = format!("the id {id} is beyond the model's vocabulary of {}", self.vocab);
             return Err(Error::user(place, fact, "give the ids of the model's tokenizer"));

@@ -182,7 +182,7 @@ impl Tokenizer {
             if encoding.len() > room || head.len() == text.len() {
                 break encoding;
             }
-            size = size.saturating_mul(4);
+            size = head.len().saturating_mul(4);
         };
         let cut = encoding.len() > room;
         encoding.truncate(room, 0, TruncationDirection::Right);
