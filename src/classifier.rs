@@ -4,9 +4,10 @@ use std::path::Path;
 
 use crate::checkpoint::model_dir::ModelDir;
 use crate::cpu::Cpu;
+use crate::data::inputs::{Content, Input, Limits};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
 use crate::ops::{DType, Rows};
@@ -14,6 +15,17 @@ use crate::ops::{DType, Rows};
 pub struct Classifier {
     pub source: ModelDir,
     pub model: Model,
+}
+
+/// What the model says of one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// (classes), finite
+    pub logits: Vec<f32>,
+    /// Read by the model, special ones included.
+    pub tokens: usize,
+    /// Whether the text was longer.
+    pub truncated: bool,
 }
 
 impl Classifier {
@@ -24,6 +36,7 @@ impl Classifier {
     pub fn open(path: &Path, tokens: usize, seqs: usize) -> Result<Classifier> {
         let source = ModelDir::read(path)?;
         let tokens = tokens.max(source.config.positions);
+        let seqs = seqs.min(tokens); // a row has at least one
         let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32 };
         let mut model = Model::new(&source.config, what_for, Hyper::default(), Box::new(Cpu::<f32>::new()))?;
         let drawn = source.load_weights(&mut model, 0)?;
@@ -49,5 +62,41 @@ impl Classifier {
             start = end;
         }
         Ok(logits)
+    }
+
+    /// Which token ids the model takes.
+    pub fn limits(&self) -> Limits {
+        let config = &self.source.config;
+        Limits { vocab: config.vocab, positions: config.positions, types: config.types }
+    }
+
+    /// A prediction for every input, in order. Texts are cut to `max_length` tokens; token ids are taken as they are.
+    ///
+    /// # Errors
+    /// A text for a folder without a tokenizer; logits that are not finite.
+    pub fn predict(&mut self, inputs: &[Input], max_length: usize) -> Result<Vec<Prediction>> {
+        let texts: Vec<&str> = inputs.iter().filter_map(|input| input.text()).collect();
+        let mut tokenised = Encoded::default();
+        if !texts.is_empty() {
+            tokenised = self.source.tokenizer()?.encode(&texts, max_length, &|_| ())?;
+        }
+        let (mut rows, mut encoded) = (0.., Encoded::default());
+        for input in inputs {
+            match &input.content {
+                Content::Text(_) => encoded.append_row(&tokenised, rows.next().expect("the numbers do not end")),
+                Content::Ids { ids, types } => encoded.push(&input.place, ids, types)?,
+            }
+        }
+        let logits = self.logits(&encoded, |_, _| ())?;
+        let rows = inputs.iter().zip(logits.chunks_exact(self.source.config.classes())).enumerate();
+        rows.map(|(row, (input, logits))| {
+            if logits.iter().any(|logit| !logit.is_finite()) {
+                let remedy = "the model is broken: go back to an earlier checkpoint";
+                return Err(Error::new(Kind::Unusable, &input.place, "the logits are not finite", remedy));
+            }
+            let tokens = encoded.row(row).0.len();
+            Ok(Prediction { logits: logits.to_vec(), tokens, truncated: encoded.cut[row] })
+        })
+        .collect()
     }
 }

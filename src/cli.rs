@@ -47,12 +47,16 @@ pub fn run<A: Parser + UnwindSafe>(main: fn(A) -> Result<()>) -> ExitCode {
 /// The flags as typed; `None` where help or the version was asked for, and printed.
 /// Every `--kebab-case` flag is also known by its Hugging Face `--snake_case` name.
 pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<Option<A>> {
-    let command = A::command().mut_args(|arg| match arg.get_long() {
-        Some(long) if long.contains('-') => {
-            let snake = long.replace('-', "_");
-            arg.alias(snake)
+    let command = A::command().mut_args(|arg| {
+        // Else -1 would be an unknown flag, and not a value that is out of range.
+        let arg = arg.allow_negative_numbers(true);
+        match arg.get_long() {
+            Some(long) if long.contains('-') => {
+                let snake = long.replace('-', "_");
+                arg.alias(snake)
+            }
+            _ => arg,
         }
-        _ => arg,
     });
     let name = command.get_name().to_string();
     let parsed = command.try_get_matches_from(args).and_then(|matches| A::from_arg_matches(&matches));

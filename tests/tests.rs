@@ -1,6 +1,7 @@
 //! One integration binary; each module tests one part of the library, or the binaries from outside.
 
 mod checkpoint;
+mod cli;
 mod config;
 mod data;
 mod fixtures;

@@ -37,10 +37,10 @@ fn run(args: Args) -> Result<()> {
         outcome.train_loss
     ))?;
     if let Some(evaluation) = &outcome.evaluation {
-        print(format!("validation  {}", evaluation.summary()))?;
+        print(format!("validation  {}", evaluation.metrics.summary()))?;
     }
     if let Some(test) = &outcome.test {
-        print(format!("test        {}", test.summary()))?;
+        print(format!("test        {}", test.metrics.summary()))?;
     }
     let out = settings.output_dir.display();
     print(format!("saved       {out}"))?;

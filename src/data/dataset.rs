@@ -3,6 +3,7 @@
 //! whose labels are indices into those names. An error names the file and the line or row.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
 use std::panic::catch_unwind;
@@ -19,7 +20,7 @@ use crate::data::loader::randperm;
 use crate::error::{Error, Result};
 
 /// Column names that are recognised, best first, whatever their case.
-const TEXT_COLUMNS: [&str; 6] = ["text", "sentence", "content", "review", "comment", "document"];
+pub(crate) const TEXT_COLUMNS: [&str; 6] = ["text", "sentence", "content", "review", "comment", "document"];
 const LABEL_COLUMNS: [&str; 8] = ["label", "label_name", "labels", "target", "sentiment", "emotion", "class", "category"];
 
 /// How to read a file where its name and header do not say it.
@@ -39,6 +40,8 @@ pub struct Table {
     pub texts: Vec<String>,
     /// (rows), as in the file, "" where missing; `None` without a label column.
     pub labels: Option<Vec<String>>,
+    /// What the column `id` holds, numbers as numbers, (rows); empty without one.
+    pub ids: Vec<Value>,
     /// Class names that the file itself gives (Parquet written by the `datasets` library), in order of index.
     pub class_names: Option<Vec<String>>,
     /// Line on which each row starts, from 1; empty for Parquet, which has rows only.
@@ -89,11 +92,20 @@ impl Table {
     fn new(path: &Path, column_names: Vec<String>, options: &Options) -> Result<Table> {
         let columns = Columns::choose(path, &column_names, options)?;
         let labels = columns.label.map(|_| Vec::new());
-        Ok(Table { path: path.into(), texts: Vec::new(), labels, class_names: None, lines: Vec::new(), column_names, columns })
+        let (texts, ids, lines) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Table { path: path.into(), texts, labels, ids, class_names: None, lines, column_names, columns })
     }
 
-    fn push(&mut self, text: String, label: String) {
+    /// Labels alone, one a line of `lines`.
+    pub(crate) fn labelled(path: &Path, labels: Vec<String>, lines: Vec<usize>) -> Table {
+        let columns = Columns { text: 0, label: Some(1), id: None, guessed: false };
+        let (texts, ids, column_names) = (Vec::new(), Vec::new(), Vec::new());
+        Table { path: path.into(), texts, labels: Some(labels), ids, class_names: None, lines, column_names, columns }
+    }
+
+    fn push(&mut self, text: String, label: String, id: Option<Value>) {
         self.texts.push(text);
+        self.ids.extend(id);
         if let Some(labels) = &mut self.labels {
             labels.push(label);
         }
@@ -220,6 +232,7 @@ fn whole(label: &str) -> Option<i64> {
 struct Columns {
     text: usize,
     label: Option<usize>,
+    id: Option<usize>,
     /// Two columns of unknown names: which is which shows in their contents.
     guessed: bool,
 }
@@ -244,19 +257,21 @@ impl Columns {
         };
         let text = pick(&options.text_column, "--text-column", &TEXT_COLUMNS)?;
         let label = pick(&options.label_column, "--label-column", &LABEL_COLUMNS)?;
-        let chosen = |text, label, guessed| Ok(Columns { text, label, guessed });
-        match (text, label, columns.len()) {
+        let id = find("id").ok().flatten().filter(|&id| Some(id) != text && Some(id) != label);
+        let chosen = |text, label, guessed| Ok(Columns { text, label, id, guessed });
+        let others: Vec<usize> = (0..columns.len()).filter(|&column| Some(column) != id).collect();
+        match (text, label, &others[..]) {
             (Some(text), Some(label), _) if text == label => Err(Error::user(
                 path.display(),
                 format!("the column {} cannot be both text and label", brief(&columns[text])),
                 "correct --text-column or --label-column",
             )),
             (Some(text), Some(label), _) => chosen(text, Some(label), false),
-            (Some(text), None, 2) => chosen(text, Some(1 - text), false),
+            (Some(text), None, &[a, b]) => chosen(text, Some(if a == text { b } else { a }), false),
             (Some(text), None, _) => chosen(text, None, false),
-            (None, Some(label), 2) => chosen(1 - label, Some(label), false),
-            (None, None, 2) => chosen(0, Some(1), true),
-            (None, None, 1) => chosen(0, None, false),
+            (None, Some(label), &[a, b]) => chosen(if a == label { b } else { a }, Some(label), false),
+            (None, None, &[a, b]) => chosen(a, Some(b), true),
+            (None, None, &[a]) => chosen(a, None, false),
             _ => {
                 let fact = format!("no column of texts among {}", list(columns));
                 Err(Error::user(path.display(), fact, "name it with --text-column, and the labels with --label-column"))
@@ -266,7 +281,7 @@ impl Columns {
 }
 
 /// Opens a regular file that holds something; a pipe is refused before it could block.
-fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     let about = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if about.is_dir() {
         return Err(Error::io(path, std::io::ErrorKind::IsADirectory.into()));
@@ -281,7 +296,7 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// The whole file as UTF-8 without byte order mark.
-fn read_text(path: &Path, mut file: File) -> Result<String> {
+pub(crate) fn read_text(path: &Path, mut file: File) -> Result<String> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     let line = |bytes: &[u8]| format!("{}:{}", path.display(), 1 + newlines(bytes));
@@ -346,7 +361,8 @@ fn read_delimited(path: &Path, file: File, delimiter: u8, options: &Options) -> 
         }
         table.lines.push(line);
         let label = table.columns.label.map_or("", |label| &record[label]);
-        table.push(record[table.columns.text].to_string(), label.to_string());
+        let id = table.columns.id.map(|id| number_or_text(&record[id]));
+        table.push(record[table.columns.text].to_string(), label.to_string(), id);
     }
     table.ok_or_else(|| Error::user(path.display(), "no header and no rows", "check how it was written"))
 }
@@ -357,11 +373,7 @@ fn read_json_lines(path: &Path, file: File, options: &Options) -> Result<Table> 
     let mut table: Option<Table> = None;
     for (line, json) in (1..).zip(text.lines()).filter(|(_, json)| !json.trim().is_empty()) {
         let place = || format!("{}:{line}", path.display());
-        let mut object: Map<String, Value> = serde_json::from_str(json).map_err(|e| {
-            let what = e.to_string();
-            let what = what.split(" at line ").next().unwrap_or_default();
-            Error::user(place(), format!("{what} (column {})", e.column()), "give one JSON object a line")
-        })?;
+        let mut object = json_object(json, place())?;
         if table.is_none() {
             table = Some(Table::new(path, object.keys().cloned().collect(), options)?);
         }
@@ -385,10 +397,20 @@ fn read_json_lines(path: &Path, file: File, options: &Options) -> Result<Table> 
             Ok(None) => return Err(wrong(table.columns.text, "is missing or null", "give a string, \"\" for an empty text")),
             Err(_) => return Err(wrong(table.columns.text, "is not a string", "give a string")),
         };
+        let id = table.columns.id.map(|id| object.swap_remove(&table.column_names[id]).unwrap_or_default());
         table.lines.push(line);
-        table.push(text, label);
+        table.push(text, label, id);
     }
     table.ok_or_else(|| Error::user(path.display(), "no rows", "give one JSON object a line"))
+}
+
+/// A line of a JSON lines file.
+pub(crate) fn json_object(line: &str, place: impl Display) -> Result<Map<String, Value>> {
+    serde_json::from_str(line).map_err(|e| {
+        let what = e.to_string();
+        let what = what.split(" at line ").next().unwrap_or_default();
+        Error::user(place, format!("{what} (column {})", e.column()), "give one JSON object a line")
+    })
 }
 
 /// Parquet with a column of strings; class names from the metadata that the `datasets` library writes.
@@ -399,6 +421,7 @@ fn read_parquet(path: &Path, file: File, options: &Options) -> Result<Table> {
     let fields = about.schema().get_fields();
     let mut table = Table::new(path, fields.iter().map(|field| field.name().to_string()).collect(), options)?;
     let (text, label) = (&fields[table.columns.text], table.columns.label.map(|label| &fields[label]));
+    let id = table.columns.id.map(|id| &fields[id]).filter(|id| is_string(id) || is_number(id));
     let wrong = |field: &Type, what: &str| {
         let fact = format!("the column {} does not hold {what}", brief(field.name()));
         Error::user(path.display(), fact, "name another with --text-column or --label-column")
@@ -415,14 +438,15 @@ fn read_parquet(path: &Path, file: File, options: &Options) -> Result<Table> {
         let names = json["info"]["features"][label.name()]["names"].as_array()?;
         names.iter().map(|name| Some(name.as_str()?.to_string())).collect()
     });
-    let only = std::iter::once(text).chain(label).cloned().collect();
+    let only = std::iter::once(text).chain(label).chain(id).cloned().collect();
     let only = Type::group_type_builder(about.schema().name()).with_fields(only).build().map_err(broken)?;
     for row in reader.get_row_iter(Some(only)).map_err(broken)? {
         let mut cells = row.map_err(broken)?.into_columns().into_iter().map(|(_, field)| cell(field));
         let null = || Error::user(table.place(table.texts.len()), "the text is null or not UTF-8", "give \"\" for an empty text");
         let text = cells.next().flatten().ok_or_else(null)?;
-        let label = cells.next().flatten().unwrap_or_default();
-        table.push(text, label);
+        let label = label.and_then(|_| cells.next().flatten()).unwrap_or_default();
+        let id = id.map(|_| cells.next().flatten().map_or(Value::Null, |id| number_or_text(&id)));
+        table.push(text, label, id);
     }
     Ok(table)
 }
@@ -453,6 +477,11 @@ fn is_number(field: &Type) -> bool {
 
 fn is_scalar(field: &Type) -> bool {
     field.is_primitive() && field.get_basic_info().repetition() != Repetition::REPEATED
+}
+
+/// An id: a number where it is written as JSON would write it.
+fn number_or_text(id: &str) -> Value {
+    id.parse::<i64>().ok().filter(|n| n.to_string() == id).map_or_else(|| Value::from(id), Value::from)
 }
 
 /// A cell as text; `None` for null, NaN and bytes that are not UTF-8.

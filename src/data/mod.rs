@@ -1,6 +1,8 @@
 //! From files of texts and labels to packed batches: dataset -> tokenize -> pack -> loader.
 
 pub mod dataset;
+pub mod inputs;
 pub mod loader;
 pub mod pack;
+pub mod scored;
 pub mod tokenize;

@@ -64,6 +64,11 @@ impl Encoded {
         Ok(())
     }
 
+    /// Adds a row of `other`.
+    pub fn append_row(&mut self, other: &Encoded, row: usize) {
+        self.append(other.row(row).0, other.row(row).1, other.cut[row]);
+    }
+
     fn append(&mut self, ids: &[i32], types: &[i32], cut: bool) {
         if types.iter().any(|&kind| kind != 0) {
             self.types.resize(self.ids.len(), 0);
@@ -159,7 +164,7 @@ impl Tokenizer {
         });
         let mut all = Encoded::default();
         for chunk in chunks.collect::<Result<Vec<Encoded>>>()? {
-            (0..chunk.rows()).for_each(|row| all.append(chunk.row(row).0, chunk.row(row).1, chunk.cut[row]));
+            (0..chunk.rows()).for_each(|row| all.append_row(&chunk, row));
         }
         Ok(all)
     }
@@ -177,7 +182,7 @@ impl Tokenizer {
             if encoding.len() > room || head.len() == text.len() {
                 break encoding;
             }
-            size = size.saturating_mul(4);
+            size = head.len().saturating_mul(4);
         };
         let cut = encoding.len() > room;
         encoding.truncate(room, 0, TruncationDirection::Right);

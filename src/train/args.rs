@@ -377,11 +377,13 @@ pub fn device(name: &str) -> Result<()> {
     }
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
+/// Whether both paths lead to one file or folder that exists.
+pub fn same_file(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-fn fail_under(text: &str) -> Result<(Metric, f64)> {
+/// METRIC=VALUE of `--fail-under`.
+pub fn fail_under(text: &str) -> Result<(Metric, f64)> {
     let bad = |fact: String| Error::user(format!("--fail-under {text}"), fact, "write it as accuracy=0.9");
     let (name, value) = text.split_once('=').ok_or_else(|| bad("has no =".to_string()))?;
     let value = value.parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| bad(format!("{value} is no number")))?;
@@ -408,7 +410,8 @@ fn open_unit(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| x > 0.0 && x < 1.0, "a number between 0 and 1")
 }
 
-fn count(text: &str) -> std::result::Result<usize, String> {
+/// 1 or above.
+pub fn count(text: &str) -> std::result::Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0 && n <= u32::MAX as usize).ok_or_else(|| "give a whole number, 1 or above".to_string())
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::metrics::{Metric, Metrics};
 use crate::data::loader::Loader;
 use crate::data::tokenize::Encoded;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::report::log::Progress;
 
@@ -19,6 +19,7 @@ pub struct Evaluation {
     pub logits: Vec<f32>,
     /// Of each row, unweighted by the others, (rows).
     pub losses: Vec<f64>,
+    pub batches: usize,
     pub seconds: f64,
 }
 
@@ -32,17 +33,39 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let begin = Instant::now();
     let progress = Progress::new(what, data.rows() as u64, &["reviews", "tokens"]);
-    let (mut logits, mut losses) = (Vec::new(), Vec::new());
+    let (mut logits, mut losses, mut batches) = (Vec::new(), Vec::new(), 0);
     for batch in Loader::new(data.clone(), (0..data.rows() as u32).collect(), batch_size, 0) {
         let (batch_logits, batch_losses) = model.infer(&batch)?;
         logits.extend(batch_logits.into_iter().map(|x| x as f32));
         losses.extend(batch_losses);
+        batches += 1;
         progress.add(&[batch.seqs() as u64, batch.rows() as u64]);
     }
     let mut metrics = Metrics::from_logits(&data.labels, &logits, model.plan.config.classes())?;
     let weight: f64 = data.labels.iter().map(|&label| class_weights[label as usize]).sum();
     metrics.loss = Some(losses.iter().sum::<f64>() / weight);
-    Ok(Evaluation { metrics, logits, losses, seconds: begin.elapsed().as_secs_f64() })
+    Ok(Evaluation { metrics, logits, losses, batches, seconds: begin.elapsed().as_secs_f64() })
+}
+
+/// `-log softmax(logits)[label]` of every row, (rows), of logits (rows, classes).
+pub fn cross_entropy(labels: &[u32], logits: &[f32], classes: usize) -> Vec<f64> {
+    let loss = |(logits, &label): (&[f32], &u32)| {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+        let sum: f64 = logits.iter().map(|&x| (x as f64 - max).exp()).sum();
+        max + sum.ln() - logits[label as usize] as f64
+    };
+    logits.chunks_exact(classes).zip(labels).map(loss).collect()
+}
+
+/// An error unless the figure reaches the bound: at least that much, or for the loss at most.
+pub fn check(metrics: Option<&Metrics>, metric: Metric, bound: f64) -> Result<()> {
+    let found = metrics.and_then(|metrics| metrics.get(metric));
+    if found.is_some_and(|value| value == bound || metric.better(value, bound)) {
+        return Ok(());
+    }
+    let fact = format!("{} is {}", metric.name(), found.map_or("undefined".to_string(), |value| format!("{value:.4}")));
+    let place = format!("--fail-under {}={bound}", metric.name());
+    Err(Error::new(Kind::Unusable, place, fact, "the results were written all the same"))
 }
 
 impl Evaluation {
@@ -52,15 +75,7 @@ impl Evaluation {
             Metric::ALL.iter().map(|&metric| (format!("{prefix}_{}", metric.name()), json!(self.metrics.get(metric)))).collect();
         entry.insert(format!("{prefix}_runtime"), json!(self.seconds));
         entry.insert(format!("{prefix}_samples_per_second"), json!(self.losses.len() as f64 / self.seconds));
+        entry.insert(format!("{prefix}_steps_per_second"), json!(self.batches as f64 / self.seconds));
         entry
-    }
-
-    /// "loss 0.3479  accuracy 0.8520 ..." for people.
-    pub fn summary(&self) -> String {
-        let figure = |&metric: &Metric| match self.metrics.get(metric) {
-            Some(value) => format!("{} {value:.4}", metric.name()),
-            None => format!("{} -", metric.name()),
-        };
-        Metric::ALL.iter().map(figure).collect::<Vec<_>>().join("  ")
     }
 }

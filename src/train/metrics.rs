@@ -196,6 +196,15 @@ impl Metrics {
         }
     }
 
+    /// "loss 0.3479  accuracy 0.8520 ..." for people.
+    pub fn summary(&self) -> String {
+        let figure = |metric: Metric| match self.get(metric) {
+            Some(value) => format!("{} {value:.4}", metric.name()),
+            None => format!("{} -", metric.name()),
+        };
+        Metric::ALL.map(figure).join("  ")
+    }
+
     /// The table that scikit-learn's `classification_report` prints, with `digits` decimals.
     pub fn classification_report(&self, names: &[String], digits: usize) -> String {
         assert_eq!(names.len(), self.per_class.support.len(), "one name a class");

@@ -1,0 +1,141 @@
+//! Measures a classifier: a model over a labelled file, or predictions that were made before.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::{Value, json};
+use warpfit::checkpoint::run_dir::{PartialFile, write_json};
+use warpfit::classifier::Classifier;
+use warpfit::cli::print;
+use warpfit::data::dataset::{Options, Table};
+use warpfit::data::scored::Scored;
+use warpfit::error::{Error, Result};
+use warpfit::report::log::Progress;
+use warpfit::train::args::{count, delimiter, device, fail_under};
+use warpfit::train::data::encode;
+use warpfit::train::evaluate::{check, cross_entropy};
+use warpfit::train::metrics::{Metrics, softmax};
+
+/// Measure a model on a labelled file, or predictions that were made before.
+///
+/// Prints the loss and the metrics of class 1 for two classes (for more, weighted precision, recall and F1 and macro
+/// areas), and a report of every class.
+#[derive(Parser)]
+#[command(name = "evaluate", version)]
+struct Args {
+    /// Folder of a trained model
+    #[arg(long, value_name = "DIR", alias = "model_name_or_path", required_unless_present = "predictions")]
+    model: Option<PathBuf>,
+    /// Labelled texts: .csv, .tsv, .jsonl or .parquet
+    #[arg(long, value_name = "FILE", aliases = ["test-file", "test_file", "validation-file", "validation_file"])]
+    #[arg(required_unless_present = "predictions")]
+    file: Option<PathBuf>,
+    /// Instead of a model: a .jsonl file with "label" (an index or a name) and "scores" (a list of numbers in the order
+    /// of the labels, or objects as predict --top-k 0 writes them)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file"])]
+    predictions: Option<PathBuf>,
+    /// Folder for metrics.json and for predictions.jsonl, which has the scores and the loss of every row
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// Column of the texts, where its name does not say it
+    #[arg(long, value_name = "NAME")]
+    text_column: Option<String>,
+    /// Column of the labels, where its name does not say it
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+    /// Between the fields of a CSV file
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
+    delimiter: Option<u8>,
+    /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
+    #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
+    max_length: Option<usize>,
+    /// The most texts of a batch
+    #[arg(long, value_name = "N", alias = "eval_batch_size", value_parser = count, default_value_t = 256)]
+    batch_size: usize,
+    /// The most tokens of a batch
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 8192)]
+    max_batch_tokens: usize,
+    /// What computes: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Exit with 1 unless this is reached, as in accuracy=0.9 (for loss: stays at or below it)
+    #[arg(long, value_name = "METRIC=VALUE")]
+    fail_under: Option<String>,
+}
+
+fn main() -> ExitCode {
+    warpfit::cli::run(run)
+}
+
+fn run(args: Args) -> Result<()> {
+    device(&args.device)?;
+    let bound = args.fail_under.as_deref().map(fail_under).transpose()?;
+    let (scored, losses, mut metrics) = match &args.predictions {
+        Some(path) => {
+            let scored = Scored::read(path)?;
+            let classes = scored.names.len();
+            let metrics = Metrics::from_scores(&scored.labels, &scored.scores, classes)?;
+            let rows = scored.scores.chunks_exact(classes).zip(&scored.labels);
+            let losses = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
+            (scored, losses, metrics)
+        }
+        None => run_model(&args)?,
+    };
+    let loss: f64 = losses.iter().sum::<f64>() / losses.len() as f64;
+    metrics.loss = Some(loss).filter(|loss| loss.is_finite());
+    print(metrics.summary())?;
+    print("")?;
+    print(metrics.classification_report(&scored.names, 4).trim_end())?;
+    if let Some(folder) = &args.output_dir {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        write_predictions(&folder.join("predictions.jsonl"), &scored, &losses, &metrics)?;
+        write_json(&folder.join("metrics.json"), &json!(metrics))?;
+    }
+    match bound {
+        Some((metric, value)) => check(Some(&metrics), metric, value),
+        None => Ok(()),
+    }
+}
+
+/// The model of `args` over their file: probabilities, the loss of each row, and metrics.
+fn run_model(args: &Args) -> Result<(Scored, Vec<f64>, Metrics)> {
+    let (model, file) = args.model.as_deref().zip(args.file.as_deref()).expect("clap asks for both");
+    let columns =
+        Options { delimiter: args.delimiter, text_column: args.text_column.clone(), label_column: args.label_column.clone() };
+    let mut table = Table::read(file, &columns)?;
+    let mut classifier = Classifier::open(model, args.max_batch_tokens, args.batch_size)?;
+    let max_length = classifier.source.max_length(args.max_length)?;
+    let names = classifier.source.config.labels.clone();
+    let mut ids = std::mem::take(&mut table.ids);
+    let data = table.into_dataset(&names)?;
+    if ids.is_empty() {
+        ids = (0..data.labels.len()).map(Value::from).collect();
+    }
+    let encoded = encode("texts", data, classifier.source.tokenizer()?, max_length)?;
+    let progress = Progress::new("evaluating", encoded.rows() as u64, &["texts", "tokens"]);
+    let logits = classifier.logits(&encoded, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
+    progress.finish("");
+    let metrics = Metrics::from_logits(&encoded.labels, &logits, names.len())?;
+    let losses = cross_entropy(&encoded.labels, &logits, names.len());
+    let scores = logits.chunks_exact(names.len()).flat_map(softmax).collect();
+    Ok((Scored { names, ids, labels: encoded.labels, scores }, losses, metrics))
+}
+
+/// A line a row, in the order of the file, which --predictions reads too.
+fn write_predictions(path: &Path, scored: &Scored, losses: &[f64], metrics: &Metrics) -> Result<()> {
+    let mut file = PartialFile::create(path)?;
+    let names = &scored.names;
+    for (row, scores) in scored.scores.chunks_exact(names.len()).enumerate() {
+        let scores = names.iter().zip(scores).map(|(name, score)| json!({"label": name, "score": score}));
+        let line = json!({
+            "id": scored.ids[row],
+            "label": names[scored.labels[row] as usize],
+            "predicted": names[metrics.pred[row]],
+            "loss": losses[row],
+            "scores": scores.collect::<Vec<_>>(),
+        });
+        file.write(format!("{line}\n").as_bytes())?;
+    }
+    file.finish()
+}

@@ -1,0 +1,139 @@
+//! Classifies texts with a trained model: those typed, the lines of standard input, or a file.
+
+use std::io::{BufReader, IsTerminal};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use warpfit::checkpoint::run_dir::PartialFile;
+use warpfit::classifier::Classifier;
+use warpfit::cli::{note, print};
+use warpfit::data::dataset::Options;
+use warpfit::data::inputs::{self, LineFormat};
+use warpfit::error::{Error, Result};
+use warpfit::report::log::{Count, Progress};
+use warpfit::report::predictions::{Format, Lines, positive_class};
+use warpfit::train::args::{count, delimiter, device, same_file};
+
+/// Classify texts: given here, a line each on standard input, or in a file.
+///
+/// Prints a line a text, in the order of the texts: its id (its own, else its number from 0), the label and its score.
+#[derive(Parser)]
+#[command(name = "predict", version)]
+struct Args {
+    /// Folder of a trained model
+    #[arg(long, value_name = "DIR", alias = "model_name_or_path")]
+    model: PathBuf,
+    /// Text to classify
+    #[arg(value_name = "TEXT", conflicts_with_all = ["text", "input"])]
+    texts: Vec<String>,
+    /// Text to classify; may be given several times
+    #[arg(long, conflicts_with = "input")]
+    text: Vec<String>,
+    /// Texts to classify: .txt (one a line), .csv, .tsv, .parquet, or .jsonl with "text", or "input_ids" and
+    /// "token_type_ids", which are used as they are
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// What the lines of standard input or of --input are [default: by the file's ending; text for standard input]
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["texts", "text"])]
+    input_format: Option<LineFormat>,
+    /// Column or JSON key of the texts, where its name does not say it
+    #[arg(long, value_name = "NAME")]
+    text_column: Option<String>,
+    /// Between the fields of a CSV file
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
+    delimiter: Option<u8>,
+    /// Write to this file, which is there once it is complete, instead of to standard output
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// How to write the predictions
+    #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+    format: Format,
+    /// How many labels of each text, highest score first; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    top_k: usize,
+    /// Logits as scores, instead of probabilities
+    #[arg(long)]
+    raw_scores: bool,
+    /// Add 1 to 10 stars for the probability of the positive class
+    #[arg(long)]
+    stars: bool,
+    /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
+    #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
+    max_length: Option<usize>,
+    /// The most texts of a batch
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 256)]
+    batch_size: usize,
+    /// The most tokens of a batch
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 8192)]
+    max_batch_tokens: usize,
+    /// What computes: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+fn main() -> ExitCode {
+    warpfit::cli::run(run)
+}
+
+fn run(args: Args) -> Result<()> {
+    device(&args.device)?;
+    if let (Some(input), Some(output)) = (&args.input, &args.output)
+        && same_file(input, output)
+    {
+        return Err(Error::user("--output", "is the file of --input", "give another one"));
+    }
+    let mut classifier = Classifier::open(&args.model, args.max_batch_tokens, args.batch_size)?;
+    let max_length = classifier.source.max_length(args.max_length)?;
+    let labels = classifier.source.config.labels.clone();
+    let stars = args.stars.then(|| positive_class(&labels)).transpose()?;
+    let lines = Lines { format: args.format, labels, top_k: args.top_k, raw: args.raw_scores, stars };
+
+    let typed = [args.texts, args.text].concat();
+    let options = Options { delimiter: args.delimiter, text_column: args.text_column, label_column: None };
+    let batches = match &args.input {
+        Some(file) => inputs::open(file, args.input_format, &options, classifier.limits())?,
+        None if !typed.is_empty() => inputs::texts(typed),
+        None => {
+            if std::io::stdin().is_terminal() {
+                note("type a text a line; Ctrl-D ends");
+            }
+            let format = args.input_format.unwrap_or(LineFormat::Text);
+            let reader = BufReader::new(std::io::stdin());
+            inputs::lines(reader, "standard input", format, options.text_column, classifier.limits())
+        }
+    };
+
+    let mut output = args.output.as_deref().map(PartialFile::create).transpose()?;
+    let mut write = |lines: &str| match &mut output {
+        Some(file) => file.write(lines.as_bytes()),
+        None if lines.is_empty() => Ok(()),
+        None => print(lines.strip_suffix('\n').unwrap_or(lines)),
+    };
+    write(lines.header())?;
+    // Beside a file; between results on a terminal it would only be in the way.
+    let shown = args.input.is_some() && (args.output.is_some() || !std::io::stdout().is_terminal());
+    let progress = shown.then(|| Progress::new("predicting", None, &["texts", "tokens"]));
+    let (mut rows, mut cut) = (0, 0);
+    for batch in batches {
+        let batch = batch?;
+        let predictions = classifier.predict(&batch, max_length)?;
+        let text: String = batch.iter().zip(&predictions).map(|(input, prediction)| lines.lines(input, prediction)).collect();
+        write(&text)?;
+        rows += batch.len() as u64;
+        cut += predictions.iter().filter(|prediction| prediction.truncated).count() as u64;
+        if let Some(progress) = &progress {
+            progress.add(&[batch.len() as u64, predictions.iter().map(|p| p.tokens as u64).sum()]);
+        }
+    }
+    if let (0, Some(file)) = (rows, &args.input) {
+        return Err(Error::user(file.display(), "no rows", "give at least one"));
+    }
+    if let Some(file) = output {
+        file.finish()?;
+    }
+    if let Some(progress) = progress {
+        progress.finish(&if cut > 0 { format!("{} texts cut to {max_length} tokens", Count(cut)) } else { String::new() });
+    }
+    Ok(())
+}

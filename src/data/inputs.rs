@@ -1,0 +1,252 @@
+//! What is to be classified: texts, or token ids that another program made, from arguments, files and streams of lines.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+use crate::data::dataset::{self, Options, TEXT_COLUMNS, Table};
+use crate::data::tokenize::Encoded;
+use crate::error::{Error, Result};
+
+/// One row to classify.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// The row's own, else its number from 0.
+    pub id: Value,
+    pub content: Content,
+    /// Where it came from, for messages.
+    pub place: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    Text(String),
+    /// Token ids with the special ones, and token types; no types stand for all 0.
+    Ids {
+        ids: Vec<i32>,
+        types: Vec<i32>,
+    },
+}
+
+impl Input {
+    pub fn text(&self) -> Option<&str> {
+        match &self.content {
+            Content::Text(text) => Some(text),
+            Content::Ids { .. } => None,
+        }
+    }
+}
+
+/// What the lines of a stream hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LineFormat {
+    /// A text a line
+    Text,
+    /// A JSON object a line, with "text" or "input_ids", and "id"
+    Jsonl,
+}
+
+/// Which token ids a model takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub vocab: usize,
+    pub positions: usize,
+    /// Rows of the token-type table; 0 where the model has none and does not look at the types.
+    pub types: usize,
+}
+
+/// Rows in order, some at a time, none of the batches empty.
+pub type Batches = Box<dyn Iterator<Item = Result<Vec<Input>>>>;
+
+/// A batch of a stream holds at most this many rows.
+const BATCH: usize = 4096;
+
+/// Batches of a file in the format that its ending names, or of lines in `format`; `options.label_column` is not needed.
+pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: Limits) -> Result<Batches> {
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let format = format.or(match ending.as_str() {
+        "txt" => Some(LineFormat::Text),
+        "jsonl" => Some(LineFormat::Jsonl),
+        _ => None,
+    });
+    match format {
+        Some(format) => {
+            let reader = BufReader::with_capacity(1 << 22, dataset::open(path)?);
+            Ok(lines(reader, &path.display().to_string(), format, options.text_column.clone(), limits))
+        }
+        None if ["csv", "tsv", "parquet"].contains(&ending.as_str()) => {
+            let mut table = Table::read(path, options)?;
+            let (ids, texts) = (std::mem::take(&mut table.ids), std::mem::take(&mut table.texts));
+            let row = move |(row, text)| Input {
+                id: ids.get(row).cloned().unwrap_or(Value::from(row)),
+                content: Content::Text(text),
+                place: table.place(row),
+            };
+            Ok(batches(texts.into_iter().enumerate().map(row)))
+        }
+        None => {
+            let remedy = "give .txt, .jsonl, .csv, .tsv or .parquet, or pass --input-format";
+            Err(Error::user(path.display(), "cannot tell the format from the ending", remedy))
+        }
+    }
+}
+
+/// Batches of texts that were typed, numbered from 0.
+pub fn texts(texts: Vec<String>) -> Batches {
+    let row = |(row, text)| Input { id: Value::from(row), content: Content::Text(text), place: format!("text {row}") };
+    batches(texts.into_iter().enumerate().map(row))
+}
+
+fn batches(mut rows: impl Iterator<Item = Input> + 'static) -> Batches {
+    Box::new(std::iter::from_fn(move || {
+        let batch: Vec<Input> = rows.by_ref().take(BATCH).collect();
+        Some(batch).filter(|batch| !batch.is_empty()).map(Ok)
+    }))
+}
+
+/// Batches of lines, each as large as what has come already, so that whoever writes a line and waits gets its answer.
+/// What stands before a line that is wrong is given first, then the error. `name` stands for the stream in messages.
+pub fn lines(
+    reader: BufReader<impl Read + 'static>,
+    name: &str,
+    format: LineFormat,
+    text_column: Option<String>,
+    limits: Limits,
+) -> Batches {
+    let mut lines = Lines { reader, name: name.to_string(), format, text_column, limits, line: 0, rows: 0 };
+    let mut fault = None;
+    Box::new(std::iter::from_fn(move || {
+        if let Some(error) = fault.take() {
+            return Some(Err(error));
+        }
+        let mut batch = Vec::new();
+        loop {
+            match lines.next() {
+                Ok(Some(input)) => batch.push(input),
+                Ok(None) => break,
+                Err(error) if batch.is_empty() => return Some(Err(error)),
+                Err(error) => {
+                    fault = Some(error);
+                    break;
+                }
+            }
+            if batch.len() == BATCH || !lines.has_line() {
+                break;
+            }
+        }
+        Some(batch).filter(|batch| !batch.is_empty()).map(Ok)
+    }))
+}
+
+struct Lines<R> {
+    reader: BufReader<R>,
+    name: String,
+    format: LineFormat,
+    text_column: Option<String>,
+    limits: Limits,
+    /// Read so far; empty lines of JSON are no rows.
+    line: usize,
+    rows: u64,
+}
+
+impl<R: Read> Lines<R> {
+    /// Whether the next line has come already, so that reading it does not wait.
+    fn has_line(&self) -> bool {
+        self.reader.buffer().contains(&b'\n')
+    }
+
+    fn next(&mut self) -> Result<Option<Input>> {
+        loop {
+            let mut bytes = Vec::new();
+            let read = self.reader.read_until(b'\n', &mut bytes).map_err(|e| Error::io(Path::new(&self.name), e))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            let place = format!("{}:{}", self.name, self.line);
+            let text = String::from_utf8(bytes).map_err(|e| {
+                let what =
+                    if e.utf8_error().error_len().is_none() { "ends in the middle of a UTF-8 character" } else { "not UTF-8" };
+                Error::user(&place, what, "give UTF-8 text")
+            })?;
+            if text.contains('\0') {
+                return Err(Error::user(&place, "a NUL byte", "give UTF-8 text"));
+            }
+            let text = if self.line == 1 { text.trim_start_matches('\u{feff}') } else { &text };
+            let text = text.strip_suffix('\n').unwrap_or(text);
+            let text = text.strip_suffix('\r').unwrap_or(text);
+            let number = Value::from(self.rows);
+            let input = match self.format {
+                LineFormat::Text => Input { id: number, content: Content::Text(text.to_string()), place },
+                LineFormat::Jsonl if text.trim().is_empty() => continue,
+                LineFormat::Jsonl => self.parse(text, number, place)?,
+            };
+            self.rows += 1;
+            return Ok(Some(input));
+        }
+    }
+
+    fn parse(&self, json: &str, number: Value, place: String) -> Result<Input> {
+        let mut object = dataset::json_object(json, &place)?;
+        let content = match object.get("input_ids").filter(|ids| !ids.is_null()) {
+            Some(ids) => {
+                if object.get("attention_mask").and_then(Value::as_array).is_some_and(|mask| mask.contains(&Value::from(0))) {
+                    return Err(Error::user(place, "attention_mask hides tokens", "give input_ids without padding"));
+                }
+                let ids = whole_numbers(ids, "input_ids", &place)?;
+                let types = object.get("token_type_ids").filter(|types| !types.is_null());
+                let types = types.map_or(Ok(Vec::new()), |types| whole_numbers(types, "token_type_ids", &place))?;
+                self.limits.check(&ids, &types, &place)?;
+                Content::Ids { ids, types }
+            }
+            None => {
+                let named = |name: &str| object.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
+                let column = match &self.text_column {
+                    Some(name) => named(name),
+                    None => TEXT_COLUMNS.into_iter().find_map(named),
+                };
+                match column.and_then(|column| object.swap_remove(&column)) {
+                    Some(Value::String(text)) => Content::Text(text),
+                    Some(_) => {
+                        return Err(Error::user(place, "the text is not a string", "give a string, \"\" for an empty text"));
+                    }
+                    None => {
+                        let remedy = "give \"text\" or \"input_ids\", or name the text with --text-column";
+                        return Err(Error::user(place, "no text", remedy));
+                    }
+                }
+            }
+        };
+        Ok(Input { id: object.swap_remove("id").unwrap_or(number), content, place })
+    }
+}
+
+fn whole_numbers(list: &Value, key: &str, place: &str) -> Result<Vec<i32>> {
+    let numbers = list.as_array().map(|list| list.iter().map(|n| n.as_i64().and_then(|n| i32::try_from(n).ok())));
+    numbers
+        .and_then(|numbers| numbers.collect())
+        .ok_or_else(|| Error::user(place, format!("{key} is not a list of token ids"), "give a flat list of whole numbers"))
+}
+
+impl Limits {
+    /// An error where a row of token ids is not one that the model can look up.
+    fn check(&self, ids: &[i32], types: &[i32], place: &str) -> Result<()> {
+        Encoded::default().push(place, ids, types)?;
+        let beyond = |ids: &[i32], rows: usize| ids.iter().copied().find(|&id| id as usize >= rows);
+        if let Some(id) = beyond(ids, self.vocab) {
+            let fact = format!("the id {id} is beyond the model's vocabulary of {}", self.vocab);
+            return Err(Error::user(place, fact, "give the ids of the model's tokenizer"));
+        }
+        if ids.len() > self.positions {
+            let fact = format!("{} input_ids for the model's {} positions", ids.len(), self.positions);
+            return Err(Error::user(place, fact, "cut them, the last one being [SEP]"));
+        }
+        if let Some(kind) = beyond(types, self.types).filter(|_| self.types > 0) {
+            let fact = format!("the token type {kind} is beyond the model's {}", self.types);
+            return Err(Error::user(place, fact, "number the segments from 0"));
+        }
+        Ok(())
+    }
+}

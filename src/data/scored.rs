@@ -1,0 +1,122 @@
+//! Labelled scores that `predict` or another program wrote, to be evaluated without a model: JSON lines
+//! `{"label": 1, "scores": [0.1, 0.9]}` or `{"label": "POSITIVE", "scores": [{"label": "POSITIVE", "score": 0.9}, ...]}`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::data::dataset::{self, Table};
+use crate::error::{Error, Result};
+use crate::train::metrics::softmax;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// Names of the classes, in order of their index: LABEL_0, LABEL_1, ... where labels and scores are bare numbers; else
+    /// sorted, numbers by value.
+    pub names: Vec<String>,
+    /// The row's own id, else its number from 0, (rows)
+    pub ids: Vec<Value>,
+    /// (rows)
+    pub labels: Vec<u32>,
+    /// Probabilities, (rows, classes). Where the rows of the file do not all add up to 1, they are taken for logits.
+    pub scores: Vec<f64>,
+}
+
+impl Scored {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A line that is not an object with `label` and `scores`; rows with different classes; a label that is none of them.
+    pub fn read(path: &Path) -> Result<Scored> {
+        let text = dataset::read_text(path, dataset::open(path)?)?;
+        let (mut ids, mut labels, mut lines, mut scores) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut classes: Option<Classes> = None;
+        for (line, json) in (1..).zip(text.lines()).filter(|(_, json)| !json.trim().is_empty()) {
+            let place = format!("{}:{line}", path.display());
+            let mut object = dataset::json_object(json, &place)?;
+            let label = match object.swap_remove("label") {
+                Some(Value::String(label)) => label,
+                Some(label @ (Value::Number(_) | Value::Bool(_))) => label.to_string(),
+                Some(Value::Null) | None => String::new(),
+                Some(_) => return Err(Error::user(place, "the label is a list or an object", "give an index or a name")),
+            };
+            let Some(Value::Array(row)) = object.swap_remove("scores") else {
+                let remedy = "give a score a class, as predict --top-k 0 does";
+                return Err(Error::user(place, "there is no list of scores", remedy));
+            };
+            if classes.is_none() {
+                classes = Some(Classes::of(&row).ok_or_else(|| misfit(&place, "the scores are neither numbers nor objects"))?);
+            }
+            scores.extend(classes.as_ref().expect("set above").order(&row).map_err(|fact| misfit(&place, &fact))?);
+            ids.push(object.swap_remove("id").unwrap_or(Value::from(labels.len())));
+            labels.push(label);
+            lines.push(line);
+        }
+        let Some(classes) = classes else {
+            return Err(Error::user(path.display(), "no rows", "give one JSON object a line"));
+        };
+        let names = classes.names(path, &labels)?;
+        let labels = Table::labelled(path, labels, lines).into_dataset(&names)?.labels;
+        let adds_up = |row: &[f64]| row.iter().all(|&p| p >= 0.0) && (row.iter().sum::<f64>() - 1.0).abs() < 1e-3;
+        if !scores.chunks_exact(names.len()).all(adds_up) {
+            let logits: Vec<f32> = scores.iter().map(|&x| x as f32).collect();
+            scores = logits.chunks_exact(names.len()).flat_map(softmax).collect();
+        }
+        Ok(Scored { names, ids, labels, scores })
+    }
+}
+
+fn misfit(place: &str, fact: &str) -> Error {
+    Error::user(place, fact, "give every row the same classes, as numbers or as objects with label and score")
+}
+
+/// What the first row says of the classes.
+enum Classes {
+    Counted(usize),
+    /// Sorted.
+    Named(Vec<String>),
+}
+
+impl Classes {
+    fn of(row: &[Value]) -> Option<Classes> {
+        if row.iter().all(Value::is_number) && !row.is_empty() {
+            return Some(Classes::Counted(row.len()));
+        }
+        let mut names = row.iter().map(|scored| Some(scored["label"].as_str()?.to_string())).collect::<Option<Vec<_>>>()?;
+        names.sort_by_key(|name| (name.trim_start_matches("LABEL_").parse::<u64>().ok(), name.clone()));
+        Some(Classes::Named(names)).filter(|_| !row.is_empty())
+    }
+
+    /// The scores of a row in the order of the classes.
+    fn order(&self, row: &[Value]) -> std::result::Result<Vec<f64>, String> {
+        let scores = match self {
+            Classes::Counted(classes) if *classes == row.len() => row.iter().map(Value::as_f64).collect(),
+            Classes::Named(names) if names.len() == row.len() => {
+                let of = |name: &String| row.iter().find(|scored| scored["label"] == **name)?["score"].as_f64();
+                names.iter().map(of).collect()
+            }
+            Classes::Counted(classes) => return Err(format!("{} scores where the first row has {classes}", row.len())),
+            Classes::Named(names) => return Err(format!("{} scores where the first row has {}", row.len(), names.len())),
+        };
+        let scores: Option<Vec<f64>> = scores;
+        scores.ok_or_else(|| "the scores are not of the classes of the first row".to_string())
+    }
+
+    fn names(self, path: &Path, labels: &[String]) -> Result<Vec<String>> {
+        let classes = match self {
+            Classes::Named(names) => return Ok(names),
+            Classes::Counted(classes) => classes,
+        };
+        let counted: Vec<String> = (0..classes).map(|class| format!("LABEL_{class}")).collect();
+        if labels.iter().all(|label| label.is_empty() || label.parse::<f64>().is_ok() || counted.contains(label)) {
+            return Ok(counted);
+        }
+        let distinct = BTreeSet::from_iter(labels.iter().filter(|label| !label.is_empty()).cloned());
+        if distinct.len() != classes {
+            let fact = format!("{} names among the labels, {classes} scores a row", distinct.len());
+            return Err(Error::user(path.display(), fact, "give labels as indices, or scores as objects with label and score"));
+        }
+        Ok(distinct.into_iter().collect())
+    }
+}

@@ -1,0 +1,132 @@
+//! Predictions as lines: JSON, CSV, or for people.
+
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::classifier::Prediction;
+use crate::data::inputs::Input;
+use crate::error::{Error, Result};
+use crate::train::metrics::softmax;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// One object a line: id, label and score (or scores), tokens, truncated
+    Jsonl,
+    /// id,label,score,tokens,truncated; one line a label that is asked for, highest first
+    Csv,
+    /// Label, score and the beginning of the text, for people
+    Text,
+}
+
+/// A class and its probability, or its logit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Scored<'a> {
+    pub label: &'a str,
+    pub score: f32,
+}
+
+/// All classes, highest first; of equals the first one.
+pub fn ranked<'a>(labels: &'a [String], logits: &[f32], raw: bool) -> Vec<Scored<'a>> {
+    let scores: Vec<f32> = if raw { logits.to_vec() } else { softmax(logits).into_iter().map(|p| p as f32).collect() };
+    let mut order: Vec<usize> = (0..labels.len()).collect();
+    // By logits: probabilities may be equal where these are not.
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    order.into_iter().map(|class| Scored { label: &labels[class], score: scores[class] }).collect()
+}
+
+/// Writes predictions in one way.
+pub struct Lines {
+    pub format: Format,
+    pub labels: Vec<String>,
+    /// How many labels of a row; 0 stands for all.
+    pub top_k: usize,
+    /// Logits instead of probabilities.
+    pub raw: bool,
+    /// The positive class, where a row gets stars.
+    pub stars: Option<usize>,
+}
+
+/// `{"id":7,"label":"POSITIVE","score":0.9987,"tokens":41,"truncated":false}`, or with several labels
+/// `{"id":7,"scores":[{"label":"POSITIVE","score":0.9987},...],"tokens":41,"truncated":false}`.
+#[derive(Serialize)]
+struct Line<'a> {
+    id: &'a Value,
+    #[serde(flatten)]
+    best: Option<Scored<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scores: Option<&'a [Scored<'a>]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stars: Option<u32>,
+    tokens: usize,
+    truncated: bool,
+}
+
+impl Lines {
+    /// What stands above all lines, with its line end; empty for all but CSV.
+    pub fn header(&self) -> &'static str {
+        match (self.format, self.stars) {
+            (Format::Csv, None) => "id,label,score,tokens,truncated\n",
+            (Format::Csv, Some(_)) => "id,label,score,tokens,truncated,stars\n",
+            _ => "",
+        }
+    }
+
+    /// The lines of one row, each with its line end.
+    pub fn lines(&self, input: &Input, prediction: &Prediction) -> String {
+        let Prediction { logits, tokens, truncated } = prediction;
+        let mut scores = ranked(&self.labels, logits, self.raw);
+        scores.truncate(if self.top_k == 0 { usize::MAX } else { self.top_k });
+        let stars = self.stars.map(|positive| stars(softmax(logits)[positive]));
+        match self.format {
+            Format::Jsonl => {
+                let single = self.top_k == 1;
+                let (best, scores) = (single.then_some(scores[0]), (!single).then_some(&scores[..]));
+                let line = Line { id: &input.id, best, scores, stars, tokens: *tokens, truncated: *truncated };
+                serde_json::to_string(&line).expect("every part is JSON") + "\n"
+            }
+            Format::Csv => {
+                let id = input.id.as_str().map_or_else(|| input.id.to_string(), String::from);
+                let mut csv = csv::Writer::from_writer(Vec::new());
+                for scored in &scores {
+                    let fields = [&id, scored.label, &scored.score.to_string(), &tokens.to_string(), &truncated.to_string()];
+                    let stars = stars.map(|stars| stars.to_string());
+                    csv.write_record(fields.into_iter().chain(stars.as_deref())).expect("memory takes it");
+                }
+                String::from_utf8(csv.into_inner().expect("memory takes it")).expect("all fields are UTF-8")
+            }
+            Format::Text => {
+                let width = self.labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
+                let mut line = String::new();
+                for scored in &scores {
+                    line += &format!("{:<width$} {:.4}  ", scored.label, scored.score);
+                }
+                if let Some(stars) = stars {
+                    line += &format!("{stars:>2}/10  ");
+                }
+                let about = input.text().map_or_else(|| format!("id {}", input.id), |text| text.chars().take(200).collect());
+                line += &about;
+                // A text may hold line ends, and what a terminal would obey.
+                line.trim_end().replace(char::is_control, " ") + "\n"
+            }
+        }
+    }
+}
+
+/// 1 to 10 stars of the probability of the positive class.
+fn stars(positive: f64) -> u32 {
+    (10.0 * positive).round().max(1.0) as u32
+}
+
+/// Which of two classes is the positive one: by its name, else the second.
+///
+/// # Errors
+/// Other than two classes.
+pub fn positive_class(labels: &[String]) -> Result<usize> {
+    if labels.len() != 2 {
+        let fact = format!("the model has {} classes", labels.len());
+        return Err(Error::user("--stars", fact, "stars are for two: leave it out"));
+    }
+    let positive = |label: &String| ["positive", "pos", "1", "label_1"].contains(&label.to_lowercase().as_str());
+    Ok(labels.iter().position(positive).unwrap_or(1))
+}
