@@ -10,14 +10,15 @@
 //! | place | what lies there |
 //! | --- | --- |
 //! | [`ops`] | THE page: one struct an op with its maths, and the trait [`ops::Backend`] that runs them |
-//! | [`data`] | `dataset` (files), `tokenize`, `pack` (no padding), `loader` (order of rows, prefetching) |
+//! | [`data`] | `dataset` (labelled files), `inputs` (rows to classify), `scored` (rows classified), `tokenize`, `pack` (no padding), `loader` (order of rows, prefetching) |
 //! | [`model`] | `config`, `names` (Hugging Face tensor names), `plan` (every buffer), `encoder` and `head` (forward, backward: two mirrored lists) |
 //! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `real` (f32 and f64 arithmetic) |
 //! | [`random`] | Philox: dropout as a pure function of where and when |
-//! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `evaluate`, `metrics`, `schedule` |
+//! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `evaluate`, `card` (the model card) |
+//! | [`metrics`] | accuracy to curves, as scikit-learn has them |
 //! | [`checkpoint`] | `weights` (safetensors), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
 //! | [`classifier`] | a trained model opened to classify |
-//! | [`report`] | progress, tables, the model card |
+//! | [`report`] | `log` (progress, tables), `predictions` |
 //! | [`sample`] | the bundled reviews of the default run |
 //! | [`cli`], [`error`] | what the binaries share; one error type: what, where, what to do |
 //!
@@ -45,6 +46,7 @@ pub mod cli;
 pub mod cpu;
 pub mod data;
 pub mod error;
+pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod random;

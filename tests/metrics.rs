@@ -10,8 +10,8 @@ use indicatif::{ProgressDrawTarget, TermLike};
 use proptest::prelude::*;
 use serde_json::Value;
 use warpfit::Kind;
+use warpfit::metrics::{Metric, Metrics, argmax, softmax};
 use warpfit::report::log::{self, Bytes, Count, Progress};
-use warpfit::train::metrics::{Metric, Metrics, argmax, softmax};
 use warpfit::train::schedule::{Schedule, ScheduleKind, total_updates, updates_per_epoch, warmup_updates};
 
 fn golden(path: &str) -> Vec<u8> {

@@ -11,11 +11,11 @@ use warpfit::cli::print;
 use warpfit::data::dataset::{Options, Table};
 use warpfit::data::scored::Scored;
 use warpfit::error::{Error, Result};
+use warpfit::metrics::{Metrics, softmax};
 use warpfit::report::log::Progress;
 use warpfit::train::args::{count, delimiter, device, fail_under};
 use warpfit::train::data::encode;
 use warpfit::train::evaluate::{check, cross_entropy};
-use warpfit::train::metrics::{Metrics, softmax};
 
 /// Measure a model on a labelled file, or predictions that were made before.
 ///

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use warpfit::classifier::Classifier;
 use warpfit::cli::{be_quiet, note, print};
 use warpfit::error::Result;
+use warpfit::metrics::{argmax, softmax};
 use warpfit::report::log::{Count, duration, rate};
 use warpfit::sample;
 use warpfit::train::args::Args;
-use warpfit::train::metrics::{argmax, softmax};
 use warpfit::train::trainer::train;
 
 fn main() -> ExitCode {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::data::dataset::{self, Table};
 use crate::error::{Error, Result};
-use crate::train::metrics::softmax;
+use crate::metrics::softmax;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {

@@ -105,20 +105,8 @@ impl Layer {
         // The gradient of a linear's output is that of the sum it goes into, unless there is dropout in between.
         let branch = |p: f32| if p > 0.0 { d.branch } else { dh };
 
-        let linear = |x: View, weights: Affine, y: View, dy: View, dx: View, add: bool, k: usize, n: usize, rows: Rows| Linear {
-            x,
-            w: weights.w,
-            b: weights.b,
-            y,
-            dy,
-            dx,
-            dw: plan.grad(weights.w),
-            db: plan.grad(weights.b),
-            add,
-            k,
-            n,
-            rows,
-        };
+        // The gradient of a residual joins that of the branch beside it.
+        let adding = |linear: Linear| Linear { add: true, ..linear };
         let norm = |x: View, skip: View, weights: Affine, y: View, stats: View, drop: DropSite| AddNorm {
             x,
             skip,
@@ -145,12 +133,12 @@ impl Layer {
         let project = if pruned {
             let dkv = if d.projected.is_none() { View::NONE } else { d.projected.slice(0, layer.projected.len) };
             Project::Pruned {
-                kv: linear(layer.input, split_kv, layer.projected, dkv, d.hidden, false, dim, 2 * dim, t),
+                kv: plan.linear(split_kv, [layer.input, layer.projected], [dkv, d.hidden], t),
                 first: FirstRow { x: layer.input, y: layer.first, dy: dh, dx: d.hidden, add: true, dim },
-                q: linear(layer.first, split, layer.query, d.last_query, dh, true, dim, dim, s),
+                q: adding(plan.linear(split, [layer.first, layer.query], [d.last_query, dh], s)),
             }
         } else {
-            Project::All { qkv: linear(layer.input, layer.qkv, layer.projected, d.projected, dh, true, dim, 3 * dim, t) }
+            Project::All { qkv: adding(plan.linear(layer.qkv, [layer.input, layer.projected], [d.projected, dh], t)) }
         };
         let attn = Attn {
             q: if pruned { layer.query } else { layer.projected },
@@ -169,12 +157,12 @@ impl Layer {
             drop: site(0, attention_dropout),
             q_rows: rows,
         };
-        let output = linear(layer.context, layer.output, layer.attn_sum, branch(attn_out_p), d.context, false, dim, dim, rows);
+        let output = plan.linear(layer.output, [layer.context, layer.attn_sum], [branch(attn_out_p), d.context], rows);
         let skip = if pruned { layer.first } else { layer.input };
         let attn_norm = norm(layer.attn_sum, skip, layer.attn_norm, layer.attn_out, layer.attn_stats, site(1, attn_out_p));
-        let up = linear(layer.attn_out, layer.up, layer.pre_act, d.ffn, dh, true, dim, ffn, rows);
+        let up = adding(plan.linear(layer.up, [layer.attn_out, layer.pre_act], [d.ffn, dh], rows));
         let act = Act { kind: Activation::Gelu, x: layer.pre_act, y: layer.act, dy: d.ffn, width: ffn, rows };
-        let down = linear(layer.act, layer.down, layer.ffn_sum, branch(dropout), d.ffn, false, ffn, dim, rows);
+        let down = plan.linear(layer.down, [layer.act, layer.ffn_sum], [branch(dropout), d.ffn], rows);
         let ffn_norm = norm(layer.ffn_sum, layer.attn_out, layer.ffn_norm, layer.out, layer.ffn_stats, site(2, dropout));
         Layer { project, attn, output, attn_norm, up, act, down, ffn_norm }
     }

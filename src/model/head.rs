@@ -28,23 +28,9 @@ impl Head {
             Arch::DistilBert => Activation::Relu,
             Arch::Bert => Activation::Tanh,
         };
-        let linear = |x, weights: super::plan::Affine, y, dy, dx, n| Linear {
-            x,
-            w: weights.w,
-            b: weights.b,
-            y,
-            dy,
-            dx,
-            dw: plan.grad(weights.w),
-            db: plan.grad(weights.b),
-            add: false,
-            k: dim,
-            n,
-            rows,
-        };
         Head {
             first: (!pruned).then_some(FirstRow { x: last.out, y: h.first, dy: d.last_first, dx: d.hidden, add: false, dim }),
-            dense: linear(h.first, h.dense, h.pre_act, d.head, d.last_first, dim),
+            dense: plan.linear(h.dense, [h.first, h.pre_act], [d.head, d.last_first], rows),
             act: Act { kind, x: h.pre_act, y: h.act, dy: d.head, width: dim, rows },
             drop: Dropout {
                 x: h.act,
@@ -53,7 +39,7 @@ impl Head {
                 width: dim,
                 rows,
             },
-            classifier: linear(h.act, h.classifier, h.logits, d.logits, d.head, classes),
+            classifier: plan.linear(h.classifier, [h.act, h.logits], [d.logits, d.head], rows),
             xent: Xent {
                 logits: h.logits,
                 weights: h.weights,

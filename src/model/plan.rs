@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::config::Config;
 use super::names::{self, Param};
-use crate::ops::{DType, Inputs, Layout, Rows, Status, View};
+use crate::ops::{DType, Inputs, Layout, Linear, Rows, Status, View};
 
 /// Every buffer starts on a multiple of this, in bytes: a GPU's widest transaction, and what GEMM kernels ask for.
 const ALIGN: usize = 256;
@@ -319,6 +319,12 @@ impl Plan {
     /// The gradient of a parameter; NONE in inference.
     pub fn grad(&self, param: View) -> View {
         self.beside(param, self.grads)
+    }
+
+    /// The op `y = x W^T + b` with its gradients; `dx` is overwritten.
+    pub fn linear(&self, weights: Affine, [x, y]: [View; 2], [dy, dx]: [View; 2], rows: Rows) -> Linear {
+        let Affine { w, b } = weights;
+        Linear { x, w, b, y, dy, dx, dw: self.grad(w), db: self.grad(b), add: false, k: w.len / b.len, n: b.len, rows }
     }
 
     /// Parameters of the model, as people count them.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::classifier::Prediction;
 use crate::data::inputs::Input;
 use crate::error::{Error, Result};
-use crate::train::metrics::softmax;
+use crate::metrics::softmax;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {

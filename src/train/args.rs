@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
-use super::metrics::Metric;
 use super::schedule::ScheduleKind;
 use crate::data::dataset;
 use crate::error::{Error, Result};
+use crate::metrics::Metric;
 
 /// Fine-tune a BERT-family encoder for text classification.
 ///

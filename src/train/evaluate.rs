@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::metrics::{Metric, Metrics};
 use crate::data::loader::Loader;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
+use crate::metrics::{Metric, Metrics};
 use crate::model::Model;
 use crate::report::log::Progress;
 

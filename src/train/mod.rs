@@ -1,8 +1,8 @@
 //! Fine-tuning: flags -> data -> the loop -> evaluation.
 
 pub mod args;
+mod card;
 pub mod data;
 pub mod evaluate;
-pub mod metrics;
 pub mod schedule;
 pub mod trainer;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 
 use super::args::{Cadence, ClassWeights, Precision, ReportTo, Settings};
+use super::card::model_card;
 use super::data::Data;
 use super::evaluate::{Evaluation, check, evaluate};
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
@@ -21,7 +22,6 @@ use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
 use crate::ops::{Backend, DType, Rows, Step};
-use crate::report::card::model_card;
 use crate::report::log::{Count, Progress};
 
 /// What a finished run leaves to say.

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::metrics::Metric;
 use crate::model::config::Config;
 use crate::train::args::Settings;
 use crate::train::evaluate::Evaluation;
-use crate::train::metrics::Metric;
 
 /// Front matter, the final figures, the settings and the table of evaluations.
 pub fn model_card(settings: &Settings, config: &Config, log: &[Value], last: Option<&Evaluation>) -> String {
