@@ -452,6 +452,19 @@ fn predict_reads_every_kind_of_file() {
     }
     let sample = golden("../../src/sample/validation.parquet");
     assert_eq!(predict(&["--input", path(&sample)]).done().out.lines().count(), 500);
+    // Token types, for a model that has them and no tokenizer; DistilBERT does not look at them.
+    let segments = dir.path().join("segments.jsonl");
+    let over = |model: &Path, types: Value| {
+        let row = |types: &Value| json!({"input_ids": [2, 9, 3, 9, 3], "token_type_ids": types}).to_string() + "\n";
+        fs::write(&segments, row(&Value::Null) + &row(&types)).unwrap();
+        ran(PREDICT, &["--model", path(model), "--input", path(&segments)])
+    };
+    let scores = |ran: Ran| ran.done().json().iter().map(|row| row["score"].clone()).collect::<Vec<_>>();
+    let bert = scores(over(&golden("bert-a/hf"), json!([0, 0, 0, 1, 1])));
+    assert_ne!(bert[0], bert[1]);
+    over(&golden("bert-a/hf"), json!([0, 0, 0, 1, 2])).failed(2, "segments.jsonl:2`: the token type 2 is beyond the model's 2");
+    let distilbert = scores(over(&golden("text/hf"), json!([0, 0, 0, 1, 9])));
+    assert_eq!(distilbert[0], distilbert[1]);
     // Both at once: the ids win.
     let both = dir.path().join("both.jsonl");
     fs::write(&both, "{\"text\": \"good good good\", \"input_ids\": [2, 3]}\n{\"text\": \"good\", \"input_ids\": null}\n")

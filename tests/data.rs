@@ -108,6 +108,11 @@ fn columns_by_name_by_flag_and_by_content() {
     assert_eq!(csv("stars,review\n5,good\n").labels.unwrap(), ["5"], "the other one of two");
     assert_eq!(csv("phrase\ngood\n").labels, None);
     assert_eq!(csv("id,text,note\n1,good,x\n").labels, None);
+    let table = csv("ID,text\n7,good\n07,bad\n");
+    assert_eq!((table.labels, table.ids), (None, vec![json!(7), json!("07")]), "an id is no label");
+    assert_eq!(csv("id,a\nlonger than the text,x\n").texts, ["x"]);
+    let table = read("a.jsonl", "{\"id\": [1], \"text\": \"a\", \"label\": 0}\n{\"text\": \"b\", \"label\": 1}\n").unwrap();
+    assert_eq!(table.ids, [json!([1]), Value::Null]);
     let named =
         |text: &str, label: &str| Options { text_column: Some(text.into()), label_column: Some(label.into()), delimiter: None };
     let file = "text,label,b,c\n1,2,3,4\n";
@@ -171,6 +176,29 @@ fn parquet_with_class_names() {
     let table = Table::read(&path, &Options::default()).unwrap();
     let model = strings(&["NEGATIVE", "POSITIVE"]);
     assert_eq!(label(table, Some(&model)).unwrap(), (model, vec![1, 0, 1]), "the model's names come first");
+}
+
+#[test]
+fn parquet_columns_in_any_order() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("a.parquet");
+    let schema = "message schema { required int64 id; required int64 label; required binary text (UTF8); }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut file = SerializedFileWriter::new(fs::File::create(&path).unwrap(), schema, Default::default()).unwrap();
+    let mut group = file.next_row_group().unwrap();
+    for numbers in [[7, 8], [1, 0]] {
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&numbers, None, None).unwrap();
+        column.close().unwrap();
+    }
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<ByteArrayType>().write_batch(&["a".into(), "b".into()], None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    file.close().unwrap();
+    let table = Table::read(&path, &Options::default()).unwrap();
+    assert_eq!((table.ids, table.texts), (vec![json!(7), json!(8)], strings(&["a", "b"])));
+    assert_eq!(table.labels.unwrap(), ["1", "0"]);
 }
 
 #[test]
@@ -513,14 +541,14 @@ fn baked_in_lengths_are_overridden() {
 fn many_texts_keep_their_order() {
     let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
     let texts: Vec<String> = (0..1000).map(|i| "good ".repeat(i % 37)).collect();
-    let (calls, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let progress = |more: usize| {
+    let (calls, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let progress = |done: usize| {
         calls.fetch_add(1, Ordering::Relaxed);
-        done.fetch_add(more, Ordering::Relaxed);
+        sum.fetch_add(done, Ordering::Relaxed);
     };
     let encoded = tokenizer.encode(&texts, 30, &progress).unwrap();
     assert!((0..1000).all(|i| encoded.row(i).0.len() == (i % 37 + 2).min(30)));
-    assert!(calls.into_inner() > 1 && done.into_inner() == 1000);
+    assert!(calls.into_inner() > 1 && sum.into_inner() == 1000);
     assert_eq!(tokenizer.encode::<String>(&[], 30, &ignore).unwrap(), Encoded::default());
 }
 

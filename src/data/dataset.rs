@@ -259,7 +259,8 @@ impl Columns {
         let label = pick(&options.label_column, "--label-column", &LABEL_COLUMNS)?;
         let id = find("id").ok().flatten().filter(|&id| Some(id) != text && Some(id) != label);
         let chosen = |text, label, guessed| Ok(Columns { text, label, id, guessed });
-        let others: Vec<usize> = (0..columns.len()).filter(|&column| Some(column) != id).collect();
+        // Of two columns an id is neither.
+        let others: Vec<usize> = (0..columns.len()).filter(|&column| columns.len() > 2 || Some(column) != id).collect();
         match (text, label, &others[..]) {
             (Some(text), Some(label), _) if text == label => Err(Error::user(
                 path.display(),
