@@ -7,6 +7,7 @@ const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Four random words for one counter. Generic over the lanes computed side by side: word `w` of lane `l` is `[w][l]`.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // a lane of four words, not a walk over one
 pub fn philox<const LANES: usize>(mut key: [u32; 2], mut counter: [[u32; LANES]; 4]) -> [[u32; LANES]; 4] {
     for _ in 0..10 {
         for l in 0..LANES {

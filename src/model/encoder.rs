@@ -26,6 +26,7 @@ struct Layer {
 
 /// Query, key and value of every token by one product; or, in a pruned last layer, key and value of every token
 /// and the query of [CLS] alone.
+#[allow(clippy::large_enum_variant)] // one a layer
 enum Project {
     All { qkv: Linear },
     Pruned { kv: Linear, first: FirstRow, q: Linear },
