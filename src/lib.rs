@@ -14,7 +14,7 @@
 //! | [`model`] | `config`, `names` (Hugging Face tensor names), `plan` (every buffer), `encoder` and `head` (forward, backward: two mirrored lists) |
 //! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `real` (f32 and f64 arithmetic) |
 //! | [`random`] | Philox: dropout as a pure function of where and when |
-//! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `evaluate`, `card` (the model card) |
+//! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
 //! | [`checkpoint`] | `weights` (safetensors), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
 //! | [`classifier`] | a trained model opened to classify |

@@ -150,6 +150,48 @@ fn the_best_model_is_the_one_saved() {
 }
 
 #[test]
+fn a_resumed_run_is_the_run_that_was_never_stopped() {
+    // Epochs of 7 updates (the last of two micro-batches); saved within them and at their edges.
+    let flags = "--epochs 3 --batch-size 5 --gradient-accumulation-steps 3 --dropout 0.1 --classifier-dropout 0.2 \
+                 --eval-strategy steps --eval-steps 3 --save-strategy steps --save-steps 7 --logging-steps 2 --max-length 32";
+    let whole = tempfile::tempdir().unwrap();
+    golden_run("train", flags, whole.path());
+    let read = |folder: &Path, name: &str| std::fs::read(folder.join(name)).unwrap();
+    let history = |folder: &Path| {
+        let log = read_json(&folder.join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
+        let timeless = |entry: &Value| {
+            let mut entry = entry.as_object().unwrap().clone();
+            entry.retain(|key, _| !key.ends_with("runtime") && !key.ends_with("per_second"));
+            entry
+        };
+        log.iter().map(timeless).collect::<Vec<_>>()
+    };
+    for step in [7, 14, 21] {
+        let part = tempfile::tempdir().unwrap();
+        let name = format!("checkpoint-{step}");
+        std::fs::create_dir(part.path().join(&name)).unwrap();
+        for file in std::fs::read_dir(whole.path().join(&name)).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), part.path().join(&name).join(file.file_name())).unwrap();
+        }
+        golden_run("train", &format!("{flags} --resume-from-checkpoint"), part.path());
+        for file in ["model.safetensors", "checkpoint-21/model.safetensors", "checkpoint-21/optimizer.safetensors"] {
+            assert!(read(part.path(), file) == read(whole.path(), file), "{file} differs after resuming at {step}");
+        }
+        assert_eq!(history(part.path()), history(whole.path()), "resumed at {step}");
+        assert_eq!(read(part.path(), "metrics.jsonl").iter().filter(|&&b| b == b'\n').count(), history(whole.path()).len());
+    }
+
+    let refused = |flags: &str| {
+        let folder = golden("train");
+        let files = format!("--model {0}/hf_init --train-file {0}/train.csv --validation-file {0}/test.csv", folder.display());
+        train(&settings(&format!("{files} {flags} --resume-from-checkpoint"), whole.path())).err().unwrap().to_string()
+    };
+    assert!(refused("--batch-size 4 --gradient-accumulation-steps 3 --max-length 32").contains("batch_size 5, this run has 4"));
+    assert!(refused("--batch-size 5 --gradient-accumulation-steps 3 --max-length 6").contains("other training data"));
+}
+
+#[test]
 fn a_loss_that_is_not_finite_stops_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let folder = golden("train");

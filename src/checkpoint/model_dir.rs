@@ -8,6 +8,7 @@ use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::config::Config;
+use crate::model::plan::Slot;
 use crate::ops::View;
 
 /// What stands beside the weights and is carried along unread.
@@ -106,4 +107,19 @@ pub fn write_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> 
         }
     }
     weights::write(path, &tensors, |i, out| model.read_f32(views[i], out))
+}
+
+/// Reads what `write_tensors` wrote.
+///
+/// # Errors
+/// A tensor that is missing, of another shape or not finite.
+pub fn read_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> Result<()> {
+    let weights = Weights::open(path)?;
+    for &(prefix, flat) in flats {
+        let slots = model.plan.slots.iter();
+        let tensor = |slot: &Slot| weights.f32(&format!("{prefix}{}", slot.param.name), &slot.param.shape);
+        let values = slots.map(tensor).collect::<Result<Vec<_>>>()?;
+        model.write_all(flat, &values)?;
+    }
+    Ok(())
 }

@@ -14,17 +14,26 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the folder, or takes an empty one; one with something in it only if `overwrite`.
-    pub fn create(path: &Path, overwrite: bool) -> Result<RunDir> {
-        if path.exists() && !path.is_dir() {
+    /// An error where `create` would refuse the folder: asked early, before anything that takes long.
+    pub fn check(path: &Path, overwrite: bool) -> Result<()> {
+        if !path.exists() {
+            return Ok(());
+        }
+        if !path.is_dir() {
             return Err(Error::user(path.display(), "is a file", "give another --output-dir"));
         }
-        fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
         let mut entries = fs::read_dir(path).map_err(|e| Error::io(path, e))?;
         if entries.next().is_some() && !overwrite {
-            let remedy = "give another --output-dir, or pass --overwrite-output-dir";
+            let remedy = "give another --output-dir, or pass --overwrite-output-dir or --resume-from-checkpoint";
             return Err(Error::user(path.display(), "the folder is not empty", remedy));
         }
+        Ok(())
+    }
+
+    /// Makes the folder, or takes an empty one; one with something in it only if `overwrite`.
+    pub fn create(path: &Path, overwrite: bool) -> Result<RunDir> {
+        RunDir::check(path, overwrite)?;
+        fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
         // Found out now rather than after the first epoch.
         let probe = path.join(".writable");
         File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|e| Error::io(path, e))?;
@@ -48,7 +57,7 @@ impl RunDir {
     /// Writes checkpoint-`step`, which `fill` fills: a folder that is there whole or not at all. One of that name is
     /// replaced.
     pub fn checkpoint(&self, step: usize, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-        let path = self.path.join(format!("checkpoint-{step}"));
+        let path = self.checkpoint_path(step);
         let (partial, old) = (path.with_extension("partial"), path.with_extension("old"));
         let io = |e| Error::io(&path, e);
         for left in [&partial, &old] {
@@ -92,13 +101,24 @@ impl RunDir {
             if left <= limit {
                 break;
             }
-            let path = self.path.join(format!("checkpoint-{step}"));
+            let path = self.checkpoint_path(step);
             // Renamed first, so that a removal cut short leaves nothing that looks like a checkpoint.
             let old = path.with_extension("old");
             fs::rename(&path, &old).and_then(|()| fs::remove_dir_all(&old)).map_err(|e| Error::io(&path, e))?;
             left -= 1;
         }
         Ok(())
+    }
+
+    /// Folder of the checkpoint of a step.
+    pub fn checkpoint_path(&self, step: usize) -> PathBuf {
+        self.path.join(format!("checkpoint-{step}"))
+    }
+
+    /// Makes metrics.jsonl these lines: what a resumed run has behind it.
+    pub fn restart_log(&self, entries: &[Value]) -> Result<()> {
+        let lines: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
+        write_file(&self.path.join("metrics.jsonl"), lines.as_bytes())
     }
 
     /// Adds a line to metrics.jsonl.

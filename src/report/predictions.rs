@@ -21,18 +21,18 @@ pub enum Format {
 
 /// A class and its probability, or its logit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Scored<'a> {
+pub struct Ranked<'a> {
     pub label: &'a str,
     pub score: f32,
 }
 
 /// All classes, highest first; of equals the first one.
-pub fn ranked<'a>(labels: &'a [String], logits: &[f32], raw: bool) -> Vec<Scored<'a>> {
+pub fn ranked<'a>(labels: &'a [String], logits: &[f32], raw: bool) -> Vec<Ranked<'a>> {
     let scores: Vec<f32> = if raw { logits.to_vec() } else { softmax(logits).into_iter().map(|p| p as f32).collect() };
     let mut order: Vec<usize> = (0..labels.len()).collect();
     // By logits: probabilities may be equal where these are not.
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-    order.into_iter().map(|class| Scored { label: &labels[class], score: scores[class] }).collect()
+    order.into_iter().map(|class| Ranked { label: &labels[class], score: scores[class] }).collect()
 }
 
 /// Writes predictions in one way.
@@ -53,9 +53,9 @@ pub struct Lines {
 struct Line<'a> {
     id: &'a Value,
     #[serde(flatten)]
-    best: Option<Scored<'a>>,
+    best: Option<Ranked<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    scores: Option<&'a [Scored<'a>]>,
+    scores: Option<&'a [Ranked<'a>]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stars: Option<u32>,
     tokens: usize,

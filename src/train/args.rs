@@ -29,6 +29,9 @@ pub struct Args {
     /// Write into a folder that is not empty
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
     pub overwrite_output_dir: Option<bool>,
+    /// Go on from a checkpoint of the same run: this folder, or without a value the newest in --output-dir
+    #[arg(long, num_args = 0..=1, default_missing_value = "newest", value_name = "DIR", help_heading = "Model and run")]
+    pub resume_from_checkpoint: Option<PathBuf>,
     /// Read and check everything, print the plan and its memory, and stop
     #[arg(long, help_heading = "Model and run")]
     pub dry_run: bool,
@@ -214,6 +217,8 @@ pub struct Settings {
     pub from_scratch: bool,
     pub output_dir: PathBuf,
     pub overwrite_output_dir: bool,
+    /// A checkpoint's folder, or `newest` for the newest of `output_dir`.
+    pub resume_from_checkpoint: Option<PathBuf>,
     pub dry_run: bool,
     pub train_file: PathBuf,
     pub validation_file: Option<PathBuf>,
@@ -309,6 +314,7 @@ impl Args {
             from_scratch: self.from_scratch.unwrap_or(false),
             output_dir,
             overwrite_output_dir: self.overwrite_output_dir.unwrap_or(false),
+            resume_from_checkpoint: self.resume_from_checkpoint,
             dry_run: self.dry_run,
             train_file,
             validation_file: self.validation_file,

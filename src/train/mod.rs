@@ -4,5 +4,6 @@ pub mod args;
 mod card;
 pub mod data;
 pub mod evaluate;
+mod resume;
 pub mod schedule;
 pub mod trainer;

@@ -1,6 +1,7 @@
 //! The run: everything from settings to a trained model on disk. One update is `accumulate` for each of its micro-batches,
 //! then `update`; around it stand logging, evaluation, checkpoints, the best model, early stopping.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,9 +11,11 @@ use super::args::{Cadence, ClassWeights, Precision, ReportTo, Settings};
 use super::card::model_card;
 use super::data::Data;
 use super::evaluate::{Evaluation, check, evaluate};
+use super::resume::{self, Position};
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
-use crate::checkpoint::model_dir::{ModelDir, write_tensors};
+use crate::checkpoint::model_dir::{ModelDir, read_tensors, write_tensors};
 use crate::checkpoint::run_dir::{RunDir, write_file, write_json};
+use crate::checkpoint::weights;
 use crate::cli::note;
 use crate::cpu::Cpu;
 use crate::data::loader::{Loader, row_order};
@@ -21,7 +24,7 @@ use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
-use crate::ops::{Backend, DType, Rows, Step};
+use crate::ops::{Backend, DType, Rows, Step, View};
 use crate::report::log::{Count, Progress};
 
 /// What a finished run leaves to say.
@@ -60,7 +63,8 @@ struct Trainer<'a> {
 struct Best {
     step: usize,
     value: f64,
-    evaluation: Evaluation,
+    /// Not there after a resume; made again at the end.
+    evaluation: Option<Evaluation>,
     /// The weights, where they are to be loaded at the end.
     weights: Vec<Vec<f32>>,
     saved: bool,
@@ -68,6 +72,8 @@ struct Best {
 
 /// Trains as `settings` say. `None` after a dry run.
 pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
+    let resumes = settings.resume_from_checkpoint.is_some();
+    RunDir::check(&settings.output_dir, settings.overwrite_output_dir || resumes || settings.dry_run)?;
     let source = ModelDir::read(&settings.model)?;
     let max_length = source.max_length(settings.max_length)?;
     let data = Data::read(settings, &source.config, source.tokenizer()?, max_length)?;
@@ -134,8 +140,8 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
             note(format!("model: the folder has no {}; drawn from seed {}", drawn.join(", "), settings.seed));
         }
     }
-    let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir)?;
-    let trainer = Trainer {
+    let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir || resumes)?;
+    let mut trainer = Trainer {
         settings,
         source,
         data,
@@ -151,7 +157,15 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         best: None,
         stale: 0,
     };
+    if let Some(asked) = &settings.resume_from_checkpoint {
+        trainer.resume(&resume::checkpoint(asked, &trainer.run)?)?;
+    }
     trainer.run().map(Some)
+}
+
+/// The optimizer's state, as a checkpoint names it.
+fn moments(model: &Model) -> [(&'static str, View); 2] {
+    [("m.", model.plan.m), ("v.", model.plan.v)]
 }
 
 /// Tokens and sequences of the `batch` longest rows: no batch has more.
@@ -166,6 +180,7 @@ impl Trainer<'_> {
     fn run(mut self) -> Result<Outcome> {
         let begin = Instant::now();
         let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "reviews"]);
+        let progress = progress.resumed_at(self.step as u64);
         self.epochs(&progress)?;
         let seconds = begin.elapsed().as_secs_f64();
         progress.finish("");
@@ -174,9 +189,15 @@ impl Trainer<'_> {
 
     fn epochs(&mut self, progress: &Progress) -> Result<()> {
         let (settings, accumulation) = (self.settings, self.settings.gradient_accumulation_steps);
-        for epoch in 0.. {
-            let order = row_order(self.data.train.rows(), settings.shuffle, settings.seed, epoch);
-            let mut loader = Loader::new(self.data.train.clone(), order, settings.batch_size, 0);
+        let stopped_early = |stale| settings.early_stopping_patience.is_some_and(|patience| stale >= patience);
+        // A resumed run may have nothing left to do.
+        if self.step >= self.schedule.total || stopped_early(self.stale) {
+            return Ok(());
+        }
+        for epoch in self.step / self.updates_per_epoch.. {
+            let first = self.step % self.updates_per_epoch * accumulation;
+            let order = row_order(self.data.train.rows(), settings.shuffle, settings.seed, epoch as u64);
+            let mut loader = Loader::new(self.data.train.clone(), order, settings.batch_size, first);
             loop {
                 // An update never crosses the end of an epoch.
                 let micro_batches: Vec<PackedBatch> = loader.by_ref().take(accumulation).collect();
@@ -204,11 +225,10 @@ impl Trainer<'_> {
                 if save {
                     self.save()?;
                 }
-                let patience = settings.early_stopping_patience.unwrap_or(usize::MAX);
-                if self.stale >= patience {
-                    progress.println(&format!("stopped early: {patience} evaluations without a better one"));
+                if stopped_early(self.stale) {
+                    progress.println(&format!("stopped early: {} evaluations without a better one", self.stale));
                 }
-                if ended || self.stale >= patience {
+                if ended || stopped_early(self.stale) {
                     return Ok(());
                 }
             }
@@ -300,7 +320,7 @@ impl Trainer<'_> {
         if self.best.as_ref().is_none_or(|best| metric.better(value, best.value)) {
             let weights =
                 if self.settings.load_best_model_at_end { self.model.read_all(self.model.plan.params)? } else { Vec::new() };
-            self.best = Some(Best { step: self.step, value, evaluation: evaluation.clone(), weights, saved });
+            self.best = Some(Best { step: self.step, value, evaluation: Some(evaluation.clone()), weights, saved });
             self.stale = 0;
         } else {
             self.stale += 1;
@@ -315,20 +335,27 @@ impl Trainer<'_> {
 
     fn save(&mut self) -> Result<()> {
         let (state, settings) = (self.state(), json!(self.settings));
-        let position = json!({
-            "step": self.step,
-            "micro_batch": 0,
-            "seed": self.settings.seed,
-            "rows": self.data.train.rows(),
-            "batch_size": self.settings.batch_size,
-            "gradient_accumulation_steps": self.settings.gradient_accumulation_steps,
-        });
+        let position = Position {
+            step: self.step,
+            micro_batch: 0,
+            loss_sum: self.loss_sum,
+            stale: self.stale,
+            best: self.best.as_ref().map(|best| (best.step, Some(best.value).filter(|value| value.is_finite()))),
+            run: resume::identity(self.settings, &self.data.train),
+        };
         let (run, source, model) = (&self.run, &self.source, &mut self.model);
+        // Best weights that no checkpoint holds travel with this one.
+        let homeless = self.best.as_ref().filter(|best| !best.saved && !best.weights.is_empty());
         run.checkpoint(self.step, |folder| {
             source.write(folder, model)?;
-            let moments = [("m.", model.plan.m), ("v.", model.plan.v)];
-            write_tensors(&folder.join("optimizer.safetensors"), model, &moments)?;
-            write_json(&folder.join("state.json"), &position)?;
+            write_tensors(&folder.join("optimizer.safetensors"), model, &moments(model))?;
+            if let Some(best) = homeless {
+                let slots = &model.plan.slots;
+                let tensors: Vec<_> = slots.iter().map(|slot| (&slot.param.name, &slot.param.shape)).collect();
+                let copy = |i: usize, out: &mut [f32]| Ok(out.copy_from_slice(&best.weights[i]));
+                weights::write(&folder.join("best.safetensors"), &tensors, copy)?;
+            }
+            position.write(folder)?;
             write_json(&folder.join("trainer_state.json"), &state)?;
             write_json(&folder.join("training_args.json"), &settings)
         })?;
@@ -336,6 +363,37 @@ impl Trainer<'_> {
             Some(limit) => self.run.rotate(limit, self.best.as_ref().map(|best| best.step)),
             None => Ok(()),
         }
+    }
+
+    /// Goes back to where a checkpoint stands.
+    fn resume(&mut self, checkpoint: &Path) -> Result<()> {
+        let position = Position::read(checkpoint, &resume::identity(self.settings, &self.data.train))?;
+        let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
+        if let Some((step, value)) = position.best.filter(|_| self.settings.load_best_model_at_end) {
+            let homes = [self.run.checkpoint_path(step).join("model.safetensors"), checkpoint.join("best.safetensors")];
+            let Some((home, path)) = homes.iter().enumerate().find(|(_, path)| path.exists()) else {
+                let fact = format!("the weights of the best evaluation, of update {step}, are gone");
+                return Err(Error::user(homes[0].display(), fact, "pass --load-best-model-at-end false, or start anew"));
+            };
+            read_tensors(path, &mut self.model, &params)?;
+            let weights = self.model.read_all(self.model.plan.params)?;
+            let value = value.unwrap_or(f64::NAN);
+            self.best = Some(Best { step, value, evaluation: None, weights, saved: home == 0 });
+        }
+        read_tensors(&checkpoint.join("model.safetensors"), &mut self.model, &params)?;
+        read_tensors(&checkpoint.join("optimizer.safetensors"), &mut self.model, &moments)?;
+        (self.step, self.loss_sum, self.stale) = (position.step, position.loss_sum, position.stale);
+
+        let path = checkpoint.join("trainer_state.json");
+        let state = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let state: Value = serde_json::from_slice(&state)
+            .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "give another checkpoint"))?;
+        self.log = state["log_history"].as_array().cloned().unwrap_or_default();
+        if self.settings.report_to == ReportTo::Jsonl {
+            self.run.restart_log(&self.log)?;
+        }
+        note(format!("resumed: {} of {} updates are done", Count(self.step as u64), Count(self.schedule.total as u64)));
+        Ok(())
     }
 
     /// trainer_state.json under the names that Hugging Face's Trainer has.
@@ -388,9 +446,10 @@ impl Trainer<'_> {
                 self.settings.metric_for_best_model.name(),
                 best.value
             ));
-            evaluation = Some(best.evaluation.clone());
+            evaluation = best.evaluation.clone();
             self.best = Some(best);
-        } else if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
+        }
+        if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
             evaluation = Some(self.run_over(&data, "evaluating")?);
         }
         let test = self.data.test.clone().map(|data| self.run_over(&data, "testing")).transpose()?;
