@@ -352,7 +352,10 @@ impl Trainer<'_> {
             if let Some(best) = homeless {
                 let slots = &model.plan.slots;
                 let tensors: Vec<_> = slots.iter().map(|slot| (&slot.param.name, &slot.param.shape)).collect();
-                let copy = |i: usize, out: &mut [f32]| Ok(out.copy_from_slice(&best.weights[i]));
+                let copy = |i: usize, out: &mut [f32]| {
+                    out.copy_from_slice(&best.weights[i]);
+                    Ok(())
+                };
                 weights::write(&folder.join("best.safetensors"), &tensors, copy)?;
             }
             position.write(folder)?;
