@@ -3,14 +3,13 @@
 use std::path::Path;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::cpu::Cpu;
 use crate::data::inputs::{Content, Input, Limits};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
-use crate::ops::{DType, Rows};
+use crate::ops::{Backend, DType, Rows};
 
 pub struct Classifier {
     pub source: ModelDir,
@@ -29,16 +28,16 @@ pub struct Prediction {
 }
 
 impl Classifier {
-    /// Opens a model folder for batches of at most `tokens` tokens and `seqs` rows; one row always fits.
+    /// Opens a model folder on a backend, for batches of at most `tokens` tokens and `seqs` rows; one row always fits.
     ///
     /// # Errors
     /// What is wrong with the folder; a folder without a trained head.
-    pub fn open(path: &Path, tokens: usize, seqs: usize) -> Result<Classifier> {
+    pub fn open(path: &Path, backend: Box<dyn Backend>, tokens: usize, seqs: usize) -> Result<Classifier> {
         let source = ModelDir::read(path)?;
         let tokens = tokens.max(source.config.positions);
         let seqs = seqs.min(tokens); // a row has at least one
         let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32 };
-        let mut model = Model::new(&source.config, what_for, Hyper::default(), Box::new(Cpu::<f32>::new()))?;
+        let mut model = Model::new(&source.config, what_for, Hyper::default(), backend)?;
         let drawn = source.load_weights(&mut model, 0)?;
         if !drawn.is_empty() {
             let fact = format!("has no {}: it is not a trained classifier", drawn.join(", "));

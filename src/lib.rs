@@ -13,6 +13,7 @@
 //! | [`data`] | `dataset` (labelled files), `inputs` (rows to classify), `scored` (rows classified), `tokenize`, `pack` (no padding), `loader` (order of rows, prefetching) |
 //! | [`model`] | `config`, `names` (Hugging Face tensor names), `plan` (every buffer), `encoder` and `head` (forward, backward: two mirrored lists) |
 //! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `real` (f32 and f64 arithmetic) |
+//! | [`device`] | which backend computes: the one place that knows them by name |
 //! | [`random`] | Philox: dropout as a pure function of where and when |
 //! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
@@ -22,7 +23,7 @@
 //! | [`sample`] | the bundled reviews of the default run |
 //! | [`cli`], [`error`] | what the binaries share; one error type: what, where, what to do |
 //!
-//! Another backend stands beside `cpu` with the same stems and implements the same trait; nothing else names a device.
+//! Another backend stands beside `cpu` with the same stems and implements the same trait; `device` opens it, and nothing else names one.
 //!
 //! # Invariants
 //! 1. Padding does not exist. A batch is packed: `ids`, `positions` and `cu_seqlens`; every dense op runs on the rows that
@@ -45,6 +46,7 @@ pub mod classifier;
 pub mod cli;
 pub mod cpu;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod metrics;
 pub mod model;

@@ -10,10 +10,11 @@ use warpfit::classifier::Classifier;
 use warpfit::cli::print;
 use warpfit::data::dataset::{Options, Table};
 use warpfit::data::scored::Scored;
+use warpfit::device::Device;
 use warpfit::error::{Error, Result};
 use warpfit::metrics::{Metrics, softmax};
 use warpfit::report::log::Progress;
-use warpfit::train::args::{count, delimiter, device, fail_under};
+use warpfit::train::args::{count, delimiter, fail_under};
 use warpfit::train::data::encode;
 use warpfit::train::evaluate::{check, cross_entropy};
 
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    device(&args.device)?;
+    let device: Device = args.device.parse()?;
     let bound = args.fail_under.as_deref().map(fail_under).transpose()?;
     let (scored, losses, mut metrics) = match &args.predictions {
         Some(path) => {
@@ -80,7 +81,7 @@ fn run(args: Args) -> Result<()> {
             let losses = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
             (scored, losses, metrics)
         }
-        None => run_model(&args)?,
+        None => run_model(&args, device)?,
     };
     let loss: f64 = losses.iter().sum::<f64>() / losses.len() as f64;
     metrics.loss = Some(loss).filter(|loss| loss.is_finite());
@@ -99,12 +100,13 @@ fn run(args: Args) -> Result<()> {
 }
 
 /// The model of `args` over their file: probabilities, the loss of each row, and metrics.
-fn run_model(args: &Args) -> Result<(Scored, Vec<f64>, Metrics)> {
+fn run_model(args: &Args, device: Device) -> Result<(Scored, Vec<f64>, Metrics)> {
     let (model, file) = args.model.as_deref().zip(args.file.as_deref()).expect("clap asks for both");
     let columns =
         Options { delimiter: args.delimiter, text_column: args.text_column.clone(), label_column: args.label_column.clone() };
+    let backend = device.open()?;
     let mut table = Table::read(file, &columns)?;
-    let mut classifier = Classifier::open(model, args.max_batch_tokens, args.batch_size)?;
+    let mut classifier = Classifier::open(model, backend, args.max_batch_tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.max_length)?;
     let names = classifier.source.config.labels.clone();
     let mut ids = std::mem::take(&mut table.ids);

@@ -10,10 +10,11 @@ use warpfit::classifier::Classifier;
 use warpfit::cli::{note, print};
 use warpfit::data::dataset::Options;
 use warpfit::data::inputs::{self, LineFormat};
+use warpfit::device::Device;
 use warpfit::error::{Error, Result};
 use warpfit::report::log::{Count, Progress};
 use warpfit::report::predictions::{Format, Lines, positive_class};
-use warpfit::train::args::{count, delimiter, device, same_file};
+use warpfit::train::args::{count, delimiter, same_file};
 
 /// Classify texts: given here, a line each on standard input, or in a file.
 ///
@@ -77,13 +78,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    device(&args.device)?;
+    let device: Device = args.device.parse()?;
     if let (Some(input), Some(output)) = (&args.input, &args.output)
         && same_file(input, output)
     {
         return Err(Error::user("--output", "is the file of --input", "give another one"));
     }
-    let mut classifier = Classifier::open(&args.model, args.max_batch_tokens, args.batch_size)?;
+    let mut classifier = Classifier::open(&args.model, device.open()?, args.max_batch_tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.max_length)?;
     let labels = classifier.source.config.labels.clone();
     let stars = args.stars.then(|| positive_class(&labels)).transpose()?;

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::schedule::ScheduleKind;
 use crate::data::dataset;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::metrics::Metric;
 
@@ -249,6 +250,7 @@ pub struct Settings {
     pub class_weights: Option<ClassWeights>,
     pub dropout: Option<f64>,
     pub classifier_dropout: Option<f64>,
+    pub device: Device,
     pub precision: Precision,
     pub seed: u64,
     pub logging_steps: usize,
@@ -272,7 +274,6 @@ impl Args {
         if same_file(&output_dir, &model) {
             return Err(Error::user("--output-dir", "is the folder of --model", "give another one"));
         }
-        device(self.device.as_deref().unwrap_or("auto"))?;
 
         let validates = self.validation_file.is_some() || self.validation_split.is_some();
         let logging_steps = self.logging_steps.unwrap_or(10);
@@ -344,6 +345,7 @@ impl Args {
             class_weights: self.class_weights,
             dropout: self.dropout,
             classifier_dropout: self.classifier_dropout,
+            device: self.device.as_deref().unwrap_or("auto").parse()?,
             precision: self.precision.unwrap_or(Precision::Fp32),
             seed: self.seed.unwrap_or(42),
             logging_steps,
@@ -367,19 +369,6 @@ impl Settings {
             text_column: self.text_column.clone(),
             label_column: self.label_column.clone(),
         }
-    }
-}
-
-/// Checks `--device`. This build computes on the CPU alone.
-pub fn device(name: &str) -> Result<()> {
-    let index = name.strip_prefix("cuda:").map(str::parse::<usize>);
-    match (name, index) {
-        ("auto" | "cpu", _) => Ok(()),
-        ("cuda", _) | (_, Some(Ok(_))) => {
-            let fact = "this build has no CUDA backend";
-            Err(Error::new(crate::error::Kind::Device, format!("--device {name}"), fact, "pass --device cpu"))
-        }
-        _ => Err(Error::user(format!("--device {name}"), "no such device", "give auto, cpu, cuda or cuda:N")),
     }
 }
 

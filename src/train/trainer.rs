@@ -17,14 +17,13 @@ use crate::checkpoint::model_dir::{ModelDir, read_tensors, write_tensors};
 use crate::checkpoint::run_dir::{RunDir, write_file, write_json};
 use crate::checkpoint::weights;
 use crate::cli::note;
-use crate::cpu::Cpu;
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
-use crate::ops::{Backend, DType, Rows, Step, View};
+use crate::ops::{DType, Rows, Step, View};
 use crate::report::log::{Count, Progress};
 
 /// What a finished run leaves to say.
@@ -74,6 +73,7 @@ struct Best {
 pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
     let resumes = settings.resume_from_checkpoint.is_some();
     RunDir::check(&settings.output_dir, settings.overwrite_output_dir || resumes || settings.dry_run)?;
+    let backend = settings.device.open()?;
     let source = ModelDir::read(&settings.model)?;
     let max_length = source.max_length(settings.max_length)?;
     let data = Data::read(settings, &source.config, source.tokenizer()?, max_length)?;
@@ -114,7 +114,6 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         eps: settings.adam_epsilon,
         max_grad_norm: settings.max_grad_norm,
     };
-    let backend = Box::new(Cpu::<f32>::new());
     if settings.dry_run {
         let plan = crate::model::plan::Plan::new(&config, what_for);
         crate::cli::print(format!(
@@ -125,7 +124,6 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         ))?;
         return Ok(None);
     }
-    note(format!("device: {} (this build has no other)", backend.name()));
     let mut model = Model::new(&config, what_for, hyper, backend)?;
     model.set_class_weights(&class_weights)?;
     if settings.from_scratch {
