@@ -5,7 +5,6 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use crate::cli::note;
 use crate::cpu::Cpu;
 use crate::error::{Error, Kind, Result};
 use crate::ops::Backend;
@@ -20,18 +19,13 @@ pub enum Device {
 }
 
 impl Device {
-    /// The backend, and a line that says what was taken where that was left open.
+    /// The backend.
     ///
     /// # Errors
     /// The device asked for is not there.
     pub fn open(self) -> Result<Box<dyn Backend>> {
-        let cpu = Box::new(Cpu::<f32>::new());
         match self {
-            Device::Cpu => Ok(cpu),
-            Device::Auto => {
-                note(format!("device: {} (this build has no other)", cpu.name()));
-                Ok(cpu)
-            }
+            Device::Auto | Device::Cpu => Ok(Box::new(Cpu::<f32>::new())),
             Device::Cuda(_) => {
                 let fact = "this build has no CUDA backend";
                 Err(Error::new(Kind::Device, format!("--device {self}"), fact, "pass --device cpu"))
@@ -60,6 +54,7 @@ impl fmt::Display for Device {
         match self {
             Device::Auto => f.write_str("auto"),
             Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(0) => f.write_str("cuda"),
             Device::Cuda(index) => write!(f, "cuda:{index}"),
         }
     }

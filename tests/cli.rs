@@ -297,7 +297,7 @@ fn a_result_that_is_not_usable_exits_with_1() {
     assert!(ran.err.contains("`update 2`: the gradient of "), "{}", ran.err);
     assert!(!diverged.join("model.safetensors").exists());
 
-    train(&out.path().join("cuda"), &["--device", "cuda:0"]).failed(3, "`--device cuda:0`: ");
+    train(&out.path().join("cuda"), &["--device", "cuda:1"]).failed(3, "`--device cuda:1`: ");
 }
 
 #[test]

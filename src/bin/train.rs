@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use warpfit::classifier::Classifier;
 use warpfit::cli::{be_quiet, note, print};
-use warpfit::device::Device;
 use warpfit::error::Result;
 use warpfit::metrics::{argmax, softmax};
 use warpfit::report::log::{Count, duration, rate};
@@ -46,7 +45,7 @@ fn run(args: Args) -> Result<()> {
     let out = settings.output_dir.display();
     print(format!("saved       {out}"))?;
     if on_sample {
-        let mut classifier = Classifier::open(&settings.output_dir, Device::Cpu.open()?, 2048, sample::SENTENCES.len())?;
+        let mut classifier = Classifier::open(&settings.output_dir, settings.device.open()?, 2048, sample::SENTENCES.len())?;
         let length = classifier.source.max_length(None)?;
         let encoded = classifier.source.tokenizer()?.encode(&sample::SENTENCES, length, &|_| ())?;
         let logits = classifier.logits(&encoded, |_, _| ())?;

@@ -20,6 +20,7 @@ use crate::cli::note;
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
+use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
@@ -74,6 +75,9 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
     let resumes = settings.resume_from_checkpoint.is_some();
     RunDir::check(&settings.output_dir, settings.overwrite_output_dir || resumes || settings.dry_run)?;
     let backend = settings.device.open()?;
+    if settings.device == Device::Auto {
+        note(format!("device: {}; this build has no other", backend.name()));
+    }
     let source = ModelDir::read(&settings.model)?;
     let max_length = source.max_length(settings.max_length)?;
     let data = Data::read(settings, &source.config, source.tokenizer()?, max_length)?;
