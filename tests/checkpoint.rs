@@ -1,6 +1,6 @@
 //! safetensors: the golden files in full, write and read back bit for bit, and every fault a file can have.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -9,20 +9,7 @@ use warpfit::checkpoint::weights::{Weights, resolve, write};
 use warpfit::model::config::Config;
 use warpfit::model::names::{Param, params};
 
-const FOLDERS: [&str; 8] = [
-    "distilbert-a/hf",
-    "distilbert-b/hf",
-    "bert-a/hf",
-    "text/hf",
-    "train/hf_init",
-    "train/hf_final",
-    "train-accumulate/hf_init",
-    "train-accumulate/hf_final",
-];
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
-}
+use crate::fixtures::{FOLDERS, golden};
 
 fn inventory(folder: &str) -> Vec<Param> {
     params(&Config::read(&golden(folder).join("config.json")).unwrap())

@@ -1,26 +1,13 @@
 //! config.json: every golden one read and written back unchanged, the defaults, and everything that is refused.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use warpfit::model::config::{Arch, Config};
 use warpfit::model::names::{Init, params};
 
-const FOLDERS: [&str; 8] = [
-    "distilbert-a/hf",
-    "distilbert-b/hf",
-    "bert-a/hf",
-    "text/hf",
-    "train/hf_init",
-    "train/hf_final",
-    "train-accumulate/hf_init",
-    "train-accumulate/hf_final",
-];
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
-}
+use crate::fixtures::{FOLDERS, golden};
 
 fn parse(json: &Value) -> warpfit::Result<Config> {
     Config::parse(json.to_string().as_bytes(), "config.json")

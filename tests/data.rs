@@ -19,9 +19,7 @@ use warpfit::data::loader::{Loader, randperm, row_order};
 use warpfit::data::pack::PackedBatch;
 use warpfit::data::tokenize::{Encoded, Tokenizer};
 
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
+use crate::fixtures::golden;
 
 fn json_lines(path: PathBuf) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()

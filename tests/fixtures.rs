@@ -41,6 +41,18 @@ pub fn allocations(f: impl FnOnce()) -> usize {
     ALLOCATIONS.get() - before
 }
 
+/// The golden model folders.
+pub const FOLDERS: [&str; 8] = [
+    "distilbert-a/hf",
+    "distilbert-b/hf",
+    "bert-a/hf",
+    "text/hf",
+    "train/hf_init",
+    "train/hf_final",
+    "train-accumulate/hf_init",
+    "train-accumulate/hf_final",
+];
+
 pub fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
 }

@@ -2,7 +2,6 @@
 //! by brute force; what a run shows while it goes on.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,14 +13,7 @@ use warpfit::metrics::{Metric, Metrics, argmax, softmax};
 use warpfit::report::log::{self, Bytes, Count, Progress};
 use warpfit::train::schedule::{Schedule, ScheduleKind, total_updates, updates_per_epoch, warmup_updates};
 
-fn golden(path: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path);
-    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-fn golden_json(path: &str) -> Value {
-    serde_json::from_slice(&golden(path)).unwrap()
-}
+use crate::fixtures::{Tensors, json};
 
 /// A case of golden/metrics.json: labels, scores (rows, classes), classes.
 fn case(case: &Value) -> (Vec<u32>, Vec<f64>, usize) {
@@ -56,7 +48,7 @@ fn assert_same(place: &str, found: &Value, wanted: &Value) {
 
 #[test]
 fn metrics_equal_scikit_learn() {
-    let cases = golden_json("metrics.json");
+    let cases = json("metrics.json");
     assert_eq!(cases.as_array().unwrap().len(), 5);
     for wanted in cases.as_array().unwrap() {
         let (labels, scores, classes) = case(wanted);
@@ -86,7 +78,7 @@ fn metrics_equal_scikit_learn() {
 
 #[test]
 fn the_report_is_scikit_learns() {
-    let cases = golden_json("metrics.json");
+    let cases = json("metrics.json");
     let report = |i: usize, names: &[&str], digits| {
         let (labels, scores, classes) = case(&cases[i]);
         let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
@@ -292,7 +284,7 @@ fn metric_names_and_which_is_better() {
 #[test]
 fn learning_rates_equal_the_trainers() {
     for (case, batch, accumulation, total) in [("train", 8usize, 1, 24), ("train-accumulate", 9, 3, 8)] {
-        let steps = golden_json(&format!("{case}/losses.json"));
+        let steps = json(&format!("{case}/losses.json"));
         let steps = steps["train"].as_array().unwrap();
         let per_epoch = updates_per_epoch(96usize.div_ceil(batch), accumulation);
         assert_eq!(total_updates(2.0, per_epoch), total);
@@ -303,12 +295,9 @@ fn learning_rates_equal_the_trainers() {
         }
     }
     for case in ["distilbert-a", "distilbert-b", "bert-a"] {
-        let bytes = golden(&format!("{case}/adamw.safetensors"));
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let lr = tensors.tensor("lr").unwrap();
-        let wanted: Vec<f64> = lr.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
+        let tensors = Tensors::read(&format!("{case}/adamw.safetensors"));
         let schedule = Schedule { kind: ScheduleKind::Linear, base_lr: 5e-4, warmup: 2, total: 12 };
-        assert_eq!((1..=12).map(|update| schedule.lr(update)).collect::<Vec<_>>(), wanted, "{case}");
+        assert_eq!((1..=12).map(|update| schedule.lr(update)).collect::<Vec<_>>(), tensors.get("lr"), "{case}");
     }
 }
 
