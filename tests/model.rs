@@ -74,7 +74,7 @@ fn golden_forward() {
     }
 }
 
-fn backward<T: Real>(case: &str, last_rows: Rows) {
+fn backward<T: Real>(case: &str, last_rows: Rows, scale: f64) {
     let batch = inputs(case);
     let want = Tensors::read(&format!("{case}/backward.safetensors"));
     let mut model = model::<T>(&format!("{case}/hf"), last_rows, &batch, Hyper::default());
@@ -85,14 +85,14 @@ fn backward<T: Real>(case: &str, last_rows: Rows) {
         let got = model.read(model.plan.grad(slot.view)).unwrap();
         let want = want.get(name);
         let difference = max_abs_difference(&got, want);
-        let bound = if is_key_bias(name) { 1e-6 } else { 2e-5 * max_abs(want) };
+        let bound = scale * if is_key_bias(name) { 1e-6 } else { 2e-5 * max_abs(want) };
         assert!(difference <= bound, "{case} gradient of {name}: {difference:e} over {bound:e}");
         error += got.iter().zip(want).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
         norm += got.iter().map(|x| x * x).sum::<f64>();
     }
     let (error, norm) = (error.sqrt(), norm.sqrt());
     let want = want.scalar("grad_norm");
-    assert!(error < 1e-5 * want, "{case} all gradients: {error:e}");
+    assert!(error < 1e-5 * scale * want, "{case} all gradients: {error:e}");
     assert!((norm / want - 1.0).abs() < 5e-6, "{case} gradient norm {norm}");
     model.update().unwrap();
     let reported = model.take_status().unwrap().grad_norm;
@@ -103,8 +103,9 @@ fn backward<T: Real>(case: &str, last_rows: Rows) {
 fn golden_backward() {
     for case in CASES {
         for last_rows in [Rows::Tokens, Rows::Seqs] {
-            backward::<f32>(case, last_rows);
-            backward::<f64>(case, last_rows);
+            backward::<f32>(case, last_rows, 1.0);
+            // In f64 what is left is the rounding of the files.
+            backward::<f64>(case, last_rows, 0.05);
         }
     }
 }

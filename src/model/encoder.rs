@@ -40,7 +40,6 @@ impl Encoder {
     pub fn new(plan: &Plan) -> Encoder {
         let Config { dim, norm_eps: eps, dropout: p, pad_token_id: pad, .. } = plan.config;
         let (e, d) = (&plan.embeddings, &plan.backward);
-        // What flows back into the embeddings: of the last hidden state, or of [CLS] alone where there is no layer.
         let embed = Embed {
             word: e.word,
             position: e.position,

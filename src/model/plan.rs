@@ -271,7 +271,7 @@ impl Plan {
             dense: affine(),
             classifier: affine(),
             weights,
-            first: if last_rows == Rows::Seqs && config.layers > 0 { last } else { arena.activation("head.first", seqs * dim) },
+            first: if last_rows == Rows::Seqs { last } else { arena.activation("head.first", seqs * dim) },
             pre_act: arena.activation("head.pre_act", seqs * dim),
             act: arena.activation("head.act", seqs * dim),
             logits: arena.activation("head.logits", seqs * classes),

@@ -34,7 +34,7 @@ pub struct Outcome {
     /// Of the model that was saved, on the validation data.
     pub evaluation: Option<Evaluation>,
     pub test: Option<Evaluation>,
-    /// How the head was set, where it was not read.
+    /// Of the training loop.
     pub seconds: f64,
     pub updates: usize,
 }
