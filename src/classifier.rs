@@ -36,7 +36,7 @@ impl Classifier {
         let source = ModelDir::read(path)?;
         let tokens = tokens.max(source.config.positions);
         let seqs = seqs.min(tokens); // a row has at least one
-        let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32 };
+        let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32, tf32: false };
         let mut model = Model::new(&source.config, what_for, Hyper::default(), backend)?;
         let drawn = source.load_weights(&mut model, 0)?;
         if !drawn.is_empty() {

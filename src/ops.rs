@@ -8,6 +8,8 @@ use crate::error::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
     F32,
+    /// Of weights and activations on a GPU: what is summed, and every statistic, is F32.
+    Bf16,
     /// For gradient checks on the CPU, and for the status block.
     F64,
     I32,
@@ -17,6 +19,7 @@ impl DType {
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
+            DType::Bf16 => 2,
             DType::F32 | DType::I32 => 4,
             DType::F64 => 8,
         }
@@ -74,8 +77,10 @@ pub struct Inputs {
 pub struct Layout {
     /// Size of the arena.
     pub bytes: usize,
-    /// Of weights and activations: F32, or F64 on the CPU.
+    /// Of activations, and of the weights in products: F32; Bf16 on a GPU; F64 on the CPU.
     pub dtype: DType,
+    /// Products of F32 may round their operands to TF32 (10 bits of fraction).
+    pub tf32: bool,
     pub inputs: Inputs,
     /// Tokens of the longest sequence to come.
     pub longest: usize,
@@ -143,7 +148,7 @@ pub struct Embed {
     pub dim: usize,
 }
 
-/// `y = x W^T + b`.
+/// `y = x W^T + b`, `b` of the type of `y`.
 /// Backward: `dx = dy W` (`dx += dy W` with `add`), `dw += dy^T x`, `db += column sums of dy`.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
@@ -271,14 +276,22 @@ pub struct GradNorm {
     pub status: View, // F64, see Status
 }
 
+/// `y = x`, rounded to the type of `y`.
+#[derive(Clone, Copy, Debug)]
+pub struct Cast {
+    pub x: View, // (len)
+    pub y: View, // (len)
+}
+
 /// AdamW (Loshchilov & Hutter, arXiv 1711.05101; `torch.optim.AdamW`) over all parameters at once, t = `Step::update`:
 /// n the gradient norm in the status block, `g = grads * min(1, max_norm / (n + 1e-6))`, `p *= 1 - lr * decay`, `m = b1 m + (1 - b1) g`,
 /// `v = b2 v + (1 - b2) g^2`, `p -= lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`. The gradients are zero afterwards.
 /// The first `decayed` elements have weight decay. Where the loss or n is not finite nothing changes, the gradients
-/// neither, and the status block counts it.
+/// neither, and the status block counts it. `copy` becomes `params`, rounded.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     pub params: View, // flat
+    pub copy: View,   // what products read, or NONE where they read params
     pub grads: View,
     pub m: View,
     pub v: View,
@@ -353,6 +366,7 @@ pub trait Backend: Send {
     fn first_row_bwd(&mut self, op: &FirstRow) -> Result<()>;
     fn xent_fwd(&mut self, op: &Xent) -> Result<()>;
     fn xent_bwd(&mut self, op: &Xent) -> Result<()>;
+    fn cast(&mut self, op: &Cast) -> Result<()>;
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()>;
     fn adamw(&mut self, op: &AdamW) -> Result<()>;
 }
@@ -367,6 +381,7 @@ impl dyn Backend {
         }
         match view.dtype {
             DType::F32 => get::<f32>(self, view),
+            DType::Bf16 => get::<half::bf16>(self, view),
             DType::F64 => get::<f64>(self, view),
             DType::I32 => get::<i32>(self, view),
         }
@@ -377,6 +392,10 @@ impl dyn Backend {
         match view.dtype {
             DType::F32 => {
                 let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+                self.upload(view, bytemuck::cast_slice(&values))
+            }
+            DType::Bf16 => {
+                let values: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f64(x)).collect();
                 self.upload(view, bytemuck::cast_slice(&values))
             }
             DType::F64 => self.upload(view, bytemuck::cast_slice(values)),

@@ -115,7 +115,7 @@ pub fn pack(ids: &[i32], mask: &[i32], types: &[i32], labels: &[i32]) -> PackedB
 /// A model of a golden folder, planned for training at a size that holds `batch`.
 pub fn model<T: Real>(folder: &str, last_rows: Rows, batch: &PackedBatch, hyper: Hyper) -> Model {
     let config = Config::read(&golden(folder).join("config.json")).unwrap();
-    let what_for = Use { train: true, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: T::DTYPE };
+    let what_for = Use { train: true, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: T::DTYPE, tf32: false };
     let backend: Box<dyn Backend> = Box::new(Cpu::<T>::poisoned());
     let mut model = Model::new(&config, what_for, hyper, backend).unwrap();
     let weights = Tensors::read(&format!("{folder}/model.safetensors"));

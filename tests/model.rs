@@ -287,7 +287,7 @@ fn part(batch: &PackedBatch, seqs: Range<usize>) -> PackedBatch {
 
 /// On the CPU, with random weights throughout: biases too, and norms around 1.
 fn random_model<T: Real>(config: &Config, last_rows: Rows, train: bool, batch: &PackedBatch) -> Model {
-    let what_for = Use { train, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: T::DTYPE };
+    let what_for = Use { train, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: T::DTYPE, tf32: false };
     let hyper = Hyper { label_smoothing: 0.1, ..Hyper::default() };
     let mut model = Model::new(config, what_for, hyper, Box::new(Cpu::<T>::poisoned())).unwrap();
     for slot in model.plan.slots.clone() {
@@ -509,7 +509,7 @@ fn plans() -> Vec<Plan> {
     for arch in ARCHS {
         for last_rows in [Rows::Tokens, Rows::Seqs] {
             for train in [true, false] {
-                plans.push(Plan::new(&small(arch), Use { train, last_rows, tokens: 50, seqs: 5, dtype: DType::F32 }));
+                plans.push(Plan::new(&small(arch), Use { train, last_rows, tokens: 50, seqs: 5, dtype: DType::F32, tf32: false }));
             }
         }
     }

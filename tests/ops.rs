@@ -20,7 +20,7 @@ fn cpu(dtype: DType) -> Box<dyn Backend> {
     match dtype {
         DType::F32 => Box::new(Cpu::<f32>::poisoned()),
         DType::F64 => Box::new(Cpu::<f64>::poisoned()),
-        DType::I32 => panic!("no backend computes in integers"),
+        DType::I32 | DType::Bf16 => panic!("the CPU does not compute in {dtype:?}"),
     }
 }
 

@@ -254,6 +254,7 @@ fn golden_minilm() {
         tokens: batch.rows(),
         seqs: batch.seqs(),
         dtype: warpfit::ops::DType::F32,
+        tf32: false,
     };
     let backend = Box::new(warpfit::cpu::Cpu::<f32>::poisoned());
     let mut model = warpfit::model::Model::new(&config, what_for, Default::default(), backend).unwrap();

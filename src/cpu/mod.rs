@@ -297,6 +297,13 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(())
     }
 
+    fn cast(&mut self, op: &Cast) -> Result<()> {
+        // SAFETY: distinct buffers.
+        let (x, y) = unsafe { (self.get(op.x, op.x.len), self.get_mut(op.y, op.x.len)) };
+        y.copy_from_slice(x);
+        Ok(())
+    }
+
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {
         adamw::grad_norm(self, op);
         Ok(())

@@ -8,7 +8,7 @@ pub mod plan;
 
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
-use crate::ops::{AdamW, Backend, DType, GradNorm, Status, Step, View};
+use crate::ops::{AdamW, Backend, Cast, DType, GradNorm, Status, Step, View};
 use plan::{Plan, Use};
 
 /// The constants of the loss and of the optimizer; see [`crate::ops`] for their maths.
@@ -37,6 +37,10 @@ pub struct Model {
     head: head::Head,
     grad_norm: GradNorm,
     adamw: AdamW,
+    /// Makes the copy of the parameters that products read, where there is one.
+    copy: Option<Cast>,
+    /// The parameters have been written since it was made.
+    copy_is_old: bool,
     backend: Box<dyn Backend>,
 }
 
@@ -52,6 +56,7 @@ impl Model {
         backend.zero(plan.status)?;
         let adamw = AdamW {
             params: plan.params,
+            copy: if plan.weights == plan.params { View::NONE } else { plan.weights },
             grads: plan.grads,
             m: plan.m,
             v: plan.v,
@@ -68,6 +73,8 @@ impl Model {
             head: head::Head::new(&plan, hyper.label_smoothing),
             grad_norm: GradNorm { grads: plan.grads, status: plan.status },
             adamw,
+            copy: (plan.weights != plan.params).then_some(Cast { x: plan.params, y: plan.weights }),
+            copy_is_old: true,
             plan,
             backend,
         };
@@ -81,6 +88,7 @@ impl Model {
 
     /// Forward and backward of one micro-batch; its gradients add to those that stand.
     pub fn accumulate(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
+        self.renew_copy()?;
         let b = self.backend.as_mut();
         b.stage(batch, step)?;
         self.encoder.forward(b)?;
@@ -98,6 +106,7 @@ impl Model {
 
     /// The logits of a batch, (seqs, classes), and the loss of each row, (seqs).
     pub fn infer(&mut self, batch: &PackedBatch) -> Result<(Vec<f64>, Vec<f64>)> {
+        self.renew_copy()?;
         let b = self.backend.as_mut();
         b.stage(batch, &Step::INFER)?;
         self.encoder.forward(b)?;
@@ -126,7 +135,17 @@ impl Model {
 
     /// Sets the front of a view of floats.
     pub fn write(&mut self, view: View, values: &[f64]) -> Result<()> {
+        self.copy_is_old = true;
         self.backend.write(view, values)
+    }
+
+    /// What products read follows the parameters; after an update AdamW has seen to it.
+    fn renew_copy(&mut self) -> Result<()> {
+        if let (Some(cast), true) = (&self.copy, self.copy_is_old) {
+            self.backend.cast(cast)?;
+            self.copy_is_old = false;
+        }
+        Ok(())
     }
 
     /// Fills `out` with the elements of a view of floats, as checkpoints hold them.
@@ -153,6 +172,7 @@ impl Model {
 
     /// Sets them all; one list a parameter.
     pub fn write_all(&mut self, flat: View, values: &[Vec<f32>]) -> Result<()> {
+        self.copy_is_old = true;
         for (i, values) in values.iter().enumerate() {
             let view = self.plan.beside(self.plan.slots[i].view, flat);
             assert_eq!(view.len, values.len(), "{}", self.plan.slots[i].param.name);

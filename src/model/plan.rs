@@ -23,8 +23,11 @@ pub struct Use {
     /// The most tokens and the most sequences of a batch.
     pub tokens: usize,
     pub seqs: usize,
-    /// Of weights and activations: F32, or F64 on the CPU.
+    /// Of activations, and of the weights in products: F32; Bf16 on a GPU; F64 on the CPU. Everything else (master
+    /// weights, statistics, logits, gradients of parameters) is F32 beside Bf16.
     pub dtype: DType,
+    /// See [`Layout::tf32`].
+    pub tf32: bool,
 }
 
 /// A weight and its bias, or a norm's gamma and beta.
@@ -131,6 +134,8 @@ pub struct Plan {
     pub status: View, // F64, Status::LEN
     /// All parameters end to end, in Hugging Face's order within the two groups: those with weight decay come first.
     pub params: View,
+    /// What products read: `params`, or a copy of them in Bf16.
+    pub weights: View,
     /// Elements of `params` that have weight decay.
     pub decayed: usize,
     pub grads: View, // as params
@@ -147,6 +152,8 @@ pub struct Plan {
 /// Hands out the arena from front to back.
 struct Arena {
     dtype: DType,
+    /// Of what is not rounded to Bf16.
+    exact: DType,
     train: bool,
     bytes: usize,
     buffers: Vec<Buffer>,
@@ -160,26 +167,33 @@ impl Arena {
         view
     }
 
-    fn take(&mut self, part: Part, name: impl Into<String>, len: usize) -> View {
-        self.typed(part, name, len, self.dtype)
+    /// Not rounded, whatever the activations are.
+    fn exact(&mut self, part: Part, name: impl Into<String>, len: usize) -> View {
+        self.typed(part, name, len, self.exact)
     }
 
     fn activation(&mut self, name: impl Into<String>, len: usize) -> View {
-        self.take(Part::Activations, name, len)
+        self.typed(Part::Activations, name, len, self.dtype)
+    }
+
+    /// Means, deviations, log-sums: a few numbers a row.
+    fn statistic(&mut self, name: impl Into<String>, len: usize) -> View {
+        self.exact(Part::Activations, name, len)
     }
 
     /// Of something that only training needs.
-    fn for_training(&mut self, part: Part, name: &str, len: usize) -> View {
-        if self.train { self.take(part, name, len) } else { View::NONE }
+    fn for_training(&mut self, part: Part, name: &str, len: usize, dtype: DType) -> View {
+        if self.train { self.typed(part, name, len, dtype) } else { View::NONE }
     }
 }
 
 impl Plan {
     pub fn new(config: &Config, what_for: Use) -> Plan {
-        let Use { train, last_rows, tokens, seqs, dtype } = what_for;
+        let Use { train, last_rows, tokens, seqs, dtype, tf32 } = what_for;
         let Config { dim, heads, ffn, .. } = *config;
         let classes = config.classes();
-        let mut arena = Arena { dtype, train, bytes: 0, buffers: Vec::new() };
+        let exact = if dtype == DType::Bf16 { DType::F32 } else { dtype };
+        let mut arena = Arena { dtype, exact, train, bytes: 0, buffers: Vec::new() };
 
         let mut input = |name: &str, len| arena.typed(Part::Inputs, name, len, DType::I32);
         let inputs = Inputs {
@@ -192,13 +206,15 @@ impl Plan {
             token_starts: input("token_starts", tokens + 1),
         };
         let status = arena.typed(Part::Inputs, "status", Status::LEN, DType::F64);
-        let weights = arena.take(Part::Inputs, "class weights", classes);
+        let class_weights = arena.exact(Part::Inputs, "class weights", classes);
 
         let (places, decayed, len) = place(names::params(config));
-        let params = arena.take(Part::Weights, "parameters", len);
-        let grads = arena.for_training(Part::Gradients, "gradients", len);
-        let m = arena.for_training(Part::Optimizer, "first moments", len);
-        let v = arena.for_training(Part::Optimizer, "second moments", len);
+        let params = arena.exact(Part::Weights, "parameters", len);
+        let weights =
+            if dtype == exact { params } else { arena.typed(Part::Weights, "parameters in bf16", len, dtype) };
+        let grads = arena.for_training(Part::Gradients, "gradients", len, exact);
+        let m = arena.for_training(Part::Optimizer, "first moments", len, exact);
+        let v = arena.for_training(Part::Optimizer, "second moments", len, exact);
         let slots: Vec<Slot> = places
             .into_iter()
             .map(|(start, param)| Slot { view: params.slice(start, param.shape.iter().product()), param })
@@ -215,7 +231,7 @@ impl Plan {
             types,
             norm: Affine { w: view(), b: view() },
             sum: arena.activation("embeddings.sum", tokens * dim),
-            stats: arena.activation("embeddings.stats", tokens * 2),
+            stats: arena.statistic("embeddings.stats", tokens * 2),
             out: arena.activation("embeddings.out", tokens * dim),
         };
 
@@ -235,6 +251,9 @@ impl Plan {
                     Layer { qkv, output, attn_norm, up, down, ffn_norm, input, ..before.clone() }
                 }
                 _ => {
+                    let mut statistic = |name: &str, len| arena.statistic(format!("layer.{l}.{name}"), len);
+                    let lse = statistic("lse", count * heads);
+                    let (attn_stats, ffn_stats) = (statistic("attn_stats", count * 2), statistic("ffn_stats", count * 2));
                     let mut take = |name: &str, len| arena.activation(format!("layer.{l}.{name}"), len);
                     let pre_act = take("pre_act", count * ffn);
                     Layer {
@@ -250,14 +269,14 @@ impl Plan {
                         projected: take("projected", tokens * if pruned { 2 * dim } else { 3 * dim }),
                         query: if pruned { take("query", seqs * dim) } else { View::NONE },
                         context: take("context", count * dim),
-                        lse: take("lse", count * heads),
+                        lse,
                         attn_sum: take("attn_sum", count * dim),
-                        attn_stats: take("attn_stats", count * 2),
+                        attn_stats,
                         attn_out: take("attn_out", count * dim),
                         pre_act,
                         act: if train { take("act", count * ffn) } else { pre_act },
                         ffn_sum: take("ffn_sum", count * dim),
-                        ffn_stats: take("ffn_stats", count * 2),
+                        ffn_stats,
                         out: if train || pruned { take("out", count * dim) } else { input },
                     }
                 }
@@ -270,14 +289,14 @@ impl Plan {
         let head = Head {
             dense: affine(),
             classifier: affine(),
-            weights,
+            weights: class_weights,
             first: if last_rows == Rows::Seqs { last } else { arena.activation("head.first", seqs * dim) },
             pre_act: arena.activation("head.pre_act", seqs * dim),
             act: arena.activation("head.act", seqs * dim),
-            logits: arena.activation("head.logits", seqs * classes),
-            loss: arena.activation("head.loss", seqs),
+            logits: arena.statistic("head.logits", seqs * classes),
+            loss: arena.statistic("head.loss", seqs),
         };
-        let mut grad = |name, len| arena.for_training(Part::ActivationGradients, name, len);
+        let mut grad = |name, len| arena.for_training(Part::ActivationGradients, name, len, dtype);
         let backward = Backward {
             hidden: grad("d hidden", tokens * dim),
             branch: grad("d branch", tokens * dim),
@@ -292,9 +311,17 @@ impl Plan {
         Plan {
             config: config.clone(),
             what_for,
-            layout: Layout { bytes: arena.bytes, dtype, inputs, longest: config.positions.min(tokens), params: params.len },
+            layout: Layout {
+                bytes: arena.bytes,
+                dtype,
+                tf32,
+                inputs,
+                longest: config.positions.min(tokens),
+                params: params.len,
+            },
             status,
             params,
+            weights,
             decayed,
             grads,
             m,
@@ -323,8 +350,11 @@ impl Plan {
 
     /// The op `y = x W^T + b` with its gradients; `dx` is overwritten.
     pub fn linear(&self, weights: Affine, [x, y]: [View; 2], [dy, dx]: [View; 2], rows: Rows) -> Linear {
-        let Affine { w, b } = weights;
-        Linear { x, w, b, y, dy, dx, dw: self.grad(w), db: self.grad(b), add: false, k: w.len / b.len, n: b.len, rows }
+        let (dw, db) = (self.grad(weights.w), self.grad(weights.b));
+        let (k, n) = (weights.w.len / weights.b.len, weights.b.len);
+        let w = self.beside(weights.w, self.weights);
+        let b = if y.dtype == weights.b.dtype { weights.b } else { self.beside(weights.b, self.weights) };
+        Linear { x, w, b, y, dy, dx, dw, db, add: false, k, n, rows }
     }
 
     /// Parameters of the model, as people count them.

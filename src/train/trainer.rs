@@ -100,7 +100,7 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         (tokens, seqs) = (tokens.max(largest.0), seqs.max(largest.1));
     }
     let Precision::Fp32 = settings.precision;
-    let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32 };
+    let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32, tf32: false };
     let batches = data.train.rows().div_ceil(settings.batch_size);
     let updates_per_epoch = updates_per_epoch(batches, settings.gradient_accumulation_steps);
     let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));

@@ -245,7 +245,7 @@ impl Case {
         let bytes = (builder.bytes + GUARD).next_multiple_of(ALIGN);
         let Builder { tensors, places, .. } = builder;
         let params = tensors.iter().map(|t| t.view.len).max().unwrap();
-        let layout = Layout { bytes, dtype, inputs, longest: batch.longest, params };
+        let layout = Layout { bytes, dtype, tf32: false, inputs, longest: batch.longest, params };
         backend.reserve(&layout).unwrap();
         let arena = View { offset: 0, len: bytes / 4, dtype: DType::I32 };
         backend.upload(arena, &vec![GUARD_BYTE; bytes]).unwrap();
@@ -486,7 +486,7 @@ pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
         b.map("v", |v| v * v);
         let status = b.status(Status { loss: 0.5, loss_sum: 0.25, grad_norm: norm, skipped: 1.0 });
         let (beta1, beta2, eps, weight_decay) = (0.9, 0.999, 1e-8, 0.1);
-        Op::AdamW(AdamW { params, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm })
+        Op::AdamW(AdamW { params, copy: View::NONE, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm })
     })
 }
 

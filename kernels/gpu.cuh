@@ -1,0 +1,116 @@
+// What every kernel includes: types, 16-byte packs, warp and block reductions, dropout. CUDA under nvcc; under a host
+// compiler the virtual GPU's header stands in, and the same sources run without a GPU.
+// A kernel has one parameter, a struct of arguments; KERNEL(name, body, arguments, threads a block) makes it. build.rs reads
+// the structs and the KERNEL lines and writes the host's side of them.
+#pragma once
+#ifdef __CUDACC__
+#include <cstdint>
+#include <cuda_bf16.h>
+#define DYNAMIC_SHARED(T, name)                          \
+    extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+    T* name = reinterpret_cast<T*>(name##_bytes)
+#define KERNEL(name, body, Args, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a) { body(a); }
+#else
+#include "vgpu.h"
+#endif
+
+using bf16 = __nv_bfloat16;
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+__device__ __forceinline__ int lane() { return threadIdx.x & 31; }
+__device__ __forceinline__ int warp() { return threadIdx.x >> 5; }
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+template <class T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16(x); }
+
+// ---- packs: neighbouring elements moved by one load or store
+
+// Elements in 16 bytes, the widest access.
+template <class T> constexpr int PACK = 16 / sizeof(T);
+
+template <int BYTES> struct Word;
+template <> struct Word<16> { using type = uint4; };
+template <> struct Word<8> { using type = uint2; };
+template <> struct Word<4> { using type = unsigned; };
+template <> struct Word<2> { using type = unsigned short; };
+
+// N elements as floats; p is aligned to their size.
+template <int N, class T> __device__ __forceinline__ void load(float (&x)[N], const T* p) {
+    union { typename Word<N * sizeof(T)>::type word; T elements[N]; } u;
+    u.word = *reinterpret_cast<const typename Word<N * sizeof(T)>::type*>(p);
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = to_float(u.elements[i]);
+}
+
+template <int N, class T> __device__ __forceinline__ void store(T* p, const float (&x)[N]) {
+    union { typename Word<N * sizeof(T)>::type word; T elements[N]; } u;
+#pragma unroll
+    for (int i = 0; i < N; i++) u.elements[i] = from_float<T>(x[i]);
+    *reinterpret_cast<typename Word<N * sizeof(T)>::type*>(p) = u.word;
+}
+
+// ---- reductions, in a fixed order; every thread gets the result
+
+template <class T> __device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
+    return x;
+}
+
+// Over a block of THREADS; may be called again without a barrier in between.
+template <int THREADS, class T> __device__ __forceinline__ T block_sum(T x) {
+    __shared__ T parts[THREADS / 32];
+    x = warp_sum(x);
+    __syncthreads();
+    if (lane() == 0) parts[warp()] = x;
+    __syncthreads();
+    return warp_sum(lane() < THREADS / 32 ? parts[lane()] : T(0));
+}
+
+// ---- dropout: Philox4x32-10 (Salmon et al., SC 2011), as src/random.rs has it
+
+// A place of dropout in this step; see DropSite in src/ops.rs. Nothing is dropped where threshold is 0: scale is 1 then.
+struct Drop {
+    unsigned key_low;
+    unsigned key_high;
+    unsigned site;
+    unsigned threshold;
+    float scale;
+};
+
+// The four words of columns 4 * block .. 4 * block + 3 of a row.
+__device__ __forceinline__ uint4 philox(const Drop& drop, unsigned block, unsigned row) {
+    uint4 c = make_uint4(block, row, drop.site, 0);
+    unsigned k0 = drop.key_low, k1 = drop.key_high;
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        unsigned a = __umulhi(0xD2511F53u, c.x), b = __umulhi(0xCD9E8D57u, c.z);
+        c = make_uint4(b ^ c.y ^ k0, 0xCD9E8D57u * c.z, a ^ c.w ^ k1, 0xD2511F53u * c.x);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return c;
+}
+
+// What an element is multiplied with, by its word.
+__device__ __forceinline__ float drop_factor(const Drop& drop, unsigned word) { return word < drop.threshold ? 0.0f : drop.scale; }
+
+// The factors of columns 4 * block .. 4 * block + 3 of a row.
+__device__ __forceinline__ void drop_factors(float (&factors)[4], const Drop& drop, unsigned block, unsigned row) {
+    uint4 words = philox(drop, block, row);
+    factors[0] = drop_factor(drop, words.x);
+    factors[1] = drop_factor(drop, words.y);
+    factors[2] = drop_factor(drop, words.z);
+    factors[3] = drop_factor(drop, words.w);
+}

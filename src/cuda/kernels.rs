@@ -1,0 +1,107 @@
+//! The kernels as the host sees them: argument structs and the table of all, written by build.rs from kernels/*.cu.
+
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, sys};
+use cudarc::nvrtc::Ptx;
+
+use super::device::{failed, image_error};
+use crate::error::Result;
+use crate::ops::DType;
+
+/// An address in device memory; 0 stands for null.
+pub type Ptr = u64;
+
+/// A place of dropout in this step, as kernels/gpu.cuh has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Drop {
+    pub key_low: u32,
+    pub key_high: u32,
+    pub site: u32,
+    pub threshold: u32,
+    pub scale: f32,
+}
+
+/// A kernel that takes `A`.
+pub struct Kernel<A> {
+    name: &'static str,
+    function: CudaFunction,
+    threads: u32,
+    arguments: PhantomData<fn(A)>,
+}
+
+impl<A: DeviceRepr> Kernel<A> {
+    /// Queues the kernel on `stream`: so many blocks, each with `shared` bytes of dynamic shared memory.
+    ///
+    /// # Safety
+    /// The addresses in `arguments` hold what the kernel reads and writes there.
+    pub unsafe fn launch(&self, stream: &CudaStream, grid: [usize; 3], shared: usize, arguments: &A) -> Result<()> {
+        let [x, y, z] = grid.map(|blocks| blocks as u32);
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (self.threads, 1, 1), shared_mem_bytes: shared as u32 };
+        // SAFETY: by contract; the struct is the kernel's own, generated from its source.
+        unsafe { stream.launch_builder(&self.function).arg(arguments).launch(config) }.map_err(failed(self.name))?;
+        Ok(())
+    }
+
+    /// Lets launches ask for up to `bytes` of dynamic shared memory; 48 KiB need no asking.
+    pub fn allow_shared(&self, bytes: usize) -> Result<()> {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        self.function.set_attribute(attribute, bytes as i32).map_err(failed(self.name))
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> usize {
+        self.threads as usize
+    }
+}
+
+/// A kernel for each type of activations.
+pub struct Typed<A> {
+    pub f32: Kernel<A>,
+    pub bf16: Kernel<A>,
+}
+
+impl<A> Typed<A> {
+    pub fn of(&self, dtype: DType) -> &Kernel<A> {
+        match dtype {
+            DType::F32 => &self.f32,
+            DType::Bf16 => &self.bf16,
+            DType::F64 | DType::I32 => panic!("no kernel computes in {dtype:?}"),
+        }
+    }
+}
+
+/// What build.rs made of a source: machine code, where there was an nvcc, and the kernels' names.
+pub struct Image {
+    pub file: &'static str,
+    pub kernels: &'static [&'static str],
+    pub bytes: &'static [u8],
+}
+
+/// All images, loaded into a context.
+pub struct Loader {
+    functions: HashMap<&'static str, CudaFunction>,
+}
+
+impl Loader {
+    pub fn new(context: &Arc<CudaContext>) -> Result<Loader> {
+        let mut functions = HashMap::new();
+        for image in IMAGES {
+            let module = context.load_module(Ptx::from_binary(image.bytes.to_vec())).map_err(|e| image_error(context, image, e))?;
+            for &name in image.kernels {
+                functions.insert(name, module.load_function(name).map_err(failed(name))?);
+            }
+        }
+        Ok(Loader { functions })
+    }
+
+    fn kernel<A>(&self, name: &'static str, threads: u32) -> Result<Kernel<A>> {
+        let function = self.functions[name].clone();
+        Ok(Kernel { name, function, threads, arguments: PhantomData })
+    }
+}
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
