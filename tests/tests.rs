@@ -8,4 +8,5 @@ mod fixtures;
 mod metrics;
 mod model;
 mod ops;
+mod rounded;
 mod train;
