@@ -94,7 +94,10 @@ fn structs(text: &str, host: &mut String) {
             }
             let _ = writeln!(host, "    pub {field}: {kind},");
         }
-        let _ = writeln!(host, "}}\n// SAFETY: plain old data, laid out as the kernel's own.\nunsafe impl DeviceRepr for {name} {{}}\n");
+        let _ = writeln!(
+            host,
+            "}}\n// SAFETY: plain old data, laid out as the kernel's own.\nunsafe impl DeviceRepr for {name} {{}}\n"
+        );
     }
 }
 
@@ -146,9 +149,13 @@ fn python_nvcc() -> Option<PathBuf> {
 /// Writes `<stem>.image` for each source: a fatbin where there is an nvcc, and behind it the names of its kernels, which is
 /// all that the virtual GPU reads.
 fn compile(nvcc: Option<&Path>, sources: &[PathBuf], out: &Path) {
-    if nvcc.is_none() {
-        println!("cargo::warning=no nvcc found: built without GPU code; see \"nvcc\" in README.md");
+    let archs = env::var("WARPFIT_CUDA_ARCHS").unwrap_or("75 80 86 89 90a".into());
+    println!("cargo::rustc-env=WARPFIT_ARCHS={archs}");
+    match nvcc {
+        Some(nvcc) => println!("cargo::rustc-env=WARPFIT_NVCC={}", version(nvcc)),
+        None => println!("cargo::warning=no nvcc found: built without GPU code; see \"nvcc\" in README.md"),
     }
+    let archs = &archs;
     std::thread::scope(|scope| {
         for source in sources {
             scope.spawn(move || {
@@ -158,7 +165,6 @@ fn compile(nvcc: Option<&Path>, sources: &[PathBuf], out: &Path) {
                 if let Some(nvcc) = nvcc {
                     let mut command = Command::new(nvcc);
                     command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-warn-spills"]);
-                    let archs = env::var("WARPFIT_CUDA_ARCHS").unwrap_or("75 80 86 89 90a".into());
                     for arch in archs.split_whitespace() {
                         command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
                     }
@@ -177,4 +183,12 @@ fn compile(nvcc: Option<&Path>, sources: &[PathBuf], out: &Path) {
             });
         }
     });
+}
+
+/// "13.0".
+fn version(nvcc: &Path) -> String {
+    let output = Command::new(nvcc).arg("--version").output().expect("nvcc starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (_, rest) = text.split_once("release ").expect("nvcc says its release");
+    rest.split(',').next().unwrap().into()
 }

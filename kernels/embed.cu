@@ -7,7 +7,7 @@ template <class T> struct EmbedFwd {
     const int* types;      // (rows)
     const float* word;     // (vocab, dim)
     const float* position; // (positions, dim)
-    const float* type;     // (types, dim) or null
+    const float* type_table; // (types, dim) or null
     T* y;                  // (rows, dim)
     int rows;
     int dim;
@@ -18,7 +18,7 @@ template <class T> __device__ void embed_fwd(const EmbedFwd<T>& a) {
     const int row = blockIdx.x;
     for (int c = threadIdx.x; c < a.dim; c += blockDim.x) {
         float x = a.word[size_t(a.ids[row]) * a.dim + c] + a.position[size_t(a.positions[row]) * a.dim + c];
-        if (a.type) x += a.type[size_t(a.types[row]) * a.dim + c];
+        if (a.type_table) x += a.type_table[size_t(a.types[row]) * a.dim + c];
         a.y[size_t(row) * a.dim + c] = from_float<T>(x);
     }
 }

@@ -45,6 +45,7 @@ pub mod checkpoint;
 pub mod classifier;
 pub mod cli;
 pub mod cpu;
+pub mod cuda;
 pub mod data;
 pub mod device;
 pub mod error;

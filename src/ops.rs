@@ -5,7 +5,7 @@
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     F32,
     /// Of weights and activations on a GPU: what is summed, and every statistic, is F32.
@@ -335,6 +335,9 @@ impl Status {
 pub trait Backend: Send {
     /// For people: "CPU, 2 threads".
     fn name(&self) -> String;
+
+    /// Bytes that a layout may have at the most; None where nobody knows.
+    fn available(&self) -> Result<Option<usize>>;
 
     /// Takes all memory, zeroed. The only allocation.
     fn reserve(&mut self, layout: &Layout) -> Result<()>;

@@ -509,7 +509,8 @@ fn plans() -> Vec<Plan> {
     for arch in ARCHS {
         for last_rows in [Rows::Tokens, Rows::Seqs] {
             for train in [true, false] {
-                plans.push(Plan::new(&small(arch), Use { train, last_rows, tokens: 50, seqs: 5, dtype: DType::F32, tf32: false }));
+                plans
+                    .push(Plan::new(&small(arch), Use { train, last_rows, tokens: 50, seqs: 5, dtype: DType::F32, tf32: false }));
             }
         }
     }

@@ -160,6 +160,10 @@ impl<T: Real> Backend for Cpu<T> {
         format!("CPU, {} threads", rayon::current_num_threads())
     }
 
+    fn available(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         assert_eq!(layout.dtype, T::DTYPE, "the layout's dtype is not this backend's");
         self.arena = Arena::new(layout.bytes)?;

@@ -90,7 +90,8 @@ impl Loader {
     pub fn new(context: &Arc<CudaContext>) -> Result<Loader> {
         let mut functions = HashMap::new();
         for image in IMAGES {
-            let module = context.load_module(Ptx::from_binary(image.bytes.to_vec())).map_err(|e| image_error(context, image, e))?;
+            let module =
+                context.load_module(Ptx::from_binary(image.bytes.to_vec())).map_err(|e| image_error(context, image, e))?;
             for &name in image.kernels {
                 functions.insert(name, module.load_function(name).map_err(failed(name))?);
             }

@@ -16,10 +16,10 @@ mod norm;
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, DeviceRepr};
+use cudarc::driver::{CudaStream, DeviceRepr, result};
 
 use crate::data::pack::PackedBatch;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::ops::*;
 use crate::random::{step_key, threshold};
 use arena::Arena;
@@ -29,10 +29,10 @@ use kernels::{Drop, Kernel, Kernels, Ptr};
 
 /// The backend on one GPU, in f32 or bf16.
 pub struct Cuda {
-    gpu: Gpu,
-    stream: Arc<CudaStream>,
-    arena: Arena,
+    arena: Option<Arena>,
     gemm: Gemm,
+    stream: Arc<CudaStream>,
+    gpu: Gpu,
     step: Step,
     tokens: usize,
     seqs: usize,
@@ -41,4 +41,228 @@ pub struct Cuda {
     distinct: usize,
     /// Tiles of attention in the batch.
     tiles: usize,
+}
+
+impl Cuda {
+    /// # Errors
+    /// There is no such GPU, or something that it needs is missing.
+    pub fn open(index: usize) -> Result<Cuda> {
+        let gpu = Gpu::open(index)?;
+        let stream = gpu.context.new_stream().map_err(failed("stream"))?;
+        let cuda = Cuda {
+            arena: None,
+            gemm: Gemm::new()?,
+            stream,
+            gpu,
+            step: Step::INFER,
+            tokens: 0,
+            seqs: 0,
+            longest: 0,
+            distinct: 0,
+            tiles: 0,
+        };
+        attention::prepare(&cuda)?;
+        Ok(cuda)
+    }
+
+    fn kernels(&self) -> &Kernels {
+        &self.gpu.kernels
+    }
+
+    fn stream(&self) -> &CudaStream {
+        &self.stream
+    }
+
+    /// Compute capability.
+    fn capability(&self) -> (i32, i32) {
+        self.gpu.capability
+    }
+
+    fn arena(&self) -> &Arena {
+        self.arena.as_ref().expect("reserve comes first")
+    }
+
+    fn inputs(&self) -> Inputs {
+        self.arena().layout.inputs
+    }
+
+    /// The address of a view; null for none.
+    fn at(&self, view: View) -> Ptr {
+        self.arena().at(view)
+    }
+
+    /// Working memory until the next op.
+    fn scratch(&self, bytes: usize) -> Ptr {
+        assert!(bytes <= arena::SCRATCH, "{bytes} bytes of working memory");
+        self.arena().scratch()
+    }
+
+    /// (sequence, first row) of each tile of attention.
+    fn tile_list(&self) -> Ptr {
+        self.arena().tiles()
+    }
+
+    fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.tokens,
+            Rows::Seqs => self.seqs,
+        }
+    }
+
+    /// The packed rows whose dropout masks the rows of an op take; null where they are the same.
+    fn token_rows(&self, rows: Rows) -> Ptr {
+        match rows {
+            Rows::Tokens => 0,
+            Rows::Seqs => self.at(self.inputs().cu_seqlens),
+        }
+    }
+
+    /// A place of dropout in this step.
+    fn drop(&self, drop: DropSite) -> Drop {
+        let [key_low, key_high] = step_key(self.step.seed, self.step.update, self.step.micro);
+        let on = self.step.train && drop.p > 0.0;
+        let (threshold, scale) = if on { (threshold(drop.p), 1.0 / (1.0 - f64::from(drop.p))) } else { (0, 1.0) };
+        Drop { key_low, key_high, site: drop.site, threshold, scale: scale as f32 }
+    }
+
+    fn launch<A: DeviceRepr>(&self, kernel: &Kernel<A>, grid: [usize; 3], shared: usize, arguments: &A) -> Result<()> {
+        // SAFETY: the launchers fill the arguments with addresses of the arena.
+        unsafe { kernel.launch(&self.stream, grid, shared, arguments) }
+    }
+
+    fn bind(&self) -> Result<()> {
+        self.gpu.context.bind_to_thread().map_err(failed("device"))
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> String {
+        self.gpu.name.clone()
+    }
+
+    fn available(&self) -> Result<Option<usize>> {
+        let (free, _) = self.gpu.context.mem_get_info().map_err(failed("free memory"))?;
+        Ok(Some(free.saturating_sub(arena::OVERHEAD)))
+    }
+
+    fn reserve(&mut self, layout: &Layout) -> Result<()> {
+        assert!(matches!(layout.dtype, DType::F32 | DType::Bf16), "{:?} is not for GPUs", layout.dtype);
+        if layout.dtype == DType::Bf16 && self.capability() < (8, 0) {
+            let (major, minor) = self.capability();
+            let fact = format!("compute capability {major}.{minor}: products of bf16 need 8.0");
+            return Err(Error::new(Kind::Device, self.name(), fact, "pass --precision fp32"));
+        }
+        // Free what was taken before.
+        self.arena = None;
+        self.arena = Some(Arena::new(&self.gpu, &self.stream, layout)?);
+        Ok(())
+    }
+
+    fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
+        assert!(src.len() <= dst.bytes(), "more than {dst:?} holds");
+        self.bind()?;
+        // SAFETY: inside the arena; the driver has copied `src` when the call returns, or waits.
+        unsafe { result::memcpy_htod_async(self.at(dst), src, self.stream.cu_stream()) }.map_err(failed("upload"))?;
+        self.stream.synchronize().map_err(failed("upload"))
+    }
+
+    fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()> {
+        assert!(dst.len() <= src.bytes(), "more than {src:?} holds");
+        self.bind()?;
+        // SAFETY: inside the arena; `dst` is complete once the stream is.
+        unsafe { result::memcpy_dtoh_async(dst, self.at(src), self.stream.cu_stream()) }.map_err(failed("download"))?;
+        self.stream.synchronize().map_err(failed("download"))
+    }
+
+    fn zero(&mut self, dst: View) -> Result<()> {
+        self.bind()?;
+        // SAFETY: inside the arena.
+        unsafe { result::memset_d8_async(self.at(dst), 0, dst.bytes(), self.stream.cu_stream()) }.map_err(failed("zero"))
+    }
+
+    fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
+        self.bind()?;
+        let arena = self.arena.as_mut().expect("reserve comes first");
+        self.tiles = arena.stage(&self.stream, batch)?;
+        self.step = *step;
+        (self.tokens, self.seqs, self.longest) = (batch.rows(), batch.seqs(), batch.longest);
+        self.distinct = batch.token_starts.len() - 1;
+        Ok(())
+    }
+
+    fn embed_fwd(&mut self, op: &Embed) -> Result<()> {
+        embed::fwd(self, op)
+    }
+
+    fn embed_bwd(&mut self, op: &Embed) -> Result<()> {
+        embed::bwd(self, op)
+    }
+
+    fn linear_fwd(&mut self, op: &Linear) -> Result<()> {
+        gemm::fwd(self, op)
+    }
+
+    fn linear_bwd(&mut self, op: &Linear) -> Result<()> {
+        gemm::bwd(self, op)
+    }
+
+    fn attn_fwd(&mut self, op: &Attn) -> Result<()> {
+        attention::fwd(self, op)
+    }
+
+    fn attn_bwd(&mut self, op: &Attn) -> Result<()> {
+        attention::bwd(self, op)
+    }
+
+    fn add_norm_fwd(&mut self, op: &AddNorm) -> Result<()> {
+        norm::fwd(self, op)
+    }
+
+    fn add_norm_bwd(&mut self, op: &AddNorm) -> Result<()> {
+        norm::bwd(self, op)
+    }
+
+    fn act_fwd(&mut self, op: &Act) -> Result<()> {
+        linear::act_fwd(self, op)
+    }
+
+    fn act_bwd(&mut self, op: &Act) -> Result<()> {
+        linear::act_bwd(self, op)
+    }
+
+    fn dropout_fwd(&mut self, op: &Dropout) -> Result<()> {
+        dropout::apply(self, op, op.x)
+    }
+
+    fn dropout_bwd(&mut self, op: &Dropout) -> Result<()> {
+        dropout::apply(self, op, op.dy)
+    }
+
+    fn first_row_fwd(&mut self, op: &FirstRow) -> Result<()> {
+        embed::first_row_fwd(self, op)
+    }
+
+    fn first_row_bwd(&mut self, op: &FirstRow) -> Result<()> {
+        embed::first_row_bwd(self, op)
+    }
+
+    fn xent_fwd(&mut self, op: &Xent) -> Result<()> {
+        loss::fwd(self, op)
+    }
+
+    fn xent_bwd(&mut self, op: &Xent) -> Result<()> {
+        loss::bwd(self, op)
+    }
+
+    fn cast(&mut self, op: &Cast) -> Result<()> {
+        adamw::cast(self, op)
+    }
+
+    fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {
+        adamw::grad_norm(self, op)
+    }
+
+    fn adamw(&mut self, op: &AdamW) -> Result<()> {
+        adamw::adamw(self, op)
+    }
 }

@@ -210,8 +210,7 @@ impl Plan {
 
         let (places, decayed, len) = place(names::params(config));
         let params = arena.exact(Part::Weights, "parameters", len);
-        let weights =
-            if dtype == exact { params } else { arena.typed(Part::Weights, "parameters in bf16", len, dtype) };
+        let weights = if dtype == exact { params } else { arena.typed(Part::Weights, "parameters in bf16", len, dtype) };
         let grads = arena.for_training(Part::Gradients, "gradients", len, exact);
         let m = arena.for_training(Part::Optimizer, "first moments", len, exact);
         let v = arena.for_training(Part::Optimizer, "second moments", len, exact);
@@ -311,14 +310,7 @@ impl Plan {
         Plan {
             config: config.clone(),
             what_for,
-            layout: Layout {
-                bytes: arena.bytes,
-                dtype,
-                tf32,
-                inputs,
-                longest: config.positions.min(tokens),
-                params: params.len,
-            },
+            layout: Layout { bytes: arena.bytes, dtype, tf32, inputs, longest: config.positions.min(tokens), params: params.len },
             status,
             params,
             weights,

@@ -1,0 +1,121 @@
+//! All memory of the backend: one allocation for the plan's views, working memory shared by the launches of the stream, and
+//! what a batch needs on its way to the GPU.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, PinnedHostSlice, result};
+
+use super::device::{Gpu, failed};
+use super::kernels::Ptr;
+use crate::data::pack::PackedBatch;
+use crate::error::Result;
+use crate::ops::{Layout, View};
+
+/// Working memory: partial sums, and cuBLASLt's workspace (32 MiB is what its manual asks for on Hopper).
+pub const SCRATCH: usize = 32 << 20;
+/// What an arena takes beside its layout.
+pub const OVERHEAD: usize = SCRATCH + (2 << 20);
+/// Rows of one tile of attention.
+pub const TILE: usize = 64;
+
+pub struct Arena {
+    pub layout: Layout,
+    base: Ptr,
+    scratch: Ptr,
+    /// (sequence, first row) of each tile of attention.
+    tiles: Ptr,
+    staging: [Staging; 2],
+    /// Which of them is next.
+    turn: usize,
+    // Freed when the arena is dropped.
+    _memory: [CudaSlice<u8>; 3],
+}
+
+/// Page-locked memory that the GPU fetches a batch from, on its own time.
+struct Staging {
+    buffer: PinnedHostSlice<i32>,
+    /// The GPU has fetched it.
+    fetched: CudaEvent,
+}
+
+impl Arena {
+    pub fn new(gpu: &Gpu, stream: &Arc<CudaStream>, layout: &Layout) -> Result<Arena> {
+        let inputs = layout.inputs;
+        let most_tiles = inputs.ids.len / TILE + inputs.labels.len;
+        let take = |bytes: usize| {
+            let mut memory: CudaSlice<u8> = unsafe { stream.alloc(bytes) }.map_err(failed("device memory"))?;
+            stream.memset_zeros(&mut memory).map_err(failed("device memory"))?;
+            let (address, _) = memory.device_ptr(stream);
+            Ok((address, memory))
+        };
+        let ((base, arena), (scratch, working), (tiles, list)) = (take(layout.bytes)?, take(SCRATCH)?, take(8 * most_tiles)?);
+        let views = [inputs.ids, inputs.positions, inputs.types, inputs.cu_seqlens, inputs.labels, inputs.rows_by_token];
+        let most: usize = views.iter().map(|view| view.len).sum::<usize>() + inputs.token_starts.len + 2 * most_tiles;
+        let staging = || -> Result<Staging> {
+            // SAFETY: written before it is read.
+            let buffer = unsafe { gpu.context.alloc_pinned(most) }.map_err(failed("page-locked memory"))?;
+            let fetched = gpu.context.new_event(None).map_err(failed("event"))?;
+            Ok(Staging { buffer, fetched })
+        };
+        let staging = [staging()?, staging()?];
+        Ok(Arena { layout: *layout, base, scratch, tiles, staging, turn: 0, _memory: [arena, working, list] })
+    }
+
+    /// The address of a view; null for none.
+    pub fn at(&self, view: View) -> Ptr {
+        if view.is_none() {
+            return 0;
+        }
+        assert!(view.offset + view.bytes() <= self.layout.bytes, "{view:?} is not in the arena");
+        self.base + view.offset as u64
+    }
+
+    pub fn scratch(&self) -> Ptr {
+        self.scratch
+    }
+
+    pub fn tiles(&self) -> Ptr {
+        self.tiles
+    }
+
+    /// Sends a batch up, and the tiles of attention; returns how many.
+    pub fn stage(&mut self, stream: &CudaStream, batch: &PackedBatch) -> Result<usize> {
+        let tiles = tiles(batch);
+        let inputs = self.layout.inputs;
+        let list = View { offset: 0, len: tiles.len(), ..inputs.ids };
+        let parts = [
+            (self.at(inputs.ids), inputs.ids, &batch.ids),
+            (self.at(inputs.positions), inputs.positions, &batch.positions),
+            (self.at(inputs.types), inputs.types, &batch.types),
+            (self.at(inputs.cu_seqlens), inputs.cu_seqlens, &batch.cu_seqlens),
+            (self.at(inputs.labels), inputs.labels, &batch.labels),
+            (self.at(inputs.rows_by_token), inputs.rows_by_token, &batch.rows_by_token),
+            (self.at(inputs.token_starts), inputs.token_starts, &batch.token_starts),
+            (self.tiles, list, &tiles),
+        ];
+        let Staging { buffer, fetched } = &mut self.staging[self.turn];
+        self.turn ^= 1;
+        // The GPU may still be fetching the batch before last from here.
+        fetched.synchronize().map_err(failed("batch"))?;
+        let mut rest = buffer.as_mut_slice().map_err(failed("batch"))?;
+        for (address, view, values) in parts {
+            assert!(values.len() <= view.len, "a batch larger than planned");
+            let (part, after) = rest.split_at_mut(values.len());
+            part.copy_from_slice(values);
+            // SAFETY: the view lies in the arena; the buffer stands until `fetched`.
+            unsafe { result::memcpy_htod_async(address, part, stream.cu_stream()) }.map_err(failed("batch"))?;
+            rest = after;
+        }
+        fetched.record(stream).map_err(failed("batch"))?;
+        Ok(tiles.len() / 2)
+    }
+}
+
+/// (sequence, first row within it) of every tile of `TILE` rows, those of the longest sequences first: what takes longest
+/// starts first.
+fn tiles(batch: &PackedBatch) -> Vec<i32> {
+    let length = |seq: usize| (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]) as usize;
+    let mut order: Vec<usize> = (0..batch.seqs()).collect();
+    order.sort_by_key(|&seq| std::cmp::Reverse(length(seq)));
+    order.into_iter().flat_map(|seq| (0..length(seq)).step_by(TILE).flat_map(move |row| [seq as i32, row as i32])).collect()
+}

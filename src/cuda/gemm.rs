@@ -1,0 +1,327 @@
+//! Products by cuBLASLt, column-major as it has them. An algorithm is asked for once a shape (rows rounded up to a bucket) and
+//! kept, so the same shapes give the same bits. What cuBLASLt does not take, rows that are not 16-byte aligned, goes to our own
+//! kernel. f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 sums in f32.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys::{
+    self, cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreferenceAttributes_t as Preference,
+};
+
+use super::arena::SCRATCH;
+use super::kernels::Ptr;
+use super::{Cuda, linear};
+use crate::error::{Error, Kind, Result};
+use crate::ops::{DType, Linear};
+
+/// `D = op(A) op(B) + bias (+ D)`, column-major: op(A) is (m, k), op(B) is (k, n), D is (m, n), columns `ld` apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    pub a: Ptr,
+    pub b: Ptr,
+    pub d: Ptr,
+    /// (m), of D's type, or null.
+    pub bias: Ptr,
+    /// Type of A and B.
+    pub input: DType,
+    /// Type of D.
+    pub output: DType,
+    /// A is (k, m).
+    pub transpose_a: bool,
+    /// B is (n, k).
+    pub transpose_b: bool,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub lda: usize,
+    pub ldb: usize,
+    pub ldd: usize,
+    /// D is added to.
+    pub add: bool,
+}
+
+/// cuBLASLt, and the algorithms that it chose.
+pub struct Gemm {
+    handle: sys::cublasLtHandle_t,
+    algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
+}
+
+// SAFETY: the handle may be used by any one thread at a time.
+unsafe impl Send for Gemm {}
+
+/// What the choice of an algorithm depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Shape {
+    types: (DType, DType, bool),
+    transposed: (bool, bool),
+    size: (usize, usize, usize),
+    strides: (usize, usize, usize),
+    bias: bool,
+    add: bool,
+}
+
+/// Numbers of rows are rounded up to a multiple of this where an algorithm is chosen.
+const BUCKET: usize = 128;
+
+impl Gemm {
+    pub fn new() -> Result<Gemm> {
+        let handle = result::create_handle().map_err(|e| failed("cublasLtCreate", e))?;
+        Ok(Gemm { handle, algorithms: HashMap::new() })
+    }
+}
+
+impl Drop for Gemm {
+    fn drop(&mut self) {
+        // SAFETY: created above, used by nobody else. What fails here would have failed before.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+fn failed(call: &str, e: CublasError) -> Error {
+    Error::new(
+        Kind::Device,
+        call,
+        format!("{:?}", e.0),
+        "check the cuBLAS installation; with one of the driver's CUDA version it works",
+    )
+}
+
+/// `y = x W^T + b`, that is, column-major, `y = W^T x`.
+pub fn fwd(cuda: &mut Cuda, op: &Linear) -> Result<()> {
+    let Linear { k, n, .. } = *op;
+    let product = Product {
+        a: cuda.at(op.w),
+        b: cuda.at(op.x),
+        d: cuda.at(op.y),
+        bias: cuda.at(op.b),
+        input: op.x.dtype,
+        output: op.y.dtype,
+        transpose_a: true,
+        transpose_b: false,
+        m: n,
+        n: cuda.rows(op.rows),
+        k,
+        lda: k,
+        ldb: k,
+        ldd: n,
+        add: false,
+    };
+    run(cuda, &product)
+}
+
+/// `dx = dy W`, `dw += dy^T x`, `db += column sums of dy`.
+pub fn bwd(cuda: &mut Cuda, op: &Linear) -> Result<()> {
+    let Linear { k, n, .. } = *op;
+    let rows = cuda.rows(op.rows);
+    let input = Product {
+        a: cuda.at(op.w),
+        b: cuda.at(op.dy),
+        d: cuda.at(op.dx),
+        bias: 0,
+        input: op.dy.dtype,
+        output: op.dx.dtype,
+        transpose_a: false,
+        transpose_b: false,
+        m: k,
+        n: rows,
+        k: n,
+        lda: k,
+        ldb: n,
+        ldd: k,
+        add: op.add,
+    };
+    run(cuda, &input)?;
+    let weight = Product {
+        a: cuda.at(op.x),
+        b: cuda.at(op.dy),
+        d: cuda.at(op.dw),
+        output: op.dw.dtype,
+        transpose_b: true,
+        n,
+        k: rows,
+        add: true,
+        ..input
+    };
+    run(cuda, &weight)?;
+    linear::bias_bwd(cuda, op)
+}
+
+fn run(cuda: &mut Cuda, p: &Product) -> Result<()> {
+    let aligned = |address: Ptr, ld: usize, dtype: DType| address.is_multiple_of(16) && (ld * dtype.size()).is_multiple_of(16);
+    let all = aligned(p.a, p.lda, p.input) && aligned(p.b, p.ldb, p.input) && aligned(p.d, p.ldd, p.output);
+    if all && p.bias.is_multiple_of(16) { by_cublas(cuda, p) } else { linear::matmul(cuda, p) }
+}
+
+fn by_cublas(cuda: &mut Cuda, p: &Product) -> Result<()> {
+    let handle = cuda.gemm.handle;
+    let tf32 = p.input == DType::F32 && cuda.arena().layout.tf32;
+    let mut description = Description::new(tf32)?;
+    description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(p.transpose_a))?;
+    description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(p.transpose_b))?;
+    if p.bias != 0 {
+        description.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+        description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &data_type(p.output))?;
+        description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias)?;
+    }
+
+    let bucket = |rows: usize| rows.next_multiple_of(BUCKET);
+    // Rows are n in a forward product, k in one for a weight.
+    let (n, k) = if p.transpose_b { (p.n, bucket(p.k)) } else { (bucket(p.n), p.k) };
+    let shape = Shape {
+        types: (p.input, p.output, tf32),
+        transposed: (p.transpose_a, p.transpose_b),
+        size: (p.m, n, k),
+        strides: (p.lda, p.ldb, p.ldd),
+        bias: p.bias != 0,
+        add: p.add,
+    };
+    let algorithm = match cuda.gemm.algorithms.get(&shape) {
+        Some(algorithm) => *algorithm,
+        None => {
+            let algorithm = choose(handle, &description, &Matrices::new(&Product { n, k, ..*p })?)?;
+            cuda.gemm.algorithms.insert(shape, algorithm);
+            algorithm
+        }
+    };
+    let matrices = Matrices::new(p)?;
+    let (alpha, beta) = (1f32, if p.add { 1f32 } else { 0f32 });
+    let scalar = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
+    // SAFETY: the addresses hold matrices of these shapes; descriptors live to the end of the call, which copies them.
+    unsafe {
+        result::matmul(
+            handle,
+            description.0,
+            scalar(&alpha),
+            scalar(&beta),
+            p.a as *const c_void,
+            matrices.a.0,
+            p.b as *const c_void,
+            matrices.b.0,
+            p.d as *const c_void,
+            matrices.d.0,
+            p.d as *mut c_void,
+            matrices.d.0,
+            &algorithm,
+            cuda.scratch(SCRATCH) as *mut c_void,
+            SCRATCH,
+            cuda.stream().cu_stream().cast(),
+        )
+    }
+    .map_err(|e| failed("cublasLtMatmul", e))
+}
+
+/// The first of cuBLASLt's suggestions. Sums split over k come together in a fixed order: no reduction in place.
+fn choose(handle: sys::cublasLtHandle_t, description: &Description, matrices: &Matrices) -> Result<sys::cublasLtMatmulAlgo_t> {
+    use sys::cublasLtReductionScheme_t::*;
+    let schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32 | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE as u32;
+    let choice = Choice::new()?;
+    choice.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &SCRATCH)?;
+    choice.set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
+    for alignment in [
+        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+    ] {
+        choice.set(alignment, &16u32)?;
+    }
+    let Matrices { a, b, d } = matrices;
+    // SAFETY: all of them are alive.
+    let found = unsafe { result::get_matmul_algo_heuristic(handle, description.0, a.0, b.0, d.0, d.0, choice.0) };
+    Ok(found.map_err(|e| failed("cublasLtMatmulAlgoGetHeuristic", e))?.algo)
+}
+
+/// cublasOperation_t: N is 0, T is 1.
+fn operation(transpose: bool) -> i32 {
+    i32::from(transpose)
+}
+
+fn data_type(dtype: DType) -> sys::cudaDataType_t {
+    match dtype {
+        DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
+        DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        DType::F64 | DType::I32 => panic!("no product of {dtype:?}"),
+    }
+}
+
+/// What to compute.
+struct Description(sys::cublasLtMatmulDesc_t);
+
+impl Description {
+    fn new(tf32: bool) -> Result<Description> {
+        use sys::cublasComputeType_t::*;
+        let compute = if tf32 { CUBLAS_COMPUTE_32F_FAST_TF32 } else { CUBLAS_COMPUTE_32F };
+        let made = result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F);
+        made.map(Description).map_err(|e| failed("cublasLtMatmulDescCreate", e))
+    }
+
+    fn set<T>(&mut self, attribute: Attribute, value: &T) -> Result<()> {
+        let pointer = std::ptr::from_ref(value).cast();
+        // SAFETY: the value is copied.
+        unsafe { result::set_matmul_desc_attribute(self.0, attribute, pointer, size_of::<T>()) }
+            .map_err(|e| failed("cublasLtMatmulDescSetAttribute", e))
+    }
+}
+
+impl Drop for Description {
+    fn drop(&mut self) {
+        // SAFETY: made above.
+        let _ = unsafe { result::destroy_matmul_desc(self.0) };
+    }
+}
+
+/// What to ask of an algorithm.
+struct Choice(sys::cublasLtMatmulPreference_t);
+
+impl Choice {
+    fn new() -> Result<Choice> {
+        result::create_matmul_pref().map(Choice).map_err(|e| failed("cublasLtMatmulPreferenceCreate", e))
+    }
+
+    fn set<T>(&self, attribute: Preference, value: &T) -> Result<()> {
+        let pointer = std::ptr::from_ref(value).cast();
+        // SAFETY: the value is copied.
+        unsafe { result::set_matmul_pref_attribute(self.0, attribute, pointer, size_of::<T>()) }
+            .map_err(|e| failed("cublasLtMatmulPreferenceSetAttribute", e))
+    }
+}
+
+impl Drop for Choice {
+    fn drop(&mut self) {
+        // SAFETY: made above.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+/// The layouts of A, B and D in memory.
+struct Matrices {
+    a: Matrix,
+    b: Matrix,
+    d: Matrix,
+}
+
+struct Matrix(sys::cublasLtMatrixLayout_t);
+
+impl Matrices {
+    fn new(p: &Product) -> Result<Matrices> {
+        let matrix = |dtype, transposed: bool, (rows, columns): (usize, usize), ld: usize| {
+            let (rows, columns) = if transposed { (columns, rows) } else { (rows, columns) };
+            let made = result::create_matrix_layout(data_type(dtype), rows as u64, columns as u64, ld as i64);
+            made.map(Matrix).map_err(|e| failed("cublasLtMatrixLayoutCreate", e))
+        };
+        Ok(Matrices {
+            a: matrix(p.input, p.transpose_a, (p.m, p.k), p.lda)?,
+            b: matrix(p.input, p.transpose_b, (p.k, p.n), p.ldb)?,
+            d: matrix(p.output, false, (p.m, p.n), p.ldd)?,
+        })
+    }
+}
+
+impl Drop for Matrix {
+    fn drop(&mut self) {
+        // SAFETY: made above.
+        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+    }
+}
