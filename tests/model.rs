@@ -256,6 +256,53 @@ fn adamw(on: On, case: &str) {
     }
 }
 
+/// Everything that a step computes: hidden states, logits, losses, and every gradient.
+fn results(on: On, case: &str, last_rows: Rows) -> Vec<(String, Vec<f64>)> {
+    let batch = inputs(case);
+    let mut model = model(on, &format!("{case}/hf"), last_rows, &batch, Hyper::default());
+    model.accumulate(&batch, &step(&batch)).unwrap();
+    let mut views = vec![("embeddings".to_string(), model.plan.embeddings.out)];
+    views.extend(model.plan.layers.iter().enumerate().map(|(l, layer)| (format!("layer.{l}"), layer.out)));
+    views.extend([("logits".to_string(), model.plan.head.logits), ("losses".to_string(), model.plan.head.loss)]);
+    views.extend(model.plan.slots.iter().map(|slot| (slot.param.name.clone(), model.plan.grad(slot.view))));
+    views.into_iter().map(|(name, view)| (name, model.read(view).unwrap())).collect()
+}
+
+/// The error of bf16 on CUDA is at most twice that of a computation which rounds what is stored, and nothing else.
+fn assert_plain(got: &[f64], plain: &[f64], exact: &[f64], what: &str) {
+    let error = |values: &[f64]| rms(values.iter().zip(exact).map(|(a, b)| a - b));
+    let (got, plain) = (error(got), error(plain));
+    assert!(got <= 2.0 * plain, "{what}: an error of {got:e} where {plain:e} is plain");
+}
+
+#[test]
+fn golden_bf16() {
+    for (case, last_rows) in CASES.into_iter().flat_map(|case| [Rows::Tokens, Rows::Seqs].map(|rows| (case, rows))) {
+        let [got, plain, exact] = [On::CudaBf16, On::Rounded, On::CpuF64].map(|on| results(on, case, last_rows));
+        for ((name, got), ((_, plain), (_, exact))) in got.iter().zip(plain.iter().zip(&exact)) {
+            assert_plain(got, plain, exact, &format!("{case}, {last_rows:?}: {name}"));
+        }
+    }
+}
+
+#[test]
+fn golden_bf16_training() {
+    for case in CASES {
+        let (batches, _) = batches(&Tensors::read(&format!("{case}/adamw.safetensors")));
+        let [got, plain, exact] = [On::CudaBf16, On::Rounded, On::CpuF64].map(|on| {
+            let mut model = to_train(on, case, &batches);
+            let losses = batches.iter().take(10).zip(1..).map(|(batch, update)| {
+                let step = Step { update, learning_rate: SCHEDULE.lr(update as usize), ..step(batch) };
+                model.accumulate(batch, &step).unwrap();
+                model.update().unwrap();
+                model.take_status().unwrap().loss_sum
+            });
+            losses.collect::<Vec<f64>>()
+        });
+        assert_plain(&got, &plain, &exact, &format!("{case}: losses"));
+    }
+}
+
 /// rms, 99.9 % quantile and maximum of the differences, key biases left out but bounded.
 fn compare_parameters(model: &mut Model, want: &dyn Fn(&str) -> Vec<f64>, rates: f64, bounds: [f64; 3]) {
     let values = model.read_all(model.plan.params).unwrap();
