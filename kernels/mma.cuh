@@ -22,6 +22,12 @@ __device__ __forceinline__ void ldmatrix4_trans(unsigned (&r)[4], const void* p)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(p)) : "memory");
 }
+// 2^x; 0 where the result is no normal number.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 __device__ __forceinline__ void cp_async16(void* dst, const void* src, bool valid) {
 #if __CUDA_ARCH__ >= 800
     const int bytes = valid ? 16 : 0;
