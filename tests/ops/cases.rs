@@ -106,14 +106,34 @@ const GUARD: usize = 256;
 const GUARD_BYTE: u8 = 0x5a;
 /// Of every tensor, as in a plan.
 const ALIGN: usize = 256;
-/// Of a case on a backend.
-const MOST_COPIES: usize = 256;
 
 /// What a plan of bf16 keeps in f32: tables, norms, statistics, logits with the bias they get, losses, all that the optimizer
 /// works on, and so the gradient of every parameter.
 const EXACT: [&str; 24] = [
-    "word", "position", "types", "gamma", "beta", "stats", "lse", "logits", "logits_bias", "weights", "loss", "dloss", "dword",
-    "dposition", "dtypes", "dgamma", "dbeta", "dw", "db", "grads", "params", "m", "v", "status",
+    "word",
+    "position",
+    "types",
+    "gamma",
+    "beta",
+    "stats",
+    "lse",
+    "logits",
+    "logits_bias",
+    "weights",
+    "loss",
+    "dloss",
+    "dword",
+    "dposition",
+    "dtypes",
+    "dgamma",
+    "dbeta",
+    "dw",
+    "db",
+    "grads",
+    "params",
+    "m",
+    "v",
+    "status",
 ];
 
 /// A number as a type has it.
@@ -251,12 +271,12 @@ impl Case {
 
     /// Lays the case out on `backend`, everything set for the forward pass.
     pub fn on(&self, dtype: DType, backend: Box<dyn Backend>) -> Run {
-        self.filling(0, dtype, false, backend).0
+        self.copies(1, dtype, false, backend).0
     }
 
-    /// The same over and over, as often as it goes into `bytes`, for who wants memory that no cache holds. The run is the
-    /// first; the ops are all of them, each on tensors of its own that hold the same numbers.
-    pub fn filling(&self, bytes: usize, dtype: DType, tf32: bool, mut backend: Box<dyn Backend>) -> (Run, Vec<Op>) {
+    /// The same `count` times over, for who wants memory that no cache holds. The run is the first; the ops are all of them,
+    /// each on tensors of its own that hold the same numbers.
+    pub fn copies(&self, count: usize, dtype: DType, tf32: bool, mut backend: Box<dyn Backend>) -> (Run, Vec<Op>) {
         let batch = &self.batch;
         let mut builder = self.builder(dtype);
         let mut input = |values: &[i32]| builder.take(values.len(), DType::I32);
@@ -274,9 +294,7 @@ impl Case {
         let tensors = std::mem::take(&mut builder.tensors);
         let (start, end) = (builder.places[first].offset, builder.bytes);
         builder.blank = true;
-        while builder.bytes + (end - start) <= bytes && ops.len() < MOST_COPIES {
-            ops.push((self.build)(&mut builder));
-        }
+        ops.extend((1..count).map(|_| (self.build)(&mut builder)));
         let bytes = (builder.bytes + GUARD).next_multiple_of(ALIGN);
         let places = builder.places;
         let params = tensors.iter().map(|t| t.view.len).max().unwrap();
