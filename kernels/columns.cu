@@ -7,12 +7,12 @@ constexpr int WARPS = THREADS / 32;
 
 template <class T> struct ColumnSums {
     const T* x;       // (rows, width)
-    const int* types; // (rows); only rows of `type` count. Null: all do
+    const int* types; // (rows); only rows of type `only` count. Null: all do
     float* sums;      // (chunks, width)
     int rows;
     int width;
     int chunk;        // rows of a chunk
-    int type;
+    int only;
 };
 
 // A block is 32 packs of columns of a chunk; its warps take every eighth row.
@@ -26,7 +26,7 @@ template <bool WHOLE, class T> __device__ __forceinline__ void sum_chunk(const C
 #pragma unroll 4
         for (int row = blockIdx.y * a.chunk + warp(); row < end; row += WARPS) {
             float x[P] = {};
-            if (!a.types || a.types[row] == a.type) load<WHOLE>(x, a.x + size_t(row) * a.width + column, a.width - column);
+            if (!a.types || a.types[row] == a.only) load<WHOLE>(x, a.x + size_t(row) * a.width + column, a.width - column);
 #pragma unroll
             for (int i = 0; i < P; i++) sum[i] += x[i];
         }

@@ -10,3 +10,5 @@ mod model;
 mod ops;
 mod rounded;
 mod train;
+#[path = "vgpu.rs"]
+mod virtual_gpu;
