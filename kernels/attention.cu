@@ -403,3 +403,393 @@ KERNEL(attn_bwd_kv_d64_f32, (attn_bwd_kv<float, 64>), AttnBwd<float>, 128)
 KERNEL(attn_bwd_kv_d64_bf16, (attn_bwd_kv<bf16, 64>), AttnBwd<bf16>, 128)
 KERNEL(attn_bwd_kv_d128_f32, (attn_bwd_kv<float, 128>), AttnBwd<float>, 128)
 KERNEL(attn_bwd_kv_d128_bf16, (attn_bwd_kv<bf16, 128>), AttnBwd<bf16>, 128)
+
+// ---- heads of 32 and 64 in bf16 on tensor cores: 4 warps of 16 or 32 rows each, which stay in registers as first operands
+// (fragments of mma m16n8k16); the rows streamed past them are second operands, read from shared memory by ldmatrix. What
+// one product leaves in the lanes is laid out as the first operand of the next, so scores and probabilities never leave
+// their registers. With lane l = 4 * g + t, element e of fragment n stands in row g + 8 * (e / 2), column 8 * n + 2 * t + e % 2.
+// Rows in shared memory are 16 bytes longer than D: the 8 rows that ldmatrix reads at a time lie in different banks.
+// Two stages of streamed rows: one is read while cp.async fills the other, which has been read before the last barrier.
+
+constexpr int TILE = 64;                             // rows streamed at a time
+constexpr float LOG2E = 1.4426950408889634f;
+template <int D> constexpr int PITCH = D + 8;        // of a row in shared memory
+template <int D> constexpr int STAGE = 2 * TILE * PITCH<D>;
+
+// Asks for N rows of a head; zero from row `valid` on.
+template <int D, int N> __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int stride, int valid) {
+#pragma unroll
+    for (int i = threadIdx.x; i < N * D / 8; i += THREADS) {
+        const int r = i / (D / 8), c = i % (D / 8) * 8;
+        cp_async16(to + r * PITCH<D> + c, from + size_t(r < valid ? r : 0) * stride + c, r < valid);
+    }
+}
+
+// Rows `row` .. `row + 15` of shared memory as first operands, 16 columns each.
+template <int D> __device__ __forceinline__ void load_fragments(unsigned (&x)[D / 16][4], const bf16* rows, int row) {
+#pragma unroll
+    for (int c = 0; c < D / 16; c++) ldmatrix4(x[c], rows + (row + lane() % 16) * PITCH<D> + 16 * c + lane() / 16 * 8);
+}
+
+// s = x y^T: M times 16 rows of x by 8 N rows of y.
+template <int D, int M, int N>
+__device__ __forceinline__ void multiply(float (&s)[M][N][4], const unsigned (&x)[M][D / 16][4], const bf16* y) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) s[m][n][e] = 0.0f;
+    const bf16* mine = y + (lane() % 8 + lane() / 16 * 8) * PITCH<D> + lane() / 8 % 2 * 8;
+#pragma unroll
+    for (int c = 0; c < D / 16; c++)
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            unsigned both[4];
+            ldmatrix4(both, mine + 8 * n * PITCH<D> + 16 * c);
+            const unsigned low[2] = {both[0], both[1]}, high[2] = {both[2], both[3]};
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_bf16(s[m][n], x[m][c], low);
+                mma_bf16(s[m][n + 1], x[m][c], high);
+            }
+        }
+}
+
+__device__ __forceinline__ unsigned pack(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+__device__ __forceinline__ float2 unpack(unsigned pair) { return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair)); }
+
+// out += p y: p rounded to bf16, M times 16 rows; 8 N rows of y.
+template <int D, int M, int N>
+__device__ __forceinline__ void accumulate(float (&out)[M][D / 8][4], const float (&p)[M][N][4], const bf16* y) {
+    const bf16* mine = y + lane() % 16 * PITCH<D> + lane() / 16 * 8;
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+        unsigned a[M][4];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[m][i] = pack(p[m][n + i / 2][i % 2 * 2], p[m][n + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+        for (int c = 0; c < D / 8; c += 2) {
+            unsigned both[4];
+            ldmatrix4_trans(both, mine + 8 * n * PITCH<D> + 8 * c);
+            const unsigned low[2] = {both[0], both[1]}, high[2] = {both[2], both[3]};
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_bf16(out[m][c], a[m], low);
+                mma_bf16(out[m][c + 1], a[m], high);
+            }
+        }
+    }
+}
+
+// The lane's elements of factor[e / 2] * out, but rows from `valid` on.
+template <int D>
+__device__ __forceinline__ void store_fragments(bf16* to, int stride, int valid, const float (&out)[D / 8][4], const float (&factor)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int r = lane() / 4 + 8 * h;
+        if (r < valid) {
+#pragma unroll
+            for (int c = 0; c < D / 8; c++)
+                store<2>(to + size_t(r) * stride + 8 * c + lane() % 4 * 2, {out[c][2 * h] * factor[h], out[c][2 * h + 1] * factor[h]});
+        }
+    }
+}
+
+// Bit 4 * n + e: whether the lane's element e of fragment n is kept; the rows are queries (their dropout rows are `heads`
+// apart from `row` on), the columns keys from `key` on. Lanes t = 0, 1 and 2, 3 share the calls of rows g and g + 8.
+__device__ __forceinline__ unsigned kept_fragments(const Drop& drop, int key, unsigned row, int heads) {
+    const int g = lane() / 4, t = lane() % 4;
+    unsigned bits = 0;
+#pragma unroll
+    for (int n = 0; n < TILE / 8; n++)
+        bits |= kept_bits(drop, key / 4 + 2 * n + t / 2, row + (g + t % 2 * 8) * heads) << 4 * n;
+    return exchange<2>(bits, 1);
+}
+
+// The same where the rows are keys and the columns queries: lanes g = 0 .. 3 and 4 .. 7 share the calls of their four elements.
+__device__ __forceinline__ unsigned kept_fragments_transposed(const Drop& drop, int key, unsigned row, int heads) {
+    const int g = lane() / 4, t = lane() % 4;
+    unsigned bits = 0;
+#pragma unroll
+    for (int n = 0; n < TILE / 8; n++)
+        bits |= kept_bits(drop, key / 4 + g / 4 + g % 4 / 2 * 2, row + (8 * n + 2 * t + g % 2) * heads) << 4 * n;
+    return exchange<2>(exchange<1>(bits, 4), 8);
+}
+
+// A block takes two tiles, 128 queries: a key is read from shared memory once for 32 of them.
+template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
+    constexpr int M = 2, N = TILE / 8;
+    DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
+    const Sequence seq = sequence(a, a.cls);
+    if (seq.tile % (2 * TILE) != 0) return;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16 * M;
+    const int valid = seq.queries - seq.tile - row;  // the warp's queries
+    const bf16* keys = a.k + size_t(seq.start) * a.kv_stride + column;
+    const bf16* values = a.v + size_t(seq.start) * a.kv_stride + column;
+    const auto stream = [&](int stage, int key) {
+        bf16* to = shared + stage * STAGE<D>;
+        copy_rows<D, TILE>(to, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
+        copy_rows<D, TILE>(to + TILE * PITCH<D>, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
+        cp_async_commit();
+    };
+
+    // The queries come by way of the second stage.
+    const bf16* queries = a.q + size_t(seq.query + seq.tile) * a.q_stride + column;
+    copy_rows<D, 2 * TILE>(shared + STAGE<D>, queries, a.q_stride, seq.queries - seq.tile);
+    stream(0, 0);
+    cp_async_wait<0>();
+    __syncthreads();
+    unsigned q[M][D / 16][4];
+#pragma unroll
+    for (int m = 0; m < M; m++) load_fragments<D>(q[m], shared + STAGE<D>, row + 16 * m);
+
+    const float scale = a.scale * LOG2E;  // exp(x) = 2^(x log2 e)
+    float out[M][D / 8][4] = {}, largest[M][2], total[M][2] = {};
+#pragma unroll
+    for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INFINITY;
+    for (int key = 0, stage = 0; key < seq.keys; key += TILE, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (key + TILE < seq.keys) stream(stage ^ 1, key + TILE);
+        if (valid <= 0) continue;
+        const bf16 *k = shared + stage * STAGE<D>, *v = k + TILE * PITCH<D>;
+        float p[M][N][4];
+        multiply<D>(p, q, k);
+        if (seq.keys - key < TILE) {
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (key + 8 * n + lane() % 4 * 2 + e % 2 >= seq.keys) p[m][n][e] = -INFINITY;
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float next = largest[m][h];
+#pragma unroll
+                for (int n = 0; n < N; n++) next = fmaxf(next, fmaxf(p[m][n][2 * h], p[m][n][2 * h + 1]));
+                next = fmaxf(next, __shfl_xor_sync(ALL_LANES, next, 1));
+                next = fmaxf(next, __shfl_xor_sync(ALL_LANES, next, 2));
+                const float shrink = exp2_approx((largest[m][h] - next) * scale), shift = next * scale;
+                largest[m][h] = next;
+                float sum = 0.0f;
+#pragma unroll
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int e = 2 * h; e < 2 * h + 2; e++) {
+                        p[m][n][e] = exp2_approx(p[m][n][e] * scale - shift);
+                        sum += p[m][n][e];
+                    }
+                total[m][h] = total[m][h] * shrink + sum;
+#pragma unroll
+                for (int c = 0; c < D / 8; c++) {
+                    out[m][c][2 * h] *= shrink;
+                    out[m][c][2 * h + 1] *= shrink;
+                }
+            }
+        if (a.drop.threshold) {
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                const unsigned first = seq.start + seq.tile + row + 16 * m;
+                const unsigned kept = kept_fragments(a.drop, key, first * a.heads + head, a.heads);
+#pragma unroll
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (!(kept & 1u << (4 * n + e))) p[m][n][e] = 0.0f;
+            }
+        }
+        accumulate<D>(out, p, v);
+    }
+    if (valid <= 0) return;
+
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        float factor[2];
+        const int first = seq.query + seq.tile + row + 16 * m;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float sum = total[m][h];
+            sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+            sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+            factor[h] = a.drop.scale / sum;
+            const int r = lane() / 4 + 8 * h;
+            if (lane() % 4 == 0 && 16 * m + r < valid)
+                a.lse[size_t(first + r) * a.heads + head] = largest[m][h] * a.scale + logf(sum);
+        }
+        store_fragments<D>(a.y + size_t(first) * dim + column, dim, valid - 16 * m, out[m], factor);
+    }
+}
+
+// dq, and delta for bwd_kv. 64 queries a block; keys in two halves, for registers.
+template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
+    constexpr int N = 4;
+    DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
+    const Sequence seq = sequence(a, a.cls);
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16;
+    const int valid = seq.queries - seq.tile - row;
+    const bf16* keys = a.k + size_t(seq.start) * a.kv_stride + column;
+    const bf16* values = a.v + size_t(seq.start) * a.kv_stride + column;
+    const auto stream = [&](int stage, int key) {
+        bf16* to = shared + stage * STAGE<D>;
+        copy_rows<D, TILE>(to, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
+        copy_rows<D, TILE>(to + TILE * PITCH<D>, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
+        cp_async_commit();
+    };
+
+    const size_t block = seq.query + seq.tile, first = block + row;
+    bf16* second = shared + STAGE<D>;
+    copy_rows<D, TILE>(second, a.q + block * a.q_stride + column, a.q_stride, seq.queries - seq.tile);
+    copy_rows<D, TILE>(second + TILE * PITCH<D>, a.dy + block * dim + column, dim, seq.queries - seq.tile);
+    stream(0, 0);
+    cp_async_wait<0>();
+    __syncthreads();
+    unsigned q[1][D / 16][4], dy[1][D / 16][4];
+    load_fragments<D>(q[0], second, row);
+    load_fragments<D>(dy[0], second + TILE * PITCH<D>, row);
+
+    float lse[2], delta[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int r = lane() / 4 + 8 * h;
+        lse[h] = delta[h] = 0.0f;
+        if (r < valid) {
+            lse[h] = a.lse[(first + r) * a.heads + head] * LOG2E;
+            const bf16* y = a.y + (first + r) * dim + column + lane() % 4 * 2;
+#pragma unroll
+            for (int c = 0; c < D / 8; c++) {
+                const float2 d = unpack(dy[0][c / 2][h + c % 2 * 2]);
+                float pair[2];
+                load<2>(pair, y + 8 * c);
+                delta[h] += d.x * pair[0] + d.y * pair[1];
+            }
+        }
+        delta[h] += __shfl_xor_sync(ALL_LANES, delta[h], 1);
+        delta[h] += __shfl_xor_sync(ALL_LANES, delta[h], 2);
+        if (lane() % 4 == 0 && r < valid) a.delta[(first + r) * a.heads + head] = delta[h];
+    }
+
+    const float scale = a.scale * LOG2E;
+    float dq[1][D / 8][4] = {};
+    for (int key = 0, stage = 0; key < seq.keys; key += TILE, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (key + TILE < seq.keys) stream(stage ^ 1, key + TILE);
+        if (valid <= 0) continue;
+        unsigned kept = ~0u;
+        if (a.drop.threshold) kept = kept_fragments(a.drop, key, unsigned(seq.start + seq.tile + row) * a.heads + head, a.heads);
+#pragma unroll
+        for (int half = 0; half < TILE; half += 8 * N) {
+            const bf16 *k = shared + stage * STAGE<D> + half * PITCH<D>, *v = k + TILE * PITCH<D>;
+            float p[1][N][4], ds[1][N][4];
+            multiply<D>(p, q, k);
+            multiply<D>(ds, dy, v);
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int c = key + half + 8 * n + lane() % 4 * 2 + e % 2;
+                    const float prob = c < seq.keys ? exp2_approx(p[0][n][e] * scale - lse[e / 2]) : 0.0f;
+                    const float factor = kept & 1u << (half / 2 + 4 * n + e) ? a.drop.scale : 0.0f;
+                    ds[0][n][e] = prob * (ds[0][n][e] * factor - delta[e / 2]);
+                }
+            accumulate<D>(dq, ds, k);
+        }
+    }
+    store_fragments<D>(a.dq + first * a.q_stride + column, a.q_stride, valid, dq[0], {a.scale, a.scale});
+}
+
+// dk and dv. 64 keys a block; the rows of a warp are keys, its columns queries, in two halves.
+template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
+    constexpr int N = 4;
+    DYNAMIC_SHARED(bf16, shared);  // two stages of q, dy: (TILE, PITCH) each
+    __shared__ float rows[2][2][TILE];  // lse (of 2^x) and delta of the queries, in two stages
+    const Sequence seq = sequence(a, false);
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16;
+    const int valid = seq.keys - seq.tile - row;
+    const bf16* queries = a.q + size_t(seq.query) * a.q_stride + column;
+    const bf16* gradients = a.dy + size_t(seq.query) * dim + column;
+    const auto stream = [&](int stage, int query) {
+        bf16* to = shared + stage * STAGE<D>;
+        copy_rows<D, TILE>(to, queries + size_t(query) * a.q_stride, a.q_stride, seq.queries - query);
+        copy_rows<D, TILE>(to + TILE * PITCH<D>, gradients + size_t(query) * dim, dim, seq.queries - query);
+        cp_async_commit();
+    };
+    // The first 64 threads fetch lse, the others delta. Where there is no query p = 2^-inf = 0.
+    const auto fetch = [&](int query) {
+        const bool of_lse = threadIdx.x < TILE;
+        query += threadIdx.x % TILE;
+        if (query >= seq.queries) return of_lse ? INFINITY : 0.0f;
+        const size_t at = size_t(seq.query + query) * a.heads + head;
+        return of_lse ? a.lse[at] * LOG2E : a.delta[at];
+    };
+
+    const size_t block = size_t(seq.start + seq.tile) * a.kv_stride + column, first = block + size_t(row) * a.kv_stride;
+    bf16* second = shared + STAGE<D>;
+    copy_rows<D, TILE>(second, a.k + block, a.kv_stride, seq.keys - seq.tile);
+    copy_rows<D, TILE>(second + TILE * PITCH<D>, a.v + block, a.kv_stride, seq.keys - seq.tile);
+    stream(0, 0);
+    float fetched = fetch(0);
+    cp_async_wait<0>();
+    __syncthreads();
+    unsigned k[1][D / 16][4], v[1][D / 16][4];
+    load_fragments<D>(k[0], second, row);
+    load_fragments<D>(v[0], second + TILE * PITCH<D>, row);
+
+    const float scale = a.scale * LOG2E;
+    float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
+    for (int query = 0, stage = 0; query < seq.queries; query += TILE, stage ^= 1) {
+        rows[stage][threadIdx.x / TILE][threadIdx.x % TILE] = fetched;
+        cp_async_wait<0>();
+        __syncthreads();
+        if (query + TILE < seq.queries) {
+            stream(stage ^ 1, query + TILE);
+            fetched = fetch(query + TILE);
+        }
+        if (valid <= 0) continue;
+        unsigned kept = ~0u;
+        if (a.drop.threshold)
+            kept = kept_fragments_transposed(a.drop, seq.tile + row, unsigned(seq.start + query) * a.heads + head, a.heads);
+#pragma unroll
+        for (int half = 0; half < TILE; half += 8 * N) {
+            const bf16 *q = shared + stage * STAGE<D> + half * PITCH<D>, *dy = q + TILE * PITCH<D>;
+            float p[1][N][4], ds[1][N][4];
+            multiply<D>(p, k, q);
+            multiply<D>(ds, v, dy);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                float lse[2], delta[2];
+                load<2>(lse, &rows[stage][0][half + 8 * n + lane() % 4 * 2]);
+                load<2>(delta, &rows[stage][1][half + 8 * n + lane() % 4 * 2]);
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const float prob = exp2_approx(p[0][n][e] * scale - lse[e % 2]);
+                    const bool keep = kept & 1u << (half / 2 + 4 * n + e);
+                    ds[0][n][e] = prob * (ds[0][n][e] * (keep ? a.drop.scale : 0.0f) - delta[e % 2]);
+                    p[0][n][e] = keep ? prob : 0.0f;
+                }
+            }
+            accumulate<D>(dv, p, dy);
+            accumulate<D>(dk, ds, q);
+        }
+    }
+    store_fragments<D>(a.dk + first, a.kv_stride, valid, dk[0], {a.scale, a.scale});
+    store_fragments<D>(a.dv + first, a.kv_stride, valid, dv[0], {a.drop.scale, a.drop.scale});
+}
+
+KERNEL(attn_fwd_mma_d32_bf16, attn_fwd_mma<32>, AttnFwd<bf16>, 128)
+KERNEL(attn_fwd_mma_d64_bf16, attn_fwd_mma<64>, AttnFwd<bf16>, 128)
+KERNEL(attn_bwd_q_mma_d32_bf16, attn_bwd_q_mma<32>, AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_q_mma_d64_bf16, attn_bwd_q_mma<64>, AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_kv_mma_d32_bf16, attn_bwd_kv_mma<32>, AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_kv_mma_d64_bf16, attn_bwd_kv_mma<64>, AttnBwd<bf16>, 128)
