@@ -411,18 +411,21 @@ KERNEL(attn_bwd_kv_d128_bf16, (attn_bwd_kv<bf16, 128>), AttnBwd<bf16>, 128)
 // Rows in shared memory are 16 bytes longer than D: the 8 rows that ldmatrix reads at a time lie in different banks.
 // Two stages of streamed rows: one is read while cp.async fills the other, which has been read before the last barrier.
 
+// Of this thread, told to the compiler as the same for the whole warp: what depends on it needs no care for divergence.
+__device__ __forceinline__ int uniform_warp() { return __shfl_sync(ALL_LANES, warp(), 0); }
+
 constexpr int TILE = 64;                             // rows streamed at a time
 constexpr float LOG2E = 1.4426950408889634f;
 template <int D> constexpr int PITCH = D + 8;        // of a row in shared memory
 template <int D> constexpr int STAGE = 2 * TILE * PITCH<D>;
 
-// Asks for N rows of a head; zero from row `valid` on.
-template <int D, int N> __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int stride, int valid) {
+// Asks for ROWS rows of a head; zero from row `valid` on.
+template <int D, int ROWS> __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int stride, int valid) {
+    constexpr int AT_ONCE = THREADS / (D / 8);
+    const int row = threadIdx.x / (D / 8), column = threadIdx.x % (D / 8) * 8;
 #pragma unroll
-    for (int i = threadIdx.x; i < N * D / 8; i += THREADS) {
-        const int r = i / (D / 8), c = i % (D / 8) * 8;
-        cp_async16(to + r * PITCH<D> + c, from + size_t(r < valid ? r : 0) * stride + c, r < valid);
-    }
+    for (int r = row; r < row + ROWS; r += AT_ONCE)
+        cp_async16(to + r * PITCH<D> + column, from + size_t(r < valid ? r : 0) * stride + column, r < valid);
 }
 
 // Rows `row` .. `row + 15` of shared memory as first operands, 16 columns each.
@@ -529,7 +532,7 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
     if (seq.tile % (2 * TILE) != 0) return;
-    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16 * M;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16 * M;
     const int valid = seq.queries - seq.tile - row;  // the warp's queries
     const bf16* keys = a.k + size_t(seq.start) * a.kv_stride + column;
     const bf16* values = a.v + size_t(seq.start) * a.kv_stride + column;
@@ -622,7 +625,7 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
             float sum = total[m][h];
             sum += __shfl_xor_sync(ALL_LANES, sum, 1);
             sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-            factor[h] = a.drop.scale / sum;
+            factor[h] = __fdividef(a.drop.scale, sum);
             const int r = lane() / 4 + 8 * h;
             if (lane() % 4 == 0 && 16 * m + r < valid)
                 a.lse[size_t(first + r) * a.heads + head] = largest[m][h] * a.scale + logf(sum);
@@ -636,7 +639,7 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
     constexpr int N = 4;
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
-    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.queries - seq.tile - row;
     const bf16* keys = a.k + size_t(seq.start) * a.kv_stride + column;
     const bf16* values = a.v + size_t(seq.start) * a.kv_stride + column;
@@ -715,7 +718,7 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     DYNAMIC_SHARED(bf16, shared);  // two stages of q, dy: (TILE, PITCH) each
     __shared__ float rows[2][2][TILE];  // lse (of 2^x) and delta of the queries, in two stages
     const Sequence seq = sequence(a, false);
-    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.keys - seq.tile - row;
     const bf16* queries = a.q + size_t(seq.query) * a.q_stride + column;
     const bf16* gradients = a.dy + size_t(seq.query) * dim + column;
