@@ -471,8 +471,8 @@ fn dropout_is_random() {
 
 /// Without dropout, or outside of training, what comes in goes out, bit for bit.
 fn dropout_off_is_the_identity(on: On) {
-    let (short, on, off) = (batch(&SHORT), DropSite { p: 0.3, site: 1 }, DropSite { p: 0.0, site: 1 });
-    for (drop, train) in [(off, true), (on, false)] {
+    let (short, never, outside) = (batch(&SHORT), DropSite { p: 0.0, site: 1 }, DropSite { p: 0.3, site: 1 });
+    for (drop, train) in [(never, true), (outside, false)] {
         let mut case = dropout(&short, 33, Rows::Tokens, drop);
         case.step.train = train;
         let mut run = start(&case, on);

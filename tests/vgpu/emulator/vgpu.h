@@ -10,6 +10,8 @@
 #include <cstring>
 #include <type_traits>
 
+using std::isfinite;
+
 // ---- vector types
 
 struct uint3 { unsigned x, y, z; };
