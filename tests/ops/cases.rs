@@ -110,8 +110,30 @@ const ALIGN: usize = 256;
 /// What a plan of bf16 keeps in f32: tables, norms, statistics, logits with the bias they get, losses, all that the optimizer
 /// works on, and so the gradient of every parameter.
 const EXACT: [&str; 24] = [
-    "word", "position", "types", "gamma", "beta", "stats", "lse", "logits", "logits_bias", "weights", "loss", "dloss", "dword",
-    "dposition", "dtypes", "dgamma", "dbeta", "dw", "db", "grads", "params", "m", "v", "status",
+    "word",
+    "position",
+    "types",
+    "gamma",
+    "beta",
+    "stats",
+    "lse",
+    "logits",
+    "logits_bias",
+    "weights",
+    "loss",
+    "dloss",
+    "dword",
+    "dposition",
+    "dtypes",
+    "dgamma",
+    "dbeta",
+    "dw",
+    "db",
+    "grads",
+    "params",
+    "m",
+    "v",
+    "status",
 ];
 
 /// A number as a type has it.
