@@ -8,6 +8,7 @@ mod fixtures;
 mod metrics;
 mod model;
 mod ops;
+mod rounded;
 mod train;
 #[path = "vgpu.rs"]
 mod virtual_gpu;
