@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use crate::checkpoint::model_dir::ModelDir;
+use crate::cli::note;
 use crate::data::inputs::{Content, Input, Limits};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
+use crate::device::{Device, Precision};
 use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
-use crate::ops::{Backend, DType, Rows};
+use crate::ops::Rows;
 
 pub struct Classifier {
     pub source: ModelDir,
@@ -28,21 +30,24 @@ pub struct Prediction {
 }
 
 impl Classifier {
-    /// Opens a model folder on a backend, for batches of at most `tokens` tokens and `seqs` rows; one row always fits.
+    /// Opens a model folder on a device, for batches of at most `tokens` tokens and `seqs` rows; one row always fits.
     ///
     /// # Errors
-    /// What is wrong with the folder; a folder without a trained head.
-    pub fn open(path: &Path, backend: Box<dyn Backend>, tokens: usize, seqs: usize) -> Result<Classifier> {
+    /// What is wrong with the folder or the device; a folder without a trained head.
+    pub fn open(path: &Path, device: Device, precision: Precision, tokens: usize, seqs: usize) -> Result<Classifier> {
         let source = ModelDir::read(path)?;
         let tokens = tokens.max(source.config.positions);
         let seqs = seqs.min(tokens); // a row has at least one
-        let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32, tf32: false };
+        let (dtype, tf32) = (precision.dtype(), precision == Precision::Tf32);
+        let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, dtype, tf32 };
+        let (backend, device) = device.open(precision)?;
         let mut model = Model::new(&source.config, what_for, Hyper::default(), backend)?;
         let drawn = source.load_weights(&mut model, 0)?;
         if !drawn.is_empty() {
             let fact = format!("has no {}: it is not a trained classifier", drawn.join(", "));
             return Err(Error::user(path.display(), fact, "fine-tune it first with train"));
         }
+        device.into_iter().for_each(note);
         Ok(Classifier { source, model })
     }
 

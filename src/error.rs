@@ -39,6 +39,11 @@ impl Error {
         Error::new(Kind::User, place, fact, remedy)
     }
 
+    /// What is wrong, without place and remedy.
+    pub fn fact(&self) -> &str {
+        &self.fact
+    }
+
     /// A file that could not be read or written.
     pub fn io(path: &Path, error: std::io::Error) -> Error {
         use std::io::ErrorKind::*;

@@ -44,6 +44,7 @@
 pub mod checkpoint;
 pub mod classifier;
 pub mod cli;
+pub mod cost;
 pub mod cpu;
 pub mod cuda;
 pub mod data;

@@ -402,7 +402,7 @@ fn predict_answers_each_line_of_a_stream_before_the_next_one_comes() {
     // From another folder, with a relative path.
     let model = golden("text/hf");
     let mut command = Command::new(PREDICT);
-    command.current_dir(model.parent().unwrap()).args(["--model", "hf", "--input-format", "jsonl"]);
+    command.current_dir(model.parent().unwrap()).args(["--model", "hf", "--input-format", "jsonl", "--device", "cpu"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let (sender, answers) = mpsc::channel();
@@ -477,7 +477,11 @@ fn predict_reads_every_kind_of_file() {
 fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
     let model = golden("text/hf");
     let mut command = Command::new(PREDICT);
-    command.args(["--model", path(&model)]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(["--model", path(&model), "--device", "cpu"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     drop(child.stdout.take());
     let mut stdin = child.stdin.take().unwrap();
@@ -487,7 +491,8 @@ fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
     assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
 
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let output = Command::new(PREDICT).args(["--model", path(&model), "good"]).stdout(full()).output().unwrap();
+    let output =
+        Command::new(PREDICT).args(["--model", path(&model), "--device", "cpu", "good"]).stdout(full()).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().starts_with("error: `standard output`: "));
     predict(&["--output", "/dev/full", "good"]).failed(2, "`/dev/full`: ");

@@ -584,6 +584,10 @@ macro_rules! watch {
                 self.0.name()
             }
 
+            fn available(&self) -> Result<Option<usize>> {
+                self.0.available()
+            }
+
             fn reserve(&mut self, layout: &Layout) -> Result<()> {
                 self.0.reserve(layout)
             }
@@ -615,7 +619,7 @@ macro_rules! watch {
 watch! {
     embed_fwd: Embed, embed_bwd: Embed, linear_fwd: Linear, linear_bwd: Linear, attn_fwd: Attn, attn_bwd: Attn,
     add_norm_fwd: AddNorm, add_norm_bwd: AddNorm, act_fwd: Act, act_bwd: Act, dropout_fwd: Dropout, dropout_bwd: Dropout,
-    first_row_fwd: FirstRow, first_row_bwd: FirstRow, xent_fwd: Xent, xent_bwd: Xent, grad_norm: GradNorm, adamw: AdamW
+    first_row_fwd: FirstRow, first_row_bwd: FirstRow, xent_fwd: Xent, xent_bwd: Xent, cast: Cast, grad_norm: GradNorm, adamw: AdamW
 }
 
 /// What the slices of a backend rest on: the tensors of an op are disjoint.

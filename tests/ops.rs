@@ -550,7 +550,7 @@ fn every_method_has_a_case() {
     let methods = body.lines().filter_map(|line| line.trim().strip_prefix("fn ")?.split_once('('));
     let methods: BTreeSet<_> = methods.map(|(name, _)| name).collect();
     let mut run: BTreeSet<_> = cases().iter().flat_map(|case| case.op().methods()).collect();
-    run.extend(["name", "available", "reserve", "upload", "download", "zero", "stage"]);
+    run.extend(["name", "available", "reserve", "upload", "download", "zero", "stage", "cast"]);
     assert_eq!(methods, run);
 }
 

@@ -10,7 +10,7 @@ use warpfit::classifier::Classifier;
 use warpfit::cli::print;
 use warpfit::data::dataset::{Options, Table};
 use warpfit::data::scored::Scored;
-use warpfit::device::Device;
+use warpfit::device::{Device, Precision};
 use warpfit::error::{Error, Result};
 use warpfit::metrics::{Metrics, softmax};
 use warpfit::report::log::Progress;
@@ -60,6 +60,9 @@ struct Args {
     /// What computes: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Of activations and products; all but fp32 need a GPU
+    #[arg(long, default_value = "fp32")]
+    precision: Precision,
     /// Exit with 1 unless this is reached, as in accuracy=0.9 (for loss: stays at or below it)
     #[arg(long, value_name = "METRIC=VALUE")]
     fail_under: Option<String>,
@@ -104,9 +107,8 @@ fn run_model(args: &Args, device: Device) -> Result<(Scored, Vec<f64>, Metrics)>
     let (model, file) = args.model.as_deref().zip(args.file.as_deref()).expect("clap asks for both");
     let columns =
         Options { delimiter: args.delimiter, text_column: args.text_column.clone(), label_column: args.label_column.clone() };
-    let backend = device.open()?;
     let mut table = Table::read(file, &columns)?;
-    let mut classifier = Classifier::open(model, backend, args.max_batch_tokens, args.batch_size)?;
+    let mut classifier = Classifier::open(model, device, args.precision, args.max_batch_tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.max_length)?;
     let names = classifier.source.config.labels.clone();
     let mut ids = std::mem::take(&mut table.ids);

@@ -10,7 +10,7 @@ use warpfit::classifier::Classifier;
 use warpfit::cli::{note, print};
 use warpfit::data::dataset::Options;
 use warpfit::data::inputs::{self, LineFormat};
-use warpfit::device::Device;
+use warpfit::device::{Device, Precision};
 use warpfit::error::{Error, Result};
 use warpfit::report::log::{Count, Progress};
 use warpfit::report::predictions::{Format, Lines, positive_class};
@@ -71,6 +71,9 @@ struct Args {
     /// What computes: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Of activations and products; all but fp32 need a GPU
+    #[arg(long, default_value = "fp32")]
+    precision: Precision,
 }
 
 fn main() -> ExitCode {
@@ -84,7 +87,7 @@ fn run(args: Args) -> Result<()> {
     {
         return Err(Error::user("--output", "is the file of --input", "give another one"));
     }
-    let mut classifier = Classifier::open(&args.model, device.open()?, args.max_batch_tokens, args.batch_size)?;
+    let mut classifier = Classifier::open(&args.model, device, args.precision, args.max_batch_tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.max_length)?;
     let labels = classifier.source.config.labels.clone();
     let stars = args.stars.then(|| positive_class(&labels)).transpose()?;

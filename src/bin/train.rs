@@ -45,7 +45,8 @@ fn run(args: Args) -> Result<()> {
     let out = settings.output_dir.display();
     print(format!("saved       {out}"))?;
     if on_sample {
-        let mut classifier = Classifier::open(&settings.output_dir, settings.device.open()?, 2048, sample::SENTENCES.len())?;
+        let mut classifier =
+            Classifier::open(&settings.output_dir, settings.device, settings.precision, 2048, sample::SENTENCES.len())?;
         let length = classifier.source.max_length(None)?;
         let encoded = classifier.source.tokenizer()?.encode(&sample::SENTENCES, length, &|_| ())?;
         let logits = classifier.logits(&encoded, |_, _| ())?;

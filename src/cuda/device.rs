@@ -70,7 +70,7 @@ impl Gpu {
 }
 
 fn error(index: usize, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
-    Error::new(Kind::Device, crate::device::Device::Cuda(index), fact, remedy)
+    Error::new(Kind::Device, format!("--device {}", crate::device::Device::Cuda(index)), fact, remedy)
 }
 
 /// "CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered".

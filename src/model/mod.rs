@@ -46,8 +46,14 @@ pub struct Model {
 
 impl Model {
     /// Plans the model and takes its memory on `backend`. The weights are to be set before the first step.
+    ///
+    /// # Errors
+    /// There is too little memory, or it cannot be had.
     pub fn new(config: &config::Config, what_for: Use, hyper: Hyper, mut backend: Box<dyn Backend>) -> Result<Model> {
         let plan = Plan::new(config, what_for);
+        if let Some(available) = backend.available()? {
+            plan.check_fits(available)?;
+        }
         backend.reserve(&plan.layout)?;
         backend.zero(plan.params)?;
         if what_for.train {

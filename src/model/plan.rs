@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::config::Config;
 use super::names::{self, Param};
+use crate::error::{Error, Kind, Result};
 use crate::ops::{DType, Inputs, Layout, Linear, Rows, Status, View};
 
 /// Every buffer starts on a multiple of this, in bytes: a GPU's widest transaction, and what GEMM kernels ask for.
@@ -349,6 +350,41 @@ impl Plan {
         Linear { x, w, b, y, dy, dx, dw, db, add: false, k, n, rows }
     }
 
+    /// What the memory is for, in bytes.
+    fn parts(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        use Part::*;
+        let names = [
+            (Weights, "weights"),
+            (Gradients, "gradients"),
+            (Optimizer, "optimizer state"),
+            (Activations, "activations"),
+            (ActivationGradients, "activation gradients"),
+            (Inputs, "inputs"),
+        ];
+        let of = |part| self.buffers.iter().filter(move |b: &&Buffer| b.part == part).map(|b| b.view.bytes()).sum();
+        names.map(|(part, name)| (name, of(part))).into_iter().filter(|&(_, bytes)| bytes > 0)
+    }
+
+    /// # Errors
+    /// The plan is larger than the memory `available`, in bytes: what it is made of, and the largest batch that fits.
+    pub fn check_fits(&self, available: usize) -> Result<()> {
+        if self.layout.bytes <= available {
+            return Ok(());
+        }
+        let Use { tokens, seqs, .. } = self.what_for;
+        // Any of its rows may be of full length.
+        let smaller = |rows: usize| Use { tokens: tokens.min(rows * self.config.positions), seqs: rows, ..self.what_for };
+        let fits = |rows: &usize| Plan::new(&self.config, smaller(*rows)).layout.bytes <= available;
+        let remedy = match (1..seqs).rev().find(fits) {
+            Some(rows) => format!("the largest batch that fits has {rows} rows: lower --batch-size and --eval-batch-size"),
+            None => "not even a batch of one row fits: lower --max-length, or pass --device cpu".to_string(),
+        };
+        let parts: Vec<String> = self.parts().map(|(name, bytes)| format!("{name} {:.1}", mib(bytes))).collect();
+        let (needed, free) = (mib(self.layout.bytes), mib(available));
+        let fact = format!("{needed:.1} MiB are needed ({}), {free:.1} MiB are free", parts.join(", "));
+        Err(Error::new(Kind::Device, "memory", fact, remedy))
+    }
+
     /// Parameters of the model, as people count them.
     pub fn parameters(&self) -> usize {
         self.slots.iter().map(|slot| slot.view.len).sum()
@@ -378,21 +414,13 @@ fn place(params: Vec<Param>) -> (Vec<(usize, Param)>, usize, usize) {
 /// The memory table.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
-        use Part::*;
-        for (part, name) in [
-            (Weights, "weights"),
-            (Gradients, "gradients"),
-            (Optimizer, "optimizer state"),
-            (Activations, "activations"),
-            (ActivationGradients, "activation gradients"),
-            (Inputs, "inputs"),
-        ] {
-            let bytes: usize = self.buffers.iter().filter(|b| b.part == part).map(|b| b.view.bytes()).sum();
-            if bytes > 0 {
-                writeln!(f, "{name:<22}{:>12.1} MiB", mib(bytes))?;
-            }
+        for (name, bytes) in self.parts() {
+            writeln!(f, "{name:<22}{:>12.1} MiB", mib(bytes))?;
         }
         write!(f, "{:<22}{:>12.1} MiB", "total", mib(self.layout.bytes))
     }
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / (1 << 20) as f64
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::schedule::ScheduleKind;
 use crate::data::dataset;
-use crate::device::Device;
+use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::metrics::Metric;
 
@@ -130,7 +130,7 @@ pub struct Args {
     /// What computes: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, help_heading = "Precision and device")]
     pub device: Option<String>,
-    /// Of the arithmetic [default: fp32]
+    /// Of activations and products; all but fp32 need a GPU [default: fp32]
     #[arg(long, help_heading = "Precision and device")]
     pub precision: Option<Precision>,
     /// Of row order, dropout and new weights [default: 42]
@@ -178,12 +178,6 @@ pub enum Strategy {
     No,
     Steps,
     Epoch,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    Fp32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]

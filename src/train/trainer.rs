@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::args::{Cadence, ClassWeights, Precision, ReportTo, Settings};
+use super::args::{Cadence, ClassWeights, ReportTo, Settings};
 use super::card::model_card;
 use super::data::Data;
 use super::evaluate::{Evaluation, check, evaluate};
@@ -20,11 +20,11 @@ use crate::cli::note;
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
-use crate::device::Device;
+use crate::device::Precision;
 use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
-use crate::ops::{DType, Rows, Step, View};
+use crate::ops::{Rows, Step, View};
 use crate::report::log::{Count, Progress};
 
 /// What a finished run leaves to say.
@@ -74,10 +74,7 @@ struct Best {
 pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
     let resumes = settings.resume_from_checkpoint.is_some();
     RunDir::check(&settings.output_dir, settings.overwrite_output_dir || resumes || settings.dry_run)?;
-    let backend = settings.device.open()?;
-    if settings.device == Device::Auto {
-        note(format!("device: {}; this build has no other", backend.name()));
-    }
+    let (backend, device) = settings.device.open(settings.precision)?;
     let source = ModelDir::read(&settings.model)?;
     let max_length = source.max_length(settings.max_length)?;
     let data = Data::read(settings, &source.config, source.tokenizer()?, max_length)?;
@@ -99,8 +96,8 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         let largest = largest_batch(rows, settings.eval_batch_size);
         (tokens, seqs) = (tokens.max(largest.0), seqs.max(largest.1));
     }
-    let Precision::Fp32 = settings.precision;
-    let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, dtype: DType::F32, tf32: false };
+    let (dtype, tf32) = (settings.precision.dtype(), settings.precision == Precision::Tf32);
+    let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, dtype, tf32 };
     let batches = data.train.rows().div_ceil(settings.batch_size);
     let updates_per_epoch = updates_per_epoch(batches, settings.gradient_accumulation_steps);
     let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
@@ -128,6 +125,7 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         ))?;
         return Ok(None);
     }
+    device.into_iter().for_each(note);
     let mut model = Model::new(&config, what_for, hyper, backend)?;
     model.set_class_weights(&class_weights)?;
     if settings.from_scratch {
