@@ -1,26 +1,160 @@
-// Embedding tables: gather forward, sums over the rows of each token in a fixed order backward. And the [CLS] rows.
+// Embedding tables: gather forward, sums over the rows of each token and position in a fixed order backward. And the [CLS]
+// rows. Forward reads 4 bytes an element of each table and writes y; backward reads dy once a table.
 #include "gpu.cuh"
 
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
+
+template <int N> __device__ __forceinline__ void add(float (&sum)[N], const float (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) sum[i] += x[i];
+}
+
 template <class T> struct EmbedFwd {
-    const int* ids;        // (rows)
-    const int* positions;  // (rows)
-    const int* types;      // (rows)
-    const float* word;     // (vocab, dim)
-    const float* position; // (positions, dim)
+    const int* ids;          // (rows)
+    const int* positions;    // (rows)
+    const int* types;        // (rows)
+    const float* word;       // (vocab, dim)
+    const float* position;   // (positions, dim)
     const float* type_table; // (types, dim) or null
-    T* y;                  // (rows, dim)
+    T* y;                    // (rows, dim)
     int rows;
     int dim;
 };
 
-// A block a row.
-template <class T> __device__ void embed_fwd(const EmbedFwd<T>& a) {
-    const int row = blockIdx.x;
-    for (int c = threadIdx.x; c < a.dim; c += blockDim.x) {
-        float x = a.word[size_t(a.ids[row]) * a.dim + c] + a.position[size_t(a.positions[row]) * a.dim + c];
-        if (a.type_table) x += a.type_table[size_t(a.types[row]) * a.dim + c];
-        a.y[size_t(row) * a.dim + c] = from_float<T>(x);
+template <bool WHOLE, class T> __device__ __forceinline__ void embed_row(const EmbedFwd<T>& a, int row) {
+    constexpr int P = PACK<T>;
+    const float* word = a.word + size_t(a.ids[row]) * a.dim;
+    const float* position = a.position + size_t(a.positions[row]) * a.dim;
+    const float* type = a.type_table ? a.type_table + size_t(a.types[row]) * a.dim : nullptr;
+    for (int c = lane() * P; c < a.dim; c += 32 * P) {
+        float sum[P], x[P];
+        load<WHOLE>(sum, word + c, a.dim - c);
+        load<WHOLE>(x, position + c, a.dim - c);
+        add(sum, x);
+        if (type) {
+            load<WHOLE>(x, type + c, a.dim - c);
+            add(sum, x);
+        }
+        store<WHOLE>(a.y + size_t(row) * a.dim + c, sum, a.dim - c);
     }
 }
-KERNEL(embed_fwd_f32, embed_fwd<float>, EmbedFwd<float>, 128)
-KERNEL(embed_fwd_bf16, embed_fwd<bf16>, EmbedFwd<bf16>, 128)
+
+// A warp a row.
+template <class T> __device__ void embed_fwd(const EmbedFwd<T>& a) {
+    const int row = blockIdx.x * WARPS + warp();
+    if (row >= a.rows) return;
+    a.dim % PACK<T> == 0 ? embed_row<true>(a, row) : embed_row<false>(a, row);
+}
+KERNEL(embed_fwd_f32, embed_fwd<float>, EmbedFwd<float>, 256)
+KERNEL(embed_fwd_bf16, embed_fwd<bf16>, EmbedFwd<bf16>, 256)
+
+template <class T> struct EmbedBwdWord {
+    const T* dy;              // (rows, dim)
+    const int* ids;           // (rows)
+    const int* rows_by_token; // (rows)
+    const int* token_starts;  // (distinct + 1)
+    float* dword;             // (vocab, dim)
+    int dim;
+    int pad;                  // a token whose row gets nothing, or -1
+};
+
+// A block is 32 packs of columns of a distinct token; its warps take every eighth of the token's rows.
+template <bool WHOLE, class T> __device__ __forceinline__ void sum_token(const EmbedBwdWord<T>& a) {
+    constexpr int P = PACK<T>;
+    __shared__ float parts[WARPS][32 * P];
+    const int start = a.token_starts[blockIdx.x], end = a.token_starts[blockIdx.x + 1];
+    const int token = a.ids[a.rows_by_token[start]];
+    if (token == a.pad) return;
+    const int first = blockIdx.y * 32 * P, column = first + lane() * P;
+    float sum[P] = {};
+    if (column < a.dim) {
+#pragma unroll 4
+        for (int i = start + warp(); i < end; i += WARPS) {
+            float x[P];
+            load<WHOLE>(x, a.dy + size_t(a.rows_by_token[i]) * a.dim + column, a.dim - column);
+            add(sum, x);
+        }
+    }
+    store(parts[warp()] + lane() * P, sum);
+    __syncthreads();
+    // The other warps had no rows.
+    const int warps = min(end - start, WARPS);
+    for (int c = threadIdx.x; c < 32 * P && first + c < a.dim; c += THREADS) {
+        float total = 0.0f;
+        for (int w = 0; w < warps; w++) total += parts[w][c];
+        a.dword[size_t(token) * a.dim + first + c] += total;
+    }
+}
+
+template <class T> __device__ void embed_bwd_word(const EmbedBwdWord<T>& a) {
+    a.dim % PACK<T> == 0 ? sum_token<true>(a) : sum_token<false>(a);
+}
+KERNEL(embed_bwd_word_f32, embed_bwd_word<float>, EmbedBwdWord<float>, 256)
+KERNEL(embed_bwd_word_bf16, embed_bwd_word<bf16>, EmbedBwdWord<bf16>, 256)
+
+template <class T> struct EmbedBwdPosition {
+    const T* dy;           // (rows, dim)
+    const int* cu_seqlens; // (seqs + 1)
+    float* dposition;      // (positions, dim)
+    int seqs;
+    int longest;
+    int dim;
+};
+
+template <bool WHOLE, class T> __device__ __forceinline__ void sum_position(const EmbedBwdPosition<T>& a, int position, int column) {
+    float sum[PACK<T>];
+    float* out = a.dposition + size_t(position) * a.dim + column;
+    load<WHOLE>(sum, out, a.dim - column);
+#pragma unroll 4
+    for (int seq = 0; seq < a.seqs; seq++) {
+        const int row = a.cu_seqlens[seq] + position;
+        float x[PACK<T>] = {};
+        if (row < a.cu_seqlens[seq + 1]) load<WHOLE>(x, a.dy + size_t(row) * a.dim + column, a.dim - column);
+        add(sum, x);
+    }
+    store<WHOLE>(out, sum, a.dim - column);
+}
+
+// A warp is 32 packs of columns of a position, and takes the sequences in order.
+template <class T> __device__ void embed_bwd_position(const EmbedBwdPosition<T>& a) {
+    const int position = blockIdx.x * WARPS + warp(), column = (blockIdx.y * 32 + lane()) * PACK<T>;
+    if (position >= a.longest || column >= a.dim) return;
+    a.dim % PACK<T> == 0 ? sum_position<true>(a, position, column) : sum_position<false>(a, position, column);
+}
+KERNEL(embed_bwd_position_f32, embed_bwd_position<float>, EmbedBwdPosition<float>, 256)
+KERNEL(embed_bwd_position_bf16, embed_bwd_position<bf16>, EmbedBwdPosition<bf16>, 256)
+
+template <class T> struct FirstRow {
+    T* tokens;             // (tokens, dim): x, or dx
+    T* firsts;             // (seqs, dim): y, or dy
+    const int* cu_seqlens; // (seqs + 1)
+    int seqs;
+    int dim;
+};
+
+template <bool WHOLE, bool BACKWARD, class T> __device__ __forceinline__ void copy_row(const FirstRow<T>& a, int seq) {
+    constexpr int P = PACK<T>;
+    T* token = a.tokens + size_t(a.cu_seqlens[seq]) * a.dim;
+    T* first = a.firsts + size_t(seq) * a.dim;
+    for (int c = lane() * P; c < a.dim; c += 32 * P) {
+        float x[P], dy[P];
+        load<WHOLE>(x, token + c, a.dim - c);
+        if (BACKWARD) {
+            load<WHOLE>(dy, first + c, a.dim - c);
+            add(x, dy);
+        }
+        store<WHOLE>((BACKWARD ? token : first) + c, x, a.dim - c);
+    }
+}
+
+// A warp a sequence.
+template <class T, bool BACKWARD> __device__ void first_row(const FirstRow<T>& a) {
+    const int seq = blockIdx.x * WARPS + warp();
+    if (seq >= a.seqs) return;
+    a.dim % PACK<T> == 0 ? copy_row<true, BACKWARD>(a, seq) : copy_row<false, BACKWARD>(a, seq);
+}
+KERNEL(first_row_fwd_f32, (first_row<float, false>), FirstRow<float>, 256)
+KERNEL(first_row_fwd_bf16, (first_row<bf16, false>), FirstRow<bf16>, 256)
+KERNEL(first_row_bwd_f32, (first_row<float, true>), FirstRow<float>, 256)
+KERNEL(first_row_bwd_bf16, (first_row<bf16, true>), FirstRow<bf16>, 256)

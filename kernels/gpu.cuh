@@ -39,19 +39,47 @@ template <> struct Word<8> { using type = uint2; };
 template <> struct Word<4> { using type = unsigned; };
 template <> struct Word<2> { using type = unsigned short; };
 
-// N elements as floats; p is aligned to their size.
+// N elements as floats, by the widest accesses; p is aligned to them.
 template <int N, class T> __device__ __forceinline__ void load(float (&x)[N], const T* p) {
-    union { typename Word<N * sizeof(T)>::type word; T elements[N]; } u;
-    u.word = *reinterpret_cast<const typename Word<N * sizeof(T)>::type*>(p);
+    constexpr int STEP = N < PACK<T> ? N : PACK<T>;
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = to_float(u.elements[i]);
+    for (int at = 0; at < N; at += STEP) {
+        union { typename Word<STEP * sizeof(T)>::type word; T elements[STEP]; } u;
+        u.word = *reinterpret_cast<const typename Word<STEP * sizeof(T)>::type*>(p + at);
+#pragma unroll
+        for (int i = 0; i < STEP; i++) x[at + i] = to_float(u.elements[i]);
+    }
 }
 
 template <int N, class T> __device__ __forceinline__ void store(T* p, const float (&x)[N]) {
-    union { typename Word<N * sizeof(T)>::type word; T elements[N]; } u;
+    constexpr int STEP = N < PACK<T> ? N : PACK<T>;
 #pragma unroll
-    for (int i = 0; i < N; i++) u.elements[i] = from_float<T>(x[i]);
-    *reinterpret_cast<typename Word<N * sizeof(T)>::type*>(p) = u.word;
+    for (int at = 0; at < N; at += STEP) {
+        union { typename Word<STEP * sizeof(T)>::type word; T elements[STEP]; } u;
+#pragma unroll
+        for (int i = 0; i < STEP; i++) u.elements[i] = from_float<T>(x[at + i]);
+        *reinterpret_cast<typename Word<STEP * sizeof(T)>::type*>(p + at) = u.word;
+    }
+}
+
+// The same where rows may not be whole packs: unless WHOLE is known, one by one, and only the first `count` of the N.
+template <bool WHOLE, int N, class T> __device__ __forceinline__ void load(float (&x)[N], const T* p, long long count) {
+    if constexpr (WHOLE) {
+        load(x, p);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = i < count ? to_float(p[i]) : 0.0f;
+    }
+}
+
+template <bool WHOLE, int N, class T> __device__ __forceinline__ void store(T* p, const float (&x)[N], long long count) {
+    if constexpr (WHOLE) {
+        store(p, x);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (i < count) p[i] = from_float<T>(x[i]);
+    }
 }
 
 // ---- reductions, in a fixed order; every thread gets the result
@@ -113,4 +141,17 @@ __device__ __forceinline__ void drop_factors(float (&factors)[4], const Drop& dr
     factors[1] = drop_factor(drop, words.y);
     factors[2] = drop_factor(drop, words.z);
     factors[3] = drop_factor(drop, words.w);
+}
+
+// x, columns `column` .. column + N - 1 of a row, becomes dropout(x); `column` is a multiple of 4.
+template <int N> __device__ __forceinline__ void drop_columns(float (&x)[N], const Drop& drop, unsigned column, unsigned row) {
+    static_assert(N % 4 == 0, "whole blocks of Philox");
+    if (drop.threshold == 0) return;
+#pragma unroll
+    for (int at = 0; at < N; at += 4) {
+        float factors[4];
+        drop_factors(factors, drop, (column + at) / 4, row);
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[at + i] *= factors[i];
+    }
 }

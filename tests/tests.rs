@@ -9,3 +9,5 @@ mod metrics;
 mod model;
 mod ops;
 mod train;
+#[path = "vgpu.rs"]
+mod virtual_gpu;

@@ -1,14 +1,61 @@
-//! Soon.
-use super::Cuda;
-use crate::error::Result;
-use crate::ops::*;
+//! Gradient norm and AdamW over the flat parameters.
 
-pub fn grad_norm(_cuda: &Cuda, _op: &GradNorm) -> Result<()> {
-    unimplemented!()
+use super::{Cuda, kernels};
+use crate::error::Result;
+use crate::ops::{AdamW, Cast, DType, GradNorm};
+
+/// Elements that a block of the gradient norm sums.
+const CHUNK: usize = 1 << 14;
+
+pub fn grad_norm(cuda: &Cuda, op: &GradNorm) -> Result<()> {
+    let count = op.grads.len.div_ceil(CHUNK);
+    let parts = cuda.scratch(count * size_of::<f64>());
+    let squares = kernels::GradNormParts { grads: cuda.at(op.grads), parts, len: len(op.grads.len), chunk: CHUNK as i32 };
+    cuda.launch(&cuda.kernels().grad_norm_parts, [count, 1, 1], 0, &squares)?;
+    let root = kernels::GradNorm { parts, status: cuda.at(op.status), count: count as i32 };
+    cuda.launch(&cuda.kernels().grad_norm, [1, 1, 1], 0, &root)
 }
-pub fn adamw(_cuda: &Cuda, _op: &AdamW) -> Result<()> {
-    unimplemented!()
+
+pub fn adamw(cuda: &Cuda, op: &AdamW) -> Result<()> {
+    let clip = cuda.scratch(size_of::<f32>());
+    let decide = kernels::AdamWDecide { status: cuda.at(op.status), clip, max_norm: op.max_norm };
+    cuda.launch(&cuda.kernels().adamw_decide, [1, 1, 1], 0, &decide)?;
+
+    let lr = cuda.step.learning_rate;
+    let bias1 = 1.0 - op.beta1.powf(cuda.step.update as f64);
+    let bias2 = 1.0 - op.beta2.powf(cuda.step.update as f64);
+    let update = kernels::AdamW {
+        params: cuda.at(op.params),
+        copy: cuda.at(op.copy),
+        grads: cuda.at(op.grads),
+        m: cuda.at(op.m),
+        v: cuda.at(op.v),
+        clip,
+        len: len(op.params.len),
+        decayed: len(op.decayed),
+        keep: (1.0 - lr * op.weight_decay) as f32,
+        rate: (lr / bias1) as f32,
+        root_bias2: bias2.sqrt() as f32,
+        beta1: op.beta1 as f32,
+        rest1: (1.0 - op.beta1) as f32,
+        beta2: op.beta2 as f32,
+        rest2: (1.0 - op.beta2) as f32,
+        eps: op.eps as f32,
+    };
+    let kernel = &cuda.kernels().adamw;
+    cuda.launch(kernel, [op.params.len.div_ceil(4 * kernel.threads()), 1, 1], 0, &update)
 }
-pub fn cast(_cuda: &Cuda, _op: &Cast) -> Result<()> {
-    unimplemented!()
+
+/// From f32 to bf16.
+pub fn cast(cuda: &Cuda, op: &Cast) -> Result<()> {
+    assert_eq!((op.x.dtype, op.y.dtype), (DType::F32, DType::Bf16), "no kernel rounds so");
+    let arguments = kernels::Cast { x: cuda.at(op.x), y: cuda.at(op.y), len: len(op.x.len) };
+    let kernel = &cuda.kernels().cast;
+    cuda.launch(kernel, [op.x.len.div_ceil(8 * kernel.threads()), 1, 1], 0, &arguments)
+}
+
+/// The kernels count elements in 32 bits, and round up to whole blocks.
+fn len(elements: usize) -> i32 {
+    assert!(elements < 1 << 31 - 16, "{elements} parameters");
+    elements as i32
 }

@@ -1,17 +1,78 @@
-//! Soon.
-use super::Cuda;
-use crate::error::Result;
-use crate::ops::*;
+//! Embedding tables and the [CLS] rows.
 
-pub fn fwd(_cuda: &Cuda, _op: &Embed) -> Result<()> {
-    unimplemented!()
+use super::Cuda;
+use super::columns::{self, Matrix, tiles};
+use super::kernels::{self, EmbedBwdPosition, EmbedBwdWord, EmbedFwd, Kernel};
+use crate::error::Result;
+use crate::ops::{Backend, Embed, FirstRow, View};
+
+pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
+    let inputs = cuda.inputs();
+    let arguments = EmbedFwd {
+        ids: cuda.at(inputs.ids),
+        positions: cuda.at(inputs.positions),
+        types: cuda.at(inputs.types),
+        word: cuda.at(op.word),
+        position: cuda.at(op.position),
+        type_table: cuda.at(op.types),
+        y: cuda.at(op.y),
+        rows: cuda.tokens as i32,
+        dim: op.dim as i32,
+    };
+    let kernel = cuda.kernels().embed_fwd.of(op.y.dtype);
+    cuda.launch(kernel, [cuda.tokens.div_ceil(kernel.warps()), 1, 1], 0, &arguments)
 }
-pub fn bwd(_cuda: &Cuda, _op: &Embed) -> Result<()> {
-    unimplemented!()
+
+pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
+    let (inputs, dtype) = (cuda.inputs(), op.dy.dtype);
+    let tiles = tiles(op.dim, dtype);
+    let of_word = EmbedBwdWord {
+        dy: cuda.at(op.dy),
+        ids: cuda.at(inputs.ids),
+        rows_by_token: cuda.at(inputs.rows_by_token),
+        token_starts: cuda.at(inputs.token_starts),
+        dword: cuda.at(op.dword),
+        dim: op.dim as i32,
+        pad: op.pad.map_or(-1, |pad| pad as i32),
+    };
+    cuda.launch(cuda.kernels().embed_bwd_word.of(dtype), [cuda.distinct, tiles, 1], 0, &of_word)?;
+
+    let of_position = EmbedBwdPosition {
+        dy: cuda.at(op.dy),
+        cu_seqlens: cuda.at(inputs.cu_seqlens),
+        dposition: cuda.at(op.dposition),
+        seqs: cuda.seqs as i32,
+        longest: cuda.longest as i32,
+        dim: op.dim as i32,
+    };
+    let kernel = cuda.kernels().embed_bwd_position.of(dtype);
+    cuda.launch(kernel, [cuda.longest.div_ceil(kernel.warps()), tiles, 1], 0, &of_position)?;
+
+    for (t, start) in (0..op.dtypes.len).step_by(op.dim).enumerate() {
+        let rows = Matrix { x: cuda.at(op.dy), dtype, rows: cuda.tokens, width: op.dim, only: Some(t) };
+        columns::sum(cuda, &rows, cuda.at(op.dtypes.slice(start, op.dim)))?;
+    }
+    Ok(())
 }
-pub fn first_row_fwd(_cuda: &Cuda, _op: &FirstRow) -> Result<()> {
-    unimplemented!()
+
+pub fn first_row_fwd(cuda: &Cuda, op: &FirstRow) -> Result<()> {
+    first_row(cuda, op, [op.x, op.y], cuda.kernels().first_row_fwd.of(op.x.dtype))
 }
-pub fn first_row_bwd(_cuda: &Cuda, _op: &FirstRow) -> Result<()> {
-    unimplemented!()
+
+pub fn first_row_bwd(cuda: &mut Cuda, op: &FirstRow) -> Result<()> {
+    if !op.add {
+        cuda.zero(op.dx.slice(0, cuda.tokens * op.dim))?;
+    }
+    first_row(cuda, op, [op.dx, op.dy], cuda.kernels().first_row_bwd.of(op.dx.dtype))
+}
+
+fn first_row(cuda: &Cuda, op: &FirstRow, [tokens, firsts]: [View; 2], kernel: &Kernel<kernels::FirstRow>) -> Result<()> {
+    let arguments = kernels::FirstRow {
+        tokens: cuda.at(tokens),
+        firsts: cuda.at(firsts),
+        cu_seqlens: cuda.at(cuda.inputs().cu_seqlens),
+        seqs: cuda.seqs as i32,
+        dim: op.dim as i32,
+    };
+    cuda.launch(kernel, [cuda.seqs.div_ceil(kernel.warps()), 1, 1], 0, &arguments)
 }

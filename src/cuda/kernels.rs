@@ -56,6 +56,11 @@ impl<A: DeviceRepr> Kernel<A> {
     pub fn threads(&self) -> usize {
         self.threads as usize
     }
+
+    /// Warps of a block.
+    pub fn warps(&self) -> usize {
+        self.threads() / 32
+    }
 }
 
 /// A kernel for each type of activations.

@@ -1,17 +1,64 @@
-//! Soon.
-use super::Cuda;
-use crate::error::Result;
-use crate::ops::*;
+//! Around the products: activations, the gradient of the bias, and the product of our own.
 
-pub fn act_fwd(_cuda: &Cuda, _op: &Act) -> Result<()> {
-    unimplemented!()
+use super::Cuda;
+use super::columns::{self, Matrix};
+use super::gemm::Product;
+use super::kernels::{self, Kernel, Matmul};
+use crate::error::Result;
+use crate::ops::{Act, DType, Linear, View};
+
+/// Packs of 16 bytes that a thread takes, ACT_PACKS in kernels/linear.cu.
+const ACT_PACKS: usize = 2;
+
+pub fn act_fwd(cuda: &Cuda, op: &Act) -> Result<()> {
+    act(cuda, op, op.y, cuda.kernels().act_fwd.of(op.y.dtype))
 }
-pub fn act_bwd(_cuda: &Cuda, _op: &Act) -> Result<()> {
-    unimplemented!()
+
+pub fn act_bwd(cuda: &Cuda, op: &Act) -> Result<()> {
+    act(cuda, op, op.dy, cuda.kernels().act_bwd.of(op.dy.dtype))
 }
-pub fn bias_bwd(_cuda: &Cuda, _op: &Linear) -> Result<()> {
-    unimplemented!()
+
+fn act(cuda: &Cuda, op: &Act, y: View, kernel: &Kernel<kernels::Act>) -> Result<()> {
+    let rows = cuda.rows(op.rows);
+    let arguments =
+        kernels::Act { x: cuda.at(op.x), y: cuda.at(y), rows: rows as i32, width: op.width as i32, kind: op.kind as i32 };
+    let block = kernel.threads() * ACT_PACKS * 16 / y.dtype.size();
+    cuda.launch(kernel, [(rows * op.width).div_ceil(block), 1, 1], 0, &arguments)
 }
-pub fn matmul(_cuda: &Cuda, _p: &super::gemm::Product) -> Result<()> {
-    unimplemented!()
+
+/// `db += column sums of dy`.
+pub fn bias_bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
+    let dy = Matrix { x: cuda.at(op.dy), dtype: op.dy.dtype, rows: cuda.rows(op.rows), width: op.n, only: None };
+    columns::sum(cuda, &dy, cuda.at(op.db))
+}
+
+/// The product by our own kernel: any size, any alignment.
+pub fn matmul(cuda: &Cuda, p: &Product) -> Result<()> {
+    // How far apart neighbours in a column and in a row of a matrix are.
+    let steps = |transposed, ld: usize| if transposed { (ld as i32, 1) } else { (1, ld as i32) };
+    let ((a_m, a_k), (b_k, b_n)) = (steps(p.transpose_a, p.lda), steps(p.transpose_b, p.ldb));
+    let arguments = Matmul {
+        a: p.a,
+        b: p.b,
+        d: p.d,
+        bias: p.bias,
+        m: p.m as i32,
+        n: p.n as i32,
+        k: p.k as i32,
+        a_m,
+        a_k,
+        b_k,
+        b_n,
+        ldd: p.ldd as i32,
+        add: p.add.into(),
+    };
+    let kernels = cuda.kernels();
+    let kernel = match (p.input, p.output) {
+        (DType::Bf16, DType::F32) => &kernels.matmul_bf16_f32,
+        (input, output) => {
+            assert_eq!(input, output, "no kernel multiplies {input:?} to {output:?}");
+            kernels.matmul.of(input)
+        }
+    };
+    cuda.launch(kernel, [(p.m * p.n).div_ceil(kernel.warps()), 1, 1], 0, &arguments)
 }

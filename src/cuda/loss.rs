@@ -1,11 +1,37 @@
-//! Soon.
-use super::Cuda;
-use crate::error::Result;
-use crate::ops::*;
+//! Cross-entropy.
 
-pub fn fwd(_cuda: &Cuda, _op: &Xent) -> Result<()> {
-    unimplemented!()
+use super::Cuda;
+use super::kernels::{XentBwd, XentFwd};
+use crate::error::Result;
+use crate::ops::Xent;
+
+pub fn fwd(cuda: &Cuda, op: &Xent) -> Result<()> {
+    let arguments = XentFwd {
+        logits: cuda.at(op.logits),
+        weights: cuda.at(op.weights),
+        labels: cuda.at(cuda.inputs().labels),
+        loss: cuda.at(op.loss),
+        status: cuda.at(op.status),
+        denominator: cuda.step.denominator,
+        smoothing: op.smoothing.into(),
+        seqs: cuda.seqs as i32,
+        classes: op.classes as i32,
+        train: cuda.step.train.into(),
+    };
+    cuda.launch(&cuda.kernels().xent_fwd, [1, 1, 1], 0, &arguments)
 }
-pub fn bwd(_cuda: &Cuda, _op: &Xent) -> Result<()> {
-    unimplemented!()
+
+pub fn bwd(cuda: &Cuda, op: &Xent) -> Result<()> {
+    let arguments = XentBwd {
+        logits: cuda.at(op.logits),
+        weights: cuda.at(op.weights),
+        labels: cuda.at(cuda.inputs().labels),
+        dlogits: cuda.at(op.dlogits),
+        denominator: cuda.step.denominator,
+        smoothing: op.smoothing.into(),
+        seqs: cuda.seqs as i32,
+        classes: op.classes as i32,
+    };
+    let kernel = cuda.kernels().xent_bwd.of(op.dlogits.dtype);
+    cuda.launch(kernel, [cuda.seqs.div_ceil(kernel.warps()), 1, 1], 0, &arguments)
 }

@@ -1,11 +1,51 @@
-//! Soon.
-use super::Cuda;
-use crate::error::Result;
-use crate::ops::*;
+//! Residual, dropout and layer norm.
 
-pub fn fwd(_cuda: &Cuda, _op: &AddNorm) -> Result<()> {
-    unimplemented!()
+use super::kernels::{NormBwd, NormFwd};
+use super::{Cuda, columns};
+use crate::error::Result;
+use crate::ops::AddNorm;
+
+/// Chunks of rows in the backward pass, at the most.
+const CHUNKS: usize = 256;
+
+pub fn fwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
+    let rows = cuda.rows(op.rows);
+    let arguments = NormFwd {
+        x: cuda.at(op.x),
+        skip: cuda.at(op.skip),
+        gamma: cuda.at(op.gamma),
+        beta: cuda.at(op.beta),
+        y: cuda.at(op.y),
+        stats: cuda.at(op.stats),
+        token_rows: cuda.token_rows(op.rows),
+        rows: rows as i32,
+        dim: op.dim as i32,
+        eps: op.eps,
+        drop: cuda.drop(op.drop),
+    };
+    let kernel = cuda.kernels().norm_fwd.of(op.x.dtype);
+    cuda.launch(kernel, [rows.div_ceil(kernel.warps()), 1, 1], 0, &arguments)
 }
-pub fn bwd(_cuda: &Cuda, _op: &AddNorm) -> Result<()> {
-    unimplemented!()
+
+pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
+    let rows = cuda.rows(op.rows);
+    let kernel = cuda.kernels().norm_bwd.of(op.dy.dtype);
+    let chunk = rows.div_ceil(CHUNKS).next_multiple_of(kernel.warps());
+    let chunks = rows.div_ceil(chunk);
+    let partials = cuda.scratch(2 * chunks * op.dim * size_of::<f32>());
+    let arguments = NormBwd {
+        z: cuda.at(op.x),
+        gamma: cuda.at(op.gamma),
+        stats: cuda.at(op.stats),
+        dy: cuda.at(op.dy),
+        dx: if op.dx == op.dy { 0 } else { cuda.at(op.dx) },
+        partials,
+        token_rows: cuda.token_rows(op.rows),
+        rows: rows as i32,
+        dim: op.dim as i32,
+        chunk: chunk as i32,
+        drop: cuda.drop(op.drop),
+    };
+    cuda.launch(kernel, [chunks, 1, 1], 0, &arguments)?;
+    columns::add(cuda, partials, chunks, op.dim, &[cuda.at(op.dgamma), cuda.at(op.dbeta)])
 }

@@ -1,0 +1,144 @@
+// Gradient norm and AdamW over the flat parameters; see src/ops.rs. The norm reads 4 bytes a parameter; AdamW reads 16 and writes
+// 16, and 2 more where products read a copy in bf16.
+#include "gpu.cuh"
+
+constexpr int THREADS = 256;
+
+struct GradNormParts {
+    const float* grads; // (len)
+    double* parts;      // (blocks)
+    int len;
+    int chunk;          // elements of a block, a multiple of 4
+};
+
+__device__ void sum_squares(const GradNormParts& a) {
+    const int start = blockIdx.x * a.chunk, end = min(start + a.chunk, a.len);
+    const int whole = start + (end - start) / 4 * 4;
+    double sum = 0.0;
+#pragma unroll 4
+    for (int at = start + 4 * threadIdx.x; at < whole; at += 4 * THREADS) {
+        float g[4];
+        load(g, a.grads + at);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum += double(g[i]) * g[i];
+    }
+    const int rest = whole + threadIdx.x;
+    if (rest < end) sum += double(a.grads[rest]) * a.grads[rest];
+    sum = block_sum<THREADS>(sum);
+    if (threadIdx.x == 0) a.parts[blockIdx.x] = sum;
+}
+KERNEL(grad_norm_parts, sum_squares, GradNormParts, 256)
+
+struct GradNorm {
+    const double* parts; // (count)
+    double* status;      // Status in src/ops.rs
+    int count;
+};
+
+// One block.
+__device__ void root_of_sum(const GradNorm& a) {
+    constexpr int THREADS = 512;
+    double sum = 0.0;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < a.count; i += THREADS) sum += a.parts[i];
+    sum = block_sum<THREADS>(sum);
+    if (threadIdx.x == 0) a.status[2] = sqrt(sum);
+}
+KERNEL(grad_norm, root_of_sum, GradNorm, 512)
+
+struct AdamWDecide {
+    double* status; // Status in src/ops.rs
+    float* clip;    // what gradients are multiplied with; below 0 where this update is left out
+    double max_norm;
+};
+
+// One thread.
+__device__ void decide(const AdamWDecide& a) {
+    if (threadIdx.x != 0) return;
+    const double loss = a.status[0], norm = a.status[2];
+    const bool usable = isfinite(loss) && isfinite(norm);
+    a.status[0] = 0.0;
+    if (usable) {
+        a.status[1] += loss;
+    } else {
+        a.status[3] += 1.0;
+    }
+    const double clip = a.max_norm > 0.0 ? fmin(a.max_norm / (norm + 1e-6), 1.0) : 1.0;
+    *a.clip = usable ? float(clip) : -1.0f;
+}
+KERNEL(adamw_decide, decide, AdamWDecide, 32)
+
+struct AdamW {
+    float* params;     // (len)
+    bf16* copy;        // (len), params rounded, or null
+    float* grads;      // (len), zero afterwards
+    float* m;          // (len)
+    float* v;          // (len)
+    const float* clip; // as adamw_decide left it
+    int len;
+    int decayed;       // the first so many have weight decay
+    float keep;        // 1 - learning rate * weight decay
+    float rate;        // learning rate / (1 - beta1^t)
+    float root_bias2;  // sqrt(1 - beta2^t)
+    float beta1;
+    float rest1;       // 1 - beta1
+    float beta2;
+    float rest2;
+    float eps;
+};
+
+template <bool WHOLE> __device__ __forceinline__ void adamw_pack(const AdamW& a, int at, float clip) {
+    const int count = a.len - at;
+    float p[4], g[4], m[4], v[4];
+    load<WHOLE>(p, a.params + at, count);
+    load<WHOLE>(g, a.grads + at, count);
+    load<WHOLE>(m, a.m + at, count);
+    load<WHOLE>(v, a.v + at, count);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float grad = g[i] * clip;
+        m[i] = a.beta1 * m[i] + a.rest1 * grad;
+        v[i] = a.beta2 * v[i] + a.rest2 * grad * grad;
+        const float keep = at + i < a.decayed ? a.keep : 1.0f;
+        p[i] = p[i] * keep - a.rate * m[i] / (sqrtf(v[i]) / a.root_bias2 + a.eps);
+        g[i] = 0.0f;
+    }
+    store<WHOLE>(a.params + at, p, count);
+    store<WHOLE>(a.grads + at, g, count);
+    store<WHOLE>(a.m + at, m, count);
+    store<WHOLE>(a.v + at, v, count);
+    if (a.copy) store<WHOLE>(a.copy + at, p, count);
+}
+
+// A thread is 4 neighbours.
+__device__ void update(const AdamW& a) {
+    const float clip = *a.clip;
+    if (clip < 0.0f) return;
+    const int at = (blockIdx.x * THREADS + threadIdx.x) * 4;
+    if (at + 4 <= a.len) {
+        adamw_pack<true>(a, at, clip);
+    } else if (at < a.len) {
+        adamw_pack<false>(a, at, clip);
+    }
+}
+KERNEL(adamw, update, AdamW, 256)
+
+struct Cast {
+    const float* x; // (len)
+    bf16* y;        // (len)
+    int len;
+};
+
+// A thread is 8 neighbours.
+__device__ void round_to_bf16(const Cast& a) {
+    const int at = (blockIdx.x * THREADS + threadIdx.x) * 8;
+    float x[8];
+    if (at + 8 <= a.len) {
+        load(x, a.x + at);
+        store(a.y + at, x);
+    } else {
+        load<false>(x, a.x + at, a.len - at);
+        store<false>(a.y + at, x, a.len - at);
+    }
+}
+KERNEL(cast, round_to_bf16, Cast, 256)

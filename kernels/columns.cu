@@ -1,0 +1,76 @@
+// Sums over rows, column by column: chunks of rows first, then the chunks, in a fixed order. For the gradients of biases, token
+// types, gamma and beta. Reads each row once; the partial sums are small and stay in the L2 cache.
+#include "gpu.cuh"
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
+
+template <class T> struct ColumnSums {
+    const T* x;       // (rows, width)
+    const int* types; // (rows); only rows of type `only` count. Null: all do
+    float* sums;      // (chunks, width)
+    int rows;
+    int width;
+    int chunk;        // rows of a chunk
+    int only;
+};
+
+// A block is 32 packs of columns of a chunk; its warps take every eighth row.
+template <bool WHOLE, class T> __device__ __forceinline__ void sum_chunk(const ColumnSums<T>& a) {
+    constexpr int P = PACK<T>;
+    __shared__ float parts[WARPS][32 * P];
+    const int first = blockIdx.x * 32 * P, column = first + lane() * P;
+    const int end = min(int(blockIdx.y + 1) * a.chunk, a.rows);
+    float sum[P] = {};
+    if (column < a.width) {
+#pragma unroll 4
+        for (int row = blockIdx.y * a.chunk + warp(); row < end; row += WARPS) {
+            float x[P] = {};
+            if (!a.types || a.types[row] == a.only) load<WHOLE>(x, a.x + size_t(row) * a.width + column, a.width - column);
+#pragma unroll
+            for (int i = 0; i < P; i++) sum[i] += x[i];
+        }
+    }
+    store(parts[warp()] + lane() * P, sum);
+    __syncthreads();
+    for (int c = threadIdx.x; c < 32 * P && first + c < a.width; c += THREADS) {
+        float total = 0.0f;
+        for (int w = 0; w < WARPS; w++) total += parts[w][c];
+        a.sums[size_t(blockIdx.y) * a.width + first + c] = total;
+    }
+}
+
+template <class T> __device__ void column_sums(const ColumnSums<T>& a) {
+    a.width % PACK<T> == 0 ? sum_chunk<true>(a) : sum_chunk<false>(a);
+}
+KERNEL(column_sums_f32, column_sums<float>, ColumnSums<float>, 256)
+KERNEL(column_sums_bf16, column_sums<bf16>, ColumnSums<bf16>, 256)
+
+struct ColumnsAdd {
+    const float* partials; // (outs, chunks, width)
+    float* out;            // (width)
+    float* second;         // (width), where there are two
+    int chunks;
+    int width;
+};
+
+// A block is 32 columns of an out; its warps take every eighth chunk.
+__device__ void add_columns(const ColumnsAdd& a) {
+    __shared__ float parts[WARPS][32];
+    const int column = blockIdx.x * 32 + lane();
+    const float* partials = a.partials + size_t(blockIdx.y) * a.chunks * a.width;
+    float* out = blockIdx.y == 0 ? a.out : a.second;
+    float sum = 0.0f;
+    if (column < a.width) {
+#pragma unroll 8
+        for (int chunk = warp(); chunk < a.chunks; chunk += WARPS) sum += partials[size_t(chunk) * a.width + column];
+    }
+    parts[warp()][lane()] = sum;
+    __syncthreads();
+    if (warp() == 0 && column < a.width) {
+        float total = 0.0f;
+        for (int w = 0; w < WARPS; w++) total += parts[w][lane()];
+        out[column] += total;
+    }
+}
+KERNEL(columns_add, add_columns, ColumnsAdd, 256)

@@ -1,0 +1,137 @@
+// What stands around the products of cuBLASLt: activations (4 or 2 bytes an element in, as many out), and a product of our own
+// for matrices that cuBLASLt does not take. Those are tiny (a classifier of 2 classes) or odd (rows not 16-byte aligned).
+#include "gpu.cuh"
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
+
+// The normal distribution's cumulative function at x, and its density: gelu(x) = x cdf, gelu'(x) = cdf + x density. The lower
+// tail is exp(-x^2 / 2) times a polynomial in t = 1 / (1 + 0.21 |x|), as src/cpu/real.rs has it.
+__device__ __forceinline__ float normal(float x, float& density) {
+    const float t = __fdividef(1.0f, 1.0f + 0.21f * fabsf(x));
+    float sum = -0.0716569f;
+    sum = sum * t + 0.28359155f;
+    sum = sum * t - 0.33025977f;
+    sum = sum * t + 0.3494085f;
+    sum = sum * t - 0.0939305f;
+    sum = sum * t + 0.12487503f;
+    sum = sum * t + 0.06919157f;
+    sum = sum * t + 0.08506894f;
+    sum = sum * t + 0.08371157f;
+    const float e = __expf(-0.5f * x * x);
+    const float tail = sum * t * e;
+    density = e * 0.3989423f;
+    return x > 0.0f ? 1.0f - tail : tail;
+}
+
+struct Gelu {
+    static __device__ __forceinline__ float value(float x) {
+        float density;
+        return x * normal(x, density);
+    }
+    static __device__ __forceinline__ float backward(float x, float dy) {
+        float density;
+        const float cdf = normal(x, density);
+        return dy * (cdf + x * density);
+    }
+};
+
+// NaN passes, forward and backward.
+struct Relu {
+    static __device__ __forceinline__ float value(float x) { return x < 0.0f ? 0.0f : x; }
+    static __device__ __forceinline__ float backward(float x, float dy) { return x <= 0.0f ? 0.0f : dy; }
+};
+
+struct Tanh {
+    static __device__ __forceinline__ float value(float x) { return tanhf(x); }
+    static __device__ __forceinline__ float backward(float x, float dy) {
+        const float y = tanhf(x);
+        return dy * (1.0f - y * y);
+    }
+};
+
+template <class T> struct Act {
+    const T* x; // (rows, width)
+    T* y;       // (rows, width), may be x; dy, which becomes dx, in the backward pass
+    int rows;
+    int width;
+    int kind;   // Activation in src/ops.rs
+};
+
+// Packs of a thread, all read before the first is written.
+constexpr int ACT_PACKS = 2;
+
+template <bool WHOLE, bool BACKWARD, class F, class T> __device__ __forceinline__ void act_packs(const Act<T>& a, size_t start, size_t len) {
+    constexpr int P = PACK<T>;
+    float x[ACT_PACKS][P], dy[ACT_PACKS][P];
+#pragma unroll
+    for (int pack = 0; pack < ACT_PACKS; pack++) {
+        const size_t at = start + (pack * THREADS + threadIdx.x) * P;
+        load<WHOLE>(x[pack], a.x + at, (long long)(len - at));
+        if (BACKWARD) load<WHOLE>(dy[pack], a.y + at, (long long)(len - at));
+    }
+#pragma unroll
+    for (int pack = 0; pack < ACT_PACKS; pack++) {
+        const size_t at = start + (pack * THREADS + threadIdx.x) * P;
+        float y[P];
+#pragma unroll
+        for (int i = 0; i < P; i++) y[i] = BACKWARD ? F::backward(x[pack][i], dy[pack][i]) : F::value(x[pack][i]);
+        store<WHOLE>(a.y + at, y, (long long)(len - at));
+    }
+}
+
+template <bool BACKWARD, class F, class T> __device__ __forceinline__ void act_by(const Act<T>& a) {
+    constexpr int BLOCK = ACT_PACKS * THREADS * PACK<T>;
+    const size_t start = size_t(blockIdx.x) * BLOCK, len = size_t(a.rows) * a.width;
+    start + BLOCK <= len ? act_packs<true, BACKWARD, F>(a, start, len) : act_packs<false, BACKWARD, F>(a, start, len);
+}
+
+template <class T, bool BACKWARD> __device__ void act(const Act<T>& a) {
+    switch (a.kind) {
+        case 0: return act_by<BACKWARD, Gelu>(a);
+        case 1: return act_by<BACKWARD, Relu>(a);
+        default: return act_by<BACKWARD, Tanh>(a);
+    }
+}
+KERNEL(act_fwd_f32, (act<float, false>), Act<float>, 256)
+KERNEL(act_fwd_bf16, (act<bf16, false>), Act<bf16>, 256)
+KERNEL(act_bwd_f32, (act<float, true>), Act<float>, 256)
+KERNEL(act_bwd_bf16, (act<bf16, true>), Act<bf16>, 256)
+
+// D = A B + bias (+ D), column-major as cuBLASLt has it: D is (m, n). A and B by the distance, in elements, between neighbours.
+struct Matmul {
+    const void* a;    // (m, k)
+    const void* b;    // (k, n)
+    void* d;          // (m, n), columns `ldd` apart
+    const void* bias; // (m), of D's type, or null
+    int m;
+    int n;
+    int k;
+    int a_m;
+    int a_k;
+    int b_k;
+    int b_n;
+    int ldd;
+    int add;          // D is added to
+};
+
+// A warp an element.
+template <class In, class Out> __device__ void matmul(const Matmul& s) {
+    const size_t element = size_t(blockIdx.x) * WARPS + warp();
+    if (element >= size_t(s.m) * s.n) return;
+    const int i = int(element % s.m), j = int(element / s.m);
+    const In* a = static_cast<const In*>(s.a) + size_t(i) * s.a_m;
+    const In* b = static_cast<const In*>(s.b) + size_t(j) * s.b_n;
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int p = lane(); p < s.k; p += 32) sum += to_float(a[size_t(p) * s.a_k]) * to_float(b[size_t(p) * s.b_k]);
+    sum = warp_sum(sum);
+    if (lane() != 0) return;
+    if (s.bias) sum += to_float(static_cast<const Out*>(s.bias)[i]);
+    Out& d = static_cast<Out*>(s.d)[size_t(j) * s.ldd + i];
+    if (s.add) sum += to_float(d);
+    d = from_float<Out>(sum);
+}
+KERNEL(matmul_f32, (matmul<float, float>), Matmul, 256)
+KERNEL(matmul_bf16, (matmul<bf16, bf16>), Matmul, 256)
+KERNEL(matmul_bf16_f32, (matmul<bf16, float>), Matmul, 256)

@@ -1,0 +1,91 @@
+// Cross-entropy with label smoothing and class weights, in f64 on a batch's few logits; see Xent in src/ops.rs. A warp a row.
+#include "gpu.cuh"
+
+// A row's log-softmax, weighted: a class c adds share * -log p to the loss, share = (1 - e) w[t] [c = t] + e / classes * w[c].
+struct LossRow {
+    const float* logits;
+    const float* weights;
+    int classes;
+    int label;
+    double smoothing;
+    double lse; // log of the sum of all exp(logit)
+
+    __device__ __forceinline__ LossRow(const float* logits, const float* weights, int classes, int label, double smoothing)
+        : logits(logits), weights(weights), classes(classes), label(label), smoothing(smoothing) {
+        float largest = -INFINITY;
+        for (int c = lane(); c < classes; c += 32) largest = fmaxf(largest, logits[c]);
+        largest = warp_max(largest);
+        double sum = 0.0;
+        for (int c = lane(); c < classes; c += 32) sum += exp(double(logits[c]) - largest);
+        lse = largest + log(warp_sum(sum));
+    }
+
+    __device__ __forceinline__ double log_p(int c) const { return logits[c] - lse; }
+
+    __device__ __forceinline__ double share(int c) const {
+        return weights[c] * ((c == label ? 1.0 - smoothing : 0.0) + smoothing / classes);
+    }
+};
+
+struct XentFwd {
+    const float* logits;  // (seqs, classes)
+    const float* weights; // (classes)
+    const int* labels;    // (seqs)
+    float* loss;          // (seqs)
+    double* status;       // Status in src/ops.rs
+    double denominator;
+    double smoothing;
+    int seqs;
+    int classes;
+    int train;            // the loss counts
+};
+
+// One block, so that one order sums the rows.
+__device__ void losses(const XentFwd& a) {
+    constexpr int THREADS = 512;
+    double total = 0.0;
+    for (int seq = warp(); seq < a.seqs; seq += THREADS / 32) {
+        const LossRow row(a.logits + size_t(seq) * a.classes, a.weights, a.classes, a.labels[seq], a.smoothing);
+        double loss = 0.0;
+        for (int c = lane(); c < a.classes; c += 32) {
+            const double share = row.share(c);
+            // A class of weight 0 adds nothing, however unlikely.
+            if (share > 0.0) loss -= share * row.log_p(c);
+        }
+        loss = warp_sum(loss);
+        if (lane() == 0) {
+            a.loss[seq] = float(loss);
+            total += loss;
+        }
+    }
+    total = block_sum<THREADS>(total);
+    if (threadIdx.x == 0 && a.train) a.status[0] += total / a.denominator;
+}
+KERNEL(xent_fwd, losses, XentFwd, 512)
+
+template <class T> struct XentBwd {
+    const float* logits;  // (seqs, classes)
+    const float* weights; // (classes)
+    const int* labels;    // (seqs)
+    T* dlogits;           // (seqs, classes)
+    double denominator;
+    double smoothing;
+    int seqs;
+    int classes;
+};
+
+// d loss / d logit[c] = p[c] * (sum of all shares) - share[c].
+template <class T> __device__ void xent_bwd(const XentBwd<T>& a) {
+    const int seq = blockIdx.x * 4 + warp();
+    if (seq >= a.seqs) return;
+    const LossRow row(a.logits + size_t(seq) * a.classes, a.weights, a.classes, a.labels[seq], a.smoothing);
+    double shares = 0.0;
+    for (int c = lane(); c < a.classes; c += 32) shares += row.share(c);
+    shares = warp_sum(shares);
+    for (int c = lane(); c < a.classes; c += 32) {
+        const double dlogit = (exp(row.log_p(c)) * shares - row.share(c)) / a.denominator;
+        a.dlogits[size_t(seq) * a.classes + c] = from_float<T>(float(dlogit));
+    }
+}
+KERNEL(xent_bwd_f32, xent_bwd<float>, XentBwd<float>, 128)
+KERNEL(xent_bwd_bf16, xent_bwd<bf16>, XentBwd<bf16>, 128)

@@ -1,0 +1,72 @@
+// Tensor cores, the loads that feed them, and asynchronous copies: the one place with inline PTX. bf16 needs sm_80; on sm_75
+// the copies are plain ones and mma_bf16 traps, as the host picks no kernel with it there.
+// Fragments (m16n8k16, lane = 4 g + t): a = A[g][2t..], A[g+8][2t..], A[g][2t+8..], A[g+8][2t+8..]; b = B[2t..][g], B[2t+8..][g];
+// d = D[g][2t], D[g][2t+1], D[g+8][2t], D[g+8][2t+1]. Each register of a and b holds two neighbours in k, the lower one low.
+#pragma once
+#include "gpu.cuh"
+
+#ifdef VGPU
+
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], VGPU_SITE) { vgpu::multiply(d, a, b, {file, line}); }
+inline void ldmatrix4(uint32_t (&r)[4], const void* p, VGPU_SITE) { vgpu::load_fragments<false>(r, p, {file, line}); }
+inline void ldmatrix4_trans(uint32_t (&r)[4], const void* p, VGPU_SITE) { vgpu::load_fragments<true>(r, p, {file, line}); }
+inline void cp_async16(void* dst, const void* src, bool valid, VGPU_SITE) { vgpu::copy_async(dst, src, valid, {file, line}); }
+inline void cp_async_commit() { vgpu::commit_copies(); }
+template <int N> void cp_async_wait() { vgpu::wait_copies(N); }
+
+#else
+
+__device__ __forceinline__ unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+
+// d += a b, by the whole warp.
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    __trap();
+#endif
+}
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8 i .. 8 i + 7 point at the rows of matrix i, 16 bytes each
+// and so aligned; r[i] of lane 4 g + t is its elements [g][2t] and [g][2t + 1].
+__device__ __forceinline__ void ldmatrix4(uint32_t (&r)[4], const void* p) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(p))
+                 : "memory");
+}
+
+// The same of the transposed matrices.
+__device__ __forceinline__ void ldmatrix4_trans(uint32_t (&r)[4], const void* p) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(p))
+                 : "memory");
+}
+
+// 16 bytes from global to shared memory, or 16 zero bytes if not valid; there after the wait for its group.
+__device__ __forceinline__ void cp_async16(void* dst, const void* src, bool valid) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(valid ? 16 : 0) : "memory");
+#else
+    *static_cast<uint4*>(dst) = valid ? *static_cast<const uint4*>(src) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+__device__ __forceinline__ void cp_async_commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Until at most the last N groups of this thread are on their way. Other threads see what landed after a barrier.
+template <int N> __device__ __forceinline__ void cp_async_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+#endif

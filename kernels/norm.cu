@@ -1,0 +1,249 @@
+// Residual, dropout and layer norm; see AddNorm in src/ops.rs. A warp a row, the row in registers where it fits: forward reads x
+// and skip and writes z and y, backward reads dy and z and writes dz and dx, each once. Statistics are those of z as stored, that
+// is, rounded, so that backward, which reads z, has the same.
+#include "gpu.cuh"
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
+// The widest row that is kept in registers, and its packs of a lane.
+constexpr int WIDEST = 1024;
+template <class T> constexpr int PACKS = WIDEST / (32 * PACK<T>);
+
+template <class T> __device__ __forceinline__ bool fits(int dim) { return dim <= WIDEST && dim % PACK<T> == 0; }
+
+template <class T> struct NormFwd {
+    T* x;                  // (rows, dim), becomes z
+    const T* skip;         // (rows, dim) or null
+    const float* gamma;    // (dim)
+    const float* beta;     // (dim)
+    T* y;                  // (rows, dim)
+    float* stats;          // (rows, 2): mean, 1 / standard deviation
+    const int* token_rows; // (rows): the rows whose masks these take, or null where they are the same
+    int rows;
+    int dim;
+    float eps;
+    Drop drop;
+};
+
+// x, from column c of a row, becomes z as stored.
+template <bool WHOLE, int N, class T> __device__ __forceinline__ void make_z(float (&x)[N], const NormFwd<T>& a, size_t row, int c) {
+    const unsigned token_row = a.token_rows ? a.token_rows[row] : row;
+    const size_t at = row * a.dim + c;
+    drop_columns(x, a.drop, c, token_row);
+    if (a.skip) {
+        float skip[N];
+        load<WHOLE>(skip, a.skip + at, a.dim - c);
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] += skip[i];
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = to_float(from_float<T>(x[i]));
+    if (a.skip || a.drop.threshold) store<WHOLE>(a.x + at, x, a.dim - c);
+}
+
+// y of z from column c on.
+template <bool WHOLE, int N, class T>
+__device__ __forceinline__ void make_y(const NormFwd<T>& a, size_t row, int c, const float (&z)[N], float mean, float rstd) {
+    float gamma[N], beta[N], y[N];
+    load<WHOLE>(gamma, a.gamma + c, a.dim - c);
+    load<WHOLE>(beta, a.beta + c, a.dim - c);
+#pragma unroll
+    for (int i = 0; i < N; i++) y[i] = (z[i] - mean) * rstd * gamma[i] + beta[i];
+    store<WHOLE>(a.y + row * a.dim + c, y, a.dim - c);
+}
+
+template <class T> __device__ __forceinline__ float keep_stats(const NormFwd<T>& a, size_t row, float mean, float squares) {
+    const float rstd = 1.0f / sqrtf(warp_sum(squares) / a.dim + a.eps);
+    if (lane() == 0) store(a.stats + 2 * row, {mean, rstd});
+    return rstd;
+}
+
+template <class T> __device__ __forceinline__ void norm_in_registers(const NormFwd<T>& a, size_t row) {
+    constexpr int P = PACK<T>;
+    float z[PACKS<T>][P];
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll
+    for (int pack = 0; pack < PACKS<T>; pack++) {
+        const int c = (pack * 32 + lane()) * P;
+        if (c < a.dim) load(z[pack], a.x + row * a.dim + c);
+    }
+#pragma unroll
+    for (int pack = 0; pack < PACKS<T>; pack++) {
+        const int c = (pack * 32 + lane()) * P;
+        if (c >= a.dim) continue;
+        make_z<true>(z[pack], a, row, c);
+#pragma unroll
+        for (int i = 0; i < P; i++) sum += z[pack][i];
+    }
+    const float mean = warp_sum(sum) / a.dim;
+#pragma unroll
+    for (int pack = 0; pack < PACKS<T>; pack++) {
+        if ((pack * 32 + lane()) * P >= a.dim) continue;
+#pragma unroll
+        for (int i = 0; i < P; i++) squares += (z[pack][i] - mean) * (z[pack][i] - mean);
+    }
+    const float rstd = keep_stats(a, row, mean, squares);
+#pragma unroll
+    for (int pack = 0; pack < PACKS<T>; pack++) {
+        const int c = (pack * 32 + lane()) * P;
+        if (c < a.dim) make_y<true>(a, row, c, z[pack], mean, rstd);
+    }
+}
+
+// Any width: a lane reads again what it wrote.
+template <class T> __device__ __forceinline__ void norm_in_memory(const NormFwd<T>& a, size_t row) {
+    constexpr int P = PACK<T>;
+    const T* x = a.x + row * a.dim;
+    float sum = 0.0f, squares = 0.0f, z[P];
+    for (int c = lane() * P; c < a.dim; c += 32 * P) {
+        load<false>(z, x + c, a.dim - c);
+        make_z<false>(z, a, row, c);
+        for (int i = 0; i < P && c + i < a.dim; i++) sum += z[i];
+    }
+    const float mean = warp_sum(sum) / a.dim;
+    for (int c = lane() * P; c < a.dim; c += 32 * P)
+        for (int i = c; i < min(c + P, a.dim); i++) squares += (to_float(x[i]) - mean) * (to_float(x[i]) - mean);
+    const float rstd = keep_stats(a, row, mean, squares);
+    for (int c = lane() * P; c < a.dim; c += 32 * P) {
+        load<false>(z, x + c, a.dim - c);
+        make_y<false>(a, row, c, z, mean, rstd);
+    }
+}
+
+template <class T> __device__ void norm_fwd(const NormFwd<T>& a) {
+    const int row = blockIdx.x * WARPS + warp();
+    if (row >= a.rows) return;
+    fits<T>(a.dim) ? norm_in_registers(a, row) : norm_in_memory(a, row);
+}
+KERNEL(norm_fwd_f32, norm_fwd<float>, NormFwd<float>, 256)
+KERNEL(norm_fwd_bf16, norm_fwd<bf16>, NormFwd<bf16>, 256)
+
+template <class T> struct NormBwd {
+    const T* z;            // (rows, dim)
+    const float* gamma;    // (dim)
+    const float* stats;    // (rows, 2)
+    T* dy;                 // (rows, dim), becomes dz
+    T* dx;                 // (rows, dim), or null where dz is all
+    float* partials;       // (2, chunks, dim): dgamma, dbeta
+    const int* token_rows; // (rows) or null
+    int rows;
+    int dim;
+    int chunk;             // rows of a block
+    Drop drop;
+};
+
+// Stores dz = rstd * (g - mean(g) - n * mean(g n)) from column c of a row on, and dx.
+template <bool WHOLE, int N, class T> __device__ __forceinline__ void store_dz(const NormBwd<T>& a, size_t row, int c, float (&dz)[N]) {
+    const size_t at = row * a.dim + c;
+    store<WHOLE>(a.dy + at, dz, a.dim - c);
+    if (a.dx) {
+        drop_columns(dz, a.drop, c, a.token_rows ? a.token_rows[row] : row);
+        store<WHOLE>(a.dx + at, dz, a.dim - c);
+    }
+}
+
+template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const NormBwd<T>& a, int first, int end) {
+    constexpr int P = PACK<T>;
+    __shared__ float parts[WARPS][WIDEST];
+    float dgamma[PACKS<T>][P] = {}, dbeta[PACKS<T>][P] = {};
+    for (size_t row = first + warp(); row < end; row += WARPS) {
+        // dy and z, and then g and n.
+        float g[PACKS<T>][P], n[PACKS<T>][P];
+#pragma unroll
+        for (int pack = 0; pack < PACKS<T>; pack++) {
+            const int c = (pack * 32 + lane()) * P;
+            if (c >= a.dim) continue;
+            load(g[pack], a.dy + row * a.dim + c);
+            load(n[pack], a.z + row * a.dim + c);
+        }
+        const float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
+        float sum_g = 0.0f, sum_gn = 0.0f;
+#pragma unroll
+        for (int pack = 0; pack < PACKS<T>; pack++) {
+            const int c = (pack * 32 + lane()) * P;
+            if (c >= a.dim) continue;
+            float gamma[P];
+            load(gamma, a.gamma + c);
+#pragma unroll
+            for (int i = 0; i < P; i++) {
+                n[pack][i] = (n[pack][i] - mean) * rstd;
+                dgamma[pack][i] += g[pack][i] * n[pack][i];
+                dbeta[pack][i] += g[pack][i];
+                g[pack][i] *= gamma[i];
+                sum_g += g[pack][i];
+                sum_gn += g[pack][i] * n[pack][i];
+            }
+        }
+        const float mean_g = warp_sum(sum_g) / a.dim, mean_gn = warp_sum(sum_gn) / a.dim;
+#pragma unroll
+        for (int pack = 0; pack < PACKS<T>; pack++) {
+            const int c = (pack * 32 + lane()) * P;
+            if (c >= a.dim) continue;
+#pragma unroll
+            for (int i = 0; i < P; i++) g[pack][i] = rstd * (g[pack][i] - mean_g - n[pack][i] * mean_gn);
+            store_dz<true>(a, row, c, g[pack]);
+        }
+    }
+    // The warps' sums, in order.
+    auto combine = [&](const float (&sums)[PACKS<T>][P], float* partials) {
+#pragma unroll
+        for (int pack = 0; pack < PACKS<T>; pack++) store(parts[warp()] + (pack * 32 + lane()) * P, sums[pack]);
+        __syncthreads();
+        for (int c = threadIdx.x; c < a.dim; c += THREADS) {
+            float total = 0.0f;
+            for (int w = 0; w < WARPS; w++) total += parts[w][c];
+            partials[size_t(blockIdx.x) * a.dim + c] = total;
+        }
+        __syncthreads();
+    };
+    combine(dgamma, a.partials);
+    combine(dbeta, a.partials + size_t(gridDim.x) * a.dim);
+}
+
+// Any width: first the columns of the block's rows, then the rows.
+template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const NormBwd<T>& a, int first, int end) {
+    constexpr int P = PACK<T>;
+    for (int c = threadIdx.x; c < a.dim; c += THREADS) {
+        float dgamma = 0.0f, dbeta = 0.0f;
+        for (size_t row = first; row < end; row++) {
+            const float dy = to_float(a.dy[row * a.dim + c]), z = to_float(a.z[row * a.dim + c]);
+            dgamma += dy * ((z - a.stats[2 * row]) * a.stats[2 * row + 1]);
+            dbeta += dy;
+        }
+        a.partials[size_t(blockIdx.x) * a.dim + c] = dgamma;
+        a.partials[size_t(gridDim.x + blockIdx.x) * a.dim + c] = dbeta;
+    }
+    __syncthreads();
+    for (size_t row = first + warp(); row < end; row += WARPS) {
+        const float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
+        const T *dy = a.dy + row * a.dim, *z = a.z + row * a.dim;
+        float sum_g = 0.0f, sum_gn = 0.0f;
+        for (int c = lane(); c < a.dim; c += 32) {
+            const float g = to_float(dy[c]) * a.gamma[c];
+            sum_g += g;
+            sum_gn += g * ((to_float(z[c]) - mean) * rstd);
+        }
+        const float mean_g = warp_sum(sum_g) / a.dim, mean_gn = warp_sum(sum_gn) / a.dim;
+        // The lanes below read other columns than those above, but none writes before all have read.
+        for (int c = lane() * P; c < a.dim; c += 32 * P) {
+            float g[P], n[P], gamma[P];
+            load<false>(g, dy + c, a.dim - c);
+            load<false>(n, z + c, a.dim - c);
+            load<false>(gamma, a.gamma + c, a.dim - c);
+#pragma unroll
+            for (int i = 0; i < P; i++) {
+                n[i] = (n[i] - mean) * rstd;
+                g[i] = rstd * (g[i] * gamma[i] - mean_g - n[i] * mean_gn);
+            }
+            store_dz<false>(a, row, c, g);
+        }
+    }
+}
+
+// A block a chunk of rows, a warp every eighth of them.
+template <class T> __device__ void norm_bwd(const NormBwd<T>& a) {
+    const int first = blockIdx.x * a.chunk, end = min(first + a.chunk, a.rows);
+    fits<T>(a.dim) ? norm_bwd_in_registers(a, first, end) : norm_bwd_in_memory(a, first, end);
+}
+KERNEL(norm_bwd_f32, norm_bwd<float>, NormBwd<float>, 256)
+KERNEL(norm_bwd_bf16, norm_bwd<bf16>, NormBwd<bf16>, 256)

@@ -1,0 +1,794 @@
+//! The virtual GPU by itself: right kernels give right results whatever the order, wrong ones are caught, and the host's
+//! mistakes show. All on device 1, one test at a time, so that a broken context is nobody else's.
+//! There is nothing here for a real GPU: a run on one leaves this module out (`--skip virtual_gpu`).
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use cudarc::cublaslt::{result as blas, sys as blas_sys};
+use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::{
+    CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result,
+};
+use cudarc::nvrtc::Ptx;
+use half::bf16;
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+struct Gpu {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    module: Arc<CudaModule>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// The kernels of tests/vgpu/faults.cu and samples.cu.
+const KERNELS: &str = "past_the_end divergent_barrier barrier_after_exit divergent_shuffle exit_before_shuffle deadlock \
+                       misaligned_ldmatrix misaligned_vector copy_without_wait uninitialised_shared past_dynamic_shared \
+                       past_fixed_shared race race_of_blocks scale row_sum product product_transposed barriers shuffles";
+
+fn image(kernels: &str) -> Ptx {
+    Ptx::from_binary(format!("warpfit kernels\n{}\n\0", kernels.replace(' ', "\n")).into_bytes())
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Buffer {
+    x: u64,
+    n: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Scale {
+    x: u64,
+    factor: f32,
+    offset: f32,
+    n: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RowSum {
+    x: u64,
+    y: u64,
+    columns: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Product {
+    a: u64,
+    b: u64,
+    d: u64,
+    k: i32,
+}
+
+// SAFETY: laid out as in faults.cu and samples.cu.
+unsafe impl DeviceRepr for Buffer {}
+unsafe impl DeviceRepr for Scale {}
+unsafe impl DeviceRepr for RowSum {}
+unsafe impl DeviceRepr for Product {}
+
+impl Gpu {
+    fn new() -> Gpu {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        vgpu::install();
+        vgpu::set_seed(0);
+        let context = CudaContext::new(1).unwrap();
+        // SAFETY: before anything is allocated.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().unwrap();
+        let module = context.load_module(image(KERNELS)).unwrap();
+        Gpu { context, stream, module, _turn: turn }
+    }
+
+    fn try_launch<A: DeviceRepr>(
+        &self,
+        stream: &CudaStream,
+        name: &str,
+        shape: (u32, u32, u32),
+        arguments: &A,
+    ) -> Result<(), DriverError> {
+        let (blocks, threads, shared) = shape;
+        let function = self.module.load_function(name)?;
+        let config = LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: shared };
+        // SAFETY: what the kernels do wrong is seen.
+        unsafe { stream.launch_builder(&function).arg(arguments).launch(config) }.map(|_| ())
+    }
+
+    /// Blocks, threads and bytes of dynamic shared memory.
+    #[track_caller]
+    fn launch<A: DeviceRepr>(&self, name: &str, shape: (u32, u32, u32), arguments: &A) {
+        self.try_launch(&self.stream, name, shape, arguments).unwrap();
+    }
+
+    fn scale(&self, stream: &CudaStream, x: u64, n: usize, factor: f32, offset: f32) {
+        let shape = (n.div_ceil(64) as u32, 64, 0);
+        self.try_launch(stream, "scale", shape, &Scale { x, factor, offset, n: n as i32 }).unwrap();
+    }
+
+    fn floats(&self, x: &[f32]) -> CudaSlice<f32> {
+        self.stream.clone_htod(x).unwrap()
+    }
+
+    fn read(&self, x: &CudaSlice<f32>) -> Vec<f32> {
+        self.stream.clone_dtoh(x).unwrap()
+    }
+
+    fn address<T>(&self, x: &CudaSlice<T>) -> u64 {
+        x.device_ptr(&self.stream).0
+    }
+
+    /// The kernel breaks the context with this error, and what is said of it names all of `parts`.
+    #[track_caller]
+    fn breaks(&self, name: &str, shape: (u32, u32, u32), n: i32, code: CUresult, parts: &[&str]) {
+        let x = self.floats(&[0.0; 64]);
+        self.launch(name, shape, &Buffer { x: self.address(&x), n });
+        self.broken(code, parts);
+    }
+
+    #[track_caller]
+    fn broken(&self, code: CUresult, parts: &[&str]) {
+        let error = self.stream.synchronize().map_err(|e| e.0);
+        let detail = vgpu::last_error();
+        assert_eq!(error, Err(code), "{detail}");
+        for part in parts {
+            assert!(detail.contains(part), "{part:?} is not in {detail:?}");
+        }
+        // It stays.
+        assert_eq!(self.context.synchronize().map_err(|e| e.0), Err(code));
+        assert_eq!(self.stream.alloc_zeros::<f32>(1).map(|_| ()).map_err(|e| e.0), Err(code));
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        vgpu::set_seed(0);
+        // SAFETY: nobody else uses the device, and what still points to it is not used.
+        unsafe { sys::cuDevicePrimaryCtxReset_v2(1) };
+    }
+}
+
+/// The line of `text` in a file of tests/vgpu, as the faults name it.
+fn line_of(file: &str, text: &str) -> String {
+    let source = std::fs::read_to_string(format!("{}/tests/vgpu/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let line = source.lines().position(|line| line.contains(text)).unwrap();
+    format!("{file}:{}", line + 1)
+}
+
+use CUresult::*;
+
+#[test]
+fn a_write_past_the_end() {
+    let line = line_of("faults.cu", "if (i <= a.n) a.x[i] = 1.0f;");
+    let gpu = Gpu::new();
+    gpu.breaks(
+        "past_the_end",
+        (2, 64, 0),
+        64,
+        CUDA_ERROR_ILLEGAL_ADDRESS,
+        &["past_the_end", "block (1, 0, 0), thread 0", "0 bytes past the end of an allocation of 256 bytes", &line],
+    );
+}
+
+/// The allocation ends inside of 16 bytes, which a guard page cannot see: the canary does, when it is freed.
+#[test]
+fn a_write_next_to_an_allocation() {
+    let gpu = Gpu::new();
+    let x = gpu.floats(&[0.0; 63]);
+    gpu.launch("past_the_end", (1, 64, 0), &Buffer { x: gpu.address(&x), n: 63 });
+    drop(x);
+    gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["around an allocation of 252 bytes"]);
+}
+
+#[test]
+fn use_after_free() {
+    let gpu = Gpu::new();
+    let x = gpu.floats(&[0.0; 64]);
+    let address = gpu.address(&x);
+    // A free in the order of the stream comes after this one...
+    gpu.scale(&gpu.stream, address, 64, 2.0, 0.0);
+    drop(x);
+    gpu.stream.synchronize().unwrap();
+    // ... and before this one.
+    gpu.scale(&gpu.stream, address, 64, 2.0, 0.0);
+    gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["scale", "byte 0 of an allocation of 256 bytes that is freed"]);
+}
+
+#[test]
+fn divergent_barriers() {
+    let line = line_of("faults.cu", "        __syncthreads();\n".trim_end());
+    Gpu::new().breaks("divergent_barrier", (1, 64, 0), 2, CUDA_ERROR_LAUNCH_FAILED, &["divergent __syncthreads", &line]);
+    let ended = ["barrier_after_exit", "ended"];
+    Gpu::new().breaks("barrier_after_exit", (1, 64, 0), 64, CUDA_ERROR_LAUNCH_FAILED, &ended);
+}
+
+#[test]
+fn divergent_shuffles() {
+    let line = line_of("faults.cu", "__shfl_xor_sync(ALL_LANES, x, 1)");
+    let parts = ["divergent __shfl_xor_sync", "thread 16", &line];
+    Gpu::new().breaks("divergent_shuffle", (1, 32, 0), 32, CUDA_ERROR_LAUNCH_FAILED, &parts);
+    Gpu::new().breaks("exit_before_shuffle", (1, 32, 0), 32, CUDA_ERROR_LAUNCH_FAILED, &["ended", "__shfl_xor_sync"]);
+}
+
+#[test]
+fn a_deadlock() {
+    let parts = ["deadlock: 63 threads wait at __syncthreads", "1 in __shfl_sync"];
+    Gpu::new().breaks("deadlock", (1, 64, 0), 64, CUDA_ERROR_LAUNCH_FAILED, &parts);
+}
+
+#[test]
+fn misaligned_addresses() {
+    let line = line_of("faults.cu", "ldmatrix4(r, tile");
+    let parts = ["ldmatrix", "not 16-byte aligned", &line];
+    Gpu::new().breaks("misaligned_ldmatrix", (1, 32, 33 * 16), 64, CUDA_ERROR_MISALIGNED_ADDRESS, &parts);
+    let line = line_of("faults.cu", "reinterpret_cast<float4*>(a.x + 1)");
+    Gpu::new().breaks("misaligned_vector", (1, 32, 0), 64, CUDA_ERROR_MISALIGNED_ADDRESS, &["float4", &line]);
+}
+
+#[test]
+fn a_copy_that_is_not_waited_for() {
+    let gpu = Gpu::new();
+    for waits in [true, false] {
+        let x = gpu.floats(&[1.0; 128]);
+        gpu.launch("copy_without_wait", (1, 32, 512), &Buffer { x: gpu.address(&x), n: i32::from(waits) });
+        let right = |x: &f32| if waits { *x == 101.0 } else { x.is_nan() };
+        assert!(gpu.read(&x).iter().all(right), "waits: {waits}");
+    }
+}
+
+#[test]
+fn memory_starts_as_nan() {
+    let gpu = Gpu::new();
+    // SAFETY: read before it is written, to see what is there.
+    let x = unsafe { gpu.stream.alloc::<f32>(64) }.unwrap();
+    assert!(gpu.read(&x).iter().all(|x| x.is_nan()));
+    gpu.stream.memcpy_htod(&[0.0; 64], &mut gpu.floats(&[0.0; 64])).unwrap();
+    gpu.launch("uninitialised_shared", (1, 32, 128), &Buffer { x: gpu.address(&x), n: 64 });
+    assert!(gpu.read(&x).iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn reads_past_shared_memory() {
+    let gpu = Gpu::new();
+    let x = gpu.floats(&[0.0; 64]);
+    gpu.launch("past_dynamic_shared", (1, 32, 128), &Buffer { x: gpu.address(&x), n: 32 });
+    gpu.stream.synchronize().unwrap();
+    drop(x);
+    let parts = ["byte 128 of dynamic shared memory, of which 128 were asked for"];
+    gpu.breaks("past_dynamic_shared", (1, 32, 128), 33, CUDA_ERROR_ILLEGAL_ADDRESS, &parts);
+    drop(gpu);
+    let line = line_of("faults.cu", "a.x[threadIdx.x] = tile[a.n];");
+    Gpu::new().breaks("past_fixed_shared", (1, 32, 0), 32, CUDA_ERROR_ILLEGAL_ADDRESS, &["index 32", &line]);
+}
+
+#[test]
+fn launches_that_a_gpu_refuses() {
+    let gpu = Gpu::new();
+    let x = gpu.floats(&[0.0; 64]);
+    let arguments = Buffer { x: gpu.address(&x), n: 32 };
+    let refused = |name, shape, part: &str| {
+        let error = gpu.try_launch(&gpu.stream, name, shape, &arguments).unwrap_err().0;
+        assert!(vgpu::last_error().contains(part), "{}", vgpu::last_error());
+        error
+    };
+    assert_eq!(refused("race", (1, 32, 0), "a block of 32 x 1 x 1 threads"), CUDA_ERROR_INVALID_VALUE);
+    assert_eq!(refused("race", (0, 64, 0), "a grid of 0 x 1 x 1 blocks"), CUDA_ERROR_INVALID_VALUE);
+    let too_much = "49168 bytes of dynamic shared memory, where 49152 were allowed";
+    assert_eq!(refused("past_dynamic_shared", (1, 32, 49168), too_much), CUDA_ERROR_INVALID_VALUE);
+
+    let function = gpu.module.load_function("past_dynamic_shared").unwrap();
+    let allow = |bytes| function.set_attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes);
+    allow(49168).unwrap();
+    gpu.launch("past_dynamic_shared", (1, 32, 49168), &arguments);
+    assert_eq!(allow(227 * 1024 + 1).unwrap_err().0, CUDA_ERROR_INVALID_VALUE);
+    // Nothing of this has broken the context.
+    gpu.stream.synchronize().unwrap();
+}
+
+#[test]
+fn images() {
+    let gpu = Gpu::new();
+    let find = |module: &Arc<CudaModule>, name: &str| module.load_function(name).map(|_| ()).map_err(|e| e.0);
+    let module = gpu.context.load_module(image("scale no_such_kernel")).unwrap();
+    assert_eq!(find(&module, "scale"), Ok(()));
+    // Registered, but not in the image; and the other way round.
+    assert_eq!(find(&module, "race"), Err(CUDA_ERROR_NOT_FOUND));
+    assert_eq!(find(&module, "no_such_kernel"), Err(CUDA_ERROR_NOT_FOUND));
+
+    // A fatbin before the list: magic, version, size of the header, size of the rest.
+    let mut fatbin = Vec::new();
+    fatbin.extend(0xba55ed50u32.to_le_bytes());
+    fatbin.extend([1, 0, 16, 0]);
+    fatbin.extend(8u64.to_le_bytes());
+    fatbin.extend(*b"machine.warpfit kernels\nrace\n\0");
+    let module = gpu.context.load_module(Ptx::from_binary(fatbin)).unwrap();
+    assert_eq!(find(&module, "race"), Ok(()));
+
+    let other = gpu.context.load_module(Ptx::from_binary(b"\x7fELF, and so on, without a list\0".to_vec()));
+    assert_eq!(other.map(|_| ()).map_err(|e| e.0), Err(CUDA_ERROR_INVALID_IMAGE));
+}
+
+#[test]
+fn device_memory_is_counted() {
+    let gpu = Gpu::new();
+    let (free, total) = gpu.context.mem_get_info().unwrap();
+    assert_eq!(free, total);
+    // SAFETY: not read.
+    let alloc = |bytes: usize| unsafe { gpu.stream.alloc::<u8>(bytes) }.map_err(|e| e.0);
+    let x = alloc(1000).unwrap();
+    assert_eq!(gpu.context.mem_get_info().unwrap().0, total - 1000);
+    assert_eq!(alloc(total - 999).map(|_| ()), Err(CUDA_ERROR_OUT_OF_MEMORY));
+    drop(x);
+    gpu.stream.synchronize().unwrap();
+    assert_eq!(gpu.context.mem_get_info().unwrap().0, total);
+    // Twice the same free.
+    let x = alloc(1000).unwrap();
+    let address = gpu.address(&x);
+    std::mem::forget(x);
+    // SAFETY: the second one is refused.
+    let free = || unsafe { result::free_sync(address) }.map_err(|e| e.0);
+    assert_eq!((free(), free()), (Ok(()), Err(CUDA_ERROR_INVALID_VALUE)));
+    assert!(vgpu::last_error().contains("free already"));
+}
+
+#[test]
+fn a_copy_outside_of_an_allocation() {
+    let gpu = Gpu::new();
+    let x = gpu.floats(&[0.0; 64]);
+    // SAFETY: refused.
+    let copied = unsafe { result::memcpy_htod_async(gpu.address(&x) + 4, &[0f32; 64], gpu.stream.cu_stream()) };
+    assert_eq!(copied.map_err(|e| e.0), Err(CUDA_ERROR_INVALID_VALUE));
+}
+
+/// After an error nothing works until the device is reset, and then everything does; other devices do not notice.
+#[test]
+fn errors_stay_until_the_reset() {
+    let gpu = Gpu::new();
+    gpu.breaks("past_the_end", (2, 64, 0), 64, CUDA_ERROR_ILLEGAL_ADDRESS, &[]);
+    let other = CudaContext::new(0).unwrap();
+    other.new_stream().unwrap().synchronize().unwrap();
+    drop(gpu);
+    let gpu = Gpu::new();
+    let x = gpu.floats(&[1.0; 64]);
+    gpu.scale(&gpu.stream, gpu.address(&x), 64, 2.0, 1.0);
+    assert_eq!(gpu.read(&x), [3.0; 64]);
+    assert_eq!(CudaContext::new(2).map(|_| ()).map_err(|e| e.0), Err(CUDA_ERROR_INVALID_DEVICE));
+}
+
+#[test]
+fn errors_have_their_real_names() {
+    let _gpu = Gpu::new();
+    let error = DriverError(CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert_eq!(error.error_name().unwrap().to_str().unwrap(), "CUDA_ERROR_ILLEGAL_ADDRESS");
+    assert_eq!(error.error_string().unwrap().to_str().unwrap(), "an illegal memory access was encountered");
+}
+
+// ---- streams
+
+/// What was queued runs when something waits for it, and no sooner: a pinned buffer that is written to before its copy ran
+/// gives the new data, and one that is read before its copy ran gives garbage.
+#[test]
+fn pinned_buffers_are_read_and_written_late() {
+    let gpu = Gpu::new();
+    // SAFETY: written below.
+    let mut pinned = unsafe { gpu.context.alloc_pinned::<f32>(64) }.unwrap();
+    let mut x = gpu.floats(&[0.0; 64]);
+    pinned.as_mut_slice().unwrap().fill(1.0);
+    gpu.stream.memcpy_htod(&pinned, &mut x).unwrap();
+    // Behind cudarc's back, which would wait.
+    let buffer = pinned.as_mut_ptr().unwrap();
+    // SAFETY: inside the buffer.
+    unsafe { buffer.write(2.0) };
+    let read = gpu.read(&x);
+    assert_eq!(read[..2], [2.0, 1.0]);
+
+    gpu.scale(&gpu.stream, gpu.address(&x), 64, 10.0, 0.0);
+    gpu.stream.memcpy_dtoh(&x, &mut pinned).unwrap();
+    // SAFETY: inside the buffer.
+    assert!(unsafe { pinned.as_ptr().unwrap().read() }.is_nan());
+    gpu.stream.synchronize().unwrap();
+    assert_eq!(pinned.as_slice().unwrap()[..2], [20.0, 10.0]);
+}
+
+/// Pageable memory is copied when the call is made.
+#[test]
+fn pageable_buffers_are_read_at_once() {
+    let gpu = Gpu::new();
+    let mut host = vec![1f32; 64];
+    let x = gpu.floats(&host);
+    host.fill(2.0);
+    assert_eq!(gpu.read(&x), [1.0; 64]);
+}
+
+/// One stream fills, another multiplies. With the wait between them the result is right whatever the order; without it, it is
+/// wrong under some seed.
+#[test]
+fn a_missing_wait_between_streams_shows() {
+    let run = |gpu: &Gpu, waits: bool| {
+        let other = gpu.context.new_stream().unwrap();
+        let x = gpu.floats(&[1.0; 64]);
+        gpu.stream.synchronize().unwrap();
+        for _ in 0..3 {
+            gpu.scale(&gpu.stream, gpu.address(&x), 64, 1.0, 1.0);
+            if waits {
+                other.join(&gpu.stream).unwrap();
+            }
+            gpu.scale(&other, gpu.address(&x), 64, 2.0, 0.0);
+            if waits {
+                gpu.stream.join(&other).unwrap();
+            }
+        }
+        other.synchronize().unwrap();
+        gpu.read(&x) == [22.0; 64]
+    };
+    let gpu = Gpu::new();
+    let (mut right, mut wrong) = (0, 0);
+    for seed in 0..20 {
+        vgpu::set_seed(seed);
+        right += u32::from(run(&gpu, true));
+        wrong += u32::from(!run(&gpu, false));
+    }
+    assert_eq!(right, 20);
+    assert!(wrong >= 10, "{wrong} of 20");
+}
+
+#[test]
+fn events() {
+    let gpu = Gpu::new();
+    let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+    let x = gpu.floats(&[1.0; 64]);
+    let start = gpu.stream.record_event(timed).unwrap();
+    gpu.scale(&gpu.stream, gpu.address(&x), 64, 2.0, 0.0);
+    let end = gpu.stream.record_event(timed).unwrap();
+    // Asking is enough for it to come, but not at once.
+    assert!(!end.is_complete());
+    assert!((0..100).any(|_| end.is_complete()));
+    assert!(start.elapsed_ms(&end).unwrap() >= 0.0);
+    // Without timing there is no time.
+    let untimed = gpu.stream.record_event(None).unwrap();
+    gpu.stream.synchronize().unwrap();
+    assert!(start.elapsed_ms(&untimed).is_err());
+}
+
+/// A kernel that depends on the order of its threads or blocks does not give the same with every seed.
+#[test]
+fn races_show() {
+    let gpu = Gpu::new();
+    let x = gpu.floats(&[0.0; 64]);
+    let mut results = [const { Vec::new() }; 2];
+    for seed in 0..20 {
+        vgpu::set_seed(seed);
+        for (kernel, results) in ["race", "race_of_blocks"].iter().zip(&mut results) {
+            let threads = if *kernel == "race" { 64 } else { 32 };
+            gpu.launch(kernel, (64, threads, 0), &Buffer { x: gpu.address(&x), n: 64 });
+            results.push(gpu.read(&x).into_iter().map(f32::to_bits).collect::<Vec<_>>());
+        }
+    }
+    for mut results in results {
+        results.sort();
+        results.dedup();
+        assert!(results.len() >= 10, "{} different results of 20", results.len());
+    }
+}
+
+/// Threads of the host, each with a stream of its own, do not disturb each other.
+#[test]
+fn threads_of_the_host_run_at_once() {
+    let gpu = Gpu::new();
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            let gpu = &gpu;
+            scope.spawn(move || {
+                vgpu::set_seed(seed);
+                let stream = gpu.context.new_stream().unwrap();
+                for _ in 0..20 {
+                    let x = stream.clone_htod(&vec![1f32; 2048]).unwrap();
+                    let y = stream.alloc_zeros::<f32>(2).unwrap();
+                    let (from, to) = (x.device_ptr(&stream).0, y.device_ptr(&stream).0);
+                    gpu.try_launch(&stream, "row_sum", (2, 256, 0), &RowSum { x: from, y: to, columns: 1024 }).unwrap();
+                    assert_eq!(stream.clone_dtoh(&y).unwrap(), [1024.0; 2]);
+                }
+            });
+        }
+    });
+}
+
+// ---- right kernels
+
+fn noise(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn halves(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
+#[track_caller]
+fn assert_near(found: &[f32], wanted: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), wanted.len());
+    for (i, (&found, &wanted)) in found.iter().zip(wanted).enumerate() {
+        assert!((f64::from(found) - wanted).abs() <= tolerance, "{i}: {found}, not {wanted}");
+    }
+}
+
+#[test]
+fn sums_of_blocks() {
+    let gpu = Gpu::new();
+    let (rows, columns) = (5, 1000);
+    let host = noise(rows * columns, 1);
+    let wanted: Vec<f64> = host.chunks(columns).map(|row| row.iter().map(|&x| f64::from(x)).sum()).collect();
+    let x = gpu.floats(&host);
+    let mut results = Vec::new();
+    for seed in 0..10 {
+        vgpu::set_seed(seed);
+        let y = gpu.stream.alloc_zeros::<f32>(rows).unwrap();
+        let arguments = RowSum { x: gpu.address(&x), y: gpu.address(&y), columns: columns as i32 };
+        gpu.launch("row_sum", (rows as u32, 256, 0), &arguments);
+        results.push(gpu.read(&y));
+    }
+    assert_near(&results[0], &wanted, 1e-4);
+    assert!(results.iter().all(|result| *result == results[0]), "the order of threads changes bits");
+}
+
+#[test]
+fn products_on_tensor_cores() {
+    let gpu = Gpu::new();
+    let (m, k) = (48, 80);
+    let (a, b) = (halves(&noise(m * k, 2)), halves(&noise(k * 16, 3)));
+    let at = |x: &[bf16], i: usize| f64::from(x[i].to_f32());
+    for (kernel, transposed) in [("product", false), ("product_transposed", true)] {
+        let b_at = |p: usize, j: usize| if transposed { at(&b, j * k + p) } else { at(&b, p * 16 + j) };
+        let element = |i: usize, j: usize| (0..k).map(|p| at(&a, i * k + p) * b_at(p, j)).sum();
+        let wanted: Vec<f64> = (0..m * 16).map(|i| element(i / 16, i % 16)).collect();
+        for seed in 0..4 {
+            vgpu::set_seed(seed);
+            let (a, b) = (gpu.stream.clone_htod(&a).unwrap(), gpu.stream.clone_htod(&b).unwrap());
+            // SAFETY: the kernel writes all of it.
+            let d = unsafe { gpu.stream.alloc::<f32>(m * 16) }.unwrap();
+            let arguments = Product { a: gpu.address(&a), b: gpu.address(&b), d: gpu.address(&d), k: k as i32 };
+            gpu.launch(kernel, (m as u32 / 16, 32, 2048), &arguments);
+            assert_near(&gpu.read(&d), &wanted, 1e-4);
+        }
+    }
+}
+
+// ---- graphs
+
+const MODE: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+const FLAGS: sys::CUgraphInstantiate_flags = sys::CUgraphInstantiate_flags(0);
+
+#[test]
+fn a_graph_runs_again() {
+    let gpu = Gpu::new();
+    let mut x = gpu.floats(&[1.0; 64]);
+    let address = gpu.address(&x);
+    gpu.stream.begin_capture(MODE).unwrap();
+    gpu.scale(&gpu.stream, address, 64, 2.0, 0.0);
+    gpu.scale(&gpu.stream, address, 64, 1.0, 1.0);
+    let graph = gpu.stream.end_capture(FLAGS).unwrap().unwrap();
+    assert_eq!(gpu.read(&x), [1.0; 64], "a capture runs nothing");
+    for _ in 0..3 {
+        graph.launch().unwrap();
+    }
+    assert_eq!(gpu.read(&x), [15.0; 64]);
+    gpu.stream.memset_zeros(&mut x).unwrap();
+    graph.launch().unwrap();
+    assert_eq!(gpu.read(&x), [1.0; 64]);
+}
+
+#[test]
+fn captures_that_a_gpu_refuses() {
+    let gpu = Gpu::new();
+    let null = gpu.context.default_stream();
+    assert_eq!(null.begin_capture(MODE).map_err(|e| e.0), Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
+    let ended = |stream: &Arc<CudaStream>| stream.end_capture(FLAGS).map(|_| ()).map_err(|e| e.0);
+
+    // A wait, and memory, in a capture; it is lost then.
+    gpu.stream.begin_capture(MODE).unwrap();
+    assert_eq!(gpu.stream.synchronize().map_err(|e| e.0), Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
+    assert_eq!(ended(&gpu.stream), Err(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED));
+    gpu.stream.begin_capture(MODE).unwrap();
+    // SAFETY: refused.
+    let allocated = unsafe { result::malloc_sync(64) }.map_err(|e| e.0);
+    assert_eq!(allocated, Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
+    assert_eq!(ended(&gpu.stream), Err(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED));
+    assert_eq!(ended(&gpu.stream), Err(CUDA_ERROR_ILLEGAL_STATE));
+
+    // What cudarc does with event tracking on: a wait for what was recorded before the capture.
+    let before = gpu.stream.record_event(None).unwrap();
+    gpu.stream.begin_capture(MODE).unwrap();
+    assert_eq!(gpu.stream.wait(&before).map_err(|e| e.0), Err(CUDA_ERROR_STREAM_CAPTURE_ISOLATION));
+    assert_eq!(ended(&gpu.stream), Err(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED));
+}
+
+#[test]
+fn event_tracking_does_not_go_with_a_capture() {
+    let gpu = Gpu::new();
+    let tracking = CudaContext::new(1).unwrap();
+    let stream = tracking.new_stream().unwrap();
+    let function = tracking.load_module(image("scale")).unwrap().load_function("scale").unwrap();
+    let mut x = stream.clone_htod(&[1f32; 64]).unwrap();
+    stream.begin_capture(MODE).unwrap();
+    let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (64, 1, 1), shared_mem_bytes: 0 };
+    // SAFETY: refused.
+    let launched = unsafe { stream.launch_builder(&function).arg(&mut x).launch(config) }.map(|_| ()).map_err(|e| e.0);
+    assert_eq!(launched, Err(CUDA_ERROR_STREAM_CAPTURE_ISOLATION));
+    drop(gpu);
+}
+
+// ---- cuBLASLt
+
+struct Matmul {
+    m: usize,
+    n: usize,
+    k: usize,
+    transposed: (bool, bool),
+    half: bool,
+    half_result: bool,
+    tf32: bool,
+    bias: bool,
+    beta: f32,
+}
+
+const PLAIN: Matmul =
+    Matmul { m: 32, n: 24, k: 40, transposed: (true, false), half: false, half_result: false, tf32: false, bias: false, beta: 0.0 };
+
+const WORKSPACE: usize = 1 << 20;
+
+/// D = op(A) op(B) + bias + beta D at these addresses; the algorithm is asked for with `k` terms.
+fn matmul(gpu: &Gpu, p: &Matmul, [a, b, d, bias, workspace]: [u64; 5], k: usize) -> Result<(), blas_sys::cublasStatus_t> {
+    use blas_sys::cublasLtMatmulDescAttributes_t as Attribute;
+    use blas_sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+    use blas_sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
+    let (input, output) = (if p.half { CUDA_R_16BF } else { CUDA_R_32F }, if p.half_result { CUDA_R_16BF } else { CUDA_R_32F });
+    let compute = match p.tf32 {
+        true => blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        false => blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+    };
+    let handle = blas::create_handle().unwrap();
+    let description = blas::create_matmul_desc(compute, CUDA_R_32F).unwrap();
+    let set = |attribute, value: *const std::ffi::c_void, bytes| {
+        // SAFETY: the value is copied.
+        unsafe { blas::set_matmul_desc_attribute(description, attribute, value, bytes) }.unwrap();
+    };
+    let (ta, tb) = (i32::from(p.transposed.0), i32::from(p.transposed.1));
+    set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, (&raw const ta).cast(), 4);
+    set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, (&raw const tb).cast(), 4);
+    if p.bias {
+        let epilogue = blas_sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+        set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, (&raw const epilogue).cast(), 4);
+        set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, (&raw const bias).cast(), 8);
+        set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, (&raw const output).cast(), 4);
+    }
+    let layouts = |k: usize| {
+        let layout = |kind, transposed, rows, columns| {
+            let (rows, columns) = if transposed { (columns, rows) } else { (rows, columns) };
+            blas::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64).unwrap()
+        };
+        (layout(input, p.transposed.0, p.m, k), layout(input, p.transposed.1, k, p.n), layout(output, false, p.m, p.n))
+    };
+    let preference = blas::create_matmul_pref().unwrap();
+    // SAFETY: all are alive; what the product reads and writes is checked.
+    unsafe {
+        let most = WORKSPACE;
+        let attribute = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        blas::set_matmul_pref_attribute(preference, attribute, (&raw const most).cast(), 8).unwrap();
+        let alignment = 16u32;
+        for attribute in [
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            blas::set_matmul_pref_attribute(preference, attribute, (&raw const alignment).cast(), 4).unwrap();
+        }
+        let (la, lb, ld) = layouts(k);
+        let found = blas::get_matmul_algo_heuristic(handle, description, la, lb, ld, ld, preference).map_err(|e| e.0)?;
+        assert!(found.workspaceSize > 0);
+        let (la, lb, ld) = layouts(p.k);
+        let alpha = 1f32;
+        let done = blas::matmul(
+            handle,
+            description,
+            (&raw const alpha).cast(),
+            (&raw const p.beta).cast(),
+            a as *const _,
+            la,
+            b as *const _,
+            lb,
+            d as *const _,
+            ld,
+            d as *mut _,
+            ld,
+            &found.algo,
+            workspace as *mut _,
+            WORKSPACE,
+            gpu.stream.cu_stream().cast(),
+        );
+        blas::destroy_handle(handle).unwrap();
+        done.map_err(|e| e.0)
+    }
+}
+
+#[test]
+fn products_of_cublas() {
+    let gpu = Gpu::new();
+    let before = vgpu::matmuls();
+    let workspace = gpu.stream.alloc_zeros::<u8>(WORKSPACE).unwrap();
+    let mut cases = Vec::new();
+    for transposed in [(false, false), (true, false), (false, true), (true, true)] {
+        cases.push(Matmul { transposed, ..PLAIN });
+        cases.push(Matmul { transposed, half: true, ..PLAIN });
+    }
+    cases.push(Matmul { bias: true, beta: 1.0, ..PLAIN });
+    cases.push(Matmul { half: true, half_result: true, bias: true, beta: 1.0, ..PLAIN });
+    cases.push(Matmul { tf32: true, ..PLAIN });
+    // More than one block of the product, with ragged ends.
+    cases.push(Matmul { m: 340, n: 44, k: 600, ..PLAIN });
+    let count = cases.len() as u64;
+    for p in cases {
+        let (a, b, d, bias) = (noise(p.m * p.k, 4), noise(p.k * p.n, 5), noise(p.m * p.n, 6), noise(p.m, 7));
+        let stored = |x: &[f32], half: bool| if half { halves(x).iter().map(|x| x.to_f32()).collect() } else { x.to_vec() };
+        let tf32 = |x: f32| if p.tf32 { f32::from_bits((x.to_bits() + 0x1000) & 0xffffe000) } else { x };
+        let up = |x: &[f32], half: bool| match half {
+            true => gpu.stream.clone_htod(bytemuck::cast_slice::<bf16, u8>(&halves(x))).unwrap(),
+            false => gpu.stream.clone_htod(bytemuck::cast_slice::<f32, u8>(x)).unwrap(),
+        };
+        let on_gpu = [up(&a, p.half), up(&b, p.half), up(&d, p.half_result), up(&bias, p.half_result)];
+        let [pa, pb, pd, pbias] = [0, 1, 2, 3].map(|i: usize| gpu.address(&on_gpu[i]));
+        matmul(&gpu, &p, [pa, pb, pd, pbias, gpu.address(&workspace)], p.k).unwrap();
+        let bytes = gpu.stream.clone_dtoh(&on_gpu[2]).unwrap();
+        let found: Vec<f32> = match p.half_result {
+            true => bytemuck::pod_collect_to_vec::<u8, bf16>(&bytes).iter().map(|x| x.to_f32()).collect(),
+            false => bytemuck::pod_collect_to_vec(&bytes),
+        };
+        let (a, b, d, bias) = (stored(&a, p.half), stored(&b, p.half), stored(&d, p.half_result), stored(&bias, p.half_result));
+        let a_at = |i: usize, q: usize| f64::from(tf32(if p.transposed.0 { a[i * p.k + q] } else { a[q * p.m + i] }));
+        let b_at = |q: usize, j: usize| f64::from(tf32(if p.transposed.1 { b[q * p.n + j] } else { b[j * p.k + q] }));
+        let wanted: Vec<f64> = (0..p.m * p.n)
+            .map(|at| {
+                let (i, j) = (at % p.m, at / p.m);
+                let sum: f64 = (0..p.k).map(|q| a_at(i, q) * b_at(q, j)).sum();
+                sum + f64::from(p.beta) * f64::from(d[at]) + if p.bias { f64::from(bias[i]) } else { 0.0 }
+            })
+            .collect();
+        assert_near(&found, &wanted, if p.half_result { 0.05 } else { 1e-4 });
+    }
+    assert!(vgpu::matmuls() - before >= count);
+    let written = gpu.stream.clone_dtoh(&workspace).unwrap();
+    assert_eq!(written[0], 0xff, "the workspace is left as it was");
+}
+
+#[test]
+fn products_that_cublas_refuses() {
+    use blas_sys::cublasStatus_t::*;
+    let gpu = Gpu::new();
+    let take = || gpu.address(&*Box::leak(Box::new(gpu.stream.alloc_zeros::<f32>(4096).unwrap())));
+    let workspace = gpu.stream.alloc_zeros::<u8>(WORKSPACE).unwrap();
+    let good = [take(), take(), take(), take(), gpu.address(&workspace)];
+    let with_bias = Matmul { bias: true, ..PLAIN };
+    let run = |p: &Matmul, pointers| matmul(&gpu, p, pointers, p.k);
+    assert_eq!(run(&with_bias, good), Ok(()));
+    for i in 0..5 {
+        let mut pointers = good;
+        pointers[i] += 8;
+        assert_eq!(run(&with_bias, pointers), Err(CUBLAS_STATUS_NOT_SUPPORTED), "pointer {i}");
+    }
+    // Rows that are no multiple of 16 bytes, in A and B, and in D.
+    assert_eq!(run(&Matmul { k: 42, ..PLAIN }, good), Err(CUBLAS_STATUS_NOT_SUPPORTED));
+    assert_eq!(run(&Matmul { m: 30, ..PLAIN }, good), Err(CUBLAS_STATUS_NOT_SUPPORTED));
+    // An algorithm serves its class of shapes.
+    let tall = Matmul { transposed: (false, true), ..PLAIN };
+    assert_eq!(matmul(&gpu, &tall, good, 128), Ok(()));
+    assert_eq!(matmul(&gpu, &tall, good, 256), Err(CUBLAS_STATUS_NOT_SUPPORTED));
+    gpu.stream.synchronize().unwrap();
+    // Memory that is too small is found when the product runs.
+    assert_eq!(run(&Matmul { m: 128, n: 128, ..PLAIN }, good), Ok(()));
+    gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["cublasLt: A, 20480 bytes"]);
+}

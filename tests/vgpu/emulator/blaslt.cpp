@@ -1,0 +1,373 @@
+// libcublasLt.so: D = alpha op(A) op(B) + beta C (+ bias over the columns), column-major, as far as the engine uses it: f32 or
+// bf16 factors, f32 sums, epilogues DEFAULT and BIAS. It is stricter than cuBLASLt where that leaves room: an algorithm
+// serves only problems like the one that the heuristic was asked about, and needs a workspace, which is filled with NaN.
+#include "runtime.h"
+
+#include <algorithm>
+#include <cstring>
+
+using namespace vgpu;
+
+namespace {
+
+// cublasStatus_t
+enum Status : int { OK = 0, NOT_INITIALISED = 1, BAD_VALUE = 7, EXECUTION_FAILED = 13, UNSUPPORTED = 15 };
+// cudaDataType_t, cublasComputeType_t, cublasLtEpilogue_t
+enum Type : int { F32 = 0, BF16 = 14 };
+enum Compute : int { COMPUTE_32F = 68, COMPUTE_32F_FAST_TF32 = 77 };
+enum Epilogue : int { DEFAULT = 1, BIAS = 4 };
+
+constexpr size_t WORKSPACE = 64 * 1024;
+// An algorithm serves all sizes that round up to the same multiple of this.
+constexpr size_t SHAPE_CLASS = 128;
+
+size_t round_up(size_t x, size_t unit) { return (x + unit - 1) / unit * unit; }
+
+int unsupported(const char* what) { return refuse(UNSUPPORTED, format("cublasLt: %s", what)); }
+int bad_value(const char* what) { return refuse(BAD_VALUE, format("cublasLt: %s", what)); }
+
+size_t size_of(int type) { return type == F32 ? 4 : 2; }
+
+struct Layout {
+    int type;
+    uint64_t rows, columns;
+    int64_t stride;  // elements from one column to the next
+
+    size_t bytes() const { return ((columns - 1) * stride + rows) * size_of(type); }
+};
+
+struct Description {
+    int compute;
+    int transposed_a = 0, transposed_b = 0, epilogue = DEFAULT;
+    const void* bias = nullptr;
+    int bias_type = -1;  // D's
+};
+
+struct Preference {
+    uint64_t workspace = 0;
+    uint32_t alignment[4] = {256, 256, 256, 256};  // of A, B, C and D
+};
+
+struct Handle {};
+Handles<Handle> handles;
+Handles<Layout> layouts;
+Handles<Description> descriptions;
+Handles<Preference> preferences;
+std::atomic<uint64_t> products{0};
+
+// A product as it was asked for. The layouts' strides count too.
+struct Problem {
+    Description description;
+    Layout a, b, c, d;
+
+    size_t m() const { return description.transposed_a ? a.columns : a.rows; }
+    size_t k() const { return description.transposed_a ? a.rows : a.columns; }
+    size_t n() const { return description.transposed_b ? b.rows : b.columns; }
+
+    int check() const {
+        if (!m() || !n() || !k() || (description.transposed_b ? b.columns : b.rows) != k()) return bad_value("the shapes of A and B disagree");
+        if (d.rows != m() || d.columns != n() || c.rows != m() || c.columns != n()) return bad_value("the shape of C or D is not that of the product");
+        if (c.type != d.type || c.stride != d.stride) return unsupported("C and D of different layouts");
+        if (a.type != b.type || (a.type == F32 && d.type != F32)) return unsupported("this mix of types");
+        if (description.compute == COMPUTE_32F_FAST_TF32 && a.type != F32) return unsupported("TF32 of what is not f32");
+        bool biased = description.epilogue == BIAS;
+        if (biased && description.bias_type >= 0 && description.bias_type != d.type) return unsupported("a bias that is not of D's type");
+        for (const Layout* matrix : {&a, &b, &c, &d}) {
+            if (matrix->stride < static_cast<int64_t>(matrix->rows)) return bad_value("a leading dimension below the rows");
+            if (matrix->stride * size_of(matrix->type) % 16) return unsupported("a leading dimension that is no multiple of 16 bytes");
+        }
+        return OK;
+    }
+
+    uint64_t key() const {
+        uint64_t hash = 14695981039346656037u;
+        auto mix = [&](uint64_t value) { hash = (hash ^ value) * 1099511628211u ^ hash >> 29; };
+        for (int value : {description.compute, description.transposed_a, description.transposed_b, description.epilogue, description.bias_type}) mix(value);
+        for (const Layout* matrix : {&a, &b, &c, &d}) {
+            mix(matrix->type);
+            mix(round_up(matrix->rows, SHAPE_CLASS));
+            mix(round_up(matrix->columns, SHAPE_CLASS));
+            mix(matrix->stride);
+        }
+        return hash;
+    }
+};
+
+// cublasLtMatmulAlgo_t, and what the heuristic gives
+struct Algorithm {
+    uint64_t key;
+    uint32_t alignment[4];
+    uint64_t unused[5];
+};
+struct HeuristicResult {
+    Algorithm algorithm;
+    size_t workspace;
+    int status;
+    float waves;
+    int reserved[4];
+};
+
+struct Operands {
+    const void *a, *b, *c;
+    void* d;
+    float alpha, beta;
+};
+
+// ---- the product: packed panels of floats, 16 rows of A by 6 columns of B at a time
+
+constexpr size_t ROWS = 16, COLUMNS = 6, BLOCK_K = 256, BLOCK_M = 256;
+
+float widened(uint16_t bf16) {
+    uint32_t word = uint32_t(bf16) << 16;
+    float x;
+    memcpy(&x, &word, 4);
+    return x;
+}
+
+uint16_t narrowed(float x) {
+    uint32_t word;
+    memcpy(&word, &x, 4);
+    return x != x ? 0x7fff : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+}
+
+// To nearest, ties away from zero, as the tensor cores' operands are rounded.
+float rounded_to_tf32(float x) {
+    uint32_t word;
+    memcpy(&word, &x, 4);
+    if (x - x == 0) word = (word + 0x1000) & 0xffffe000;
+    memcpy(&x, &word, 4);
+    return x;
+}
+
+// Element (i, p) of a factor: i counts rows of op(A) or columns of op(B), p the terms of the sums.
+template <class Element> struct Factor {
+    const Element* data;
+    size_t step_i, step_p;
+    bool tf32;
+
+    float at(size_t i, size_t p) const {
+        if constexpr (sizeof(Element) == 2) return widened(data[i * step_i + p * step_p]);
+        else return tf32 ? rounded_to_tf32(data[i * step_i + p * step_p]) : data[i * step_i + p * step_p];
+    }
+};
+
+// Panels of `width` rows, term by term; zeros after the last row.
+template <class Element> void pack(float* packed, Factor<Element> factor, size_t i0, size_t i1, size_t p0, size_t p1, size_t width) {
+    for (size_t i = i0; i < i1; i += width, packed += width * (p1 - p0))
+        for (size_t lane = 0; lane < width; lane++)
+            for (size_t p = p0; p < p1; p++) packed[(p - p0) * width + lane] = i + lane < i1 ? factor.at(i + lane, p) : 0.0f;
+}
+
+typedef float Vector __attribute__((vector_size(32)));
+
+// sums (16 x 6, column-major) += a b
+__attribute__((target_clones("arch=haswell", "default"))) void multiply_panels(const float* a, const float* b, size_t terms, float* sums, size_t stride) {
+    Vector total[COLUMNS][2];
+    for (size_t j = 0; j < COLUMNS; j++) memcpy(total[j], sums + j * stride, sizeof total[j]);
+    for (size_t p = 0; p < terms; p++, a += ROWS, b += COLUMNS) {
+        Vector low, high;
+        memcpy(&low, a, sizeof low);
+        memcpy(&high, a + 8, sizeof high);
+        for (size_t j = 0; j < COLUMNS; j++) {
+            total[j][0] += low * b[j];
+            total[j][1] += high * b[j];
+        }
+    }
+    for (size_t j = 0; j < COLUMNS; j++) memcpy(sums + j * stride, total[j], sizeof total[j]);
+}
+
+template <class Element> std::vector<float> multiply(const Problem& problem, const Operands& operands) {
+    size_t m = problem.m(), n = problem.n(), k = problem.k(), stride = round_up(m, ROWS);
+    bool tf32 = problem.description.compute == COMPUTE_32F_FAST_TF32;
+    size_t a_stride = problem.a.stride, b_stride = problem.b.stride;
+    bool ta = problem.description.transposed_a, tb = problem.description.transposed_b;
+    Factor<Element> a{static_cast<const Element*>(operands.a), ta ? a_stride : 1, ta ? 1 : a_stride, tf32};
+    Factor<Element> b{static_cast<const Element*>(operands.b), tb ? 1 : b_stride, tb ? b_stride : 1, tf32};
+    std::vector<float> sums(stride * round_up(n, COLUMNS)), packed_a(BLOCK_M * BLOCK_K), packed_b(round_up(n, COLUMNS) * BLOCK_K);
+    for (size_t p = 0; p < k; p += BLOCK_K) {
+        size_t terms = std::min(BLOCK_K, k - p);
+        pack(packed_b.data(), b, 0, n, p, p + terms, COLUMNS);
+        for (size_t i0 = 0; i0 < m; i0 += BLOCK_M) {
+            size_t i1 = std::min(i0 + BLOCK_M, m);
+            pack(packed_a.data(), a, i0, i1, p, p + terms, ROWS);
+            for (size_t j = 0; j < n; j += COLUMNS)
+                for (size_t i = i0; i < i1; i += ROWS)
+                    multiply_panels(&packed_a[(i - i0) * terms], &packed_b[j * terms], terms, &sums[j * stride + i], stride);
+        }
+    }
+    return sums;
+}
+
+float read(const void* data, int type, size_t i) {
+    return type == F32 ? static_cast<const float*>(data)[i] : widened(static_cast<const uint16_t*>(data)[i]);
+}
+
+void run(const Problem& problem, const Operands& operands) {
+    std::vector<float> sums = problem.a.type == F32 ? multiply<float>(problem, operands) : multiply<uint16_t>(problem, operands);
+    size_t m = problem.m(), stride = round_up(m, ROWS);
+    int type = problem.d.type;
+    const void* bias = problem.description.epilogue == BIAS ? problem.description.bias : nullptr;
+    for (size_t j = 0; j < problem.n(); j++)
+        for (size_t i = 0; i < m; i++) {
+            size_t at = j * problem.d.stride + i;
+            float x = operands.alpha * sums[j * stride + i];
+            if (operands.beta != 0) x += operands.beta * read(operands.c, type, at);
+            if (bias) x += read(bias, type, i);
+            if (type == F32) static_cast<float*>(operands.d)[at] = x;
+            else static_cast<uint16_t*>(operands.d)[at] = narrowed(x);
+        }
+}
+
+// ---- memory that a product touches
+
+struct Span {
+    const char* name;
+    uint64_t begin;
+    size_t bytes;
+
+    bool overlaps(const Span& other) const { return begin < other.begin + other.bytes && other.begin < begin + bytes; }
+};
+
+void run_checked(Device& device, const Problem& problem, const Operands& operands, void* workspace) {
+    auto span = [](const char* name, const void* begin, size_t bytes) { return Span{name, reinterpret_cast<uint64_t>(begin), bytes}; };
+    Span d = span("D", operands.d, problem.d.bytes()), scratch = span("the workspace", workspace, WORKSPACE);
+    std::vector<Span> inputs = {span("A", operands.a, problem.a.bytes()), span("B", operands.b, problem.b.bytes())};
+    if (problem.description.epilogue == BIAS) inputs.push_back(span("the bias", problem.description.bias, problem.m() * size_of(problem.d.type)));
+    if (operands.beta != 0 && operands.c != operands.d) inputs.push_back(span("C", operands.c, problem.c.bytes()));
+    for (const Span& input : inputs)
+        if (input.overlaps(d) || input.overlaps(scratch))
+            return break_context(device, LAUNCH_FAILED, format("cublasLt: %s lies over D or the workspace", input.name));
+    if (d.overlaps(scratch)) return break_context(device, LAUNCH_FAILED, "cublasLt: D lies over the workspace");
+    inputs.insert(inputs.end(), {d, scratch});
+    for (const Span& used : inputs)
+        if (!allocated(device, used.begin, used.bytes))
+            return break_context(device, ILLEGAL_ADDRESS, format("cublasLt: %s, %zu bytes from %s", used.name, used.bytes, describe_address(used.begin).c_str()));
+    memset(workspace, 0xff, WORKSPACE);
+    run(problem, operands);
+    products++;
+}
+
+int find_problem(void* description, void* a, void* b, void* c, void* d, Problem* problem) {
+    auto found = descriptions.find(description);
+    auto layout_a = layouts.find(a), layout_b = layouts.find(b), layout_c = layouts.find(c), layout_d = layouts.find(d);
+    if (!found || !layout_a || !layout_b || !layout_c || !layout_d) return bad_value("a description or layout that does not exist");
+    *problem = {*found, *layout_a, *layout_b, *layout_c, *layout_d};
+    return problem->check();
+}
+
+template <class T> bool take(T& value, const void* buffer, size_t bytes) {
+    if (bytes != sizeof value) return false;
+    memcpy(&value, buffer, bytes);
+    return true;
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+int cublasLtCreate(void** handle) {
+    if (!current_device() || current_device()->error) return NOT_INITIALISED;
+    *handle = handles.add(std::make_shared<Handle>());
+    return OK;
+}
+
+int cublasLtDestroy(void* handle) { return handles.remove(handle) ? OK : NOT_INITIALISED; }
+
+int cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t columns, int64_t stride) {
+    if (type != F32 && type != BF16) return unsupported("a type that is neither f32 nor bf16");
+    if (!rows || !columns) return bad_value("an empty matrix");
+    *layout = layouts.add(std::make_shared<Layout>(Layout{type, rows, columns, stride}));
+    return OK;
+}
+
+int cublasLtMatrixLayoutDestroy(void* layout) { return layouts.remove(layout) ? OK : BAD_VALUE; }
+
+int cublasLtMatmulDescCreate(void** description, int compute, int scale_type) {
+    if (scale_type != F32 || (compute != COMPUTE_32F && compute != COMPUTE_32F_FAST_TF32)) return unsupported("this compute type");
+    *description = descriptions.add(std::make_shared<Description>(Description{compute}));
+    return OK;
+}
+
+int cublasLtMatmulDescDestroy(void* description) { return descriptions.remove(description) ? OK : BAD_VALUE; }
+
+int cublasLtMatmulDescSetAttribute(void* handle, int attribute, const void* buffer, size_t bytes) {
+    auto description = descriptions.find(handle);
+    if (!description) return bad_value("a description that does not exist");
+    int pointer_mode = 0;
+    bool taken = false;
+    switch (attribute) {
+        case 2: taken = take(pointer_mode, buffer, bytes) && pointer_mode == 0; break;
+        case 3: taken = take(description->transposed_a, buffer, bytes) && description->transposed_a <= 1; break;
+        case 4: taken = take(description->transposed_b, buffer, bytes) && description->transposed_b <= 1; break;
+        case 7: taken = take(description->epilogue, buffer, bytes) && (description->epilogue == DEFAULT || description->epilogue == BIAS); break;
+        case 8: taken = take(description->bias, buffer, bytes); break;
+        case 26: taken = take(description->bias_type, buffer, bytes); break;
+    }
+    return taken ? OK : refuse(BAD_VALUE, format("cublasLt: matmul attribute %d, or its value, is not known here", attribute));
+}
+
+int cublasLtMatmulPreferenceCreate(void** preference) {
+    *preference = preferences.add(std::make_shared<Preference>());
+    return OK;
+}
+
+int cublasLtMatmulPreferenceDestroy(void* preference) { return preferences.remove(preference) ? OK : BAD_VALUE; }
+
+int cublasLtMatmulPreferenceSetAttribute(void* handle, int attribute, const void* buffer, size_t bytes) {
+    auto preference = preferences.find(handle);
+    if (!preference) return bad_value("a preference that does not exist");
+    uint32_t reduction_schemes;
+    bool taken = false;
+    switch (attribute) {
+        case 1: taken = take(preference->workspace, buffer, bytes); break;
+        case 3: taken = take(reduction_schemes, buffer, bytes); break;
+        case 5: case 6: case 7: case 8: taken = take(preference->alignment[attribute - 5], buffer, bytes); break;
+    }
+    return taken ? OK : refuse(BAD_VALUE, format("cublasLt: preference %d, or its value, is not known here", attribute));
+}
+
+int cublasLtMatmulAlgoGetHeuristic(void* handle, void* description, void* a, void* b, void* c, void* d, void* preference_handle, int wanted,
+                                   HeuristicResult* results, int* count) {
+    if (!handles.find(handle)) return NOT_INITIALISED;
+    auto preference = preferences.find(preference_handle);
+    if (!preference || wanted < 1) return bad_value("no preference, or no results wanted");
+    *count = 0;
+    Problem problem;
+    if (int status = find_problem(description, a, b, c, d, &problem)) return status;
+    if (preference->workspace < WORKSPACE) return unsupported("every algorithm here needs 64 KiB of workspace");
+    HeuristicResult result{};
+    result.algorithm.key = problem.key();
+    std::copy_n(preference->alignment, 4, result.algorithm.alignment);
+    result.workspace = WORKSPACE;
+    result.waves = 1;
+    results[0] = result;
+    *count = 1;
+    return OK;
+}
+
+int cublasLtMatmul(void* handle, void* description, const float* alpha, const void* a, void* layout_a, const void* b, void* layout_b,
+                   const float* beta, const void* c, void* layout_c, void* d, void* layout_d, const Algorithm* algorithm, void* workspace,
+                   size_t workspace_bytes, void* stream) {
+    if (!handles.find(handle)) return NOT_INITIALISED;
+    if (!current_device() || current_device()->error) return EXECUTION_FAILED;
+    Problem problem;
+    if (int status = find_problem(description, layout_a, layout_b, layout_c, layout_d, &problem)) return status;
+    if (!algorithm) return bad_value("no algorithm; ask the heuristic for one");
+    if (algorithm->key != problem.key()) return unsupported("an algorithm that the heuristic gave for another problem");
+    const void* bias = problem.description.epilogue == BIAS ? problem.description.bias : nullptr;
+    if (problem.description.epilogue == BIAS && !bias) return bad_value("a bias that is null");
+    const void* pointers[] = {a, b, c, d, bias};
+    for (int i = 0; i < 5; i++)
+        if (reinterpret_cast<uintptr_t>(pointers[i]) % std::max(16u, i < 4 ? algorithm->alignment[i] : 0))
+            return unsupported("a pointer that is not aligned to 16 bytes, or to what the preference promised");
+    if (workspace_bytes < WORKSPACE || reinterpret_cast<uintptr_t>(workspace) % 256) return unsupported("a workspace that is too small or not aligned to 256 bytes");
+    Operands operands{a, b, c, d, *alpha, *beta};
+    int error = submit(stream, {[=](Device& device) { run_checked(device, problem, operands, workspace); }});
+    return error ? EXECUTION_FAILED : OK;
+}
+
+uint64_t vgpu_matmuls() { return products; }
+
+}  // extern "C"
+#pragma GCC visibility pop

@@ -1,0 +1,652 @@
+// libcuda.so: the entry points of the CUDA driver that the engine reaches through cudarc, with two devices (0 and 1) and the
+// errors of a real driver. The environment is read by cuInit:
+//   VGPU_SEED=n          the order of threads, blocks and streams; 0 is the order of the sources
+//   VGPU_MEMORY=bytes    of each device, 4 GiB if not given
+//   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch or old_driver
+//   VGPU_FAIL_LAUNCH=n   the n-th launch that runs is an illegal address
+#include "runtime.h"
+#include "streams.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <unordered_set>
+
+#define TRY(call) \
+    if (int error = (call)) return error
+
+namespace vgpu {
+namespace {
+
+struct ErrorText {
+    int code;
+    const char *name, *text;
+};
+constexpr ErrorText ERRORS[] = {
+    {SUCCESS, "CUDA_SUCCESS", "no error"},
+    {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {STUB_LIBRARY, "CUDA_ERROR_STUB_LIBRARY", "CUDA driver is a stub library"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+    {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
+    {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
+    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
+    {UNSUPPORTED_PTX_VERSION, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the provided PTX was compiled with an unsupported toolchain."},
+    {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed in the present state"},
+    {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
+    {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {MISALIGNED_ADDRESS, "CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address"},
+    {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
+    {STREAM_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+     "operation failed due to a previous error during capture"},
+    {STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"},
+    {CAPTURED_EVENT, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
+};
+
+const ErrorText* find_error(int code) {
+    for (const ErrorText& error : ERRORS)
+        if (error.code == code) return &error;
+    return nullptr;
+}
+
+struct Module {
+    std::unordered_set<std::string> names;
+    std::map<std::string, void*> functions;
+};
+
+struct Function {
+    Kernel& kernel;
+    std::atomic<size_t> dynamic_shared{48 * 1024};  // the most that a launch may ask for
+};
+
+constexpr int DEVICES = 2, MAX_DYNAMIC_SHARED = 227 * 1024;
+Device devices[DEVICES] = {{0}, {1}};
+Handles<Module> modules;
+Handles<Function> functions;
+Handles<Graph> graphs;
+
+std::atomic<bool> initialised{false};
+std::string injected_fault;
+uint64_t failing_launch = 0;
+std::atomic<uint64_t> launches{0};
+
+uint64_t environment_number(const char* name) {
+    const char* text = getenv(name);
+    return text ? strtoull(text, nullptr, 10) : 0;
+}
+
+// Small, as they lie in the static thread-local storage that is left for opened libraries.
+__thread Device* current __attribute__((tls_model("initial-exec")));
+__thread uint64_t seed __attribute__((tls_model("initial-exec")));
+__thread uint64_t random_state __attribute__((tls_model("initial-exec")));
+__thread bool seed_is_set __attribute__((tls_model("initial-exec")));
+
+std::string& last_error() {
+    thread_local std::string detail;
+    return detail;
+}
+
+void set_seed(uint64_t value) {
+    seed = value;
+    random_state = value * 0x9e3779b97f4a7c15 + 1;
+    seed_is_set = true;
+}
+
+// The error that a call gives before it does anything.
+int ready() {
+    if (!initialised) return NOT_INITIALIZED;
+    return current ? current->error.load() : INVALID_CONTEXT;
+}
+
+int ready_for_unsafe(const char* call) {
+    TRY(ready());
+    return refuse_in_capture(call);
+}
+
+}  // namespace
+
+Device* current_device() { return current; }
+
+bool seeded() {
+    if (!seed_is_set) set_seed(environment_number("VGPU_SEED"));
+    return seed != 0;
+}
+
+uint64_t random_below(uint64_t limit) {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (random_state >> 11) % limit;
+}
+
+std::string format(const char* pattern, ...) {
+    char text[1024];
+    va_list arguments;
+    va_start(arguments, pattern);
+    vsnprintf(text, sizeof text, pattern, arguments);
+    va_end(arguments);
+    return text;
+}
+
+int refuse(int code, const std::string& detail) {
+    last_error() = detail;
+    fprintf(stderr, "vgpu: %s\n", detail.c_str());
+    return code;
+}
+
+void break_context(Device& device, int code, const std::string& detail) {
+    device.error = refuse(code, detail);
+}
+
+namespace {
+
+// ---- copies
+
+Work work_on(uint64_t address, size_t bytes, std::function<void()> run) {
+    return {[=](Device& device) {
+        if (allocated(device, address, bytes)) return run();
+        break_context(device, ILLEGAL_ADDRESS, format("a copy of %zu bytes at %#lx, %s", bytes, address, describe_address(address).c_str()));
+    }};
+}
+
+int check_range(uint64_t address, size_t bytes) {
+    if (allocated(*current, address, bytes)) return SUCCESS;
+    return refuse(INVALID_VALUE, format("%zu bytes at %#lx, %s", bytes, address, describe_address(address).c_str()));
+}
+
+// Pinned memory is read when the copy runs, pageable memory now.
+int copy_to_device(uint64_t to, const void* from, size_t bytes, void* stream) {
+    TRY(ready());
+    if (!bytes) return SUCCESS;
+    TRY(check_range(to, bytes));
+    void* target = reinterpret_cast<void*>(to);
+    if (auto host = pinned(from, bytes)) {
+        Work work = work_on(to, bytes, [=] { memcpy(target, from, bytes); });
+        work.host = host;
+        return submit(stream, work);
+    }
+    if (captured(stream)) return refuse(STREAM_CAPTURE_UNSUPPORTED, "a copy from pageable memory in a stream that is being captured");
+    auto begin = static_cast<const char*>(from);
+    auto staged = std::make_shared<std::vector<char>>(begin, begin + bytes);
+    return submit(stream, work_on(to, bytes, [=] { memcpy(target, staged->data(), bytes); }));
+}
+
+// Into pageable memory the call waits; into pinned memory it does not, and what lies there is garbage until the copy ran.
+int copy_to_host(void* to, uint64_t from, size_t bytes, void* stream) {
+    TRY(ready());
+    if (!bytes) return SUCCESS;
+    TRY(check_range(from, bytes));
+    Work work = work_on(from, bytes, [=] { memcpy(to, reinterpret_cast<void*>(from), bytes); });
+    if (auto host = pinned(to, bytes)) {
+        work.host = host;
+        work.arrives = to;
+        work.bytes = bytes;
+        return submit(stream, work);
+    }
+    if (captured(stream)) return refuse(STREAM_CAPTURE_UNSUPPORTED, "a copy to pageable memory in a stream that is being captured");
+    TRY(submit(stream, work));
+    return synchronize_stream(stream);
+}
+
+int copy_on_device(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+    TRY(ready());
+    if (!bytes) return SUCCESS;
+    TRY(check_range(to, bytes));
+    TRY(check_range(from, bytes));
+    Work write = work_on(to, bytes, [=] { memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
+    return submit(stream, work_on(from, bytes, [=, device = current] { write.run(*device); }));
+}
+
+template <class T> int fill(uint64_t to, T value, size_t count, void* stream) {
+    TRY(ready());
+    if (!count) return SUCCESS;
+    TRY(check_range(to, count * sizeof(T)));
+    if (to % sizeof(T)) return INVALID_VALUE;
+    return submit(stream, work_on(to, count * sizeof(T), [=] { std::fill_n(reinterpret_cast<T*>(to), count, value); }));
+}
+
+// ---- images
+
+// The names in an image: `warpfit kernels` and then one a line. A fatbin may stand before it.
+int read_manifest(const void* image, Module& module) {
+    auto bytes = static_cast<const char*>(image);
+    uint32_t magic;
+    memcpy(&magic, bytes, sizeof magic);
+    if (magic == 0xba55ed50) {
+        uint16_t header;
+        uint64_t rest;
+        memcpy(&header, bytes + 6, sizeof header);
+        memcpy(&rest, bytes + 8, sizeof rest);
+        bytes += header + rest;
+    }
+    static const std::string title = "warpfit kernels\n";
+    if (strncmp(bytes, title.c_str(), title.size())) return refuse(INVALID_IMAGE, "an image without a list of its kernels");
+    const char* line = bytes + title.size();
+    while (*line) {
+        size_t length = strcspn(line, "\n");
+        if (length) module.names.emplace(line, length);
+        line += length + (line[length] == '\n');
+    }
+    return SUCCESS;
+}
+
+int check_launch(const Function& function, Grid grid, Grid block, size_t dynamic_shared) {
+    const Kernel& kernel = function.kernel;
+    const char* name = kernel.name.c_str();
+    if (block.x != kernel.threads || block.y != 1 || block.z != 1)
+        return refuse(INVALID_VALUE, format("%s: a block of %u x %u x %u threads, where its KERNEL line has %u", name, block.x, block.y, block.z, kernel.threads));
+    if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
+        return refuse(INVALID_VALUE, format("%s: a grid of %u x %u x %u blocks", name, grid.x, grid.y, grid.z));
+    if (dynamic_shared > function.dynamic_shared)
+        return refuse(INVALID_VALUE, format("%s: %zu bytes of dynamic shared memory, where %zu were allowed", name, dynamic_shared, function.dynamic_shared.load()));
+    return SUCCESS;
+}
+
+void run_launch(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments) {
+    if (++launches == failing_launch) break_context(device, ILLEGAL_ADDRESS, format("kernel %s: the failure asked for by VGPU_FAIL_LAUNCH", kernel.name.c_str()));
+    else run_kernel(device, kernel, grid, dynamic_shared, arguments);
+}
+
+}  // namespace
+}  // namespace vgpu
+
+using namespace vgpu;
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// ---- the driver and its devices
+
+int cuInit(unsigned) {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        if (const char* fault = getenv("VGPU_FAULT")) injected_fault = fault;
+        failing_launch = environment_number("VGPU_FAIL_LAUNCH");
+        Dl_info here;
+        dladdr(reinterpret_cast<void*>(&cuInit), &here);
+        std::string path = here.dli_fname;
+        path = path.substr(0, path.rfind('/') + 1) + "libvgpu_kernels.so";
+        if (!dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL)) {
+            fprintf(stderr, "vgpu: %s\n", dlerror());
+            abort();
+        }
+        catch_signals();
+        initialised = true;
+    });
+    if (injected_fault == "stub_driver") return STUB_LIBRARY;
+    return injected_fault == "no_device" ? NO_DEVICE : SUCCESS;
+}
+
+int cuDriverGetVersion(int* version) {
+    *version = injected_fault == "old_driver" ? 12020 : 13000;
+    return SUCCESS;
+}
+
+int cuDeviceGetCount(int* count) {
+    *count = injected_fault == "no_device" ? 0 : DEVICES;
+    return initialised ? SUCCESS : NOT_INITIALIZED;
+}
+
+int cuDeviceGet(int* device, int ordinal) {
+    if (!initialised) return NOT_INITIALIZED;
+    *device = ordinal;
+    return ordinal >= 0 && ordinal < DEVICES ? SUCCESS : INVALID_DEVICE;
+}
+
+int cuDeviceGetName(char* name, int bytes, int device) {
+    snprintf(name, bytes, "Virtual GPU %d", device);
+    return SUCCESS;
+}
+
+int cuDeviceGetUuid(void* uuid, int device) {
+    memset(uuid, device + 1, 16);
+    return SUCCESS;
+}
+
+int cuDeviceGetUuid_v2(void* uuid, int device) { return cuDeviceGetUuid(uuid, device); }
+
+int cuDeviceTotalMem_v2(size_t* bytes, int) {
+    *bytes = memory_total();
+    return SUCCESS;
+}
+
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+    bool old = injected_fault == "unsupported_arch";
+    const std::map<int, int> attributes = {
+        {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},      // threads of a block
+        {5, 0x7fffffff}, {6, 65535}, {7, 65535},       // blocks of a grid
+        {8, 48 * 1024}, {97, MAX_DYNAMIC_SHARED},      // shared memory of a block, and with opting in
+        {81, 228 * 1024}, {82, 65536}, {12, 65536},    // shared memory and registers of a multiprocessor
+        {10, 32}, {16, 4}, {39, 2048},                 // lanes, multiprocessors, threads of one
+        {13, 1000000}, {36, 1000000}, {37, 512}, {38, 4 << 20},  // clocks in kHz, bus width, L2 bytes
+        {41, 1}, {75, old ? 5 : 9}, {76, 0}, {115, 1},           // unified addresses, compute capability, memory pools
+    };
+    auto found = attributes.find(attribute);
+    if (found == attributes.end()) return refuse(INVALID_VALUE, format("device attribute %d is not known here", attribute));
+    *value = found->second;
+    return SUCCESS;
+}
+
+int cuDevicePrimaryCtxRetain(Device** context, int device) {
+    if (device < 0 || device >= DEVICES) return INVALID_DEVICE;
+    *context = &devices[device];
+    return SUCCESS;
+}
+
+int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+
+int cuDevicePrimaryCtxReset_v2(int device) {
+    if (device < 0 || device >= DEVICES) return INVALID_DEVICE;
+    reset_streams(devices[device]);
+    release_all(devices[device]);
+    devices[device].error = SUCCESS;
+    return SUCCESS;
+}
+
+int cuCtxGetCurrent(Device** context) {
+    *context = current;
+    return SUCCESS;
+}
+
+int cuCtxSetCurrent(Device* context) {
+    current = context;
+    return SUCCESS;
+}
+
+int cuCtxSetFlags(unsigned) { return ready(); }
+
+int cuCtxSynchronize() {
+    TRY(ready_for_unsafe("cuCtxSynchronize"));
+    return synchronize_device(*current);
+}
+
+int cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+    *least = *greatest = 0;
+    return ready();
+}
+
+int cuGetErrorName(int code, const char** name) {
+    const ErrorText* error = find_error(code);
+    *name = error ? error->name : nullptr;
+    return error ? SUCCESS : INVALID_VALUE;
+}
+
+int cuGetErrorString(int code, const char** text) {
+    const ErrorText* error = find_error(code);
+    *text = error ? error->text : nullptr;
+    return error ? SUCCESS : INVALID_VALUE;
+}
+
+// ---- memory
+
+int cuMemGetInfo_v2(size_t* free, size_t* total) {
+    TRY(ready());
+    *total = memory_total();
+    *free = *total - memory_used(*current);
+    return SUCCESS;
+}
+
+int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+    TRY(ready_for_unsafe("cuMemAlloc"));
+    int error = allocate(*current, bytes, address);
+    if (error != OUT_OF_MEMORY) return error;
+    // Memory may wait in a stream to be freed.
+    TRY(synchronize_device(*current));
+    return allocate(*current, bytes, address);
+}
+
+int cuMemFree_v2(uint64_t address) {
+    TRY(ready_for_unsafe("cuMemFree"));
+    TRY(synchronize_device(*current));
+    return release(*current, address);
+}
+
+int cuMemAllocAsync(uint64_t* address, size_t bytes, void* stream) {
+    TRY(ready());
+    if (captured(stream)) return refuse(NOT_SUPPORTED, "an allocation in a stream that is being captured");
+    return cuMemAlloc_v2(address, bytes);
+}
+
+int cuMemFreeAsync(uint64_t address, void* stream) {
+    TRY(ready());
+    if (captured(stream)) return refuse(NOT_SUPPORTED, "a free in a stream that is being captured");
+    TRY(check_range(address, 1));
+    return submit(stream, {[=](Device& device) {
+        if (int error = release(device, address)) break_context(device, error, "a free in a stream failed");
+    }});
+}
+
+int cuMemHostAlloc(void** address, size_t bytes, unsigned) {
+    TRY(ready_for_unsafe("cuMemHostAlloc"));
+    if (!bytes) return INVALID_VALUE;
+    *address = allocate_host(bytes);
+    return SUCCESS;
+}
+
+int cuMemFreeHost(void* address) {
+    TRY(ready_for_unsafe("cuMemFreeHost"));
+    TRY(synchronize_device(*current));
+    return release_host(address);
+}
+
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) { return copy_to_device(to, from, bytes, stream); }
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) { return copy_to_host(to, from, bytes, stream); }
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) { return copy_on_device(to, from, bytes, stream); }
+int cuMemsetD8Async(uint64_t to, unsigned char value, size_t count, void* stream) { return fill(to, value, count, stream); }
+int cuMemsetD32Async(uint64_t to, unsigned value, size_t count, void* stream) { return fill(to, value, count, stream); }
+
+int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
+    TRY(copy_to_device(to, from, bytes, nullptr));
+    return synchronize_stream(nullptr);
+}
+
+int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
+    TRY(copy_to_host(to, from, bytes, nullptr));
+    return synchronize_stream(nullptr);
+}
+
+int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) { return copy_on_device(to, from, bytes, nullptr); }
+int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t count) { return fill(to, value, count, nullptr); }
+
+// ---- kernels
+
+int cuModuleLoadData(void** handle, const void* image) {
+    TRY(ready_for_unsafe("cuModuleLoadData"));
+    if (injected_fault == "unsupported_arch") return NO_BINARY_FOR_GPU;
+    if (injected_fault == "old_driver") return UNSUPPORTED_PTX_VERSION;
+    auto module = std::make_shared<Module>();
+    TRY(read_manifest(image, *module));
+    *handle = modules.add(module);
+    return SUCCESS;
+}
+
+int cuModuleUnload(void* handle) {
+    TRY(ready());
+    auto module = modules.remove(handle);
+    if (!module) return INVALID_HANDLE;
+    for (auto& [name, function] : module->functions) functions.remove(function);
+    return SUCCESS;
+}
+
+int cuModuleGetFunction(void** handle, void* module_handle, const char* name) {
+    TRY(ready());
+    auto module = modules.find(module_handle);
+    if (!module) return INVALID_HANDLE;
+    auto kernel = kernels().find(name);
+    if (!module->names.count(name) || kernel == kernels().end()) return refuse(NOT_FOUND, format("no kernel %s in the image", name));
+    static std::mutex mutex;
+    std::lock_guard lock(mutex);
+    void*& function = module->functions[name];
+    if (!function) function = functions.add(std::shared_ptr<Function>(new Function{*kernel->second}));
+    *handle = function;
+    return SUCCESS;
+}
+
+int cuFuncSetAttribute(void* handle, int attribute, int value) {
+    TRY(ready());
+    auto function = functions.find(handle);
+    if (!function) return INVALID_HANDLE;
+    if (attribute == 9) return SUCCESS;  // how to share L1; a hint
+    if (attribute != 8 || value < 0 || value > MAX_DYNAMIC_SHARED)
+        return refuse(INVALID_VALUE, format("%s: attribute %d cannot be %d", function->kernel.name.c_str(), attribute, value));
+    function->dynamic_shared = value;
+    return SUCCESS;
+}
+
+int cuFuncGetAttribute(int* value, int attribute, void* handle) {
+    TRY(ready());
+    auto function = functions.find(handle);
+    if (!function) return INVALID_HANDLE;
+    if (attribute != 0 && attribute != 8) return refuse(NOT_SUPPORTED, format("attribute %d of a kernel is not known here", attribute));
+    *value = attribute == 0 ? function->kernel.threads : function->dynamic_shared.load();
+    return SUCCESS;
+}
+
+int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
+                   unsigned dynamic_shared, void* stream, void** arguments, void** extra) {
+    TRY(ready());
+    auto function = functions.find(handle);
+    if (!function) return INVALID_HANDLE;
+    Grid grid{grid_x, grid_y, grid_z};
+    TRY(check_launch(*function, grid, {block_x, block_y, block_z}, dynamic_shared));
+    if (extra || !arguments) return INVALID_VALUE;
+    Kernel& kernel = function->kernel;
+    // In units of the largest alignment, as the struct of arguments needs it.
+    auto copy = std::make_shared<std::vector<std::max_align_t>>(kernel.argument_bytes / sizeof(std::max_align_t) + 1);
+    memcpy(copy->data(), arguments[0], kernel.argument_bytes);
+    return submit(stream, {[=, &kernel](Device& device) { run_launch(device, kernel, grid, dynamic_shared, copy->data()); }});
+}
+
+// ---- streams and events
+
+int cuStreamCreate(void** stream, unsigned flags) {
+    TRY(ready());
+    if (flags != 1) return refuse(NOT_SUPPORTED, "a stream that waits for the null stream; make it CU_STREAM_NON_BLOCKING");
+    *stream = create_stream();
+    return SUCCESS;
+}
+
+int cuStreamCreateWithPriority(void** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
+
+int cuStreamDestroy_v2(void* stream) {
+    TRY(ready());
+    return destroy_stream(stream);
+}
+
+int cuStreamSynchronize(void* stream) {
+    TRY(ready());
+    return synchronize_stream(stream);
+}
+
+int cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    TRY(ready());
+    return wait_event(stream, event);
+}
+
+int cuEventCreate(void** event, unsigned flags) {
+    TRY(ready());
+    *event = create_event(!(flags & 2));
+    return SUCCESS;
+}
+
+int cuEventDestroy_v2(void* event) {
+    TRY(ready());
+    return destroy_event(event);
+}
+
+int cuEventRecord(void* event, void* stream) {
+    TRY(ready());
+    return record_event(event, stream);
+}
+
+int cuEventSynchronize(void* event) {
+    TRY(ready());
+    TRY(synchronize_event(event));
+    return current->error;
+}
+
+int cuEventQuery(void* event) {
+    TRY(ready());
+    return query_event(event);
+}
+
+int cuEventElapsedTime(float* milliseconds, void* from, void* to) {
+    TRY(ready());
+    return elapsed(from, to, milliseconds);
+}
+
+int cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) { return cuEventElapsedTime(milliseconds, from, to); }
+
+// ---- graphs
+
+int cuStreamBeginCapture_v2(void* stream, int mode) {
+    TRY(ready());
+    return begin_capture(stream, static_cast<CaptureMode>(mode));
+}
+
+int cuStreamEndCapture(void* stream, void** handle) {
+    TRY(ready());
+    *handle = nullptr;
+    std::shared_ptr<Graph> graph;
+    TRY(end_capture(stream, &graph));
+    *handle = graphs.add(graph);
+    return SUCCESS;
+}
+
+int cuStreamIsCapturing(void* stream, int* status) {
+    TRY(ready());
+    *status = captured(stream);
+    return SUCCESS;
+}
+
+int cuGraphInstantiateWithFlags(void** executable, void* handle, unsigned long long) {
+    TRY(ready());
+    auto graph = graphs.find(handle);
+    if (!graph) return INVALID_HANDLE;
+    *executable = graphs.add(std::make_shared<Graph>(*graph));
+    return SUCCESS;
+}
+
+int cuGraphUpload(void* executable, void*) {
+    TRY(ready());
+    return graphs.find(executable) ? SUCCESS : INVALID_HANDLE;
+}
+
+int cuGraphLaunch(void* executable, void* stream) {
+    TRY(ready());
+    auto graph = graphs.find(executable);
+    return graph ? launch_graph(*graph, stream) : INVALID_HANDLE;
+}
+
+int cuGraphDestroy(void* graph) { return graphs.remove(graph) ? SUCCESS : INVALID_HANDLE; }
+int cuGraphExecDestroy(void* executable) { return cuGraphDestroy(executable); }
+
+// ---- for the tests; lists come line by line into a buffer, and the bytes they need come back
+
+static size_t give(const std::string& text, char* buffer, size_t bytes) {
+    if (bytes) snprintf(buffer, bytes, "%s", text.c_str());
+    return text.size();
+}
+
+void vgpu_set_seed(uint64_t value) { set_seed(value); }
+
+size_t vgpu_last_error(char* buffer, size_t bytes) { return give(last_error(), buffer, bytes); }
+
+// `name launches`, of the kernels of the engine.
+size_t vgpu_launches(char* buffer, size_t bytes) {
+    std::string lines;
+    for (auto& [name, kernel] : kernels())
+        if (!kernel->is_test) lines += format("%s %lu\n", name.c_str(), kernel->launches.load());
+    return give(lines, buffer, bytes);
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

@@ -1,0 +1,168 @@
+// Device memory: each allocation is a mapping of its own that ends at a page without access, so that an access past its end
+// faults at once; it starts as NaN, and is without access when it is freed. What a guard page cannot see (up to 15 bytes
+// past the end, and what lies before the start in the first page) is filled with a canary that release() looks at.
+// An allocation is 256-byte aligned, as a GPU's is, if its size is a multiple of 256, else 16-byte aligned.
+#include "runtime.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <sys/mman.h>
+
+// Where AddressSanitizer is preloaded, it sees the bytes past the end too.
+extern "C" void __asan_poison_memory_region(const volatile void*, size_t) __attribute__((weak));
+extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t) __attribute__((weak));
+
+namespace vgpu {
+namespace {
+
+constexpr size_t PAGE = 4096;
+constexpr unsigned char CANARY = 0xca;
+// Freed allocations that are remembered, so that a use of them is told from a wild address.
+constexpr size_t GRAVES = 4096;
+
+size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+struct Allocation {
+    const Device* device;
+    size_t bytes;
+    char* mapping;  // a page without access, the first canaries, the bytes, the last canaries, a page without access
+    size_t mapped;
+    bool live;
+
+    char* first_page() const { return mapping + PAGE; }
+    char* end() const { return mapping + mapped - PAGE; }
+    char* begin() const { return end() - round_up(bytes, 16); }
+
+    bool intact() const {
+        for (const char* p = first_page(); p < begin(); p++)
+            if (static_cast<unsigned char>(*p) != CANARY) return false;
+        for (const char* p = begin() + bytes; p < end(); p++)
+            if (static_cast<unsigned char>(*p) != CANARY) return false;
+        return true;
+    }
+};
+
+std::mutex mutex;
+std::map<uint64_t, Allocation> allocations;  // by address
+std::deque<uint64_t> graves;
+std::map<const Device*, size_t> used;
+std::map<uintptr_t, std::shared_ptr<HostBuffer>> host_buffers;
+
+void bury(uint64_t address, Allocation& allocation) {
+    used[allocation.device] -= allocation.bytes;
+    allocation.live = false;
+    if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(allocation.mapping, allocation.mapped);
+    madvise(allocation.mapping, allocation.mapped, MADV_DONTNEED);
+    mprotect(allocation.mapping, allocation.mapped, PROT_NONE);
+    graves.push_back(address);
+    if (graves.size() <= GRAVES) return;
+    auto oldest = allocations.find(graves.front());
+    munmap(oldest->second.mapping, oldest->second.mapped);
+    allocations.erase(oldest);
+    graves.pop_front();
+}
+
+}  // namespace
+
+size_t memory_total() {
+    static const char* bytes = getenv("VGPU_MEMORY");
+    return bytes ? strtoull(bytes, nullptr, 10) : size_t(4) << 30;
+}
+
+size_t memory_used(const Device& device) {
+    std::lock_guard lock(mutex);
+    return used[&device];
+}
+
+int allocate(Device& device, size_t bytes, uint64_t* address) {
+    if (bytes == 0) return INVALID_VALUE;
+    std::lock_guard lock(mutex);
+    if (bytes > memory_total() - used[&device]) return OUT_OF_MEMORY;
+    size_t mapped = round_up(bytes, PAGE) + 2 * PAGE;
+    void* mapping = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapping == MAP_FAILED) return OUT_OF_MEMORY;
+    Allocation allocation{&device, bytes, static_cast<char*>(mapping), mapped, true};
+    mprotect(allocation.first_page(), mapped - 2 * PAGE, PROT_READ | PROT_WRITE);
+    memset(allocation.first_page(), CANARY, allocation.begin() - allocation.first_page());
+    memset(allocation.begin(), 0xff, bytes);
+    char* end = allocation.begin() + bytes;
+    memset(end, CANARY, allocation.end() - end);
+    if (__asan_poison_memory_region) {
+        __asan_poison_memory_region(allocation.first_page(), allocation.begin() - allocation.first_page());
+        __asan_poison_memory_region(end, allocation.end() - end);
+    }
+    used[&device] += bytes;
+    *address = reinterpret_cast<uint64_t>(allocation.begin());
+    allocations[*address] = allocation;
+    return SUCCESS;
+}
+
+int release(Device& device, uint64_t address) {
+    std::lock_guard lock(mutex);
+    auto found = allocations.find(address);
+    if (found == allocations.end() || found->second.device != &device)
+        return refuse(INVALID_VALUE, format("free of %#lx, which is no allocation", address));
+    if (!found->second.live) return refuse(INVALID_VALUE, format("free of %#lx, which is free already", address));
+    bool intact = found->second.intact();
+    bury(address, found->second);
+    if (!intact)
+        break_context(device, ILLEGAL_ADDRESS,
+                      format("the bytes around an allocation of %zu bytes were written to; seen at its end", found->second.bytes));
+    return SUCCESS;
+}
+
+void release_all(Device& device) {
+    std::lock_guard lock(mutex);
+    std::vector<uint64_t> live;
+    for (auto& [address, allocation] : allocations)
+        if (allocation.live && allocation.device == &device) live.push_back(address);
+    for (uint64_t address : live) bury(address, allocations.at(address));
+}
+
+bool allocated(const Device& device, uint64_t address, size_t bytes) {
+    std::lock_guard lock(mutex);
+    auto next = allocations.upper_bound(address);
+    if (next == allocations.begin()) return false;
+    auto& [begin, allocation] = *std::prev(next);
+    return allocation.live && allocation.device == &device && bytes <= allocation.bytes && address - begin <= allocation.bytes - bytes;
+}
+
+std::string describe_address(uint64_t address) {
+    std::lock_guard lock(mutex);
+    for (auto& [begin, allocation] : allocations) {
+        uint64_t low = reinterpret_cast<uint64_t>(allocation.mapping), high = low + allocation.mapped;
+        if (address < low || address >= high) continue;
+        std::string which = format("an allocation of %zu bytes%s", allocation.bytes, allocation.live ? "" : " that is freed");
+        if (address < begin) return format("%lu bytes before ", begin - address) + which;
+        if (address < begin + allocation.bytes) return format("byte %lu of ", address - begin) + which;
+        return format("%lu bytes past the end of ", address - begin - allocation.bytes) + which;
+    }
+    return "in no allocation";
+}
+
+void* allocate_host(size_t bytes) {
+    auto buffer = std::make_shared<HostBuffer>();
+    buffer->bytes = bytes;
+    buffer->memory = {static_cast<unsigned char*>(aligned_alloc(PAGE, round_up(bytes, PAGE))), free};
+    void* address = memset(buffer->memory.get(), 0xff, bytes);
+    std::lock_guard lock(mutex);
+    host_buffers[reinterpret_cast<uintptr_t>(address)] = std::move(buffer);
+    return address;
+}
+
+int release_host(void* address) {
+    std::lock_guard lock(mutex);
+    return host_buffers.erase(reinterpret_cast<uintptr_t>(address)) ? SUCCESS : INVALID_VALUE;
+}
+
+std::shared_ptr<HostBuffer> pinned(const void* address, size_t bytes) {
+    std::lock_guard lock(mutex);
+    uintptr_t wanted = reinterpret_cast<uintptr_t>(address);
+    auto next = host_buffers.upper_bound(wanted);
+    if (next == host_buffers.begin()) return nullptr;
+    auto& [begin, buffer] = *std::prev(next);
+    return wanted + bytes <= begin + buffer->bytes ? buffer : nullptr;
+}
+
+}  // namespace vgpu

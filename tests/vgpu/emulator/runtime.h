@@ -1,0 +1,150 @@
+// What the parts of the emulator share. libcuda.so holds scheduler.cpp (a kernel's blocks and threads), memory.cpp, streams.cpp
+// and driver.cpp (the entry points); libcublasLt.so stands on it.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#pragma GCC visibility push(default)
+namespace vgpu {
+
+// CUresult: the codes that the emulator gives.
+enum Result : int {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    STUB_LIBRARY = 34,
+    NO_DEVICE = 100,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
+    UNSUPPORTED_PTX_VERSION = 222,
+    INVALID_HANDLE = 400,
+    ILLEGAL_STATE = 401,
+    NOT_FOUND = 500,
+    NOT_READY = 600,
+    ILLEGAL_ADDRESS = 700,
+    MISALIGNED_ADDRESS = 716,
+    LAUNCH_FAILED = 719,
+    NOT_SUPPORTED = 801,
+    STREAM_CAPTURE_UNSUPPORTED = 900,
+    STREAM_CAPTURE_INVALIDATED = 901,
+    STREAM_CAPTURE_ISOLATION = 905,
+    CAPTURED_EVENT = 907,
+};
+
+// A device is its primary context; there is no other.
+struct Device {
+    int ordinal;
+    std::atomic<int> error{SUCCESS};  // sticky
+};
+
+// The context of this thread of the host, or null.
+Device* current_device();
+
+// Says what is wrong on stderr, keeps it for vgpu_last_error of this thread, and gives the code back.
+int refuse(int code, const std::string& detail);
+
+// Breaks the device's context: every later call gets the code.
+void break_context(Device& device, int code, const std::string& detail);
+
+std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
+
+// ---- chance, by the seed of this thread; with seed 0 nothing is left to chance
+
+bool seeded();
+uint64_t random_below(uint64_t limit);
+inline bool coin() { return seeded() && random_below(2); }
+
+// ---- memory.cpp
+
+int allocate(Device& device, size_t bytes, uint64_t* address);
+int release(Device& device, uint64_t address);
+void release_all(Device& device);
+size_t memory_total();
+size_t memory_used(const Device& device);
+// Whether the bytes lie inside one live allocation of the device.
+bool allocated(const Device& device, uint64_t address, size_t bytes);
+// Which allocation an address lies in, or past; for messages.
+std::string describe_address(uint64_t address);
+
+// Pinned memory of the host.
+struct HostBuffer {
+    std::unique_ptr<unsigned char, void (*)(void*)> memory{nullptr, nullptr};
+    size_t bytes = 0;
+    int pending = 0;  // queued copies from or to it; guarded by the streams' lock
+};
+void* allocate_host(size_t bytes);
+int release_host(void* address);
+// The pinned buffer that holds all the bytes, or null: the memory is pageable.
+std::shared_ptr<HostBuffer> pinned(const void* address, size_t bytes);
+
+// ---- streams.cpp
+
+// What a stream does, later. Runs with the device's context whole, and breaks it by itself.
+struct Work {
+    std::function<void(Device&)> run;
+    std::shared_ptr<HostBuffer> host = nullptr;  // read or written when it runs
+    void* arrives = nullptr;                     // where in it something arrives: garbage until then
+    size_t bytes = 0;
+};
+int submit(void* stream, Work work);
+
+// ---- scheduler.cpp
+
+struct Kernel {
+    std::string name;
+    bool is_test;  // not the engine's: of tests/vgpu
+    size_t argument_bytes;
+    unsigned threads;
+    void (*body)(const void* arguments);
+    std::atomic<uint64_t> launches{0};
+};
+std::map<std::string, std::unique_ptr<Kernel>>& kernels();
+
+struct Grid { unsigned x, y, z; };
+void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments);
+void catch_signals();
+
+// ---- handles: numbers that are never used again, so that a stale one is seen
+
+template <class T> class Handles {
+public:
+    void* add(std::shared_ptr<T> object) {
+        std::lock_guard lock(mutex);
+        next += 16;
+        objects[next] = std::move(object);
+        return reinterpret_cast<void*>(next);
+    }
+
+    std::shared_ptr<T> find(void* handle) {
+        std::lock_guard lock(mutex);
+        auto found = objects.find(reinterpret_cast<uintptr_t>(handle));
+        return found == objects.end() ? nullptr : found->second;
+    }
+
+    std::shared_ptr<T> remove(void* handle) {
+        std::lock_guard lock(mutex);
+        auto found = objects.find(reinterpret_cast<uintptr_t>(handle));
+        if (found == objects.end()) return nullptr;
+        auto object = std::move(found->second);
+        objects.erase(found);
+        return object;
+    }
+
+private:
+    std::mutex mutex;
+    std::map<uintptr_t, std::shared_ptr<T>> objects;
+    uintptr_t next = 0x1000;
+};
+
+}  // namespace vgpu
+#pragma GCC visibility pop

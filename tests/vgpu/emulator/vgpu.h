@@ -1,0 +1,311 @@
+// CUDA C++ for a host compiler: the words of the language that the kernels use, and the calls into the scheduler behind
+// them (scheduler.cpp). Every call takes the place it stands at, so that a fault can name it and divergence can be seen.
+#pragma once
+#define VGPU 1
+
+#include <cfloat>
+#include <climits>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+// ---- vector types
+
+struct uint3 { unsigned x, y, z; };
+struct dim3 { unsigned x, y, z; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) double2 { double x, y; };
+
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+
+// ---- the scheduler's side, in libcuda.so
+
+#pragma GCC visibility push(default)
+namespace vgpu {
+
+struct Block {
+    uint3 index;
+    dim3 threads, blocks;
+    void* dynamic_shared;
+};
+
+// The CUDA thread that runs now on this thread of the host.
+struct Thread {
+    uint3 index;
+    unsigned lane;
+    const Block* block;
+};
+extern __thread Thread* current_thread __attribute__((tls_model("initial-exec")));
+
+struct Site {
+    const char* file;
+    int line;
+};
+
+void barrier(Site site);
+
+// What a lane brings to an operation of its warp, and takes from it.
+struct Slot { uint32_t words[8]; };
+// Waits for all lanes of the mask; the last one to come runs `combine` over the slots; each gets its own slot back.
+void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32]), const char* operation, Site site);
+void sync_warp(unsigned mask, Site site);
+uint64_t shuffle(unsigned mask, uint64_t value, unsigned from, const char* operation, Site site);
+unsigned ballot(unsigned mask, bool vote, Site site);
+
+struct Copy {
+    void* to;
+    const void* from;
+    bool valid;
+    unsigned group;
+    Site site;
+};
+void start_copy(const Copy& copy);
+void commit_copies();
+// The next copy that lands when at most `groups` committed groups may stay on their way; null when all have landed.
+const Copy* next_landing(unsigned groups);
+
+// ldmatrix and cp.async work on shared memory alone.
+void check_shared(const void* address, const char* operation, Site site);
+
+// Ends the launch with an error of the driver.
+[[noreturn]] void fault(int code, const char* what, Site site);
+
+using Body = void (*)(const void* arguments);
+bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsigned threads, Body body);
+
+}  // namespace vgpu
+#pragma GCC visibility pop
+
+// ---- keywords
+
+#define __global__
+#define __device__
+#define __host__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+#define __forceinline__ inline __attribute__((always_inline))
+
+// One block runs on one thread of the host, so a block's shared memory is that thread's. The sanitizers see the bounds of
+// static arrays only; launches then run one at a time.
+#ifdef VGPU_STATIC_SHARED
+#define __shared__ static
+#else
+#define __shared__ static thread_local
+#endif
+
+#define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(vgpu::current_thread->block->dynamic_shared)
+
+#define KERNEL(name, body, Args, threads)                                               \
+    [[maybe_unused]] static const bool kernel_##name = vgpu::add_kernel(                \
+        #name, __FILE__, sizeof(Args), threads, [](const void* arguments) { body(*static_cast<const Args*>(arguments)); });
+
+#define threadIdx (vgpu::current_thread->index)
+#define blockIdx (vgpu::current_thread->block->index)
+#define blockDim (vgpu::current_thread->block->threads)
+#define gridDim (vgpu::current_thread->block->blocks)
+
+// A default argument stands for the place of the call.
+#define VGPU_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+// ---- synchronisation and warp operations
+
+inline void __syncthreads(VGPU_SITE) { vgpu::barrier({file, line}); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, VGPU_SITE) { vgpu::sync_warp(mask, {file, line}); }
+inline unsigned __ballot_sync(unsigned mask, bool vote, VGPU_SITE) { return vgpu::ballot(mask, vote, {file, line}); }
+inline bool __any_sync(unsigned mask, bool vote, VGPU_SITE) { return vgpu::ballot(mask, vote, {file, line}) != 0; }
+inline bool __all_sync(unsigned mask, bool vote, VGPU_SITE) { return vgpu::ballot(mask, vote, {file, line}) == mask; }
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+namespace vgpu {
+template <class T> T shuffle_as(unsigned mask, T value, unsigned from, const char* operation, Site site) {
+    static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof(T));
+    bits = shuffle(mask, bits, from, operation, site);
+    memcpy(&value, &bits, sizeof(T));
+    return value;
+}
+}  // namespace vgpu
+
+template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32, VGPU_SITE) {
+    unsigned segment = vgpu::current_thread->lane & ~(width - 1);
+    return vgpu::shuffle_as(mask, value, segment + (source & (width - 1)), "__shfl_sync", {file, line});
+}
+
+template <class T> T __shfl_xor_sync(unsigned mask, T value, unsigned step, int width = 32, VGPU_SITE) {
+    unsigned lane = vgpu::current_thread->lane, from = lane ^ step;
+    if (from / width > lane / width) from = lane;
+    return vgpu::shuffle_as(mask, value, from, "__shfl_xor_sync", {file, line});
+}
+
+template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned step, int width = 32, VGPU_SITE) {
+    unsigned lane = vgpu::current_thread->lane, from = lane + step;
+    if (from / width != lane / width) from = lane;
+    return vgpu::shuffle_as(mask, value, from, "__shfl_down_sync", {file, line});
+}
+
+template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned step, int width = 32, VGPU_SITE) {
+    unsigned lane = vgpu::current_thread->lane, from = lane - step;
+    if (from / width != lane / width) from = lane;
+    return vgpu::shuffle_as(mask, value, from, "__shfl_up_sync", {file, line});
+}
+
+// ---- tensor cores and asynchronous copies; mma.cuh says what they do
+
+namespace vgpu {
+
+inline float low_bf16(uint32_t pair) {
+    uint32_t bits = pair << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+inline float high_bf16(uint32_t pair) { return low_bf16(pair >> 16); }
+
+// Slots hold the fragments a (4 words) and b (2 words) of each lane, and then its 4 floats of the product.
+inline void multiply_tiles(Slot (&slots)[32]) {
+    float a[16][16], b[16][8], product[16][8] = {};
+    for (int lane = 0; lane < 32; lane++) {
+        const uint32_t* words = slots[lane].words;
+        int group = lane / 4, pair = lane % 4 * 2;
+        for (int i = 0; i < 4; i++) {
+            a[group + i % 2 * 8][pair + i / 2 * 8] = low_bf16(words[i]);
+            a[group + i % 2 * 8][pair + i / 2 * 8 + 1] = high_bf16(words[i]);
+        }
+        for (int i = 0; i < 2; i++) {
+            b[pair + i * 8][group] = low_bf16(words[4 + i]);
+            b[pair + i * 8 + 1][group] = high_bf16(words[4 + i]);
+        }
+    }
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++)
+            for (int column = 0; column < 8; column++) product[row][column] += a[row][k] * b[k][column];
+    for (int lane = 0; lane < 32; lane++) {
+        int group = lane / 4, pair = lane % 4 * 2;
+        memcpy(slots[lane].words, &product[group][pair], 8);
+        memcpy(slots[lane].words + 2, &product[group + 8][pair], 8);
+    }
+}
+
+inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+    Slot slot;
+    memcpy(slot.words, a, 16);
+    memcpy(slot.words + 4, b, 8);
+    meet(0xffffffffu, slot, multiply_tiles, "mma", site);
+    float product[4];
+    memcpy(product, slot.words, 16);
+    for (int i = 0; i < 4; i++) d[i] += product[i];
+}
+
+// Slots hold the address of a row each, lanes 8 i .. 8 i + 7 those of matrix i, and then one word of each matrix.
+template <bool TRANSPOSED> void load_matrices(Slot (&slots)[32]) {
+    const uint16_t* rows[32];
+    for (int lane = 0; lane < 32; lane++) memcpy(&rows[lane], slots[lane].words, sizeof rows[lane]);
+    for (int lane = 0; lane < 32; lane++) {
+        int group = lane / 4, pair = lane % 4 * 2;
+        for (int matrix = 0; matrix < 4; matrix++) {
+            const uint16_t* const* row = rows + 8 * matrix;
+            uint32_t low = TRANSPOSED ? row[pair][group] : row[group][pair];
+            uint32_t high = TRANSPOSED ? row[pair + 1][group] : row[group][pair + 1];
+            slots[lane].words[matrix] = low | high << 16;
+        }
+    }
+}
+
+template <bool TRANSPOSED> void load_fragments(uint32_t (&r)[4], const void* row, Site site) {
+    check_shared(row, "ldmatrix", site);
+    Slot slot;
+    memcpy(slot.words, &row, sizeof row);
+    meet(0xffffffffu, slot, load_matrices<TRANSPOSED>, "ldmatrix", site);
+    memcpy(r, slot.words, 16);
+}
+
+// The destination is NaN until the copy lands.
+inline void copy_async(void* to, const void* from, bool valid, Site site) {
+    check_shared(to, "cp.async", site);
+    if (valid && reinterpret_cast<uintptr_t>(from) % 16) fault(716, "cp.async from an address that is not 16-byte aligned", site);
+    *static_cast<uint4*>(to) = {~0u, ~0u, ~0u, ~0u};
+    start_copy({to, from, valid, 0, site});
+}
+
+inline void wait_copies(unsigned groups) {
+    while (const Copy* copy = next_landing(groups))
+        *static_cast<uint4*>(copy->to) = copy->valid ? *static_cast<const uint4*>(copy->from) : uint4{0, 0, 0, 0};
+}
+
+}  // namespace vgpu
+
+// ---- arithmetic
+
+template <class T> T __ldg(const T* p) { return *p; }
+template <class T> T __ldcs(const T* p) { return *p; }
+template <class T> void __stcs(T* p, T value) { *p = value; }
+
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
+inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+inline size_t min(size_t a, size_t b) { return a < b ? a : b; }
+inline size_t max(size_t a, size_t b) { return a > b ? a : b; }
+inline float min(float a, float b) { return fminf(a, b); }
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }
+
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline float vgpu_expf(float x) { return expf(x); }
+inline float vgpu_logf(float x) { return logf(x); }
+#define __expf vgpu_expf  // glibc declares these two and does not define them
+#define __logf vgpu_logf
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline float __saturatef(float x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
+
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+
+namespace vgpu {
+template <class To, class From> To bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+}  // namespace vgpu
+
+inline int __float_as_int(float x) { return vgpu::bits<int>(x); }
+inline unsigned __float_as_uint(float x) { return vgpu::bits<unsigned>(x); }
+inline float __int_as_float(int x) { return vgpu::bits<float>(x); }
+inline float __uint_as_float(unsigned x) { return vgpu::bits<float>(x); }
+
+// ---- bfloat16: storage only
+
+struct __nv_bfloat16 { uint16_t bits; };
+struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+
+inline float __bfloat162float(__nv_bfloat16 x) { return vgpu::low_bf16(x.bits); }
+
+inline __nv_bfloat16 __float2bfloat16(float x) {
+    uint32_t word = vgpu::bits<uint32_t>(x);
+    if (x != x) return {0x7fff};
+    return {static_cast<uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16)};
+}
+
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16(x), __float2bfloat16(y)}; }
+inline float2 __bfloat1622float2(__nv_bfloat162 pair) { return {__bfloat162float(pair.x), __bfloat162float(pair.y)}; }

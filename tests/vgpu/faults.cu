@@ -1,0 +1,114 @@
+// Wrong kernels, each by one mistake, that the virtual GPU has to catch or to show; tests/vgpu.rs runs them.
+#include "mma.cuh"
+
+struct Buffer {
+    float* x;  // (n)
+    int n;
+};
+
+__device__ void past_the_end(const Buffer& a) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i <= a.n) a.x[i] = 1.0f;
+}
+KERNEL(past_the_end, past_the_end, Buffer, 64)
+
+__device__ void divergent_barrier(const Buffer& a) {
+    if (threadIdx.x < 32) {
+        __syncthreads();
+        a.x[0] = 1.0f;
+    } else {
+        a.x[1] = 1.0f;
+        __syncthreads();
+    }
+}
+KERNEL(divergent_barrier, divergent_barrier, Buffer, 64)
+
+__device__ void barrier_after_exit(const Buffer& a) {
+    if (threadIdx.x == 7) return;
+    __syncthreads();
+    a.x[threadIdx.x] = 1.0f;
+}
+KERNEL(barrier_after_exit, barrier_after_exit, Buffer, 64)
+
+__device__ void divergent_shuffle(const Buffer& a) {
+    float x = float(threadIdx.x);
+    if (threadIdx.x % 32 < 16) x = __shfl_xor_sync(ALL_LANES, x, 1);
+    else x = __shfl_xor_sync(ALL_LANES, x, 2);
+    a.x[threadIdx.x] = x;
+}
+KERNEL(divergent_shuffle, divergent_shuffle, Buffer, 32)
+
+__device__ void exit_before_shuffle(const Buffer& a) {
+    if (threadIdx.x == 31) return;
+    a.x[threadIdx.x] = __shfl_xor_sync(ALL_LANES, 1.0f, 1);
+}
+KERNEL(exit_before_shuffle, exit_before_shuffle, Buffer, 32)
+
+// One warp waits at the barrier, one for lanes that are at it.
+__device__ void deadlock(const Buffer& a) {
+    if (threadIdx.x == 40) a.x[0] = __shfl_sync(ALL_LANES, 1.0f, 0);
+    __syncthreads();
+}
+KERNEL(deadlock, deadlock, Buffer, 64)
+
+__device__ void misaligned_ldmatrix(const Buffer& a) {
+    DYNAMIC_SHARED(bf16, tile);  // (33 * 8)
+    for (int i = threadIdx.x; i < 33 * 8; i += 32) tile[i] = __float2bfloat16(0.0f);
+    __syncwarp();
+    uint32_t r[4];
+    ldmatrix4(r, tile + threadIdx.x * 8 + 1);
+    a.x[threadIdx.x] = float(r[0]);
+}
+KERNEL(misaligned_ldmatrix, misaligned_ldmatrix, Buffer, 32)
+
+__device__ void misaligned_vector(const Buffer& a) { *reinterpret_cast<float4*>(a.x + 1) = make_float4(1, 2, 3, 4); }
+KERNEL(misaligned_vector, misaligned_vector, Buffer, 32)
+
+// x[4 t ..] are copied to where 100 is added to them, without the wait if n is 0.
+__device__ void copy_without_wait(const Buffer& a) {
+    DYNAMIC_SHARED(float, tile);  // (4 * 32)
+    float* mine = tile + 4 * threadIdx.x;
+    cp_async16(mine, a.x + 4 * threadIdx.x, true);
+    cp_async_commit();
+    if (a.n) cp_async_wait<0>();
+    for (int i = 0; i < 4; i++) a.x[4 * threadIdx.x + i] = mine[i] + 100.0f;
+    cp_async_wait<0>();
+}
+KERNEL(copy_without_wait, copy_without_wait, Buffer, 32)
+
+__device__ void uninitialised_shared(const Buffer& a) {
+    __shared__ float fixed[32];
+    DYNAMIC_SHARED(float, dynamic);  // (32)
+    if (a.n < 0) fixed[threadIdx.x] = 0.0f;
+    a.x[threadIdx.x] = fixed[threadIdx.x];
+    a.x[32 + threadIdx.x] = dynamic[threadIdx.x];
+}
+KERNEL(uninitialised_shared, uninitialised_shared, Buffer, 32)
+
+__device__ void past_dynamic_shared(const Buffer& a) {
+    DYNAMIC_SHARED(float, tile);  // (32), where n - 1 is read
+    tile[threadIdx.x] = 1.0f;
+    __syncwarp();
+    a.x[threadIdx.x] = tile[a.n - 1];
+}
+KERNEL(past_dynamic_shared, past_dynamic_shared, Buffer, 32)
+
+__device__ void past_fixed_shared(const Buffer& a) {
+    __shared__ float tile[32];
+    tile[threadIdx.x] = 1.0f;
+    __syncwarp();
+    a.x[threadIdx.x] = tile[a.n];
+}
+KERNEL(past_fixed_shared, past_fixed_shared, Buffer, 32)
+
+// Every thread reads what its left neighbour has just written, with no barrier between.
+__device__ void race(const Buffer& a) {
+    __shared__ float tile[64];
+    tile[threadIdx.x] = float(threadIdx.x);
+    a.x[threadIdx.x] = tile[(threadIdx.x + 63) % 64];
+}
+KERNEL(race, race, Buffer, 64)
+
+// The last block to run leaves its number.
+__device__ void race_of_blocks(const Buffer& a) { a.x[threadIdx.x] = float(blockIdx.x); }
+KERNEL(race_of_blocks, race_of_blocks, Buffer, 32)
