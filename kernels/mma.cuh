@@ -13,6 +13,7 @@ inline void ldmatrix4_trans(uint32_t (&r)[4], const void* p, VGPU_SITE) { vgpu::
 inline void cp_async16(void* dst, const void* src, bool valid, VGPU_SITE) { vgpu::copy_async(dst, src, valid, {file, line}); }
 inline void cp_async_commit() { vgpu::commit_copies(); }
 template <int N> void cp_async_wait() { vgpu::wait_copies(N); }
+inline float exp2_approx(float x) { return exp2f(x); }
 
 #else
 
@@ -67,6 +68,13 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif
+}
+
+// 2^x within 2 ulp in one instruction; 0 below 2^-126, for which exp2f takes three more.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 #endif

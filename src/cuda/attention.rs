@@ -1,14 +1,126 @@
-//! Soon.
-use super::Cuda;
-use crate::error::Result;
-use crate::ops::*;
+//! Attention: which kernel, how many blocks. A block is a (head, tile of rows); of a launch with one query a sequence, a
+//! (head, sequence).
 
-pub fn fwd(_cuda: &Cuda, _op: &Attn) -> Result<()> {
-    unimplemented!()
+use super::Cuda;
+use super::kernels::{AttnBwd, AttnFwd, Kernel};
+use crate::error::{Error, Kind, Result};
+use crate::ops::{Attn, DType, Rows};
+
+/// The kernels of one head size.
+struct Path<'a> {
+    fwd: &'a Kernel<AttnFwd>,
+    bwd_q: &'a Kernel<AttnBwd>,
+    bwd_kv: &'a Kernel<AttnBwd>,
+    /// Blocks that share a tile.
+    parts: usize,
+    /// Bytes of shared memory.
+    fwd_shared: usize,
+    bwd_shared: usize,
 }
-pub fn bwd(_cuda: &Cuda, _op: &Attn) -> Result<()> {
-    unimplemented!()
+
+impl Path<'_> {
+    /// Any head of up to `width` elements, on the plain cores.
+    fn general(cuda: &Cuda, dtype: DType, width: usize) -> Path<'_> {
+        let kernels = cuda.kernels();
+        let (fwd, bwd_q, bwd_kv) = match width {
+            32 => (&kernels.attn_fwd_d32, &kernels.attn_bwd_q_d32, &kernels.attn_bwd_kv_d32),
+            64 => (&kernels.attn_fwd_d64, &kernels.attn_bwd_q_d64, &kernels.attn_bwd_kv_d64),
+            _ => (&kernels.attn_fwd_d128, &kernels.attn_bwd_q_d128, &kernels.attn_bwd_kv_d128),
+        };
+        let (rows, columns) = if width <= 64 { (64, 32) } else { (32, 16) };
+        let shared = |stationary: usize| 4 * ((stationary * rows + 2 * columns) * (width + 4) + rows * (columns + 8));
+        Path {
+            fwd: fwd.of(dtype),
+            bwd_q: bwd_q.of(dtype),
+            bwd_kv: bwd_kv.of(dtype),
+            parts: 64 / rows,
+            fwd_shared: shared(1),
+            bwd_shared: shared(2),
+        }
+    }
+
+    fn of<'a>(cuda: &'a Cuda, op: &Attn) -> Result<Path<'a>> {
+        match op.head_dim {
+            ..=32 => Ok(Path::general(cuda, op.y.dtype, 32)),
+            ..=64 => Ok(Path::general(cuda, op.y.dtype, 64)),
+            ..=128 => Ok(Path::general(cuda, op.y.dtype, 128)),
+            _ => {
+                let fact = format!("attention heads of {} elements: the kernels take up to 128", op.head_dim);
+                Err(Error::new(Kind::Device, cuda.gpu.name.clone(), fact, "pass --device cpu"))
+            }
+        }
+    }
 }
-pub fn prepare(_cuda: &Cuda) -> Result<()> {
+
+/// Lets the kernels have the shared memory they need.
+pub fn prepare(cuda: &Cuda) -> Result<()> {
+    for dtype in [DType::F32, DType::Bf16] {
+        for width in [32, 64, 128] {
+            let path = Path::general(cuda, dtype, width);
+            path.fwd.allow_shared(path.fwd_shared)?;
+            path.bwd_q.allow_shared(path.bwd_shared)?;
+            path.bwd_kv.allow_shared(path.bwd_shared)?;
+        }
+    }
     Ok(())
+}
+
+/// Blocks that the queries take.
+fn query_grid(cuda: &Cuda, op: &Attn, path: &Path) -> [usize; 3] {
+    match op.q_rows {
+        Rows::Tokens => [op.heads, cuda.tiles, path.parts],
+        Rows::Seqs => [op.heads, cuda.seqs, 1],
+    }
+}
+
+fn scale(op: &Attn) -> f32 {
+    (1.0 / (op.head_dim as f64).sqrt()) as f32
+}
+
+pub fn fwd(cuda: &Cuda, op: &Attn) -> Result<()> {
+    let path = Path::of(cuda, op)?;
+    let arguments = AttnFwd {
+        q: cuda.at(op.q),
+        k: cuda.at(op.k),
+        v: cuda.at(op.v),
+        y: cuda.at(op.y),
+        lse: cuda.at(op.lse),
+        cu_seqlens: cuda.at(cuda.inputs().cu_seqlens),
+        tiles: cuda.tile_list(),
+        q_stride: op.q_stride as i32,
+        kv_stride: op.kv_stride as i32,
+        heads: op.heads as i32,
+        head_dim: op.head_dim as i32,
+        cls: (op.q_rows == Rows::Seqs).into(),
+        scale: scale(op),
+        drop: cuda.drop(op.drop),
+    };
+    cuda.launch(path.fwd, query_grid(cuda, op, &path), path.fwd_shared, &arguments)
+}
+
+pub fn bwd(cuda: &Cuda, op: &Attn) -> Result<()> {
+    let path = Path::of(cuda, op)?;
+    let arguments = AttnBwd {
+        q: cuda.at(op.q),
+        k: cuda.at(op.k),
+        v: cuda.at(op.v),
+        y: cuda.at(op.y),
+        dy: cuda.at(op.dy),
+        lse: cuda.at(op.lse),
+        delta: cuda.scratch(4 * cuda.rows(op.q_rows) * op.heads),
+        dq: cuda.at(op.dq),
+        dk: cuda.at(op.dk),
+        dv: cuda.at(op.dv),
+        cu_seqlens: cuda.at(cuda.inputs().cu_seqlens),
+        tiles: cuda.tile_list(),
+        q_stride: op.q_stride as i32,
+        kv_stride: op.kv_stride as i32,
+        heads: op.heads as i32,
+        head_dim: op.head_dim as i32,
+        cls: (op.q_rows == Rows::Seqs).into(),
+        scale: scale(op),
+        drop: cuda.drop(op.drop),
+    };
+    cuda.launch(path.bwd_q, query_grid(cuda, op, &path), path.bwd_shared, &arguments)?;
+    cuda.launch(path.bwd_kv, [op.heads, cuda.tiles, path.parts], path.bwd_shared, &arguments)
 }

@@ -1,0 +1,795 @@
+// Attention of each sequence on itself, never holding its probabilities: softmax as it goes (Dao, arXiv 2307.08691), and
+// the backward pass computes them again from lse. Src/ops.rs has the maths. A block keeps some rows of one head and streams
+// the sequence's rows past them: keys past queries (fwd, bwd_q) or queries past keys (bwd_kv), so nothing is summed across
+// blocks. Two paths: f32 from shared memory for any head_dim <= 128, and tensor cores for bf16 heads of 32 and 64.
+// Traffic: q, y once; k and v once for every 64 (tensor cores, forward: 128) queries, from L2.
+#include "mma.cuh"
+
+template <class T> struct AttnFwd {
+    const T* q;             // (q rows, heads * head_dim) with q_stride
+    const T* k;             // (tokens, heads * head_dim) with kv_stride
+    const T* v;             // (tokens, heads * head_dim) with kv_stride
+    T* y;                   // (q rows, heads * head_dim)
+    float* lse;             // (q rows, heads)
+    const int* cu_seqlens;  // (seqs + 1)
+    const int2* tiles;      // sequence, first row: 64 rows each
+    int q_stride;
+    int kv_stride;
+    int heads;
+    int head_dim;
+    int cls;                // the queries are one row a sequence, [CLS]; else every token
+    float scale;            // of the scores
+    Drop drop;
+};
+
+template <class T> struct AttnBwd {
+    const T* q;             // as in AttnFwd
+    const T* k;
+    const T* v;
+    const T* y;
+    const T* dy;            // (q rows, heads * head_dim)
+    const float* lse;
+    float* delta;           // (q rows, heads): rowsum(dy * y), from bwd_q to bwd_kv
+    T* dq;                  // with the strides of q, k, v
+    T* dk;
+    T* dv;
+    const int* cu_seqlens;
+    const int2* tiles;
+    int q_stride;
+    int kv_stride;
+    int heads;
+    int head_dim;
+    int cls;
+    float scale;
+    Drop drop;
+};
+
+// Of every kernel here.
+constexpr int THREADS = 128;
+
+// The sequence that a block works on. Blocks are (head, tile), so that the longest sequences of all heads come first.
+struct Sequence {
+    int start;    // packed row of its first token
+    int keys;     // its tokens
+    int queries;  // its rows of q: as many, or one
+    int query;    // the first of these in q, y, lse
+    int tile;     // the block's first row, within the sequence
+};
+
+template <class Args> __device__ __forceinline__ Sequence sequence(const Args& a, bool one_row) {
+    const int2 tile = one_row ? int2{int(blockIdx.y), 0} : a.tiles[blockIdx.y];
+    const int start = a.cu_seqlens[tile.x], keys = a.cu_seqlens[tile.x + 1] - start;
+    return {start, keys, a.cls ? 1 : keys, a.cls ? tile.x : start, tile.y};
+}
+
+// ---- dropout: a call of Philox has the words of four keys of one query, which belong to several lanes. Each lane makes the
+// calls of its share and notes their words as bits "kept", 4 * i + word; the lanes then exchange bits.
+
+__device__ __forceinline__ unsigned kept_bits(const Drop& drop, unsigned block, unsigned row) {
+    const uint4 words = philox(drop, block, row);
+    return unsigned(words.x >= drop.threshold) | unsigned(words.y >= drop.threshold) << 1 |
+           unsigned(words.z >= drop.threshold) << 2 | unsigned(words.w >= drop.threshold) << 3;
+}
+
+// Transposes between lanes that differ in bit `step` of their number and bits that differ in bit SHIFT of theirs.
+template <int SHIFT> __device__ __forceinline__ unsigned exchange(unsigned bits, int step) {
+    constexpr unsigned LOW = SHIFT == 1 ? 0x55555555u : 0x33333333u;
+    const unsigned other = __shfl_xor_sync(ALL_LANES, bits, step);
+    return lane() & step ? (bits & ~LOW) | (other & ~LOW) >> SHIFT : (bits & LOW) | (other & LOW) << SHIFT;
+}
+
+// ---- any head size, in f32: 128 threads multiply tiles in shared memory. A warp has a quarter of the block's rows, all
+// columns of the streamed tile, and so its softmax to itself. Lane (l / 8, l % 8) has every fourth of these rows and every
+// eighth column: the rows read at one time lie 4 banks apart (STRIDE = 4 mod 32, P_STRIDE = 8 or 24) and do not collide.
+
+template <int D> constexpr int ROWS = D <= 64 ? 64 : 32;         // that a block keeps
+template <int D> constexpr int COLUMNS = D <= 64 ? 32 : 16;      // streamed at a time
+template <int D> constexpr int STRIDE = D + 4;
+template <int D> constexpr int P_STRIDE = COLUMNS<D> + 8;
+template <int D> constexpr int R = ROWS<D> / 16;                 // rows and columns of a thread
+template <int D> constexpr int N = COLUMNS<D> / 8;
+
+template <int D> __device__ __forceinline__ int row_of(int i) { return warp() * (ROWS<D> / 4) + lane() / 8 + 4 * i; }
+__device__ __forceinline__ int column_of(int j) { return lane() % 8 + 8 * j; }
+
+// ROWS rows into shared memory; zero from row `valid` and column `head_dim` on. Element by element: each is loaded once for
+// 32 or 64 products, whatever its alignment.
+template <int D, int ROWS, class T>
+__device__ __forceinline__ void load_rows(float* to, const T* from, int stride, int valid, int head_dim) {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < ROWS * D; i += THREADS) {
+        const int r = i / D, c = i % D;
+        to[r * STRIDE<D> + c] = r < valid && c < head_dim ? to_float(from[size_t(r) * stride + c]) : 0.0f;
+    }
+}
+
+__device__ __forceinline__ float4 read4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+
+// s = x y^T: the thread's rows of x by its columns, which are rows of y.
+template <int D> __device__ __forceinline__ void multiply(float (&s)[R<D>][N<D>], const float* x, const float* y) {
+#pragma unroll
+    for (int i = 0; i < R<D>; i++)
+#pragma unroll
+        for (int j = 0; j < N<D>; j++) s[i][j] = 0.0f;
+#pragma unroll 4
+    for (int c = 0; c < D; c += 4) {
+        float4 b[N<D>];
+#pragma unroll
+        for (int j = 0; j < N<D>; j++) b[j] = read4(y + column_of(j) * STRIDE<D> + c);
+#pragma unroll
+        for (int i = 0; i < R<D>; i++) {
+            const float4 a = read4(x + row_of<D>(i) * STRIDE<D> + c);
+#pragma unroll
+            for (int j = 0; j < N<D>; j++) s[i][j] += a.x * b[j].x + a.y * b[j].y + a.z * b[j].z + a.w * b[j].w;
+        }
+    }
+}
+
+// out += p y by way of shared memory: the warp's rows of p, all columns, which are rows of y. The thread has columns
+// 32 * b + 4 * (lane % 8) .. + 3 of out.
+template <int D>
+__device__ __forceinline__ void accumulate(float (&out)[R<D>][D / 32][4], const float (&p)[R<D>][N<D>], float* buffer, const float* y) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < R<D>; i++)
+#pragma unroll
+        for (int j = 0; j < N<D>; j++) buffer[row_of<D>(i) * P_STRIDE<D> + column_of(j)] = p[i][j];
+    __syncwarp();
+#pragma unroll 2
+    for (int j = 0; j < COLUMNS<D>; j += 4) {
+        float a[R<D>][4];
+#pragma unroll
+        for (int i = 0; i < R<D>; i++) load(a[i], buffer + row_of<D>(i) * P_STRIDE<D> + j);
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+#pragma unroll
+            for (int b = 0; b < D / 32; b++) {
+                const float4 x = read4(y + (j + e) * STRIDE<D> + 32 * b + 4 * (lane() % 8));
+#pragma unroll
+                for (int i = 0; i < R<D>; i++) {
+                    out[i][b][0] += a[i][e] * x.x;
+                    out[i][b][1] += a[i][e] * x.y;
+                    out[i][b][2] += a[i][e] * x.z;
+                    out[i][b][3] += a[i][e] * x.w;
+                }
+            }
+    }
+}
+
+// The thread's elements of factor * out, but rows from `valid` on.
+template <int D, class T>
+__device__ __forceinline__ void store_rows(T* to, int stride, int valid, int head_dim, const float (&out)[R<D>][D / 32][4],
+                                           const float (&factor)[R<D>]) {
+#pragma unroll
+    for (int i = 0; i < R<D>; i++)
+#pragma unroll
+        for (int b = 0; b < D / 32; b++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int r = row_of<D>(i), c = 32 * b + 4 * (lane() % 8) + e;
+                if (r < valid && c < head_dim) to[size_t(r) * stride + c] = from_float<T>(out[i][b][e] * factor[i]);
+            }
+}
+
+// Bit N * i + j: whether the thread's element (i, j) is kept. Four lanes, `step` apart, have the four keys of a call.
+template <int D, class At> __device__ __forceinline__ unsigned kept_elements(const Drop& drop, int step, At at) {
+    unsigned bits = 0;
+#pragma unroll
+    for (int i = 0; i < R<D> * N<D>; i += 4) {
+        const int element = i + lane() / step % 4;
+        const uint2 call = at(element / N<D>, element % N<D>);
+        bits |= kept_bits(drop, call.x, call.y) << i;
+    }
+    return exchange<2>(exchange<1>(bits, step), 2 * step);
+}
+
+// Over the eight lanes of a row.
+__device__ __forceinline__ float row_sum(float x) {
+#pragma unroll
+    for (int step = 4; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+
+__device__ __forceinline__ float row_max(float x) {
+#pragma unroll
+    for (int step = 4; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
+    return x;
+}
+
+template <class T, int D> __device__ void attn_fwd(const AttnFwd<T>& a) {
+    DYNAMIC_SHARED(float, q);                   // (ROWS, STRIDE)
+    float* k = q + ROWS<D> * STRIDE<D>;         // (COLUMNS, STRIDE)
+    float* v = k + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
+    float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
+    const Sequence seq = sequence(a, a.cls);
+    const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
+    if (first >= seq.queries) return;
+    const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
+    const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
+    const T* values = a.v + size_t(seq.start) * a.kv_stride + column;
+    load_rows<D, ROWS<D>>(q, a.q + size_t(seq.query + first) * a.q_stride + column, a.q_stride, valid, a.head_dim);
+
+    float out[R<D>][D / 32][4] = {}, largest[R<D>], total[R<D>] = {};
+#pragma unroll
+    for (int i = 0; i < R<D>; i++) largest[i] = -INFINITY;
+    for (int key = 0; key < seq.keys; key += COLUMNS<D>) {
+        __syncthreads();
+        load_rows<D, COLUMNS<D>>(k, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key, a.head_dim);
+        load_rows<D, COLUMNS<D>>(v, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key, a.head_dim);
+        __syncthreads();
+        float p[R<D>][N<D>];
+        multiply<D>(p, q, k);
+#pragma unroll
+        for (int i = 0; i < R<D>; i++) {
+            float next = largest[i];
+#pragma unroll
+            for (int j = 0; j < N<D>; j++) {
+                p[i][j] = key + column_of(j) < seq.keys ? p[i][j] * a.scale : -INFINITY;
+                next = fmaxf(next, p[i][j]);
+            }
+            next = row_max(next);
+            const float shrink = __expf(largest[i] - next);
+            largest[i] = next;
+            total[i] *= shrink;
+#pragma unroll
+            for (int j = 0; j < N<D>; j++) {
+                p[i][j] = __expf(p[i][j] - next);
+                total[i] += p[i][j];
+            }
+#pragma unroll
+            for (int b = 0; b < D / 32; b++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) out[i][b][e] *= shrink;
+        }
+        if (a.drop.threshold) {
+            const unsigned kept = kept_elements<D>(a.drop, 1, [&](int i, int j) {
+                const unsigned row = seq.start + first + row_of<D>(i);
+                return uint2{unsigned(key + column_of(j)) / 4, row * a.heads + head};
+            });
+#pragma unroll
+            for (int i = 0; i < R<D>; i++)
+#pragma unroll
+                for (int j = 0; j < N<D>; j++)
+                    if (!(kept >> (N<D> * i + j) & 1)) p[i][j] = 0.0f;
+        }
+        accumulate<D>(out, p, buffer, v);
+    }
+
+    float factor[R<D>];
+#pragma unroll
+    for (int i = 0; i < R<D>; i++) {
+        total[i] = row_sum(total[i]);
+        factor[i] = a.drop.scale / total[i];
+        const int r = row_of<D>(i);
+        if (lane() % 8 == 0 && r < valid) a.lse[size_t(seq.query + first + r) * a.heads + head] = largest[i] + logf(total[i]);
+    }
+    store_rows<D>(a.y + size_t(seq.query + first) * dim + column, dim, valid, a.head_dim, out, factor);
+}
+
+// dq, and delta for bwd_kv.
+template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
+    DYNAMIC_SHARED(float, q);                   // (ROWS, STRIDE)
+    float* dy = q + ROWS<D> * STRIDE<D>;        // (ROWS, STRIDE)
+    float* k = dy + ROWS<D> * STRIDE<D>;        // (COLUMNS, STRIDE)
+    float* v = k + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
+    float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
+    const Sequence seq = sequence(a, a.cls);
+    const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
+    if (first >= seq.queries) return;
+    const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
+    const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
+    const T* values = a.v + size_t(seq.start) * a.kv_stride + column;
+    const size_t row = seq.query + first;
+    load_rows<D, ROWS<D>>(q, a.q + row * a.q_stride + column, a.q_stride, valid, a.head_dim);
+    load_rows<D, ROWS<D>>(dy, a.dy + row * dim + column, dim, valid, a.head_dim);
+    __syncthreads();
+
+    float out[R<D>][D / 32][4] = {}, lse[R<D>], delta[R<D>], factor[R<D>];
+#pragma unroll
+    for (int i = 0; i < R<D>; i++) {
+        const int r = row_of<D>(i);
+        const T* y = a.y + (row + r) * dim + column;
+        lse[i] = delta[i] = 0.0f;
+        factor[i] = a.scale;
+        if (r < valid) {
+            lse[i] = a.lse[(row + r) * a.heads + head];
+            for (int c = lane() % 8; c < a.head_dim; c += 8) delta[i] += dy[r * STRIDE<D> + c] * to_float(y[c]);
+        }
+        delta[i] = row_sum(delta[i]);
+        if (lane() % 8 == 0 && r < valid) a.delta[(row + r) * a.heads + head] = delta[i];
+    }
+    for (int key = 0; key < seq.keys; key += COLUMNS<D>) {
+        __syncthreads();
+        load_rows<D, COLUMNS<D>>(k, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key, a.head_dim);
+        load_rows<D, COLUMNS<D>>(v, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key, a.head_dim);
+        __syncthreads();
+        float p[R<D>][N<D>], ds[R<D>][N<D>];
+        multiply<D>(p, q, k);
+        multiply<D>(ds, dy, v);
+        unsigned kept = ~0u;
+        if (a.drop.threshold) {
+            kept = kept_elements<D>(a.drop, 1, [&](int i, int j) {
+                const unsigned row = seq.start + first + row_of<D>(i);
+                return uint2{unsigned(key + column_of(j)) / 4, row * a.heads + head};
+            });
+        }
+#pragma unroll
+        for (int i = 0; i < R<D>; i++)
+#pragma unroll
+            for (int j = 0; j < N<D>; j++) {
+                p[i][j] = key + column_of(j) < seq.keys ? __expf(p[i][j] * a.scale - lse[i]) : 0.0f;
+                const float factor = kept >> (N<D> * i + j) & 1 ? a.drop.scale : 0.0f;
+                ds[i][j] = p[i][j] * (ds[i][j] * factor - delta[i]);
+            }
+        accumulate<D>(out, ds, buffer, k);
+    }
+    store_rows<D>(a.dq + row * a.q_stride + column, a.q_stride, valid, a.head_dim, out, factor);
+}
+
+// dk and dv. The rows of a thread are keys, its columns queries.
+template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
+    DYNAMIC_SHARED(float, k);                    // (ROWS, STRIDE)
+    float* v = k + ROWS<D> * STRIDE<D>;          // (ROWS, STRIDE)
+    float* q = v + ROWS<D> * STRIDE<D>;          // (COLUMNS, STRIDE)
+    float* dy = q + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
+    float* buffer = dy + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
+    const Sequence seq = sequence(a, false);
+    const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
+    if (first >= seq.keys) return;
+    const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.keys - first;
+    const size_t key = size_t(seq.start + first) * a.kv_stride + column;
+    load_rows<D, ROWS<D>>(k, a.k + key, a.kv_stride, valid, a.head_dim);
+    load_rows<D, ROWS<D>>(v, a.v + key, a.kv_stride, valid, a.head_dim);
+
+    float dk[R<D>][D / 32][4] = {}, dv[R<D>][D / 32][4] = {};
+    for (int query = 0; query < seq.queries; query += COLUMNS<D>) {
+        const size_t row = seq.query + query;
+        __syncthreads();
+        load_rows<D, COLUMNS<D>>(q, a.q + row * a.q_stride + column, a.q_stride, seq.queries - query, a.head_dim);
+        load_rows<D, COLUMNS<D>>(dy, a.dy + row * dim + column, dim, seq.queries - query, a.head_dim);
+        __syncthreads();
+        float p[R<D>][N<D>], ds[R<D>][N<D>];
+        multiply<D>(p, k, q);
+        multiply<D>(ds, v, dy);
+        unsigned kept = ~0u;
+        if (a.drop.threshold) {
+            kept = kept_elements<D>(a.drop, 8, [&](int i, int j) {
+                const unsigned row = seq.start + query + column_of(j);
+                return uint2{unsigned(first + row_of<D>(i)) / 4, row * a.heads + head};
+            });
+        }
+#pragma unroll
+        for (int j = 0; j < N<D>; j++) {
+            const int c = column_of(j);
+            const bool there = query + c < seq.queries;
+            const float lse = there ? a.lse[(row + c) * a.heads + head] : INFINITY;
+            const float delta = there ? a.delta[(row + c) * a.heads + head] : 0.0f;
+#pragma unroll
+            for (int i = 0; i < R<D>; i++) {
+                const float prob = __expf(p[i][j] * a.scale - lse);
+                const float factor = kept >> (N<D> * i + j) & 1 ? a.drop.scale : 0.0f;
+                ds[i][j] = prob * (ds[i][j] * factor - delta);
+                p[i][j] = prob * factor;
+            }
+        }
+        accumulate<D>(dv, p, buffer, dy);
+        accumulate<D>(dk, ds, buffer, q);
+    }
+    float one[R<D>], scale[R<D>];
+#pragma unroll
+    for (int i = 0; i < R<D>; i++) {
+        one[i] = 1.0f;
+        scale[i] = a.scale;
+    }
+    store_rows<D>(a.dk + key, a.kv_stride, valid, a.head_dim, dk, scale);
+    store_rows<D>(a.dv + key, a.kv_stride, valid, a.head_dim, dv, one);
+}
+
+KERNEL(attn_fwd_d32_f32, (attn_fwd<float, 32>), AttnFwd<float>, 128)
+KERNEL(attn_fwd_d32_bf16, (attn_fwd<bf16, 32>), AttnFwd<bf16>, 128)
+KERNEL(attn_fwd_d64_f32, (attn_fwd<float, 64>), AttnFwd<float>, 128)
+KERNEL(attn_fwd_d64_bf16, (attn_fwd<bf16, 64>), AttnFwd<bf16>, 128)
+KERNEL(attn_fwd_d128_f32, (attn_fwd<float, 128>), AttnFwd<float>, 128)
+KERNEL(attn_fwd_d128_bf16, (attn_fwd<bf16, 128>), AttnFwd<bf16>, 128)
+KERNEL(attn_bwd_q_d32_f32, (attn_bwd_q<float, 32>), AttnBwd<float>, 128)
+KERNEL(attn_bwd_q_d32_bf16, (attn_bwd_q<bf16, 32>), AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_q_d64_f32, (attn_bwd_q<float, 64>), AttnBwd<float>, 128)
+KERNEL(attn_bwd_q_d64_bf16, (attn_bwd_q<bf16, 64>), AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_q_d128_f32, (attn_bwd_q<float, 128>), AttnBwd<float>, 128)
+KERNEL(attn_bwd_q_d128_bf16, (attn_bwd_q<bf16, 128>), AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_kv_d32_f32, (attn_bwd_kv<float, 32>), AttnBwd<float>, 128)
+KERNEL(attn_bwd_kv_d32_bf16, (attn_bwd_kv<bf16, 32>), AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_kv_d64_f32, (attn_bwd_kv<float, 64>), AttnBwd<float>, 128)
+KERNEL(attn_bwd_kv_d64_bf16, (attn_bwd_kv<bf16, 64>), AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_kv_d128_f32, (attn_bwd_kv<float, 128>), AttnBwd<float>, 128)
+KERNEL(attn_bwd_kv_d128_bf16, (attn_bwd_kv<bf16, 128>), AttnBwd<bf16>, 128)
+
+// ---- heads of 32 and 64 in bf16 on tensor cores: 4 warps of 16 or 32 rows each, which stay in registers as first operands
+// (fragments of mma m16n8k16); the rows streamed past them are second operands, read from shared memory by ldmatrix. What
+// one product leaves in the lanes is laid out as the first operand of the next, so scores and probabilities never leave
+// their registers. With lane l = 4 * g + t, element e of fragment n stands in row g + 8 * (e / 2), column 8 * n + 2 * t + e % 2.
+// Rows in shared memory are 16 bytes longer than D: the 8 rows that ldmatrix reads at a time lie in different banks.
+// Two stages of streamed rows: one is read while cp.async fills the other, which has been read before the last barrier.
+
+constexpr int TILE = 64;                             // rows streamed at a time
+constexpr float LOG2E = 1.4426950408889634f;
+template <int D> constexpr int PITCH = D + 8;        // of a row in shared memory
+template <int D> constexpr int STAGE = 2 * TILE * PITCH<D>;
+
+// Asks for N rows of a head; zero from row `valid` on.
+template <int D, int N> __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int stride, int valid) {
+#pragma unroll
+    for (int i = threadIdx.x; i < N * D / 8; i += THREADS) {
+        const int r = i / (D / 8), c = i % (D / 8) * 8;
+        cp_async16(to + r * PITCH<D> + c, from + size_t(r < valid ? r : 0) * stride + c, r < valid);
+    }
+}
+
+// Rows `row` .. `row + 15` of shared memory as first operands, 16 columns each.
+template <int D> __device__ __forceinline__ void load_fragments(unsigned (&x)[D / 16][4], const bf16* rows, int row) {
+#pragma unroll
+    for (int c = 0; c < D / 16; c++) ldmatrix4(x[c], rows + (row + lane() % 16) * PITCH<D> + 16 * c + lane() / 16 * 8);
+}
+
+// s = x y^T: M times 16 rows of x by 8 N rows of y.
+template <int D, int M, int N>
+__device__ __forceinline__ void multiply(float (&s)[M][N][4], const unsigned (&x)[M][D / 16][4], const bf16* y) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) s[m][n][e] = 0.0f;
+    const bf16* mine = y + (lane() % 8 + lane() / 16 * 8) * PITCH<D> + lane() / 8 % 2 * 8;
+#pragma unroll
+    for (int c = 0; c < D / 16; c++)
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            unsigned both[4];
+            ldmatrix4(both, mine + 8 * n * PITCH<D> + 16 * c);
+            const unsigned low[2] = {both[0], both[1]}, high[2] = {both[2], both[3]};
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_bf16(s[m][n], x[m][c], low);
+                mma_bf16(s[m][n + 1], x[m][c], high);
+            }
+        }
+}
+
+__device__ __forceinline__ unsigned pack(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+__device__ __forceinline__ float2 unpack(unsigned pair) { return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair)); }
+
+// out += p y: p rounded to bf16, M times 16 rows; 8 N rows of y.
+template <int D, int M, int N>
+__device__ __forceinline__ void accumulate(float (&out)[M][D / 8][4], const float (&p)[M][N][4], const bf16* y) {
+    const bf16* mine = y + lane() % 16 * PITCH<D> + lane() / 16 * 8;
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+        unsigned a[M][4];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[m][i] = pack(p[m][n + i / 2][i % 2 * 2], p[m][n + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+        for (int c = 0; c < D / 8; c += 2) {
+            unsigned both[4];
+            ldmatrix4_trans(both, mine + 8 * n * PITCH<D> + 8 * c);
+            const unsigned low[2] = {both[0], both[1]}, high[2] = {both[2], both[3]};
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_bf16(out[m][c], a[m], low);
+                mma_bf16(out[m][c + 1], a[m], high);
+            }
+        }
+    }
+}
+
+// The lane's elements of factor[e / 2] * out, but rows from `valid` on.
+template <int D>
+__device__ __forceinline__ void store_fragments(bf16* to, int stride, int valid, const float (&out)[D / 8][4], const float (&factor)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int r = lane() / 4 + 8 * h;
+        if (r < valid) {
+#pragma unroll
+            for (int c = 0; c < D / 8; c++)
+                store<2>(to + size_t(r) * stride + 8 * c + lane() % 4 * 2, {out[c][2 * h] * factor[h], out[c][2 * h + 1] * factor[h]});
+        }
+    }
+}
+
+// Bit 4 * n + e: whether the lane's element e of fragment n is kept; the rows are queries (their dropout rows are `heads`
+// apart from `row` on), the columns keys from `key` on. Lanes t = 0, 1 and 2, 3 share the calls of rows g and g + 8.
+__device__ __forceinline__ unsigned kept_fragments(const Drop& drop, int key, unsigned row, int heads) {
+    const int g = lane() / 4, t = lane() % 4;
+    unsigned bits = 0;
+#pragma unroll
+    for (int n = 0; n < TILE / 8; n++)
+        bits |= kept_bits(drop, key / 4 + 2 * n + t / 2, row + (g + t % 2 * 8) * heads) << 4 * n;
+    return exchange<2>(bits, 1);
+}
+
+// The same where the rows are keys and the columns queries: lanes g = 0 .. 3 and 4 .. 7 share the calls of their four elements.
+__device__ __forceinline__ unsigned kept_fragments_transposed(const Drop& drop, int key, unsigned row, int heads) {
+    const int g = lane() / 4, t = lane() % 4;
+    unsigned bits = 0;
+#pragma unroll
+    for (int n = 0; n < TILE / 8; n++)
+        bits |= kept_bits(drop, key / 4 + g / 4 + g % 4 / 2 * 2, row + (8 * n + 2 * t + g % 2) * heads) << 4 * n;
+    return exchange<2>(exchange<1>(bits, 4), 8);
+}
+
+// A block takes two tiles, 128 queries: a key is read from shared memory once for 32 of them.
+template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
+    constexpr int M = 2, N = TILE / 8;
+    DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
+    const Sequence seq = sequence(a, a.cls);
+    if (seq.tile % (2 * TILE) != 0) return;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16 * M;
+    const int valid = seq.queries - seq.tile - row;  // the warp's queries
+    const bf16* keys = a.k + size_t(seq.start) * a.kv_stride + column;
+    const bf16* values = a.v + size_t(seq.start) * a.kv_stride + column;
+    const auto stream = [&](int stage, int key) {
+        bf16* to = shared + stage * STAGE<D>;
+        copy_rows<D, TILE>(to, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
+        copy_rows<D, TILE>(to + TILE * PITCH<D>, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
+        cp_async_commit();
+    };
+
+    // The queries come by way of the second stage.
+    const bf16* queries = a.q + size_t(seq.query + seq.tile) * a.q_stride + column;
+    copy_rows<D, 2 * TILE>(shared + STAGE<D>, queries, a.q_stride, seq.queries - seq.tile);
+    stream(0, 0);
+    cp_async_wait<0>();
+    __syncthreads();
+    unsigned q[M][D / 16][4];
+#pragma unroll
+    for (int m = 0; m < M; m++) load_fragments<D>(q[m], shared + STAGE<D>, row + 16 * m);
+
+    const float scale = a.scale * LOG2E;  // exp(x) = 2^(x log2 e)
+    float out[M][D / 8][4] = {}, largest[M][2], total[M][2] = {};
+#pragma unroll
+    for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INFINITY;
+    for (int key = 0, stage = 0; key < seq.keys; key += TILE, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (key + TILE < seq.keys) stream(stage ^ 1, key + TILE);
+        if (valid <= 0) continue;
+        const bf16 *k = shared + stage * STAGE<D>, *v = k + TILE * PITCH<D>;
+        float p[M][N][4];
+        multiply<D>(p, q, k);
+        if (seq.keys - key < TILE) {
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (key + 8 * n + lane() % 4 * 2 + e % 2 >= seq.keys) p[m][n][e] = -INFINITY;
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float next = largest[m][h];
+#pragma unroll
+                for (int n = 0; n < N; n++) next = fmaxf(next, fmaxf(p[m][n][2 * h], p[m][n][2 * h + 1]));
+                next = fmaxf(next, __shfl_xor_sync(ALL_LANES, next, 1));
+                next = fmaxf(next, __shfl_xor_sync(ALL_LANES, next, 2));
+                const float shrink = exp2_approx((largest[m][h] - next) * scale), shift = next * scale;
+                largest[m][h] = next;
+                float sum = 0.0f;
+#pragma unroll
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int e = 2 * h; e < 2 * h + 2; e++) {
+                        p[m][n][e] = exp2_approx(p[m][n][e] * scale - shift);
+                        sum += p[m][n][e];
+                    }
+                total[m][h] = total[m][h] * shrink + sum;
+#pragma unroll
+                for (int c = 0; c < D / 8; c++) {
+                    out[m][c][2 * h] *= shrink;
+                    out[m][c][2 * h + 1] *= shrink;
+                }
+            }
+        if (a.drop.threshold) {
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                const unsigned first = seq.start + seq.tile + row + 16 * m;
+                const unsigned kept = kept_fragments(a.drop, key, first * a.heads + head, a.heads);
+#pragma unroll
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (!(kept & 1u << (4 * n + e))) p[m][n][e] = 0.0f;
+            }
+        }
+        accumulate<D>(out, p, v);
+    }
+    if (valid <= 0) return;
+
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        float factor[2];
+        const int first = seq.query + seq.tile + row + 16 * m;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float sum = total[m][h];
+            sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+            sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+            factor[h] = a.drop.scale / sum;
+            const int r = lane() / 4 + 8 * h;
+            if (lane() % 4 == 0 && 16 * m + r < valid)
+                a.lse[size_t(first + r) * a.heads + head] = largest[m][h] * a.scale + logf(sum);
+        }
+        store_fragments<D>(a.y + size_t(first) * dim + column, dim, valid - 16 * m, out[m], factor);
+    }
+}
+
+// dq, and delta for bwd_kv. 64 queries a block; keys in two halves, for registers.
+template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
+    constexpr int N = 4;
+    DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
+    const Sequence seq = sequence(a, a.cls);
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16;
+    const int valid = seq.queries - seq.tile - row;
+    const bf16* keys = a.k + size_t(seq.start) * a.kv_stride + column;
+    const bf16* values = a.v + size_t(seq.start) * a.kv_stride + column;
+    const auto stream = [&](int stage, int key) {
+        bf16* to = shared + stage * STAGE<D>;
+        copy_rows<D, TILE>(to, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
+        copy_rows<D, TILE>(to + TILE * PITCH<D>, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
+        cp_async_commit();
+    };
+
+    const size_t block = seq.query + seq.tile, first = block + row;
+    bf16* second = shared + STAGE<D>;
+    copy_rows<D, TILE>(second, a.q + block * a.q_stride + column, a.q_stride, seq.queries - seq.tile);
+    copy_rows<D, TILE>(second + TILE * PITCH<D>, a.dy + block * dim + column, dim, seq.queries - seq.tile);
+    stream(0, 0);
+    cp_async_wait<0>();
+    __syncthreads();
+    unsigned q[1][D / 16][4], dy[1][D / 16][4];
+    load_fragments<D>(q[0], second, row);
+    load_fragments<D>(dy[0], second + TILE * PITCH<D>, row);
+
+    float lse[2], delta[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int r = lane() / 4 + 8 * h;
+        lse[h] = delta[h] = 0.0f;
+        if (r < valid) {
+            lse[h] = a.lse[(first + r) * a.heads + head] * LOG2E;
+            const bf16* y = a.y + (first + r) * dim + column + lane() % 4 * 2;
+#pragma unroll
+            for (int c = 0; c < D / 8; c++) {
+                const float2 d = unpack(dy[0][c / 2][h + c % 2 * 2]);
+                float pair[2];
+                load<2>(pair, y + 8 * c);
+                delta[h] += d.x * pair[0] + d.y * pair[1];
+            }
+        }
+        delta[h] += __shfl_xor_sync(ALL_LANES, delta[h], 1);
+        delta[h] += __shfl_xor_sync(ALL_LANES, delta[h], 2);
+        if (lane() % 4 == 0 && r < valid) a.delta[(first + r) * a.heads + head] = delta[h];
+    }
+
+    const float scale = a.scale * LOG2E;
+    float dq[1][D / 8][4] = {};
+    for (int key = 0, stage = 0; key < seq.keys; key += TILE, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (key + TILE < seq.keys) stream(stage ^ 1, key + TILE);
+        if (valid <= 0) continue;
+        unsigned kept = ~0u;
+        if (a.drop.threshold) kept = kept_fragments(a.drop, key, unsigned(seq.start + seq.tile + row) * a.heads + head, a.heads);
+#pragma unroll
+        for (int half = 0; half < TILE; half += 8 * N) {
+            const bf16 *k = shared + stage * STAGE<D> + half * PITCH<D>, *v = k + TILE * PITCH<D>;
+            float p[1][N][4], ds[1][N][4];
+            multiply<D>(p, q, k);
+            multiply<D>(ds, dy, v);
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int c = key + half + 8 * n + lane() % 4 * 2 + e % 2;
+                    const float prob = c < seq.keys ? exp2_approx(p[0][n][e] * scale - lse[e / 2]) : 0.0f;
+                    const float factor = kept & 1u << (half / 2 + 4 * n + e) ? a.drop.scale : 0.0f;
+                    ds[0][n][e] = prob * (ds[0][n][e] * factor - delta[e / 2]);
+                }
+            accumulate<D>(dq, ds, k);
+        }
+    }
+    store_fragments<D>(a.dq + first * a.q_stride + column, a.q_stride, valid, dq[0], {a.scale, a.scale});
+}
+
+// dk and dv. 64 keys a block; the rows of a warp are keys, its columns queries, in two halves.
+template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
+    constexpr int N = 4;
+    DYNAMIC_SHARED(bf16, shared);  // two stages of q, dy: (TILE, PITCH) each
+    __shared__ float rows[2][2][TILE];  // lse (of 2^x) and delta of the queries, in two stages
+    const Sequence seq = sequence(a, false);
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16;
+    const int valid = seq.keys - seq.tile - row;
+    const bf16* queries = a.q + size_t(seq.query) * a.q_stride + column;
+    const bf16* gradients = a.dy + size_t(seq.query) * dim + column;
+    const auto stream = [&](int stage, int query) {
+        bf16* to = shared + stage * STAGE<D>;
+        copy_rows<D, TILE>(to, queries + size_t(query) * a.q_stride, a.q_stride, seq.queries - query);
+        copy_rows<D, TILE>(to + TILE * PITCH<D>, gradients + size_t(query) * dim, dim, seq.queries - query);
+        cp_async_commit();
+    };
+    // The first 64 threads fetch lse, the others delta. Where there is no query p = 2^-inf = 0.
+    const auto fetch = [&](int query) {
+        const bool of_lse = threadIdx.x < TILE;
+        query += threadIdx.x % TILE;
+        if (query >= seq.queries) return of_lse ? INFINITY : 0.0f;
+        const size_t at = size_t(seq.query + query) * a.heads + head;
+        return of_lse ? a.lse[at] * LOG2E : a.delta[at];
+    };
+
+    const size_t block = size_t(seq.start + seq.tile) * a.kv_stride + column, first = block + size_t(row) * a.kv_stride;
+    bf16* second = shared + STAGE<D>;
+    copy_rows<D, TILE>(second, a.k + block, a.kv_stride, seq.keys - seq.tile);
+    copy_rows<D, TILE>(second + TILE * PITCH<D>, a.v + block, a.kv_stride, seq.keys - seq.tile);
+    stream(0, 0);
+    float fetched = fetch(0);
+    cp_async_wait<0>();
+    __syncthreads();
+    unsigned k[1][D / 16][4], v[1][D / 16][4];
+    load_fragments<D>(k[0], second, row);
+    load_fragments<D>(v[0], second + TILE * PITCH<D>, row);
+
+    const float scale = a.scale * LOG2E;
+    float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
+    for (int query = 0, stage = 0; query < seq.queries; query += TILE, stage ^= 1) {
+        rows[stage][threadIdx.x / TILE][threadIdx.x % TILE] = fetched;
+        cp_async_wait<0>();
+        __syncthreads();
+        if (query + TILE < seq.queries) {
+            stream(stage ^ 1, query + TILE);
+            fetched = fetch(query + TILE);
+        }
+        if (valid <= 0) continue;
+        unsigned kept = ~0u;
+        if (a.drop.threshold)
+            kept = kept_fragments_transposed(a.drop, seq.tile + row, unsigned(seq.start + query) * a.heads + head, a.heads);
+#pragma unroll
+        for (int half = 0; half < TILE; half += 8 * N) {
+            const bf16 *q = shared + stage * STAGE<D> + half * PITCH<D>, *dy = q + TILE * PITCH<D>;
+            float p[1][N][4], ds[1][N][4];
+            multiply<D>(p, k, q);
+            multiply<D>(ds, v, dy);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                float lse[2], delta[2];
+                load<2>(lse, &rows[stage][0][half + 8 * n + lane() % 4 * 2]);
+                load<2>(delta, &rows[stage][1][half + 8 * n + lane() % 4 * 2]);
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const float prob = exp2_approx(p[0][n][e] * scale - lse[e % 2]);
+                    const bool keep = kept & 1u << (half / 2 + 4 * n + e);
+                    ds[0][n][e] = prob * (ds[0][n][e] * (keep ? a.drop.scale : 0.0f) - delta[e % 2]);
+                    p[0][n][e] = keep ? prob : 0.0f;
+                }
+            }
+            accumulate<D>(dv, p, dy);
+            accumulate<D>(dk, ds, q);
+        }
+    }
+    store_fragments<D>(a.dk + first, a.kv_stride, valid, dk[0], {a.scale, a.scale});
+    store_fragments<D>(a.dv + first, a.kv_stride, valid, dv[0], {a.drop.scale, a.drop.scale});
+}
+
+KERNEL(attn_fwd_mma_d32_bf16, attn_fwd_mma<32>, AttnFwd<bf16>, 128)
+KERNEL(attn_fwd_mma_d64_bf16, attn_fwd_mma<64>, AttnFwd<bf16>, 128)
+KERNEL(attn_bwd_q_mma_d32_bf16, attn_bwd_q_mma<32>, AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_q_mma_d64_bf16, attn_bwd_q_mma<64>, AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_kv_mma_d32_bf16, attn_bwd_kv_mma<32>, AttnBwd<bf16>, 128)
+KERNEL(attn_bwd_kv_mma_d64_bf16, attn_bwd_kv_mma<64>, AttnBwd<bf16>, 128)
