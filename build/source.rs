@@ -108,7 +108,8 @@ pub fn host(sources: &[Source], built: Option<((u32, u32), String)>) -> Result<S
     for Arguments { name, fields } in structs {
         let _ = writeln!(rust, "#[repr(C)]\n#[derive(Clone, Copy, Debug)]\npub struct {name} {{");
         for Field { name, kind, comment } in fields {
-            let _ = writeln!(rust, "    /// {comment}\n    pub {name}: {kind},");
+            let comment = if comment.is_empty() { String::new() } else { format!("    /// {comment}\n") };
+            let _ = writeln!(rust, "{comment}    pub {name}: {kind},");
         }
         let _ = writeln!(
             rust,

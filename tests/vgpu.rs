@@ -636,8 +636,17 @@ struct Matmul {
     beta: f32,
 }
 
-const PLAIN: Matmul =
-    Matmul { m: 32, n: 24, k: 40, transposed: (true, false), half: false, half_result: false, tf32: false, bias: false, beta: 0.0 };
+const PLAIN: Matmul = Matmul {
+    m: 32,
+    n: 24,
+    k: 40,
+    transposed: (true, false),
+    half: false,
+    half_result: false,
+    tf32: false,
+    bias: false,
+    beta: 0.0,
+};
 
 const WORKSPACE: usize = 1 << 20;
 

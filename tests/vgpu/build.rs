@@ -30,7 +30,8 @@ fn main() {
     let compiler = Compiler { path: compiler.expect("a C++ compiler").path().into(), out };
 
     let include = format!("-I{} -I{}", emulator.display(), kernels.display());
-    let emulator_sources = ["scheduler.cpp", "memory.cpp", "streams.cpp", "driver.cpp", "blaslt.cpp"].map(|name| emulator.join(name));
+    let emulator_sources =
+        ["scheduler.cpp", "memory.cpp", "streams.cpp", "driver.cpp", "blaslt.cpp"].map(|name| emulator.join(name));
     let mut kernel_sources: Vec<PathBuf> =
         fs::read_dir(&kernels).expect("kernels/").map(|entry| entry.expect("a readable folder").path()).collect();
     kernel_sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
