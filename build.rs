@@ -36,23 +36,21 @@ fn build() -> Result<(), String> {
     match &nvcc {
         Some(nvcc) => println!("cargo::rerun-if-changed={}", nvcc.path.display()),
         None => println!(
-            "cargo::warning=built without GPU code: no nvcc found; \"nvcc\" in README.md says how to get one (then: touch build.rs)"
+            "cargo::warning=built without GPU code; \"nvcc\" in README.md says how to get an nvcc (then: touch build.rs)"
         ),
     }
     let archs = nvcc.as_ref().map(|nvcc| (nvcc.version, nvcc.archs.join(" ")));
     write(&out.join("kernels.rs"), source::host(&sources, archs)?.as_bytes())?;
-    if let Some(nvcc) = &nvcc {
-        let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
-        for warning in nvcc.compile(&sources, &headers, &out, jobs)? {
-            println!("cargo::warning={warning}");
-        }
-    }
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     for source in &sources {
-        let code = match nvcc {
-            Some(_) => fs::read(out.join(&source.stem).with_extension("fatbin")).map_err(|e| e.to_string())?,
-            None => Vec::new(),
-        };
-        write(&out.join(&source.stem).with_extension("image"), &[code, source.manifest()].concat())?;
+        let mut image = Vec::new();
+        if let Some(nvcc) = &nvcc {
+            let report = nvcc.compile(source, &headers, &out, jobs)?;
+            report.lines().filter(|line| line.contains("warning")).for_each(|line| println!("cargo::warning={line}"));
+            image = fs::read(out.join(&source.stem).with_extension("fatbin")).map_err(|e| e.to_string())?;
+        }
+        image.extend(source.manifest());
+        write(&out.join(&source.stem).with_extension("image"), &image)?;
     }
     Ok(())
 }

@@ -4,11 +4,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
-use std::{env, fs, thread};
+use std::{env, fs};
 
 use super::source::Source;
 
+pub const USUAL: &str = "/usr/local/cuda/bin/nvcc";
 /// The first whose cuda_bf16.h converts pairs of bf16 below sm_80 too.
 const LEAST: (u32, u32) = (12, 2);
 /// Machine code runs on GPUs of its own major version, from its minor version on; 90a on 9.0 alone.
@@ -26,8 +26,13 @@ pub struct Nvcc {
 }
 
 impl Nvcc {
-    /// The nvcc of this machine, if there is one, and what to compile for. `var` reads the environment.
+    /// The nvcc of this machine, if there is one, and what to compile for; None too where `WARPFIT_CUDA_ARCHS` is set to nothing.
+    /// `var` reads the environment.
     pub fn find(var: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<Nvcc>, String> {
+        let setting = var("WARPFIT_CUDA_ARCHS").map(|setting| setting.to_string_lossy().into_owned());
+        if setting.as_ref().is_some_and(|setting| setting.trim().is_empty()) {
+            return Ok(None);
+        }
         let Some(path) = path(var)? else { return Ok(None) };
         let said = run(Command::new(&path).arg("--version"))?;
         let release = said.split_once("release ").and_then(|(_, rest)| rest.split_once(','));
@@ -40,29 +45,18 @@ impl Nvcc {
         }
         let known = run(Command::new(&path).arg("--list-gpu-code"))?;
         let known: Vec<&str> = known.lines().filter_map(|line| line.trim().strip_prefix("sm_")).collect();
-        let setting = var("WARPFIT_CUDA_ARCHS");
-        let archs = archs(setting.as_ref().map(|setting| setting.to_string_lossy()).as_deref(), &known)?;
+        let archs = archs(setting.as_deref(), &known)?;
         Ok(Some(Nvcc { path, version, archs, ptx: setting.is_none() }))
     }
 
-    /// Compiles each source into `<stem>.fatbin`, with what ptxas said of it in `<stem>.ptxas`; runs `jobs` processes at most.
-    /// What was made before from the same is kept. Returns the warnings.
-    pub fn compile(&self, sources: &[Source], headers: &str, out: &Path, jobs: usize) -> Result<Vec<String>, String> {
-        let queue = Mutex::new(sources.iter());
-        let next = || queue.lock().unwrap().next();
-        let work = || std::iter::from_fn(next).map(|source| self.compile_one(source, headers, out)).collect::<Vec<_>>();
-        let results: Vec<_> = thread::scope(|scope| {
-            let workers: Vec<_> = (0..jobs.clamp(1, sources.len().max(1))).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().flat_map(|worker| worker.join().expect("no panic in there")).collect()
-        });
-        let reports: Vec<String> = results.into_iter().collect::<Result<_, _>>()?;
-        Ok(reports.iter().flat_map(|report| report.lines()).filter(|line| line.contains("warning")).map(str::to_string).collect())
-    }
-
-    fn compile_one(&self, source: &Source, headers: &str, out: &Path) -> Result<String, String> {
+    /// Compiles a source into `<stem>.fatbin`, with what ptxas said of it in `<stem>.ptxas`, which is returned too. Runs `jobs`
+    /// processes at most. What was made before of the same is kept.
+    pub fn compile(&self, source: &Source, headers: &str, out: &Path, jobs: usize) -> Result<String, String> {
         let file = |ending| out.join(&source.stem).with_extension(ending);
         let mut command = Command::new(&self.path);
-        command.args(["-fatbin", "-std=c++17", "-lineinfo", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage"]);
+        command.args(["-fatbin", "-std=c++17", "-lineinfo", "-Xptxas=-v,-warn-spills,-warn-lmem-usage"]);
+        // A quarter of the size: line numbers are most of it.
+        command.arg("-Xfatbin=-compress-all");
         for arch in &self.archs {
             command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
         }
@@ -77,7 +71,9 @@ impl Nvcc {
             return fs::read_to_string(file("ptxas")).map_err(|e| e.to_string());
         }
         let _ = fs::remove_file(file("inputs"));
-        let report = run(&mut command)?;
+        // As many architectures at a time; each one's report comes in one piece.
+        let report = run(command.arg(format!("--threads={jobs}")));
+        let report = report.map_err(|e| format!("{e}\nto build without GPU code, set WARPFIT_CUDA_ARCHS to nothing"))?;
         fs::write(file("ptxas"), &report).and_then(|()| fs::write(file("inputs"), inputs)).map_err(|e| e.to_string())?;
         Ok(report)
     }
@@ -85,20 +81,19 @@ impl Nvcc {
 
 /// `NVCC`; the toolkit in `CUDA_HOME` or `CUDA_PATH`; PATH; the usual place; what pip put beside the active Python.
 fn path(var: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<PathBuf>, String> {
-    if let Some(nvcc) = var("NVCC").map(PathBuf::from) {
-        let message =
-            || format!("NVCC is {}, which is no file; name an nvcc, or unset it to have one looked for", nvcc.display());
-        return if nvcc.is_file() { Ok(Some(nvcc)) } else { Err(message()) };
-    }
     let there = |path: PathBuf| path.is_file().then_some(path);
+    if let Some(nvcc) = var("NVCC") {
+        let message = format!("NVCC={}: no such file; name an nvcc, or unset it to have one looked for", nvcc.display());
+        return there(nvcc.into()).map(Some).ok_or(message);
+    }
     let toolkit = |name| there(PathBuf::from(var(name)?).join("bin/nvcc"));
     let on_path = |name| env::split_paths(&var("PATH")?).find_map(|folder| there(folder.join(name)));
     let python = || {
-        let newest =
-            "import glob, nvidia; print(max(n for p in nvidia.__path__ for n in glob.glob(p + '/cu*/bin/nvcc')), end='')";
-        run(Command::new(on_path("python3")?).args(["-c", newest])).ok().map(PathBuf::from).and_then(there)
+        let newest = "import glob, nvidia; print(max(n for p in nvidia.__path__ for n in glob.glob(p + '/cu*/bin/nvcc')))";
+        let said = run(Command::new(on_path("python3")?).args(["-c", newest])).ok()?;
+        there(said.trim_end().into())
     };
-    let usual = || there("/usr/local/cuda/bin/nvcc".into());
+    let usual = || there(USUAL.into());
     Ok(toolkit("CUDA_HOME").or_else(|| toolkit("CUDA_PATH")).or_else(|| on_path("nvcc")).or_else(usual).or_else(python))
 }
 
@@ -109,17 +104,16 @@ fn archs(setting: Option<&str>, known: &[&str]) -> Result<Vec<String>, String> {
     let Some(setting) = setting else {
         return Ok(ARCHS.into_iter().filter(|arch| knows(arch)).map(str::to_string).collect());
     };
-    let fits = |arch: &&str| knows(arch) && arch.trim_end_matches(['a', 'f']).parse().is_ok_and(|number: u32| number >= 75);
-    let asked: Vec<&str> = setting.split_whitespace().collect();
-    match asked.iter().find(|arch| !fits(arch)) {
-        None if !asked.is_empty() => Ok(asked.into_iter().map(str::to_string).collect()),
-        wrong => Err(format!(
-            "WARPFIT_CUDA_ARCHS={setting:?}: {:?} is no architecture that nvcc compiles our kernels for; give numbers from 75 on, \
-             separated by spaces, like \"80 90a\"; this nvcc knows {}",
-            wrong.unwrap_or(&""),
+    let fits = |arch: &str| knows(arch) && arch.trim_end_matches(['a', 'f']).parse().is_ok_and(|number: u32| number >= 75);
+    let one = |arch: &str| match fits(arch) {
+        true => Ok(arch.to_string()),
+        false => Err(format!(
+            "WARPFIT_CUDA_ARCHS={setting:?}: {arch:?} is none of this nvcc's architectures from 75 on ({}); give their numbers, \
+             separated by spaces, like \"80 90a\", or nothing to build without GPU code",
             known.join(" ")
         )),
-    }
+    };
+    setting.split_whitespace().map(one).collect()
 }
 
 /// What a command printed; or the command and what it printed, where it failed.
