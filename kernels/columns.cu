@@ -2,9 +2,6 @@
 // types, gamma and beta. Reads each row once; the partial sums are small and stay in the L2 cache.
 #include "gpu.cuh"
 
-constexpr int THREADS = 256;
-constexpr int WARPS = THREADS / 32;
-
 template <class T> struct ColumnSums {
     const T* x;       // (rows, width)
     const int* types; // (rows); only rows of type `only` count. Null: all do
@@ -17,7 +14,7 @@ template <class T> struct ColumnSums {
 
 // A block is 32 packs of columns of a chunk; its warps take every eighth row.
 template <bool WHOLE, class T> __device__ __forceinline__ void sum_chunk(const ColumnSums<T>& a) {
-    constexpr int P = PACK<T>;
+    constexpr int P = PACK<T>, THREADS = 256, WARPS = THREADS / 32;
     __shared__ float parts[WARPS][32 * P];
     const int first = blockIdx.x * 32 * P, column = first + lane() * P;
     const int end = min(int(blockIdx.y + 1) * a.chunk, a.rows);
@@ -54,15 +51,16 @@ struct ColumnsAdd {
     int width;
 };
 
-// A block is 32 columns of an out; its warps take every eighth chunk.
+// A block is 32 columns of an out; its warps take every 32nd chunk.
 __device__ void add_columns(const ColumnsAdd& a) {
+    constexpr int WARPS = 32;
     __shared__ float parts[WARPS][32];
     const int column = blockIdx.x * 32 + lane();
     const float* partials = a.partials + size_t(blockIdx.y) * a.chunks * a.width;
     float* out = blockIdx.y == 0 ? a.out : a.second;
     float sum = 0.0f;
     if (column < a.width) {
-#pragma unroll 8
+#pragma unroll 4
         for (int chunk = warp(); chunk < a.chunks; chunk += WARPS) sum += partials[size_t(chunk) * a.width + column];
     }
     parts[warp()][lane()] = sum;
@@ -73,4 +71,4 @@ __device__ void add_columns(const ColumnsAdd& a) {
         out[column] += total;
     }
 }
-KERNEL(columns_add, add_columns, ColumnsAdd, 256)
+KERNEL(columns_add, add_columns, ColumnsAdd, 1024)

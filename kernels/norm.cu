@@ -3,13 +3,18 @@
 // is, rounded, so that backward, which reads z, has the same.
 #include "gpu.cuh"
 
-constexpr int THREADS = 256;
-constexpr int WARPS = THREADS / 32;
-// The widest row that is kept in registers, and its packs of a lane.
+// The widest row that is kept in registers.
 constexpr int WIDEST = 1024;
-template <class T> constexpr int PACKS = WIDEST / (32 * PACK<T>);
 
 template <class T> __device__ __forceinline__ bool fits(int dim) { return dim <= WIDEST && dim % PACK<T> == 0; }
+
+// 16 bytes as floats.
+template <class T> __device__ __forceinline__ void unpack(float (&x)[PACK<T>], const uint4& word) {
+    union { uint4 word; T elements[PACK<T>]; } u;
+    u.word = word;
+#pragma unroll
+    for (int i = 0; i < PACK<T>; i++) x[i] = to_float(u.elements[i]);
+}
 
 template <class T> struct NormFwd {
     T* x;                  // (rows, dim), becomes z
@@ -25,20 +30,13 @@ template <class T> struct NormFwd {
     Drop drop;
 };
 
-// x, from column c of a row, becomes z as stored.
-template <bool WHOLE, int N, class T> __device__ __forceinline__ void make_z(float (&x)[N], const NormFwd<T>& a, size_t row, int c) {
-    const unsigned token_row = a.token_rows ? a.token_rows[row] : row;
-    const size_t at = row * a.dim + c;
+// x, from column c of a row on, becomes z as stored.
+template <bool WHOLE, int N, class T>
+__device__ __forceinline__ void make_z(float (&x)[N], const NormFwd<T>& a, size_t row, unsigned token_row, int c, const float (&skip)[N]) {
     drop_columns(x, a.drop, c, token_row);
-    if (a.skip) {
-        float skip[N];
-        load<WHOLE>(skip, a.skip + at, a.dim - c);
 #pragma unroll
-        for (int i = 0; i < N; i++) x[i] += skip[i];
-    }
-#pragma unroll
-    for (int i = 0; i < N; i++) x[i] = to_float(from_float<T>(x[i]));
-    if (a.skip || a.drop.threshold) store<WHOLE>(a.x + at, x, a.dim - c);
+    for (int i = 0; i < N; i++) x[i] = to_float(from_float<T>(x[i] + skip[i]));
+    if (a.skip || a.drop.threshold) store<WHOLE>(a.x + row * a.dim + c, x, a.dim - c);
 }
 
 // y of z from column c on.
@@ -53,29 +51,36 @@ __device__ __forceinline__ void make_y(const NormFwd<T>& a, size_t row, int c, c
 }
 
 template <class T> __device__ __forceinline__ float keep_stats(const NormFwd<T>& a, size_t row, float mean, float squares) {
-    const float rstd = 1.0f / sqrtf(warp_sum(squares) / a.dim + a.eps);
+    const float rstd = 1.0f / sqrtf(warp_sum(squares) * (1.0f / a.dim) + a.eps);
     if (lane() == 0) store(a.stats + 2 * row, {mean, rstd});
     return rstd;
 }
 
-template <class T> __device__ __forceinline__ void norm_in_registers(const NormFwd<T>& a, size_t row) {
+// Packs of a lane in the forward pass, where a warp has a row.
+template <class T> constexpr int PACKS = WIDEST / (32 * PACK<T>);
+
+template <class T> __device__ __forceinline__ void norm_in_registers(const NormFwd<T>& a, size_t row, unsigned token_row) {
     constexpr int P = PACK<T>;
-    float z[PACKS<T>][P];
-    float sum = 0.0f, squares = 0.0f;
+    float z[PACKS<T>][P], sum = 0.0f, squares = 0.0f;
+    uint4 skips[PACKS<T>] = {};
+    // All reads are under way before the first is waited for.
 #pragma unroll
     for (int pack = 0; pack < PACKS<T>; pack++) {
         const int c = (pack * 32 + lane()) * P;
         if (c < a.dim) load(z[pack], a.x + row * a.dim + c);
+        if (c < a.dim && a.skip) skips[pack] = *reinterpret_cast<const uint4*>(a.skip + row * a.dim + c);
     }
 #pragma unroll
     for (int pack = 0; pack < PACKS<T>; pack++) {
         const int c = (pack * 32 + lane()) * P;
         if (c >= a.dim) continue;
-        make_z<true>(z[pack], a, row, c);
+        float skip[P];
+        unpack<T>(skip, skips[pack]);
+        make_z<true>(z[pack], a, row, token_row, c, skip);
 #pragma unroll
         for (int i = 0; i < P; i++) sum += z[pack][i];
     }
-    const float mean = warp_sum(sum) / a.dim;
+    const float mean = warp_sum(sum) * (1.0f / a.dim);
 #pragma unroll
     for (int pack = 0; pack < PACKS<T>; pack++) {
         if ((pack * 32 + lane()) * P >= a.dim) continue;
@@ -91,16 +96,18 @@ template <class T> __device__ __forceinline__ void norm_in_registers(const NormF
 }
 
 // Any width: a lane reads again what it wrote.
-template <class T> __device__ __forceinline__ void norm_in_memory(const NormFwd<T>& a, size_t row) {
+template <class T> __device__ __forceinline__ void norm_in_memory(const NormFwd<T>& a, size_t row, unsigned token_row) {
     constexpr int P = PACK<T>;
     const T* x = a.x + row * a.dim;
     float sum = 0.0f, squares = 0.0f, z[P];
     for (int c = lane() * P; c < a.dim; c += 32 * P) {
+        float skip[P] = {};
         load<false>(z, x + c, a.dim - c);
-        make_z<false>(z, a, row, c);
+        if (a.skip) load<false>(skip, a.skip + row * a.dim + c, a.dim - c);
+        make_z<false>(z, a, row, token_row, c, skip);
         for (int i = 0; i < P && c + i < a.dim; i++) sum += z[i];
     }
-    const float mean = warp_sum(sum) / a.dim;
+    const float mean = warp_sum(sum) * (1.0f / a.dim);
     for (int c = lane() * P; c < a.dim; c += 32 * P)
         for (int i = c; i < min(c + P, a.dim); i++) squares += (to_float(x[i]) - mean) * (to_float(x[i]) - mean);
     const float rstd = keep_stats(a, row, mean, squares);
@@ -111,9 +118,10 @@ template <class T> __device__ __forceinline__ void norm_in_memory(const NormFwd<
 }
 
 template <class T> __device__ void norm_fwd(const NormFwd<T>& a) {
-    const int row = blockIdx.x * WARPS + warp();
+    const int row = blockIdx.x * 8 + warp();
     if (row >= a.rows) return;
-    fits<T>(a.dim) ? norm_in_registers(a, row) : norm_in_memory(a, row);
+    const unsigned token_row = a.token_rows ? a.token_rows[row] : row;
+    fits<T>(a.dim) ? norm_in_registers(a, row, token_row) : norm_in_memory(a, row, token_row);
 }
 KERNEL(norm_fwd_f32, norm_fwd<float>, NormFwd<float>, 256)
 KERNEL(norm_fwd_bf16, norm_fwd<bf16>, NormFwd<bf16>, 256)
@@ -142,67 +150,70 @@ template <bool WHOLE, int N, class T> __device__ __forceinline__ void store_dz(c
     }
 }
 
+// Threads of a block in the backward pass: each has a pack of columns, and so the whole of their sums over rows.
+template <class T> constexpr int COLUMN_THREADS = WIDEST / PACK<T>;
+
 template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const NormBwd<T>& a, int first, int end) {
-    constexpr int P = PACK<T>;
-    __shared__ float parts[WARPS][WIDEST];
-    float dgamma[PACKS<T>][P] = {}, dbeta[PACKS<T>][P] = {};
-    for (size_t row = first + warp(); row < end; row += WARPS) {
-        // dy and z, and then g and n.
-        float g[PACKS<T>][P], n[PACKS<T>][P];
+    // GROUP rows are under way at once.
+    constexpr int P = PACK<T>, WARPS = COLUMN_THREADS<T> / 32, GROUP = 16 / P;
+    // Two, so that one barrier a group will do.
+    __shared__ float2 parts[2][GROUP][WARPS];
+    const int c = threadIdx.x * P;
+    const bool mine = c < a.dim;
+    float gamma[P] = {}, dgamma[P] = {}, dbeta[P] = {};
+    if (mine) load(gamma, a.gamma + c);
+    for (int start = first, turn = 0; start < end; start += GROUP, turn ^= 1) {
+        float g[GROUP][P] = {}, n[GROUP][P] = {}, rstd[GROUP] = {}, mean[GROUP] = {};
 #pragma unroll
-        for (int pack = 0; pack < PACKS<T>; pack++) {
-            const int c = (pack * 32 + lane()) * P;
-            if (c >= a.dim) continue;
-            load(g[pack], a.dy + row * a.dim + c);
-            load(n[pack], a.z + row * a.dim + c);
+        for (int r = 0; r < GROUP; r++) {
+            const size_t row = start + r;
+            if (row >= end || !mine) continue;
+            load(g[r], a.dy + row * a.dim + c);
+            load(n[r], a.z + row * a.dim + c);
+            mean[r] = a.stats[2 * row];
+            rstd[r] = a.stats[2 * row + 1];
         }
-        const float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
-        float sum_g = 0.0f, sum_gn = 0.0f;
 #pragma unroll
-        for (int pack = 0; pack < PACKS<T>; pack++) {
-            const int c = (pack * 32 + lane()) * P;
-            if (c >= a.dim) continue;
-            float gamma[P];
-            load(gamma, a.gamma + c);
+        for (int r = 0; r < GROUP; r++) {
+            float2 sums = {0.0f, 0.0f};
 #pragma unroll
             for (int i = 0; i < P; i++) {
-                n[pack][i] = (n[pack][i] - mean) * rstd;
-                dgamma[pack][i] += g[pack][i] * n[pack][i];
-                dbeta[pack][i] += g[pack][i];
-                g[pack][i] *= gamma[i];
-                sum_g += g[pack][i];
-                sum_gn += g[pack][i] * n[pack][i];
+                n[r][i] = (n[r][i] - mean[r]) * rstd[r];
+                dgamma[i] += g[r][i] * n[r][i];
+                dbeta[i] += g[r][i];
+                g[r][i] *= gamma[i];
+                sums.x += g[r][i];
+                sums.y += g[r][i] * n[r][i];
             }
+            sums = {warp_sum(sums.x), warp_sum(sums.y)};
+            if (lane() == 0) parts[turn][r][warp()] = sums;
         }
-        const float mean_g = warp_sum(sum_g) / a.dim, mean_gn = warp_sum(sum_gn) / a.dim;
+        __syncthreads();
 #pragma unroll
-        for (int pack = 0; pack < PACKS<T>; pack++) {
-            const int c = (pack * 32 + lane()) * P;
-            if (c >= a.dim) continue;
+        for (int r = 0; r < GROUP; r++) {
+            const size_t row = start + r;
+            if (row >= end || !mine) continue;
+            float2 sums = {0.0f, 0.0f};
 #pragma unroll
-            for (int i = 0; i < P; i++) g[pack][i] = rstd * (g[pack][i] - mean_g - n[pack][i] * mean_gn);
-            store_dz<true>(a, row, c, g[pack]);
+            for (int w = 0; w < WARPS; w++) {
+                sums.x += parts[turn][r][w].x;
+                sums.y += parts[turn][r][w].y;
+            }
+            const float mean_g = sums.x * (1.0f / a.dim), mean_gn = sums.y * (1.0f / a.dim);
+#pragma unroll
+            for (int i = 0; i < P; i++) g[r][i] = rstd[r] * (g[r][i] - mean_g - n[r][i] * mean_gn);
+            store_dz<true>(a, row, c, g[r]);
         }
     }
-    // The warps' sums, in order.
-    auto combine = [&](const float (&sums)[PACKS<T>][P], float* partials) {
-#pragma unroll
-        for (int pack = 0; pack < PACKS<T>; pack++) store(parts[warp()] + (pack * 32 + lane()) * P, sums[pack]);
-        __syncthreads();
-        for (int c = threadIdx.x; c < a.dim; c += THREADS) {
-            float total = 0.0f;
-            for (int w = 0; w < WARPS; w++) total += parts[w][c];
-            partials[size_t(blockIdx.x) * a.dim + c] = total;
-        }
-        __syncthreads();
-    };
-    combine(dgamma, a.partials);
-    combine(dbeta, a.partials + size_t(gridDim.x) * a.dim);
+    if (mine) {
+        store(a.partials + size_t(blockIdx.x) * a.dim + c, dgamma);
+        store(a.partials + size_t(gridDim.x + blockIdx.x) * a.dim + c, dbeta);
+    }
 }
 
 // Any width: first the columns of the block's rows, then the rows.
 template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const NormBwd<T>& a, int first, int end) {
-    constexpr int P = PACK<T>;
+    constexpr int P = PACK<T>, THREADS = COLUMN_THREADS<T>, WARPS = THREADS / 32;
     for (int c = threadIdx.x; c < a.dim; c += THREADS) {
         float dgamma = 0.0f, dbeta = 0.0f;
         for (size_t row = first; row < end; row++) {
@@ -223,7 +234,7 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const Norm
             sum_g += g;
             sum_gn += g * ((to_float(z[c]) - mean) * rstd);
         }
-        const float mean_g = warp_sum(sum_g) / a.dim, mean_gn = warp_sum(sum_gn) / a.dim;
+        const float mean_g = warp_sum(sum_g) * (1.0f / a.dim), mean_gn = warp_sum(sum_gn) * (1.0f / a.dim);
         // The lanes below read other columns than those above, but none writes before all have read.
         for (int c = lane() * P; c < a.dim; c += 32 * P) {
             float g[P], n[P], gamma[P];
@@ -240,10 +251,10 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const Norm
     }
 }
 
-// A block a chunk of rows, a warp every eighth of them.
+// A block a chunk of rows.
 template <class T> __device__ void norm_bwd(const NormBwd<T>& a) {
     const int first = blockIdx.x * a.chunk, end = min(first + a.chunk, a.rows);
     fits<T>(a.dim) ? norm_bwd_in_registers(a, first, end) : norm_bwd_in_memory(a, first, end);
 }
 KERNEL(norm_bwd_f32, norm_bwd<float>, NormBwd<float>, 256)
-KERNEL(norm_bwd_bf16, norm_bwd<bf16>, NormBwd<bf16>, 256)
+KERNEL(norm_bwd_bf16, norm_bwd<bf16>, NormBwd<bf16>, 128)

@@ -5,8 +5,9 @@ use super::{Cuda, columns};
 use crate::error::Result;
 use crate::ops::AddNorm;
 
-/// Chunks of rows in the backward pass, at the most.
-const CHUNKS: usize = 256;
+/// Chunks of rows in the backward pass, at the most, and what their rows are a multiple of.
+const CHUNKS: usize = 512;
+const CHUNK: usize = 4;
 
 pub fn fwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
     let rows = cuda.rows(op.rows);
@@ -30,7 +31,7 @@ pub fn fwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
 pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
     let rows = cuda.rows(op.rows);
     let kernel = cuda.kernels().norm_bwd.of(op.dy.dtype);
-    let chunk = rows.div_ceil(CHUNKS).next_multiple_of(kernel.warps());
+    let chunk = rows.div_ceil(CHUNKS).next_multiple_of(CHUNK);
     let chunks = rows.div_ceil(chunk);
     let partials = cuda.scratch(2 * chunks * op.dim * size_of::<f32>());
     let arguments = NormBwd {
