@@ -7,7 +7,7 @@ use std::{env, fs, thread};
 
 /// Of the kernels. What the compiler's checks find ends in scheduler.cpp.
 const KERNELS: &str = "-x c++ -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-gnu-unique -ftls-model=local-dynamic \
-                       -Wall -Wno-unknown-pragmas -fsanitize=alignment,bounds -fno-sanitize-recover=all";
+                       -Wall -Wno-unknown-pragmas -Wno-sign-compare -fsanitize=alignment,bounds -fno-sanitize-recover=all";
 const EMULATOR: &str = "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-missing-field-initializers";
 
 fn main() {
