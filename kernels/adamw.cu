@@ -56,7 +56,7 @@ struct AdamWDecide {
 __device__ void decide(const AdamWDecide& a) {
     if (threadIdx.x != 0) return;
     const double loss = a.status[0], norm = a.status[2];
-    const bool usable = isfinite(loss) && isfinite(norm);
+    const bool usable = fabs(loss) < INFINITY && fabs(norm) < INFINITY;
     a.status[0] = 0.0;
     if (usable) {
         a.status[1] += loss;
