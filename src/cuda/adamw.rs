@@ -54,8 +54,8 @@ pub fn cast(cuda: &Cuda, op: &Cast) -> Result<()> {
     cuda.launch(kernel, [op.x.len.div_ceil(8 * kernel.threads()), 1, 1], 0, &arguments)
 }
 
-/// The kernels count elements in 32 bits, and round up to whole packs.
+/// The kernels count elements in 32 bits, and round up to whole chunks.
 fn len(elements: usize) -> i32 {
-    assert!(elements < (1 << 31) - 16, "{elements} parameters");
+    assert!(elements <= (1 << 31) - CHUNK, "{elements} parameters");
     elements as i32
 }
