@@ -250,7 +250,8 @@ fn adamw(on: On, case: &str) {
 
     // And which parameters decay at all.
     for slot in &model.plan.slots {
-        let decays = slot.view.offset + slot.view.bytes() <= model.plan.params.offset + model.plan.decayed * model.plan.params.dtype.size();
+        let decays = slot.view.offset + slot.view.bytes()
+            <= model.plan.params.offset + model.plan.decayed * model.plan.params.dtype.size();
         let listed = |key: &str| notes["adamw"][key].as_array().unwrap().iter().any(|name| *name == slot.param.name);
         assert_eq!((decays, !decays), (listed("decayed"), listed("not_decayed")), "{case} {}", slot.param.name);
     }

@@ -18,7 +18,7 @@ impl Rounded {
         Rounded { cpu: Cpu::poisoned(), bytes: 0 }
     }
 
-    fn cpu(&mut self) -> &mut dyn Backend {
+    fn cpu(&mut self) -> &mut (dyn Backend + 'static) {
         &mut self.cpu
     }
 
@@ -88,8 +88,8 @@ impl Backend for Rounded {
         let place = self.place(dst);
         let values: Vec<f64> = match dst.dtype {
             DType::I32 | DType::F64 => return self.cpu.upload(place, src),
-            DType::F32 => bytemuck::pod_collect_to_vec::<u8, f32>(src).into_iter().map(f64::from).collect(),
-            DType::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(src).into_iter().map(f64::from).collect(),
+            DType::F32 => bytemuck::cast_slice::<u8, f32>(src).iter().map(|&x| x.into()).collect(),
+            DType::Bf16 => bytemuck::cast_slice::<u8, bf16>(src).iter().map(|&x| x.into()).collect(),
         };
         self.cpu().write(place, &values)
     }

@@ -7,6 +7,7 @@ mod data;
 mod fixtures;
 mod metrics;
 mod model;
+mod nvcc;
 mod ops;
 mod rounded;
 mod train;
