@@ -166,8 +166,8 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
         float g[GROUP][P] = {}, n[GROUP][P] = {}, rstd[GROUP] = {}, mean[GROUP] = {};
 #pragma unroll
         for (int r = 0; r < GROUP; r++) {
+            if (start + r >= end || !mine) continue;
             const size_t row = start + r;
-            if (row >= end || !mine) continue;
             load(g[r], a.dy + row * a.dim + c);
             load(n[r], a.z + row * a.dim + c);
             mean[r] = a.stats[2 * row];
@@ -191,8 +191,8 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
         __syncthreads();
 #pragma unroll
         for (int r = 0; r < GROUP; r++) {
+            if (start + r >= end || !mine) continue;
             const size_t row = start + r;
-            if (row >= end || !mine) continue;
             float2 sums = {0.0f, 0.0f};
 #pragma unroll
             for (int w = 0; w < WARPS; w++) {
@@ -216,7 +216,7 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const Norm
     constexpr int P = PACK<T>, THREADS = COLUMN_THREADS<T>, WARPS = THREADS / 32;
     for (int c = threadIdx.x; c < a.dim; c += THREADS) {
         float dgamma = 0.0f, dbeta = 0.0f;
-        for (size_t row = first; row < end; row++) {
+        for (size_t row = first; row < size_t(end); row++) {
             const float dy = to_float(a.dy[row * a.dim + c]), z = to_float(a.z[row * a.dim + c]);
             dgamma += dy * ((z - a.stats[2 * row]) * a.stats[2 * row + 1]);
             dbeta += dy;
@@ -225,7 +225,7 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const Norm
         a.partials[size_t(gridDim.x + blockIdx.x) * a.dim + c] = dbeta;
     }
     __syncthreads();
-    for (size_t row = first + warp(); row < end; row += WARPS) {
+    for (size_t row = first + warp(); row < size_t(end); row += WARPS) {
         const float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
         const T *dy = a.dy + row * a.dim, *z = a.z + row * a.dim;
         float sum_g = 0.0f, sum_gn = 0.0f;

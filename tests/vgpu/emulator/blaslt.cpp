@@ -161,18 +161,21 @@ template <class Element> void pack(float* packed, Factor<Element> factor, size_t
 typedef float Vector __attribute__((vector_size(32)));
 
 // sums (16 x 6, column-major) += a b
-__attribute__((target_clones("arch=haswell", "default"))) void multiply_panels(const float* a, const float* b, size_t terms, float* sums, size_t stride) {
+__attribute__((target_clones("arch=x86-64-v3", "default"))) void multiply_panels(const float* a, const float* b, size_t terms, float* sums, size_t stride) {
     Vector total[COLUMNS][2];
+#pragma GCC unroll 6
     for (size_t j = 0; j < COLUMNS; j++) memcpy(total[j], sums + j * stride, sizeof total[j]);
     for (size_t p = 0; p < terms; p++, a += ROWS, b += COLUMNS) {
         Vector low, high;
         memcpy(&low, a, sizeof low);
         memcpy(&high, a + 8, sizeof high);
+#pragma GCC unroll 6
         for (size_t j = 0; j < COLUMNS; j++) {
             total[j][0] += low * b[j];
             total[j][1] += high * b[j];
         }
     }
+#pragma GCC unroll 6
     for (size_t j = 0; j < COLUMNS; j++) memcpy(sums + j * stride, total[j], sizeof total[j]);
 }
 
