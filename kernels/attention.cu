@@ -159,7 +159,7 @@ __device__ __forceinline__ void accumulate(float (&out)[R<D>][D / 32][4], const 
 // The thread's elements of factor * out, but rows from `valid` on.
 template <int D, class T>
 __device__ __forceinline__ void store_rows(T* to, int stride, int valid, int head_dim, const float (&out)[R<D>][D / 32][4],
-                                           const float (&factor)[R<D>]) {
+                                           float factor) {
 #pragma unroll
     for (int i = 0; i < R<D>; i++)
 #pragma unroll
@@ -167,14 +167,14 @@ __device__ __forceinline__ void store_rows(T* to, int stride, int valid, int hea
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 const int r = row_of<D>(i), c = 32 * b + 4 * (lane() % 8) + e;
-                if (r < valid && c < head_dim) to[size_t(r) * stride + c] = from_float<T>(out[i][b][e] * factor[i]);
+                if (r < valid && c < head_dim) to[size_t(r) * stride + c] = from_float<T>(out[i][b][e] * factor);
             }
 }
 
 // Bit N * i + j: whether the thread's element (i, j) is kept. Four lanes, `step` apart, have the four keys of a call.
 template <int D, class At> __device__ __forceinline__ unsigned kept_elements(const Drop& drop, int step, At at) {
     unsigned bits = 0;
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < R<D> * N<D>; i += 4) {
         const int element = i + lane() / step % 4;
         const uint2 call = at(element / N<D>, element % N<D>);
@@ -255,15 +255,17 @@ template <class T, int D> __device__ void attn_fwd(const AttnFwd<T>& a) {
         accumulate<D>(out, p, buffer, v);
     }
 
-    float factor[R<D>];
 #pragma unroll
     for (int i = 0; i < R<D>; i++) {
         total[i] = row_sum(total[i]);
-        factor[i] = a.drop.scale / total[i];
         const int r = row_of<D>(i);
         if (lane() % 8 == 0 && r < valid) a.lse[size_t(seq.query + first + r) * a.heads + head] = largest[i] + logf(total[i]);
+#pragma unroll
+        for (int b = 0; b < D / 32; b++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) out[i][b][e] /= total[i];
     }
-    store_rows<D>(a.y + size_t(seq.query + first) * dim + column, dim, valid, a.head_dim, out, factor);
+    store_rows<D>(a.y + size_t(seq.query + first) * dim + column, dim, valid, a.head_dim, out, a.drop.scale);
 }
 
 // dq, and delta for bwd_kv.
@@ -284,13 +286,12 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
     load_rows<D, ROWS<D>>(dy, a.dy + row * dim + column, dim, valid, a.head_dim);
     __syncthreads();
 
-    float out[R<D>][D / 32][4] = {}, lse[R<D>], delta[R<D>], factor[R<D>];
+    float out[R<D>][D / 32][4] = {}, lse[R<D>], delta[R<D>];
 #pragma unroll
     for (int i = 0; i < R<D>; i++) {
         const int r = row_of<D>(i);
         const T* y = a.y + (row + r) * dim + column;
         lse[i] = delta[i] = 0.0f;
-        factor[i] = a.scale;
         if (r < valid) {
             lse[i] = a.lse[(row + r) * a.heads + head];
             for (int c = lane() % 8; c < a.head_dim; c += 8) delta[i] += dy[r * STRIDE<D> + c] * to_float(y[c]);
@@ -323,7 +324,7 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
             }
         accumulate<D>(out, ds, buffer, k);
     }
-    store_rows<D>(a.dq + row * a.q_stride + column, a.q_stride, valid, a.head_dim, out, factor);
+    store_rows<D>(a.dq + row * a.q_stride + column, a.q_stride, valid, a.head_dim, out, a.scale);
 }
 
 // dk and dv. The rows of a thread are keys, its columns queries.
@@ -375,14 +376,8 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
         accumulate<D>(dv, p, buffer, dy);
         accumulate<D>(dk, ds, buffer, q);
     }
-    float one[R<D>], scale[R<D>];
-#pragma unroll
-    for (int i = 0; i < R<D>; i++) {
-        one[i] = 1.0f;
-        scale[i] = a.scale;
-    }
-    store_rows<D>(a.dk + key, a.kv_stride, valid, a.head_dim, dk, scale);
-    store_rows<D>(a.dv + key, a.kv_stride, valid, a.head_dim, dv, one);
+    store_rows<D>(a.dk + key, a.kv_stride, valid, a.head_dim, dk, a.scale);
+    store_rows<D>(a.dv + key, a.kv_stride, valid, a.head_dim, dv, 1.0f);
 }
 
 KERNEL(attn_fwd_d32_f32, (attn_fwd<float, 32>), AttnFwd<float>, 128)
@@ -411,18 +406,29 @@ KERNEL(attn_bwd_kv_d128_bf16, (attn_bwd_kv<bf16, 128>), AttnBwd<bf16>, 128)
 // Rows in shared memory are 16 bytes longer than D: the 8 rows that ldmatrix reads at a time lie in different banks.
 // Two stages of streamed rows: one is read while cp.async fills the other, which has been read before the last barrier.
 
+// Of this thread, told to the compiler as the same for the whole warp: what depends on it needs no care for divergence.
+__device__ __forceinline__ int uniform_warp() { return __shfl_sync(ALL_LANES, warp(), 0); }
+
 constexpr int TILE = 64;                             // rows streamed at a time
 constexpr float LOG2E = 1.4426950408889634f;
 template <int D> constexpr int PITCH = D + 8;        // of a row in shared memory
 template <int D> constexpr int STAGE = 2 * TILE * PITCH<D>;
 
-// Asks for N rows of a head; zero from row `valid` on.
-template <int D, int N> __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int stride, int valid) {
+// Asks for ROWS rows of a head; zero from row `valid` on.
+template <int D, int ROWS> __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int stride, int valid) {
+    constexpr int AT_ONCE = THREADS / (D / 8);
+    const int row = threadIdx.x / (D / 8), column = threadIdx.x % (D / 8) * 8;
 #pragma unroll
-    for (int i = threadIdx.x; i < N * D / 8; i += THREADS) {
-        const int r = i / (D / 8), c = i % (D / 8) * 8;
-        cp_async16(to + r * PITCH<D> + c, from + size_t(r < valid ? r : 0) * stride + c, r < valid);
-    }
+    for (int r = row; r < row + ROWS; r += AT_ONCE)
+        cp_async16(to + r * PITCH<D> + column, from + size_t(r < valid ? r : 0) * stride + column, r < valid);
+}
+
+// Asks for rows `first` .. `first + 63` of two heads of `rows` rows each: a stage.
+template <int D>
+__device__ __forceinline__ void copy_stage(bf16* to, const bf16* x, int x_stride, const bf16* y, int y_stride, int first, int rows) {
+    copy_rows<D, TILE>(to, x + size_t(first) * x_stride, x_stride, rows - first);
+    copy_rows<D, TILE>(to + TILE * PITCH<D>, y + size_t(first) * y_stride, y_stride, rows - first);
+    cp_async_commit();
 }
 
 // Rows `row` .. `row + 15` of shared memory as first operands, 16 columns each.
@@ -529,39 +535,34 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
     if (seq.tile % (2 * TILE) != 0) return;
-    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16 * M;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16 * M;
     const int valid = seq.queries - seq.tile - row;  // the warp's queries
-    const bf16* keys = a.k + size_t(seq.start) * a.kv_stride + column;
-    const bf16* values = a.v + size_t(seq.start) * a.kv_stride + column;
-    const auto stream = [&](int stage, int key) {
-        bf16* to = shared + stage * STAGE<D>;
-        copy_rows<D, TILE>(to, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
-        copy_rows<D, TILE>(to + TILE * PITCH<D>, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
-        cp_async_commit();
-    };
+    const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
+    const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
+    const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;
 
     // The queries come by way of the second stage.
-    const bf16* queries = a.q + size_t(seq.query + seq.tile) * a.q_stride + column;
-    copy_rows<D, 2 * TILE>(shared + STAGE<D>, queries, a.q_stride, seq.queries - seq.tile);
-    stream(0, 0);
+    copy_rows<D, 2 * TILE>(shared + STAGE<D>, q + size_t(seq.tile) * a.q_stride, a.q_stride, seq.queries - seq.tile);
+    copy_stage<D>(shared, k, a.kv_stride, v, a.kv_stride, 0, seq.keys);
     cp_async_wait<0>();
     __syncthreads();
-    unsigned q[M][D / 16][4];
+    unsigned own_q[M][D / 16][4];
 #pragma unroll
-    for (int m = 0; m < M; m++) load_fragments<D>(q[m], shared + STAGE<D>, row + 16 * m);
+    for (int m = 0; m < M; m++) load_fragments<D>(own_q[m], shared + STAGE<D>, row + 16 * m);
 
     const float scale = a.scale * LOG2E;  // exp(x) = 2^(x log2 e)
     float out[M][D / 8][4] = {}, largest[M][2], total[M][2] = {};
 #pragma unroll
     for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INFINITY;
-    for (int key = 0, stage = 0; key < seq.keys; key += TILE, stage ^= 1) {
+    for (int key = 0, stage = 0; key < seq.keys; key += TILE) {
         cp_async_wait<0>();
         __syncthreads();
-        if (key + TILE < seq.keys) stream(stage ^ 1, key + TILE);
+        const bf16* tile = shared + stage * STAGE<D>;
+        stage ^= 1;
+        if (key + TILE < seq.keys) copy_stage<D>(shared + stage * STAGE<D>, k, a.kv_stride, v, a.kv_stride, key + TILE, seq.keys);
         if (valid <= 0) continue;
-        const bf16 *k = shared + stage * STAGE<D>, *v = k + TILE * PITCH<D>;
         float p[M][N][4];
-        multiply<D>(p, q, k);
+        multiply<D>(p, own_q, tile);
         if (seq.keys - key < TILE) {
 #pragma unroll
             for (int m = 0; m < M; m++)
@@ -609,7 +610,7 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
                         if (!(kept & 1u << (4 * n + e))) p[m][n][e] = 0.0f;
             }
         }
-        accumulate<D>(out, p, v);
+        accumulate<D>(out, p, tile + TILE * PITCH<D>);
     }
     if (valid <= 0) return;
 
@@ -622,7 +623,7 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
             float sum = total[m][h];
             sum += __shfl_xor_sync(ALL_LANES, sum, 1);
             sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-            factor[h] = a.drop.scale / sum;
+            factor[h] = __fdividef(a.drop.scale, sum);
             const int r = lane() / 4 + 8 * h;
             if (lane() % 4 == 0 && 16 * m + r < valid)
                 a.lse[size_t(first + r) * a.heads + head] = largest[m][h] * a.scale + logf(sum);
@@ -636,28 +637,21 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
     constexpr int N = 4;
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
-    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.queries - seq.tile - row;
-    const bf16* keys = a.k + size_t(seq.start) * a.kv_stride + column;
-    const bf16* values = a.v + size_t(seq.start) * a.kv_stride + column;
-    const auto stream = [&](int stage, int key) {
-        bf16* to = shared + stage * STAGE<D>;
-        copy_rows<D, TILE>(to, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
-        copy_rows<D, TILE>(to + TILE * PITCH<D>, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key);
-        cp_async_commit();
-    };
-
-    const size_t block = seq.query + seq.tile, first = block + row;
-    bf16* second = shared + STAGE<D>;
-    copy_rows<D, TILE>(second, a.q + block * a.q_stride + column, a.q_stride, seq.queries - seq.tile);
-    copy_rows<D, TILE>(second + TILE * PITCH<D>, a.dy + block * dim + column, dim, seq.queries - seq.tile);
-    stream(0, 0);
+    const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
+    const bf16* dy = a.dy + size_t(seq.query) * dim + column;
+    const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
+    const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;
+    copy_stage<D>(shared + STAGE<D>, q, a.q_stride, dy, dim, seq.tile, seq.queries);
+    copy_stage<D>(shared, k, a.kv_stride, v, a.kv_stride, 0, seq.keys);
     cp_async_wait<0>();
     __syncthreads();
-    unsigned q[1][D / 16][4], dy[1][D / 16][4];
-    load_fragments<D>(q[0], second, row);
-    load_fragments<D>(dy[0], second + TILE * PITCH<D>, row);
+    unsigned own_q[1][D / 16][4], own_dy[1][D / 16][4];
+    load_fragments<D>(own_q[0], shared + STAGE<D>, row);
+    load_fragments<D>(own_dy[0], shared + STAGE<D>, TILE + row);
 
+    const size_t first = seq.query + seq.tile + row;
     float lse[2], delta[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -668,7 +662,7 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
             const bf16* y = a.y + (first + r) * dim + column + lane() % 4 * 2;
 #pragma unroll
             for (int c = 0; c < D / 8; c++) {
-                const float2 d = unpack(dy[0][c / 2][h + c % 2 * 2]);
+                const float2 d = unpack(own_dy[0][c / 2][h + c % 2 * 2]);
                 float pair[2];
                 load<2>(pair, y + 8 * c);
                 delta[h] += d.x * pair[0] + d.y * pair[1];
@@ -681,19 +675,20 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
 
     const float scale = a.scale * LOG2E;
     float dq[1][D / 8][4] = {};
-    for (int key = 0, stage = 0; key < seq.keys; key += TILE, stage ^= 1) {
+    for (int key = 0, stage = 0; key < seq.keys; key += TILE) {
         cp_async_wait<0>();
         __syncthreads();
-        if (key + TILE < seq.keys) stream(stage ^ 1, key + TILE);
+        const bf16* tile = shared + stage * STAGE<D>;
+        stage ^= 1;
+        if (key + TILE < seq.keys) copy_stage<D>(shared + stage * STAGE<D>, k, a.kv_stride, v, a.kv_stride, key + TILE, seq.keys);
         if (valid <= 0) continue;
         unsigned kept = ~0u;
         if (a.drop.threshold) kept = kept_fragments(a.drop, key, unsigned(seq.start + seq.tile + row) * a.heads + head, a.heads);
 #pragma unroll
         for (int half = 0; half < TILE; half += 8 * N) {
-            const bf16 *k = shared + stage * STAGE<D> + half * PITCH<D>, *v = k + TILE * PITCH<D>;
             float p[1][N][4], ds[1][N][4];
-            multiply<D>(p, q, k);
-            multiply<D>(ds, dy, v);
+            multiply<D>(p, own_q, tile + half * PITCH<D>);
+            multiply<D>(ds, own_dy, tile + (TILE + half) * PITCH<D>);
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
@@ -703,7 +698,7 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
                     const float factor = kept & 1u << (half / 2 + 4 * n + e) ? a.drop.scale : 0.0f;
                     ds[0][n][e] = prob * (ds[0][n][e] * factor - delta[e / 2]);
                 }
-            accumulate<D>(dq, ds, k);
+            accumulate<D>(dq, ds, tile + half * PITCH<D>);
         }
     }
     store_fragments<D>(a.dq + first * a.q_stride + column, a.q_stride, valid, dq[0], {a.scale, a.scale});
@@ -713,47 +708,41 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
 template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     constexpr int N = 4;
     DYNAMIC_SHARED(bf16, shared);  // two stages of q, dy: (TILE, PITCH) each
-    __shared__ float rows[2][2][TILE];  // lse (of 2^x) and delta of the queries, in two stages
+    __shared__ float2 statistics[2][TILE];  // two stages of the queries' lse (to base 2) and delta
     const Sequence seq = sequence(a, false);
-    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = warp() * 16;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.keys - seq.tile - row;
-    const bf16* queries = a.q + size_t(seq.query) * a.q_stride + column;
-    const bf16* gradients = a.dy + size_t(seq.query) * dim + column;
-    const auto stream = [&](int stage, int query) {
-        bf16* to = shared + stage * STAGE<D>;
-        copy_rows<D, TILE>(to, queries + size_t(query) * a.q_stride, a.q_stride, seq.queries - query);
-        copy_rows<D, TILE>(to + TILE * PITCH<D>, gradients + size_t(query) * dim, dim, seq.queries - query);
-        cp_async_commit();
-    };
-    // The first 64 threads fetch lse, the others delta. Where there is no query p = 2^-inf = 0.
+    const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
+    const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;
+    const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
+    const bf16* dy = a.dy + size_t(seq.query) * dim + column;
+    // Where there is no query, p = 2^-inf = 0.
     const auto fetch = [&](int query) {
-        const bool of_lse = threadIdx.x < TILE;
-        query += threadIdx.x % TILE;
-        if (query >= seq.queries) return of_lse ? INFINITY : 0.0f;
+        query += threadIdx.x;
+        if (threadIdx.x >= TILE || query >= seq.queries) return float2{INFINITY, 0.0f};
         const size_t at = size_t(seq.query + query) * a.heads + head;
-        return of_lse ? a.lse[at] * LOG2E : a.delta[at];
+        return float2{a.lse[at] * LOG2E, a.delta[at]};
     };
-
-    const size_t block = size_t(seq.start + seq.tile) * a.kv_stride + column, first = block + size_t(row) * a.kv_stride;
-    bf16* second = shared + STAGE<D>;
-    copy_rows<D, TILE>(second, a.k + block, a.kv_stride, seq.keys - seq.tile);
-    copy_rows<D, TILE>(second + TILE * PITCH<D>, a.v + block, a.kv_stride, seq.keys - seq.tile);
-    stream(0, 0);
-    float fetched = fetch(0);
+    copy_stage<D>(shared + STAGE<D>, k, a.kv_stride, v, a.kv_stride, seq.tile, seq.keys);
+    copy_stage<D>(shared, q, a.q_stride, dy, dim, 0, seq.queries);
+    float2 fetched = fetch(0);
     cp_async_wait<0>();
     __syncthreads();
-    unsigned k[1][D / 16][4], v[1][D / 16][4];
-    load_fragments<D>(k[0], second, row);
-    load_fragments<D>(v[0], second + TILE * PITCH<D>, row);
+    unsigned own_k[1][D / 16][4], own_v[1][D / 16][4];
+    load_fragments<D>(own_k[0], shared + STAGE<D>, row);
+    load_fragments<D>(own_v[0], shared + STAGE<D>, TILE + row);
 
     const float scale = a.scale * LOG2E;
     float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
-    for (int query = 0, stage = 0; query < seq.queries; query += TILE, stage ^= 1) {
-        rows[stage][threadIdx.x / TILE][threadIdx.x % TILE] = fetched;
+    for (int query = 0, stage = 0; query < seq.queries; query += TILE) {
+        const bf16* tile = shared + stage * STAGE<D>;
+        const float2* tile_statistics = statistics[stage];
+        if (threadIdx.x < TILE) statistics[stage][threadIdx.x] = fetched;
         cp_async_wait<0>();
         __syncthreads();
+        stage ^= 1;
         if (query + TILE < seq.queries) {
-            stream(stage ^ 1, query + TILE);
+            copy_stage<D>(shared + stage * STAGE<D>, q, a.q_stride, dy, dim, query + TILE, seq.queries);
             fetched = fetch(query + TILE);
         }
         if (valid <= 0) continue;
@@ -762,15 +751,14 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
             kept = kept_fragments_transposed(a.drop, seq.tile + row, unsigned(seq.start + query) * a.heads + head, a.heads);
 #pragma unroll
         for (int half = 0; half < TILE; half += 8 * N) {
-            const bf16 *q = shared + stage * STAGE<D> + half * PITCH<D>, *dy = q + TILE * PITCH<D>;
+            const bf16 *tile_q = tile + half * PITCH<D>, *tile_dy = tile_q + TILE * PITCH<D>;
             float p[1][N][4], ds[1][N][4];
-            multiply<D>(p, k, q);
-            multiply<D>(ds, v, dy);
+            multiply<D>(p, own_k, tile_q);
+            multiply<D>(ds, own_v, tile_dy);
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                float lse[2], delta[2];
-                load<2>(lse, &rows[stage][0][half + 8 * n + lane() % 4 * 2]);
-                load<2>(delta, &rows[stage][1][half + 8 * n + lane() % 4 * 2]);
+                const float2* of_query = tile_statistics + half + 8 * n + lane() % 4 * 2;
+                const float lse[2] = {of_query[0].x, of_query[1].x}, delta[2] = {of_query[0].y, of_query[1].y};
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const float prob = exp2_approx(p[0][n][e] * scale - lse[e % 2]);
@@ -779,10 +767,11 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
                     p[0][n][e] = keep ? prob : 0.0f;
                 }
             }
-            accumulate<D>(dv, p, dy);
-            accumulate<D>(dk, ds, q);
+            accumulate<D>(dv, p, tile_dy);
+            accumulate<D>(dk, ds, tile_q);
         }
     }
+    const size_t first = size_t(seq.start + seq.tile + row) * a.kv_stride + column;
     store_fragments<D>(a.dk + first, a.kv_stride, valid, dk[0], {a.scale, a.scale});
     store_fragments<D>(a.dv + first, a.kv_stride, valid, dv[0], {a.drop.scale, a.drop.scale});
 }

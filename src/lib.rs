@@ -13,7 +13,9 @@
 //! | [`data`] | `dataset` (labelled files), `inputs` (rows to classify), `scored` (rows classified), `tokenize`, `pack` (no padding), `loader` (order of rows, prefetching) |
 //! | [`model`] | `config`, `names` (Hugging Face tensor names), `plan` (every buffer), `encoder` and `head` (forward, backward: two mirrored lists) |
 //! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `real` (f32 and f64 arithmetic) |
-//! | [`device`] | which backend computes: the one place that knows them by name |
+//! | [`cuda`] | the backend on NVIDIA GPUs: the same stems, each a launcher of the kernels in `kernels/<stem>.cu`; `gemm` (cuBLASLt), `columns` (sums over rows), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
+//! | [`device`] | which backend computes, and how precisely: the one place that knows them by name |
+//! | [`cost`] | bytes and FLOPs of each op at the least |
 //! | [`random`] | Philox: dropout as a pure function of where and when |
 //! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
@@ -23,7 +25,8 @@
 //! | [`sample`] | the bundled reviews of the default run |
 //! | [`cli`], [`error`] | what the binaries share; one error type: what, where, what to do |
 //!
-//! Another backend stands beside `cpu` with the same stems and implements the same trait; `device` opens it, and nothing else names one.
+//! A backend implements the trait, one file an op stem; `device` opens it, and nothing else names one. Beside `src/`: `kernels/`
+//! (CUDA sources), `build.rs` (nvcc, where there is one), `tests/vgpu` (a GPU in software, for the tests), `benches/`.
 //!
 //! # Invariants
 //! 1. Padding does not exist. A batch is packed: `ids`, `positions` and `cu_seqlens`; every dense op runs on the rows that
@@ -31,11 +34,13 @@
 //! 2. An op allocates nothing (the `gemm` crate's working memory aside): all memory is planned and taken once, and
 //!    `plan.rs` is the whole list.
 //! 3. Parameter gradients accumulate (`+=`), activation gradients are overwritten (`=`) unless the op's field says so.
-//! 4. Every reduction has a fixed order: the same inputs give the same bits, run after run, on any number of threads.
+//! 4. Every reduction has a fixed order, and there are no floating-point atomics: the same inputs give the same bits, run after
+//!    run, on any number of threads.
 //! 5. Every op has a backward. After one step every parameter that should move has moved (tested).
 //! 6. Randomness is counter-based (Philox4x32-10 keyed by seed, update and micro-batch; the counter says site, row and
 //!    column) and computed again in the backward pass: no stored masks, no generator state to lose.
-//! 7. The maths of an op is written once, in `ops.rs`; a test gives each op a case with its numerical gradient.
+//! 7. The maths of an op is written once, in `ops.rs`; a kernel file holds kernels, a launcher holds geometry. A test gives each
+//!    op a case: its numerical gradient on the CPU, and every other backend against that.
 //! 8. The model code names no device: a `Box<dyn Backend>`, tensors as [`ops::View`]s into its memory, dtype a run-time field.
 //! 9. Only [CLS] feeds the head: a plan with `last_rows` = `Seqs` runs the last layer's queries, feed-forward and norms on
 //!    [CLS] rows alone. Exact, and with the same dropout masks.

@@ -7,7 +7,9 @@ mod data;
 mod fixtures;
 mod metrics;
 mod model;
+mod nvcc;
 mod ops;
+mod rounded;
 mod train;
 #[path = "vgpu.rs"]
 mod virtual_gpu;

@@ -56,6 +56,6 @@ pub fn cast(cuda: &Cuda, op: &Cast) -> Result<()> {
 
 /// The kernels count elements in 32 bits, and round up to whole chunks.
 fn len(elements: usize) -> i32 {
-    assert!(elements < (1 << 31) - CHUNK, "{elements} parameters");
+    assert!(elements <= (1 << 31) - CHUNK, "{elements} parameters");
     elements as i32
 }

@@ -39,8 +39,25 @@ impl Path<'_> {
         }
     }
 
+    /// Heads of just `width` elements of bf16, on tensor cores.
+    fn tensor_cores(cuda: &Cuda, width: usize) -> Path<'_> {
+        let kernels = cuda.kernels();
+        let (fwd, bwd_q, bwd_kv) = match width {
+            32 => (&kernels.attn_fwd_mma_d32_bf16, &kernels.attn_bwd_q_mma_d32_bf16, &kernels.attn_bwd_kv_mma_d32_bf16),
+            _ => (&kernels.attn_fwd_mma_d64_bf16, &kernels.attn_bwd_q_mma_d64_bf16, &kernels.attn_bwd_kv_mma_d64_bf16),
+        };
+        // Two stages of two tiles of 64 rows.
+        let shared = 2 * 2 * 64 * 2 * (width + 8);
+        Path { fwd, bwd_q, bwd_kv, parts: 1, fwd_shared: shared, bwd_shared: shared }
+    }
+
     fn of<'a>(cuda: &'a Cuda, op: &Attn) -> Result<Path<'a>> {
+        let strides = [op.q_stride, op.kv_stride];
+        let views = [op.q, op.k, op.v, op.y, op.dy, op.dq, op.dk, op.dv];
+        // 16 bytes are the unit of copies into shared memory.
+        let aligned = strides.iter().all(|stride| stride % 8 == 0) && views.iter().all(|view| view.offset % 16 == 0);
         match op.head_dim {
+            width @ (32 | 64) if op.y.dtype == DType::Bf16 && aligned => Ok(Path::tensor_cores(cuda, width)),
             ..=32 => Ok(Path::general(cuda, op.y.dtype, 32)),
             ..=64 => Ok(Path::general(cuda, op.y.dtype, 64)),
             ..=128 => Ok(Path::general(cuda, op.y.dtype, 128)),

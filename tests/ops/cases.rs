@@ -50,6 +50,7 @@ ops! {
     Dropout: dropout_fwd dropout_bwd;
     FirstRow: first_row_fwd first_row_bwd;
     Xent: xent_fwd xent_bwd;
+    Cast: cast;
     GradNorm: grad_norm;
     AdamW: adamw;
 }
@@ -106,6 +107,43 @@ const GUARD_BYTE: u8 = 0x5a;
 /// Of every tensor, as in a plan.
 const ALIGN: usize = 256;
 
+/// What a plan of bf16 keeps in f32: tables, norms, statistics, logits with the bias they get, losses, all that the optimizer
+/// works on, and so the gradient of every parameter.
+const EXACT: [&str; 24] = [
+    "word",
+    "position",
+    "types",
+    "gamma",
+    "beta",
+    "stats",
+    "lse",
+    "logits",
+    "logits_bias",
+    "weights",
+    "loss",
+    "dloss",
+    "dword",
+    "dposition",
+    "dtypes",
+    "dgamma",
+    "dbeta",
+    "dw",
+    "db",
+    "grads",
+    "params",
+    "m",
+    "v",
+    "status",
+];
+
+/// A number as a type has it.
+pub fn rounded(x: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::Bf16 => f64::from(half::bf16::from_f64(x)),
+        _ => f64::from(x as f32),
+    }
+}
+
 /// Places the tensors of a case one after the other.
 pub struct Builder<'a> {
     batch: &'a PackedBatch,
@@ -127,8 +165,9 @@ impl Builder<'_> {
     fn place(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, filled: bool) -> &mut Tensor {
         let extent = extent.into();
         let len = width * extent.rows(self.batch);
-        let view = self.take(len, self.dtype);
-        let start = (0..len).map(|_| if filled { uniform(&mut self.random) } else { f64::NAN }).collect();
+        let dtype = if self.dtype == DType::Bf16 && EXACT.contains(&name) { DType::F32 } else { self.dtype };
+        let view = self.take(len, dtype);
+        let start = (0..len).map(|_| if filled { rounded(uniform(&mut self.random), dtype) } else { f64::NAN }).collect();
         self.tensors.push(Tensor { name, extent, width, view, start, grad: None, cotangent: None, adds: false });
         self.tensors.last_mut().unwrap()
     }
@@ -182,14 +221,14 @@ impl Builder<'_> {
     /// Changes the numbers of a tensor.
     pub fn map(&mut self, name: &str, f: impl Fn(f64) -> f64) {
         let tensor = self.tensors.iter_mut().find(|t| t.name == name).unwrap();
-        tensor.start.iter_mut().for_each(|x| *x = f64::from(f(*x) as f32));
+        tensor.start.iter_mut().for_each(|x| *x = rounded(f(*x), tensor.view.dtype));
     }
 }
 
-/// Of mean 0 and variance 1, exact in f32.
+/// Of mean 0 and variance 1.
 fn uniform(random: &mut Mt64) -> f64 {
     let x = (random.next_u64() >> 40) as f64 / (1u64 << 23) as f64 - 1.0;
-    f64::from((x * 3f64.sqrt()) as f32)
+    x * 3f64.sqrt()
 }
 
 /// An op before it has a place.
@@ -342,12 +381,21 @@ pub fn embed(batch: &PackedBatch, dim: usize, types: usize, pad: Option<usize>) 
 }
 
 pub fn linear(batch: &PackedBatch, k: usize, n: usize, rows: Rows, add: bool) -> Case {
-    Case::new(format!("linear {k} to {n}, {rows:?}, add {add}"), batch, move |b| {
+    linear_into(["y", "b"], batch, k, n, rows, add)
+}
+
+/// The product whose result is not rounded.
+pub fn classifier(batch: &PackedBatch, k: usize, classes: usize) -> Case {
+    linear_into(["logits", "logits_bias"], batch, k, classes, Rows::Seqs, false)
+}
+
+fn linear_into([y, bias]: [&'static str; 2], batch: &PackedBatch, k: usize, n: usize, rows: Rows, add: bool) -> Case {
+    Case::new(format!("linear {k} to {n} {y}, {rows:?}, add {add}"), batch, move |b| {
         Op::Linear(Linear {
             x: b.input("x", rows, k, "dx"),
             w: b.input("w", n, k, "dw"),
-            b: b.input("b", 1, n, "db"),
-            y: b.output("y", rows, n, "dy"),
+            b: b.input(bias, 1, n, "db"),
+            y: b.output(y, rows, n, "dy"),
             dy: b.random("dy", rows, n),
             dx: if add { b.sum("dx", rows, k) } else { b.empty("dx", rows, k) },
             dw: b.sum("dw", n, k),
@@ -478,6 +526,14 @@ pub fn grad_norm(len: usize) -> Case {
     })
 }
 
+/// In a plan of bf16, what products read.
+pub fn cast(len: usize) -> Case {
+    Case::new(format!("cast {len}"), &batch(&[1]), move |b| {
+        let (x, y) = (b.random("params", 1, len), b.empty("copy", 1, len));
+        Op::Cast(Cast { x, y })
+    })
+}
+
 /// The gradient norm is told to be `norm`; so the status block has it from `grad_norm`, and no other.
 pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
     Case::new(format!("adamw {len}, {decayed} decayed, norm {norm} of {max_norm}"), &batch(&[1]), move |b| {
@@ -485,8 +541,9 @@ pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
         let (m, v) = (b.random("m", 1, len), b.random("v", 1, len));
         b.map("v", |v| v * v);
         let status = b.status(Status { loss: 0.5, loss_sum: 0.25, grad_norm: norm, skipped: 1.0 });
+        let copy = if b.dtype == DType::Bf16 { b.empty("copy", 1, len) } else { View::NONE };
         let (beta1, beta2, eps, weight_decay) = (0.9, 0.999, 1e-8, 0.1);
-        Op::AdamW(AdamW { params, copy: View::NONE, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm })
+        Op::AdamW(AdamW { params, copy, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm })
     })
 }
 
@@ -494,7 +551,7 @@ pub const SHORT: [usize; 4] = [33, 1, 31, 2];
 pub const LONG: [usize; 5] = [1, 2, 31, 33, 512];
 
 /// Every op at odd sizes, with every flag.
-pub fn cases() -> Vec<Case> {
+pub fn odd() -> Vec<Case> {
     let (short, long) = (batch(&SHORT), batch(&LONG));
     let (t, s) = (Rows::Tokens, Rows::Seqs);
     let off = DropSite::NONE;
@@ -507,6 +564,7 @@ pub fn cases() -> Vec<Case> {
         linear(&short, 33, 30, s, true),
         linear(&long, 30, 24, t, true),
         linear(&long, 7, 1, s, false),
+        classifier(&short, 30, 3),
         attn(&short, 5, 6, t, off),
         attn(&short, 4, 8, t, on),
         attn(&short, 3, 8, s, off),
@@ -518,6 +576,8 @@ pub fn cases() -> Vec<Case> {
         attn(&long, 2, 16, s, on),
         first_row(&short, 30, true),
         first_row(&long, 33, false),
+        cast(1),
+        cast(1003),
         grad_norm(1),
         grad_norm(1000),
         grad_norm(2 * 65536 + 17),
@@ -541,4 +601,56 @@ pub fn cases() -> Vec<Case> {
         cases.push(xent(&long, classes, smoothing, weighted));
     }
     cases
+}
+
+/// Sizes that a GPU has fast ways for: rows of whole packs of 16 bytes, heads of 32 and 64, tiles of 64 full, not quite full
+/// and just begun.
+pub fn even() -> Vec<Case> {
+    let (few, short) = (batch(&[3, 1, 2]), batch(&SHORT));
+    let (tiles, long) = (batch(&[65, 1, 64, 2, 63, 31]), batch(&[128, 512, 1, 200]));
+    let (t, s) = (Rows::Tokens, Rows::Seqs);
+    let off = DropSite::NONE;
+    let on = DropSite { p: 0.1, site: 0xffff_ffff };
+    let mut cases = vec![
+        embed(&few, 768, 2, Some(0)),
+        embed(&short, 64, 0, Some(0)),
+        embed(&long, 32, 2, None),
+        linear(&short, 64, 32, t, false),
+        linear(&short, 32, 64, s, true),
+        linear(&few, 768, 104, t, true),
+        linear(&tiles, 40, 192, t, false),
+        linear(&long, 16, 8, t, true),
+        classifier(&short, 64, 2),
+        classifier(&short, 768, 6),
+        classifier(&few, 64, 8),
+        first_row(&short, 64, true),
+        first_row(&few, 768, false),
+        cast(4096),
+        grad_norm(4096),
+        adamw(4096, 2048, 1.0, 2.0),
+    ];
+    for (heads, head_dim) in [(1, 32), (3, 32), (1, 64), (2, 64)] {
+        let [first, second] = if heads == 1 { [off, on] } else { [on, off] };
+        cases.extend([attn(&tiles, heads, head_dim, t, first), attn(&tiles, heads, head_dim, s, second)]);
+    }
+    cases.extend([attn(&long, 1, 32, s, on), attn(&long, 1, 64, t, on), attn(&long, 2, 32, t, off), attn(&long, 3, 64, s, off)]);
+    for (batch, dim) in [(&few, 768), (&short, 64), (&short, 32)] {
+        for (rows, skip, drop) in [(t, false, off), (t, true, off), (t, true, on), (s, true, on)] {
+            cases.push(add_norm(batch, dim, rows, skip, drop));
+        }
+    }
+    for kind in [Activation::Gelu, Activation::Relu, Activation::Tanh] {
+        cases.extend([act(&few, kind, 768, t), act(&short, kind, 64, s)]);
+    }
+    for rows in [t, s] {
+        cases.extend([dropout(&short, 64, rows, on), dropout(&few, 768, rows, on)]);
+    }
+    for (classes, smoothing, weighted) in [(2, 0.0, true), (6, 0.1, true), (8, 0.0, false)] {
+        cases.push(xent(&tiles, classes, smoothing, weighted));
+    }
+    cases
+}
+
+pub fn cases() -> Vec<Case> {
+    odd().into_iter().chain(even()).collect()
 }

@@ -7,7 +7,7 @@ use std::{env, fs, thread};
 
 /// Of the kernels. What the compiler's checks find ends in scheduler.cpp.
 const KERNELS: &str = "-x c++ -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-gnu-unique -ftls-model=local-dynamic \
-                       -Wall -Wno-unknown-pragmas -fsanitize=alignment,bounds -fno-sanitize-recover=all";
+                       -Wall -Wno-unknown-pragmas -Wno-sign-compare -fsanitize=alignment,bounds -fno-sanitize-recover=all";
 const EMULATOR: &str = "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-missing-field-initializers";
 
 fn main() {
@@ -30,7 +30,8 @@ fn main() {
     let compiler = Compiler { path: compiler.expect("a C++ compiler").path().into(), out };
 
     let include = format!("-I{} -I{}", emulator.display(), kernels.display());
-    let emulator_sources = ["scheduler.cpp", "memory.cpp", "streams.cpp", "driver.cpp", "blaslt.cpp"].map(|name| emulator.join(name));
+    let emulator_sources =
+        ["scheduler.cpp", "memory.cpp", "streams.cpp", "driver.cpp", "blaslt.cpp"].map(|name| emulator.join(name));
     let mut kernel_sources: Vec<PathBuf> =
         fs::read_dir(&kernels).expect("kernels/").map(|entry| entry.expect("a readable folder").path()).collect();
     kernel_sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));

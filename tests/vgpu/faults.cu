@@ -10,7 +10,7 @@ __device__ void past_the_end(const Buffer& a) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i <= a.n) a.x[i] = 1.0f;
 }
-KERNEL(past_the_end, past_the_end, Buffer, 64)
+KERNEL(past_the_end_f32, past_the_end, Buffer, 64)
 
 __device__ void divergent_barrier(const Buffer& a) {
     if (threadIdx.x < 32) {
@@ -21,14 +21,14 @@ __device__ void divergent_barrier(const Buffer& a) {
         __syncthreads();
     }
 }
-KERNEL(divergent_barrier, divergent_barrier, Buffer, 64)
+KERNEL(divergent_barrier_f32, divergent_barrier, Buffer, 64)
 
 __device__ void barrier_after_exit(const Buffer& a) {
     if (threadIdx.x == 7) return;
     __syncthreads();
     a.x[threadIdx.x] = 1.0f;
 }
-KERNEL(barrier_after_exit, barrier_after_exit, Buffer, 64)
+KERNEL(barrier_after_exit_f32, barrier_after_exit, Buffer, 64)
 
 __device__ void divergent_shuffle(const Buffer& a) {
     float x = float(threadIdx.x);
@@ -36,20 +36,20 @@ __device__ void divergent_shuffle(const Buffer& a) {
     else x = __shfl_xor_sync(ALL_LANES, x, 2);
     a.x[threadIdx.x] = x;
 }
-KERNEL(divergent_shuffle, divergent_shuffle, Buffer, 32)
+KERNEL(divergent_shuffle_f32, divergent_shuffle, Buffer, 32)
 
 __device__ void exit_before_shuffle(const Buffer& a) {
     if (threadIdx.x == 31) return;
     a.x[threadIdx.x] = __shfl_xor_sync(ALL_LANES, 1.0f, 1);
 }
-KERNEL(exit_before_shuffle, exit_before_shuffle, Buffer, 32)
+KERNEL(exit_before_shuffle_f32, exit_before_shuffle, Buffer, 32)
 
 // One warp waits at the barrier, one for lanes that are at it.
 __device__ void deadlock(const Buffer& a) {
     if (threadIdx.x == 40) a.x[0] = __shfl_sync(ALL_LANES, 1.0f, 0);
     __syncthreads();
 }
-KERNEL(deadlock, deadlock, Buffer, 64)
+KERNEL(deadlock_f32, deadlock, Buffer, 64)
 
 __device__ void misaligned_ldmatrix(const Buffer& a) {
     DYNAMIC_SHARED(bf16, tile);  // (33 * 8)
@@ -59,10 +59,10 @@ __device__ void misaligned_ldmatrix(const Buffer& a) {
     ldmatrix4(r, tile + threadIdx.x * 8 + 1);
     a.x[threadIdx.x] = float(r[0]);
 }
-KERNEL(misaligned_ldmatrix, misaligned_ldmatrix, Buffer, 32)
+KERNEL(misaligned_ldmatrix_f32, misaligned_ldmatrix, Buffer, 32)
 
 __device__ void misaligned_vector(const Buffer& a) { *reinterpret_cast<float4*>(a.x + 1) = make_float4(1, 2, 3, 4); }
-KERNEL(misaligned_vector, misaligned_vector, Buffer, 32)
+KERNEL(misaligned_vector_f32, misaligned_vector, Buffer, 32)
 
 // x[4 t ..] are copied to where 100 is added to them, without the wait if n is 0.
 __device__ void copy_without_wait(const Buffer& a) {
@@ -74,7 +74,7 @@ __device__ void copy_without_wait(const Buffer& a) {
     for (int i = 0; i < 4; i++) a.x[4 * threadIdx.x + i] = mine[i] + 100.0f;
     cp_async_wait<0>();
 }
-KERNEL(copy_without_wait, copy_without_wait, Buffer, 32)
+KERNEL(copy_without_wait_f32, copy_without_wait, Buffer, 32)
 
 __device__ void uninitialised_shared(const Buffer& a) {
     __shared__ float fixed[32];
@@ -83,7 +83,7 @@ __device__ void uninitialised_shared(const Buffer& a) {
     a.x[threadIdx.x] = fixed[threadIdx.x];
     a.x[32 + threadIdx.x] = dynamic[threadIdx.x];
 }
-KERNEL(uninitialised_shared, uninitialised_shared, Buffer, 32)
+KERNEL(uninitialised_shared_f32, uninitialised_shared, Buffer, 32)
 
 __device__ void past_dynamic_shared(const Buffer& a) {
     DYNAMIC_SHARED(float, tile);  // (32), where n - 1 is read
@@ -91,7 +91,7 @@ __device__ void past_dynamic_shared(const Buffer& a) {
     __syncwarp();
     a.x[threadIdx.x] = tile[a.n - 1];
 }
-KERNEL(past_dynamic_shared, past_dynamic_shared, Buffer, 32)
+KERNEL(past_dynamic_shared_f32, past_dynamic_shared, Buffer, 32)
 
 __device__ void past_fixed_shared(const Buffer& a) {
     __shared__ float tile[32];
@@ -99,7 +99,7 @@ __device__ void past_fixed_shared(const Buffer& a) {
     __syncwarp();
     a.x[threadIdx.x] = tile[a.n];
 }
-KERNEL(past_fixed_shared, past_fixed_shared, Buffer, 32)
+KERNEL(past_fixed_shared_f32, past_fixed_shared, Buffer, 32)
 
 // Every thread reads what its left neighbour has just written, with no barrier between.
 __device__ void race(const Buffer& a) {
@@ -107,8 +107,8 @@ __device__ void race(const Buffer& a) {
     tile[threadIdx.x] = float(threadIdx.x);
     a.x[threadIdx.x] = tile[(threadIdx.x + 63) % 64];
 }
-KERNEL(race, race, Buffer, 64)
+KERNEL(race_f32, race, Buffer, 64)
 
 // The last block to run leaves its number.
 __device__ void race_of_blocks(const Buffer& a) { a.x[threadIdx.x] = float(blockIdx.x); }
-KERNEL(race_of_blocks, race_of_blocks, Buffer, 32)
+KERNEL(race_of_blocks_f32, race_of_blocks, Buffer, 32)

@@ -13,7 +13,7 @@ __device__ void scale(const Scale& a) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < a.n) a.x[i] = a.factor * a.x[i] + a.offset;
 }
-KERNEL(scale, scale, Scale, 64)
+KERNEL(scale_f32, scale, Scale, 64)
 
 struct RowSum {
     const float* x;  // (blocks, columns)
@@ -27,7 +27,7 @@ __device__ void row_sum(const RowSum& a) {
     sum = block_sum<256>(sum);
     if (threadIdx.x == 0) a.y[blockIdx.x] = sum;
 }
-KERNEL(row_sum, row_sum, RowSum, 256)
+KERNEL(row_sum_f32, row_sum, RowSum, 256)
 
 struct Product {
     const bf16* a;  // (16 * blocks, k)
@@ -77,8 +77,8 @@ template <bool B_TRANSPOSED> __device__ void product(const Product& a) {
         for (int i = 0; i < 4; i++)
             a.d[(size_t(blockIdx.x) * 16 + group + i / 2 * 8) * 16 + side * 8 + pair + i % 2] = d[side][i];
 }
-KERNEL(product, product<false>, Product, 32)
-KERNEL(product_transposed, product<true>, Product, 32)
+KERNEL(product_f32, product<false>, Product, 32)
+KERNEL(product_transposed_f32, product<true>, Product, 32)
 
 struct Repeat {
     float* x;  // (blocks * threads)
@@ -88,11 +88,11 @@ struct Repeat {
 __device__ void barriers(const Repeat& a) {
     for (int i = 0; i < a.times; i++) __syncthreads();
 }
-KERNEL(barriers, barriers, Repeat, 256)
+KERNEL(barriers_f32, barriers, Repeat, 256)
 
 __device__ void shuffles(const Repeat& a) {
     float x = float(threadIdx.x);
     for (int i = 0; i < a.times; i++) x += __shfl_xor_sync(ALL_LANES, x, 1);
     a.x[blockIdx.x * blockDim.x + threadIdx.x] = x;
 }
-KERNEL(shuffles, shuffles, Repeat, 256)
+KERNEL(shuffles_f32, shuffles, Repeat, 256)

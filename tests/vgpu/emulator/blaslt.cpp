@@ -161,18 +161,21 @@ template <class Element> void pack(float* packed, Factor<Element> factor, size_t
 typedef float Vector __attribute__((vector_size(32)));
 
 // sums (16 x 6, column-major) += a b
-__attribute__((target_clones("arch=haswell", "default"))) void multiply_panels(const float* a, const float* b, size_t terms, float* sums, size_t stride) {
+__attribute__((target_clones("arch=x86-64-v3", "default"))) void multiply_panels(const float* a, const float* b, size_t terms, float* sums, size_t stride) {
     Vector total[COLUMNS][2];
+#pragma GCC unroll 6
     for (size_t j = 0; j < COLUMNS; j++) memcpy(total[j], sums + j * stride, sizeof total[j]);
     for (size_t p = 0; p < terms; p++, a += ROWS, b += COLUMNS) {
         Vector low, high;
         memcpy(&low, a, sizeof low);
         memcpy(&high, a + 8, sizeof high);
+#pragma GCC unroll 6
         for (size_t j = 0; j < COLUMNS; j++) {
             total[j][0] += low * b[j];
             total[j][1] += high * b[j];
         }
     }
+#pragma GCC unroll 6
     for (size_t j = 0; j < COLUMNS; j++) memcpy(sums + j * stride, total[j], sizeof total[j]);
 }
 
@@ -230,18 +233,19 @@ struct Span {
 
 void run_checked(Device& device, const Problem& problem, const Operands& operands, void* workspace) {
     auto span = [](const char* name, const void* begin, size_t bytes) { return Span{name, reinterpret_cast<uint64_t>(begin), bytes}; };
-    Span d = span("D", operands.d, problem.d.bytes()), scratch = span("the workspace", workspace, WORKSPACE);
+    std::vector<Span> outputs = {span("D", operands.d, problem.d.bytes()), span("the workspace", workspace, WORKSPACE)};
     std::vector<Span> inputs = {span("A", operands.a, problem.a.bytes()), span("B", operands.b, problem.b.bytes())};
     if (problem.description.epilogue == BIAS) inputs.push_back(span("the bias", problem.description.bias, problem.m() * size_of(problem.d.type)));
     if (operands.beta != 0 && operands.c != operands.d) inputs.push_back(span("C", operands.c, problem.c.bytes()));
+    for (const auto& spans : {inputs, outputs})
+        for (const Span& used : spans)
+            if (!allocated(device, used.begin, used.bytes))
+                return break_context(device, ILLEGAL_ADDRESS, format("cublasLt: %s, %zu bytes from %s", used.name, used.bytes, describe_address(used.begin).c_str()));
+    std::vector<std::pair<Span, Span>> apart = {{outputs[0], outputs[1]}};
     for (const Span& input : inputs)
-        if (input.overlaps(d) || input.overlaps(scratch))
-            return break_context(device, LAUNCH_FAILED, format("cublasLt: %s lies over D or the workspace", input.name));
-    if (d.overlaps(scratch)) return break_context(device, LAUNCH_FAILED, "cublasLt: D lies over the workspace");
-    inputs.insert(inputs.end(), {d, scratch});
-    for (const Span& used : inputs)
-        if (!allocated(device, used.begin, used.bytes))
-            return break_context(device, ILLEGAL_ADDRESS, format("cublasLt: %s, %zu bytes from %s", used.name, used.bytes, describe_address(used.begin).c_str()));
+        for (const Span& output : outputs) apart.emplace_back(input, output);
+    for (auto& [one, other] : apart)
+        if (one.overlaps(other)) return break_context(device, LAUNCH_FAILED, format("cublasLt: %s lies over %s", one.name, other.name));
     memset(workspace, 0xff, WORKSPACE);
     run(problem, operands);
     products++;

@@ -1,0 +1,168 @@
+//! Reads a kernel source as far as its host needs it: the `KERNEL(name, body, arguments, threads)` lines and the structs of
+//! arguments that they name; and writes both as Rust. kernels/gpu.cuh says how they are written.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+pub struct Source {
+    pub path: PathBuf,
+    pub stem: String,
+    pub text: String,
+    pub kernels: Vec<Kernel>,
+    pub structs: Vec<Arguments>,
+}
+
+pub struct Kernel {
+    pub name: String,
+    /// Without its template parameter.
+    pub arguments: String,
+    pub threads: u32,
+}
+
+pub struct Arguments {
+    pub name: String,
+    pub fields: Vec<Field>,
+}
+
+pub struct Field {
+    pub name: String,
+    /// As Rust has it.
+    pub kind: &'static str,
+    /// What stands behind it: its shape.
+    pub comment: String,
+}
+
+impl Source {
+    pub fn parse(path: &Path, text: String) -> Result<Source, String> {
+        let at = |message: String| format!("{}: {message}", path.display());
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| at("not a plain name".into()))?.to_string();
+        let lines = text.lines().filter(|line| line.starts_with("KERNEL("));
+        let kernels = lines.map(|line| kernel(line).ok_or_else(|| at(format!("not understood: {line}"))));
+        let kernels: Vec<Kernel> = kernels.collect::<Result<_, _>>()?;
+        let names: BTreeSet<&str> = kernels.iter().map(|kernel| kernel.arguments.as_str()).collect();
+        let structs = names.into_iter().map(|name| arguments(name, &text).map_err(|e| at(format!("struct {name}: {e}"))));
+        let structs = structs.collect::<Result<_, _>>()?;
+        Ok(Source { path: path.into(), stem, text, kernels, structs })
+    }
+
+    /// The kernels' names, as they stand at the end of an image.
+    pub fn manifest(&self) -> Vec<u8> {
+        let names = self.kernels.iter().map(|kernel| format!("{}\n", kernel.name));
+        format!("warpfit kernels\n{}\0", names.collect::<String>()).into_bytes()
+    }
+}
+
+/// The body is the compiler's; it may hold commas in parentheses.
+fn kernel(line: &str) -> Option<Kernel> {
+    let (inside, _) = line.strip_prefix("KERNEL(")?.rsplit_once(')')?;
+    let (name, rest) = inside.split_once(", ")?;
+    let (rest, threads) = rest.rsplit_once(", ")?;
+    let (_, arguments) = rest.rsplit_once(", ")?;
+    let (arguments, _) = arguments.split_once('<').unwrap_or((arguments, ""));
+    Some(Kernel { name: name.into(), arguments: arguments.into(), threads: threads.parse().ok()? })
+}
+
+fn arguments(name: &str, text: &str) -> Result<Arguments, String> {
+    let heads = [format!("\nstruct {name} {{\n"), format!("\ntemplate <class T> struct {name} {{\n")];
+    let (_, body) =
+        heads.iter().find_map(|head| text.split_once(head)).ok_or("a kernel takes it, but it does not stand in this file")?;
+    let (body, _) = body.split_once("\n};").ok_or("it does not end")?;
+    let lines = body.lines().map(str::trim).filter(|line| !line.starts_with("//"));
+    let fields = lines.map(|line| field(line).ok_or_else(|| format!("not a field that the host has a type for: {line}")));
+    Ok(Arguments { name: name.into(), fields: fields.collect::<Result<_, _>>()? })
+}
+
+fn field(line: &str) -> Option<Field> {
+    let (declaration, comment) = line.split_once(';')?;
+    let (kind, name) = declaration.rsplit_once(' ')?;
+    let kind = match kind {
+        pointer if pointer.ends_with('*') => "Ptr",
+        "int" => "i32",
+        "unsigned" => "u32",
+        "float" => "f32",
+        "double" => "f64",
+        "Drop" => "Drop",
+        _ => return None,
+    };
+    let comment = comment.trim().trim_start_matches("//").trim();
+    Some(Field { name: name.into(), kind, comment: comment.into() })
+}
+
+/// The host's side of all sources; `built` is the version of nvcc and the architectures that it made code for.
+pub fn host(sources: &[Source], built: Option<((u32, u32), String)>) -> Result<String, String> {
+    let kernels: Vec<&Kernel> = sources.iter().flat_map(|source| &source.kernels).collect();
+    let structs: Vec<&Arguments> = sources.iter().flat_map(|source| &source.structs).collect();
+    unique(kernels.iter().map(|kernel| kernel.name.as_str()))?;
+    unique(structs.iter().map(|arguments| arguments.name.as_str()))?;
+
+    let mut rust = String::new();
+    let (nvcc, archs) = built.unzip();
+    let _ =
+        writeln!(rust, "/// The version of the nvcc that compiled the kernels.\npub const NVCC: Option<(u32, u32)> = {nvcc:?};");
+    let _ = writeln!(
+        rust,
+        "/// What it made machine code for: \"80 90a\".\npub const ARCHS: &str = {:?};\n",
+        archs.unwrap_or_default()
+    );
+    for Arguments { name, fields } in structs {
+        let _ = writeln!(rust, "#[repr(C)]\n#[derive(Clone, Copy, Debug)]\npub struct {name} {{");
+        for Field { name, kind, comment } in fields {
+            let comment = if comment.is_empty() { String::new() } else { format!("    /// {comment}\n") };
+            let _ = writeln!(rust, "{comment}    pub {name}: {kind},");
+        }
+        let _ = writeln!(
+            rust,
+            "}}\n// SAFETY: plain old data, laid out as the kernel's own.\nunsafe impl DeviceRepr for {name} {{}}\n"
+        );
+    }
+    table(&kernels, &mut rust)?;
+    let _ = writeln!(rust, "pub const IMAGES: &[Image] = &[");
+    for Source { stem, kernels, .. } in sources {
+        let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+        let bytes = format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.image\"))");
+        let _ = writeln!(rust, "    Image {{ file: \"{stem}.cu\", kernels: &{names:?}, bytes: {bytes} }},");
+    }
+    let _ = writeln!(rust, "];");
+    Ok(rust)
+}
+
+/// One field a kernel; a pair `x_f32`, `x_bf16` is one field `x`.
+fn table(kernels: &[&Kernel], rust: &mut String) -> Result<(), String> {
+    let find = |name: String| kernels.iter().find(|kernel| kernel.name == name);
+    let load = |kernel: &Kernel| format!("loader.kernel(\"{}\", {})?", kernel.name, kernel.threads);
+    let (mut fields, mut values) = (String::new(), String::new());
+    for kernel in kernels {
+        let Kernel { name, arguments, .. } = kernel;
+        let stem = name.strip_suffix("_f32").or(name.strip_suffix("_bf16")).unwrap_or(name);
+        match (find(format!("{stem}_f32")), find(format!("{stem}_bf16"))) {
+            (Some(single), Some(half)) if single.arguments != half.arguments => {
+                return Err(format!("{stem}: {} in f32, {} in bf16; one struct for both", single.arguments, half.arguments));
+            }
+            // The pair stands where its f32 does.
+            (Some(_), Some(half)) if half.name == *name => {}
+            (Some(single), Some(half)) => {
+                let _ = writeln!(fields, "    pub {stem}: Typed<{arguments}>,");
+                let _ = writeln!(values, "            {stem}: Typed {{ f32: {}, bf16: {} }},", load(single), load(half));
+            }
+            _ => {
+                let _ = writeln!(fields, "    pub {name}: Kernel<{arguments}>,");
+                let _ = writeln!(values, "            {name}: {},", load(kernel));
+            }
+        }
+    }
+    let _ = writeln!(rust, "/// Every kernel, found once.\npub struct Kernels {{\n{fields}}}\n");
+    let _ = writeln!(rust, "impl Kernels {{\n    pub fn load(loader: &Loader) -> Result<Kernels> {{");
+    let _ = writeln!(rust, "        Ok(Kernels {{\n{values}        }})\n    }}\n}}\n");
+    Ok(())
+}
+
+fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(format!("{name} stands twice in kernels/*.cu"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,407 @@
+//! The build's side of the kernels: what is read from their sources, which nvcc is found, and what it made of them. The tests
+//! that need an nvcc say so and are run by name: `cargo test --release -- --ignored nvcc`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+#[path = "../build/nvcc.rs"]
+mod compiler;
+#[path = "../build/source.rs"]
+mod source;
+
+use compiler::{Nvcc, USUAL};
+use source::Source;
+
+// ---- sources
+
+const SCALE: &str = "
+#include \"gpu.cuh\"
+template <class T> struct Scale {
+    // All of it.
+    const T* x;     // (rows, dim)
+    T* y;
+    Drop drop;
+    unsigned rows;  // of x
+    float factor;
+};
+struct Unused { long long n; };
+KERNEL(scale_f32, scale<float>, Scale<float>, 128)
+KERNEL(scale_bf16, (scale<bf16, 2>), Scale<bf16>, 256)
+struct Sum {
+    double* x;
+};
+KERNEL(sum, sum, Sum, 32)
+";
+
+fn parse(text: &str) -> Result<Source, String> {
+    Source::parse(Path::new("kernels/scale.cu"), text.to_string())
+}
+
+#[test]
+fn the_host_gets_the_structs_and_kernels_of_a_source() {
+    let host = source::host(&[parse(SCALE).unwrap()], Some(((13, 0), "80 90a".to_string()))).unwrap();
+    for part in [
+        "pub const NVCC: Option<(u32, u32)> = Some((13, 0));",
+        "pub const ARCHS: &str = \"80 90a\";",
+        "#[repr(C)]\n#[derive(Clone, Copy, Debug)]\npub struct Scale {\n    /// (rows, dim)\n    pub x: Ptr,\n    pub y: Ptr,\n    \
+         pub drop: Drop,\n    /// of x\n    pub rows: u32,\n    pub factor: f32,\n}\n",
+        "pub struct Sum {\n    pub x: Ptr,\n}\n",
+        "pub struct Kernels {\n    pub scale: Typed<Scale>,\n    pub sum: Kernel<Sum>,\n}\n",
+        "scale: Typed { f32: loader.kernel(\"scale_f32\", 128)?, bf16: loader.kernel(\"scale_bf16\", 256)? },",
+        "sum: loader.kernel(\"sum\", 32)?,",
+        "Image { file: \"scale.cu\", kernels: &[\"scale_f32\", \"scale_bf16\", \"sum\"], bytes: include_bytes!(",
+    ] {
+        assert!(host.contains(part), "{part}\nis not in\n{host}");
+    }
+    assert!(!host.contains("Unused"), "{host}");
+    assert_eq!(parse(SCALE).unwrap().manifest(), b"warpfit kernels\nscale_f32\nscale_bf16\nsum\n\0");
+}
+
+#[test]
+fn what_the_host_does_not_understand_of_a_source_is_named() {
+    for (from, to, message) in [
+        (
+            "Scale<float>, 128)",
+            "Scale<float>, THREADS)",
+            "not understood: KERNEL(scale_f32, scale<float>, Scale<float>, THREADS)",
+        ),
+        ("Scale<float>, 128)", "Scale<float>)", "not understood: KERNEL(scale_f32"),
+        ("unsigned rows;", "size_t rows;", "struct Scale: not a field that the host has a type for: size_t rows;"),
+        ("    T* y;\n", "    T* y, z;\n", "struct Scale: not a field that the host has a type for: T* y, z;"),
+        ("struct Sum {", "struct Total {", "struct Sum: a kernel takes it, but it does not stand in this file"),
+        ("KERNEL(sum,", "KERNEL(scale_f32,", "scale_f32 stands twice in kernels/*.cu"),
+        (
+            "KERNEL(sum, sum, Sum, 32)",
+            "KERNEL(sum_f32, s, Sum, 32)\nKERNEL(sum_bf16, s, Scale<bf16>, 32)",
+            "sum: Sum in f32, Scale in bf16",
+        ),
+    ] {
+        assert!(SCALE.contains(from), "{from}");
+        let host = parse(&SCALE.replacen(from, to, 1)).and_then(|source| source::host(&[source], None));
+        assert!(host.as_ref().is_err_and(|e| e.contains(message)), "{to}: wanted {message}, got {host:?}");
+    }
+}
+
+// ---- finding nvcc
+
+/// Environment variables as given, and no others.
+fn find(vars: &[(&str, &Path)]) -> Result<Option<Nvcc>, String> {
+    Nvcc::find(&|name| vars.iter().find(|var| var.0 == name).map(|var| OsString::from(var.1)))
+}
+
+fn script(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, format!("#!/bin/sh\n{text}")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Says what an nvcc says that knows these architectures, and does `compile` when it is to compile.
+fn fake(path: &Path, version: &str, compile: &str) {
+    let text = format!(
+        "case $1 in --version) echo 'Cuda compilation tools, release {version}, V{version}.88';; \
+         --list-gpu-code) printf 'sm_70\\nsm_75\\nsm_80\\nsm_90\\n';; *) {compile};; esac"
+    );
+    script(path, &text);
+}
+
+#[test]
+fn nvcc_is_looked_for_in_a_fixed_order() {
+    let folder = TempDir::new().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let (named, home, cuda_path, on_path, python) =
+        (place("my-nvcc"), place("home"), place("cuda"), place("bin"), place("site/nvidia/cu13/bin/nvcc"));
+    for nvcc in [&named, &home.join("bin/nvcc"), &cuda_path.join("bin/nvcc"), &on_path.join("nvcc"), &python] {
+        fake(nvcc, "13.0", "exit 1");
+    }
+    // A Python whose `nvidia` package lies in site.
+    let real =
+        std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|folder| folder.join("python3")).find(|p| p.is_file());
+    let real = real.expect("python3 is on PATH");
+    let with_python = place("python");
+    let site = place("site");
+    script(&with_python.join("python3"), &format!("PYTHONPATH={} exec {} \"$@\"", site.display(), real.display()));
+
+    let found = |vars: &[(&str, &Path)]| find(vars).unwrap().map(|nvcc| nvcc.path);
+    let all: [(&str, &Path); 4] = [("NVCC", &named), ("CUDA_HOME", &home), ("CUDA_PATH", &cuda_path), ("PATH", &on_path)];
+    assert_eq!(found(&all), Some(named.clone()));
+    assert_eq!(found(&all[1..]), Some(home.join("bin/nvcc")));
+    assert_eq!(found(&all[2..]), Some(cuda_path.join("bin/nvcc")));
+    assert_eq!(found(&all[3..]), Some(on_path.join("nvcc")));
+    // Machines with a toolkit in the usual place have no later one.
+    let usual = Some(PathBuf::from(USUAL)).filter(|nvcc| nvcc.is_file());
+    assert_eq!(found(&[("PATH", &with_python)]), usual.clone().or(Some(python)));
+    fs::remove_dir_all(&site).unwrap();
+    assert_eq!(found(&[("PATH", &with_python)]), usual);
+    assert_eq!(found(&[("CUDA_HOME", &site), ("CUDA_PATH", &cuda_path)]), Some(cuda_path.join("bin/nvcc")));
+
+    let error = find(&[("NVCC", &site), ("PATH", &on_path)]).err().unwrap();
+    assert!(error.contains("no such file; name an nvcc"), "{error}");
+}
+
+#[test]
+fn an_nvcc_that_is_too_old_and_architectures_that_are_none_are_named() {
+    let folder = TempDir::new().unwrap();
+    let nvcc = folder.path().join("nvcc");
+    let find = |archs: &str| find(&[("NVCC", &nvcc), ("WARPFIT_CUDA_ARCHS", Path::new(archs))]);
+    fake(&nvcc, "12.2", "exit 1");
+    let archs = |setting| find(setting).unwrap().unwrap().archs;
+    assert_eq!(archs("80"), ["80"]);
+    assert_eq!(archs(" 80  90a"), ["80", "90a"]);
+    assert_eq!(find("").unwrap().map(|nvcc| nvcc.path), None);
+    // What is not set is all of ours that it knows.
+    assert_eq!(self::find(&[("NVCC", &nvcc)]).unwrap().unwrap().archs, ["75", "80", "90a"]);
+    for (setting, wrong) in [
+        ("8.0", "8.0"),
+        ("sm_80", "sm_80"),
+        ("80,90a", "80,90a"),
+        ("80 70", "70"),
+        ("75 89", "89"),
+        ("90b", "90b"),
+        ("80aa", "80aa"),
+    ] {
+        let error = find(setting).err().unwrap();
+        assert!(error.contains(&format!("{wrong:?} is none of this nvcc's architectures from 75 on (70 75 80 90)")), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    fake(&nvcc, "12.1", "exit 1");
+    let error = find("80").err().unwrap();
+    assert!(error.contains("this is nvcc 12.1, the kernels need 12.2"), "{error}");
+}
+
+#[test]
+fn what_nvcc_made_is_kept_until_something_that_it_depends_on_changes() {
+    let folder = TempDir::new().unwrap();
+    let (nvcc, out) = (folder.path().join("nvcc"), folder.path());
+    // Writes a fatbin, and a line each time.
+    let compile =
+        format!("while [ $1 != -o ]; do shift; done; echo made > $2; echo once >> {}/times; echo no warning >&2", out.display());
+    fake(&nvcc, "13.0", &compile);
+    let times = || fs::read_to_string(out.join("times")).unwrap().lines().count();
+    let make = |archs: &str, text: &str, headers: &str| {
+        let nvcc = find(&[("NVCC", &nvcc), ("WARPFIT_CUDA_ARCHS", Path::new(archs))]).unwrap().unwrap();
+        nvcc.compile(&parse(text).unwrap(), headers, out, 2)
+    };
+    for (archs, text, headers, expected) in [
+        ("80", "a", "h", 1),
+        ("80", "a", "h", 1),
+        ("80", "b", "h", 2),
+        ("80", "b", "i", 3),
+        ("75", "b", "i", 4),
+        ("75", "b", "i", 4),
+    ] {
+        assert_eq!(make(archs, text, headers).unwrap(), "no warning\n");
+        assert_eq!((times(), fs::read_to_string(out.join("scale.fatbin")).unwrap().as_str()), (expected, "made\n"));
+    }
+
+    // A failure is told as nvcc told it, and what was made before does not stand in for what failed.
+    fake(&nvcc, "13.0", "echo 'scale.cu(3): error: no such thing' >&2; exit 2");
+    for text in ["c", "c", "b"] {
+        let error = make("75", text, "i").unwrap_err();
+        assert!(error.contains("scale.cu(3): error: no such thing") && error.contains("exit status: 2"), "{error}");
+    }
+}
+
+// ---- what nvcc made
+
+/// What a kernel takes on an architecture, as `ptxas -v` says.
+#[derive(Debug, PartialEq)]
+struct Usage {
+    registers: u32,
+    /// Static, in bytes.
+    shared: u32,
+    /// Local memory and spills, in bytes: traffic to device memory that no source asks for.
+    stack: u32,
+    stores: u32,
+    loads: u32,
+}
+
+/// By (kernel, "sm_80").
+fn usages(report: &str) -> BTreeMap<(String, String), Usage> {
+    let before = |line: &str, what: &str| -> Option<u32> { line.split_once(what)?.0.split([' ', ',']).next_back()?.parse().ok() };
+    let mut usages = BTreeMap::new();
+    let mut lines = report.lines();
+    while let Some(line) = lines.next() {
+        let Some((_, rest)) = line.split_once("Compiling entry function '") else { continue };
+        let quoted: Vec<&str> = rest.split('\'').collect();
+        let (kernel, arch) = (quoted[0].to_string(), quoted[2].to_string());
+        let mut next =
+            |what: &str| lines.find(|line| line.contains(what)).unwrap_or_else(|| panic!("{kernel}, {arch}: no {what}"));
+        let stack = next(" bytes stack frame");
+        let used = next(" registers");
+        let usage = Usage {
+            registers: before(used, " registers").unwrap(),
+            shared: before(used, " bytes smem").unwrap_or(0),
+            stack: before(stack, " bytes stack frame").unwrap(),
+            stores: before(stack, " bytes spill stores").unwrap(),
+            loads: before(stack, " bytes spill loads").unwrap(),
+        };
+        assert_eq!(usages.insert((kernel, arch), usage), None, "compiled twice");
+    }
+    usages
+}
+
+/// Kernels that use local memory all the same: (kernel, architecture, why).
+const ALLOWED: [(&str, &str, &str); 0] = [];
+
+/// What is wrong with these kernels: not there for some architecture, or with local memory.
+fn faults(kernels: &[String], archs: &[String], usages: &BTreeMap<(String, String), Usage>) -> Vec<String> {
+    let pairs = kernels.iter().flat_map(|kernel| archs.iter().map(move |arch| (kernel.clone(), format!("sm_{arch}"))));
+    let fault = |pair: (String, String)| match usages.get(&pair) {
+        None => Some(format!("{} is not there for {}", pair.0, pair.1)),
+        Some(Usage { stack: 0, stores: 0, loads: 0, .. }) => None,
+        Some(_) if ALLOWED.iter().any(|allowed| (allowed.0, allowed.1) == (pair.0.as_str(), pair.1.as_str())) => None,
+        Some(usage) => Some(format!("{} uses local memory on {}: {usage:?}", pair.0, pair.1)),
+    };
+    pairs.filter_map(fault).collect()
+}
+
+#[test]
+fn spills_and_missing_kernels_are_seen_in_a_report() {
+    let report = "\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'a' for 'sm_80'
+ptxas info    : Function properties for a
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 4128 bytes smem, 416 bytes cmem[0]
+ptxas info    : Compile time = 5.269 ms
+ptxas warning : Registers are spilled to local memory in function 'b', 24 bytes spill stores, 48 bytes spill loads
+ptxas info    : Compiling entry function 'b' for 'sm_90a'
+ptxas info    : Function properties for b
+    32 bytes stack frame, 24 bytes spill stores, 48 bytes spill loads
+ptxas info    : Used 128 registers, used 0 barriers, 32 bytes cumulative stack size
+";
+    let usages = usages(report);
+    let usage = |kernel: &str, arch: &str| &usages[&(kernel.to_string(), arch.to_string())];
+    assert_eq!(*usage("a", "sm_80"), Usage { registers: 40, shared: 4128, stack: 0, stores: 0, loads: 0 });
+    assert_eq!(*usage("b", "sm_90a"), Usage { registers: 128, shared: 0, stack: 32, stores: 24, loads: 48 });
+    let faults = faults(&["a".to_string(), "b".to_string()], &["80".to_string(), "90a".to_string()], &usages);
+    assert_eq!(faults.len(), 3, "{faults:?}");
+    for (fault, part) in
+        faults.iter().zip(["a is not there for sm_90a", "b is not there for sm_80", "b uses local memory on sm_90a"])
+    {
+        assert!(fault.contains(part), "{fault}");
+    }
+}
+
+/// The nvcc that the build found.
+fn nvcc() -> Nvcc {
+    let nvcc = Nvcc::find(&|name| std::env::var_os(name)).unwrap();
+    nvcc.expect("this test looks at what nvcc makes; \"nvcc\" in README.md says how to get one")
+}
+
+/// The sources, each with what ptxas said of it when the build compiled it.
+fn built() -> Vec<(Source, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|ending| ending == "cu")).collect();
+    paths.sort();
+    let read = |path: &PathBuf| {
+        let source = Source::parse(path, fs::read_to_string(path).unwrap()).unwrap();
+        let report = fs::read_to_string(out(&source, "ptxas")).expect("the build had an nvcc");
+        (source, report)
+    };
+    paths.iter().map(read).collect()
+}
+
+/// What the build made of a source.
+fn out(source: &Source, ending: &str) -> PathBuf {
+    Path::new(env!("OUT_DIR")).join(&source.stem).with_extension(ending)
+}
+
+#[test]
+#[ignore = "needs a build with nvcc"]
+fn nvcc_made_every_kernel_for_every_architecture_without_local_memory() {
+    let archs = nvcc().archs;
+    println!(
+        "registers (and bytes of static shared memory)\n{:<28}{:>7}",
+        "",
+        archs.iter().map(|a| format!("{a:>13}")).collect::<String>()
+    );
+    let mut wrong = Vec::new();
+    for (source, report) in built() {
+        let usages = usages(&report);
+        let kernels: Vec<String> = source.kernels.iter().map(|kernel| kernel.name.clone()).collect();
+        for kernel in &kernels {
+            let cell = |arch| match usages.get(&(kernel.clone(), format!("sm_{arch}"))) {
+                Some(Usage { registers, shared: 0, .. }) => registers.to_string(),
+                Some(Usage { registers, shared, .. }) => format!("{registers} ({shared})"),
+                None => "-".to_string(),
+            };
+            println!("{kernel:<28}{}", archs.iter().map(|arch| format!("{:>13}", cell(arch))).collect::<String>());
+        }
+        let others = usages.keys().filter(|(kernel, _)| !kernels.contains(kernel));
+        wrong.extend(others.map(|(kernel, _)| format!("{kernel} has no KERNEL line")));
+        wrong.extend(faults(&kernels, &archs, &usages));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+#[ignore = "needs nvcc"]
+fn nvcc_reports_a_kernel_that_spills() {
+    // 128 values alive at once, where a block of 1024 threads leaves 64 registers to each.
+    let text = "
+struct Spill {
+    float* x;
+};
+#define KERNEL(name, body, Args, threads) extern \"C\" __global__ void __launch_bounds__(threads) name(Args a) { body(a); }
+__device__ void body(Spill a) {
+    float x[128];
+#pragma unroll
+    for (int i = 0; i < 128; i++) x[i] = a.x[i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 128; i++) a.x[i] = x[127 - i] * x[(i + 64) % 128];
+}
+KERNEL(spills, body, Spill, 1024)
+";
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("spill.cu");
+    fs::write(&path, text).unwrap();
+    let source = Source::parse(&path, text.to_string()).unwrap();
+    let nvcc = nvcc();
+    let report = nvcc.compile(&source, "", folder.path(), 1).unwrap();
+    let faults = faults(&["spills".to_string()], &nvcc.archs, &usages(&report));
+    assert_eq!(faults.len(), nvcc.archs.len(), "{faults:?}");
+    assert!(faults.iter().all(|fault| fault.starts_with("spills uses local memory on sm_")), "{faults:?}");
+    assert!(report.contains("warning : Registers are spilled"), "{report}");
+}
+
+#[test]
+#[ignore = "needs a build with nvcc, and cuobjdump and nvdisasm beside it"]
+fn nvcc_made_tensor_core_instructions_of_the_mma_kernels() {
+    let nvcc = nvcc();
+    let tools = nvcc.path.parent().unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    let path = std::env::join_paths([tools.to_path_buf()].into_iter().chain(std::env::split_paths(&path))).unwrap();
+    let mut seen = BTreeSet::new();
+    for (source, _) in built() {
+        let wanted: BTreeSet<&str> =
+            source.kernels.iter().map(|k| k.name.as_str()).filter(|name| name.contains("_mma_")).collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        for arch in ["sm_80", "sm_90a"] {
+            let mut command = Command::new(tools.join("cuobjdump"));
+            command.args(["-sass", "-arch", arch]).arg(out(&source, "fatbin")).env("PATH", &path);
+            let output =
+                command.output().expect("cuobjdump beside nvcc (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let code = String::from_utf8(output.stdout).unwrap();
+            let functions = code.split("Function : ").skip(1).map(|function| function.split_once('\n').unwrap());
+            let with_mma = functions.filter(|(_, code)| code.contains("HMMA.16816.F32.BF16")).map(|(name, _)| name.trim());
+            assert_eq!(with_mma.collect::<BTreeSet<_>>(), wanted, "{arch}");
+        }
+        seen.extend(wanted.into_iter().map(str::to_string));
+    }
+    assert!(
+        seen.iter().any(|name| name.starts_with("attn_fwd")) && seen.iter().any(|name| name.starts_with("attn_bwd")),
+        "{seen:?}"
+    );
+}
