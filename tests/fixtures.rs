@@ -5,12 +5,62 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use warpfit::cpu::{Cpu, Real};
+use warpfit::cpu::Cpu;
+use warpfit::cuda::Cuda;
 use warpfit::data::pack::PackedBatch;
 use warpfit::model::config::Config;
 use warpfit::model::plan::Use;
 use warpfit::model::{Hyper, Model};
-use warpfit::ops::{Backend, Rows};
+use warpfit::ops::{Backend, DType, Rows};
+
+use crate::rounded::Rounded;
+
+/// A backend, and the type that it computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    Cpu,
+    /// What all others are held to.
+    CpuF64,
+    Cuda,
+    CudaBf16,
+    /// What the errors in bf16 are held to.
+    Rounded,
+}
+
+impl On {
+    pub fn dtype(self) -> DType {
+        match self {
+            On::Cpu | On::Cuda => DType::F32,
+            On::CpuF64 => DType::F64,
+            On::CudaBf16 | On::Rounded => DType::Bf16,
+        }
+    }
+
+    pub fn backend(self) -> Box<dyn Backend> {
+        match self {
+            On::Cpu => Box::new(Cpu::<f32>::poisoned()),
+            On::CpuF64 => Box::new(Cpu::<f64>::poisoned()),
+            On::Cuda | On::CudaBf16 => Box::new(gpu()),
+            On::Rounded => Box::new(Rounded::new()),
+        }
+    }
+
+    /// Twice the relative error of storing a number.
+    pub fn epsilon(self) -> f64 {
+        match self.dtype() {
+            DType::Bf16 => 2f64.powi(-8),
+            _ => 2f64.powi(-23),
+        }
+    }
+}
+
+/// A virtual GPU; a real one with WARPFIT_TEST_DEVICE=real. Where there is none the test fails.
+pub fn gpu() -> Cuda {
+    if std::env::var_os("WARPFIT_TEST_DEVICE").is_none_or(|device| device != "real") {
+        vgpu::install();
+    }
+    Cuda::open(0).unwrap()
+}
 
 /// Counts what the current thread allocates.
 struct Counting;
@@ -53,8 +103,10 @@ pub const FOLDERS: [&str; 8] = [
     "train-accumulate/hf_final",
 ];
 
+/// Golden files lie in the repository, or where WARPFIT_TEST_ROOT says of a test binary that was taken elsewhere.
 pub fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+    let root = std::env::var_os("WARPFIT_TEST_ROOT").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join("tests/golden").join(path)
 }
 
 pub fn json(path: &str) -> serde_json::Value {
@@ -113,11 +165,10 @@ pub fn pack(ids: &[i32], mask: &[i32], types: &[i32], labels: &[i32]) -> PackedB
 }
 
 /// A model of a golden folder, planned for training at a size that holds `batch`.
-pub fn model<T: Real>(folder: &str, last_rows: Rows, batch: &PackedBatch, hyper: Hyper) -> Model {
+pub fn model(on: On, folder: &str, last_rows: Rows, batch: &PackedBatch, hyper: Hyper) -> Model {
     let config = Config::read(&golden(folder).join("config.json")).unwrap();
-    let what_for = Use { train: true, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: T::DTYPE, tf32: false };
-    let backend: Box<dyn Backend> = Box::new(Cpu::<T>::poisoned());
-    let mut model = Model::new(&config, what_for, hyper, backend).unwrap();
+    let what_for = Use { train: true, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: on.dtype(), tf32: false };
+    let mut model = Model::new(&config, what_for, hyper, on.backend()).unwrap();
     let weights = Tensors::read(&format!("{folder}/model.safetensors"));
     for slot in model.plan.slots.clone() {
         assert_eq!(weights.shape(&slot.param.name), slot.param.shape, "{}", slot.param.name);

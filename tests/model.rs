@@ -7,7 +7,7 @@ use std::ops::Range;
 use rand_mt::Mt64;
 use serde_json::Value;
 use warpfit::Result;
-use warpfit::cpu::{Cpu, Real};
+use warpfit::cpu::Cpu;
 use warpfit::data::pack::PackedBatch;
 use warpfit::model::config::{Arch, Config};
 use warpfit::model::names::Init;
@@ -37,10 +37,10 @@ fn step(batch: &PackedBatch) -> Step {
     Step { denominator: batch.seqs() as f64, train: true, update: 1, ..Step::INFER }
 }
 
-fn forward<T: Real>(case: &str, scale: f64) {
+fn forward(on: On, case: &str, scale: f64) {
     let batch = inputs(case);
     let want = Tensors::read(&format!("{case}/forward.safetensors"));
-    let mut model = model::<T>(&format!("{case}/hf"), Rows::Tokens, &batch, Hyper::default());
+    let mut model = model(on, &format!("{case}/hf"), Rows::Tokens, &batch, Hyper::default());
     model.accumulate(&batch, &step(&batch)).unwrap();
 
     let dim = model.plan.config.dim;
@@ -68,16 +68,21 @@ fn forward<T: Real>(case: &str, scale: f64) {
 #[test]
 fn golden_forward() {
     for case in CASES {
-        forward::<f32>(case, 1.0);
+        forward(On::Cpu, case, 1.0);
         // In f64 what is left is the rounding of the files.
-        forward::<f64>(case, 0.05);
+        forward(On::CpuF64, case, 0.05);
     }
 }
 
-fn backward<T: Real>(case: &str, last_rows: Rows, scale: f64) {
+#[test]
+fn golden_forward_on_cuda() {
+    CASES.iter().for_each(|case| forward(On::Cuda, case, 1.0));
+}
+
+fn backward(on: On, case: &str, last_rows: Rows, scale: f64) {
     let batch = inputs(case);
     let want = Tensors::read(&format!("{case}/backward.safetensors"));
-    let mut model = model::<T>(&format!("{case}/hf"), last_rows, &batch, Hyper::default());
+    let mut model = model(on, &format!("{case}/hf"), last_rows, &batch, Hyper::default());
     model.accumulate(&batch, &step(&batch)).unwrap();
     let (mut error, mut norm) = (0.0, 0.0);
     for slot in model.plan.slots.clone() {
@@ -103,23 +108,31 @@ fn backward<T: Real>(case: &str, last_rows: Rows, scale: f64) {
 fn golden_backward() {
     for case in CASES {
         for last_rows in [Rows::Tokens, Rows::Seqs] {
-            backward::<f32>(case, last_rows, 1.0);
+            backward(On::Cpu, case, last_rows, 1.0);
             // In f64 what is left is the rounding of the files.
-            backward::<f64>(case, last_rows, 0.05);
+            backward(On::CpuF64, case, last_rows, 0.05);
         }
     }
 }
 
 #[test]
-fn golden_loss_variants() {
+fn golden_backward_on_cuda() {
     for case in CASES {
+        backward(On::Cuda, case, Rows::Tokens, 1.0);
+        backward(On::Cuda, case, Rows::Seqs, 1.0);
+    }
+}
+
+#[test]
+fn golden_loss_variants() {
+    for (on, case) in [On::Cpu, On::Cuda].into_iter().flat_map(|on| CASES.map(|case| (on, case))) {
         let batch = inputs(case);
         let want = Tensors::read(&format!("{case}/variants.safetensors"));
         let weights = want.get("class_weighted.class_weights");
         let total: f64 = batch.labels.iter().map(|&label| weights[label as usize]).sum();
         for (variant, smoothing, denominator) in [("label_smoothing", 0.1, batch.seqs() as f64), ("class_weighted", 0.0, total)] {
             let hyper = Hyper { label_smoothing: smoothing, ..Hyper::default() };
-            let mut model = model::<f32>(&format!("{case}/hf"), Rows::Seqs, &batch, hyper);
+            let mut model = model(on, &format!("{case}/hf"), Rows::Seqs, &batch, hyper);
             if variant == "class_weighted" {
                 model.set_class_weights(weights).unwrap();
             }
@@ -139,40 +152,54 @@ fn golden_loss_variants() {
 #[test]
 fn golden_adamw() {
     for case in CASES {
-        adamw::<f32>(case);
+        adamw(On::Cpu, case);
     }
     // In f64 what is left is the rounding of the file.
-    adamw::<f64>("distilbert-a");
-    adamw::<f64>("bert-a");
+    adamw(On::CpuF64, "distilbert-a");
+    adamw(On::CpuF64, "bert-a");
 }
 
-fn adamw<T: Real>(case: &str) {
-    let double = T::DTYPE == DType::F64;
-    let file = if double { Some(Tensors::read(&format!("{case}/adamw_f64.safetensors"))) } else { None };
-    let (run, scale) = if double { ("f64", 0.05) } else { ("f32", 1.0) };
-    let golden = Tensors::read(&format!("{case}/adamw.safetensors"));
-    let notes: Value = json(&format!("{case}/case.json"));
+#[test]
+fn golden_adamw_on_cuda() {
+    CASES.iter().for_each(|case| adamw(On::Cuda, case));
+}
+
+/// The batches of a case's updates, and the tokens that they are padded to.
+fn batches(golden: &Tensors) -> (Vec<PackedBatch>, usize) {
     let (ids, mask) = (golden.ints("batches.input_ids"), golden.ints("batches.attention_mask"));
     let types = if golden.has("batches.token_type_ids") { golden.ints("batches.token_type_ids") } else { Vec::new() };
     let labels = golden.ints("batches.labels");
     let [steps, seqs, width] = golden.shape("batches.input_ids").try_into().unwrap();
     let of = |all: &[i32], i: usize, size: usize| if all.is_empty() { Vec::new() } else { all[i * size..][..size].to_vec() };
-    let batches: Vec<PackedBatch> = (0..steps)
-        .map(|i| {
-            let padded = [&ids, &mask, &types].map(|all| of(all, i, seqs * width));
-            pack(&padded[0], &padded[1], &padded[2], &of(&labels, i, seqs))
-        })
-        .collect();
+    let batches = (0..steps).map(|i| {
+        let padded = [&ids, &mask, &types].map(|all| of(all, i, seqs * width));
+        pack(&padded[0], &padded[1], &padded[2], &of(&labels, i, seqs))
+    });
+    (batches.collect(), width)
+}
+
+/// Planned for the largest of `batches`, with the optimizer of the golden cases.
+fn to_train(on: On, case: &str, batches: &[PackedBatch]) -> Model {
     let largest = batches.iter().max_by_key(|b| b.rows()).unwrap();
-    let hyper = Hyper { weight_decay: 0.01, ..Hyper::default() };
-    let mut model = model::<T>(&format!("{case}/hf"), Rows::Seqs, largest, hyper);
+    model(on, &format!("{case}/hf"), Rows::Seqs, largest, Hyper { weight_decay: 0.01, ..Hyper::default() })
+}
+
+const SCHEDULE: Schedule = Schedule { kind: ScheduleKind::Linear, base_lr: 5e-4, warmup: 2, total: 12 };
+
+fn adamw(on: On, case: &str) {
+    let double = on == On::CpuF64;
+    let file = if double { Some(Tensors::read(&format!("{case}/adamw_f64.safetensors"))) } else { None };
+    let (run, scale) = if double { ("f64", 0.05) } else { ("f32", 1.0) };
+    let golden = Tensors::read(&format!("{case}/adamw.safetensors"));
+    let notes: Value = json(&format!("{case}/case.json"));
+    let (batches, width) = batches(&golden);
+    let mut model = to_train(on, case, &batches);
     let start = model.read_all(model.plan.params).unwrap();
-    let schedule = Schedule { kind: ScheduleKind::Linear, base_lr: 5e-4, warmup: 2, total: 12 };
 
     let (mut kept, mut compared) = (1.0, 0);
     let mut rates = 0.0;
     for (i, batch) in batches.iter().enumerate() {
-        let learning_rate = schedule.lr(i + 1);
+        let learning_rate = SCHEDULE.lr(i + 1);
         assert!((learning_rate - golden.get("lr")[i]).abs() < 1e-15, "{case} learning rate {learning_rate}");
         kept *= 1.0 - 0.01 * learning_rate;
         rates += learning_rate;
@@ -223,9 +250,57 @@ fn adamw<T: Real>(case: &str) {
 
     // And which parameters decay at all.
     for slot in &model.plan.slots {
-        let decays = slot.view.offset + slot.view.bytes() <= model.plan.params.offset + model.plan.decayed * T::DTYPE.size();
+        let decays = slot.view.offset + slot.view.bytes()
+            <= model.plan.params.offset + model.plan.decayed * model.plan.params.dtype.size();
         let listed = |key: &str| notes["adamw"][key].as_array().unwrap().iter().any(|name| *name == slot.param.name);
         assert_eq!((decays, !decays), (listed("decayed"), listed("not_decayed")), "{case} {}", slot.param.name);
+    }
+}
+
+/// Everything that a step computes: hidden states, logits, losses, and every gradient.
+fn results(on: On, case: &str, last_rows: Rows) -> Vec<(String, Vec<f64>)> {
+    let batch = inputs(case);
+    let mut model = model(on, &format!("{case}/hf"), last_rows, &batch, Hyper::default());
+    model.accumulate(&batch, &step(&batch)).unwrap();
+    let mut views = vec![("embeddings".to_string(), model.plan.embeddings.out)];
+    views.extend(model.plan.layers.iter().enumerate().map(|(l, layer)| (format!("layer.{l}"), layer.out)));
+    views.extend([("logits".to_string(), model.plan.head.logits), ("losses".to_string(), model.plan.head.loss)]);
+    views.extend(model.plan.slots.iter().map(|slot| (slot.param.name.clone(), model.plan.grad(slot.view))));
+    views.into_iter().map(|(name, view)| (name, model.read(view).unwrap())).collect()
+}
+
+/// The error of bf16 on CUDA is at most twice that of a computation which rounds what is stored, and nothing else.
+fn assert_plain(got: &[f64], plain: &[f64], exact: &[f64], what: &str) {
+    let error = |values: &[f64]| rms(values.iter().zip(exact).map(|(a, b)| a - b));
+    let (got, plain) = (error(got), error(plain));
+    assert!(got <= 2.0 * plain, "{what}: an error of {got:e} where {plain:e} is plain");
+}
+
+#[test]
+fn golden_bf16() {
+    for (case, last_rows) in CASES.into_iter().flat_map(|case| [Rows::Tokens, Rows::Seqs].map(|rows| (case, rows))) {
+        let [got, plain, exact] = [On::CudaBf16, On::Rounded, On::CpuF64].map(|on| results(on, case, last_rows));
+        for ((name, got), ((_, plain), (_, exact))) in got.iter().zip(plain.iter().zip(&exact)) {
+            assert_plain(got, plain, exact, &format!("{case}, {last_rows:?}: {name}"));
+        }
+    }
+}
+
+#[test]
+fn golden_bf16_training() {
+    for case in CASES {
+        let (batches, _) = batches(&Tensors::read(&format!("{case}/adamw.safetensors")));
+        let [got, plain, exact] = [On::CudaBf16, On::Rounded, On::CpuF64].map(|on| {
+            let mut model = to_train(on, case, &batches);
+            let losses = batches.iter().take(10).zip(1..).map(|(batch, update)| {
+                let step = Step { update, learning_rate: SCHEDULE.lr(update as usize), ..step(batch) };
+                model.accumulate(batch, &step).unwrap();
+                model.update().unwrap();
+                model.take_status().unwrap().loss_sum
+            });
+            losses.collect::<Vec<f64>>()
+        });
+        assert_plain(&got, &plain, &exact, &format!("{case}: losses"));
     }
 }
 
@@ -285,11 +360,11 @@ fn part(batch: &PackedBatch, seqs: Range<usize>) -> PackedBatch {
     }))
 }
 
-/// On the CPU, with random weights throughout: biases too, and norms around 1.
-fn random_model<T: Real>(config: &Config, last_rows: Rows, train: bool, batch: &PackedBatch) -> Model {
-    let what_for = Use { train, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: T::DTYPE, tf32: false };
+/// With random weights throughout: biases too, and norms around 1.
+fn random_model(on: On, config: &Config, last_rows: Rows, train: bool, batch: &PackedBatch) -> Model {
+    let what_for = Use { train, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: on.dtype(), tf32: false };
     let hyper = Hyper { label_smoothing: 0.1, ..Hyper::default() };
-    let mut model = Model::new(config, what_for, hyper, Box::new(Cpu::<T>::poisoned())).unwrap();
+    let mut model = Model::new(config, what_for, hyper, on.backend()).unwrap();
     for slot in model.plan.slots.clone() {
         let mut random = Mt64::new_with_key(slot.param.name.bytes().map(u64::from));
         let mut uniform = || (random.next_u64() >> 40) as f64 / (1u64 << 23) as f64 - 1.0;
@@ -320,7 +395,7 @@ fn assert_gradients_agree(model: &Model, got: &[Vec<f64>], want: &[Vec<f64>], wh
 fn numerical_gradients() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
-        let mut model = random_model::<f64>(&small(arch), last_rows, true, &batch);
+        let mut model = random_model(On::CpuF64, &small(arch), last_rows, true, &batch);
         let step = Step { seed: 9, denominator: 5.5, ..step(&batch) };
         model.accumulate(&batch, &step).unwrap();
         let gradients = gradients(&mut model);
@@ -356,7 +431,7 @@ fn pruned_is_unpruned() {
     let batch = labelled(&LENGTHS);
     for arch in ARCHS {
         let [(model, all), (_, pruned)] = [Rows::Tokens, Rows::Seqs].map(|last_rows| {
-            let mut model = random_model::<f64>(&small(arch), last_rows, true, &batch);
+            let mut model = random_model(On::CpuF64, &small(arch), last_rows, true, &batch);
             model.accumulate(&batch, &Step { seed: 9, ..step(&batch) }).unwrap();
             let mut values = gradients(&mut model);
             values.push(model.read(model.plan.head.logits).unwrap());
@@ -375,7 +450,7 @@ fn accumulated_is_at_once() {
     for arch in ARCHS {
         let config = small(arch).with_dropout(Some(0.0), Some(0.0)).unwrap();
         let [(model, whole), (_, parts)] = [32, 8].map(|size| {
-            let mut model = random_model::<f64>(&config, Rows::Seqs, true, &batch);
+            let mut model = random_model(On::CpuF64, &config, Rows::Seqs, true, &batch);
             for micro in 0..32 / size {
                 let step = Step { micro: micro as u32, ..step(&batch) };
                 model.accumulate(&part(&batch, micro * size..(micro + 1) * size), &step).unwrap();
@@ -394,10 +469,10 @@ fn accumulated_is_at_once() {
 fn packed_is_one_by_one() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
-        let infer = |train| random_model::<f64>(&small(arch), last_rows, train, &batch).infer(&batch).unwrap();
+        let infer = |train| random_model(On::CpuF64, &small(arch), last_rows, train, &batch).infer(&batch).unwrap();
         let (logits, losses) = infer(true);
         assert!(infer(false) == (logits.clone(), losses.clone()), "{arch:?}, {last_rows:?}: inference differs from training");
-        let mut model = random_model::<f64>(&small(arch), last_rows, false, &batch);
+        let mut model = random_model(On::CpuF64, &small(arch), last_rows, false, &batch);
         for b in 0..batch.seqs() {
             let (alone, loss) = model.infer(&part(&batch, b..b + 1)).unwrap();
             assert!(max_abs_difference(&alone, &logits[3 * b..][..3]) < 1e-13, "{arch:?}, {last_rows:?}: logits of {b}");
@@ -411,7 +486,7 @@ fn packed_is_one_by_one() {
 fn everything_moves() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
-        let mut model = random_model::<f32>(&small(arch), last_rows, true, &batch);
+        let mut model = random_model(On::Cpu, &small(arch), last_rows, true, &batch);
         let before = model.read_all(model.plan.params).unwrap();
         model.accumulate(&batch, &Step { learning_rate: 1e-3, ..step(&batch) }).unwrap();
         model.update().unwrap();
@@ -448,7 +523,7 @@ fn everything_moves() {
 fn not_finite_is_left_out() {
     let batch = labelled(&LENGTHS);
     for (arch, bad) in ARCHS.into_iter().zip([f64::NAN, f64::INFINITY]) {
-        let mut model = random_model::<f32>(&small(arch), Rows::Seqs, true, &batch);
+        let mut model = random_model(On::Cpu, &small(arch), Rows::Seqs, true, &batch);
         let step = Step { learning_rate: 1e-3, ..step(&batch) };
         model.accumulate(&batch, &step).unwrap();
         model.update().unwrap();

@@ -1,27 +1,70 @@
-//! Every op against numerical gradients, against itself in another precision, and for what it may not do: write beside
-//! its tensors, spread a NaN, depend on the number of threads. The checks take any backend; see `cases` for the ops.
+//! Every op against numerical gradients, against itself in another precision and on another device, and for what it may
+//! not do: write beside its tensors, spread a NaN, depend on the number of threads. The checks take any backend; see
+//! `cases` for the ops.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use warpfit::cpu::Cpu;
 use warpfit::ops::*;
 use warpfit::random::{philox, step_key, threshold};
 
-use crate::fixtures::{allocations, max_abs, max_abs_difference, rms};
+use crate::fixtures::{On, allocations, max_abs, max_abs_difference, rms};
 use cases::*;
 
 pub mod cases;
 
-/// Makes the backend that a check runs on.
-type Make = fn(DType) -> Box<dyn Backend>;
+/// The checks that hold wherever an op runs.
+macro_rules! everywhere {
+    ($($module:ident: $on:ident;)* { $($check:ident)* }) => {
+        everywhere! { @ [$($module: $on;)*] { $($check)* } }
+    };
+    (@ [$($module:ident: $on:ident;)*] $checks:tt) => {
+        $(everywhere! { @ $module $on $checks })*
+    };
+    (@ $module:ident $on:ident { $($check:ident)* }) => {
+        mod $module {
+            $(#[test]
+            fn $check() {
+                super::$check(super::On::$on);
+            })*
+        }
+    };
+}
 
-fn cpu(dtype: DType) -> Box<dyn Backend> {
-    match dtype {
-        DType::F32 => Box::new(Cpu::<f32>::poisoned()),
-        DType::F64 => Box::new(Cpu::<f64>::poisoned()),
-        DType::I32 | DType::Bf16 => panic!("the CPU does not compute in {dtype:?}"),
+everywhere! {
+    cpu: Cpu; cuda: Cuda; cuda_bf16: CudaBf16;
+    {
+        same_bits
+        not_finite_is_where_it_is_in_f64
+        masks_are_those_of_the_page
+        dropout_off_is_the_identity
+        act_in_place
+        xent_at_the_edges
+        xent_counts_its_loss
+        grad_norm_is_the_root_of_the_sum_of_squares
+        adamw_is_that_of_the_page
+        adamw_leaves_out_what_is_not_finite
+        memory
+        stage
     }
+}
+
+fn start(case: &Case, on: On) -> Run {
+    case.on(on.dtype(), on.backend())
+}
+
+/// The cases that a backend runs: a GPU casts to bf16 alone.
+fn cases_on(on: On) -> Vec<Case> {
+    cases().into_iter().filter(|case| on != On::Cuda || !matches!(case.op(), Op::Cast(_))).collect()
+}
+
+/// Goes on after a case that fails, so that all are named.
+fn each(cases: Vec<Case>, check: impl Fn(&Case)) {
+    let failed: Vec<_> = cases.iter().filter(|case| catch_unwind(AssertUnwindSafe(|| check(case))).is_err()).collect();
+    let names: Vec<&str> = failed.iter().map(|case| case.name.as_str()).collect();
+    assert!(names.is_empty(), "{} of {} cases failed:\n{}", names.len(), cases.len(), names.join("\n"));
 }
 
 /// What `tensor` has of a gradient, without what stood there before.
@@ -76,8 +119,8 @@ fn slope(run: &mut Run, input: &Tensor, i: usize) -> f64 {
     (4.0 * near - far) / 3.0
 }
 
-fn check_gradients(case: &Case, make: Make) {
-    let mut run = case.on(DType::F64, make(DType::F64));
+fn check_gradients(case: &Case) {
+    let mut run = start(case, On::CpuF64);
     run.forward();
     run.backward();
     let inputs: Vec<Tensor> = run.tensors.iter().filter(|t| t.grad.is_some()).cloned().collect();
@@ -97,61 +140,117 @@ fn check_gradients(case: &Case, make: Make) {
     }
 }
 
+/// On the CPU in f64, and so everywhere: the other tests hold gradients to these.
 #[test]
 fn gradients() {
-    cases().iter().for_each(|case| check_gradients(case, cpu));
+    each(odd(), check_gradients);
 }
 
-/// Forward and backward from the start; every tensor afterwards, as f64.
-fn run_all(case: &Case, dtype: DType, make: Make) -> (Run, Vec<Vec<f64>>) {
-    let mut run = case.on(dtype, make(dtype));
+/// Every tensor after forward and backward.
+fn finish(case: &Case, on: On) -> (Run, Vec<Vec<f64>>) {
+    let mut run = start(case, on);
     run.forward();
     run.backward();
-    assert!(run.guards_hold(), "{} in {dtype:?} wrote beside its tensors", case.name);
     let values = run.tensors.clone().iter().map(|t| run.read(t.name)).collect();
     (run, values)
 }
 
-/// Nothing that was NaN at first is left so; what an op computes in f32 is what it computes in f64.
-fn check_precision(case: &Case, make: Make) {
-    let (run, singles) = run_all(case, DType::F32, make);
-    let (_, doubles) = run_all(case, DType::F64, make);
-    for (tensor, (single, double)) in run.tensors.iter().zip(singles.iter().zip(&doubles)) {
-        assert!(double.iter().all(|x| x.is_finite()), "{}: {} is not finite", case.name, tensor.name);
-        let difference = max_abs_difference(single, double);
-        let bound = 1e-5 * max_abs(double);
-        assert!(difference <= bound, "{}: {} differs by {difference:e} between f32 and f64", case.name, tensor.name);
+/// The same in f64, from the numbers that `tensors` start with.
+fn in_f64(case: &Case, tensors: &[Tensor]) -> Vec<Vec<f64>> {
+    let mut run = start(case, On::CpuF64);
+    tensors.iter().for_each(|t| run.write(t.name, &t.start));
+    run.forward();
+    run.backward();
+    tensors.iter().map(|t| run.read(t.name)).collect()
+}
+
+/// Nothing that was NaN at first is left so; nothing is written beside a tensor; what an op computes in f32 is what it computes
+/// in f64.
+fn check_f32(case: &Case, on: On) {
+    let (mut run, got) = finish(case, on);
+    assert!(run.guards_hold(), "{} on {on:?} wrote beside its tensors", case.name);
+    let want = in_f64(case, &run.tensors);
+    for (tensor, (got, want)) in run.tensors.iter().zip(got.iter().zip(&want)) {
+        assert!(want.iter().all(|x| x.is_finite()), "{}: {} is not finite", case.name, tensor.name);
+        let difference = max_abs_difference(got, want);
+        let bound = 1e-5 * max_abs(want);
+        assert!(difference <= bound, "{} on {on:?}: {} differs by {difference:e} from f64", case.name, tensor.name);
     }
 }
 
 #[test]
-fn precision_and_guards() {
-    cases().iter().for_each(|case| check_precision(case, cpu));
+fn f32_on_the_cpu() {
+    each(cases_on(On::Cpu), |case| check_f32(case, On::Cpu));
+}
+
+#[test]
+fn f32_on_cuda() {
+    each(cases_on(On::Cuda), |case| check_f32(case, On::Cuda));
+}
+
+/// The errors in bf16 are at most twice those of a plain computation that rounds what it writes and nothing else; but for
+/// those, what is summed in f32 is as good as that.
+fn check_bf16(case: &Case) {
+    let (mut run, got) = finish(case, On::CudaBf16);
+    assert!(run.guards_hold(), "{} wrote beside its tensors", case.name);
+    let (_, plain) = finish(case, On::Rounded);
+    let copied = |t: &&Tensor| t.name == "copy";
+    if let Some(copy) = run.tensors.clone().iter().find(copied) {
+        let params = run.read("params");
+        assert!(run.read(copy.name) == params.iter().map(|&x| rounded(x, DType::Bf16)).collect::<Vec<_>>(), "{}", case.name);
+    }
+    let compared: Vec<Tensor> = run.tensors.iter().filter(|t| !copied(t)).cloned().collect();
+    let exact = in_f64(case, &compared);
+    let [got, plain] = [got, plain].map(|all| {
+        let values = run.tensors.iter().zip(all).filter(|(t, _)| !copied(t)).map(|(_, values)| values);
+        values.zip(&exact).map(|(values, exact)| rms(values.iter().zip(exact).map(|(a, b)| a - b))).collect::<Vec<_>>()
+    });
+    for (i, tensor) in compared.iter().enumerate() {
+        let bound = 2.0 * plain[i] + 3e-6 * max_abs(&exact[i]);
+        assert!(got[i] <= bound, "{}: {} has an error of {:e} where {:e} is plain", case.name, tensor.name, got[i], plain[i]);
+    }
+}
+
+#[test]
+fn bf16_on_cuda() {
+    each(cases_on(On::CudaBf16), check_bf16);
 }
 
 fn pool(threads: usize) -> ThreadPool {
     ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
 }
 
-/// The same bits each time, on any number of threads, whichever pool the memory was reserved in.
-#[test]
-fn same_bits() {
-    let pools = [1, 2, 3].map(pool);
-    let finish = |mut run: Run| {
+fn bits(mut run: Run) -> Vec<u8> {
+    run.forward();
+    run.backward();
+    run.bytes()
+}
+
+/// The same bits each time, also in memory that has been used.
+fn same_bits(on: On) {
+    each(cases_on(on), |case| {
+        let mut run = start(case, on);
         run.forward();
         run.backward();
-        run.bytes()
-    };
-    for case in cases() {
-        let start = || case.on(DType::F32, cpu(DType::F32));
-        let want = finish(start());
-        assert!(finish(start()) == want, "{}: another run", case.name);
+        let want = run.bytes();
+        run.reset();
+        assert!(bits(run) == want, "{} on {on:?}", case.name);
+    });
+}
+
+/// The same bits on any number of threads, whichever pool the memory was reserved in.
+#[test]
+fn same_bits_on_any_number_of_threads() {
+    let pools = [1, 2, 3].map(pool);
+    for case in odd() {
+        let start = || start(&case, On::Cpu);
+        let want = bits(start());
         for pool in &pools {
             let threads = pool.current_num_threads();
-            assert!(pool.install(|| finish(start())) == want, "{}: {threads} threads", case.name);
+            assert!(pool.install(|| bits(start())) == want, "{}: {threads} threads", case.name);
         }
         let run = pools[0].install(start);
-        assert!(pools[2].install(|| finish(run)) == want, "{}: reserved on 1 thread, run on 3", case.name);
+        assert!(pools[2].install(|| bits(run)) == want, "{}: reserved on 1 thread, run on 3", case.name);
     }
 }
 
@@ -168,8 +267,8 @@ fn seq_of(extent: Extent, case: &Case) -> Option<Vec<usize>> {
 
 /// A NaN in a row of what comes in reaches that row of what goes out, and no other; with attention, and between tokens
 /// and sequences, none of another sequence. Where the rows are those of tables and parameters, it gets there.
-fn check_nan(case: &Case, make: Make, backward: bool) {
-    let mut run = case.on(DType::F32, make(DType::F32));
+fn check_nan(case: &Case, backward: bool) {
+    let mut run = start(case, On::Cpu);
     let inputs: Vec<Tensor> = match backward {
         false => run.tensors.iter().filter(|t| t.grad.is_some()).cloned().collect(),
         true => {
@@ -227,10 +326,40 @@ fn check_nan(case: &Case, make: Make, backward: bool) {
 
 #[test]
 fn nan_goes_where_it_must() {
-    for case in cases() {
-        check_nan(&case, cpu, false);
-        check_nan(&case, cpu, true);
+    for case in odd() {
+        check_nan(&case, false);
+        check_nan(&case, true);
     }
+}
+
+/// A NaN or an infinity that comes in comes out where it does in f64 on the CPU.
+fn not_finite_is_where_it_is_in_f64(on: On) {
+    each(cases_on(on).into_iter().filter(|case| case.batch.longest < 128).collect(), |case| {
+        let mut run = start(case, on);
+        let mut exact = start(case, On::CpuF64);
+        // What forward or backward reads.
+        let inputs: Vec<Tensor> = run.tensors.iter().filter(|t| !t.start[0].is_nan() && !t.adds).cloned().collect();
+        for (input, bad) in inputs.iter().flat_map(|t| [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(|bad| (t, bad))) {
+            let mut values = input.start.clone();
+            // Neither the first row nor the first column.
+            let row = 1 % input.extent.rows(&case.batch);
+            values[row * input.width + input.width / 2] = bad;
+            let [got, want] = [&mut run, &mut exact].map(|run| {
+                run.reset();
+                inputs.iter().for_each(|t| run.write(t.name, &t.start));
+                run.write(input.name, &values);
+                run.forward();
+                run.backward();
+                run.tensors.clone().iter().map(|t| (t.name, run.read(t.name))).collect::<Vec<_>>()
+            });
+            for (name, want) in want {
+                let (_, got) = got.iter().find(|(other, _)| *other == name).unwrap();
+                let differs = got.iter().zip(&want).position(|(a, b)| a.is_finite() != b.is_finite());
+                let differs = differs.map(|i| format!("{name}[{i}] is {}, in f64 {}", got[i], want[i]));
+                assert!(differs.is_none(), "{} on {on:?}: {bad} in {}: {}", case.name, input.name, differs.unwrap());
+            }
+        }
+    });
 }
 
 /// The factor of an element, as [`DropSite`] says.
@@ -240,57 +369,64 @@ fn factor(step: &Step, drop: DropSite, row: u32, column: u32) -> f64 {
 }
 
 /// The factors that dropout, add_norm and attention apply are those that ops.rs says, for tokens and for [CLS].
-#[test]
-fn masks_are_those_of_the_page() {
+fn masks_are_those_of_the_page(on: On) {
     let batch = batch(&[33, 1, 200, 2]);
     let drop = DropSite { p: 0.3, site: 9 };
-    for rows in [Rows::Tokens, Rows::Seqs] {
+    let steps = [(7, 3, 1), (43 + (1 << 32), 5 + (1 << 33), 2)];
+    for (rows, (seed, update, micro)) in [Rows::Tokens, Rows::Seqs].into_iter().zip(steps) {
         let starts = &batch.cu_seqlens;
         let token_row = |r: usize| if rows == Rows::Tokens { r as u32 } else { starts[r] as u32 };
-        for case in [dropout(&batch, 130, rows, drop), add_norm(&batch, 130, rows, false, drop)] {
-            let mut run = case.on(DType::F64, cpu(DType::F64));
-            run.forward();
-            let got = run.read("x");
-            let want = run.tensor("x").start.iter().enumerate();
-            let want: Vec<f64> = want.map(|(i, x)| x * factor(&case.step, drop, token_row(i / 130), (i % 130) as u32)).collect();
-            assert!(got == want, "{}", case.name);
+        for width in [130, 64] {
+            for mut case in [dropout(&batch, width, rows, drop), add_norm(&batch, width, rows, false, drop)] {
+                case.step = Step { seed, update, micro, ..case.step };
+                let mut run = start(&case, on);
+                run.forward();
+                let x = run.tensor("x").start.clone();
+                for (i, (got, x)) in run.read("x").into_iter().zip(x).enumerate() {
+                    let want = x * factor(&case.step, drop, token_row(i / width), (i % width) as u32);
+                    assert!((got - want).abs() <= on.epsilon() * want.abs(), "{}: {got} at {i}, not {want}", case.name);
+                }
+            }
         }
 
         // Equal scores, and values that are unit vectors: each column of the output sums the mask over some of the keys.
-        let (heads, head_dim) = (2, 64);
-        let dim = heads * head_dim;
-        let case = attn(&batch, heads, head_dim, rows, drop);
-        let mut run = case.on(DType::F64, cpu(DType::F64));
-        let name = if rows == Rows::Tokens { "qkv" } else { "kv" };
-        let width = run.tensor(name).width;
-        let mut values = vec![0.0; batch.rows() * width];
-        for (r, &key) in batch.positions.iter().enumerate() {
-            for head in 0..heads {
-                values[r * width + width - dim + head * head_dim + key as usize % head_dim] = 1.0;
+        for (heads, head_dim) in [(2, 64), (1, 32), (3, 24)] {
+            let dim = heads * head_dim;
+            let mut case = attn(&batch, heads, head_dim, rows, drop);
+            case.step = Step { seed, update, micro, ..case.step };
+            let mut run = start(&case, on);
+            let name = if rows == Rows::Tokens { "qkv" } else { "kv" };
+            let width = run.tensor(name).width;
+            let mut values = vec![0.0; batch.rows() * width];
+            for (r, &key) in batch.positions.iter().enumerate() {
+                for head in 0..heads {
+                    values[r * width + width - dim + head * head_dim + key as usize % head_dim] = 1.0;
+                }
             }
-        }
-        run.write(name, &values);
-        run.forward();
-        let got = run.read("y");
-        for (r, got) in got.chunks(dim).enumerate() {
-            let row = token_row(r);
-            let seq = starts.partition_point(|&start| start as u32 <= row) - 1;
-            let len = (starts[seq + 1] - starts[seq]) as usize;
-            for (c, got) in got.iter().enumerate() {
-                let (head, first) = (c / head_dim, c % head_dim);
-                let of_key = |key| factor(&case.step, drop, row * heads as u32 + head as u32, key as u32);
-                let want = (first..len).step_by(head_dim).map(of_key).sum::<f64>() / len as f64;
-                assert!((got - want).abs() < 1e-15, "{}: row {r}, head {head}, key {first}: {got}, not {want}", case.name);
+            run.write(name, &values);
+            run.forward();
+            let got = run.read("y");
+            for (r, got) in got.chunks(dim).enumerate() {
+                let row = token_row(r);
+                let seq = starts.partition_point(|&start| start as u32 <= row) - 1;
+                let len = (starts[seq + 1] - starts[seq]) as usize;
+                for (c, got) in got.iter().enumerate() {
+                    let (head, first) = (c / head_dim, c % head_dim);
+                    let of_key = |key| factor(&case.step, drop, row * heads as u32 + head as u32, key as u32);
+                    let want = (first..len).step_by(head_dim).map(of_key).sum::<f64>() / len as f64;
+                    let same = (got - want).abs() <= 2.0 * on.epsilon() * want;
+                    assert!(same, "{}: row {r}, head {head}, key {first}: {got}, not {want}", case.name);
+                }
             }
         }
     }
 }
 
-/// Which elements of (tokens, 64) are dropped.
-fn dropped(rows: Rows, drop: DropSite, step: Step, make: Make) -> Vec<bool> {
+/// Which elements of (tokens, 64) are dropped on the CPU, and so everywhere.
+fn dropped(rows: Rows, drop: DropSite, step: Step) -> Vec<bool> {
     let mut case = dropout(&batch(&LONG), 64, rows, drop);
     case.step = step;
-    let mut run = case.on(DType::F32, make(DType::F32));
+    let mut run = start(&case, On::Cpu);
     let ones = vec![1.0; run.tensor("x").start.len()];
     run.write("x", &ones);
     run.forward();
@@ -313,7 +449,7 @@ fn dropout_is_random() {
     let agreeing = |a: &[bool], b: &[bool]| a.iter().zip(b).filter(|(a, b)| a == b).count();
     for p in [0.1, 0.5, 0.999] {
         let drop = DropSite { p, site: 3 };
-        let base = dropped(Rows::Tokens, drop, step, cpu);
+        let base = dropped(Rows::Tokens, drop, step);
         let p = f64::from(p);
         assert_share(base.iter().filter(|&&dropped| dropped).count(), base.len(), p, "dropped");
 
@@ -327,31 +463,30 @@ fn dropout_is_random() {
             ("micro-batch", Step { micro: 1, ..step }),
             ("update and micro-batch exchanged", Step { update: 0, micro: 5, ..step }),
         ] {
-            let other = dropped(Rows::Tokens, drop, other, cpu);
+            let other = dropped(Rows::Tokens, drop, other);
             assert_share(agreeing(&base, &other), base.len(), chance, what);
         }
-        let other = dropped(Rows::Tokens, DropSite { site: 4, ..drop }, step, cpu);
+        let other = dropped(Rows::Tokens, DropSite { site: 4, ..drop }, step);
         assert_share(agreeing(&base, &other), base.len(), chance, "site");
         for (what, distance) in [("next column", 1), ("next block", 4), ("next row", 64), ("fifth row", 5 * 64)] {
             assert_share(agreeing(&base, &base[distance..]), base.len() - distance, chance, what);
         }
 
-        let cls = dropped(Rows::Seqs, drop, step, cpu);
+        let cls = dropped(Rows::Seqs, drop, step);
         for (row, &start) in cls.chunks(64).zip(&batch(&LONG).cu_seqlens) {
             assert_eq!(row, &base[start as usize * 64..][..64], "[CLS] at row {start}");
         }
-        assert!(dropped(Rows::Tokens, drop, step, cpu) == base);
+        assert!(dropped(Rows::Tokens, drop, step) == base);
     }
 }
 
 /// Without dropout, or outside of training, what comes in goes out, bit for bit.
-#[test]
-fn dropout_off_is_the_identity() {
-    let (short, on, off) = (batch(&SHORT), DropSite { p: 0.3, site: 1 }, DropSite { p: 0.0, site: 1 });
-    for (drop, train) in [(off, true), (on, false)] {
+fn dropout_off_is_the_identity(on: On) {
+    let (short, never, outside) = (batch(&SHORT), DropSite { p: 0.0, site: 1 }, DropSite { p: 0.3, site: 1 });
+    for (drop, train) in [(never, true), (outside, false)] {
         let mut case = dropout(&short, 33, Rows::Tokens, drop);
         case.step.train = train;
-        let mut run = case.on(DType::F32, cpu(DType::F32));
+        let mut run = start(&case, on);
         let before = run.bytes();
         run.forward();
         run.backward();
@@ -367,7 +502,7 @@ fn dropout_off_is_the_identity() {
                 let name = pair[1].name.clone();
                 let [got, want] = pair.each_mut().map(|case| {
                     (case.name, case.step.train) = (name.clone(), train);
-                    let mut run = case.on(DType::F32, cpu(DType::F32));
+                    let mut run = start(case, on);
                     run.forward();
                     run.read("y")
                 });
@@ -378,17 +513,16 @@ fn dropout_off_is_the_identity() {
 }
 
 /// Inference runs the activation over its input.
-#[test]
-fn act_in_place() {
+fn act_in_place(on: On) {
     let short = batch(&SHORT);
     for kind in [Activation::Gelu, Activation::Relu, Activation::Tanh] {
-        let mut apart = act(&short, kind, 33, Rows::Tokens).on(DType::F32, cpu(DType::F32));
+        let mut apart = start(&act(&short, kind, 33, Rows::Tokens), on);
         apart.forward();
         let together = Case::new("act in place".into(), &short, move |b| {
             let x = b.random("x", Rows::Tokens, 33);
             Op::Act(Act { kind, x, y: x, dy: View::NONE, width: 33, rows: Rows::Tokens })
         });
-        let mut together = together.on(DType::F32, cpu(DType::F32));
+        let mut together = start(&together, on);
         together.write("x", &apart.tensor("x").start);
         together.forward();
         assert!(together.read("x") == apart.read("y") && together.guards_hold(), "{kind:?}");
@@ -396,8 +530,7 @@ fn act_in_place() {
 }
 
 /// Logits of 1e4 and equal logits have finite losses and gradients; so has a class of weight 0.
-#[test]
-fn xent_at_the_edges() {
+fn xent_at_the_edges(on: On) {
     let case = xent(&batch(&[1, 2]), 3, 0.1, false);
     let label = case.batch.labels[0] as usize;
     for (logits, weights, want) in [
@@ -408,7 +541,7 @@ fn xent_at_the_edges() {
             0.1 / 3.0 * 2.0 * 2f64.ln()
         }),
     ] {
-        let mut run = case.on(DType::F32, cpu(DType::F32));
+        let mut run = start(&case, on);
         run.write("logits", &[logits, logits].concat());
         run.write("weights", &weights);
         run.forward();
@@ -420,39 +553,36 @@ fn xent_at_the_edges() {
 }
 
 /// The status block gets the loss on top, in training alone.
-#[test]
-fn xent_counts_its_loss() {
-    for train in [true, false] {
-        let mut case = xent(&batch(&LONG), 3, 0.1, true);
+fn xent_counts_its_loss(on: On) {
+    for (classes, train) in [(3, true), (3, false), (6, true)] {
+        let mut case = xent(&batch(&LONG), classes, 0.1, true);
         case.step.train = train;
-        let mut run = case.on(DType::F64, cpu(DType::F64));
+        let mut run = start(&case, on);
+        run.forward();
         run.forward();
         let sum: f64 = run.read("loss").iter().sum();
-        let want = if train { 0.25 + sum / case.step.denominator } else { 0.25 };
-        assert!((run.read("status")[0] - want).abs() < 1e-15, "train {train}");
+        let want = if train { 0.25 + 2.0 * sum / case.step.denominator } else { 0.25 };
+        let got = run.read("status")[0];
+        assert!((got - want).abs() < 1e-6, "{classes} classes, train {train}: {got}, not {want}");
     }
 }
 
-#[test]
-fn grad_norm_is_the_root_of_the_sum_of_squares() {
+fn grad_norm_is_the_root_of_the_sum_of_squares(on: On) {
     for case in cases().into_iter().filter(|case| matches!(case.op(), Op::GradNorm(_))) {
-        for dtype in [DType::F32, DType::F64] {
-            let mut run = case.on(dtype, cpu(dtype));
-            run.forward();
-            let want = run.tensor("grads").start.iter().map(|g| g * g).sum::<f64>().sqrt();
-            let [loss, loss_sum, got, skipped] = run.read("status").try_into().unwrap();
-            assert!((got / want - 1.0).abs() < 1e-13, "{}: {got}, not {want}", case.name);
-            assert_eq!([loss, loss_sum, skipped], [0.0; 3]);
-        }
+        let mut run = start(&case, on);
+        run.forward();
+        let want = run.tensor("grads").start.iter().map(|g| g * g).sum::<f64>().sqrt();
+        let [loss, loss_sum, got, skipped] = run.read("status").try_into().unwrap();
+        assert!((got / want - 1.0).abs() < 1e-13, "{}: {got}, not {want}", case.name);
+        assert_eq!([loss, loss_sum, skipped], [0.0; 3]);
     }
 }
 
 /// One element after another, as [`AdamW`] says.
-#[test]
-fn adamw_is_that_of_the_page() {
-    for case in cases() {
-        let mut run = case.on(DType::F64, cpu(DType::F64));
-        let Op::AdamW(op) = run.op else { continue };
+fn adamw_is_that_of_the_page(on: On) {
+    for case in cases().into_iter().filter(|case| matches!(case.op(), Op::AdamW(_))) {
+        let mut run = start(&case, on);
+        let Op::AdamW(op) = run.op else { unreachable!() };
         run.forward();
         let [params, grads, m, v] = ["params", "grads", "m", "v"].map(|name| (run.tensor(name).start.clone(), run.read(name)));
         let norm = run.tensor("status").start[2];
@@ -465,7 +595,7 @@ fn adamw_is_that_of_the_page() {
             let (m_hat, v_hat) = (want_m / (1.0 - op.beta1.powf(t)), want_v / (1.0 - op.beta2.powf(t)));
             let want = decayed - lr * m_hat / (v_hat.sqrt() + op.eps);
             for (name, got, want) in [("params", params.1[i], want), ("m", m.1[i], want_m), ("v", v.1[i], want_v)] {
-                assert!((got - want).abs() <= 1e-13 * (1.0 + want.abs()), "{}: {name}[{i}] is {got}, not {want}", case.name);
+                assert!((got - want).abs() <= 1e-6 * (0.1 + want.abs()), "{}: {name}[{i}] is {got}, not {want}", case.name);
             }
             assert_eq!(grads.1[i], 0.0, "{}: gradient {i} stands", case.name);
         }
@@ -474,10 +604,9 @@ fn adamw_is_that_of_the_page() {
 }
 
 /// A loss or a norm that is not finite: counted, and nothing else changes.
-#[test]
-fn adamw_leaves_out_what_is_not_finite() {
+fn adamw_leaves_out_what_is_not_finite(on: On) {
     for (loss, norm) in [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (0.5, f64::NAN), (0.5, f64::INFINITY)] {
-        let mut run = adamw(100, 48, 1.0, 1.0).on(DType::F32, cpu(DType::F32));
+        let mut run = start(&adamw(100, 48, 1.0, 1.0), on);
         run.write("status", &[loss, 0.25, norm, 1.0]);
         run.forward();
         for name in ["params", "grads", "m", "v"] {
@@ -489,36 +618,39 @@ fn adamw_leaves_out_what_is_not_finite() {
 }
 
 /// What goes up comes down; a part leaves the rest; nothing is written beside it.
-#[test]
-fn memory() {
-    for dtype in [DType::F32, DType::F64] {
-        let case = linear(&batch(&SHORT), 24, 33, Rows::Tokens, false);
-        let mut run = case.on(dtype, cpu(dtype));
-        for tensor in run.tensors.clone().iter().filter(|t| !t.start[0].is_nan()) {
-            assert!(run.read(tensor.name) == tensor.start, "{}", tensor.name);
-        }
-        let start = run.tensor("x").start.clone();
-        run.write("x", &[5.0, 6.0]);
-        assert!(run.read("x") == [&[5.0, 6.0], &start[2..]].concat());
-        let view = run.tensor("x").view;
-        assert_eq!(run.backend.read(view.slice(1, 2)).unwrap(), [6.0, start[2]]);
-        run.backend.zero(view.slice(1, 2)).unwrap();
-        assert!(run.read("x") == [&[5.0, 0.0, 0.0], &start[3..]].concat());
-        run.backend.zero(view).unwrap();
-        assert!(run.read("x").iter().all(|&x| x == 0.0));
-        assert!(run.guards_hold());
-        run.backend.zero(View { len: view.len + 1, ..view }).unwrap();
-        assert!(!run.guards_hold());
-        assert!(!run.backend.name().is_empty());
+fn memory(on: On) {
+    let case = linear(&batch(&SHORT), 24, 33, Rows::Tokens, false);
+    let mut run = start(&case, on);
+    for tensor in run.tensors.clone().iter().filter(|t| !t.start[0].is_nan()) {
+        assert!(run.read(tensor.name) == tensor.start, "{}", tensor.name);
     }
+    let start = run.tensor("x").start.clone();
+    run.write("x", &[5.0, 6.0]);
+    assert!(run.read("x") == [&[5.0, 6.0], &start[2..]].concat());
+    let view = run.tensor("x").view;
+    assert_eq!(run.backend.read(view.slice(1, 2)).unwrap(), [6.0, start[2]]);
+    run.backend.zero(view.slice(1, 2)).unwrap();
+    assert!(run.read("x") == [&[5.0, 0.0, 0.0], &start[3..]].concat());
+    run.backend.zero(view).unwrap();
+    assert!(run.read("x").iter().all(|&x| x == 0.0));
+    assert!(run.guards_hold());
+    run.backend.zero(View { len: view.len + 1, ..view }).unwrap();
+    assert!(!run.guards_hold());
+    assert!(!run.backend.name().is_empty());
 }
 
 /// A smaller batch staged over a larger one: the ops run on its rows alone.
-#[test]
-fn stage() {
+fn stage(on: On) {
+    // By a product of our own, and by cuBLASLt's.
+    for n in [33, 32] {
+        stage_smaller(on, n);
+    }
+}
+
+fn stage_smaller(on: On, n: usize) {
     let small = batch(&[3, 2]);
-    let case = linear(&batch(&SHORT), 24, 33, Rows::Tokens, false);
-    let mut run = case.on(DType::F32, cpu(DType::F32));
+    let case = linear(&batch(&SHORT), 24, n, Rows::Tokens, false);
+    let mut run = start(&case, on);
     run.backend.stage(&small, &case.step).unwrap();
     for (view, values) in [
         (run.layout.inputs.ids, &small.ids),
@@ -535,7 +667,7 @@ fn stage() {
     run.forward();
     run.backward();
     assert!(run.guards_hold());
-    for (name, width) in [("y", 33), ("dx", 24)] {
+    for (name, width) in [("y", n), ("dx", 24)] {
         let values = run.read(name);
         let (rows, rest) = values.split_at(small.rows() * width);
         assert!(rows.iter().all(|x| x.is_finite()) && rest.iter().all(|x| x.is_nan()), "{name}");
@@ -550,7 +682,7 @@ fn every_method_has_a_case() {
     let methods = body.lines().filter_map(|line| line.trim().strip_prefix("fn ")?.split_once('('));
     let methods: BTreeSet<_> = methods.map(|(name, _)| name).collect();
     let mut run: BTreeSet<_> = cases().iter().flat_map(|case| case.op().methods()).collect();
-    run.extend(["name", "available", "reserve", "upload", "download", "zero", "stage", "cast"]);
+    run.extend(["name", "available", "reserve", "upload", "download", "zero", "stage"]);
     assert_eq!(methods, run);
 }
 
@@ -559,8 +691,8 @@ fn nothing_is_allocated() {
     // All work on this thread, whose allocations are counted.
     let pool = ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap();
     pool.install(|| {
-        for case in cases() {
-            let mut run = case.on(DType::F32, cpu(DType::F32));
+        for case in odd() {
+            let mut run = start(&case, On::Cpu);
             let mut both_ways = || {
                 run.forward();
                 run.backward();
@@ -572,4 +704,31 @@ fn nothing_is_allocated() {
             assert!(count == 0 || by_gemm, "{} allocated {count} times", case.name);
         }
     });
+}
+
+/// An op has one stem on both sides and in the kernels.
+#[test]
+fn every_op_has_its_files() {
+    let stems = |folder: &str, others: &[&str]| -> BTreeSet<String> {
+        let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+        let files = files.map(|file| file.unwrap().path()).filter(|path| path.extension().unwrap() != "cuh");
+        let stems = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_string());
+        stems.filter(|stem| !others.contains(&stem.as_str())).collect()
+    };
+    let ops = stems("src/cpu", &["mod", "arena", "real"]);
+    assert_eq!(ops, stems("src/cuda", &["mod", "arena", "device", "kernels", "gemm", "columns"]));
+    assert_eq!(ops, stems("kernels", &["columns"]));
+}
+
+/// The cases reach every kernel, and cuBLASLt.
+#[test]
+fn every_kernel_has_a_case() {
+    for on in [On::Cuda, On::CudaBf16] {
+        for case in cases_on(on).iter().filter(|case| case.batch.longest < 128) {
+            bits(start(case, on));
+        }
+    }
+    let missing: Vec<_> = vgpu::launches().into_iter().filter(|(_, count)| *count == 0).collect();
+    assert!(missing.is_empty(), "no case launches {missing:?}");
+    assert!(vgpu::matmuls() > 0, "no case calls cuBLASLt");
 }

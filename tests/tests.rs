@@ -10,6 +10,7 @@ mod metrics;
 mod model;
 mod nvcc;
 mod ops;
+mod rounded;
 mod train;
 #[path = "vgpu.rs"]
 mod virtual_gpu;

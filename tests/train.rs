@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use serde_json::Value;
+use tempfile::TempDir;
 use warpfit::checkpoint::weights::Weights;
 use warpfit::classifier::Classifier;
 use warpfit::data::dataset::{Options, Table};
@@ -14,10 +15,11 @@ use warpfit::train::trainer::{Outcome, train};
 
 use crate::fixtures::*;
 
-/// The settings that these words on the command line give.
+/// The settings that these words on the command line give; on the CPU unless they name a device.
 fn settings(flags: &str, out: &Path) -> Settings {
     warpfit::cli::be_quiet();
-    let words = ["train"].into_iter().chain(flags.split_whitespace()).map(OsString::from);
+    let device = if flags.contains("--device") { "" } else { "--device cpu" };
+    let words = ["train"].into_iter().chain(flags.split_whitespace()).chain(device.split_whitespace()).map(OsString::from);
     let words = words.chain(["--output-dir".into(), out.into()]);
     warpfit::cli::parse::<Args>(words).unwrap().unwrap().settings().unwrap()
 }
@@ -28,6 +30,9 @@ fn read_json(path: &Path) -> Value {
 
 /// A run on the files of a golden case.
 fn golden_run(case: &str, flags: &str, out: &Path) -> Outcome {
+    if flags.contains("--device cuda") {
+        drop(gpu());
+    }
     let folder = golden(case);
     let folder = folder.display();
     let files = format!("--model {folder}/hf_init --train-file {folder}/train.csv --validation-file {folder}/test.csv");
@@ -38,14 +43,25 @@ fn golden_run(case: &str, flags: &str, out: &Path) -> Outcome {
 const RECIPE: &str = "--epochs 2 --learning-rate 5e-4 --weight-decay 0.01 --no-shuffle --logging-steps 1 \
                       --load-best-model-at-end false --max-length 64";
 
+const BATCHES: [(&str, &str); 2] = [
+    ("train", "--batch-size 8"),
+    ("train-accumulate", "--batch-size 9 --gradient-accumulation-steps 3 --label-smoothing-factor 0.1"),
+];
+
 #[test]
 fn golden_trainer_runs() {
-    for (case, flags) in [
-        ("train", "--batch-size 8"),
-        ("train-accumulate", "--batch-size 9 --gradient-accumulation-steps 3 --label-smoothing-factor 0.1"),
-    ] {
+    golden_trainer_runs_on(Device::Cpu);
+}
+
+#[test]
+fn golden_trainer_runs_on_cuda() {
+    golden_trainer_runs_on(Device::Cuda(0));
+}
+
+fn golden_trainer_runs_on(device: Device) {
+    for (case, flags) in BATCHES {
         let dir = tempfile::tempdir().unwrap();
-        golden_run(case, &format!("{RECIPE} {flags}"), dir.path());
+        golden_run(case, &format!("{RECIPE} {flags} --device {device}"), dir.path());
 
         let want = json(&format!("{case}/losses.json"));
         let log = read_json(&dir.path().join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
@@ -71,24 +87,29 @@ fn golden_trainer_runs() {
             close(got, want, "eval_accuracy", 0.0);
         }
 
-        let (got, want) = (Weights::open(dir.path()).unwrap(), Weights::open(&golden(case).join("hf_final")).unwrap());
-        assert!(got.names().eq(want.names()), "{case}: other tensors than Trainer saves");
-        let mut differences = Vec::new();
-        for name in want.names().filter(|name| !name.ends_with("k_lin.bias")) {
-            let (got, want) = (got.get(name).unwrap().f32().unwrap(), want.get(name).unwrap().f32().unwrap());
-            differences.extend(got.iter().zip(&want).map(|(a, b)| f64::from(a - b).abs()));
-        }
-        check_parameters(differences, [1e-6, 1e-5, 3e-4]);
+        compare_weights(dir.path(), &golden(case).join("hf_final"));
 
         // The saved folder, opened anew.
         let golden_logits = Tensors::read(&format!("{case}/test_logits.safetensors"));
-        let mut classifier = Classifier::open(dir.path(), Device::Cpu, Precision::Fp32, 512, 8).unwrap();
+        let mut classifier = Classifier::open(dir.path(), device, Precision::Fp32, 512, 8).unwrap();
         let table = Table::read(&golden(case).join("test.csv"), &Options::default()).unwrap();
         let encoded = classifier.source.tokenizer().unwrap().encode(&table.texts, 64, &|_| ()).unwrap();
         let logits: Vec<f64> = classifier.logits(&encoded, |_, _| ()).unwrap().into_iter().map(f64::from).collect();
         let difference = max_abs_difference(&logits, golden_logits.get("logits"));
         assert!(difference < 1e-4, "{case} test logits: {difference:e}");
     }
+}
+
+/// Within what two correct runs in f32 may differ by, key biases left out.
+fn compare_weights(got: &Path, want: &Path) {
+    let (got, want) = [got, want].map(|folder| Weights::open(folder).unwrap()).into();
+    assert!(got.names().eq(want.names()), "other tensors");
+    let mut differences = Vec::new();
+    for name in want.names().filter(|name| !name.ends_with("k_lin.bias")) {
+        let (got, want) = (got.get(name).unwrap().f32().unwrap(), want.get(name).unwrap().f32().unwrap());
+        differences.extend(got.iter().zip(&want).map(|(a, b)| f64::from(a - b).abs()));
+    }
+    check_parameters(differences, [1e-6, 1e-5, 3e-4]);
 }
 
 /// Weights and logged losses of a short run with everything random on, with this many threads.
@@ -113,13 +134,11 @@ fn same_bits_on_any_number_of_threads() {
 
 #[test]
 fn accumulated_micro_batches_equal_one_batch() {
-    let losses = |flags: &str| {
+    let [whole, parts] = ["--batch-size 32", "--batch-size 8 --gradient-accumulation-steps 4"].map(|flags| {
         let dir = tempfile::tempdir().unwrap();
         golden_run("train", &format!("{RECIPE} {flags}"), dir.path());
-        let log = read_json(&dir.path().join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
-        log.iter().filter_map(|entry| entry["loss"].as_f64()).collect::<Vec<_>>()
-    };
-    let (whole, parts) = (losses("--batch-size 32"), losses("--batch-size 8 --gradient-accumulation-steps 4"));
+        losses(dir.path())
+    });
     assert!(!whole.is_empty() && max_abs_difference(&whole, &parts) < 2e-6, "{whole:?} {parts:?}");
 }
 
@@ -150,6 +169,64 @@ fn the_best_model_is_the_one_saved() {
     assert_eq!(folders.count(), 2);
 }
 
+/// A run that goes on from another's checkpoint.
+fn resumed(whole: &Path, step: usize, flags: &str) -> TempDir {
+    let part = tempfile::tempdir().unwrap();
+    let name = format!("checkpoint-{step}");
+    std::fs::create_dir(part.path().join(&name)).unwrap();
+    for file in std::fs::read_dir(whole.join(&name)).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), part.path().join(&name).join(file.file_name())).unwrap();
+    }
+    golden_run("train", &format!("{flags} --resume-from-checkpoint"), part.path());
+    part
+}
+
+/// Every loss that was logged.
+fn losses(folder: &Path) -> Vec<f64> {
+    let log = read_json(&folder.join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
+    log.iter().filter_map(|entry| entry["loss"].as_f64()).collect()
+}
+
+/// Ten updates with everything random on, and a checkpoint in between: the devices draw the same masks, and one goes on from
+/// the other's checkpoint as from its own.
+#[test]
+fn cpu_and_cuda_run_alike() {
+    let flags = "--max-steps 10 --batch-size 9 --dropout 0.1 --classifier-dropout 0.2 --learning-rate 5e-4 --save-strategy steps \
+                 --save-steps 5 --eval-strategy no --load-best-model-at-end false --logging-steps 1 --max-length 64";
+    let on = ["cpu", "cuda"].map(|device| format!("{flags} --device {device}"));
+    let whole = on.each_ref().map(|flags| {
+        let dir = tempfile::tempdir().unwrap();
+        golden_run("train", flags, dir.path());
+        dir
+    });
+    let close = |folder: &Path, what: &str| {
+        let (got, want) = (losses(folder), losses(whole[0].path()));
+        assert_eq!(got.len(), 10, "{what}");
+        assert!(max_abs_difference(&got, &want) < 1e-5, "{what}: losses {got:?}, not {want:?}");
+        compare_weights(folder, whole[0].path());
+    };
+    close(whole[1].path(), "cuda");
+    close(resumed(whole[0].path(), 5, &on[1]).path(), "from the cpu to cuda");
+    close(resumed(whole[1].path(), 5, &on[0]).path(), "from cuda to the cpu");
+    assert_same_run(resumed(whole[1].path(), 5, &on[1]).path(), whole[1].path());
+
+    let flags = format!("{} --precision bf16", on[1]);
+    let dir = tempfile::tempdir().unwrap();
+    golden_run("train", &flags, dir.path());
+    assert!(max_abs_difference(&losses(dir.path()), &losses(whole[0].path())) < 1e-2, "bf16");
+    assert_same_run(resumed(dir.path(), 5, &flags).path(), dir.path());
+}
+
+/// Bit for bit.
+fn assert_same_run(got: &Path, want: &Path) {
+    for file in ["model.safetensors", "checkpoint-10/model.safetensors", "checkpoint-10/optimizer.safetensors"] {
+        let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
+        assert!(read(got) == read(want), "{file}");
+    }
+    assert_eq!(losses(got), losses(want));
+}
+
 #[test]
 fn a_resumed_run_is_the_run_that_was_never_stopped() {
     // Epochs of 7 updates (the last of two micro-batches); saved within them and at their edges.
@@ -168,14 +245,7 @@ fn a_resumed_run_is_the_run_that_was_never_stopped() {
         log.iter().map(timeless).collect::<Vec<_>>()
     };
     for step in [7, 14, 21] {
-        let part = tempfile::tempdir().unwrap();
-        let name = format!("checkpoint-{step}");
-        std::fs::create_dir(part.path().join(&name)).unwrap();
-        for file in std::fs::read_dir(whole.path().join(&name)).unwrap() {
-            let file = file.unwrap();
-            std::fs::copy(file.path(), part.path().join(&name).join(file.file_name())).unwrap();
-        }
-        golden_run("train", &format!("{flags} --resume-from-checkpoint"), part.path());
+        let part = resumed(whole.path(), step, flags);
         for file in ["model.safetensors", "checkpoint-21/model.safetensors", "checkpoint-21/optimizer.safetensors"] {
             assert!(read(part.path(), file) == read(whole.path(), file), "{file} differs after resuming at {step}");
         }
@@ -216,8 +286,7 @@ fn the_sample_trains() {
     );
     let out = dir.path().join("out");
     train(&settings(&flags, &out)).unwrap().unwrap();
-    let log = read_json(&out.join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
-    let losses: Vec<f64> = log.iter().filter_map(|entry| entry["loss"].as_f64()).collect();
+    let losses = losses(&out);
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&losses[..8]), mean(&losses[losses.len() - 8..]));
     assert!(last < 0.5 * first, "the loss went from {first} to {last}");

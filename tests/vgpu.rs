@@ -160,108 +160,134 @@ fn line_of(file: &str, text: &str) -> String {
 
 use CUresult::*;
 
-#[test]
-fn a_write_past_the_end() {
-    let line = line_of("faults.cu", "if (i <= a.n) a.x[i] = 1.0f;");
-    let gpu = Gpu::new();
-    gpu.breaks(
-        "past_the_end_f32",
-        (2, 64, 0),
-        64,
-        CUDA_ERROR_ILLEGAL_ADDRESS,
-        &["past_the_end_f32", "block (1, 0, 0), thread 0", "0 bytes past the end of an allocation of 256 bytes", &line],
-    );
-}
+/// Wrong kernels. The sanitizers see most of these too, and leave this module out.
+mod faults {
+    use super::*;
 
-/// The allocation ends inside of 16 bytes, which a guard page cannot see: the canary does, when it is freed.
-#[test]
-fn a_write_next_to_an_allocation() {
-    let gpu = Gpu::new();
-    let x = gpu.floats(&[0.0; 63]);
-    gpu.launch("past_the_end_f32", (1, 64, 0), &Buffer { x: gpu.address(&x), n: 63 });
-    drop(x);
-    gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["around an allocation of 252 bytes"]);
-}
-
-#[test]
-fn use_after_free() {
-    let gpu = Gpu::new();
-    let x = gpu.floats(&[0.0; 64]);
-    let address = gpu.address(&x);
-    // A free in the order of the stream comes after this one...
-    gpu.scale(&gpu.stream, address, 64, 2.0, 0.0);
-    drop(x);
-    gpu.stream.synchronize().unwrap();
-    // ... and before this one.
-    gpu.scale(&gpu.stream, address, 64, 2.0, 0.0);
-    gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["scale_f32", "byte 0 of an allocation of 256 bytes that is freed"]);
-}
-
-#[test]
-fn divergent_barriers() {
-    let line = line_of("faults.cu", "        __syncthreads();\n".trim_end());
-    Gpu::new().breaks("divergent_barrier_f32", (1, 64, 0), 2, CUDA_ERROR_LAUNCH_FAILED, &["divergent __syncthreads", &line]);
-    let ended = ["barrier_after_exit_f32", "ended"];
-    Gpu::new().breaks("barrier_after_exit_f32", (1, 64, 0), 64, CUDA_ERROR_LAUNCH_FAILED, &ended);
-}
-
-#[test]
-fn divergent_shuffles() {
-    let line = line_of("faults.cu", "__shfl_xor_sync(ALL_LANES, x, 1)");
-    let parts = ["divergent __shfl_xor_sync", "thread 16", &line];
-    Gpu::new().breaks("divergent_shuffle_f32", (1, 32, 0), 32, CUDA_ERROR_LAUNCH_FAILED, &parts);
-    Gpu::new().breaks("exit_before_shuffle_f32", (1, 32, 0), 32, CUDA_ERROR_LAUNCH_FAILED, &["ended", "__shfl_xor_sync"]);
-}
-
-#[test]
-fn a_deadlock() {
-    let parts = ["deadlock: 63 threads wait at __syncthreads", "1 in __shfl_sync"];
-    Gpu::new().breaks("deadlock_f32", (1, 64, 0), 64, CUDA_ERROR_LAUNCH_FAILED, &parts);
-}
-
-#[test]
-fn misaligned_addresses() {
-    let line = line_of("faults.cu", "ldmatrix4(r, tile");
-    let parts = ["ldmatrix", "not 16-byte aligned", &line];
-    Gpu::new().breaks("misaligned_ldmatrix_f32", (1, 32, 33 * 16), 64, CUDA_ERROR_MISALIGNED_ADDRESS, &parts);
-    let line = line_of("faults.cu", "reinterpret_cast<float4*>(a.x + 1)");
-    Gpu::new().breaks("misaligned_vector_f32", (1, 32, 0), 64, CUDA_ERROR_MISALIGNED_ADDRESS, &["float4", &line]);
-}
-
-#[test]
-fn a_copy_that_is_not_waited_for() {
-    let gpu = Gpu::new();
-    for waits in [true, false] {
-        let x = gpu.floats(&[1.0; 128]);
-        gpu.launch("copy_without_wait_f32", (1, 32, 512), &Buffer { x: gpu.address(&x), n: i32::from(waits) });
-        let right = |x: &f32| if waits { *x == 101.0 } else { x.is_nan() };
-        assert!(gpu.read(&x).iter().all(right), "waits: {waits}");
+    #[test]
+    fn a_write_past_the_end() {
+        let line = line_of("faults.cu", "if (i <= a.n) a.x[i] = 1.0f;");
+        let gpu = Gpu::new();
+        gpu.breaks(
+            "past_the_end_f32",
+            (2, 64, 0),
+            64,
+            CUDA_ERROR_ILLEGAL_ADDRESS,
+            &["past_the_end_f32", "block (1, 0, 0), thread 0", "0 bytes past the end of an allocation of 256 bytes", &line],
+        );
     }
-}
 
-#[test]
-fn memory_starts_as_nan() {
-    let gpu = Gpu::new();
-    // SAFETY: read before it is written, to see what is there.
-    let x = unsafe { gpu.stream.alloc::<f32>(64) }.unwrap();
-    assert!(gpu.read(&x).iter().all(|x| x.is_nan()));
-    gpu.stream.memcpy_htod(&[0.0; 64], &mut gpu.floats(&[0.0; 64])).unwrap();
-    gpu.launch("uninitialised_shared_f32", (1, 32, 128), &Buffer { x: gpu.address(&x), n: 64 });
-    assert!(gpu.read(&x).iter().all(|x| x.is_nan()));
-}
+    /// The allocation ends inside of 16 bytes, which a guard page cannot see: the canary does, when it is freed.
+    #[test]
+    fn a_write_next_to_an_allocation() {
+        let gpu = Gpu::new();
+        let x = gpu.floats(&[0.0; 63]);
+        gpu.launch("past_the_end_f32", (1, 64, 0), &Buffer { x: gpu.address(&x), n: 63 });
+        drop(x);
+        gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["around an allocation of 252 bytes"]);
+    }
 
-#[test]
-fn reads_past_shared_memory() {
-    let gpu = Gpu::new();
-    let x = gpu.floats(&[0.0; 64]);
-    gpu.launch("past_dynamic_shared_f32", (1, 32, 128), &Buffer { x: gpu.address(&x), n: 32 });
-    gpu.stream.synchronize().unwrap();
-    drop(x);
-    let parts = ["byte 128 of dynamic shared memory, of which 128 were asked for"];
-    gpu.breaks("past_dynamic_shared_f32", (1, 32, 128), 33, CUDA_ERROR_ILLEGAL_ADDRESS, &parts);
-    drop(gpu);
-    let line = line_of("faults.cu", "a.x[threadIdx.x] = tile[a.n];");
-    Gpu::new().breaks("past_fixed_shared_f32", (1, 32, 0), 32, CUDA_ERROR_ILLEGAL_ADDRESS, &["index 32", &line]);
+    #[test]
+    fn use_after_free() {
+        let gpu = Gpu::new();
+        let x = gpu.floats(&[0.0; 64]);
+        let address = gpu.address(&x);
+        // A free in the order of the stream comes after this one...
+        gpu.scale(&gpu.stream, address, 64, 2.0, 0.0);
+        drop(x);
+        gpu.stream.synchronize().unwrap();
+        // ... and before this one.
+        gpu.scale(&gpu.stream, address, 64, 2.0, 0.0);
+        gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["scale_f32", "byte 0 of an allocation of 256 bytes that is freed"]);
+    }
+
+    #[test]
+    fn divergent_barriers() {
+        let line = line_of("faults.cu", "        __syncthreads();\n".trim_end());
+        Gpu::new().breaks("divergent_barrier_f32", (1, 64, 0), 2, CUDA_ERROR_LAUNCH_FAILED, &["divergent __syncthreads", &line]);
+        let ended = ["barrier_after_exit_f32", "ended"];
+        Gpu::new().breaks("barrier_after_exit_f32", (1, 64, 0), 64, CUDA_ERROR_LAUNCH_FAILED, &ended);
+    }
+
+    #[test]
+    fn divergent_shuffles() {
+        let line = line_of("faults.cu", "__shfl_xor_sync(ALL_LANES, x, 1)");
+        let parts = ["divergent __shfl_xor_sync", "thread 16", &line];
+        Gpu::new().breaks("divergent_shuffle_f32", (1, 32, 0), 32, CUDA_ERROR_LAUNCH_FAILED, &parts);
+        Gpu::new().breaks("exit_before_shuffle_f32", (1, 32, 0), 32, CUDA_ERROR_LAUNCH_FAILED, &["ended", "__shfl_xor_sync"]);
+    }
+
+    #[test]
+    fn a_deadlock() {
+        let parts = ["deadlock: 63 threads wait at __syncthreads", "1 in __shfl_sync"];
+        Gpu::new().breaks("deadlock_f32", (1, 64, 0), 64, CUDA_ERROR_LAUNCH_FAILED, &parts);
+    }
+
+    #[test]
+    fn misaligned_addresses() {
+        let line = line_of("faults.cu", "ldmatrix4(r, tile");
+        let parts = ["ldmatrix", "not 16-byte aligned", &line];
+        Gpu::new().breaks("misaligned_ldmatrix_f32", (1, 32, 33 * 16), 64, CUDA_ERROR_MISALIGNED_ADDRESS, &parts);
+        let line = line_of("faults.cu", "reinterpret_cast<float4*>(a.x + 1)");
+        Gpu::new().breaks("misaligned_vector_f32", (1, 32, 0), 64, CUDA_ERROR_MISALIGNED_ADDRESS, &["float4", &line]);
+    }
+
+    #[test]
+    fn a_copy_that_is_not_waited_for() {
+        let gpu = Gpu::new();
+        for waits in [true, false] {
+            let x = gpu.floats(&[1.0; 128]);
+            gpu.launch("copy_without_wait_f32", (1, 32, 512), &Buffer { x: gpu.address(&x), n: i32::from(waits) });
+            let right = |x: &f32| if waits { *x == 101.0 } else { x.is_nan() };
+            assert!(gpu.read(&x).iter().all(right), "waits: {waits}");
+        }
+    }
+
+    #[test]
+    fn memory_starts_as_nan() {
+        let gpu = Gpu::new();
+        // SAFETY: read before it is written, to see what is there.
+        let x = unsafe { gpu.stream.alloc::<f32>(64) }.unwrap();
+        assert!(gpu.read(&x).iter().all(|x| x.is_nan()));
+        gpu.stream.memcpy_htod(&[0.0; 64], &mut gpu.floats(&[0.0; 64])).unwrap();
+        gpu.launch("uninitialised_shared_f32", (1, 32, 128), &Buffer { x: gpu.address(&x), n: 64 });
+        assert!(gpu.read(&x).iter().all(|x| x.is_nan()));
+    }
+
+    #[test]
+    fn reads_past_shared_memory() {
+        let gpu = Gpu::new();
+        let x = gpu.floats(&[0.0; 64]);
+        gpu.launch("past_dynamic_shared_f32", (1, 32, 128), &Buffer { x: gpu.address(&x), n: 32 });
+        gpu.stream.synchronize().unwrap();
+        drop(x);
+        let parts = ["byte 128 of dynamic shared memory, of which 128 were asked for"];
+        gpu.breaks("past_dynamic_shared_f32", (1, 32, 128), 33, CUDA_ERROR_ILLEGAL_ADDRESS, &parts);
+        drop(gpu);
+        let line = line_of("faults.cu", "a.x[threadIdx.x] = tile[a.n];");
+        Gpu::new().breaks("past_fixed_shared_f32", (1, 32, 0), 32, CUDA_ERROR_ILLEGAL_ADDRESS, &["index 32", &line]);
+    }
+
+    /// A kernel that depends on the order of its threads or blocks does not give the same with every seed.
+    #[test]
+    fn races_show() {
+        let gpu = Gpu::new();
+        let x = gpu.floats(&[0.0; 64]);
+        let mut results = [const { Vec::new() }; 2];
+        for seed in 0..20 {
+            vgpu::set_seed(seed);
+            for (kernel, results) in ["race_f32", "race_of_blocks_f32"].iter().zip(&mut results) {
+                let threads = if *kernel == "race_f32" { 64 } else { 32 };
+                gpu.launch(kernel, (64, threads, 0), &Buffer { x: gpu.address(&x), n: 64 });
+                results.push(gpu.read(&x).into_iter().map(f32::to_bits).collect::<Vec<_>>());
+            }
+        }
+        for mut results in results {
+            results.sort();
+            results.dedup();
+            assert!(results.len() >= 10, "{} different results of 20", results.len());
+        }
+    }
 }
 
 #[test]
@@ -451,27 +477,6 @@ fn events() {
     let untimed = gpu.stream.record_event(None).unwrap();
     gpu.stream.synchronize().unwrap();
     assert!(start.elapsed_ms(&untimed).is_err());
-}
-
-/// A kernel that depends on the order of its threads or blocks does not give the same with every seed.
-#[test]
-fn races_show() {
-    let gpu = Gpu::new();
-    let x = gpu.floats(&[0.0; 64]);
-    let mut results = [const { Vec::new() }; 2];
-    for seed in 0..20 {
-        vgpu::set_seed(seed);
-        for (kernel, results) in ["race_f32", "race_of_blocks_f32"].iter().zip(&mut results) {
-            let threads = if *kernel == "race_f32" { 64 } else { 32 };
-            gpu.launch(kernel, (64, threads, 0), &Buffer { x: gpu.address(&x), n: 64 });
-            results.push(gpu.read(&x).into_iter().map(f32::to_bits).collect::<Vec<_>>());
-        }
-    }
-    for mut results in results {
-        results.sort();
-        results.dedup();
-        assert!(results.len() >= 10, "{} different results of 20", results.len());
-    }
 }
 
 /// Threads of the host, each with a stream of its own, do not disturb each other.

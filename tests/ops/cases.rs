@@ -50,6 +50,7 @@ ops! {
     Dropout: dropout_fwd dropout_bwd;
     FirstRow: first_row_fwd first_row_bwd;
     Xent: xent_fwd xent_bwd;
+    Cast: cast;
     GradNorm: grad_norm;
     AdamW: adamw;
 }
@@ -106,6 +107,43 @@ const GUARD_BYTE: u8 = 0x5a;
 /// Of every tensor, as in a plan.
 const ALIGN: usize = 256;
 
+/// What a plan of bf16 keeps in f32: tables, norms, statistics, logits with the bias they get, losses, all that the optimizer
+/// works on, and so the gradient of every parameter.
+const EXACT: [&str; 24] = [
+    "word",
+    "position",
+    "types",
+    "gamma",
+    "beta",
+    "stats",
+    "lse",
+    "logits",
+    "logits_bias",
+    "weights",
+    "loss",
+    "dloss",
+    "dword",
+    "dposition",
+    "dtypes",
+    "dgamma",
+    "dbeta",
+    "dw",
+    "db",
+    "grads",
+    "params",
+    "m",
+    "v",
+    "status",
+];
+
+/// A number as a type has it.
+pub fn rounded(x: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::Bf16 => f64::from(half::bf16::from_f64(x)),
+        _ => f64::from(x as f32),
+    }
+}
+
 /// Places the tensors of a case one after the other.
 pub struct Builder<'a> {
     batch: &'a PackedBatch,
@@ -114,6 +152,8 @@ pub struct Builder<'a> {
     bytes: usize,
     places: Vec<View>,
     tensors: Vec<Tensor>,
+    /// Tensors get no numbers.
+    blank: bool,
 }
 
 impl Builder<'_> {
@@ -127,8 +167,10 @@ impl Builder<'_> {
     fn place(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, filled: bool) -> &mut Tensor {
         let extent = extent.into();
         let len = width * extent.rows(self.batch);
-        let view = self.take(len, self.dtype);
-        let start = (0..len).map(|_| if filled { uniform(&mut self.random) } else { f64::NAN }).collect();
+        let dtype = if self.dtype == DType::Bf16 && EXACT.contains(&name) { DType::F32 } else { self.dtype };
+        let view = self.take(len, dtype);
+        let numbers = if self.blank { 0 } else { len };
+        let start = (0..numbers).map(|_| if filled { rounded(uniform(&mut self.random), dtype) } else { f64::NAN }).collect();
         self.tensors.push(Tensor { name, extent, width, view, start, grad: None, cotangent: None, adds: false });
         self.tensors.last_mut().unwrap()
     }
@@ -182,14 +224,14 @@ impl Builder<'_> {
     /// Changes the numbers of a tensor.
     pub fn map(&mut self, name: &str, f: impl Fn(f64) -> f64) {
         let tensor = self.tensors.iter_mut().find(|t| t.name == name).unwrap();
-        tensor.start.iter_mut().for_each(|x| *x = f64::from(f(*x) as f32));
+        tensor.start.iter_mut().for_each(|x| *x = rounded(f(*x), tensor.view.dtype));
     }
 }
 
-/// Of mean 0 and variance 1, exact in f32.
+/// Of mean 0 and variance 1.
 fn uniform(random: &mut Mt64) -> f64 {
     let x = (random.next_u64() >> 40) as f64 / (1u64 << 23) as f64 - 1.0;
-    f64::from((x * 3f64.sqrt()) as f32)
+    x * 3f64.sqrt()
 }
 
 /// An op before it has a place.
@@ -224,11 +266,17 @@ impl Case {
 
     fn builder(&self, dtype: DType) -> Builder<'_> {
         let random = Mt64::new_with_key(self.name.bytes().map(u64::from));
-        Builder { batch: &self.batch, dtype, random, bytes: 0, places: Vec::new(), tensors: Vec::new() }
+        Builder { batch: &self.batch, dtype, random, bytes: 0, places: Vec::new(), tensors: Vec::new(), blank: false }
     }
 
     /// Lays the case out on `backend`, everything set for the forward pass.
-    pub fn on(&self, dtype: DType, mut backend: Box<dyn Backend>) -> Run {
+    pub fn on(&self, dtype: DType, backend: Box<dyn Backend>) -> Run {
+        self.copies(1, dtype, false, backend).0
+    }
+
+    /// The same `count` times over, for who wants memory that no cache holds. The run is the first; the ops are all of them,
+    /// each on tensors of its own that hold the same numbers.
+    pub fn copies(&self, count: usize, dtype: DType, tf32: bool, mut backend: Box<dyn Backend>) -> (Run, Vec<Op>) {
         let batch = &self.batch;
         let mut builder = self.builder(dtype);
         let mut input = |values: &[i32]| builder.take(values.len(), DType::I32);
@@ -241,18 +289,28 @@ impl Case {
             rows_by_token: input(&batch.rows_by_token),
             token_starts: input(&batch.token_starts),
         };
-        let op = (self.build)(&mut builder);
+        let first = builder.places.len();
+        let mut ops = vec![(self.build)(&mut builder)];
+        let tensors = std::mem::take(&mut builder.tensors);
+        let (start, end) = (builder.places[first].offset, builder.bytes);
+        builder.blank = true;
+        ops.extend((1..count).map(|_| (self.build)(&mut builder)));
         let bytes = (builder.bytes + GUARD).next_multiple_of(ALIGN);
-        let Builder { tensors, places, .. } = builder;
+        let places = builder.places;
         let params = tensors.iter().map(|t| t.view.len).max().unwrap();
-        let layout = Layout { bytes, dtype, tf32: false, inputs, longest: batch.longest, params };
+        let layout = Layout { bytes, dtype, tf32, inputs, longest: batch.longest, params };
         backend.reserve(&layout).unwrap();
         let arena = View { offset: 0, len: bytes / 4, dtype: DType::I32 };
         backend.upload(arena, &vec![GUARD_BYTE; bytes]).unwrap();
-        let mut run = Run { op, tensors, layout, backend, places };
+        let mut run = Run { op: ops[0], tensors, layout, backend, places };
         run.reset();
+        let mut content = vec![0; (end - start).next_multiple_of(4)];
+        let at = |offset: usize| View { offset, len: content.len() / 4, dtype: DType::I32 };
+        let copies: Vec<View> = run.places[first..].iter().step_by(run.tensors.len()).map(|place| at(place.offset)).collect();
+        run.backend.download(copies[0], &mut content).unwrap();
+        copies[1..].iter().for_each(|&copy| run.backend.upload(copy, &content).unwrap());
         run.backend.stage(batch, &self.step).unwrap();
-        run
+        (run, ops)
     }
 }
 
@@ -325,14 +383,15 @@ fn p(drop: DropSite) -> String {
 
 pub fn embed(batch: &PackedBatch, dim: usize, types: usize, pad: Option<usize>) -> Case {
     let positions = batch.longest + 3;
+    let vocab = VOCAB.max(1 + *batch.ids.iter().max().unwrap() as usize);
     Case::new(format!("embed {dim}, {types} types, pad {pad:?}"), batch, move |b| {
         Op::Embed(Embed {
-            word: b.input("word", VOCAB, dim, "dword"),
+            word: b.input("word", vocab, dim, "dword"),
             position: b.input("position", positions, dim, "dposition"),
             types: if types > 0 { b.input("types", types, dim, "dtypes") } else { View::NONE },
             y: b.output("y", Rows::Tokens, dim, "dy"),
             dy: b.random("dy", Rows::Tokens, dim),
-            dword: b.sum("dword", VOCAB, dim),
+            dword: b.sum("dword", vocab, dim),
             dposition: b.sum("dposition", positions, dim),
             dtypes: if types > 0 { b.sum("dtypes", types, dim) } else { View::NONE },
             pad,
@@ -342,12 +401,21 @@ pub fn embed(batch: &PackedBatch, dim: usize, types: usize, pad: Option<usize>) 
 }
 
 pub fn linear(batch: &PackedBatch, k: usize, n: usize, rows: Rows, add: bool) -> Case {
-    Case::new(format!("linear {k} to {n}, {rows:?}, add {add}"), batch, move |b| {
+    linear_into(["y", "b"], batch, k, n, rows, add)
+}
+
+/// The product whose result is not rounded.
+pub fn classifier(batch: &PackedBatch, k: usize, classes: usize) -> Case {
+    linear_into(["logits", "logits_bias"], batch, k, classes, Rows::Seqs, false)
+}
+
+fn linear_into([y, bias]: [&'static str; 2], batch: &PackedBatch, k: usize, n: usize, rows: Rows, add: bool) -> Case {
+    Case::new(format!("linear {k} to {n} {y}, {rows:?}, add {add}"), batch, move |b| {
         Op::Linear(Linear {
             x: b.input("x", rows, k, "dx"),
             w: b.input("w", n, k, "dw"),
-            b: b.input("b", 1, n, "db"),
-            y: b.output("y", rows, n, "dy"),
+            b: b.input(bias, 1, n, "db"),
+            y: b.output(y, rows, n, "dy"),
             dy: b.random("dy", rows, n),
             dx: if add { b.sum("dx", rows, k) } else { b.empty("dx", rows, k) },
             dw: b.sum("dw", n, k),
@@ -478,6 +546,14 @@ pub fn grad_norm(len: usize) -> Case {
     })
 }
 
+/// In a plan of bf16, what products read.
+pub fn cast(len: usize) -> Case {
+    Case::new(format!("cast {len}"), &batch(&[1]), move |b| {
+        let (x, y) = (b.random("params", 1, len), b.empty("copy", 1, len));
+        Op::Cast(Cast { x, y })
+    })
+}
+
 /// The gradient norm is told to be `norm`; so the status block has it from `grad_norm`, and no other.
 pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
     Case::new(format!("adamw {len}, {decayed} decayed, norm {norm} of {max_norm}"), &batch(&[1]), move |b| {
@@ -485,8 +561,9 @@ pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
         let (m, v) = (b.random("m", 1, len), b.random("v", 1, len));
         b.map("v", |v| v * v);
         let status = b.status(Status { loss: 0.5, loss_sum: 0.25, grad_norm: norm, skipped: 1.0 });
+        let copy = if b.dtype == DType::Bf16 { b.empty("copy", 1, len) } else { View::NONE };
         let (beta1, beta2, eps, weight_decay) = (0.9, 0.999, 1e-8, 0.1);
-        Op::AdamW(AdamW { params, copy: View::NONE, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm })
+        Op::AdamW(AdamW { params, copy, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm })
     })
 }
 
@@ -494,7 +571,7 @@ pub const SHORT: [usize; 4] = [33, 1, 31, 2];
 pub const LONG: [usize; 5] = [1, 2, 31, 33, 512];
 
 /// Every op at odd sizes, with every flag.
-pub fn cases() -> Vec<Case> {
+pub fn odd() -> Vec<Case> {
     let (short, long) = (batch(&SHORT), batch(&LONG));
     let (t, s) = (Rows::Tokens, Rows::Seqs);
     let off = DropSite::NONE;
@@ -507,6 +584,7 @@ pub fn cases() -> Vec<Case> {
         linear(&short, 33, 30, s, true),
         linear(&long, 30, 24, t, true),
         linear(&long, 7, 1, s, false),
+        classifier(&short, 30, 3),
         attn(&short, 5, 6, t, off),
         attn(&short, 4, 8, t, on),
         attn(&short, 3, 8, s, off),
@@ -518,6 +596,8 @@ pub fn cases() -> Vec<Case> {
         attn(&long, 2, 16, s, on),
         first_row(&short, 30, true),
         first_row(&long, 33, false),
+        cast(1),
+        cast(1003),
         grad_norm(1),
         grad_norm(1000),
         grad_norm(2 * 65536 + 17),
@@ -541,4 +621,56 @@ pub fn cases() -> Vec<Case> {
         cases.push(xent(&long, classes, smoothing, weighted));
     }
     cases
+}
+
+/// Sizes that a GPU has fast ways for: rows of whole packs of 16 bytes, heads of 32 and 64, tiles of 64 full, not quite full
+/// and just begun.
+pub fn even() -> Vec<Case> {
+    let (few, short) = (batch(&[3, 1, 2]), batch(&SHORT));
+    let (tiles, long) = (batch(&[65, 1, 64, 2, 63, 31]), batch(&[128, 512, 1, 200]));
+    let (t, s) = (Rows::Tokens, Rows::Seqs);
+    let off = DropSite::NONE;
+    let on = DropSite { p: 0.1, site: 0xffff_ffff };
+    let mut cases = vec![
+        embed(&few, 768, 2, Some(0)),
+        embed(&short, 64, 0, Some(0)),
+        embed(&long, 32, 2, None),
+        linear(&short, 64, 32, t, false),
+        linear(&short, 32, 64, s, true),
+        linear(&few, 768, 104, t, true),
+        linear(&tiles, 40, 192, t, false),
+        linear(&long, 16, 8, t, true),
+        classifier(&short, 64, 2),
+        classifier(&short, 768, 6),
+        classifier(&few, 64, 8),
+        first_row(&short, 64, true),
+        first_row(&few, 768, false),
+        cast(4096),
+        grad_norm(4096),
+        adamw(4096, 2048, 1.0, 2.0),
+    ];
+    for (heads, head_dim) in [(1, 32), (3, 32), (1, 64), (2, 64)] {
+        let [first, second] = if heads == 1 { [off, on] } else { [on, off] };
+        cases.extend([attn(&tiles, heads, head_dim, t, first), attn(&tiles, heads, head_dim, s, second)]);
+    }
+    cases.extend([attn(&long, 1, 32, s, on), attn(&long, 1, 64, t, on), attn(&long, 2, 32, t, off), attn(&long, 3, 64, s, off)]);
+    for (batch, dim) in [(&few, 768), (&short, 64), (&short, 32)] {
+        for (rows, skip, drop) in [(t, false, off), (t, true, off), (t, true, on), (s, true, on)] {
+            cases.push(add_norm(batch, dim, rows, skip, drop));
+        }
+    }
+    for kind in [Activation::Gelu, Activation::Relu, Activation::Tanh] {
+        cases.extend([act(&few, kind, 768, t), act(&short, kind, 64, s)]);
+    }
+    for rows in [t, s] {
+        cases.extend([dropout(&short, 64, rows, on), dropout(&few, 768, rows, on)]);
+    }
+    for (classes, smoothing, weighted) in [(2, 0.0, true), (6, 0.1, true), (8, 0.0, false)] {
+        cases.push(xent(&tiles, classes, smoothing, weighted));
+    }
+    cases
+}
+
+pub fn cases() -> Vec<Case> {
+    odd().into_iter().chain(even()).collect()
 }

@@ -1,0 +1,152 @@
+//! A plain computation in bf16, to judge another by: each op in f64 on the CPU, and what a plan of bf16 stores in bf16 is
+//! rounded when it is written. Takes the plans of a GPU.
+
+use half::bf16;
+use warpfit::Result;
+use warpfit::cpu::Cpu;
+use warpfit::data::pack::PackedBatch;
+use warpfit::ops::*;
+
+pub struct Rounded {
+    cpu: Cpu<f64>,
+    /// Of the layout.
+    bytes: usize,
+}
+
+impl Rounded {
+    pub fn new() -> Rounded {
+        Rounded { cpu: Cpu::poisoned(), bytes: 0 }
+    }
+
+    fn cpu(&mut self) -> &mut (dyn Backend + 'static) {
+        &mut self.cpu
+    }
+
+    /// Where the CPU has a tensor. Each type has a part of the arena to itself, stretched to elements of 8 bytes, so slices
+    /// stay slices.
+    fn place(&self, view: View) -> View {
+        if view.is_none() {
+            return view;
+        }
+        let (part, stretch, dtype) = match view.dtype {
+            DType::Bf16 => (0, 4, DType::F64),
+            DType::F32 => (4, 2, DType::F64),
+            DType::F64 => (6, 1, DType::F64),
+            DType::I32 => (7, 1, DType::I32),
+        };
+        View { offset: part * self.bytes + stretch * view.offset, len: view.len, dtype }
+    }
+
+    fn round(&mut self, view: View) -> Result<()> {
+        if view.dtype != DType::Bf16 {
+            return Ok(());
+        }
+        let place = self.place(view);
+        let values: Vec<f64> = self.cpu().read(place)?.into_iter().map(|x| bf16::from_f64(x).into()).collect();
+        self.cpu().write(place, &values)
+    }
+}
+
+/// The methods of the ops: the views of each, and those that it writes.
+macro_rules! ops {
+    ($($method:ident: $op:ident { $($view:ident),* } -> $($written:ident),*;)*) => {
+        $(fn $method(&mut self, op: &$op) -> Result<()> {
+            let op = *op;
+            self.cpu.$method(&$op { $($view: self.place(op.$view),)* ..op })?;
+            $(self.round(op.$written)?;)*
+            Ok(())
+        })*
+    };
+}
+
+#[allow(clippy::needless_update)] // of an op that is all views
+impl Backend for Rounded {
+    fn name(&self) -> String {
+        "CPU, rounding to bf16".into()
+    }
+
+    fn available(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
+    fn reserve(&mut self, layout: &Layout) -> Result<()> {
+        self.bytes = layout.bytes;
+        let i = layout.inputs;
+        let inputs = Inputs {
+            ids: self.place(i.ids),
+            positions: self.place(i.positions),
+            types: self.place(i.types),
+            cu_seqlens: self.place(i.cu_seqlens),
+            labels: self.place(i.labels),
+            rows_by_token: self.place(i.rows_by_token),
+            token_starts: self.place(i.token_starts),
+        };
+        self.cpu.reserve(&Layout { bytes: 8 * layout.bytes, dtype: DType::F64, inputs, ..*layout })
+    }
+
+    fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
+        let place = self.place(dst);
+        let values: Vec<f64> = match dst.dtype {
+            DType::I32 | DType::F64 => return self.cpu.upload(place, src),
+            DType::F32 => bytemuck::cast_slice::<u8, f32>(src).iter().map(|&x| x.into()).collect(),
+            DType::Bf16 => bytemuck::cast_slice::<u8, bf16>(src).iter().map(|&x| x.into()).collect(),
+        };
+        self.cpu().write(place, &values)
+    }
+
+    fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()> {
+        let place = self.place(src);
+        if src.dtype.size() == place.dtype.size() {
+            return self.cpu.download(place, dst);
+        }
+        let values = self.cpu().read(place.slice(0, dst.len() / src.dtype.size()))?.into_iter();
+        match src.dtype {
+            DType::F32 => dst.copy_from_slice(bytemuck::cast_slice(&values.map(|x| x as f32).collect::<Vec<_>>())),
+            _ => dst.copy_from_slice(bytemuck::cast_slice(&values.map(bf16::from_f64).collect::<Vec<_>>())),
+        }
+        Ok(())
+    }
+
+    fn zero(&mut self, dst: View) -> Result<()> {
+        self.cpu.zero(self.place(dst))
+    }
+
+    fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
+        self.cpu.stage(batch, step)
+    }
+
+    ops! {
+        embed_fwd: Embed { word, position, types, y, dy, dword, dposition, dtypes } -> y;
+        embed_bwd: Embed { word, position, types, y, dy, dword, dposition, dtypes } -> dword, dposition, dtypes;
+        linear_fwd: Linear { x, w, b, y, dy, dx, dw, db } -> y;
+        linear_bwd: Linear { x, w, b, y, dy, dx, dw, db } -> dx, dw, db;
+        attn_fwd: Attn { q, k, v, y, lse, dy, dq, dk, dv } -> y, lse;
+        attn_bwd: Attn { q, k, v, y, lse, dy, dq, dk, dv } -> dq, dk, dv;
+        add_norm_fwd: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta } -> x, y, stats;
+        add_norm_bwd: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta } -> dy, dx, dgamma, dbeta;
+        act_fwd: Act { x, y, dy } -> y;
+        act_bwd: Act { x, y, dy } -> dy;
+        dropout_fwd: Dropout { x, dy } -> x;
+        dropout_bwd: Dropout { x, dy } -> dy;
+        first_row_fwd: FirstRow { x, y, dy, dx } -> y;
+        first_row_bwd: FirstRow { x, y, dy, dx } -> dx;
+        xent_fwd: Xent { logits, weights, loss, dlogits, status } -> loss;
+        xent_bwd: Xent { logits, weights, loss, dlogits, status } -> dlogits;
+        cast: Cast { x, y } -> y;
+        grad_norm: GradNorm { grads, status } -> status;
+    }
+
+    fn adamw(&mut self, op: &AdamW) -> Result<()> {
+        let place = |view| self.place(view);
+        let placed = AdamW {
+            params: place(op.params),
+            grads: place(op.grads),
+            m: place(op.m),
+            v: place(op.v),
+            status: place(op.status),
+            ..*op
+        };
+        self.cpu.adamw(&placed)?;
+        self.cast(&Cast { x: op.params, y: op.copy })
+    }
+}
