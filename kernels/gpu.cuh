@@ -123,8 +123,8 @@ __device__ __forceinline__ uint4 philox(const Drop& drop, unsigned block, unsign
     unsigned k0 = drop.key_low, k1 = drop.key_high;
 #pragma unroll
     for (int round = 0; round < 10; round++) {
-        unsigned a = __umulhi(0xD2511F53u, c.x), b = __umulhi(0xCD9E8D57u, c.z);
-        c = make_uint4(b ^ c.y ^ k0, 0xCD9E8D57u * c.z, a ^ c.w ^ k1, 0xD2511F53u * c.x);
+        const uint64_t a = uint64_t(0xD2511F53u) * c.x, b = uint64_t(0xCD9E8D57u) * c.z;
+        c = make_uint4(unsigned(b >> 32) ^ c.y ^ k0, unsigned(b), unsigned(a >> 32) ^ c.w ^ k1, unsigned(a));
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
