@@ -20,13 +20,8 @@ template <bool WHOLE, class T> __device__ __forceinline__ void sum_chunk(const C
     const int end = min(int(blockIdx.y + 1) * a.chunk, a.rows);
     float sum[P] = {};
     if (column < a.width) {
-#pragma unroll 4
-        for (int row = blockIdx.y * a.chunk + warp(); row < end; row += WARPS) {
-            float x[P] = {};
-            if (!a.types || a.types[row] == a.only) load<WHOLE>(x, a.x + size_t(row) * a.width + column, a.width - column);
-#pragma unroll
-            for (int i = 0; i < P; i++) sum[i] += x[i];
-        }
+        auto counts = [&](int row) { return a.types && a.types[row] != a.only ? -1 : row; };
+        add_rows<WHOLE>(sum, a.x, a.width, column, blockIdx.y * a.chunk + warp(), end, WARPS, counts);
     }
     store(parts[warp()] + lane() * P, sum);
     __syncthreads();

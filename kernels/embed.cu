@@ -68,14 +68,8 @@ template <bool WHOLE, class T> __device__ __forceinline__ void sum_token(const E
     if (token == a.pad) return;
     const int first = blockIdx.y * 32 * P, column = first + lane() * P;
     float sum[P] = {};
-    if (column < a.dim) {
-#pragma unroll 4
-        for (int i = start + warp(); i < end; i += WARPS) {
-            float x[P];
-            load<WHOLE>(x, a.dy + size_t(a.rows_by_token[i]) * a.dim + column, a.dim - column);
-            add(sum, x);
-        }
-    }
+    if (column < a.dim)
+        add_rows<WHOLE>(sum, a.dy, a.dim, column, start + warp(), end, WARPS, [&](int i) { return a.rows_by_token[i]; });
     store(parts[warp()] + lane() * P, sum);
     __syncthreads();
     // The other warps had no rows.
@@ -102,17 +96,15 @@ template <class T> struct EmbedBwdPosition {
     int dim;
 };
 
-template <bool WHOLE, class T> __device__ __forceinline__ void sum_position(const EmbedBwdPosition<T>& a, int position, int column) {
+template <bool WHOLE, class T>
+__device__ __forceinline__ void sum_position(const EmbedBwdPosition<T>& a, int position, int column) {
     float sum[PACK<T>];
     float* out = a.dposition + size_t(position) * a.dim + column;
     load<WHOLE>(sum, out, a.dim - column);
-#pragma unroll 4
-    for (int seq = 0; seq < a.seqs; seq++) {
+    add_rows<WHOLE>(sum, a.dy, a.dim, column, 0, a.seqs, 1, [&](int seq) {
         const int row = a.cu_seqlens[seq] + position;
-        float x[PACK<T>] = {};
-        if (row < a.cu_seqlens[seq + 1]) load<WHOLE>(x, a.dy + size_t(row) * a.dim + column, a.dim - column);
-        add(sum, x);
-    }
+        return row < a.cu_seqlens[seq + 1] ? row : -1;
+    });
     store<WHOLE>(out, sum, a.dim - column);
 }
 

@@ -82,6 +82,30 @@ template <bool WHOLE, int N, class T> __device__ __forceinline__ void store(T* p
     }
 }
 
+// A pack as it stands in memory, which takes half the registers of its floats in bf16. Beyond `count` it is 0.
+template <bool WHOLE, class T> __device__ __forceinline__ uint4 load_raw(const T* p, long long count) {
+    if constexpr (WHOLE) return *reinterpret_cast<const uint4*>(p);
+    union { uint4 word; T elements[PACK<T>]; } u = {};
+#pragma unroll
+    for (int i = 0; i < PACK<T>; i++)
+        if (i < count) u.elements[i] = p[i];
+    return u.word;
+}
+
+template <class T> __device__ __forceinline__ uint4 pack(const float (&x)[PACK<T>]) {
+    union { uint4 word; T elements[PACK<T>]; } u;
+#pragma unroll
+    for (int i = 0; i < PACK<T>; i++) u.elements[i] = from_float<T>(x[i]);
+    return u.word;
+}
+
+template <class T> __device__ __forceinline__ void unpack(float (&x)[PACK<T>], uint4 raw) {
+    union { uint4 word; T elements[PACK<T>]; } u;
+    u.word = raw;
+#pragma unroll
+    for (int i = 0; i < PACK<T>; i++) x[i] = to_float(u.elements[i]);
+}
+
 // ---- reductions, in a fixed order; every thread gets the result
 
 template <class T> __device__ __forceinline__ T warp_sum(T x) {
@@ -104,6 +128,28 @@ template <int THREADS, class T> __device__ __forceinline__ T block_sum(T x) {
     if (lane() == 0) parts[warp()] = x;
     __syncthreads();
     return warp_sum(lane() < THREADS / 32 ? parts[lane()] : T(0));
+}
+
+// sum += rows row(first), row(first + step), ... of x from column c on, in this order, four reads under way at once. A row
+// below 0 counts for nothing.
+template <bool WHOLE, class T, class F>
+__device__ __forceinline__ void add_rows(float (&sum)[PACK<T>], const T* x, int dim, int c, int first, int end, int step, F row) {
+    constexpr int BATCH = 4;
+    for (int start = first; start < end; start += BATCH * step) {
+        uint4 raws[BATCH] = {};
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int at = start + i * step, r = at < end ? row(at) : -1;
+            if (r >= 0) raws[i] = load_raw<WHOLE>(x + size_t(r) * dim + c, dim - c);
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            float values[PACK<T>];
+            unpack<T>(values, raws[i]);
+#pragma unroll
+            for (int j = 0; j < PACK<T>; j++) sum[j] += values[j];
+        }
+    }
 }
 
 // ---- dropout: Philox4x32-10 (Salmon et al., SC 2011), as src/random.rs has it

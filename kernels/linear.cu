@@ -61,7 +61,8 @@ template <class T> struct Act {
 // Packs of a thread, all read before the first is written.
 constexpr int ACT_PACKS = 2;
 
-template <bool WHOLE, bool BACKWARD, class F, class T> __device__ __forceinline__ void act_packs(const Act<T>& a, size_t start, size_t len) {
+template <bool WHOLE, bool BACKWARD, class F, class T>
+__device__ __forceinline__ void act_packs(const Act<T>& a, size_t start, size_t len) {
     constexpr int P = PACK<T>;
     float x[ACT_PACKS][P], dy[ACT_PACKS][P];
 #pragma unroll

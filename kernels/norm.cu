@@ -1,20 +1,12 @@
-// Residual, dropout and layer norm; see AddNorm in src/ops.rs. A warp a row, the row in registers where it fits: forward reads x
-// and skip and writes z and y, backward reads dy and z and writes dz and dx, each once. Statistics are those of z as stored, that
-// is, rounded, so that backward, which reads z, has the same.
+// Residual, dropout and layer norm; see AddNorm in src/ops.rs. A row is in registers where it fits: forward reads x and skip
+// and writes z and y, backward reads dy and z and writes dz and dx, each once. Statistics are those of z as stored, that is,
+// rounded, so that backward, which reads z, has the same.
 #include "gpu.cuh"
 
 // The widest row that is kept in registers.
 constexpr int WIDEST = 1024;
 
 template <class T> __device__ __forceinline__ bool fits(int dim) { return dim <= WIDEST && dim % PACK<T> == 0; }
-
-// 16 bytes as floats.
-template <class T> __device__ __forceinline__ void unpack(float (&x)[PACK<T>], const uint4& word) {
-    union { uint4 word; T elements[PACK<T>]; } u;
-    u.word = word;
-#pragma unroll
-    for (int i = 0; i < PACK<T>; i++) x[i] = to_float(u.elements[i]);
-}
 
 template <class T> struct NormFwd {
     T* x;                  // (rows, dim), becomes z
@@ -31,22 +23,25 @@ template <class T> struct NormFwd {
 };
 
 // x, from column c of a row on, becomes z as stored.
-template <bool WHOLE, int N, class T>
-__device__ __forceinline__ void make_z(float (&x)[N], const NormFwd<T>& a, size_t row, unsigned token_row, int c, const float (&skip)[N]) {
+template <bool WHOLE, class T> __device__ __forceinline__
+void make_z(const NormFwd<T>& a, size_t row, unsigned token_row, int c, float (&x)[PACK<T>], uint4 skip) {
+    float skips[PACK<T>];
+    unpack<T>(skips, skip);
     drop_columns(x, a.drop, c, token_row);
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = to_float(from_float<T>(x[i] + skip[i]));
+    for (int i = 0; i < PACK<T>; i++) x[i] += skips[i];
+    unpack<T>(x, pack<T>(x));
     if (a.skip || a.drop.threshold) store<WHOLE>(a.x + row * a.dim + c, x, a.dim - c);
 }
 
 // y of z from column c on.
-template <bool WHOLE, int N, class T>
-__device__ __forceinline__ void make_y(const NormFwd<T>& a, size_t row, int c, const float (&z)[N], float mean, float rstd) {
-    float gamma[N], beta[N], y[N];
+template <bool WHOLE, class T> __device__ __forceinline__
+void make_y(const NormFwd<T>& a, size_t row, int c, const float (&z)[PACK<T>], float mean, float rstd) {
+    float gamma[PACK<T>], beta[PACK<T>], y[PACK<T>];
     load<WHOLE>(gamma, a.gamma + c, a.dim - c);
     load<WHOLE>(beta, a.beta + c, a.dim - c);
 #pragma unroll
-    for (int i = 0; i < N; i++) y[i] = (z[i] - mean) * rstd * gamma[i] + beta[i];
+    for (int i = 0; i < PACK<T>; i++) y[i] = (z[i] - mean) * rstd * gamma[i] + beta[i];
     store<WHOLE>(a.y + row * a.dim + c, y, a.dim - c);
 }
 
@@ -68,15 +63,13 @@ template <class T> __device__ __forceinline__ void norm_in_registers(const NormF
     for (int pack = 0; pack < PACKS<T>; pack++) {
         const int c = (pack * 32 + lane()) * P;
         if (c < a.dim) load(z[pack], a.x + row * a.dim + c);
-        if (c < a.dim && a.skip) skips[pack] = *reinterpret_cast<const uint4*>(a.skip + row * a.dim + c);
+        if (c < a.dim && a.skip) skips[pack] = load_raw<true>(a.skip + row * a.dim + c, P);
     }
 #pragma unroll
     for (int pack = 0; pack < PACKS<T>; pack++) {
         const int c = (pack * 32 + lane()) * P;
         if (c >= a.dim) continue;
-        float skip[P];
-        unpack<T>(skip, skips[pack]);
-        make_z<true>(z[pack], a, row, token_row, c, skip);
+        make_z<true>(a, row, token_row, c, z[pack], skips[pack]);
 #pragma unroll
         for (int i = 0; i < P; i++) sum += z[pack][i];
     }
@@ -101,10 +94,10 @@ template <class T> __device__ __forceinline__ void norm_in_memory(const NormFwd<
     const T* x = a.x + row * a.dim;
     float sum = 0.0f, squares = 0.0f, z[P];
     for (int c = lane() * P; c < a.dim; c += 32 * P) {
-        float skip[P] = {};
+        uint4 skip = {};
         load<false>(z, x + c, a.dim - c);
-        if (a.skip) load<false>(skip, a.skip + row * a.dim + c, a.dim - c);
-        make_z<false>(z, a, row, token_row, c, skip);
+        if (a.skip) skip = load_raw<false>(a.skip + row * a.dim + c, a.dim - c);
+        make_z<false>(a, row, token_row, c, z, skip);
         for (int i = 0; i < P && c + i < a.dim; i++) sum += z[i];
     }
     const float mean = warp_sum(sum) * (1.0f / a.dim);
@@ -141,7 +134,8 @@ template <class T> struct NormBwd {
 };
 
 // Stores dz = rstd * (g - mean(g) - n * mean(g n)) from column c of a row on, and dx.
-template <bool WHOLE, int N, class T> __device__ __forceinline__ void store_dz(const NormBwd<T>& a, size_t row, int c, float (&dz)[N]) {
+template <bool WHOLE, class T>
+__device__ __forceinline__ void store_dz(const NormBwd<T>& a, size_t row, int c, float (&dz)[PACK<T>]) {
     const size_t at = row * a.dim + c;
     store<WHOLE>(a.dy + at, dz, a.dim - c);
     if (a.dx) {
@@ -163,22 +157,26 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
     float gamma[P] = {}, dgamma[P] = {}, dbeta[P] = {};
     if (mine) load(gamma, a.gamma + c);
     for (int start = first, turn = 0; start < end; start += GROUP, turn ^= 1) {
-        float g[GROUP][P] = {}, n[GROUP][P] = {}, rstd[GROUP] = {}, mean[GROUP] = {};
+        uint4 dys[GROUP] = {}, zs[GROUP] = {};
+        float2 stats[GROUP] = {};
 #pragma unroll
         for (int r = 0; r < GROUP; r++) {
             if (start + r >= end || !mine) continue;
             const size_t row = start + r;
-            load(g[r], a.dy + row * a.dim + c);
-            load(n[r], a.z + row * a.dim + c);
-            mean[r] = a.stats[2 * row];
-            rstd[r] = a.stats[2 * row + 1];
+            dys[r] = load_raw<true>(a.dy + row * a.dim + c, P);
+            zs[r] = load_raw<true>(a.z + row * a.dim + c, P);
+            stats[r] = reinterpret_cast<const float2*>(a.stats)[row];
         }
+        // g = dy * gamma and n of each row.
+        float g[GROUP][P], n[GROUP][P];
 #pragma unroll
         for (int r = 0; r < GROUP; r++) {
             float2 sums = {0.0f, 0.0f};
+            unpack<T>(g[r], dys[r]);
+            unpack<T>(n[r], zs[r]);
 #pragma unroll
             for (int i = 0; i < P; i++) {
-                n[r][i] = (n[r][i] - mean[r]) * rstd[r];
+                n[r][i] = (n[r][i] - stats[r].x) * stats[r].y;
                 dgamma[i] += g[r][i] * n[r][i];
                 dbeta[i] += g[r][i];
                 g[r][i] *= gamma[i];
@@ -201,7 +199,7 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
             }
             const float mean_g = sums.x * (1.0f / a.dim), mean_gn = sums.y * (1.0f / a.dim);
 #pragma unroll
-            for (int i = 0; i < P; i++) g[r][i] = rstd[r] * (g[r][i] - mean_g - n[r][i] * mean_gn);
+            for (int i = 0; i < P; i++) g[r][i] = stats[r].y * (g[r][i] - mean_g - n[r][i] * mean_gn);
             store_dz<true>(a, row, c, g[r]);
         }
     }
@@ -229,13 +227,14 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const Norm
         const float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
         const T *dy = a.dy + row * a.dim, *z = a.z + row * a.dim;
         float sum_g = 0.0f, sum_gn = 0.0f;
-        for (int c = lane(); c < a.dim; c += 32) {
-            const float g = to_float(dy[c]) * a.gamma[c];
-            sum_g += g;
-            sum_gn += g * ((to_float(z[c]) - mean) * rstd);
+        for (int c = lane() * P; c < a.dim; c += 32 * P) {
+            for (int i = c; i < min(c + P, a.dim); i++) {
+                const float g = to_float(dy[i]) * a.gamma[i];
+                sum_g += g;
+                sum_gn += g * ((to_float(z[i]) - mean) * rstd);
+            }
         }
         const float mean_g = warp_sum(sum_g) * (1.0f / a.dim), mean_gn = warp_sum(sum_gn) * (1.0f / a.dim);
-        // The lanes below read other columns than those above, but none writes before all have read.
         for (int c = lane() * P; c < a.dim; c += 32 * P) {
             float g[P], n[P], gamma[P];
             load<false>(g, dy + c, a.dim - c);
