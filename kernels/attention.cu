@@ -1,5 +1,5 @@
 // Attention of each sequence on itself, never holding its probabilities: softmax as it goes (Dao, arXiv 2307.08691), and
-// the backward pass computes them again from lse. Src/ops.rs has the maths. A block keeps some rows of one head and streams
+// the backward pass computes them again from lse (the maths is in src/ops.rs). A block keeps some rows of one head and streams
 // the sequence's rows past them: keys past queries (fwd, bwd_q) or queries past keys (bwd_kv), so nothing is summed across
 // blocks. Two paths: f32 from shared memory for any head_dim <= 128, and tensor cores for bf16 heads of 32 and 64.
 // Traffic: q, y once; k and v once for every 64 (tensor cores, forward: 128) queries, from L2.
@@ -128,7 +128,8 @@ template <int D> __device__ __forceinline__ void multiply(float (&s)[R<D>][N<D>]
 // out += p y by way of shared memory: the warp's rows of p, all columns, which are rows of y. The thread has columns
 // 32 * b + 4 * (lane % 8) .. + 3 of out.
 template <int D>
-__device__ __forceinline__ void accumulate(float (&out)[R<D>][D / 32][4], const float (&p)[R<D>][N<D>], float* buffer, const float* y) {
+__device__ __forceinline__ void accumulate(float (&out)[R<D>][D / 32][4], const float (&p)[R<D>][N<D>], float* buffer,
+                                           const float* y) {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < R<D>; i++)
@@ -425,7 +426,8 @@ template <int D, int ROWS> __device__ __forceinline__ void copy_rows(bf16* to, c
 
 // Asks for rows `first` .. `first + 63` of two heads of `rows` rows each: a stage.
 template <int D>
-__device__ __forceinline__ void copy_stage(bf16* to, const bf16* x, int x_stride, const bf16* y, int y_stride, int first, int rows) {
+__device__ __forceinline__ void copy_stage(bf16* to, const bf16* x, int x_stride, const bf16* y, int y_stride, int first,
+                                           int rows) {
     copy_rows<D, TILE>(to, x + size_t(first) * x_stride, x_stride, rows - first);
     copy_rows<D, TILE>(to + TILE * PITCH<D>, y + size_t(first) * y_stride, y_stride, rows - first);
     cp_async_commit();
@@ -467,7 +469,9 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
     return *reinterpret_cast<const unsigned*>(&pair);
 }
 
-__device__ __forceinline__ float2 unpack(unsigned pair) { return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair)); }
+__device__ __forceinline__ float2 unpack(unsigned pair) {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+}
 
 // out += p y: p rounded to bf16, M times 16 rows; 8 N rows of y.
 template <int D, int M, int N>
@@ -496,15 +500,15 @@ __device__ __forceinline__ void accumulate(float (&out)[M][D / 8][4], const floa
 
 // The lane's elements of factor[e / 2] * out, but rows from `valid` on.
 template <int D>
-__device__ __forceinline__ void store_fragments(bf16* to, int stride, int valid, const float (&out)[D / 8][4], const float (&factor)[2]) {
+__device__ __forceinline__ void store_fragments(bf16* to, int stride, int valid, const float (&out)[D / 8][4],
+                                                const float (&factor)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int r = lane() / 4 + 8 * h;
-        if (r < valid) {
+        if (r >= valid) continue;
+        bf16* mine = to + size_t(r) * stride + lane() % 4 * 2;
 #pragma unroll
-            for (int c = 0; c < D / 8; c++)
-                store<2>(to + size_t(r) * stride + 8 * c + lane() % 4 * 2, {out[c][2 * h] * factor[h], out[c][2 * h + 1] * factor[h]});
-        }
+        for (int c = 0; c < D / 8; c++) store<2>(mine + 8 * c, {out[c][2 * h] * factor[h], out[c][2 * h + 1] * factor[h]});
     }
 }
 
