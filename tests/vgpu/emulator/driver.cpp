@@ -537,8 +537,9 @@ int cuStreamCreate(void** stream, unsigned flags) {
 int cuStreamCreateWithPriority(void** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
 
 int cuStreamDestroy_v2(void* stream) {
+    int destroyed = destroy_stream(stream);
     TRY(ready());
-    return destroy_stream(stream);
+    return destroyed;
 }
 
 int cuStreamSynchronize(void* stream) {
@@ -558,8 +559,9 @@ int cuEventCreate(void** event, unsigned flags) {
 }
 
 int cuEventDestroy_v2(void* event) {
+    int destroyed = destroy_event(event);
     TRY(ready());
-    return destroy_event(event);
+    return destroyed;
 }
 
 int cuEventRecord(void* event, void* stream) {

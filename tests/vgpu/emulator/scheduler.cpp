@@ -153,6 +153,7 @@ struct Runner {
     std::string detail;
 
     std::vector<Fiber> fibers;
+    std::vector<void*> tsan_fibers;  // kept, as there cannot be many
     std::vector<unsigned> order;  // in which threads start
     std::vector<Warp> warps;
     unsigned started, alive, waiting;  // threads; waiting at the barrier
@@ -495,7 +496,8 @@ template <class Put, class Finish> Slot& Runner::meet(unsigned mask, const char*
     return slots[0];
 }
 
-// Orders nothing but itself: what it reads and writes in memory comes before what its lanes do next.
+// Orders nothing but itself: the whole warp's reads come before what any of its lanes does next, as ldmatrix is one
+// instruction of the warp, but writes of its lanes before it need a __syncwarp.
 void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32]), const char* operation, Site site) {
     Meeting* joined;
     Slot* slots = &runner->meet(
@@ -608,7 +610,8 @@ void Runner::launch(Kernel& launched, Grid grid, size_t dynamic_shared, const vo
         fiber.lane = i % WARP;
         fiber.warp = i / WARP;
         fiber.block = &block;
-        if (__tsan_create_fiber && !fiber.tsan) fiber.tsan = __tsan_create_fiber(0);
+        if (__tsan_create_fiber && i == tsan_fibers.size()) tsan_fibers.push_back(__tsan_create_fiber(0));
+        if (__tsan_create_fiber) fiber.tsan = tsan_fibers[i];
     }
     if (__tsan_get_current_fiber) main_tsan = __tsan_get_current_fiber();
     shared = static_shared();
@@ -654,6 +657,8 @@ bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsig
 void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments) {
     static std::mutex pool_mutex, one_at_a_time;
     static std::vector<std::unique_ptr<Runner>> pool;
+    std::unique_lock alone(one_at_a_time, std::defer_lock);
+    if (sanitized()) alone.lock();
     std::unique_ptr<Runner> mine;
     {
         std::lock_guard lock(pool_mutex);
@@ -663,14 +668,9 @@ void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared
         }
     }
     if (!mine) mine = std::make_unique<Runner>();
-    {
-        std::unique_lock lock(one_at_a_time, std::defer_lock);
-        if (sanitized()) lock.lock();
-        runner = mine.get();
-        runner->launch(kernel, grid, dynamic_shared, arguments);
-        current_thread = nullptr;
-        runner = nullptr;
-    }
+    runner = mine.get();
+    runner->launch(kernel, grid, dynamic_shared, arguments);
+    runner = nullptr;
     kernel.launches++;
     if (mine->error) break_context(device, mine->error, mine->detail);
     std::lock_guard lock(pool_mutex);
