@@ -1,98 +1,282 @@
 #!/usr/bin/env python3
-"""Shows that the tests can fail: breaks the engine in one place at a time, in a copy of the sources, and runs the tests
-of the ops and of the model. Prints which tests notice; exits 1 when a break goes unnoticed, or not by the test named.
+"""Shows that the tests can fail: breaks the engine in one place at a time, in a copy of the sources, and runs the test that
+must notice; where it does not, all tests of the ops and of the model. A break of a kernel is compiled into the virtual GPU
+alone, for the test binary of before. Exits 1 when a break goes unnoticed, or not by the test named.
 
-    tests/mutants.py [WORD...]     only the breaks whose row has one of the words; all take half an hour
+    tests/mutants.py [WORD...]     only the breaks whose row has one of the words
 """
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# File under src/, what stands there (once), what replaces it, a test that must fail.
+# File, what stands there (once), what replaces it, a test that must fail; with "thread: ", under ThreadSanitizer.
 MUTANTS = [
-    ("cpu/embed.rs", "rows.iter().for_each(|&r| add_row(out, row(dy, r, dim)))", "rows.iter().skip(1).for_each(|&r| add_row(out, row(dy, r, dim)))", "ops::gradients"),
-    ("cpu/embed.rs", "if Some(token) != op.pad {", "if true {", "ops::gradients"),
-    ("cpu/embed.rs", ".take(cpu.longest)", ".take(cpu.longest - 1)", "ops::gradients"),
-    ("cpu/embed.rs", "if types[r] == t as i32", "if types[r] <= t as i32", "ops::gradients"),
-    ("cpu/embed.rs", "if !op.add {", "if op.add {", "ops::gradients"),
-    ("cpu/linear.rs", "(dy_matrix, w), T::one(), op.add,", "(dy_matrix, w), T::one(), false,", "ops::gradients"),
-    ("cpu/linear.rs", "(dy_matrix.t(), x), T::one(), true,", "(dy_matrix.t(), x), T::one(), false,", "model::accumulated_is_at_once"),
-    ("cpu/linear.rs", "add_columns(db, rows, ", "add_columns(db, rows - 1, ", "ops::gradients"),
-    ("cpu/linear.rs", "*dy *= cdf + x * density;", "*dy *= cdf;", "ops::gradients"),
-    ("cpu/linear.rs", "if x <= T::zero() {", "if x <= T::one() {", "ops::gradients"),
-    ("cpu/linear.rs", "*dy *= T::one() - y * y;", "*dy *= T::one() - y;", "ops::gradients"),
-    ("cpu/linear.rs", "if *y < T::zero() { T::zero() } else { *y }", "if *y > T::zero() { *y } else { T::zero() }", "ops::nan_goes_where_it_must"),
-    ("cpu/norm.rs", "- g_mean - (z - mean) * rstd * gn_mean", "- g_mean", "ops::gradients"),
-    ("cpu/norm.rs", "dy[r * dim + c] * normed(r, c)", "dy[r * dim + c] * z[r * dim + c]", "ops::gradients"),
-    ("cpu/norm.rs", "token_row(task * grain + r)", "token_row(task * grain)", "ops::gradients"),
-    ("cpu/attention.rs", "*ds = prob * (*ds * factor - delta);", "*ds = prob * (*ds - delta);", "model::numerical_gradients"),
-    ("cpu/attention.rs", "*p = prob * factor;", "*p = prob;", "ops::gradients"),
-    ("cpu/attention.rs", "(ds.t(), q), scale, later,", "(ds.t(), q), T::one(), later,", "ops::gradients"),
-    ("cpu/attention.rs", "(p.t(), dy_block), T::one(), later,", "(p.t(), dy_block), T::one(), false,", "ops::gradients"),
-    ("cpu/attention.rs", "dropout + ((row - from) * heads) as u32", "dropout + (row - from) as u32", "ops::masks_are_those_of_the_page"),
-    ("cpu/dropout.rs", "factors[4 * l + w] =", "factors[4 * l + 3 - w] =", "ops::masks_are_those_of_the_page"),
-    ("cpu/mod.rs", "Rows::Seqs => starts[r] as u32,", "Rows::Seqs => r as u32,", "model::pruned_is_unpruned"),
-    ("random.rs", "[micro], [0]];", "[0], [0]];", "ops::dropout_is_random"),
-    ("cpu/loss.rs", "(p * shares - share)", "(p - share)", "ops::gradients"),
-    ("cpu/loss.rs", "total / cpu.step.denominator", "total", "ops::xent_counts_its_loss"),
-    ("cpu/adamw.rs", "partials.iter().sum", "partials.iter().skip(1).sum", "ops::grad_norm_is_the_root_of_the_sum_of_squares"),
-    ("cpu/adamw.rs", "grads.par_chunks(CHUNK)", "grads.par_chunks(grads.len().div_ceil(rayon::current_num_threads()))", "ops::same_bits"),
-    ("cpu/adamw.rs", "rest2 * grad * grad", "rest2 * *g * *g", "ops::adamw_is_that_of_the_page"),
-    ("cpu/adamw.rs", "(op.decayed..len, 0.0)", "(op.decayed..len, op.weight_decay)", "ops::adamw_is_that_of_the_page"),
-    ("cpu/adamw.rs", "loss.is_finite() && s.grad_norm.is_finite()", "loss.is_finite()", "model::not_finite_is_left_out"),
-    ("model/encoder.rs", "dy: d.context,", "dy: d.projected.slice(0, d.context.len),", "model::ops_share_what_they_may"),
-    ("model/plan.rs", "out: if train || pruned {", "out: if pruned {", "model::views_are_identical_or_disjoint"),
+    ("src/cpu/embed.rs", "rows.iter().for_each(|&r| add_row(out, row(dy, r, dim)))", "rows.iter().skip(1).for_each(|&r| add_row(out, row(dy, r, dim)))", "ops::gradients"),
+    ("src/cpu/embed.rs", "if Some(token) != op.pad {", "if true {", "ops::gradients"),
+    ("src/cpu/embed.rs", ".take(cpu.longest)", ".take(cpu.longest - 1)", "ops::gradients"),
+    ("src/cpu/embed.rs", "if types[r] == t as i32", "if types[r] <= t as i32", "ops::gradients"),
+    ("src/cpu/embed.rs", "if !op.add {", "if op.add {", "ops::gradients"),
+    ("src/cpu/linear.rs", "(dy_matrix, w), T::one(), op.add,", "(dy_matrix, w), T::one(), false,", "ops::gradients"),
+    ("src/cpu/linear.rs", "(dy_matrix.t(), x), T::one(), true,", "(dy_matrix.t(), x), T::one(), false,", "model::accumulated_is_at_once"),
+    ("src/cpu/linear.rs", "add_columns(db, rows, ", "add_columns(db, rows - 1, ", "ops::gradients"),
+    ("src/cpu/linear.rs", "*dy *= cdf + x * density;", "*dy *= cdf;", "ops::gradients"),
+    ("src/cpu/linear.rs", "if x <= T::zero() {", "if x <= T::one() {", "ops::gradients"),
+    ("src/cpu/linear.rs", "*dy *= T::one() - y * y;", "*dy *= T::one() - y;", "ops::gradients"),
+    ("src/cpu/linear.rs", "if *y < T::zero() { T::zero() } else { *y }", "if *y > T::zero() { *y } else { T::zero() }", "ops::nan_goes_where_it_must"),
+    ("src/cpu/norm.rs", "- g_mean - (z - mean) * rstd * gn_mean", "- g_mean", "ops::gradients"),
+    ("src/cpu/norm.rs", "dy[r * dim + c] * normed(r, c)", "dy[r * dim + c] * z[r * dim + c]", "ops::gradients"),
+    ("src/cpu/norm.rs", "token_row(task * grain + r)", "token_row(task * grain)", "ops::gradients"),
+    ("src/cpu/attention.rs", "*ds = prob * (*ds * factor - delta);", "*ds = prob * (*ds - delta);", "model::numerical_gradients"),
+    ("src/cpu/attention.rs", "*p = prob * factor;", "*p = prob;", "ops::gradients"),
+    ("src/cpu/attention.rs", "(ds.t(), q), scale, later,", "(ds.t(), q), T::one(), later,", "ops::gradients"),
+    ("src/cpu/attention.rs", "(p.t(), dy_block), T::one(), later,", "(p.t(), dy_block), T::one(), false,", "ops::gradients"),
+    ("src/cpu/attention.rs", "dropout + ((row - from) * heads) as u32", "dropout + (row - from) as u32", "ops::cpu::masks_are_those_of_the_page"),
+    ("src/cpu/dropout.rs", "factors[4 * l + w] =", "factors[4 * l + 3 - w] =", "ops::cpu::masks_are_those_of_the_page"),
+    ("src/cpu/mod.rs", "Rows::Seqs => starts[r] as u32,", "Rows::Seqs => r as u32,", "model::pruned_is_unpruned"),
+    ("src/random.rs", "[micro], [0]];", "[0], [0]];", "ops::dropout_is_random"),
+    ("src/cpu/loss.rs", "(p * shares - share)", "(p - share)", "ops::gradients"),
+    ("src/cpu/loss.rs", "total / cpu.step.denominator", "total", "ops::cpu::xent_counts_its_loss"),
+    ("src/cpu/adamw.rs", "partials.iter().sum", "partials.iter().skip(1).sum", "ops::cpu::grad_norm_is_the_root_of_the_sum_of_squares"),
+    ("src/cpu/adamw.rs", "grads.par_chunks(CHUNK)", "grads.par_chunks(grads.len().div_ceil(rayon::current_num_threads()))", "ops::same_bits_on_any_number_of_threads"),
+    ("src/cpu/adamw.rs", "rest2 * grad * grad", "rest2 * *g * *g", "ops::cpu::adamw_is_that_of_the_page"),
+    ("src/cpu/adamw.rs", "(op.decayed..len, 0.0)", "(op.decayed..len, op.weight_decay)", "ops::cpu::adamw_is_that_of_the_page"),
+    ("src/cpu/adamw.rs", "loss.is_finite() && s.grad_norm.is_finite()", "loss.is_finite()", "model::not_finite_is_left_out"),
+    ("src/model/encoder.rs", "dy: d.context,", "dy: d.projected.slice(0, d.context.len),", "model::ops_share_what_they_may"),
+    ("src/model/plan.rs", "out: if train || pruned {", "out: if pruned {", "model::views_are_identical_or_disjoint"),
+    # Around reductions and dropout.
+    ("kernels/gpu.cuh", "    x = warp_sum(x);\n    __syncthreads();\n    if", "    x = warp_sum(x);\n    if", "thread: ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
+    ("kernels/gpu.cuh", "parts[warp()] = x;\n    __syncthreads();", "parts[warp()] = x;", "ops::f32_on_cuda"),
+    ("kernels/gpu.cuh", "return warp_sum(lane() < THREADS / 32 ? parts[lane()] : T(0));", "return warp_sum(parts[lane()]);", "ops::f32_on_cuda"),
+    ("kernels/gpu.cuh", "for (int step = 16; step > 0; step /= 2) x += ", "for (int step = 8; step > 0; step /= 2) x += ", "ops::f32_on_cuda"),
+    ("kernels/gpu.cuh", "r = at < end ? row(at) : -1;", "r = at <= end ? row(at) : -1;", "ops::f32_on_cuda"),
+    ("kernels/gpu.cuh", "k1 += 0xBB67AE85u;", "", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/gpu.cuh", "word < drop.threshold ?", "word <= ~drop.threshold ?", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/gpu.cuh", "make_uint4(block, row, drop.site, 0)", "make_uint4(row, block, drop.site, 0)", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/gpu.cuh", "if (i < count) p[i] = ", "if (i <= count) p[i] = ", "ops::f32_on_cuda"),
+    ("kernels/columns.cu", "store(parts[warp()] + lane() * P, sum);\n    __syncthreads();", "store(parts[warp()] + lane() * P, sum);", "ops::f32_on_cuda"),
+    ("kernels/columns.cu", "blockIdx.y * a.chunk + warp(), end, WARPS", "blockIdx.y * a.chunk + warp(), a.rows, WARPS", "ops::f32_on_cuda"),
+    ("kernels/columns.cu", "a.types[row] != a.only", "a.types[row] < a.only", "ops::f32_on_cuda"),
+    ("kernels/columns.cu", "out[column] += total;", "out[column] = total;", "ops::f32_on_cuda"),
+    ("kernels/columns.cu", "size_t(blockIdx.y) * a.chunks * a.width;", "size_t(blockIdx.y) * a.width;", "ops::f32_on_cuda"),
+    ("kernels/columns.cu", "chunk < a.chunks; chunk += WARPS", "chunk < a.chunks; chunk += a.chunks", "ops::f32_on_cuda"),
+    ("src/cuda/columns.rs", "[tiles(width, dtype), chunks, 1]", "[tiles(width, dtype), 1, 1]", "ops::f32_on_cuda"),
+    ("src/cuda/columns.rs", "only.unwrap_or(0) as i32", "0", "ops::f32_on_cuda"),
+    ("src/cuda/columns.rs", "[width.div_ceil(32), outs.len(), 1]", "[width.div_ceil(32), 1, 1]", "ops::f32_on_cuda"),
+    ("src/cuda/columns.rs", "width.div_ceil(32 * 16 / dtype.size())", "width / (32 * 16 / dtype.size())", "ops::f32_on_cuda"),
+    # Embeddings.
+    ("kernels/embed.cu", "if (token == a.pad) return;", "", "ops::f32_on_cuda"),
+    ("kernels/embed.cu", "const int warps = min(end - start, WARPS);", "const int warps = min(end - start, WARPS - 1);", "ops::f32_on_cuda"),
+    ("kernels/embed.cu", "if (position >= a.longest || ", "if (position > a.longest || ", "ops::f32_on_cuda"),
+    ("kernels/embed.cu", "a.dword[size_t(token) * a.dim + first + c] += total;", "a.dword[size_t(token) * a.dim + first + c] = total;", "ops::f32_on_cuda"),
+    ("src/cuda/embed.rs", "if !op.add {", "if op.add {", "ops::f32_on_cuda"),
+    ("src/cuda/embed.rs", "pad: op.pad.map_or(-1, |pad| pad as i32)", "pad: 0", "ops::f32_on_cuda"),
+    ("src/cuda/embed.rs", "positions: cuda.at(inputs.positions),", "positions: cuda.at(inputs.types),", "ops::f32_on_cuda"),
+    # Products and activations.
+    ("kernels/linear.cu", "if (element >= size_t(s.m) * s.n) return;", "if (element > size_t(s.m) * s.n) return;", "ops::f32_on_cuda"),
+    ("kernels/linear.cu", "if (s.add) sum += to_float(d);", "", "ops::f32_on_cuda"),
+    ("kernels/linear.cu", "d = from_float<Out>(sum);", "d = from_float<Out>(to_float(from_float<bf16>(sum)));", "ops::f32_on_cuda"),
+    ("kernels/linear.cu", "float sum = 0.0f;\n#pragma unroll 4\n    for (int p = lane(); p < s.k; p += 32) sum +=", "float sum = 0.0f;\n    for (int p = lane(); p < s.k / 32 * 32; p += 32) sum +=", "ops::f32_on_cuda"),
+    ("kernels/linear.cu", "return x < 0.0f ? 0.0f : x;", "return fmaxf(x, 0.0f);", "ops::cuda::not_finite_is_where_it_is_in_f64"),
+    ("kernels/linear.cu", "return dy * (cdf + x * density);", "return dy * cdf;", "ops::f32_on_cuda"),
+    ("src/cuda/linear.rs", "kind: op.kind as i32", "kind: 0", "ops::f32_on_cuda"),
+    ("src/cuda/linear.rs", "if transposed { (ld as i32, 1) } else { (1, ld as i32) }", "if transposed { (1, ld as i32) } else { (1, ld as i32) }", "ops::f32_on_cuda"),
+    ("src/cuda/linear.rs", "const ACT_PACKS: usize = 2;", "const ACT_PACKS: usize = 3;", "ops::f32_on_cuda"),
+    ("src/cuda/gemm.rs", "add: op.add,", "add: false,", "ops::f32_on_cuda"),
+    ("src/cuda/gemm.rs", "        add: true,\n        ..input", "        ..input", "ops::f32_on_cuda"),
+    ("src/cuda/gemm.rs", "        lda: k,\n        ldb: k,\n        ldd: n,", "        lda: k,\n        ldb: k,\n        ldd: k,", "ops::f32_on_cuda"),
+    ("src/cuda/gemm.rs", "        transpose_b: true,\n        n,\n        k: rows,", "        transpose_b: true,\n        n,\n        k: n,", "ops::f32_on_cuda"),
+    ("src/cuda/gemm.rs", "bias: cuda.at(op.b),", "bias: 0,", "ops::f32_on_cuda"),
+    ("src/cuda/gemm.rs", "linear::bias_bwd(cuda, op)", "Ok(())", "ops::f32_on_cuda"),
+    ("src/cuda/gemm.rs", "output: op.dw.dtype,", "", "ops::bf16_on_cuda"),
+    ("src/cuda/gemm.rs", "BIAS_DATA_TYPE, &data_type(p.output)", "BIAS_DATA_TYPE, &data_type(p.input)", "ops::bf16_on_cuda"),
+    # Dropout, norm.
+    ("kernels/dropout.cu", "a.token_rows ? a.token_rows[row] : row", "row", "ops::cuda::masks_are_those_of_the_page"),
+    ("src/cuda/mod.rs", "Rows::Seqs => self.at(self.inputs().cu_seqlens)", "Rows::Seqs => 0", "ops::cuda::masks_are_those_of_the_page"),
+    ("src/cuda/mod.rs", "let on = self.step.train && drop.p > 0.0;", "let on = drop.p > 0.0;", "ops::cuda::dropout_off_is_the_identity"),
+    ("src/cuda/mod.rs", "step_key(self.step.seed, self.step.update, self.step.micro)", "step_key(self.step.seed, self.step.update, 0)", "ops::cuda::masks_are_those_of_the_page"),
+    ("src/cuda/mod.rs", "self.step = *step;", "", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/norm.cu", "unpack<T>(x, pack<T>(x));", "", "ops::bf16_on_cuda"),
+    ("kernels/norm.cu", "if (a.skip || a.drop.threshold) store", "if (a.skip) store", "ops::f32_on_cuda"),
+    ("kernels/norm.cu", "sums = {warp_sum(sums.x), warp_sum(sums.y)};\n            if (lane() == 0) parts[turn][r][warp()] = sums;\n        }\n        __syncthreads();", "sums = {warp_sum(sums.x), warp_sum(sums.y)};\n            if (lane() == 0) parts[turn][r][warp()] = sums;\n        }", "ops::f32_on_cuda"),
+    ("kernels/norm.cu", "start < end; start += GROUP, turn ^= 1", "start < end; start += GROUP", "thread: ops::f32_on_cuda"),
+    ("kernels/norm.cu", "if (start + r >= end || !mine) continue;\n            const size_t row = start + r;\n            float2", "if (!mine) continue;\n            const size_t row = start + r;\n            float2", "ops::f32_on_cuda"),
+    ("kernels/norm.cu", "a.partials[size_t(gridDim.x + blockIdx.x) * a.dim + c] = dbeta;", "a.partials[size_t(gridDim.x + blockIdx.x) * a.dim + c] = dgamma;", "ops::f32_on_cuda"),
+    ("kernels/norm.cu", "dgamma += dy * ((z - a.stats[2 * row]) * a.stats[2 * row + 1]);\n            dbeta += dy;\n        }", "dgamma += dy * (z - a.stats[2 * row]);\n            dbeta += dy;\n        }", "ops::f32_on_cuda"),
+    ("src/cuda/norm.rs", "if op.dx == op.dy { 0 } else { cuda.at(op.dx) }", "0", "ops::f32_on_cuda"),
+    ("src/cuda/norm.rs", "columns::add(cuda, partials, chunks, op.dim, &[cuda.at(op.dgamma), cuda.at(op.dbeta)])", "Ok(())", "ops::f32_on_cuda"),
+    ("src/cuda/norm.rs", "&[cuda.at(op.dgamma), cuda.at(op.dbeta)]", "&[cuda.at(op.dbeta), cuda.at(op.dgamma)]", "ops::f32_on_cuda"),
+    # Attention.
+    ("kernels/attention.cu", "    __syncwarp();\n#pragma unroll\n    for (int i = 0; i < R<D>; i++)\n#pragma unroll\n        for (int j = 0; j < N<D>; j++) buffer", "#pragma unroll\n    for (int i = 0; i < R<D>; i++)\n#pragma unroll\n        for (int j = 0; j < N<D>; j++) buffer", "thread: ops::f32_on_cuda"),
+    ("kernels/attention.cu", " = p[i][j];\n    __syncwarp();", " = p[i][j];", "ops::f32_on_cuda"),
+    ("kernels/attention.cu", "r < valid && c < head_dim ? to_float", "c < head_dim ? to_float", "ops::f32_on_cuda"),
+    ("kernels/attention.cu", "key + column_of(j) < seq.keys ? p[i][j] * a.scale : -INFINITY", "p[i][j] * a.scale", "ops::f32_on_cuda"),
+    ("kernels/attention.cu", "for (int e = 0; e < 4; e++) out[i][b][e] *= shrink;", "for (int e = 1; e < 4; e++) out[i][b][e] *= shrink;", "ops::f32_on_cuda"),
+    ("kernels/attention.cu", "uint2{unsigned(key + column_of(j)) / 4, row * a.heads + head};\n            });\n#pragma unroll\n            for (int i = 0; i < R<D>; i++)\n#pragma unroll\n                for (int j = 0; j < N<D>; j++)\n                    if", "uint2{unsigned(key + column_of(j)) / 4, row};\n            });\n#pragma unroll\n            for (int i = 0; i < R<D>; i++)\n#pragma unroll\n                for (int j = 0; j < N<D>; j++)\n                    if", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/attention.cu", "ds[i][j] = p[i][j] * (ds[i][j] * factor - delta[i]);", "ds[i][j] = p[i][j] * (ds[i][j] - delta[i]);", "ops::f32_on_cuda"),
+    ("kernels/attention.cu", "const float delta = there ? a.delta[(row + c) * a.heads + head] : 0.0f;", "const float delta = there ? a.delta[row + c] : 0.0f;", "ops::f32_on_cuda"),
+    ("kernels/attention.cu", "store_rows<D>(a.dk + key, a.kv_stride, valid, a.head_dim, dk, a.scale);", "store_rows<D>(a.dk + key, a.kv_stride, valid, a.head_dim, dk, 1.0f);", "ops::f32_on_cuda"),
+    ("kernels/attention.cu", "store_fragments<D>(a.dq + first * a.q_stride + column, a.q_stride, valid,", "store_fragments<D>(a.dq + first * a.q_stride + column, dim, valid,", "ops::bf16_on_cuda"),
+    ("kernels/attention.cu", "float out[M][D / 8][4] = {}, largest[M][2], total[M][2] = {};\n#pragma unroll\n    for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INFINITY;\n    for (int key = 0, stage = 0; key < seq.keys; key += TILE) {\n        cp_async_wait<0>();", "float out[M][D / 8][4] = {}, largest[M][2], total[M][2] = {};\n#pragma unroll\n    for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INFINITY;\n    for (int key = 0, stage = 0; key < seq.keys; key += TILE) {\n        cp_async_wait<1>();", "ops::bf16_on_cuda"),
+    ("kernels/attention.cu", "cp_async_wait<0>();\n        __syncthreads();\n        stage ^= 1;\n        if (query + TILE", "cp_async_wait<0>();\n        stage ^= 1;\n        if (query + TILE", "ops::bf16_on_cuda"),
+    ("kernels/attention.cu", "statistics[stage][threadIdx.x] = fetched;", "statistics[0][threadIdx.x] = fetched;", "ops::bf16_on_cuda"),
+    ("kernels/attention.cu", "fetched = fetch(query + TILE);", "", "ops::bf16_on_cuda"),
+    ("kernels/attention.cu", "if (key + 8 * n + lane() % 4 * 2 + e % 2 >= seq.keys) p[m][n][e] = -INFINITY;", "if (key + 8 * n + lane() % 4 * 2 + e % 2 > seq.keys) p[m][n][e] = -INFINITY;", "ops::bf16_on_cuda"),
+    ("kernels/attention.cu", "row + (8 * n + 2 * t + g % 2) * heads) << 4 * n;", "row + (8 * n + 2 * t) * heads) << 4 * n;", "ops::bf16_on_cuda"),
+    ("kernels/attention.cu", "row + (g + t % 2 * 8) * heads) << 4 * n;", "row + (g + t % 2 * 8)) << 4 * n;", "ops::cuda_bf16::masks_are_those_of_the_page"),
+    ("kernels/attention.cu", "if (seq.tile % (2 * TILE) != 0) return;", "if (seq.tile != 0) return;", "ops::bf16_on_cuda"),
+    ("kernels/attention.cu", "return exchange<2>(bits, 1);", "return bits;", "ops::cuda_bf16::masks_are_those_of_the_page"),
+    ("kernels/attention.cu", "rows + (row + lane() % 16) * PITCH<D> + 16 * c + lane() / 16 * 8", "rows + (row + lane() % 16) * PITCH<D> + 16 * c", "ops::bf16_on_cuda"),
+    ("kernels/mma.cuh", "vgpu::load_fragments<true>(r, p, {file, line});", "vgpu::load_fragments<false>(r, p, {file, line});", "ops::bf16_on_cuda"),
+    ("src/cuda/attention.rs", "Rows::Seqs => [op.heads, cuda.seqs, 1],", "Rows::Seqs => [op.heads, cuda.tiles, 1],", "ops::f32_on_cuda"),
+    ("src/cuda/attention.rs", "delta: cuda.scratch(", "delta: cuda.at(op.lse) + 0 * cuda.scratch(", "ops::f32_on_cuda"),
+    ("src/cuda/attention.rs", "(1.0 / (op.head_dim as f64).sqrt()) as f32", "(1.0 / op.head_dim as f64) as f32", "ops::f32_on_cuda"),
+    ("src/cuda/attention.rs", "parts: 64 / rows,", "parts: 1,", "ops::f32_on_cuda"),
+    ("src/cuda/attention.rs", "let shared = 2 * 2 * 64 * 2 * (width + 8);", "let shared = 2 * 64 * 2 * (width + 8);", "ops::bf16_on_cuda"),
+    # Loss and optimizer.
+    ("kernels/loss.cu", "if (share > 0.0) loss -= share * row.log_p(c);", "if (share > 0.0 && c < 2) loss -= share * row.log_p(c);", "ops::f32_on_cuda"),
+    ("kernels/loss.cu", "largest = warp_max(largest);", "largest = 0.0f;", "ops::cuda::xent_at_the_edges"),
+    ("kernels/loss.cu", "if (threadIdx.x == 0 && a.train)", "if (threadIdx.x == 0)", "ops::cuda::xent_counts_its_loss"),
+    ("kernels/loss.cu", "(exp(row.log_p(c)) * shares - row.share(c)) / a.denominator", "(exp(row.log_p(c)) * shares - row.share(c))", "ops::f32_on_cuda"),
+    ("kernels/adamw.cu", "if (rest < end) sum += double(a.grads[rest]) * a.grads[rest];", "", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
+    ("kernels/adamw.cu", "sum += double(g[i]) * g[i];", "sum += g[i] * g[i];", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
+    ("kernels/adamw.cu", "fabs(loss) < INFINITY && fabs(norm) < INFINITY", "fabs(loss) < INFINITY", "ops::cuda::adamw_leaves_out_what_is_not_finite"),
+    ("kernels/adamw.cu", "at + i < a.decayed ? a.keep : 1.0f", "at < a.decayed ? a.keep : 1.0f", "ops::cuda::adamw_is_that_of_the_page"),
+    ("kernels/adamw.cu", "g[i] = 0.0f;", "", "ops::cuda::adamw_is_that_of_the_page"),
+    ("kernels/adamw.cu", "} else if (at < a.len) {", "} else if (at + 4 < a.len) {", "ops::cuda::adamw_is_that_of_the_page"),
+    ("src/cuda/adamw.rs", "copy: cuda.at(op.copy),", "copy: 0,", "ops::bf16_on_cuda"),
+    ("src/cuda/adamw.rs", "count: count as i32 };", "count: 1 };", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
+    # Memory and batches.
+    ("src/cuda/arena.rs", "fetched.synchronize().map_err(failed(\"batch\"))?;", "", "ops::cuda::batches_follow_each_other"),
+    ("src/cuda/arena.rs", "fetched.record(stream).map_err(failed(\"batch\"))?;", "", "ops::cuda::batches_follow_each_other"),
+    ("src/cuda/mod.rs", "self.stream.cu_stream()) }.map_err(failed(\"download\"))?;\n        self.stream.synchronize()", "self.stream.cu_stream()) }.map_err(failed(\"download\"))?;\n        Ok::<(), cudarc::driver::DriverError>(())", "ops::cuda::memory"),
+    ("src/cuda/mod.rs", "self.distinct = batch.token_starts.len() - 1;", "self.distinct = batch.token_starts.len() - 2;", "ops::f32_on_cuda"),
+    ("src/cuda/kernels.rs", "block_dim: (self.threads, 1, 1)", "block_dim: (self.threads / 2, 1, 1)", "ops::f32_on_cuda"),
 ]
 
 
-def tests(folder):
-    """The tests that fail there; None where it does not build."""
-    cargo = ["cargo", "test", "--release", "--quiet", "--test", "tests"]
-    quiet = {"cwd": folder, "capture_output": True, "text": True}
-    if subprocess.run([*cargo, "--no-run"], **quiet).returncode:
+QUIET = {"capture_output": True, "text": True}
+# Of threads on the virtual GPU.
+ORDERS = ["0", "1", "2"]
+
+
+def build(copy):
+    """The test binary and the folder of the virtual GPU; None where the copy does not build."""
+    command = ["cargo", "test", "--release", "--test", "tests", "--no-run", "--message-format", "json"]
+    made = subprocess.run(command, cwd=copy, **QUIET)
+    if made.returncode:
         return None
-    run = subprocess.run([*cargo, "--", "--format=pretty", "ops::", "model::"], **quiet)
+    messages = [json.loads(line) for line in made.stdout.splitlines()]
+    [binary] = [m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "tests"]
+    [emulator] = [Path(m["out_dir"]) for m in messages if m["reason"] == "build-script-executed" and "vgpu" in m["package_id"]]
+    return binary, emulator
+
+
+def failing(binary, emulator, order, *tests):
+    """Those of the tests that fail."""
+    environment = {**os.environ, "VGPU_DIR": str(emulator), "VGPU_SEED": order, "RUST_BACKTRACE": "0"}
+    try:
+        run = subprocess.run([binary, "--format=pretty", *tests], env=environment, timeout=900, **QUIET)
+    except subprocess.TimeoutExpired:
+        return ["(no end)"]
     failed = re.findall(r"^test (\S+) \.\.\. FAILED$", run.stdout, re.M)
-    if run.returncode and not failed:
-        sys.exit(run.stdout + run.stderr)
-    return failed
+    return failed or (["(crash)"] if run.returncode else [])
+
+
+def judge(binary, emulator, test):
+    if any(failing(binary, emulator, order, "--exact", test) for order in ORDERS):
+        return "caught", [test]
+    failed = failing(binary, emulator, "0", "ops::", "model::")
+    return (f"caught, but not by {test}" if failed else "SURVIVED"), failed
+
+
+def kernel_mutant(copy, binary, emulator, file, new_source, test):
+    """A break under kernels/."""
+    flags = re.search(r'const KERNELS: &str = "(.*?)";', (copy / "tests/vgpu/build.rs").read_text(), re.S)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        shutil.copytree(copy / "kernels", folder / "kernels")
+        (folder / file).write_text(new_source)
+        stems = [path.stem for path in (folder / "kernels").glob("*.cu") if file.endswith(".cuh") or file.endswith(path.name)]
+        for stem in stems:
+            command = ["c++", *flags.replace("\\\n", " ").split(), f"-I{copy}/tests/vgpu/emulator", f"-I{folder}/kernels", "-w"]
+            command += ["-c", folder / f"kernels/{stem}.cu", "-o", folder / f"{stem}.o"]
+            if subprocess.run(command, **QUIET).returncode:
+                return "does not build", []
+        sources = [*(copy / "kernels").glob("*.cu"), *(copy / "tests/vgpu").glob("*.cu")]
+        objects = [(folder if path.stem in stems else emulator) / f"{path.stem}.o" for path in sources]
+        for library in ["libcuda.so", "libcublasLt.so"]:
+            (folder / library).symlink_to(emulator / library)
+        link = ["c++", "-shared", "-Wl,-soname,libvgpu_kernels.so", "-o", folder / "libvgpu_kernels.so", *objects]
+        subprocess.run([*link, emulator / "libcuda.so"], check=True)
+        return judge(binary, folder, test)
+
+
+def host_mutant(copy, file, new_source, test):
+    """A break under src/, or one that ThreadSanitizer must see."""
+    path = copy / file
+    source = path.read_text()
+    path.write_text(new_source)
+    try:
+        if test.startswith("thread: "):
+            run = subprocess.run(["tests/vgpu/sanitize.sh", "thread", "--exact", test.split()[1]], cwd=copy, **QUIET)
+            found = "data race" in run.stderr or "FAILED" in run.stdout
+            return ("caught" if found else "SURVIVED"), [test] if found else []
+        built = build(copy)
+        return judge(*built, test) if built else ("does not build", [])
+    finally:
+        path.write_text(source)
 
 
 def main():
     root = Path(__file__).resolve().parent.parent
     words = sys.argv[1:] or [""]
     chosen = [mutant for mutant in MUTANTS if any(word in part for word in words for part in mutant)]
-    bad = 0
+    caught = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CARGO_TARGET_DIR"] = str(root / "target" / "mutants")
-        copy = Path(folder) / "warpfit"
+        # Built often, run once.
+        os.environ.update({"CARGO_PROFILE_RELEASE_DEBUG": "0", "CARGO_PROFILE_RELEASE_INCREMENTAL": "true"})
+        # At one place, for cargo to know it again.
+        copy = root / "target" / "mutants" / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
         # With times of today, or cargo would keep what the last run left.
         shutil.copytree(root, copy, ignore=shutil.ignore_patterns("target", ".git"), copy_function=shutil.copy)
-        if (failed := tests(copy)) != []:
-            sys.exit(f"without a break: {failed or 'does not build'}")
-        for file, old, new, test in chosen:
-            path = copy / "src" / file
-            source = path.read_text()
+        binary, emulator = build(copy) or sys.exit("without a break: does not build")
+        # The next build would take its place.
+        binary = shutil.copy(binary, Path(folder) / "tests")
+        if failed := failing(binary, emulator, "0", "ops::", "model::"):
+            sys.exit(f"without a break: {failed}")
+        sources = {}
+        for file, old, new, _ in chosen:
+            source = (copy / file).read_text()
             if source.count(old) != 1:
-                sys.exit(f"src/{file}: `{old}` stands there {source.count(old)} times; correct the table")
-            path.write_text(source.replace(old, new))
-            failed = tests(copy)
-            path.write_text(source)
-            if failed is None:
-                verdict = "does not build"
-            elif test in failed:
-                verdict = "caught"
-            else:
-                verdict = f"caught, but not by {test}" if failed else "SURVIVED"
-            bad += verdict != "caught"
-            print(f"{verdict}: src/{file}: {old}  ->  {new}  [{', '.join(failed or [])}]", flush=True)
-    print(f"{len(chosen) - bad} of {len(chosen)} caught by the test named")
-    sys.exit(bad > 0)
+                sys.exit(f"{file}: `{old}` stands there {source.count(old)} times; correct the table")
+            sources[file, old, new] = source.replace(old, new)
+
+        def judged(mutant):
+            nonlocal caught
+            file, old, new, test = mutant
+            source = sources[file, old, new]
+            in_kernels = file.startswith("kernels/") and not test.startswith("thread: ")
+            verdict, failed = kernel_mutant(copy, binary, emulator, file, source, test) if in_kernels else host_mutant(copy, file, source, test)
+            caught += verdict == "caught"
+            print(f"{verdict}: {file}: {old!r}  ->  {new!r}  [{', '.join(failed)}]", flush=True)
+
+        is_of_kernel = lambda mutant: mutant[0].startswith("kernels/") and not mutant[3].startswith("thread: ")
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(judged, filter(is_of_kernel, chosen)))
+        for mutant in chosen:
+            if not is_of_kernel(mutant):
+                judged(mutant)
+    print(f"{caught} of {len(chosen)} caught by the test named")
+    sys.exit(caught < len(chosen))
 
 
 if __name__ == "__main__":
