@@ -54,7 +54,7 @@ impl Nvcc {
     pub fn compile(&self, source: &Source, headers: &str, out: &Path, jobs: usize) -> Result<String, String> {
         let file = |ending| out.join(&source.stem).with_extension(ending);
         let mut command = Command::new(&self.path);
-        command.args(["-fatbin", "-std=c++17", "-lineinfo", "-Xptxas=-v,-warn-spills,-warn-lmem-usage"]);
+        command.args(["-fatbin", "-std=c++17", "-lineinfo", "-Xptxas=-v"]);
         // A quarter of the size: line numbers are most of it.
         command.arg("-Xfatbin=-compress-all");
         for arch in &self.archs {

@@ -44,6 +44,12 @@ impl Error {
         &self.fact
     }
 
+    /// Says more of what is wrong.
+    pub fn and(mut self, fact: &str) -> Error {
+        self.fact = format!("{}; {fact}", self.fact);
+        self
+    }
+
     /// A file that could not be read or written.
     pub fn io(path: &Path, error: std::io::Error) -> Error {
         use std::io::ErrorKind::*;

@@ -13,19 +13,22 @@ use tempfile::TempDir;
 
 use crate::fixtures::{Tensors, golden, json};
 
-const TRAIN: &str = env!("CARGO_BIN_EXE_train");
-const PREDICT: &str = env!("CARGO_BIN_EXE_predict");
+pub const TRAIN: &str = env!("CARGO_BIN_EXE_train");
+pub const PREDICT: &str = env!("CARGO_BIN_EXE_predict");
 const EVALUATE: &str = env!("CARGO_BIN_EXE_evaluate");
 
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
 fn ran_with(binary: &str, args: &[&str], stdin: &[u8]) -> Ran {
-    let mut command = Command::new(binary);
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    run(Command::new(binary).args(args), stdin)
+}
+
+pub fn run(command: &mut Command, stdin: &[u8]) -> Ran {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (mut pipe, stdin) = (child.stdin.take().unwrap(), stdin.to_vec());
     // It may end before it has read everything.
@@ -42,20 +45,20 @@ fn ran(binary: &str, args: &[&str]) -> Ran {
 
 impl Ran {
     #[track_caller]
-    fn done(self) -> Ran {
+    pub fn done(self) -> Ran {
         assert_eq!((self.code, self.err.contains("error: ")), (Some(0), false), "{}", self.err);
         self
     }
 
     /// Ended with `code` and one line of error that has a place, `part` and a remedy.
     #[track_caller]
-    fn failed(self, code: i32, part: &str) -> Ran {
+    pub fn failed(self, code: i32, part: &str) -> Ran {
         assert_eq!(self.fault(code, part), None);
         self
     }
 
     /// What is wrong with how it failed.
-    fn fault(&self, code: i32, part: &str) -> Option<String> {
+    pub fn fault(&self, code: i32, part: &str) -> Option<String> {
         let errors: Vec<&str> = self.err.lines().filter(|line| line.starts_with("error")).collect();
         let line = errors.first().copied().unwrap_or_default();
         let wrong = match () {
@@ -77,7 +80,7 @@ impl Ran {
     }
 }
 
-fn path(path: &Path) -> &str {
+pub fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

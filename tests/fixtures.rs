@@ -115,8 +115,10 @@ pub const FOLDERS: [&str; 8] = [
     "train-accumulate/hf_final",
 ];
 
+/// Golden files lie in the repository, or where WARPFIT_TEST_ROOT says of a test binary that was taken elsewhere.
 pub fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+    let root = std::env::var_os("WARPFIT_TEST_ROOT").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join("tests/golden").join(path)
 }
 
 pub fn json(path: &str) -> serde_json::Value {

@@ -4,6 +4,7 @@ mod checkpoint;
 mod cli;
 mod config;
 mod data;
+mod device;
 mod fixtures;
 mod metrics;
 mod model;

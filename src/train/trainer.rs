@@ -181,7 +181,9 @@ impl Trainer<'_> {
         let begin = Instant::now();
         let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "reviews"]);
         let progress = progress.resumed_at(self.step as u64);
-        self.epochs(&progress)?;
+        if let Err(error) = self.epochs(&progress) {
+            return Err(if error.kind == Kind::Device { error.and(&self.kept()?) } else { error });
+        }
         let seconds = begin.elapsed().as_secs_f64();
         progress.finish("");
         self.finish(seconds)
@@ -286,10 +288,7 @@ impl Trainer<'_> {
                 break;
             }
         }
-        let kept = match self.run.checkpoints()?.last() {
-            Some(step) => format!("the last good checkpoint is {}", self.run.path.join(format!("checkpoint-{step}")).display()),
-            None => "no checkpoint was written yet".to_string(),
-        };
+        let kept = self.kept()?;
         let place = format!("update {}", self.step + 1 - updates);
         Ok(Error::new(
             Kind::Unusable,
@@ -297,6 +296,14 @@ impl Trainer<'_> {
             format!("{what} is not finite; {kept}"),
             "lower --learning-rate or raise --warmup-steps",
         ))
+    }
+
+    /// From where a run that failed may go on.
+    fn kept(&self) -> Result<String> {
+        Ok(match self.run.checkpoints()?.last() {
+            Some(step) => format!("the last good checkpoint is {}", self.run.path.join(format!("checkpoint-{step}")).display()),
+            None => "no checkpoint was written yet".to_string(),
+        })
     }
 
     fn log_entry(&mut self, mut entry: Map<String, Value>) -> Result<()> {

@@ -153,6 +153,8 @@ pub struct Builder<'a> {
     bytes: usize,
     places: Vec<View>,
     tensors: Vec<Tensor>,
+    /// Tensors get no numbers.
+    blank: bool,
 }
 
 impl Builder<'_> {
@@ -168,7 +170,8 @@ impl Builder<'_> {
         let len = width * extent.rows(self.batch);
         let dtype = if self.dtype == DType::Bf16 && EXACT.contains(&name) { DType::F32 } else { self.dtype };
         let view = self.take(len, dtype);
-        let start = (0..len).map(|_| if filled { rounded(uniform(&mut self.random), dtype) } else { f64::NAN }).collect();
+        let numbers = if self.blank { 0 } else { len };
+        let start = (0..numbers).map(|_| if filled { rounded(uniform(&mut self.random), dtype) } else { f64::NAN }).collect();
         self.tensors.push(Tensor { name, extent, width, view, start, grad: None, cotangent: None, adds: false });
         self.tensors.last_mut().unwrap()
     }
@@ -264,11 +267,17 @@ impl Case {
 
     fn builder(&self, dtype: DType) -> Builder<'_> {
         let random = Mt64::new_with_key(self.name.bytes().map(u64::from));
-        Builder { batch: &self.batch, dtype, random, bytes: 0, places: Vec::new(), tensors: Vec::new() }
+        Builder { batch: &self.batch, dtype, random, bytes: 0, places: Vec::new(), tensors: Vec::new(), blank: false }
     }
 
     /// Lays the case out on `backend`, everything set for the forward pass.
-    pub fn on(&self, dtype: DType, mut backend: Box<dyn Backend>) -> Run {
+    pub fn on(&self, dtype: DType, backend: Box<dyn Backend>) -> Run {
+        self.copies(1, dtype, false, backend).0
+    }
+
+    /// The same `count` times over, for who wants memory that no cache holds. The run is the first; the ops are all of them,
+    /// each on tensors of its own that hold the same numbers.
+    pub fn copies(&self, count: usize, dtype: DType, tf32: bool, mut backend: Box<dyn Backend>) -> (Run, Vec<Op>) {
         let batch = &self.batch;
         let mut builder = self.builder(dtype);
         let mut input = |values: &[i32]| builder.take(values.len(), DType::I32);
@@ -281,18 +290,28 @@ impl Case {
             rows_by_token: input(&batch.rows_by_token),
             token_starts: input(&batch.token_starts),
         };
-        let op = (self.build)(&mut builder);
+        let first = builder.places.len();
+        let mut ops = vec![(self.build)(&mut builder)];
+        let tensors = std::mem::take(&mut builder.tensors);
+        let (start, end) = (builder.places[first].offset, builder.bytes);
+        builder.blank = true;
+        ops.extend((1..count).map(|_| (self.build)(&mut builder)));
         let bytes = (builder.bytes + GUARD).next_multiple_of(ALIGN);
-        let Builder { tensors, places, .. } = builder;
+        let places = builder.places;
         let params = tensors.iter().map(|t| t.view.len).max().unwrap();
-        let layout = Layout { bytes, dtype, tf32: false, inputs, longest: batch.longest, params };
+        let layout = Layout { bytes, dtype, tf32, inputs, longest: batch.longest, params };
         backend.reserve(&layout).unwrap();
         let arena = View { offset: 0, len: bytes / 4, dtype: DType::I32 };
         backend.upload(arena, &vec![GUARD_BYTE; bytes]).unwrap();
-        let mut run = Run { op, tensors, layout, backend, places };
+        let mut run = Run { op: ops[0], tensors, layout, backend, places };
         run.reset();
+        let mut content = vec![0; (end - start).next_multiple_of(4)];
+        let at = |offset: usize| View { offset, len: content.len() / 4, dtype: DType::I32 };
+        let copies: Vec<View> = run.places[first..].iter().step_by(run.tensors.len()).map(|place| at(place.offset)).collect();
+        run.backend.download(copies[0], &mut content).unwrap();
+        copies[1..].iter().for_each(|&copy| run.backend.upload(copy, &content).unwrap());
         run.backend.stage(batch, &self.step).unwrap();
-        run
+        (run, ops)
     }
 }
 
@@ -365,14 +384,15 @@ fn p(drop: DropSite) -> String {
 
 pub fn embed(batch: &PackedBatch, dim: usize, types: usize, pad: Option<usize>) -> Case {
     let positions = batch.longest + 3;
+    let vocab = VOCAB.max(1 + *batch.ids.iter().max().unwrap() as usize);
     Case::new(format!("embed {dim}, {types} types, pad {pad:?}"), batch, move |b| {
         Op::Embed(Embed {
-            word: b.input("word", VOCAB, dim, "dword"),
+            word: b.input("word", vocab, dim, "dword"),
             position: b.input("position", positions, dim, "dposition"),
             types: if types > 0 { b.input("types", types, dim, "dtypes") } else { View::NONE },
             y: b.output("y", Rows::Tokens, dim, "dy"),
             dy: b.random("dy", Rows::Tokens, dim),
-            dword: b.sum("dword", VOCAB, dim),
+            dword: b.sum("dword", vocab, dim),
             dposition: b.sum("dposition", positions, dim),
             dtypes: if types > 0 { b.sum("dtypes", types, dim) } else { View::NONE },
             pad,

@@ -1,0 +1,82 @@
+//! The whole model with weights drawn at random: training steps and inference.
+
+use serde_json::json;
+use warpfit::cli::print;
+use warpfit::device::Precision;
+use warpfit::error::{Error, Kind, Result};
+use warpfit::model::config::Config;
+use warpfit::model::plan::Use;
+use warpfit::model::{Hyper, Model};
+use warpfit::ops::{Rows, Step};
+
+use crate::measure::{name, time};
+use crate::{Args, Report, reviews};
+
+/// DistilBERT-base: every other key is its default.
+const BASE: &str = r#"{ "model_type": "distilbert" }"#;
+const SMALL: &str =
+    r#"{ "model_type": "distilbert", "vocab_size": 1000, "dim": 64, "n_heads": 2, "n_layers": 2, "hidden_dim": 128 }"#;
+
+pub fn bench(args: &Args, report: &mut Report) -> Result<()> {
+    let config = Config::parse(if args.small { SMALL } else { BASE }.as_bytes(), "the model timed")?;
+    for what in ["train", "infer"].into_iter().filter(|what| args.wants(what)) {
+        for &count in &args.batch {
+            for precision in args.precisions() {
+                row(args, &config, what, count, precision, report)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precision, report: &mut Report) -> Result<()> {
+    let batch = reviews(count, config.vocab, if args.small { 32 } else { 1 });
+    let train = what == "train";
+    let (tokens, seqs, dtype) = (batch.rows(), batch.seqs(), precision.dtype());
+    let what_for = Use { train, last_rows: Rows::Seqs, tokens, seqs, dtype, tf32: precision == Precision::Tf32 };
+    let (backend, _) = args.device.open(precision)?;
+    let mut model = Model::new(config, what_for, Hyper { weight_decay: 0.01, ..Hyper::default() }, backend)?;
+    let weights: Vec<_> = model.plan.slots.iter().map(|slot| slot.param.initialise(1, config.initializer_range)).collect();
+    model.write_all(model.plan.params, &weights)?;
+
+    let mut update = 0;
+    let mut skipped = 0.0;
+    let timing = time(args.samples, |n| {
+        for _ in 0..n {
+            if train {
+                update += 1;
+                let step = Step { seed: 1, update, micro: 0, denominator: seqs as f64, learning_rate: 2e-5, train };
+                model.accumulate(&batch, &step)?;
+                model.update()?;
+            } else {
+                let (logits, _) = model.infer(&batch)?;
+                skipped += f64::from(u8::from(!logits.iter().all(|x| x.is_finite())));
+            }
+        }
+        skipped += model.take_status()?.skipped;
+        Ok(())
+    })?;
+    if skipped > 0.0 {
+        let place = format!("{what}, {count} reviews, {}", name(precision));
+        return Err(Error::new(Kind::Unusable, place, "what it computed is not finite", "run the tests on this device"));
+    }
+    let a_second = |count: usize| count as f64 / timing.median * 1e6;
+    let (tokens_per_s, reviews_per_s) = (a_second(tokens), a_second(seqs));
+    let mib = model.plan.layout.bytes as f64 / (1 << 20) as f64;
+    print(format!(
+        "{what:<18}{:<26}{:<5}{:>24} us a step; {tokens_per_s:.0} tokens/s, {reviews_per_s:.0} reviews/s, {mib:.0} MiB planned",
+        format!("{count} reviews, {tokens} tokens"),
+        name(precision),
+        timing.to_string(),
+    ))?;
+    report.add(json!({
+        "op": what,
+        "shape": format!("{tokens} tokens"),
+        "reviews": count,
+        "precision": precision,
+        "us_warm": timing,
+        "tokens_per_s": tokens_per_s,
+        "reviews_per_s": reviews_per_s,
+        "bytes_planned": model.plan.layout.bytes,
+    }))
+}

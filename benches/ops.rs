@@ -1,0 +1,239 @@
+//! Every op by itself.
+
+use serde_json::json;
+use warpfit::cli::print;
+use warpfit::cost::{Costs, Size};
+use warpfit::cpu::Cpu;
+use warpfit::device::Precision;
+use warpfit::error::Result;
+use warpfit::ops::*;
+
+use crate::cases::{self, *};
+use crate::measure::{Ceilings, name, time, wait};
+use crate::{Args, Report, reviews};
+
+/// Parameters of DistilBERT-base with two classes, as a plan pads them, and those that decay.
+const PARAMS: usize = 66_955_024;
+const DECAYED: usize = 66_919_680;
+const VOCAB: usize = 30_522;
+/// So much is gone through before the same address comes again, in copies of the tensors, where that takes no more of them
+/// than this.
+const COLD: usize = 256 << 20;
+const COPIES: usize = 16;
+/// Numbers and products up to which an op is computed again in f64, and bytes moved in asking whether bits repeat.
+const CHECKED: [usize; 2] = [64 << 20, 100_000_000_000];
+const REPEATED: usize = 16 << 30;
+
+/// An op with a short name and its shape; on how many reviews, where it depends on them.
+struct Entry {
+    name: String,
+    shape: String,
+    reviews: Option<usize>,
+    case: Case,
+}
+
+pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()> {
+    let line = |[op, shape, precision, cold, warm, speed, share, error, bits]: [&str; 9]| {
+        let what = format!("{op:<18}{shape}");
+        print(format!("{what:<44}{precision:<5}{cold:>24}{warm:>24}{speed:>15}{share:>7}{error:>9}{bits:>10}"))
+    };
+    line(["op", "shape", "", "cold us (p10-p90)", "warm us (p10-p90)", "speed", "% roof", "error", "same bits"])?;
+    for entry in entries(args) {
+        let op = entry.case.op();
+        for precision in args.precisions() {
+            match op {
+                Op::Cast(_) if precision != Precision::Bf16 => continue,
+                Op::Linear(_) => (),
+                _ if precision == Precision::Tf32 => continue,
+                _ => (),
+            }
+            let passes: &[&str] = if op.methods().len() == 2 { &["fwd", "bwd"] } else { &[""] };
+            let passes = passes.iter().enumerate().map(|(i, pass)| (i, format!("{} {pass}", entry.name).trim_end().to_string()));
+            let passes: Vec<_> = passes.filter(|(_, name)| args.wants(name)).collect();
+            if passes.is_empty() {
+                continue;
+            }
+            let size = Size::from(&entry.case.batch);
+            let least = costs(&op).forward(&size).bytes / (DType::F32.size() / precision.dtype().size());
+            let copies = if args.small { 1 } else { COLD.div_ceil(least).min(COPIES) };
+            let (backend, _) = args.device.open(precision)?;
+            let (mut run, ops) = entry.case.copies(copies, precision.dtype(), precision == Precision::Tf32, backend);
+            let errors = errors(&mut run, &entry.case);
+            let repeats = repeats(&mut run, args.repeats);
+            for (pass, name_of_pass) in passes {
+                // What the backward pass reads, and for the caches the whole way round.
+                ops.iter().try_for_each(|op| op.forward(run.backend.as_mut()))?;
+                let mut timed = |ops: &[Op]| {
+                    let mut next = ops.iter().cycle();
+                    let backend = run.backend.as_mut();
+                    time(args.samples, |n| {
+                        for op in next.by_ref().take(n) {
+                            if pass == 0 { op.forward(backend)? } else { op.backward(backend)? }
+                        }
+                        wait(backend)
+                    })
+                };
+                let cost = if pass == 0 { costs(&run.op).forward(&size) } else { costs(&run.op).backward(&size) };
+                // Half as much is still far more than caches hold.
+                let is_cold = cost.bytes * copies >= COLD / 2;
+                let cold = if is_cold { Some(timed(&ops)?) } else { None };
+                let warm = if copies > 1 || !is_cold { Some(timed(&ops[..1])?) } else { None };
+                let median = cold.or(warm).expect("one of them").median;
+                let (speed, unit) =
+                    if cost.flops > 0 { (cost.flops as f64 * 1e-6, "TFLOP/s") } else { (cost.bytes as f64 * 1e-3, "GB/s") };
+                let speed = speed / median;
+                let share = 100.0 * ceilings.floor(cost.bytes, cost.flops, precision) / median;
+                let error = errors.map(|errors| errors[pass]);
+                line([
+                    &name_of_pass,
+                    &entry.shape,
+                    &name(precision),
+                    &cold.map_or("-".into(), |timing| timing.to_string()),
+                    &warm.map_or("-".into(), |timing| timing.to_string()),
+                    &format!("{speed:.3} {unit}"),
+                    &format!("{share:.0}"),
+                    &error.map_or("-".into(), |error| format!("{error:.1e}")),
+                    &format!("{}/{}", repeats[0], repeats[1]),
+                ])?;
+                report.add(json!({
+                    "op": name_of_pass,
+                    "shape": entry.shape,
+                    "reviews": entry.reviews,
+                    "precision": precision,
+                    "us_cold": cold,
+                    "us_warm": warm,
+                    "copies": copies,
+                    "bytes": cost.bytes,
+                    "flops": cost.flops,
+                    "speed": speed,
+                    "unit": unit,
+                    "percent_of_ceiling": share,
+                    "error": error,
+                    "same_bits": repeats[0],
+                    "of_runs": repeats[1],
+                }))?;
+            }
+            assert!(run.guards_hold(), "{} wrote beside its tensors", entry.name);
+        }
+    }
+    Ok(())
+}
+
+fn entries(args: &Args) -> Vec<Entry> {
+    if args.small {
+        let entry = |case: Case| Entry { name: case.name.clone(), shape: String::new(), reviews: None, case };
+        return cases::cases().into_iter().map(entry).collect();
+    }
+    let (t, s) = (Rows::Tokens, Rows::Seqs);
+    let drop = DropSite { p: 0.1, site: 5 };
+    let (dim, ffn, heads) = (768, 3072, 12);
+    let mut entries = Vec::new();
+    for &count in &args.batch {
+        let batch = &reviews(count, VOCAB, 1);
+        let tokens = batch.rows();
+        let mut add = |name: &str, rows: usize, widths: String, case: Case| {
+            entries.push(Entry { name: name.into(), shape: format!("{rows} x {widths}"), reviews: Some(count), case });
+        };
+        let mut linear = |name: &str, k: usize, n: usize, add_dx: bool| {
+            add(&format!("linear {name}"), tokens, format!("{k} -> {n}"), cases::linear(batch, k, n, t, add_dx));
+        };
+        linear("qkv", dim, 3 * dim, true);
+        linear("out", dim, dim, false);
+        linear("up", dim, ffn, true);
+        linear("down", ffn, dim, false);
+        add("attn", tokens, format!("{heads} x 64"), attn(batch, heads, 64, t, drop));
+        add("attn cls", count, format!("{heads} x 64"), attn(batch, heads, 64, s, drop));
+        add("add_norm", tokens, dim.to_string(), add_norm(batch, dim, t, true, drop));
+        add("norm", tokens, dim.to_string(), add_norm(batch, dim, t, false, DropSite::NONE));
+        add("gelu", tokens, ffn.to_string(), act(batch, Activation::Gelu, ffn, t));
+        add("dropout", tokens, dim.to_string(), dropout(batch, dim, t, drop));
+        add("embed", tokens, dim.to_string(), embed(batch, dim, 0, Some(0)));
+        add("first_row", count, dim.to_string(), first_row(batch, dim, false));
+        add("classifier", count, format!("{dim} -> 2"), classifier(batch, dim, 2));
+        add("xent", count, "2".into(), xent(batch, 2, 0.0, false));
+    }
+    let flat = [("grad_norm", grad_norm(PARAMS)), ("adamw", adamw(PARAMS, DECAYED, 1.0, 0.5)), ("cast", cast(PARAMS))];
+    let entry = |(name, case): (&str, _)| Entry { name: name.into(), shape: PARAMS.to_string(), reviews: None, case };
+    entries.extend(flat.map(entry));
+    entries
+}
+
+fn costs(op: &Op) -> &dyn Costs {
+    match op {
+        Op::Embed(op) => op,
+        Op::Linear(op) => op,
+        Op::Attn(op) => op,
+        Op::AddNorm(op) => op,
+        Op::Act(op) => op,
+        Op::Dropout(op) => op,
+        Op::FirstRow(op) => op,
+        Op::Xent(op) => op,
+        Op::Cast(op) => op,
+        Op::GradNorm(op) => op,
+        Op::AdamW(op) => op,
+    }
+}
+
+/// |got - f64| / |f64| of forward and backward, of the tensor where it is largest; none where f64 would take long.
+fn errors(run: &mut Run, case: &Case) -> Option<[f64; 2]> {
+    let size = Size::from(&case.batch);
+    let numbers: usize = run.tensors.iter().map(|tensor| tensor.extent.rows(&case.batch) * tensor.width).sum();
+    let flops = costs(&run.op).forward(&size).flops + costs(&run.op).backward(&size).flops;
+    if numbers > CHECKED[0] || flops > CHECKED[1] {
+        return None;
+    }
+    let mut exact = case.on(DType::F64, Box::new(Cpu::<f64>::new()));
+    let names: Vec<&str> = exact.tensors.iter().map(|tensor| tensor.name).collect();
+    names.iter().for_each(|name| exact.write(name, &run.tensor(name).start));
+    let mut before: Vec<Vec<f64>> = names.iter().map(|name| exact.read(name)).collect();
+    let passes: [fn(&mut Run); 2] = [Run::forward, Run::backward];
+    let errors = passes.map(|pass| {
+        pass(run);
+        pass(&mut exact);
+        let mut largest = 0.0;
+        for (name, before) in names.iter().zip(&mut before) {
+            let want = exact.read(name);
+            if want.iter().zip(before.iter()).any(|(after, before)| after.to_bits() != before.to_bits()) {
+                let difference = norm(run.read(name).iter().zip(&want).map(|(got, want)| got - want));
+                let error = difference / norm(want.iter().copied());
+                // A NaN stays.
+                if !(error <= largest) {
+                    largest = error;
+                }
+            }
+            *before = want;
+        }
+        largest
+    });
+    Some(errors)
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// Runs forward and backward over and over from the same start: how many gave the bits of the first, of how many.
+fn repeats(run: &mut Run, runs: usize) -> [usize; 2] {
+    let bytes = |run: &mut Run, view: View| {
+        let mut bytes = vec![0; view.bytes()];
+        run.backend.download(view, &mut bytes).unwrap();
+        bytes
+    };
+    let views: Vec<View> = run.tensors.iter().map(|tensor| tensor.view).collect();
+    run.reset();
+    let start: Vec<_> = views.iter().map(|&view| bytes(run, view)).collect();
+    run.forward();
+    run.backward();
+    // What it writes is what has to be put back, and compared.
+    let written = views.into_iter().zip(start).map(|(view, start)| (view, start, bytes(run, view)));
+    let written: Vec<_> = written.filter(|(_, start, end)| start != end).collect();
+    let moved: usize = written.iter().map(|(view, ..)| 2 * view.bytes()).sum();
+    let runs = runs.min((REPEATED / moved.max(1)).max(3));
+    let same = (1..runs).filter(|_| {
+        written.iter().for_each(|(view, start, _)| run.backend.upload(*view, start).unwrap());
+        run.forward();
+        run.backward();
+        written.iter().all(|(view, _, end)| bytes(run, *view) == *end)
+    });
+    [1 + same.count(), runs.max(1)]
+}

@@ -1,0 +1,117 @@
+"""Hugging Face Trainer on the files that `train` of warpfit takes, with the same settings: seconds, losses, accuracy.
+
+trainer.py --model FOLDER --train-file reviews.parquet [--validation-file ...] [--precision bf16] [--attention sdpa]
+"""
+
+import argparse
+import json
+import tempfile
+import time
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--model", required=True)
+parser.add_argument("--train-file", required=True)
+parser.add_argument("--validation-file")
+parser.add_argument("--epochs", type=float, default=2)
+parser.add_argument("--max-steps", type=int, default=-1)
+parser.add_argument("--batch-size", type=int, default=16)
+parser.add_argument("--eval-batch-size", type=int, default=64)
+parser.add_argument("--max-length", type=int, default=512)
+parser.add_argument("--learning-rate", type=float, default=2e-5)
+parser.add_argument("--weight-decay", type=float, default=0.01)
+parser.add_argument("--seed", type=int, default=42)
+parser.add_argument("--logging-steps", type=int, default=100)
+parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="bf16")
+parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
+parser.add_argument("--compile", action="store_true")
+parser.add_argument("--json")
+args = parser.parse_args()
+begin = time.perf_counter()
+
+
+def read(path):
+    """Texts, and labels as numbers."""
+    if path.endswith(".parquet"):
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(path)
+    else:
+        import pyarrow.csv
+
+        table = pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
+    column = lambda *names: next(table[name].to_pylist() for name in names if name in table.column_names)
+    texts, labels = column("text", "review", "sentence"), column("label", "sentiment")
+    names = sorted(set(labels))
+    return texts, [names.index(label) for label in labels]
+
+
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{args.model}/tokenizer.json", pad_token="[PAD]", model_max_length=args.max_length)
+tokenizer._tokenizer.no_truncation()
+tokenizer._tokenizer.no_padding()
+
+
+def encode(path):
+    texts, labels = read(path)
+    ids = tokenizer(texts, truncation=True, max_length=args.max_length, return_token_type_ids=False)["input_ids"]
+    return [{"input_ids": row, "labels": label} for row, label in zip(ids, labels)]
+
+
+def accuracy(prediction):
+    return {"accuracy": float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
+
+
+rows, validation = encode(args.train_file), encode(args.validation_file) if args.validation_file else None
+tokenized = time.perf_counter()
+model = AutoModelForSequenceClassification.from_pretrained(args.model, attn_implementation=args.attention)
+with tempfile.TemporaryDirectory() as out:
+    settings = TrainingArguments(
+        output_dir=out,
+        num_train_epochs=args.epochs,
+        max_steps=args.max_steps,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=args.eval_batch_size,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        seed=args.seed,
+        bf16=args.precision == "bf16",
+        tf32=True if args.precision == "tf32" else None,
+        torch_compile=args.compile,
+        logging_steps=args.logging_steps,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    trainer = Trainer(
+        model=model,
+        args=settings,
+        train_dataset=rows,
+        eval_dataset=validation,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=accuracy,
+    )
+    trained = trainer.train()
+    evaluated = trainer.evaluate() if validation else {}
+result = {
+    "what": f"transformers {transformers.__version__} Trainer, torch {torch.__version__}, {args.attention}, {args.precision}"
+    + (", compiled" if args.compile else ""),
+    "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    "rows": len(rows),
+    "updates": trained.global_step,
+    "train_seconds": trained.metrics["train_runtime"],
+    "seconds_from_text": time.perf_counter() - begin,
+    "tokenizing_seconds": tokenized - begin,
+    "train_loss": trained.training_loss,
+    "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    "eval_loss": evaluated.get("eval_loss"),
+    "eval_accuracy": evaluated.get("eval_accuracy"),
+    "peak_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
+}
+print(json.dumps(result))
+if args.json:
+    json.dump(result, open(args.json, "w"), indent=1)

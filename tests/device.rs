@@ -1,0 +1,118 @@
+//! `--device` from outside, on the virtual GPU: what is missing or fails is one line and exit code 3, and where any device
+//! would do, the CPU. A machine with a real driver leaves `no_driver` out (`--skip no_driver`).
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+use warpfit::checkpoint::model_dir::ModelDir;
+use warpfit::model::plan::{Plan, Use};
+use warpfit::ops::{DType, Rows};
+
+use crate::cli::{PREDICT, Ran, TRAIN, path, run};
+use crate::fixtures::golden;
+
+/// What the engine takes of a GPU beside its plan: OVERHEAD in src/cuda/arena.rs.
+const OVERHEAD: usize = 34 << 20;
+
+/// Classifies one text; libraries come from a folder, variables are for the virtual GPU.
+fn predict(libraries: &Path, vars: &[(&str, &str)], more: &[&str]) -> Ran {
+    let model = golden("text/hf");
+    let mut command = Command::new(PREDICT);
+    command.args(["--model", path(&model), "--text", "a film"]).args(more);
+    run(command.env("LD_LIBRARY_PATH", libraries).envs(vars.iter().copied()), b"")
+}
+
+/// `--device cuda` is refused with this fact, and `auto` takes the CPU because of it.
+#[track_caller]
+fn refused(libraries: &Path, vars: &[(&str, &str)], fact: &str) {
+    predict(libraries, vars, &["--device", "cuda"]).failed(3, &format!("`--device cuda`: {fact}"));
+    let auto = predict(libraries, vars, &[]).done();
+    let line = auto.err.lines().find(|line| line.starts_with("device: ")).unwrap_or_else(|| panic!("{}", auto.err));
+    assert!(line.starts_with("device: CPU, ") && line.contains(fact), "{line}");
+    assert_eq!(auto.out, predict(libraries, vars, &["--device", "cpu"]).done().out);
+}
+
+/// Whether the build had an nvcc, and so the binaries have GPU code.
+fn with_nvcc() -> bool {
+    include_str!(concat!(env!("OUT_DIR"), "/kernels.rs")).contains("pub const NVCC: Option<(u32, u32)> = Some(")
+}
+
+#[test]
+fn no_driver() {
+    refused(TempDir::new().unwrap().path(), &[], "no NVIDIA driver (libcuda) found");
+}
+
+#[test]
+fn a_driver_that_does_not_do() {
+    let vgpu = vgpu::directory();
+    let built = |fact| if with_nvcc() { fact } else { "this binary holds no GPU code: it was built without nvcc" };
+    for (fault, fact) in [
+        ("stub_driver", "the libcuda found is a toolkit's stub, no driver"),
+        ("no_device", "no NVIDIA GPU found"),
+        ("old_driver", built("the driver is for CUDA 12.2, the kernels are compiled by nvcc ")),
+        ("unsupported_arch", built("this binary has no GPU code for sm_50, only for sm_")),
+    ] {
+        refused(&vgpu, &[("VGPU_FAULT", fault)], fact);
+    }
+}
+
+#[test]
+fn no_cublaslt() {
+    let libraries = TempDir::new().unwrap();
+    for name in ["libcuda.so", "libvgpu_kernels.so"] {
+        symlink(vgpu::directory().join(name), libraries.path().join(name)).unwrap();
+    }
+    refused(libraries.path(), &[], "no cuBLASLt library (libcublasLt) found");
+}
+
+#[test]
+fn the_gpu_that_was_asked_for_is_taken_and_no_other() {
+    let vgpu = vgpu::directory();
+    let cpu = predict(&vgpu, &[], &["--device", "cpu"]).done().out;
+    for (device, note) in [("auto", "device: Virtual GPU 0\n"), ("cuda", ""), ("cuda:1", "")] {
+        let ran = predict(&vgpu, &[], &["--device", device]).done();
+        assert_eq!(ran.err, note);
+        assert_eq!(ran.out.split(",\"score\"").next(), cpu.split(",\"score\"").next());
+    }
+    let fact = "`--device cuda:2`: there are 2 GPUs, cuda:0 to cuda:1";
+    predict(&vgpu, &[], &["--device", "cuda:2"]).failed(3, fact);
+}
+
+#[test]
+fn memory_that_is_one_byte_short() {
+    let config = ModelDir::read(&golden("text/hf")).unwrap().config;
+    let what_for = Use { train: false, last_rows: Rows::Seqs, tokens: 512, seqs: 8, dtype: DType::F32, tf32: false };
+    let needed = Plan::new(&config, what_for).layout.bytes + OVERHEAD;
+    let with = |bytes: usize| {
+        predict(
+            &vgpu::directory(),
+            &[("VGPU_MEMORY", &bytes.to_string())],
+            &["--device", "cuda", "--max-batch-tokens", "512", "--batch-size", "8"],
+        )
+    };
+    with(needed).done();
+    with(needed - 1).failed(3, " are free; the largest batch that fits has 7 rows");
+    with(OVERHEAD + 1000).failed(3, " are free; not even a batch of one row fits");
+}
+
+#[test]
+fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_goes_on_from_there() {
+    let (model, file, folder) = (golden("train/hf_init"), golden("train/train.csv"), TempDir::new().unwrap());
+    let out = folder.path().join("run");
+    let train = |failing: &str, more: &[&str]| {
+        let mut command = Command::new(TRAIN);
+        command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out)]);
+        command.args(["--max-steps", "6", "--batch-size", "8", "--save-strategy", "steps", "--save-steps", "2"]).args(more);
+        run(command.env("LD_LIBRARY_PATH", vgpu::directory()).env("VGPU_FAIL_LAUNCH", failing), b"")
+    };
+    let error = train("20", &["--device", "cuda"]).failed(3, "CUDA_ERROR_ILLEGAL_ADDRESS").err;
+    assert!(error.contains("no checkpoint was written yet"), "{error}");
+    let error = train("200", &["--device", "cuda", "--overwrite-output-dir"]).failed(3, "CUDA_ERROR_ILLEGAL_ADDRESS").err;
+    let checkpoints = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let last = checkpoints.filter(|name| name.starts_with("checkpoint-")).max().expect(&error);
+    assert!(error.contains(&format!("the last good checkpoint is {}", path(&out.join(last)))), "{error}");
+    train("0", &["--device", "cpu", "--resume-from-checkpoint"]).done();
+}
