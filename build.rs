@@ -5,6 +5,8 @@
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
+#[path = "build/ptxas.rs"]
+mod ptxas;
 #[path = "build/source.rs"]
 mod source;
 
@@ -47,6 +49,9 @@ fn build() -> Result<(), String> {
         if let Some(nvcc) = &nvcc {
             let report = nvcc.compile(source, &headers, &out, jobs)?;
             report.lines().filter(|line| line.contains("warning")).for_each(|line| println!("cargo::warning={line}"));
+            for ((kernel, arch), usage) in ptxas::usages(&report)?.iter().filter(|(_, usage)| usage.local_memory()) {
+                println!("cargo::warning={kernel}, {arch}: {usage}");
+            }
             image = fs::read(out.join(&source.stem).with_extension("fatbin")).map_err(|e| e.to_string())?;
         }
         image.extend(source.manifest());

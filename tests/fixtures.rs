@@ -45,6 +45,13 @@ impl On {
         }
     }
 
+    /// Runs what this thread launches on a virtual GPU in another order of threads and blocks.
+    pub fn reorder(self, seed: u64) {
+        if matches!(self, On::Cuda | On::CudaBf16) && is_virtual() {
+            vgpu::set_seed(seed);
+        }
+    }
+
     /// Twice the relative error of storing a number.
     pub fn epsilon(self) -> f64 {
         match self.dtype() {
@@ -54,9 +61,14 @@ impl On {
     }
 }
 
-/// A virtual GPU; a real one with WARPFIT_TEST_DEVICE=real. Where there is none the test fails.
+/// The virtual GPU stands in for a real one, but with WARPFIT_TEST_DEVICE=real.
+pub fn is_virtual() -> bool {
+    std::env::var_os("WARPFIT_TEST_DEVICE").is_none_or(|device| device != "real")
+}
+
+/// Where there is no GPU the test fails.
 pub fn gpu() -> Cuda {
-    if std::env::var_os("WARPFIT_TEST_DEVICE").is_none_or(|device| device != "real") {
+    if is_virtual() {
         vgpu::install();
     }
     Cuda::open(0).unwrap()

@@ -269,11 +269,10 @@ fn results(on: On, case: &str, last_rows: Rows) -> Vec<(String, Vec<f64>)> {
     views.into_iter().map(|(name, view)| (name, model.read(view).unwrap())).collect()
 }
 
-/// The error of bf16 on CUDA is at most twice that of a computation which rounds what is stored, and nothing else.
-fn assert_plain(got: &[f64], plain: &[f64], exact: &[f64], what: &str) {
+/// The error in bf16 on CUDA, in parts of that of a computation which rounds what is stored, and nothing else.
+fn ratio(got: &[f64], plain: &[f64], exact: &[f64]) -> f64 {
     let error = |values: &[f64]| rms(values.iter().zip(exact).map(|(a, b)| a - b));
-    let (got, plain) = (error(got), error(plain));
-    assert!(got <= 2.0 * plain, "{what}: an error of {got:e} where {plain:e} is plain");
+    error(got) / error(plain)
 }
 
 #[test]
@@ -281,7 +280,10 @@ fn golden_bf16() {
     for (case, last_rows) in CASES.into_iter().flat_map(|case| [Rows::Tokens, Rows::Seqs].map(|rows| (case, rows))) {
         let [got, plain, exact] = [On::CudaBf16, On::Rounded, On::CpuF64].map(|on| results(on, case, last_rows));
         for ((name, got), ((_, plain), (_, exact))) in got.iter().zip(plain.iter().zip(&exact)) {
-            assert_plain(got, plain, exact, &format!("{case}, {last_rows:?}: {name}"));
+            let ratio = ratio(got, plain, exact);
+            // The gradient of a key bias is what rounding leaves, of the gradients of the scores too.
+            let bound = if is_key_bias(name) { 4.0 } else { 2.0 };
+            assert!(ratio <= bound, "{case}, {last_rows:?}: {name} has {ratio} times the error of a plain computation");
         }
     }
 }
@@ -300,7 +302,8 @@ fn golden_bf16_training() {
             });
             losses.collect::<Vec<f64>>()
         });
-        assert_plain(&got, &plain, &exact, &format!("{case}: losses"));
+        let ratio = ratio(&got, &plain, &exact);
+        assert!(ratio <= 2.0, "{case}: losses {got:?} have {ratio} times the error of {plain:?}; exact are {exact:?}");
     }
 }
 

@@ -59,8 +59,8 @@ impl Path<'_> {
         match op.head_dim {
             width @ (32 | 64) if op.y.dtype == DType::Bf16 && aligned => Ok(Path::tensor_cores(cuda, width)),
             ..=32 => Ok(Path::general(cuda, op.y.dtype, 32)),
-            ..=64 => Ok(Path::general(cuda, op.y.dtype, 64)),
-            ..=128 => Ok(Path::general(cuda, op.y.dtype, 128)),
+            33..=64 => Ok(Path::general(cuda, op.y.dtype, 64)),
+            65..=128 => Ok(Path::general(cuda, op.y.dtype, 128)),
             _ => {
                 let fact = format!("attention heads of {} elements: the kernels take up to 128", op.head_dim);
                 Err(Error::new(Kind::Device, cuda.gpu.name.clone(), fact, "pass --device cpu"))
