@@ -153,6 +153,7 @@ fn an_nvcc_that_is_too_old_and_architectures_that_are_none_are_named() {
     let nvcc = folder.path().join("nvcc");
     let find = |archs: &str| find(&[("NVCC", &nvcc), ("WARPFIT_CUDA_ARCHS", Path::new(archs))]);
     fake(&nvcc, "12.2", "exit 1");
+    assert_eq!(find("80").unwrap().unwrap().version, (12, 2));
     let archs = |setting| find(setting).unwrap().unwrap().archs;
     assert_eq!(archs("80"), ["80"]);
     assert_eq!(archs(" 80  90a"), ["80", "90a"]);
