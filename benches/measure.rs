@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
-use warpfit::cuda::Cuda;
+use warpfit::cuda::{Cuda, NVCC};
 use warpfit::device::{Device, Precision};
 use warpfit::error::Result;
 use warpfit::ops::*;
@@ -126,7 +126,10 @@ fn copy(args: &Args, bytes: usize) -> Result<f64> {
                 let chunks = to.par_chunks_mut(1 << 20).zip(from.par_chunks(1 << 20));
                 chunks.for_each(|(to, from)| to.copy_from_slice(from));
             };
-            time(args.samples, |n| Ok((0..n).for_each(|_| pass())))?
+            time(args.samples, |n| {
+                (0..n).for_each(|_| pass());
+                Ok(())
+            })?
         }
     };
     Ok(2.0 * bytes as f64 / timing.median * 1e-3)
@@ -171,7 +174,7 @@ pub fn hardware(device: &str) -> Value {
     json!({
         "device": device,
         "driver": output("nvidia-smi", &["--query-gpu=driver_version", "--format=csv,noheader"]),
-        "nvcc": option_env!("WARPFIT_NVCC"),
+        "nvcc": NVCC.map(|(major, minor)| format!("{major}.{minor}")),
         "warpfit": env!("CARGO_PKG_VERSION"),
         "date": output("date", &["-u", "+%FT%TZ"]),
     })

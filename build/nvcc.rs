@@ -23,6 +23,8 @@ pub struct Nvcc {
     /// "90a".
     pub archs: Vec<String>,
     ptx: bool,
+    /// All that it says of its version.
+    said: String,
 }
 
 impl Nvcc {
@@ -35,10 +37,7 @@ impl Nvcc {
         }
         let Some(path) = path(var)? else { return Ok(None) };
         let said = run(Command::new(&path).arg("--version"))?;
-        let release = said.split_once("release ").and_then(|(_, rest)| rest.split_once(','));
-        let version = release.and_then(|(release, _)| release.split_once('.'));
-        let version = version.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-        let version = version.ok_or_else(|| format!("{}: it does not say its version", path.display()))?;
+        let version = version(&said).ok_or_else(|| format!("{}: it does not say its version", path.display()))?;
         if version < LEAST {
             let ((major, minor), (least, after)) = (version, LEAST);
             return Err(format!("{}: this is nvcc {major}.{minor}, the kernels need {least}.{after}", path.display()));
@@ -46,7 +45,7 @@ impl Nvcc {
         let known = run(Command::new(&path).arg("--list-gpu-code"))?;
         let known: Vec<&str> = known.lines().filter_map(|line| line.trim().strip_prefix("sm_")).collect();
         let archs = archs(setting.as_deref(), &known)?;
-        Ok(Some(Nvcc { path, version, archs, ptx: setting.is_none() }))
+        Ok(Some(Nvcc { path, version, archs, ptx: setting.is_none(), said }))
     }
 
     /// Compiles a source into `<stem>.fatbin`, with what ptxas said of it in `<stem>.ptxas`, which is returned too. Runs `jobs`
@@ -66,7 +65,7 @@ impl Nvcc {
         command.arg("-o").arg(file("fatbin")).arg(&source.path);
 
         // All that the result depends on, as it was when the result was made.
-        let inputs = format!("{:?}\n{command:?}\n{headers}\n{}", self.version, source.text);
+        let inputs = format!("{}\n{command:?}\n{headers}\n{}", self.said, source.text);
         if fs::read_to_string(file("inputs")).is_ok_and(|before| before == inputs) {
             return fs::read_to_string(file("ptxas")).map_err(|e| e.to_string());
         }
@@ -89,12 +88,19 @@ fn path(var: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<PathBuf>, Strin
     let toolkit = |name| there(PathBuf::from(var(name)?).join("bin/nvcc"));
     let on_path = |name| env::split_paths(&var("PATH")?).find_map(|folder| there(folder.join(name)));
     let python = || {
-        let newest = "import glob, nvidia; print(max(n for p in nvidia.__path__ for n in glob.glob(p + '/cu*/bin/nvcc')))";
+        let newest = "import glob, nvidia; print(next(max(n) for p in nvidia.__path__ if (n := glob.glob(p + '/cu*/bin/nvcc'))))";
         let said = run(Command::new(on_path("python3")?).args(["-c", newest])).ok()?;
         there(said.trim_end().into())
     };
     let usual = || there(USUAL.into());
     Ok(toolkit("CUDA_HOME").or_else(|| toolkit("CUDA_PATH")).or_else(|| on_path("nvcc")).or_else(usual).or_else(python))
+}
+
+/// "release 13.0, V13.0.88"
+fn version(said: &str) -> Option<(u32, u32)> {
+    let (release, _) = said.split_once("release ")?.1.split_once(',')?;
+    let (major, minor) = release.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// `WARPFIT_CUDA_ARCHS`, checked, or all of ours that this nvcc knows.
@@ -120,5 +126,5 @@ fn archs(setting: Option<&str>, known: &[&str]) -> Result<Vec<String>, String> {
 fn run(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    if output.status.success() { Ok(text) } else { Err(format!("{command:?}: {}\n{text}", output.status)) }
+    if output.status.success() { Ok(text) } else { Err(format!("{command:?}: {}\n{}", output.status, text.trim_end())) }
 }

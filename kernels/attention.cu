@@ -111,7 +111,7 @@ template <int D> __device__ __forceinline__ void multiply(float (&s)[R<D>][N<D>]
     for (int i = 0; i < R<D>; i++)
 #pragma unroll
         for (int j = 0; j < N<D>; j++) s[i][j] = 0.0f;
-#pragma unroll 4
+#pragma unroll 1
     for (int c = 0; c < D; c += 4) {
         float4 b[N<D>];
 #pragma unroll

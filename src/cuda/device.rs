@@ -8,7 +8,6 @@ use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
 
 use super::kernels::{ARCHS, Image, Kernels, Loader, NVCC};
-use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 
 /// A GPU, ready to run the kernels.
@@ -74,7 +73,8 @@ impl Gpu {
 }
 
 fn error(index: usize, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
-    Error::new(Kind::Device, format!("--device {}", Device::Cuda(index)), fact, remedy)
+    let place = if index == 0 { "--device cuda".into() } else { format!("--device cuda:{index}") };
+    Error::new(Kind::Device, place, fact, remedy)
 }
 
 /// The newest CUDA that the driver knows: 13.0 is (13, 0).

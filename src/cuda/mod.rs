@@ -27,6 +27,8 @@ use device::{Gpu, failed};
 use gemm::Gemm;
 use kernels::{Drop, Kernel, Kernels, Ptr};
 
+pub use kernels::NVCC;
+
 /// The backend on one GPU, in f32 or bf16.
 pub struct Cuda {
     arena: Option<Arena>,
