@@ -255,6 +255,12 @@ def kernel_mutant(copy, binary, emulator, file, new_source, test):
         return judge(binary, folder, test)
 
 
+def races(copy, test):
+    """Whether ThreadSanitizer sees any."""
+    run = subprocess.run(["tests/vgpu/sanitize.sh", "thread", "--exact", test.removeprefix("thread: ")], cwd=copy, **QUIET)
+    return "data race" in run.stderr or "FAILED" in run.stdout
+
+
 def host_mutant(copy, file, new_source, test):
     """A break under src/, or one that ThreadSanitizer must see."""
     path = copy / file
@@ -262,9 +268,7 @@ def host_mutant(copy, file, new_source, test):
     path.write_text(new_source)
     try:
         if test.startswith("thread: "):
-            run = subprocess.run(["tests/vgpu/sanitize.sh", "thread", "--exact", test.split()[1]], cwd=copy, **QUIET)
-            found = "data race" in run.stderr or "FAILED" in run.stdout
-            return ("caught" if found else "SURVIVED"), [test] if found else []
+            return ("caught", [test]) if races(copy, test) else ("SURVIVED", [])
         built = build(copy)
         return judge(*built, test) if built else ("does not build", [])
     finally:
@@ -290,6 +294,8 @@ def main():
         binary = shutil.copy(binary, Path(folder) / "tests")
         if failed := failing(binary, emulator, "0", "ops::", "model::"):
             sys.exit(f"without a break: {failed}")
+        if racy := [test for test in {test for *_, test in chosen if test.startswith("thread: ")} if races(copy, test)]:
+            sys.exit(f"without a break: {racy}")
         sources = {}
         for file, old, new, _ in chosen:
             source = (copy / file).read_text()
