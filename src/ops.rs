@@ -398,7 +398,7 @@ impl dyn Backend {
                 self.upload(view, bytemuck::cast_slice(&values))
             }
             DType::Bf16 => {
-                let values: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f64(x)).collect();
+                let values: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f32(x as f32)).collect();
                 self.upload(view, bytemuck::cast_slice(&values))
             }
             DType::F64 => self.upload(view, bytemuck::cast_slice(values)),

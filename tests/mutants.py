@@ -180,6 +180,7 @@ MUTANTS = [
     ("kernels/adamw.cu", "        g[i] = 0.0f;\n", "", "ops::f32_on_cuda"),
     ("kernels/adamw.cu", "if (a.copy) store<WHOLE>(a.copy + at, p, count);", "if (a.copy) store<WHOLE>(a.copy + at, m, count);", "ops::bf16_on_cuda"),
     ("kernels/adamw.cu", "sum += double(g[i]) * g[i];", "sum += g[i] * g[i];", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
+    ("kernels/adamw.cu", "at + i < a.decayed ? a.keep : 1.0f", "at < a.decayed ? a.keep : 1.0f", "ops::cuda::adamw_is_that_of_the_page"),
     ("kernels/adamw.cu", "} else if (at < a.len) {", "} else if (at + 4 < a.len) {", "ops::cuda::adamw_is_that_of_the_page"),
     ("src/cuda/adamw.rs", "keep: (1.0 - lr * op.weight_decay) as f32,", "keep: (1.0 - op.weight_decay) as f32,", "ops::f32_on_cuda"),
     ("src/cuda/adamw.rs", "copy: cuda.at(op.copy),", "copy: 0,", "ops::bf16_on_cuda"),
