@@ -15,7 +15,7 @@
 //! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `real` (f32 and f64 arithmetic) |
 //! | [`cuda`] | the backend on NVIDIA GPUs: the same stems, each a launcher of the kernels in `kernels/<stem>.cu`; `gemm` (cuBLASLt), `columns` (sums over rows), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
 //! | [`device`] | which backend computes, and how precisely: the one place that knows them by name |
-//! | [`cost`] | bytes and FLOPs of each op at the least |
+//! | [`cost`], [`profile`] | bytes and FLOPs of each op at the least; where the time of a run goes |
 //! | [`random`] | Philox: dropout as a pure function of where and when |
 //! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
@@ -58,6 +58,7 @@ pub mod error;
 pub mod metrics;
 pub mod model;
 pub mod ops;
+pub mod profile;
 pub mod random;
 pub mod report;
 pub mod sample;

@@ -342,6 +342,43 @@ fn a_loss_that_is_not_finite_stops_the_run() {
     assert!(error.to_string().contains("is not finite"), "{error}");
 }
 
+/// A run that is timed is the run that is not; the table has every op of an update, the trace each of its calls.
+#[test]
+fn a_profile_names_every_op() {
+    for device in ["cpu", "cuda"] {
+        let flags = format!("--max-steps 4 --batch-size 8 --dropout 0.1 --max-length 32 --device {device}");
+        let [plain, timed] = ["", "--profile 2"].map(|more| {
+            let dir = tempfile::tempdir().unwrap();
+            golden_run("train", &format!("{flags} {more}"), dir.path());
+            dir
+        });
+        assert!(lasting(plain.path()).0 == lasting(timed.path()).0, "{device}: timing changed the weights");
+        assert!(!plain.path().join("profile.json").exists());
+        let table = std::fs::read_to_string(timed.path().join("profile.txt")).unwrap();
+        let trace = read_json(&timed.path().join("profile.json"));
+        let events = trace["traceEvents"].as_array().unwrap();
+        let calls = |name: &str| events.iter().filter(|event| event["name"].as_str().unwrap().starts_with(name)).count();
+        for (name, most) in
+            [("attn fwd", 6), ("attn bwd", 6), ("linear fwd", 20), ("add norm bwd", 12), ("grad norm", 1), ("adamw", 1)]
+        {
+            assert!((1..=most).contains(&(calls(name) / 2)), "{device}: {} calls of {name}", calls(name));
+            assert_eq!(calls(name) % 2, 0, "{device}: {name}");
+            assert!(table.contains(&format!("\n{name}")), "{device}: {table}");
+        }
+        let mut end = 0.0;
+        for event in events {
+            let [start, took] = ["ts", "dur"].map(|key| event[key].as_f64().unwrap());
+            assert!(start >= end && took > 0.0, "{device}: {event} begins before {end}");
+            end = start + took;
+        }
+        let shares = table.lines().skip(2).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let share = |words: Vec<&str>| words[words.len() - 4].parse::<f64>().unwrap();
+        let mut shares: Vec<f64> = shares.map(share).collect();
+        assert_eq!(shares.pop(), Some(100.0), "{device}: {table}");
+        assert!((shares.iter().sum::<f64>() - 100.0).abs() < 3.0, "{device}: {table}");
+    }
+}
+
 /// The default run's data and model, a few rows over and over: they must be learnt. The whole run is the README's first
 /// command.
 #[test]

@@ -71,7 +71,7 @@ impl Cuda {
     ///
     /// # Errors
     /// The GPU has failed.
-    pub fn copy(&self, dst: View, src: View) -> Result<()> {
+    fn copy(&self, dst: View, src: View) -> Result<()> {
         assert_eq!(dst.bytes(), src.bytes());
         self.bind()?;
         // SAFETY: both lie in the arena.
@@ -269,7 +269,7 @@ impl Backend for Cuda {
     }
 
     fn cast(&mut self, op: &Cast) -> Result<()> {
-        adamw::cast(self, op)
+        if op.x.dtype == op.y.dtype { self.copy(op.y, op.x) } else { adamw::cast(self, op) }
     }
 
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {

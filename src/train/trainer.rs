@@ -25,6 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
 use crate::ops::{Rows, Status, Step, View};
+use crate::profile::{Ceilings, Profile};
 use crate::report::log::{Count, Progress};
 
 /// What a finished run leaves to say.
@@ -62,6 +63,8 @@ struct Trainer<'a> {
     best: Option<Best>,
     /// Evaluations in a row that were not the best.
     stale: usize,
+    /// Under way, with what the hardware does at the most.
+    profile: Option<(Profile, Ceilings)>,
 }
 
 struct Best {
@@ -130,6 +133,14 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         return Ok(None);
     }
     device.into_iter().for_each(note);
+    let (backend, profile) = match settings.profile {
+        None => (backend, None),
+        Some(updates) => {
+            let ceilings = Ceilings::measure(settings.device.open(settings.precision)?.0.as_mut(), settings.precision)?;
+            let (backend, profile) = Profile::of(backend, updates);
+            (backend, Some((profile, ceilings)))
+        }
+    };
     let mut model = Model::new(&config, what_for, hyper, backend)?;
     model.set_class_weights(&class_weights)?;
     if settings.from_scratch {
@@ -162,6 +173,7 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         evaluated: None,
         best: None,
         stale: 0,
+        profile,
     };
     if let Some(asked) = &settings.resume_from_checkpoint {
         trainer.resume(&resume::checkpoint(asked, &trainer.run)?)?;
@@ -196,6 +208,7 @@ impl Trainer<'_> {
             });
         }
         let seconds = begin.elapsed().as_secs_f64();
+        self.show_profile(&progress)?;
         progress.finish("");
         let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
         self.finish(seconds).map_err(|error| match error.kind {
@@ -233,6 +246,9 @@ impl Trainer<'_> {
                 self.update(&micro_batches)?;
                 let count = |f: fn(&PackedBatch) -> usize| micro_batches.iter().map(f).sum::<usize>() as u64;
                 progress.add(&[1, count(PackedBatch::rows), count(PackedBatch::seqs)]);
+                if self.profile.as_ref().is_some_and(|(profile, _)| profile.is_done()) {
+                    self.show_profile(progress)?;
+                }
                 self.after_update(progress)?;
                 if self.ended() {
                     return Ok(());
@@ -276,6 +292,15 @@ impl Trainer<'_> {
             progress.println(&format!("stopped early: {} evaluations without a better one", self.stale));
         }
         Ok(())
+    }
+
+    /// The table of where the time went, shown and in profile.txt, and a trace of every op in profile.json.
+    fn show_profile(&mut self, progress: &Progress) -> Result<()> {
+        let Some((profile, ceilings)) = self.profile.take() else { return Ok(()) };
+        let table = profile.table(&ceilings);
+        progress.println(&table);
+        write_file(&self.run.path.join("profile.txt"), format!("{table}\n").as_bytes())?;
+        profile.write_trace(&self.run.path.join("profile.json"))
     }
 
     /// The micro-batches of an update that are not done yet, and the update.
