@@ -1,5 +1,6 @@
 //! The backend on NVIDIA GPUs: hand-written kernels (kernels/), products by cuBLASLt, one stream, one arena. A launcher holds
-//! geometry only: how many blocks, and which addresses the kernel gets. Nothing here waits for the GPU but `download`.
+//! geometry only: how many blocks, and which addresses the kernel gets. Nothing here waits for the GPU but `upload` and
+//! `download`, and `stage` when it is two batches ahead.
 
 mod adamw;
 mod arena;
