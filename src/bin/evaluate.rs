@@ -28,7 +28,7 @@ struct Args {
     /// Folder of a trained model
     #[arg(long, value_name = "DIR", alias = "model_name_or_path", required_unless_present = "predictions")]
     model: Option<PathBuf>,
-    /// Labelled texts: .csv, .tsv, .jsonl or .parquet
+    /// Labelled texts, in any format that train reads
     #[arg(long, value_name = "FILE", aliases = ["test-file", "test_file", "validation-file", "validation_file"])]
     #[arg(required_unless_present = "predictions")]
     file: Option<PathBuf>,

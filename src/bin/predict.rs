@@ -31,8 +31,8 @@ struct Args {
     /// Text to classify; may be given several times
     #[arg(long, conflicts_with = "input")]
     text: Vec<String>,
-    /// Texts to classify: .txt (one a line), .csv, .tsv, .parquet, or .jsonl with "text", or "input_ids" and
-    /// "token_type_ids", which are used as they are
+    /// Texts to classify: .txt (one a line), .csv, .tsv, .json, .parquet, .fasttext, or .jsonl with "text", or "input_ids"
+    /// and "token_type_ids", which are used as they are
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// What the lines of standard input or of --input are [default: by the file's ending; text for standard input]

@@ -19,7 +19,8 @@ fn run(args: Args) -> Result<()> {
     if args.quiet {
         be_quiet();
     }
-    let on_sample = args.model.is_none() && args.train_file.is_none() && args.validation_file.is_none();
+    let on_sample =
+        args.model.is_none() && args.data_dir.is_none() && args.train_file.is_none() && args.validation_file.is_none();
     let args = if on_sample {
         note("no --model and no --train-file: a small DistilBERT from scratch on 2,000 bundled film reviews");
         sample::args(args)?

@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
 use super::schedule::ScheduleKind;
-use crate::data::dataset;
+use crate::data::dataset::{self, Splits};
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::metrics::Metric;
@@ -41,7 +41,12 @@ pub struct Args {
     #[arg(long, help_heading = "Model and run")]
     pub quiet: bool,
 
-    /// Rows to train on: .csv, .tsv, .jsonl or .parquet
+    /// Folder of a data set, whose splits are found: train.csv, val.csv, test.csv (any format), the hub's
+    /// train-00000-of-00001.parquet, or train/ and test/ with reviews in neg/ and pos/
+    #[arg(long, help_heading = "Data")]
+    pub data_dir: Option<PathBuf>,
+    /// Rows to train on, instead of those in --data-dir: .csv, .tsv, .json, .jsonl, .parquet, .txt with a text;label or a
+    /// __label__name text a line, or a folder with reviews in neg/ and pos/
     #[arg(long, help_heading = "Data")]
     pub train_file: Option<PathBuf>,
     /// Rows to evaluate on during training
@@ -50,7 +55,7 @@ pub struct Args {
     /// Rows to evaluate on once, at the end
     #[arg(long, help_heading = "Data")]
     pub test_file: Option<PathBuf>,
-    /// Take this share of --train-file for validation, each class in proportion
+    /// Take this share of the training data for validation, each class in proportion
     #[arg(long, value_parser = open_unit, conflicts_with = "validation_file", help_heading = "Data")]
     pub validation_split: Option<f64>,
     /// Between the fields of a CSV file
@@ -218,9 +223,7 @@ pub struct Settings {
     /// A checkpoint's folder, or `newest` for the newest of `output_dir`.
     pub resume_from_checkpoint: Option<PathBuf>,
     pub dry_run: bool,
-    pub train_file: PathBuf,
-    pub validation_file: Option<PathBuf>,
-    pub test_file: Option<PathBuf>,
+    pub files: Splits,
     pub validation_split: Option<f64>,
     pub delimiter: Option<char>,
     pub text_column: Option<String>,
@@ -268,13 +271,31 @@ impl Args {
     pub fn settings(self) -> Result<Settings> {
         let missing = |flag, what| Error::user(flag, "is not given", format!("name {what}, or leave out all of the run's files"));
         let model = self.model.ok_or_else(|| missing("--model", "the folder of a model"))?;
-        let train_file = self.train_file.ok_or_else(|| missing("--train-file", "a file of texts and labels"))?;
+        let mut files = self.data_dir.as_deref().map(dataset::splits).transpose()?.unwrap_or_default();
+        if self.validation_split.is_some() {
+            files.validation.clear();
+        }
+        for (typed, found) in [
+            (self.train_file, &mut files.train),
+            (self.validation_file, &mut files.validation),
+            (self.test_file, &mut files.test),
+        ] {
+            if let Some(file) = typed {
+                *found = vec![file];
+            }
+        }
+        if files.train.is_empty() {
+            return Err(match self.data_dir {
+                Some(dir) => Error::user(dir.display(), "there is no training data in this folder", "name it with --train-file"),
+                None => missing("--train-file", "a file of texts and labels, or a folder with --data-dir"),
+            });
+        }
         let output_dir = self.output_dir.ok_or_else(|| missing("--output-dir", "a folder for the results"))?;
         if same_file(&output_dir, &model) {
             return Err(Error::user("--output-dir", "is the folder of --model", "give another one"));
         }
 
-        let validates = self.validation_file.is_some() || self.validation_split.is_some();
+        let validates = !files.validation.is_empty() || self.validation_split.is_some();
         let logging_steps = self.logging_steps.unwrap_or(10);
         let cadence = |strategy, steps| match strategy {
             Strategy::No => Cadence::Never,
@@ -305,7 +326,7 @@ impl Args {
             }
         }
         let fail_under = self.fail_under.as_deref().map(fail_under).transpose()?;
-        if fail_under.is_some() && !validates && self.test_file.is_none() {
+        if fail_under.is_some() && !validates && files.test.is_empty() {
             return Err(Error::user("--fail-under", "there is nothing to evaluate on", "pass --validation-file or --test-file"));
         }
         let metric = self.metric_for_best_model.as_deref().unwrap_or("loss");
@@ -316,9 +337,7 @@ impl Args {
             overwrite_output_dir: self.overwrite_output_dir.unwrap_or(false),
             resume_from_checkpoint: self.resume_from_checkpoint,
             dry_run: self.dry_run,
-            train_file,
-            validation_file: self.validation_file,
-            test_file: self.test_file,
+            files,
             validation_split: self.validation_split,
             delimiter: self.delimiter.map(char::from),
             text_column: self.text_column,

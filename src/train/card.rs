@@ -28,9 +28,9 @@ pub fn model_card(settings: &Settings, config: &Config, log: &[Value], last: Opt
         true => format!("A {} classifier trained from scratch in the shape of `{base}`", config.arch.model_type()),
         false => format!("`{base}` ({}) fine-tuned", config.arch.model_type()),
     };
-    card += &format!(" on `{}` with warpfit. Labels: {}.\n\n", settings.train_file.display(), config.labels.join(", "));
+    card += &format!(" on `{}` with warpfit. Labels: {}.\n\n", settings.files.train[0].display(), config.labels.join(", "));
     if last.is_some() {
-        let data = settings.test_file.as_ref().or(settings.validation_file.as_ref());
+        let data = settings.files.test.first().or(settings.files.validation.first());
         card += &match data {
             Some(file) => format!("On `{}`:\n\n", file.display()),
             None => "On the validation split:\n\n".to_string(),

@@ -22,9 +22,10 @@ impl Data {
     /// Reads and tokenises the files of `settings` for a model with this config and tokenizer.
     pub fn read(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Data> {
         let columns = settings.columns();
-        let train = Table::read(&settings.train_file, &columns)?;
-        let read = |path: &Option<_>| path.as_deref().map(|path| Table::read(path, &columns)).transpose();
-        let (validation, test) = (read(&settings.validation_file)?, read(&settings.test_file)?);
+        let files = &settings.files;
+        let train = Table::read_all(&files.train, &columns)?;
+        let read = |paths: &[_]| (!paths.is_empty()).then(|| Table::read_all(paths, &columns)).transpose();
+        let (validation, test) = (read(&files.validation)?, read(&files.test)?);
         let tables: Vec<&Table> = [Some(&train), validation.as_ref(), test.as_ref()].into_iter().flatten().collect();
         let names = dataset::class_names(&tables, config.labels_named.then_some(&config.labels))?;
 
