@@ -22,6 +22,7 @@
 //! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
 //! | [`classifier`] | a trained model opened to classify |
 //! | [`report`] | `log` (progress, tables), `predictions` |
+//! | [`serve`] | a model behind HTTP: `api` (the routes), `queue` (batches made of the requests that wait), `metrics`, `page.html` |
 //! | [`sample`] | the bundled reviews of the default run |
 //! | [`cli`], [`error`] | what the binaries share; one error type: what, where, what to do |
 //!
@@ -62,6 +63,7 @@ pub mod profile;
 pub mod random;
 pub mod report;
 pub mod sample;
+pub mod serve;
 pub mod train;
 
 pub use error::{Error, Kind, Result};

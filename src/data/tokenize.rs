@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use rayon::prelude::*;
+use serde::Serialize;
 use serde_json::Value;
 use tokenizers::{NormalizerWrapper, PostProcessor, PreTokenizerWrapper, TruncationDirection};
 
@@ -81,6 +82,17 @@ impl Encoded {
         self.offsets.push(self.ids.len());
         self.cut.push(cut);
     }
+}
+
+/// A token and where it stands in its text, in bytes; a special one stands nowhere.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Token {
+    pub id: u32,
+    /// What stands there in the text; of a special one its name.
+    pub text: String,
+    pub special: bool,
+    pub start: Option<usize>,
+    pub stop: Option<usize>,
 }
 
 /// The tokenizer of a model folder.
@@ -169,16 +181,25 @@ impl Tokenizer {
         Ok(all)
     }
 
-    fn encode_text(&self, text: &str, room: usize, out: &mut Encoded) -> Result<()> {
-        let bad = |e: tokenizers::Error| {
-            Error::user("tokenizer.json", format!("a text cannot be tokenised: {e}"), "check the vocabulary")
+    /// The tokens of a text, all of them, with the special ones or without.
+    pub fn tokens(&self, text: &str, specials: bool) -> Result<Vec<Token>> {
+        let encoding = self.inner.encode(text, specials).map_err(untokenised)?;
+        let special = encoding.get_special_tokens_mask().iter().map(|&special| special == 1);
+        let tokens = encoding.get_ids().iter().zip(encoding.get_tokens()).zip(encoding.get_offsets()).zip(special);
+        let token = |(((&id, name), &(start, stop)), special): (((&u32, &String), &(usize, usize)), bool)| {
+            let text = if special { name.as_str() } else { text.get(start..stop).unwrap_or_default() }.to_string();
+            Token { id, text, special, start: (!special).then_some(start), stop: (!special).then_some(stop) }
         };
+        Ok(tokens.map(token).collect())
+    }
+
+    fn encode_text(&self, text: &str, room: usize, out: &mut Encoded) -> Result<()> {
         // Tokenising takes time and a hundred times the memory for every byte, and only `room` tokens are kept: a head of
         // the text that gives more than these will do.
         let mut size = room.saturating_mul(8);
         let mut encoding = loop {
             let head = self.head(text, size);
-            let encoding = self.inner.encode_fast(head, false).map_err(bad)?;
+            let encoding = self.inner.encode_fast(head, false).map_err(untokenised)?;
             if encoding.len() > room || head.len() == text.len() {
                 break encoding;
             }
@@ -187,7 +208,7 @@ impl Tokenizer {
         let cut = encoding.len() > room;
         encoding.truncate(room, 0, TruncationDirection::Right);
         encoding.take_overflowing(); // what was cut off would get special tokens too
-        let encoding = self.inner.post_process(encoding, None, true).map_err(bad)?;
+        let encoding = self.inner.post_process(encoding, None, true).map_err(untokenised)?;
         let as_i32 = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect::<Vec<i32>>();
         out.append(&as_i32(encoding.get_ids()), &as_i32(encoding.get_type_ids()), cut);
         Ok(())
@@ -201,4 +222,8 @@ impl Tokenizer {
             None => text,
         }
     }
+}
+
+fn untokenised(e: tokenizers::Error) -> Error {
+    Error::user("tokenizer.json", format!("a text cannot be tokenised: {e}"), "check the vocabulary")
 }

@@ -1,0 +1,77 @@
+//! Serves a trained model over HTTP, with a page to try it on.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use warpfit::classifier::Classifier;
+use warpfit::cli::{check_interrupt, notice_interrupts, print};
+use warpfit::device::{Device, Precision};
+use warpfit::error::Result;
+use warpfit::ops::DType;
+use warpfit::serve::{Options, Served, listen, serve};
+use warpfit::train::args::count;
+
+/// Serve a trained model over HTTP: a page at /, and the interface of text-embeddings-inference.
+///
+/// POST /predict {"inputs": "a text" or ["several", "texts"], "truncate": true, "raw_scores": false} gives the labels with
+/// their scores, highest first; a list of texts, a list of these. POST /tokenize, GET /info, /health, /metrics.
+/// SIGINT and SIGTERM end it once what has been asked is answered, with exit code 0; a second one ends it at once.
+#[derive(Parser)]
+#[command(name = "serve", version)]
+struct Args {
+    /// Folder of a trained model
+    #[arg(long, value_name = "DIR", alias = "model_name_or_path")]
+    model: PathBuf,
+    /// Address to listen on; 0.0.0.0 for all of this machine
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    hostname: String,
+    /// Port to listen on; 0 for any that is free
+    #[arg(long, value_name = "N", default_value_t = 3000)]
+    port: u16,
+    #[command(flatten)]
+    options: Options,
+    /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
+    #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
+    max_length: Option<usize>,
+    /// What computes: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Of activations and products; all but fp32 need a GPU
+    #[arg(long, default_value = "fp32")]
+    precision: Precision,
+}
+
+/// The most rows of a batch.
+const ROWS: usize = 1024;
+
+fn main() -> ExitCode {
+    warpfit::cli::run(run)
+}
+
+fn run(args: Args) -> Result<()> {
+    let device: Device = args.device.parse()?;
+    // Before the model, which takes longer.
+    let listener = listen(&args.hostname, args.port)?;
+    let mut classifier = Classifier::open(&args.model, device, args.precision, args.options.max_batch_tokens, ROWS)?;
+    let max_length = classifier.source.max_length(args.max_length)?;
+    classifier.source.tokenizer()?.encode(&[""], max_length, &|_| ())?;
+    let served = Served {
+        name: args.model.display().to_string(),
+        labels: classifier.source.config.labels.clone(),
+        tokenizer: classifier.source.tokenizer.take().expect("asked above"),
+        max_length,
+        dtype: if args.precision.dtype() == DType::Bf16 { "bfloat16" } else { "float32" },
+    };
+    notice_interrupts()?;
+    if let Ok(address) = listener.local_addr() {
+        print(format!("listening on http://{address}"))?;
+    }
+    let stop = async {
+        while check_interrupt().is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    serve(listener, served, &args.options, stop, &mut |rows| classifier.logits(rows, |_, _| ()))
+}

@@ -1,0 +1,344 @@
+//! The routes: what is asked and answered, and how it is refused.
+
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use axum::extract::{FromRequest, Request, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::metrics::Metrics;
+use super::queue::{Place, Queue};
+use super::{Options, Served};
+use crate::error::{Error, Kind};
+use crate::report::predictions::{positive_class, ranked};
+
+/// What every request sees.
+pub struct Service {
+    pub served: Served,
+    pub options: Options,
+    /// How long the parts of a request may take to arrive.
+    pub patience: Duration,
+    pub cores: usize,
+    pub queue: Queue,
+    pub metrics: Arc<Metrics>,
+}
+
+type Shared = State<Arc<Service>>;
+type Answered<T = Response> = Result<T, Refusal>;
+
+/// A request that gets no answer, and why.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    error_type: &'static str,
+    error: String,
+}
+
+fn refusal(status: StatusCode, error_type: &'static str, error: impl Into<String>) -> Refusal {
+    Refusal { status, error_type, error: error.into() }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Refusal { status, error_type, error } = self;
+        let mut response = (status, Json(json!({ "error": error, "error_type": error_type }))).into_response();
+        response.extensions_mut().insert(Failure(error_type));
+        response
+    }
+}
+
+/// The type of error of a response, for the metrics.
+#[derive(Clone)]
+struct Failure(&'static str);
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        match error.kind {
+            Kind::Device => refusal(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", error.to_string()),
+            _ => refusal(StatusCode::FAILED_DEPENDENCY, "backend", error.to_string()),
+        }
+    }
+}
+
+pub fn router(service: Arc<Service>) -> Router {
+    let router = Router::new()
+        .route("/predict", post(predict))
+        .route("/tokenize", post(tokenize))
+        .route("/info", get(info))
+        .route_layer(middleware::from_fn_with_state(service.clone(), check_key))
+        .route("/", get(page))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .fallback(|| async { refusal(StatusCode::NOT_FOUND, "validation", "no such path; see /, /predict, /tokenize, /info, /health, /metrics") })
+        .method_not_allowed_fallback(|method: Method| async move {
+            refusal(StatusCode::METHOD_NOT_ALLOWED, "validation", format!("{method} is not for this path; see the Allow header"))
+        })
+        .layer(middleware::from_fn_with_state(service.clone(), count_failures));
+    let origins = &service.options.cors_allow_origin;
+    let router = if origins.is_empty() {
+        router
+    } else {
+        let any = origins.iter().any(|origin| origin == "*");
+        let allowed = if any { AllowOrigin::any() } else { AllowOrigin::list(origins.clone()) };
+        let headers = TIMES.map(HeaderName::from_static);
+        let methods = [Method::GET, Method::POST];
+        router.layer(CorsLayer::new().allow_origin(allowed).allow_methods(methods).allow_headers([AUTHORIZATION, CONTENT_TYPE]).expose_headers(headers))
+    };
+    router.with_state(service)
+}
+
+async fn check_key(State(service): Shared, request: Request, next: Next) -> Response {
+    let given = request.headers().get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    match &service.options.api_key {
+        // By their hashes: how long it takes says nothing of the key.
+        Some(key) if given.is_none_or(|given| Sha256::digest(given) != Sha256::digest(key)) => {
+            let refusal = refusal(StatusCode::UNAUTHORIZED, "unauthorized", "no key, or a wrong one; send the header Authorization: Bearer KEY");
+            ([(WWW_AUTHENTICATE, "Bearer")], refusal).into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
+
+async fn count_failures(State(service): Shared, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    if let Some(Failure(error_type)) = response.extensions().get() {
+        service.metrics.failures.with_label_values(&[error_type]).inc();
+    }
+    response
+}
+
+/// The body of a request as JSON, whatever its Content-Type says.
+struct Asked<T>(T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Asked<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, service: &Arc<Service>) -> Answered<Asked<T>> {
+        let limit = service.options.payload_limit;
+        let (mut body, mut bytes, mut size) = (request.into_body(), Vec::new(), 0);
+        let read = async {
+            // What is too long is read to its end all the same: who is still sending does not hear an answer.
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|e| refusal(StatusCode::BAD_REQUEST, "validation", format!("the body breaks off: {e}")))?;
+                let data = frame.into_data().unwrap_or_default();
+                size += data.len();
+                if size <= limit {
+                    bytes.extend_from_slice(&data);
+                }
+            }
+            Ok::<(), Refusal>(())
+        };
+        tokio::time::timeout(service.patience, read).await.map_err(|_| {
+            let error = format!("the body did not arrive within {} s", service.patience.as_secs());
+            refusal(StatusCode::REQUEST_TIMEOUT, "validation", error)
+        })??;
+        if size > limit {
+            let error = format!("the body has {size} bytes; send at most {limit}");
+            return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "validation", error));
+        }
+        serde_json::from_slice(&bytes).map(Asked).map_err(|e| {
+            let status = if e.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+            refusal(status, "validation", format!("the body is not as expected: {e}"))
+        })
+    }
+}
+
+/// One text, or several.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "`inputs` must be a text or a list of texts")]
+enum Inputs {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Inputs {
+    fn is_one(&self) -> bool {
+        matches!(self, Inputs::One(_))
+    }
+
+    /// How the metrics call it.
+    fn method(&self) -> &'static str {
+        if self.is_one() { "single" } else { "batch" }
+    }
+
+    fn texts(self, most: usize) -> Answered<Vec<String>> {
+        let texts = match self {
+            Inputs::One(text) => vec![text],
+            Inputs::Several(texts) => texts,
+        };
+        match texts.len() {
+            0 => Err(refusal(StatusCode::BAD_REQUEST, "empty", "`inputs` is empty; send at least one text")),
+            n if n > most => {
+                let error = format!("{n} texts in `inputs`; send at most {most} at a time");
+                Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "validation", error))
+            }
+            _ => Ok(texts),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Predict {
+    inputs: Inputs,
+    /// Cut what is too long, instead of refusing it; true unless said.
+    truncate: Option<bool>,
+    /// Logits instead of probabilities.
+    #[serde(default)]
+    raw_scores: bool,
+}
+
+/// Of an answer of /predict: milliseconds, tokens read by the model, texts that were cut.
+const TIMES: [&str; 6] =
+    ["x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time", "x-compute-tokens", "x-truncated-texts"];
+
+async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answered {
+    let Service { served, options, queue, metrics, .. } = &*service;
+    let start = Instant::now();
+    let (one, method) = (request.inputs.is_one(), request.inputs.method());
+    metrics.requests.with_label_values(&[method]).inc();
+    let texts = request.inputs.texts(options.max_client_batch_size)?;
+    let truncate = request.truncate.unwrap_or(true);
+    let tokenise = move |service: &Service| {
+        let Served { tokenizer, max_length, .. } = &service.served;
+        let rows = tokenizer.encode(&texts, *max_length, &|_| ()).map_err(untokenised)?;
+        match rows.cut.iter().position(|&cut| cut && !truncate) {
+            Some(text) => {
+                let error = format!("text {text} has more than {max_length} tokens; send a shorter one, or \"truncate\": true");
+                Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "validation", error))
+            }
+            None => Ok(rows),
+        }
+    };
+    let (rows, place) = in_background(&service, tokenise).await?;
+    let tokenization = start.elapsed();
+    let (tokens, cut) = (rows.ids.len(), rows.truncated());
+    rows.offsets.windows(2).for_each(|row| metrics.input_length.observe((row[1] - row[0]) as f64));
+    let answer = queue.answer(place, rows).await?;
+    if answer.logits.iter().any(|logit| !logit.is_finite()) {
+        let remedy = "the model is broken: go back to an earlier checkpoint";
+        return Err(Error::new(Kind::Unusable, "model", "the logits are not finite", remedy).into());
+    }
+    let rows = answer.logits.chunks_exact(served.labels.len());
+    let mut lists: Vec<_> = rows.map(|logits| ranked(&served.labels, logits, request.raw_scores)).collect();
+    let body = if one { Json(lists.remove(0)).into_response() } else { Json(lists).into_response() };
+    let total = start.elapsed();
+    metrics.successes.with_label_values(&[method]).inc();
+    metrics.total.observe(total.as_secs_f64());
+    metrics.tokenization.observe(tokenization.as_secs_f64());
+    metrics.queued.observe(answer.queued.as_secs_f64());
+    metrics.inference.observe(answer.computed.as_secs_f64());
+    let ms = |time: Duration| format!("{:.3}", time.as_secs_f64() * 1e3);
+    let values =
+        [ms(total), ms(tokenization), ms(answer.queued), ms(answer.computed), tokens.to_string(), cut.to_string()];
+    let headers = TIMES.into_iter().zip(values).map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("digits")));
+    Ok((HeaderMap::from_iter(headers), body).into_response())
+}
+
+#[derive(Deserialize)]
+struct Tokenize {
+    inputs: Inputs,
+    add_special_tokens: Option<bool>,
+}
+
+async fn tokenize(State(service): Shared, Asked(request): Asked<Tokenize>) -> Answered {
+    let texts = request.inputs.texts(service.options.max_client_batch_size)?;
+    let specials = request.add_special_tokens.unwrap_or(true);
+    let tokenise = move |service: &Service| {
+        let tokens = |text: &String| service.served.tokenizer.tokens(text, specials).map_err(untokenised);
+        texts.iter().map(tokens).collect::<Answered<Vec<_>>>()
+    };
+    let (tokens, _place) = in_background(&service, tokenise).await?;
+    Ok(Json(tokens).into_response())
+}
+
+fn untokenised(error: Error) -> Refusal {
+    refusal(StatusCode::UNPROCESSABLE_ENTITY, "tokenizer", error.to_string())
+}
+
+/// Runs `work` on a thread for work, with a place in the queue.
+async fn in_background<T: Send + 'static>(
+    service: &Arc<Service>,
+    work: impl FnOnce(&Service) -> Answered<T> + Send + 'static,
+) -> Answered<(T, Place)> {
+    let place = service.queue.place().ok_or_else(|| {
+        let error = format!("{} requests are under way already; ask again later", service.options.max_concurrent_requests);
+        refusal(StatusCode::TOO_MANY_REQUESTS, "overloaded", error)
+    })?;
+    let service = service.clone();
+    // The work goes on where the client has gone, and so it has the place.
+    let done = tokio::task::spawn_blocking(move || work(&service).map(|done| (done, place))).await;
+    done.unwrap_or_else(|_| Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, "tokenizer", "a text broke the tokenizer")))
+}
+
+async fn info(State(service): Shared) -> Json<Value> {
+    let Service { served, options, cores, .. } = &*service;
+    let labels = || served.labels.iter().enumerate();
+    let id2label: Map<String, Value> = labels().map(|(id, label)| (id.to_string(), json!(label))).collect();
+    let label2id: Map<String, Value> = labels().map(|(id, label)| (label.clone(), json!(id))).collect();
+    Json(json!({
+        "model_id": served.name,
+        "model_sha": null,
+        "model_dtype": served.dtype,
+        "model_type": { "classifier": { "id2label": id2label, "label2id": label2id } },
+        "max_concurrent_requests": options.max_concurrent_requests,
+        "max_input_length": served.max_length,
+        "max_batch_tokens": options.max_batch_tokens,
+        "max_batch_requests": null,
+        "max_client_batch_size": options.max_client_batch_size,
+        "auto_truncate": true,
+        "tokenization_workers": cores,
+        "version": env!("CARGO_PKG_VERSION"),
+        // Beyond text-embeddings-inference, for the page: of two labels the one that stars are for.
+        "positive_label": positive_class(&served.labels).ok().map(|class| &served.labels[class]),
+        "payload_limit": options.payload_limit,
+    }))
+}
+
+/// 200 while the model answers; after a batch that failed it is asked again.
+async fn health(State(service): Shared) -> Answered<()> {
+    if service.queue.is_well() {
+        return Ok(());
+    }
+    let probe = |service: &Service| service.served.tokenizer.encode(&[""], service.served.max_length, &|_| ()).map_err(untokenised);
+    let (rows, place) = in_background(&service, probe).await?;
+    let unhealthy = |e: Error| refusal(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", e.to_string());
+    service.queue.answer(place, rows).await.map(|_| ()).map_err(unhealthy)
+}
+
+async fn metrics(State(service): Shared) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], service.metrics.text())
+}
+
+const PAGE: &str = include_str!("page.html");
+
+/// The page's own style and script may run, and nothing else.
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let hash = |tag: &str| {
+        let (start, end) = (format!("<{tag}>"), format!("</{tag}>"));
+        let inner = PAGE.split_once(&start).and_then(|(_, rest)| rest.split_once(&end)).expect("the page has both").0;
+        format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(inner)))
+    };
+    format!(
+        "default-src 'none'; style-src {}; script-src {}; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash("style"),
+        hash("script")
+    )
+});
+
+async fn page() -> impl IntoResponse {
+    let headers = [(CONTENT_SECURITY_POLICY, POLICY.as_str()), (X_CONTENT_TYPE_OPTIONS, "nosniff"), (REFERRER_POLICY, "no-referrer")];
+    (headers, Html(PAGE))
+}

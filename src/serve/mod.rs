@@ -1,0 +1,128 @@
+//! A model behind HTTP, with the interface of text-embeddings-inference and a page to try it on. The model stays on the
+//! thread that calls [`serve`]; connections and tokenising have threads of their own.
+
+mod api;
+mod metrics;
+mod queue;
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::HeaderValue;
+use clap::Args;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::time::sleep;
+
+use crate::data::tokenize::{Encoded, Tokenizer};
+use crate::error::{Error, Kind, Result};
+use crate::train::args::count;
+use api::Service;
+use metrics::Metrics;
+
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Requests at a time; what comes beyond is refused with 429
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512)]
+    pub max_concurrent_requests: usize,
+    /// The most tokens of a batch, which is made of the requests that wait
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 16384)]
+    pub max_batch_tokens: usize,
+    /// The most texts of a request
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 32)]
+    pub max_client_batch_size: usize,
+    /// The most bytes of a request's body
+    #[arg(long, value_name = "BYTES", value_parser = count, default_value_t = 2_000_000)]
+    pub payload_limit: usize,
+    /// Seconds for the head of a request to arrive, and again for its body
+    #[arg(long, value_name = "SECONDS", value_parser = count, default_value_t = 30)]
+    pub client_timeout: usize,
+    /// Ask for this key: "Authorization: Bearer KEY". The page, /health and /metrics stay open
+    #[arg(long, value_name = "KEY", env = "API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// Let pages from this origin ask, like https://example.org; may be given several times, * for all
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_allow_origin: Vec<HeaderValue>,
+}
+
+/// What is served.
+pub struct Served {
+    pub name: String,
+    pub labels: Vec<String>,
+    pub tokenizer: Tokenizer,
+    /// Texts are cut to this many tokens.
+    pub max_length: usize,
+    /// Of activations: float32, bfloat16.
+    pub dtype: &'static str,
+}
+
+/// Takes a port; 0 stands for any that is free.
+pub fn listen(hostname: &str, port: u16) -> Result<TcpListener> {
+    use std::io::ErrorKind::*;
+    TcpListener::bind((hostname, port)).and_then(|listener| listener.set_nonblocking(true).map(|()| listener)).map_err(|e| {
+        match e.kind() {
+            AddrInUse => Error::user(format!("--port {port}"), "another program has it", "stop that one, or give another port"),
+            PermissionDenied => Error::user(format!("--port {port}"), "needs more rights", "give one above 1023"),
+            _ => Error::user(format!("--hostname {hostname}"), e.to_string(), "give an address of this machine, like 127.0.0.1"),
+        }
+    })
+}
+
+/// Serves until `stop` is ready; then no connection is taken any more, and what has been asked is answered.
+/// `compute` makes of rows their logits, (rows, classes).
+///
+/// # Errors
+/// The threads cannot be had.
+pub fn serve(
+    listener: TcpListener,
+    served: Served,
+    options: &Options,
+    stop: impl Future<Output = ()> + Send + 'static,
+    compute: &mut dyn FnMut(&Encoded) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let failed = |e: std::io::Error| Error::new(Kind::Device, "threads", e.to_string(), "stop other programs");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // The blocking threads tokenise.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(cores).build().map_err(failed)?;
+    let metrics = Arc::new(Metrics::new());
+    let (queue, batches) = queue::queue(options.max_concurrent_requests, options.max_batch_tokens, &metrics);
+    let patience = Duration::from_secs(options.client_timeout as u64);
+    let app = api::router(Arc::new(Service { served, options: options.clone(), patience, cores, queue, metrics }));
+    let connections = std::thread::Builder::new()
+        .name("http".to_string())
+        .spawn(move || runtime.block_on(accept(listener, app, patience, stop)))
+        .map_err(failed)?;
+    batches.run(compute); // ends once the connections have
+    connections.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(failed)
+}
+
+async fn accept(listener: TcpListener, app: Router, patience: Duration, stop: impl Future<Output = ()>) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(patience);
+    let open = GracefulShutdown::new();
+    tokio::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stop => break,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Most likely there are no more file descriptors: some come back as connections end.
+            sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app.clone()));
+        // What goes wrong with a connection is its client's affair.
+        tokio::spawn(open.watch(connection));
+    }
+    drop(listener);
+    open.shutdown().await;
+    Ok(())
+}

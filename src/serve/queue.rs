@@ -1,0 +1,160 @@
+//! Dynamic batching: requests wait in a bounded queue; the thread that has the model takes what waits, up to so many tokens,
+//! runs it as one packed batch, and answers each.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::metrics::Metrics;
+use crate::cli::note;
+use crate::data::tokenize::Encoded;
+use crate::error::{Error, Kind, Result};
+
+/// The requests' end.
+pub struct Queue {
+    places: Arc<Semaphore>,
+    entries: mpsc::Sender<Entry>,
+    well: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
+}
+
+/// The model's end.
+pub struct Batches {
+    entries: mpsc::Receiver<Entry>,
+    /// Did not fit the batch before.
+    next: Option<Entry>,
+    max_tokens: usize,
+    well: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
+}
+
+/// A place in the queue, given back when it is dropped.
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The rows of one request, until the model has them.
+struct Entry {
+    rows: Encoded,
+    since: Instant,
+    answer: oneshot::Sender<Result<Answer>>,
+    /// Not the request's, which may be gone: what waits is bounded all the same.
+    _place: Place,
+}
+
+pub struct Answer {
+    /// (rows, classes)
+    pub logits: Vec<f32>,
+    /// From the request's end of tokenising to the start of its batch.
+    pub queued: Duration,
+    /// Of the whole batch.
+    pub computed: Duration,
+}
+
+/// A queue with `places` places, whose batches have at most `max_tokens` tokens, or one request.
+pub fn queue(places: usize, max_tokens: usize, metrics: &Arc<Metrics>) -> (Queue, Batches) {
+    let (sender, receiver) = mpsc::channel();
+    let well = Arc::new(AtomicBool::new(true));
+    let places = Arc::new(Semaphore::new(places));
+    let queue = Queue { places, entries: sender, well: well.clone(), metrics: metrics.clone() };
+    (queue, Batches { entries: receiver, next: None, max_tokens, well, metrics: metrics.clone() })
+}
+
+impl Queue {
+    /// `None` where the queue is full.
+    pub fn place(&self) -> Option<Place> {
+        self.places.clone().try_acquire_owned().ok().map(|permit| Place { _permit: permit })
+    }
+
+    /// What the model says of `rows`. Rows whose caller no longer waits are not computed.
+    ///
+    /// # Errors
+    /// The device's, and a panic of the model.
+    pub async fn answer(&self, place: Place, rows: Encoded) -> Result<Answer> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || Error::new(Kind::Device, "model", "has stopped", "start the server anew");
+        self.metrics.queue_size.inc();
+        self.entries.send(Entry { rows, since: Instant::now(), answer, _place: place }).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Whether the model's last batch went well.
+    pub fn is_well(&self) -> bool {
+        self.well.load(Ordering::Relaxed)
+    }
+}
+
+/// Rows to their logits, (rows, classes).
+type Compute<'a> = &'a mut dyn FnMut(&Encoded) -> Result<Vec<f32>>;
+
+impl Batches {
+    /// Answers until the queue's other end is gone.
+    pub fn run(mut self, compute: Compute) {
+        while let Some(batch) = self.take() {
+            self.metrics.batch_size.observe(batch.iter().map(|entry| entry.rows.rows()).sum::<usize>() as f64);
+            self.metrics.batch_tokens.observe(batch.iter().map(|entry| entry.rows.ids.len()).sum::<usize>() as f64);
+            self.answer(batch, compute);
+        }
+    }
+
+    /// The requests that wait, in order, as many as fit; waits for the first.
+    fn take(&mut self) -> Option<Vec<Entry>> {
+        let (mut batch, mut tokens) = (Vec::new(), 0);
+        loop {
+            let entry = match self.next.take() {
+                Some(entry) => entry,
+                None => {
+                    let received = if batch.is_empty() { self.entries.recv().ok() } else { self.entries.try_recv().ok() };
+                    let Some(entry) = received else { break };
+                    self.metrics.queue_size.dec();
+                    entry
+                }
+            };
+            if entry.answer.is_closed() {
+                continue;
+            }
+            if !batch.is_empty() && tokens + entry.rows.ids.len() > self.max_tokens {
+                self.next = Some(entry);
+                break;
+            }
+            tokens += entry.rows.ids.len();
+            batch.push(entry);
+        }
+        Some(batch).filter(|batch| !batch.is_empty())
+    }
+
+    fn answer(&self, batch: Vec<Entry>, compute: Compute) {
+        let start = Instant::now();
+        let mut rows = Encoded::default();
+        for entry in &batch {
+            (0..entry.rows.rows()).for_each(|row| rows.append_row(&entry.rows, row));
+        }
+        // A panic leaves nothing behind but scratch memory, which the next batch overwrites.
+        let computed = catch_unwind(AssertUnwindSafe(|| compute(&rows))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            let fact = format!("a broken invariant of warpfit ({})", text.unwrap_or("no message"));
+            Err(Error::new(Kind::Unusable, "model", fact, "please report it with this line"))
+        });
+        self.well.store(computed.is_ok(), Ordering::Relaxed);
+        match computed {
+            Ok(logits) => {
+                let (classes, computed) = (logits.len() / rows.rows(), start.elapsed());
+                let mut logits = logits.into_iter();
+                for Entry { rows, since, answer, .. } in batch {
+                    let logits = logits.by_ref().take(rows.rows() * classes).collect();
+                    // Whoever left in the meantime needs none.
+                    let _ = answer.send(Ok(Answer { logits, queued: start - since, computed }));
+                }
+            }
+            // One of them may be to blame: the others are not to pay for it.
+            Err(_) if batch.len() > 1 => batch.into_iter().for_each(|entry| self.answer(vec![entry], compute)),
+            Err(error) => {
+                note(format!("error: {error}"));
+                batch.into_iter().for_each(|entry| drop(entry.answer.send(Err(Error::new(error.kind, "model", error.fact(), "")))));
+            }
+        }
+    }
+}
