@@ -4,7 +4,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use axum::extract::{FromRequest, Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{
+    AUTHORIZATION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
@@ -81,7 +83,9 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/", get(page))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
-        .fallback(|| async { refusal(StatusCode::NOT_FOUND, "validation", "no such path; see /, /predict, /tokenize, /info, /health, /metrics") })
+        .fallback(|| async {
+            refusal(StatusCode::NOT_FOUND, "validation", "no such path; see /, /predict, /tokenize, /info, /health, /metrics")
+        })
         .method_not_allowed_fallback(|method: Method| async move {
             refusal(StatusCode::METHOD_NOT_ALLOWED, "validation", format!("{method} is not for this path; see the Allow header"))
         })
@@ -94,7 +98,13 @@ pub fn router(service: Arc<Service>) -> Router {
         let allowed = if any { AllowOrigin::any() } else { AllowOrigin::list(origins.clone()) };
         let headers = TIMES.map(HeaderName::from_static);
         let methods = [Method::GET, Method::POST];
-        router.layer(CorsLayer::new().allow_origin(allowed).allow_methods(methods).allow_headers([AUTHORIZATION, CONTENT_TYPE]).expose_headers(headers))
+        router.layer(
+            CorsLayer::new()
+                .allow_origin(allowed)
+                .allow_methods(methods)
+                .allow_headers([AUTHORIZATION, CONTENT_TYPE])
+                .expose_headers(headers),
+        )
     };
     router.with_state(service)
 }
@@ -104,7 +114,11 @@ async fn check_key(State(service): Shared, request: Request, next: Next) -> Resp
     match &service.options.api_key {
         // By their hashes: how long it takes says nothing of the key.
         Some(key) if given.is_none_or(|given| Sha256::digest(given) != Sha256::digest(key)) => {
-            let refusal = refusal(StatusCode::UNAUTHORIZED, "unauthorized", "no key, or a wrong one; send the header Authorization: Bearer KEY");
+            let refusal = refusal(
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "no key, or a wrong one; send the header Authorization: Bearer KEY",
+            );
             ([(WWW_AUTHENTICATE, "Bearer")], refusal).into_response()
         }
         _ => next.run(request).await,
@@ -131,7 +145,8 @@ impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Asked<T> {
         let read = async {
             // What is too long is read to its end all the same: who is still sending does not hear an answer.
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|e| refusal(StatusCode::BAD_REQUEST, "validation", format!("the body breaks off: {e}")))?;
+                let frame =
+                    frame.map_err(|e| refusal(StatusCode::BAD_REQUEST, "validation", format!("the body breaks off: {e}")))?;
                 let data = frame.into_data().unwrap_or_default();
                 size += data.len();
                 if size <= limit {
@@ -240,9 +255,9 @@ async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answ
     metrics.queued.observe(answer.queued.as_secs_f64());
     metrics.inference.observe(answer.computed.as_secs_f64());
     let ms = |time: Duration| format!("{:.3}", time.as_secs_f64() * 1e3);
-    let values =
-        [ms(total), ms(tokenization), ms(answer.queued), ms(answer.computed), tokens.to_string(), cut.to_string()];
-    let headers = TIMES.into_iter().zip(values).map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("digits")));
+    let values = [ms(total), ms(tokenization), ms(answer.queued), ms(answer.computed), tokens.to_string(), cut.to_string()];
+    let headers =
+        TIMES.into_iter().zip(values).map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("digits")));
     Ok((HeaderMap::from_iter(headers), body).into_response())
 }
 
@@ -311,7 +326,8 @@ async fn health(State(service): Shared) -> Answered<()> {
     if service.queue.is_well() {
         return Ok(());
     }
-    let probe = |service: &Service| service.served.tokenizer.encode(&[""], service.served.max_length, &|_| ()).map_err(untokenised);
+    let probe =
+        |service: &Service| service.served.tokenizer.encode(&[""], service.served.max_length, &|_| ()).map_err(untokenised);
     let (rows, place) = in_background(&service, probe).await?;
     let unhealthy = |e: Error| refusal(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", e.to_string());
     service.queue.answer(place, rows).await.map(|_| ()).map_err(unhealthy)
@@ -339,6 +355,7 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 });
 
 async fn page() -> impl IntoResponse {
-    let headers = [(CONTENT_SECURITY_POLICY, POLICY.as_str()), (X_CONTENT_TYPE_OPTIONS, "nosniff"), (REFERRER_POLICY, "no-referrer")];
+    let headers =
+        [(CONTENT_SECURITY_POLICY, POLICY.as_str()), (X_CONTENT_TYPE_OPTIONS, "nosniff"), (REFERRER_POLICY, "no-referrer")];
     (headers, Html(PAGE))
 }

@@ -64,13 +64,13 @@ pub struct Served {
 /// Takes a port; 0 stands for any that is free.
 pub fn listen(hostname: &str, port: u16) -> Result<TcpListener> {
     use std::io::ErrorKind::*;
-    TcpListener::bind((hostname, port)).and_then(|listener| listener.set_nonblocking(true).map(|()| listener)).map_err(|e| {
-        match e.kind() {
+    TcpListener::bind((hostname, port)).and_then(|listener| listener.set_nonblocking(true).map(|()| listener)).map_err(
+        |e| match e.kind() {
             AddrInUse => Error::user(format!("--port {port}"), "another program has it", "stop that one, or give another port"),
             PermissionDenied => Error::user(format!("--port {port}"), "needs more rights", "give one above 1023"),
             _ => Error::user(format!("--hostname {hostname}"), e.to_string(), "give an address of this machine, like 127.0.0.1"),
-        }
-    })
+        },
+    )
 }
 
 /// Serves until `stop` is ready; then no connection is taken any more, and what has been asked is answered.

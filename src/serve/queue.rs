@@ -153,7 +153,9 @@ impl Batches {
             Err(_) if batch.len() > 1 => batch.into_iter().for_each(|entry| self.answer(vec![entry], compute)),
             Err(error) => {
                 note(format!("error: {error}"));
-                batch.into_iter().for_each(|entry| drop(entry.answer.send(Err(Error::new(error.kind, "model", error.fact(), "")))));
+                batch
+                    .into_iter()
+                    .for_each(|entry| drop(entry.answer.send(Err(Error::new(error.kind, "model", error.fact(), "")))));
             }
         }
     }

@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""The page of `serve` in a browser, from end to end; screenshots go to a folder, to be looked at.
+
+    page.py --model FOLDER [--out screenshots]
+
+Needs `pip install playwright`, a Chromium (`apt-get install chromium`) and `cargo build --release --bin serve`. The model
+has two labels, one of them POSITIVE.
+"""
+
+import argparse
+import csv
+import subprocess
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import expect, sync_playwright
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--model", required=True)
+parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
+parser.add_argument("--serve", default=str(Path(__file__).parents[1] / "target/release/serve"))
+parser.add_argument("--chromium", default="/usr/bin/chromium")
+args = parser.parse_args()
+args.out.mkdir(exist_ok=True)
+
+SCRIPT = "<img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>, =1+1 \"quoted\""
+
+
+def serve(*flags):
+    process = subprocess.Popen([args.serve, "--model", args.model, "--port", "0", *flags], stdout=subprocess.PIPE, text=True)
+    return process, process.stdout.readline().split()[-1]
+
+
+def check_one(page):
+    page.keyboard.type("A wonderful film, and a long one.")  # the text has the focus
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#scores li")).to_have_count(2)
+    expect(page.locator("#about")).to_contain_text("tokens")
+    scores = [float(text.split()[0]) for text in page.locator("#scores .number").all_inner_texts()]
+    assert scores[0] >= scores[1] and abs(sum(scores) - 100) < 0.11, scores
+    stars = page.locator("#stars").get_attribute("aria-label")
+    positive = scores[0] if page.locator("#label").inner_text() == "POSITIVE" else scores[1]
+    assert abs(int(stars.split()[0]) - max(1, positive / 10)) < 0.51, (stars, positive)
+    expect(page.locator("#said")).to_contain_text(stars)
+    page.wait_for_timeout(600)  # the bars have grown
+    width = page.locator("#scores .bar i").first.evaluate("i => i.offsetWidth / i.parentElement.offsetWidth")
+    assert abs(100 * width - scores[0]) < 1, (width, scores)
+
+
+def check_keyboard(page):
+    page.locator("#text").focus()
+    order = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert order[:3] == ["go", "clear", "lines"] and order[-1] == "choose", order
+    page.locator("#examples button").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#one")).to_be_visible()
+
+
+def check_script_is_text(page):
+    page.locator("#text").fill(f"{SCRIPT}\n\nanother line\n{SCRIPT}")
+    page.get_by_label("Each line is a text").check()
+    page.get_by_role("button", name="Classify").click()
+    expect(page.locator("#rows tr")).to_have_count(3)
+    assert page.locator("#rows td").first.inner_text() == SCRIPT
+    assert page.title() == "warpfit" and page.locator("#rows img").count() == 0
+
+
+def check_file(page):
+    texts = ["plain", 'with "quotes", commas', "two\nlines", SCRIPT, ""] + [f"text {i}" for i in range(300)]
+    with tempfile.NamedTemporaryFile("w", suffix=".csv", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "Review"])
+        writer.writerows(enumerate(texts))
+        file.flush()
+        page.locator("#file").set_input_files(file.name)
+        expect(page.locator("#save")).to_be_visible(timeout=120_000)
+    assert page.locator("#rows tr").count() == 200
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    with open(download.value.path(), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == texts
+    assert all(row["label"] and 0 <= float(row["score"]) <= 1 and 1 <= int(row["stars"]) <= 10 for row in rows)
+
+
+def check_faults(page):
+    page.locator("#text").fill("  ")
+    page.get_by_role("button", name="Classify").click()
+    expect(page.get_by_role("alert")).to_contain_text("no text yet")
+    with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        print("a,b\n1,2", file=file, flush=True)
+        page.locator("#file").set_input_files(file.name)
+        expect(page.get_by_role("alert")).to_contain_text("has the columns a, b")
+
+
+def check_key(context):
+    process, address = serve("--api-key", "sesame")
+    page = context.new_page()
+    page.goto(address)
+    expect(page.get_by_role("alert")).to_contain_text("asks for a key")
+    page.get_by_label("Key", exact=True).fill("sesame")
+    page.locator("#examples button").first.click()
+    expect(page.locator("#one")).to_be_visible()
+    expect(page.locator("#model")).to_contain_text("tells apart")
+    page.close()
+    process.terminate()
+    assert process.wait() == 0
+
+
+process, address = serve()
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
+    for name, options in {
+        "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 900}},
+        "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 900}},
+        "phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}, "device_scale_factor": 2},
+    }.items():
+        context = browser.new_context(**options)
+        page = context.new_page()
+        problems = []
+        page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: problems.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
+        page.goto(address)
+        expect(page.locator("#model")).to_contain_text("tells apart")
+        page.screenshot(path=args.out / f"{name}-empty.png", full_page=True)
+        check_one(page)
+        page.screenshot(path=args.out / f"{name}-one.png", full_page=True)
+        check_keyboard(page)
+        check_script_is_text(page)
+        page.screenshot(path=args.out / f"{name}-many.png", full_page=True)
+        check_file(page)
+        check_faults(page)
+        page.screenshot(path=args.out / f"{name}-fault.png", full_page=True)
+        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{name}: {wide} px too wide"
+        assert not problems, problems
+        context.close()
+        print(f"{name}: passed")
+    check_key(browser.new_context())
+    print("key: passed")
+    browser.close()
+process.terminate()
+assert process.wait() == 0
+print(f"screenshots: {args.out}")

@@ -1,0 +1,527 @@
+//! `serve` over real sockets: the binary with the golden text model, and the server in this process around a model that
+//! waits, panics or fails when it is told to.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use serde_json::{Value, json};
+use warpfit::data::tokenize::{Encoded, Tokenizer};
+use warpfit::error::{Error, Kind, Result};
+use warpfit::serve::{Options, Served, listen, serve};
+
+use crate::cli::{PREDICT, path, run};
+use crate::fixtures::golden;
+
+const SERVE: &str = env!("CARGO_BIN_EXE_serve");
+const LABELS: [&str; 2] = ["NEGATIVE", "POSITIVE"];
+
+struct Reply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {} {}", self.status, self.body))
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let field = |line: &'_ str| line.split_once(": ").is_some_and(|(found, _)| found.eq_ignore_ascii_case(name));
+        self.head.lines().find(|line| field(line)).map(|line| line.split_once(": ").unwrap().1)
+    }
+}
+
+/// A request that waits for its answer.
+struct Asked(TcpStream);
+
+impl Asked {
+    fn raw(address: SocketAddr, bytes: &[u8]) -> Asked {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(bytes).unwrap();
+        Asked(stream)
+    }
+
+    fn post(address: SocketAddr, path: &str, body: &[u8]) -> Asked {
+        Asked::raw(address, &request("POST", path, &[], body))
+    }
+
+    fn predict(address: SocketAddr, text: &str) -> Asked {
+        Asked::post(address, "/predict", json!({ "inputs": text }).to_string().as_bytes())
+    }
+
+    fn reply(mut self) -> Reply {
+        let mut bytes = Vec::new();
+        self.0.read_to_end(&mut bytes).unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no whole answer: {text:?}"));
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let reply = Reply { status, head: head.to_string(), body: body.to_string() };
+        if let Some(length) = reply.header("content-length") {
+            assert_eq!(length.parse(), Ok(reply.body.len()), "cut: {text}");
+        }
+        reply
+    }
+}
+
+fn request(method: &str, path: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    headers.iter().for_each(|header| write!(head, "{header}\r\n").unwrap());
+    [head.as_bytes(), b"\r\n", body].concat()
+}
+
+fn get(address: SocketAddr, path: &str) -> Reply {
+    Asked::raw(address, &request("GET", path, &[], b"")).reply()
+}
+
+/// The binary, on a port of its own.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Server {
+    fn start(flags: &[&str]) -> Server {
+        let model = golden("text/hf");
+        let mut command = Command::new(SERVE);
+        command.args(["--model", path(&model), "--port", "0", "--device", "cpu"]).args(flags);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://").expect(&line).parse().unwrap();
+        Server { child, address }
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// The exit code, and what stood on standard error.
+    fn end(mut self) -> (Option<i32>, String) {
+        let code = self.child.wait().unwrap().code();
+        let mut err = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        (code, err)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn bad_requests_have_their_status_and_the_server_lives_on() {
+    let server = Server::start(&[]);
+    let address = server.address;
+    let texts = |n: usize| json!({ "inputs": vec!["good"; n] }).to_string().into_bytes();
+    let sized = |n: usize| {
+        let shell = json!({ "inputs": "" }).to_string();
+        shell.replace("\"\"", &format!("\"{}\"", " ".repeat(n - shell.len()))).into_bytes()
+    };
+    let deep = |n: usize| [b"{\"inputs\": ".to_vec(), b"[".repeat(n), b"]".repeat(n), b"}".to_vec()].concat();
+    let long = |truncate: bool| json!({ "inputs": "good ".repeat(100_000), "truncate": truncate }).to_string().into_bytes();
+    let fine: &[(&str, Vec<u8>)] = &[
+        ("one text", br#"{"inputs": "good"}"#.to_vec()),
+        ("an empty text", br#"{"inputs": ""}"#.to_vec()),
+        ("nulls for defaults, and an unknown key", br#"{"inputs": "good", "truncate": null, "else": [[1]]}"#.to_vec()),
+        ("32 texts", texts(32)),
+        ("2 MB", sized(2_000_000)),
+        ("100,000 tokens", long(true)),
+    ];
+    let bad: &[(&str, Vec<u8>, u16, &str)] = &[
+        ("an empty body", vec![], 400, "validation"),
+        ("not JSON", b"inputs=good".to_vec(), 400, "validation"),
+        ("half a JSON", br#"{"inputs": "go"#.to_vec(), 400, "validation"),
+        ("invalid UTF-8", b"{\"inputs\": \"\xff\xfe\"}".to_vec(), 400, "validation"),
+        ("half a surrogate pair", br#"{"inputs": "\ud800"}"#.to_vec(), 400, "validation"),
+        ("very deep", deep(100_000), 400, "validation"),
+        ("no texts", br#"{"inputs": []}"#.to_vec(), 400, "empty"),
+        ("null", b"null".to_vec(), 422, "validation"),
+        ("no inputs", b"{}".to_vec(), 422, "validation"),
+        ("null inputs", br#"{"inputs": null}"#.to_vec(), 422, "validation"),
+        ("a number", br#"{"inputs": 5}"#.to_vec(), 422, "validation"),
+        ("a null among texts", br#"{"inputs": ["good", null]}"#.to_vec(), 422, "validation"),
+        ("nested", br#"{"inputs": [["good"]]}"#.to_vec(), 422, "validation"),
+        ("a word for a flag", br#"{"inputs": "good", "truncate": "yes"}"#.to_vec(), 422, "validation"),
+        ("33 texts", texts(33), 413, "validation"),
+        ("2 MB + 1", sized(2_000_001), 413, "validation"),
+        ("100,000 tokens, not to be cut", long(false), 413, "validation"),
+    ];
+    for (what, body) in fine {
+        let reply = Asked::post(address, "/predict", body).reply();
+        assert_eq!(reply.status, 200, "{what}: {}", reply.body);
+    }
+    for (what, body, status, error_type) in bad {
+        let reply = Asked::post(address, "/predict", body).reply();
+        assert_eq!((reply.status, reply.json()["error_type"].as_str()), (*status, Some(*error_type)), "{what}: {}", reply.body);
+        let error = reply.json()["error"].as_str().unwrap().to_string();
+        assert!((20..300).contains(&error.len()) && !error.contains('\n'), "{what}: {error}");
+    }
+    let wrong_method = get(address, "/predict");
+    assert_eq!((wrong_method.status, wrong_method.header("allow")), (405, Some("POST")));
+    for path in ["/nothing", "/predict/", "/..%2f..%2fetc/passwd"] {
+        assert_eq!((get(address, path).status, get(address, path).json()["error_type"].as_str()), (404, Some("validation")));
+    }
+    assert_eq!(Asked::raw(address, b"\x16\x03\x01 this is not HTTP\r\n\r\n").reply().status, 400);
+
+    let metrics = get(address, "/metrics").body;
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {metrics}"));
+        line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    assert_eq!(value("te_request_success{method=\"single\"}"), 5);
+    assert_eq!(value("te_request_success{method=\"batch\"}"), 1);
+    assert_eq!(value("te_request_failure{err=\"empty\"}"), 1);
+    assert_eq!(value("te_request_failure{err=\"validation\"}"), bad.len() - 1 + 1 + 6);
+    assert_eq!((value("te_queue_size"), value("te_request_input_length_count")), (0, 5 + 32));
+    assert_eq!(get(address, "/health").status, 200);
+}
+
+#[test]
+fn the_scores_of_predict() {
+    let server = Server::start(&["--max-length", "40"]);
+    let file = golden("text/texts.jsonl");
+    let lines = std::fs::read_to_string(&file).unwrap();
+    let texts: Vec<Value> = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].clone()).collect();
+    let model = golden("text/hf");
+    for raw in [false, true] {
+        let mut command = Command::new(PREDICT);
+        command.args(["--model", path(&model), "--input", path(&file), "--top-k", "0", "--max-length", "40", "--device", "cpu"]);
+        let ran = run(if raw { command.arg("--raw-scores") } else { &mut command }, b"").done();
+        let rows: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let ask = |inputs: &Value| {
+            let body = json!({ "inputs": inputs, "raw_scores": raw }).to_string();
+            Asked::post(server.address, "/predict", body.as_bytes()).reply()
+        };
+        let of_predict = |name: &str| rows.iter().map(|row| row[name].clone()).collect::<Vec<Value>>();
+        let all = ask(&json!(texts));
+        close(&all.json(), &json!(of_predict("scores")));
+        let sum: u64 = of_predict("tokens").iter().map(|n| n.as_u64().unwrap()).sum();
+        let cut = of_predict("truncated").iter().filter(|cut| **cut == true).count();
+        assert_eq!(all.header("x-compute-tokens"), Some(&*sum.to_string()));
+        assert!(cut > 0 && all.header("x-truncated-texts") == Some(&*cut.to_string()));
+        for (text, row) in texts.iter().zip(&rows) {
+            close(&ask(text).json(), &row["scores"]);
+        }
+    }
+}
+
+/// The same labels, and scores to the rounding of another batch.
+fn close(a: &Value, b: &Value) {
+    match (a, b) {
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => a.iter().zip(b).for_each(|(a, b)| close(a, b)),
+        (Value::Object(_), Value::Object(_)) => {
+            assert_eq!(a["label"], b["label"]);
+            let (a, b) = (a["score"].as_f64().unwrap(), b["score"].as_f64().unwrap());
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+        _ => panic!("{a} {b}"),
+    }
+}
+
+#[test]
+fn tokens_stand_where_the_text_has_them() {
+    let server = Server::start(&[]);
+    let ask = |body: Value| Asked::post(server.address, "/tokenize", body.to_string().as_bytes()).reply().json();
+    let text = "The “good” movie, unwatchable";
+    let [tokens] = &ask(json!({ "inputs": text })).as_array().unwrap()[..] else { panic!("one list a text") };
+    let tokens = tokens.as_array().unwrap();
+    assert_eq!(tokens[0], json!({ "id": 2, "text": "[CLS]", "special": true, "start": null, "stop": null }));
+    assert_eq!(tokens.last().unwrap()["text"], "[SEP]");
+    let inner = &tokens[1..tokens.len() - 1];
+    for token in inner {
+        let place = token["start"].as_u64().unwrap() as usize..token["stop"].as_u64().unwrap() as usize;
+        assert_eq!(token["text"], text[place]);
+    }
+    assert!(inner.iter().any(|token| token["text"] == "good") && inner.len() > 6, "{inner:?}");
+    assert_eq!(ask(json!({ "inputs": [text, ""], "add_special_tokens": false })), json!([inner, []]));
+}
+
+#[test]
+fn info_and_the_page() {
+    let server = Server::start(&["--max-batch-tokens", "4096"]);
+    let info = get(server.address, "/info").json();
+    assert_eq!(info["model_type"]["classifier"]["id2label"], json!({ "0": "NEGATIVE", "1": "POSITIVE" }));
+    assert_eq!((&info["max_input_length"], &info["max_batch_tokens"]), (&json!(48), &json!(4096)));
+    assert_eq!(info["positive_label"], "POSITIVE");
+    let page = get(server.address, "/");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.contains("default-src 'none'") && policy.matches("'sha256-").count() == 2 && !policy.contains("unsafe"));
+    // Nothing from elsewhere: the one address is the name of a namespace.
+    assert_eq!(
+        page.body.matches("//www.w3.org/2000/svg").count(),
+        page.body.matches("http").count() - page.body.matches("http-").count()
+    );
+}
+
+#[test]
+fn keys_and_origins() {
+    let flags = ["--api-key", "sesame", "--cors-allow-origin", "https://a.example", "--cors-allow-origin", "https://b.example"];
+    let server = Server::start(&flags);
+    let ask = |method: &str, path: &str, headers: &[&str]| {
+        let body = if method == "POST" { &br#"{"inputs": "good"}"#[..] } else { b"" };
+        Asked::raw(server.address, &request(method, path, headers, body)).reply()
+    };
+    for headers in
+        [&[][..], &["Authorization: Bearer sesam"], &["Authorization: Bearer sesame2"], &["Authorization: Basic sesame"]]
+    {
+        for (method, path) in [("POST", "/predict"), ("POST", "/tokenize"), ("GET", "/info")] {
+            let reply = ask(method, path, headers);
+            assert_eq!((reply.status, reply.json()["error_type"].as_str()), (401, Some("unauthorized")), "{headers:?} {path}");
+        }
+    }
+    assert_eq!(ask("POST", "/predict", &["Authorization: Bearer sesame"]).status, 200);
+    for path in ["/", "/health", "/metrics"] {
+        assert_eq!(ask("GET", path, &[]).status, 200, "{path}");
+    }
+    let asked =
+        ["Origin: https://b.example", "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: authorization"];
+    let preflight = ask("OPTIONS", "/predict", &asked);
+    assert_eq!((preflight.status, preflight.header("access-control-allow-origin")), (200, Some("https://b.example")));
+    let stranger = ask("POST", "/predict", &["Authorization: Bearer sesame", "Origin: https://c.example"]);
+    assert_eq!((stranger.status, stranger.header("access-control-allow-origin")), (200, None));
+}
+
+#[test]
+fn a_server_that_cannot_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let model = golden("text/hf");
+    let start = |flags: &[&str]| run(Command::new(SERVE).args(["--model", path(&model), "--device", "cpu"]).args(flags), b"");
+    start(&["--port", &port]).failed(2, &format!("`--port {port}`: another program has it"));
+    start(&["--port", "0", "--hostname", "192.0.2.1"]).failed(2, "`--hostname 192.0.2.1`: ");
+    start(&["--port", "0", "--max-length", "2"]).failed(2, "2 leaves no room for text");
+    start(&["--port", "70000"]).failed(2, "70000");
+    start(&["--port", "0", "--max-batch-tokens", "0"]).failed(2, "--max-batch-tokens");
+    start(&["--port", "0", "--cors-allow-origin", "a\nb"]).failed(2, "--cors-allow-origin");
+}
+
+#[test]
+fn what_was_asked_before_the_signal_is_answered() {
+    for signal in ["-TERM", "-INT"] {
+        let server = Server::start(&[]);
+        let body = json!({ "inputs": vec!["good"; 32] }).to_string();
+        let asked = request("POST", "/predict", &[], body.as_bytes());
+        let (first, rest) = asked.split_at(asked.len() - 20);
+        let mut asked: Vec<Asked> = (0..20).map(|_| Asked::raw(server.address, first)).collect();
+        let idle = Asked::raw(server.address, b"");
+        assert_eq!(get(server.address, "/health").status, 200); // those before were taken too
+        server.signal(signal);
+        let begin = Instant::now();
+        while TcpStream::connect(server.address).is_ok() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "it still listens");
+        }
+        for Asked(stream) in &mut asked {
+            stream.write_all(rest).unwrap();
+        }
+        for asked in asked {
+            let reply = asked.reply();
+            assert_eq!((reply.status, reply.json().as_array().unwrap().len()), (200, 32));
+        }
+        let (code, err) = server.end();
+        assert_eq!((code, err.as_str()), (Some(0), ""));
+        drop(idle);
+    }
+}
+
+#[test]
+fn slow_clients_hold_up_nobody_and_are_let_go() {
+    let server = Server::start(&["--client-timeout", "2", "--max-concurrent-requests", "4"]);
+    let asked = request("POST", "/predict", &[], br#"{"inputs": "good"}"#);
+    let begin = Instant::now();
+    let slow = |bytes: &[u8]| (0..40).map(|_| Asked::raw(server.address, bytes)).collect::<Vec<Asked>>();
+    let (heads, bodies) = (slow(&asked[..30]), slow(&asked[..asked.len() - 5]));
+    assert_eq!(Asked::predict(server.address, "good").reply().status, 200);
+    assert!(begin.elapsed() < Duration::from_secs(2), "the machine is too slow for this test");
+    for body in bodies {
+        assert_eq!(body.reply().status, 408);
+    }
+    for Asked(mut head) in heads {
+        head.read_to_end(&mut Vec::new()).unwrap(); // closed
+    }
+    assert!((2..30).contains(&begin.elapsed().as_secs()));
+    assert_eq!(Asked::predict(server.address, "good").reply().status, 200);
+}
+
+/// The server in this process, around a model that is told what to do.
+struct Fake {
+    address: SocketAddr,
+    /// The texts of each batch, by their last word's id, as the model begins it.
+    batches: Receiver<Vec<i32>>,
+    /// While it is there, the model finishes no batch.
+    held: Option<Sender<()>>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// How the ids of these words make the model fail.
+const PANICS: &str = "bad";
+const BREAKS: &str = "dull";
+const NOT_FINITE: &str = "weak";
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::read(&golden("text/hf")).unwrap()
+}
+
+/// The id of a word.
+fn id(word: &str) -> i32 {
+    let encoded = tokenizer().encode(&[word], 48, &|_| ()).unwrap();
+    assert_eq!(encoded.ids.len(), 3, "{word} is one token");
+    encoded.ids[1]
+}
+
+impl Fake {
+    fn start(flags: &[&str]) -> Fake {
+        let listener = listen("127.0.0.1", 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let options = Flags::parse_from([&["serve"], flags].concat()).options;
+        let labels = LABELS.map(String::from).to_vec();
+        let served = Served { name: "fake".to_string(), labels, tokenizer: tokenizer(), max_length: 48, dtype: "float32" };
+        let ((begun, batches), (held, gate)) = (channel(), channel::<()>());
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let [panics, breaks, not_finite] = [PANICS, BREAKS, NOT_FINITE].map(id);
+        let thread = std::thread::spawn(move || {
+            let mut compute = |rows: &Encoded| {
+                let words: Vec<i32> = (0..rows.rows()).map(|row| rows.row(row).0).map(|ids| ids[ids.len() - 2]).collect();
+                let _ = begun.send(words.clone());
+                let _ = gate.recv(); // ends as the other end goes
+                assert!(!words.contains(&panics), "told to");
+                if words.contains(&breaks) {
+                    return Err(Error::new(Kind::Device, "cuda", "an illegal address", "start anew"));
+                }
+                let logit = |word: &i32| if *word == not_finite { f32::NAN } else { *word as f32 };
+                Ok(words.iter().flat_map(|word| [0.0, logit(word)]).collect())
+            };
+            serve(listener, served, &options, async { drop(stopped.await) }, &mut compute)
+        });
+        Fake { address, batches, held: Some(held), stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn begun(&self) -> Vec<i32> {
+        self.batches.recv_timeout(Duration::from_secs(60)).unwrap()
+    }
+
+    fn until_queued(&self, requests: usize) {
+        let begin = Instant::now();
+        let line = format!("te_queue_size {requests}\n");
+        while !get(self.address, "/metrics").body.contains(&line) {
+            assert!(begin.elapsed() < Duration::from_secs(60));
+        }
+    }
+
+    /// Asks for each of `words` while the model is busy with another text, so that they wait; nothing holds the model then.
+    fn together(mut self, words: &[&str]) -> (Fake, Vec<Reply>) {
+        let first = Asked::predict(self.address, "movie");
+        self.begun();
+        let asked: Vec<Asked> = (0..)
+            .zip(words)
+            .map(|(n, word)| {
+                let asked = Asked::predict(self.address, word);
+                self.until_queued(n + 1);
+                asked
+            })
+            .collect();
+        self.let_go();
+        assert_eq!(first.reply().status, 200);
+        (self, asked.into_iter().map(Asked::reply).collect())
+    }
+
+    /// From now on the model does not wait.
+    fn let_go(&mut self) {
+        self.held.take();
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.let_go();
+        let _ = self.stop.take().unwrap().send(());
+        let ended = self.thread.take().unwrap().join();
+        assert!(std::thread::panicking() || matches!(ended, Ok(Ok(()))));
+    }
+}
+
+#[test]
+fn what_waits_is_one_batch_in_order() {
+    let words = ["good", "movie", "great", "good", "boring"];
+    let (fake, replies) = Fake::start(&[]).together(&words);
+    assert_eq!(fake.begun(), words.map(id));
+    for (reply, word) in replies.iter().zip(words) {
+        assert_eq!(reply.status, 200);
+        let body = json!({ "inputs": [word], "raw_scores": true }).to_string();
+        let raw = Asked::post(fake.address, "/predict", body.as_bytes()).reply().json();
+        assert_eq!(raw[0][0], json!({ "label": "POSITIVE", "score": id(word) as f32 }));
+    }
+    // Three tokens a text; one text is always taken.
+    let (fake, _) = Fake::start(&["--max-batch-tokens", "7"]).together(&words);
+    let sizes: Vec<usize> = (0..3).map(|_| fake.begun().len()).collect();
+    assert_eq!(sizes, [2, 2, 1]);
+    let (fake, _) = Fake::start(&["--max-batch-tokens", "1"]).together(&words);
+    assert!((0..5).all(|_| fake.begun().len() == 1));
+}
+
+#[test]
+fn a_full_queue_refuses_at_once_and_recovers() {
+    let mut fake = Fake::start(&["--max-concurrent-requests", "3"]);
+    let asked: Vec<Asked> = (0..3).map(|_| Asked::predict(fake.address, "good")).collect();
+    fake.begun();
+    fake.until_queued(2);
+    for _ in 0..30 {
+        let reply = Asked::predict(fake.address, "great").reply();
+        assert_eq!((reply.status, reply.json()["error_type"].as_str()), (429, Some("overloaded")));
+    }
+    fake.let_go();
+    for asked in asked {
+        assert_eq!(asked.reply().status, 200);
+    }
+    for _ in 0..30 {
+        assert_eq!(Asked::predict(fake.address, "great").reply().status, 200);
+    }
+}
+
+#[test]
+fn who_has_gone_is_not_computed() {
+    let mut fake = Fake::start(&[]);
+    let first = Asked::predict(fake.address, "movie");
+    fake.begun();
+    let gone = Asked::predict(fake.address, "boring");
+    fake.until_queued(1);
+    let stays = Asked::predict(fake.address, "good");
+    fake.until_queued(2);
+    gone.0.shutdown(Shutdown::Both).unwrap();
+    std::thread::sleep(Duration::from_secs(1)); // for the server to notice
+    fake.let_go();
+    assert_eq!((first.reply().status, stays.reply().status), (200, 200));
+    assert_eq!(fake.begun(), [id("good")]);
+}
+
+#[test]
+fn one_text_that_breaks_the_model_is_alone_in_that() {
+    let (fake, replies) = Fake::start(&[]).together(&["good", PANICS, "great", BREAKS, NOT_FINITE]);
+    let status: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
+    assert_eq!(status, [200, 424, 200, 503, 424]);
+    let types: Vec<Value> = replies.iter().map(|reply| reply.json()["error_type"].clone()).collect();
+    assert_eq!(types[1..], [json!("backend"), json!(null), json!("unhealthy"), json!("backend")]);
+    assert!(replies[1].body.contains("told to") && !replies[1].body.contains("panicked"), "{}", replies[1].body);
+    // After a failure the model is asked before it is called healthy.
+    assert_eq!(Asked::predict(fake.address, BREAKS).reply().status, 503);
+    assert_eq!(get(fake.address, "/health").status, 200);
+    assert_eq!(Asked::predict(fake.address, "good").reply().status, 200);
+}
