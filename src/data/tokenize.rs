@@ -208,9 +208,10 @@ impl Tokenizer {
         if self.fast.as_ref().is_some_and(|fast| fast.encode(text, limit, ids)) {
             return Ok(());
         }
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| {
-            Error::user("tokenizer.json", format!("a text cannot be tokenised: {e}"), "check the vocabulary")
-        })?;
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|e| Error::user("tokenizer.json", format!("a text cannot be tokenised: {e}"), "check the vocabulary"))?;
         ids.extend(encoding.get_ids().iter().map(|&id| id as i32));
         Ok(())
     }

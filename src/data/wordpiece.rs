@@ -245,7 +245,8 @@ impl Words<'_> {
         while !rest.is_empty() {
             // Pieces are UTF-8: what equals one ends between characters.
             let longest = (1..=rest.len().min(self.rules.longest)).rev();
-            let Some((size, id)) = longest.map(|size| (size, pieces.get(&rest[..size]))).find_map(|(size, id)| Some((size, *id?)))
+            let Some((size, id)) =
+                longest.map(|size| (size, pieces.get(&rest[..size]))).find_map(|(size, id)| Some((size, *id?)))
             else {
                 self.ids.truncate(before);
                 break;
