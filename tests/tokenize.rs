@@ -182,9 +182,11 @@ type Judged = (tokenizers::Tokenizer, WordPiece);
 static JUDGED: LazyLock<Vec<Judged>> = LazyLock::new(|| {
     let blocks = [0..0x3400, 0xa000..0xac00, 0xf900..0x12000, 0x1d000..0x1f000].into_iter().flatten();
     let chars: Vec<char> = blocks.filter_map(char::from_u32).collect();
-    let all = [None, Some(true), Some(false)]
-        .into_iter()
-        .flat_map(|strip_accents| (0..8).map(move |bits| (strip_accents, [bits & 1 == 0, bits & 2 == 0, bits & 4 == 0])));
+    let bits = |bits: u32| [bits & 1 == 0, bits & 2 == 0, bits & 4 == 0];
+    let all = (0..18).map(|setting| match setting {
+        0 | 1 => (None, bits(setting)),
+        _ => (Some(setting % 2 == 0), bits(setting / 2 - 1)),
+    });
     let judged = all.collect::<Vec<_>>().into_par_iter().map(|(strip_accents, [lowercase, chinese, clean])| {
         let library = changed(|json| {
             json["normalizer"] = json!({"type": "BertNormalizer", "clean_text": clean, "handle_chinese_chars": chinese,
@@ -221,12 +223,13 @@ fn same((library, ours): &Judged, text: &str) -> Option<Vec<i32>> {
     Some(wanted)
 }
 
-/// Each between two letters. Settings other than the first skip the planes where nothing is assigned.
+/// Each between two letters. Settings other than the first skip long blocks whose characters are all alike.
 #[test]
 fn every_character_of_unicode() {
     let left: usize = (JUDGED.par_iter().enumerate())
         .map(|(i, judged)| {
-            let chars: Vec<char> = ('\0'..=char::MAX).filter(|&c| i == 0 || !matches!(c as u32 >> 16, 3..=13 | 15..)).collect();
+            let alike = |c| matches!(c, 0x20000..0x2f800 | 0x30000..0xe0000 | 0xf0000..);
+            let chars: Vec<char> = ('\0'..=char::MAX).filter(|&c| i == 0 || !alike(c as u32)).collect();
             let left = chars.par_chunks(64).map(|block| {
                 let text = |c: &char| format!("a{c}b ");
                 match same(judged, &block.iter().map(text).collect::<String>()) {
@@ -330,7 +333,7 @@ proptest! {
             "[日本語\u{f900}\u{2f800}가힣ﬁİıßſΣΩÅǆᾂ≠\u{37e}\u{212b}א-תا-ي]|👩\u{200d}👩\u{1f3fd}|🇩🇪",
             any::<char>().prop_map(String::from),
         ], 0..40),
-        setting in 0..24usize,
+        setting in 0..18usize,
         limit in 1..30usize,
     ) {
         let text = parts.concat();
@@ -356,7 +359,7 @@ fn dry_run(data: &Path, kept: &Path, more: &[&str]) -> Ran {
 }
 
 impl Ran {
-    fn from_cache(&self) -> bool {
+    fn is_from_cache(&self) -> bool {
         self.err.contains("tokenised by an earlier run")
     }
 
@@ -381,7 +384,7 @@ fn a_second_run_takes_the_tokens_of_the_first() {
     let test = golden("train/test.csv");
     let more = ["--max-length", "8", "--validation-file", path(&data), "--test-file", path(&test)];
     let (first, second) = (dry_run(&data, &kept, &more), dry_run(&data, &kept, &more));
-    assert_eq!((first.from_cache(), second.from_cache()), (false, true), "{}", second.err);
+    assert_eq!((first.is_from_cache(), second.is_from_cache()), (false, true), "{}", second.err);
     assert_eq!(first.warnings(), second.warnings());
     assert_eq!(first.warnings().len(), 4, "{}", first.err);
     assert_eq!(first.out, second.out);
@@ -394,7 +397,7 @@ fn a_second_run_takes_the_tokens_of_the_first() {
         command.args(["--model", path(&model), "--train-file", path(&data), "--output-dir", path(&out), "--device", "cpu"]);
         command.args(["--max-steps", "5", "--validation-split", "0.2"]);
         let ran = run(command.env("WARPFIT_CACHE", if name == "three" { Path::new("") } else { &kept }), b"").done();
-        (ran.from_cache(), fs::read(out.join("model.safetensors")).unwrap())
+        (ran.is_from_cache(), fs::read(out.join("model.safetensors")).unwrap())
     });
     assert_eq!(runs.each_ref().map(|run| run.0), [false, true, false]);
     assert!(runs[0].1 == runs[1].1 && runs[0].1 == runs[2].1);
@@ -404,7 +407,7 @@ fn a_second_run_takes_the_tokens_of_the_first() {
 fn other_data_or_settings_are_tokenised_anew() {
     let (folder, data) = rows();
     let kept = folder.path().join("kept");
-    let fresh = |more: &[&str]| !dry_run(&data, &kept, more).from_cache() && dry_run(&data, &kept, more).from_cache();
+    let fresh = |more: &[&str]| !dry_run(&data, &kept, more).is_from_cache() && dry_run(&data, &kept, more).is_from_cache();
     let other = folder.path().join("other");
     fs::create_dir(&other).unwrap();
     for entry in fs::read_dir(golden("train/hf_init")).unwrap() {
@@ -425,7 +428,7 @@ fn other_data_or_settings_are_tokenised_anew() {
         &["--test-file", path(&data)],
     ];
     assert!(settings.iter().all(|more| fresh(more)));
-    assert!(dry_run(&data, &kept, &["--seed", "7"]).from_cache(), "without a split the seed decides nothing");
+    assert!(dry_run(&data, &kept, &["--seed", "7"]).is_from_cache(), "without a split the seed decides nothing");
     let mut command = Command::new(TRAIN);
     command.args([
         "--model",
@@ -436,7 +439,7 @@ fn other_data_or_settings_are_tokenised_anew() {
         path(&folder.path().join("out")),
         "--dry-run",
     ]);
-    assert!(!run(command.env("WARPFIT_CACHE", &kept), b"").done().from_cache(), "another tokenizer");
+    assert!(!run(command.env("WARPFIT_CACHE", &kept), b"").done().is_from_cache(), "another tokenizer");
 
     // Another file of the same name, size and time.
     let modified = fs::metadata(&data).unwrap().modified().unwrap();
@@ -447,7 +450,7 @@ fn other_data_or_settings_are_tokenised_anew() {
     // The same rows elsewhere.
     let moved = folder.path().join("moved.csv");
     fs::rename(&data, &moved).unwrap();
-    assert!(dry_run(&moved, &kept, &[]).from_cache());
+    assert!(dry_run(&moved, &kept, &[]).is_from_cache());
 }
 
 #[test]
@@ -484,10 +487,10 @@ fn what_was_damaged_is_made_again() {
     .enumerate()
     {
         fs::write(&file, damaged).unwrap();
-        assert!(!dry_run(&data, &kept, &[]).from_cache(), "damage {i}");
+        assert!(!dry_run(&data, &kept, &[]).is_from_cache(), "damage {i}");
         assert!(fs::read(&file).unwrap() == whole, "damage {i}");
     }
-    assert!(dry_run(&data, &kept, &[]).from_cache());
+    assert!(dry_run(&data, &kept, &[]).is_from_cache());
 }
 
 #[test]
@@ -497,7 +500,7 @@ fn a_folder_that_cannot_be_written_is_one_note() {
     fs::write(&file, "").unwrap();
     let ran = dry_run(&data, &file, &[]);
     assert_eq!(ran.err.matches("not kept for the next run: `").count(), 1, "{}", ran.err);
-    assert!(!dry_run(&data, &file, &[]).from_cache());
+    assert!(!dry_run(&data, &file, &[]).is_from_cache());
     let mut command = Command::new(TRAIN);
     let model = golden("train/hf_init");
     command.args([
@@ -533,7 +536,7 @@ fn those_used_longest_ago_go_first() {
     let stored = kept.join(names.into_iter().find(|name| name != "new").unwrap());
     let modified = || fs::metadata(&stored).unwrap().modified().unwrap();
     fs::File::options().append(true).open(&stored).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
-    assert!(dry_run(&data, folder.path(), &[]).from_cache() && modified() > SystemTime::now() - Duration::from_secs(60));
+    assert!(dry_run(&data, folder.path(), &[]).is_from_cache() && modified() > SystemTime::now() - Duration::from_secs(60));
 }
 
 #[test]

@@ -23,9 +23,6 @@ impl Arena {
             let fact = format!("{:.1} GiB of memory cannot be had", bytes as f64 / (1u64 << 30) as f64);
             Error::new(Kind::Device, "cpu", fact, "pass a smaller --batch-size or --max-length")
         })?;
-        // A wish: with large pages there are few to give and to look up.
-        #[cfg(target_os = "linux")]
-        let _ = memory.advise(memmap2::Advice::HugePage);
         Ok(Arena { start: memory.as_mut_ptr(), memory })
     }
 

@@ -136,8 +136,8 @@ fn checksum(key: u128, content: &[u8]) -> [u8; 16] {
 /// Numbers in as few bytes as the largest takes.
 fn bytes(values: impl Iterator<Item = u64> + Clone) -> (Dtype, Vec<u8>) {
     match values.clone().max().unwrap_or(0) {
-        ..=0xffff => (Dtype::U16, values.flat_map(|value| (value as u16).to_le_bytes()).collect()),
-        ..=0xffff_ffff => (Dtype::U32, values.flat_map(|value| (value as u32).to_le_bytes()).collect()),
+        0..=0xffff => (Dtype::U16, values.flat_map(|value| (value as u16).to_le_bytes()).collect()),
+        0x10000..=0xffff_ffff => (Dtype::U32, values.flat_map(|value| (value as u32).to_le_bytes()).collect()),
         _ => (Dtype::U64, values.flat_map(u64::to_le_bytes).collect()),
     }
 }

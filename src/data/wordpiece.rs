@@ -1,6 +1,6 @@
 //! BERT's tokenizer in one pass over a text: cleaned, lower-cased, parted into words, and each word into the longest pieces
 //! that the vocabulary has. It gives the ids that the `tokenizers` library gives, whose parts follow the same rules one
-//! after the other and keep track of where everything came from, which takes a hundred times as long.
+//! after the other and keep track of where everything came from, which takes twenty times as long.
 //! What it is not sure to do alike, it leaves to the library.
 
 use std::collections::HashMap;
@@ -200,7 +200,7 @@ impl Words<'_> {
             }
         }
         self.end();
-        More
+        if self.ids.len() >= self.limit { Enough } else { More }
     }
 
     /// `false` for a mark.
