@@ -31,6 +31,10 @@ fn ran_with(binary: &str, args: &[&str], stdin: &[u8]) -> Ran {
 }
 
 pub fn run(command: &mut Command, stdin: &[u8]) -> Ran {
+    // Nothing of the tests goes into the user's cache.
+    if command.get_envs().all(|(name, _)| name != "WARPFIT_CACHE") {
+        command.env("WARPFIT_CACHE", "");
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (mut pipe, stdin) = (child.stdin.take().unwrap(), stdin.to_vec());
@@ -643,7 +647,7 @@ fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
     let out = TempDir::new().unwrap();
     let (hf, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let args = ["--model", path(&hf), "--train-file", path(&file), "--output-dir", path(out.path()), "--max-steps", "1"];
-    let status = Command::new(TRAIN).args(args).stdout(Stdio::null()).stderr(full()).status().unwrap();
+    let status = Command::new(TRAIN).args(args).env("WARPFIT_CACHE", "").stdout(Stdio::null()).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(0));
     assert!(out.path().join("model.safetensors").exists());
 }

@@ -11,6 +11,7 @@ mod model;
 mod nvcc;
 mod ops;
 mod rounded;
+mod tokenize;
 mod train;
 #[path = "vgpu.rs"]
 mod virtual_gpu;

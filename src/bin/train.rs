@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use warpfit::classifier::Classifier;
 use warpfit::cli::{be_quiet, note, print};
+use warpfit::data::cache;
 use warpfit::error::Result;
 use warpfit::metrics::{argmax, softmax};
 use warpfit::report::log::{Count, duration, rate};
@@ -28,7 +29,7 @@ fn run(args: Args) -> Result<()> {
         args
     };
     let settings = args.settings()?;
-    let Some(outcome) = train(&settings)? else { return Ok(()) };
+    let Some(outcome) = train(&settings, cache::folder().as_deref())? else { return Ok(()) };
 
     let took = duration(std::time::Duration::from_secs_f64(outcome.seconds));
     let updates = rate(outcome.updates as f64 / outcome.seconds);

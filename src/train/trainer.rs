@@ -77,14 +77,14 @@ struct Best {
     saved: bool,
 }
 
-/// Trains as `settings` say. `None` after a dry run.
-pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
+/// Trains as `settings` say, with tokenised texts kept in the folder `cache`, if any. `None` after a dry run.
+pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let resumes = settings.resume_from_checkpoint.is_some();
     RunDir::check(&settings.output_dir, settings.overwrite_output_dir || resumes || settings.dry_run)?;
     let (backend, device) = settings.device.open(settings.precision)?;
     let source = ModelDir::read(&settings.model)?;
     let max_length = source.max_length(settings.max_length)?;
-    let data = Data::read(settings, &source.config, source.tokenizer()?, max_length)?;
+    let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
     let config = (source.config.clone())
         .with_labels(data.names.clone())?
         .with_dropout(settings.dropout.map(|p| p as f32), settings.classifier_dropout.map(|p| p as f32))?;
