@@ -885,7 +885,7 @@ fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
             ("--resume-from-checkpoint --gradient-accumulation-steps 2", "with gradient_accumulation_steps 1, this run has 2"),
             ("--resume-from-checkpoint --seed 43", "was made with seed 42, this run has 43"),
             ("--resume-from-checkpoint --no-shuffle", "was made with shuffle true"),
-            ("--resume-from-checkpoint --max-length 16", "was made with other training data"),
+            ("--resume-from-checkpoint --max-length 5", "was made with other training data"),
             ("--resume-from-checkpoint --max-train-samples 50", "was made with other training data"),
             (&elsewhere, "elsewhere/state.json`: no such file"),
         ]
