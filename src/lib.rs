@@ -10,7 +10,7 @@
 //! | place | what lies there |
 //! | --- | --- |
 //! | [`ops`] | THE page: one struct an op with its maths, and the trait [`ops::Backend`] that runs them |
-//! | [`data`] | `dataset` (labelled files), `inputs` (rows to classify), `scored` (rows classified), `tokenize`, `pack` (no padding), `loader` (order of rows, prefetching) |
+//! | [`data`] | `dataset` (labelled texts: one file a format, the splits of a folder), `inputs` (rows to classify), `scored` (rows classified), `tokenize`, `pack` (no padding), `loader` (order of rows, prefetching) |
 //! | [`model`] | `config`, `names` (Hugging Face tensor names), `plan` (every buffer), `encoder` and `head` (forward, backward: two mirrored lists) |
 //! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `real` (f32 and f64 arithmetic) |
 //! | [`cuda`] | the backend on NVIDIA GPUs: the same stems, each a launcher of the kernels in `kernels/<stem>.cu`; `gemm` (cuBLASLt), `columns` (sums over rows), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
@@ -20,7 +20,7 @@
 //! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
 //! | [`train`] | `recipe` (flags under the typed ones), `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
-//! | [`checkpoint`] | `weights` (safetensors), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
+//! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
 //! | [`classifier`] | a trained model opened to classify |
 //! | [`report`] | `log` (progress, tables), `predictions` |
 //! | [`sample`] | the bundled reviews of the default run |

@@ -148,7 +148,7 @@ fn fasttext_lines() {
 }
 
 /// Writes files below a folder, with the folders that they need.
-fn put(folder: &Path, files: &[(&str, &str)]) {
+pub fn put(folder: &Path, files: &[(&str, &str)]) {
     for (name, content) in files {
         fs::create_dir_all(folder.join(name).parent().unwrap()).unwrap();
         fs::write(folder.join(name), content).unwrap();
@@ -176,7 +176,7 @@ fn folders_of_reviews() {
     assert_eq!(table.place(2), format!("{}:1", dir.path().join("train/pos/9_7.txt").display()));
     assert_eq!(label(table, None).unwrap(), (strings(&["neg", "pos"]), vec![0, 1, 1, 1]));
 
-    fs::write(dir.path().join("train/pos/9_7.txt"), b"caf\xe9").unwrap();
+    fs::write(dir.path().join("train/pos/9_7.txt"), b"caf\xe9 x").unwrap();
     assert_error(read(), "pos/9_7.txt:1", "not UTF-8");
     fs::remove_dir_all(dir.path().join("train/pos")).unwrap();
     assert_error(read(), "train/pos", "no such file or folder");
@@ -275,14 +275,8 @@ fn splits_of_a_folder() {
     for (files, part) in [
         (&["a.csv", "train/a.csv", "a/b/train.csv"][..], "there is no training, validation or test data in this folder"),
         (&["a/train.csv", "b/test.csv"], "there are data sets in several folders: a, b; give one"),
-        (
-            &["train.csv", "train.jsonl"],
-            "several files may be its train data: train.csv, train.jsonl; name the one that is meant with --train-file",
-        ),
-        (
-            &["dev.csv", "val.csv"],
-            "several files may be its validation data: dev.csv, val.csv; name the one that is meant with --validation-file",
-        ),
+        (&["train.csv", "train.jsonl"], "several files may be its train data: train.csv, train.jsonl; keep one of them"),
+        (&["dev.csv", "val.csv"], "several files may be its validation data: dev.csv, val.csv; keep one of them"),
         (&["test.csv", "test/neg/0_0.txt"], "several files may be its test data: test, test.csv"),
         (&["train-00000-of-00001.csv", "train.csv"], "several files may be its train data"),
         (&["train-00000-of-00002.csv", "train-00000-of-00002-hash.csv"], "several files may be its train data"),
@@ -328,7 +322,7 @@ fn columns_by_name_by_flag_and_by_content() {
 }
 
 /// A Parquet file of text (optional) and label, in two row groups.
-fn parquet(folder: &Path, schema: &str, texts: &[Option<&str>], labels: Labels, names: Option<&[&str]>) -> PathBuf {
+pub fn parquet(folder: &Path, schema: &str, texts: &[Option<&str>], labels: Labels, names: Option<&[&str]>) -> PathBuf {
     let path = folder.join("train-00000-of-00001.parquet");
     let metadata = names.map(|names| {
         let json = json!({"info": {"features": {"text": {"dtype": "string"}, "label": {"names": names, "_type": "ClassLabel"}}}});
@@ -359,12 +353,12 @@ fn parquet(folder: &Path, schema: &str, texts: &[Option<&str>], labels: Labels, 
 }
 
 #[derive(Clone, Copy)]
-enum Labels<'a> {
+pub enum Labels<'a> {
     Whole(&'a [i64]),
     Real(&'a [f64]),
 }
 
-const TEXT_AND_INT: &str = "message schema { optional binary text (UTF8); required int64 label; }";
+pub const TEXT_AND_INT: &str = "message schema { optional binary text (UTF8); required int64 label; }";
 const TEXT_AND_DOUBLE: &str = "message schema { optional binary text (UTF8); required double label; }";
 
 #[test]

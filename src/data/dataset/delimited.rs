@@ -1,14 +1,12 @@
 //! CSV and TSV (RFC 4180) with a header.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::{LineNumbers, Options, Table, number_or_text, read_text};
+use super::{LineNumbers, Options, Table, number_or_text};
 use crate::error::{Error, Result};
 
-pub(super) fn read(path: &Path, file: File, delimiter: u8, options: &Options) -> Result<Table> {
-    let text = read_text(path, file)?;
+pub(super) fn read(path: &Path, text: &str, delimiter: u8, options: &Options) -> Result<Table> {
     // The crate takes an unclosed quote for closed at the end. A last record of one NUL, which no file holds, tells:
     // behind an unclosed quote it becomes part of a field.
     let end = "\0";
@@ -29,7 +27,7 @@ pub(super) fn read(path: &Path, file: File, delimiter: u8, options: &Options) ->
         // A record's position may stand on the line ends before it.
         let mut start = (record.position().expect("a record that was read has a position").byte() as usize).min(text.len());
         start += text[start..].bytes().take_while(|b| b"\r\n".contains(b)).count();
-        let line = lines.at(&text, start);
+        let line = lines.at(text, start);
         let place = || format!("{}:{line}", path.display());
         if record.iter().any(|field| field.ends_with(end)) {
             return Err(Error::user(

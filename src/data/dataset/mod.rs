@@ -109,8 +109,8 @@ impl Table {
         }
         let file = open(path)?;
         match ending(path).as_str() {
-            "csv" => delimited::read(path, file, options.delimiter.unwrap_or(b','), options),
-            "tsv" => delimited::read(path, file, options.delimiter.unwrap_or(b'\t'), options),
+            "csv" => delimited::read(path, &read_text(path, file)?, options.delimiter.unwrap_or(b','), options),
+            "tsv" => delimited::read(path, &read_text(path, file)?, options.delimiter.unwrap_or(b'\t'), options),
             "jsonl" => json::read_lines(path, &read_text(path, file)?, options),
             "json" => json::read(path, &read_text(path, file)?, options),
             "txt" | "ft" | "fasttext" => labelled_lines::read(path, &read_text(path, file)?, options),

@@ -20,8 +20,8 @@ pub(super) fn read(folder: &Path, options: &Options) -> Result<Table> {
     }
     let mut table = Table::new(folder, ["text", "label"].map(String::from).into(), options)?;
     table.class_names = Some(CLASSES.map(String::from).into());
-    for class in CLASSES {
-        let mut reviews = splits::entries(&folder.join(class))?;
+    for (class, name) in CLASSES.iter().enumerate() {
+        let mut reviews = splits::entries(&folder.join(name))?;
         reviews.retain(|path| ending(path) == "txt");
         reviews.sort_by_cached_key(|path| {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();

@@ -89,7 +89,7 @@ fn check(dir: &Path, split: &str, paths: &[PathBuf]) -> Result<()> {
         _ => {
             let names: Vec<String> = paths.iter().map(|path| name(path)).collect();
             let fact = format!("several files may be its {split} data: {}", list(&names));
-            Err(Error::user(dir.display(), fact, format!("name the one that is meant with --{split}-file")))
+            Err(Error::user(dir.display(), fact, "keep one of them there, or give each file with its own flag"))
         }
     }
 }
