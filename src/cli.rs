@@ -8,11 +8,13 @@ use std::io::Write;
 use std::panic::UnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Command, Parser};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::error::{Error, Kind, Result};
 
@@ -89,6 +91,28 @@ pub fn matches(command: &Command, args: impl IntoIterator<Item = OsString>) -> R
 pub fn print(line: impl Display) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Default::default);
+
+/// From now on the first SIGINT or SIGTERM is for the work to notice, in [`check_interrupt`]; a second one ends the
+/// process at once.
+pub fn notice_interrupts() -> Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds the condition not met yet.
+        flag::register_conditional_shutdown(signal, Kind::Interrupted as i32, INTERRUPTED.clone())
+            .and_then(|_| flag::register(signal, INTERRUPTED.clone()))
+            .map_err(|e| Error::new(Kind::Device, "signals", e.to_string(), "start the program anew"))?;
+    }
+    Ok(())
+}
+
+/// An error of kind [`Kind::Interrupted`] once a signal was noticed: for work to stop where it can be saved.
+pub fn check_interrupt() -> Result<()> {
+    match INTERRUPTED.load(Ordering::Relaxed) {
+        true => Err(Error::new(Kind::Interrupted, "signal", "interrupted", "")),
+        false => Ok(()),
+    }
 }
 
 static QUIET: AtomicBool = AtomicBool::new(false);

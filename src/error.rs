@@ -16,6 +16,8 @@ pub enum Kind {
     User = 2,
     /// The device or memory is at fault.
     Device = 3,
+    /// Stopped by a signal, with the work saved.
+    Interrupted = 130,
     /// The reader of our standard output has gone: not a failure.
     BrokenPipe = 0,
 }

@@ -15,7 +15,7 @@
 //! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `real` (f32 and f64 arithmetic) |
 //! | [`cuda`] | the backend on NVIDIA GPUs: the same stems, each a launcher of the kernels in `kernels/<stem>.cu`; `gemm` (cuBLASLt), `columns` (sums over rows), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
 //! | [`device`] | which backend computes, and how precisely: the one place that knows them by name |
-//! | [`cost`] | bytes and FLOPs of each op at the least |
+//! | [`cost`], [`profile`] | bytes and FLOPs of each op at the least; where the time of a run goes |
 //! | [`random`] | Philox: dropout as a pure function of where and when |
 //! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
 //! | [`train`] | `recipe` (flags under the typed ones), `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
@@ -60,6 +60,7 @@ pub mod hub;
 pub mod metrics;
 pub mod model;
 pub mod ops;
+pub mod profile;
 pub mod random;
 pub mod report;
 pub mod sample;

@@ -127,10 +127,18 @@ impl Model {
         self.write(self.plan.head.weights, weights)
     }
 
+    pub fn status(&mut self) -> Result<Status> {
+        Ok(Status::from_slice(&self.read(self.plan.status)?))
+    }
+
+    pub fn set_status(&mut self, status: &Status) -> Result<()> {
+        self.backend.write(self.plan.status, &status.to_array())
+    }
+
     /// The status block; its sums start from 0 again.
     pub fn take_status(&mut self) -> Result<Status> {
-        let status = Status::from_slice(&self.read(self.plan.status)?);
-        self.write(self.plan.status, &Status { loss: status.loss, ..Status::default() }.to_array())?;
+        let status = self.status()?;
+        self.set_status(&Status { loss: status.loss, ..Status::default() })?;
         Ok(status)
     }
 

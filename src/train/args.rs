@@ -197,6 +197,9 @@ pub struct Args {
     /// Logs to write: jsonl or none [default: jsonl]
     #[arg(long, help_heading = "Cadence")]
     pub report_to: Option<ReportTo>,
+    /// Time every op of this many updates: a table, and profile.json for chrome://tracing, in --output-dir
+    #[arg(long, value_name = "UPDATES", value_parser = count, help_heading = "Cadence")]
+    pub profile: Option<usize>,
     /// Exit with 1 unless the final evaluation reaches this, as in accuracy=0.9 (for loss: stays at or below it)
     #[arg(long, value_name = "METRIC=VALUE", help_heading = "Cadence")]
     pub fail_under: Option<String>,
@@ -293,6 +296,8 @@ pub struct Settings {
     pub metric_for_best_model: Metric,
     pub early_stopping_patience: Option<usize>,
     pub report_to: ReportTo,
+    /// Updates to time.
+    pub profile: Option<usize>,
     pub fail_under: Option<(Metric, f64)>,
 }
 
@@ -398,6 +403,7 @@ impl Args {
             metric_for_best_model: metric,
             early_stopping_patience: self.early_stopping_patience,
             report_to: self.report_to.unwrap_or(ReportTo::Jsonl),
+            profile: self.profile,
             fail_under,
         })
     }
