@@ -390,7 +390,7 @@ fn what_is_wrong_with_a_data_folder_is_said_in_one_line() {
     let cases: [(Files, &str, &str); 9] = [
         (&[], "", "`: there is no training, validation or test data in this folder"),
         (&[("a.csv", csv)], "", "`: there is no training, validation or test data in this folder"),
-        (&[("test.csv", csv)], "", "`: there is no training data in this folder; name it with --train-file"),
+        (&[("test.csv", csv)], "", "`: there is no training data in it; name it with --train-file"),
         (&[("test.csv", csv)], "none", "none`: no such file or folder"),
         (&[("test.csv", csv)], "test.csv", "test.csv`: Not a directory"),
         (&[("train.csv", csv), ("train.json", "[]")], "", "`: several files may be its train data: train.csv, train.json; keep"),

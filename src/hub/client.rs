@@ -8,6 +8,7 @@ use ureq::http::{Request, Response, header};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body, SendBody};
 
+use crate::cli::check_interrupt;
 use crate::error::{Error, Result};
 
 /// How often a request is made that is cut off or answered with a fault of the server.
@@ -180,11 +181,12 @@ pub fn json(mut response: Response<Body>) -> Result<Value, Failure> {
     serde_json::from_str(&text).map_err(|e| Failure::Unreachable(format!("its answer is no JSON: {e}")))
 }
 
-/// Tries again, with a longer wait each time, while what goes wrong may pass.
+/// Tries again, with a longer wait each time, while what goes wrong may pass and nobody interrupts.
 fn retry<T>(mut request: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let mut tries = 0;
     loop {
         tries += 1;
+        check_interrupt()?;
         match request() {
             Err(failure) if failure.is_passing() && tries < TRIES => pause(tries),
             result => return result,

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::cache::sha256;
 use super::client::{Client, Failure, JSON, LFS_JSON, NDJSON, json};
 use super::{Kind, MAIN, Repo, explain};
+use crate::cli::check_interrupt;
 use crate::error::{Error, Result};
 use crate::report::log::Progress;
 
@@ -243,6 +244,7 @@ impl<'a> Part<'a> {
 
 impl Read for Part<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        check_interrupt().map_err(std::io::Error::other)?;
         let read = self.content.read(buffer)?;
         self.progress.add(&[read as u64]);
         Ok(read)
