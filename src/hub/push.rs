@@ -168,7 +168,7 @@ impl Target {
             };
             self.transfer(file, oid, href, &actions["upload"]["header"], &progress)?;
             if let Some(verify) = actions["verify"]["href"].as_str() {
-                self.client.post(verify, LFS_JSON, &json!({"oid": oid, "size": file.size}).to_string())?;
+                self.client.post(verify, JSON, &json!({"oid": oid, "size": file.size}).to_string())?;
             }
         }
         progress.finish("");
