@@ -17,7 +17,8 @@
 //! | [`device`] | which backend computes, and how precisely: the one place that knows them by name |
 //! | [`cost`], [`profile`] | bytes and FLOPs of each op at the least; where the time of a run goes |
 //! | [`random`] | Philox: dropout as a pure function of where and when |
-//! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
+//! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
+//! | [`train`] | `recipe` (flags under the typed ones), `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
 //! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
 //! | [`classifier`] | a trained model opened to classify |
@@ -55,6 +56,7 @@ pub mod cuda;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod hub;
 pub mod metrics;
 pub mod model;
 pub mod ops;

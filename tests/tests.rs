@@ -6,6 +6,7 @@ mod config;
 mod data;
 mod device;
 mod fixtures;
+mod hub;
 mod metrics;
 mod model;
 mod nvcc;
