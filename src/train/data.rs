@@ -2,7 +2,7 @@
 //! earlier run kept of all that.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -72,7 +72,7 @@ impl Data {
 
     /// The hash of all that decides the rows, their labels and their tokens.
     fn key(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> std::io::Result<u128> {
-        let files = [Some(&settings.train_file), settings.validation_file.as_ref(), settings.test_file.as_ref()];
+        let files = [&settings.files.train, &settings.files.validation, &settings.files.test];
         let decisive = json!({
             "tokenizer": String::from_utf8_lossy(&tokenizer.json),
             "max_length": max_length,
@@ -80,9 +80,9 @@ impl Data {
             "names": config.labels_named.then_some(&config.labels),
             "split": settings.validation_split.map(|share| (share, settings.seed)),
             "samples": (settings.max_train_samples, settings.max_eval_samples),
-            "files": files.map(|file| file.is_some()),
+            "files": files.map(Vec::len),
         });
-        cache::key(&decisive, files.into_iter().flatten().map(|path| path.as_path()))
+        cache::key(&decisive, files.into_iter().flatten().map(PathBuf::as_path))
     }
 
     fn parts(&self) -> Vec<(&'static str, &Encoded)> {
