@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path;
 
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a run ended, as its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

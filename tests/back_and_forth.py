@@ -7,6 +7,7 @@ missing or unexpected key, gives the same logits for, and goes on with. Small mo
 Needs torch and transformers; about two minutes.
 """
 
+import copy
 import json
 import random
 import shutil
@@ -113,7 +114,8 @@ def save(model, folder, **how):
 def back_and_forth(folder, name, config, dtype, how):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config).eval()
+    # A copy, for saving notes its dtype in it.
+    model = AutoModelForSequenceClassification.from_config(copy.deepcopy(config)).eval()
     labels = random.Random(1)
     rows = [(text, labels.randrange(config.num_labels)) for text in texts(40, 2)]
     unseen = texts(20, 3)

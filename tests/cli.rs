@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use warpfit::train::args::ClassWeights;
+use warpfit::train::recipe;
 
 use crate::checkpoint::{Tensors as Stored, rounded, save, shard, tensors};
 use crate::data::{Labels, TEXT_AND_INT, parquet, put};
@@ -27,10 +29,15 @@ pub struct Ran {
 }
 
 fn ran_with(binary: &str, args: &[&str], stdin: &[u8]) -> Ran {
-    run(Command::new(binary).args(args), stdin)
+    // No test but those of the hub asks the network for anything.
+    run(Command::new(binary).args(args).env("HF_HUB_OFFLINE", "1"), stdin)
 }
 
 pub fn run(command: &mut Command, stdin: &[u8]) -> Ran {
+    // Nothing of the tests goes into the user's cache.
+    if command.get_envs().all(|(name, _)| name != "WARPFIT_CACHE") {
+        command.env("WARPFIT_CACHE", "");
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (mut pipe, stdin) = (child.stdin.take().unwrap(), stdin.to_vec());
@@ -387,7 +394,7 @@ fn what_is_wrong_with_a_data_folder_is_said_in_one_line() {
     let cases: [(Files, &str, &str); 9] = [
         (&[], "", "`: there is no training, validation or test data in this folder"),
         (&[("a.csv", csv)], "", "`: there is no training, validation or test data in this folder"),
-        (&[("test.csv", csv)], "", "`: there is no training data in this folder; name it with --train-file"),
+        (&[("test.csv", csv)], "", "`: there is no training data in it; name it with --train-file"),
         (&[("test.csv", csv)], "none", "none`: no such file or folder"),
         (&[("test.csv", csv)], "test.csv", "test.csv`: Not a directory"),
         (&[("train.csv", csv), ("train.json", "[]")], "", "`: several files may be its train data: train.csv, train.json; keep"),
@@ -643,7 +650,7 @@ fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
     let out = TempDir::new().unwrap();
     let (hf, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let args = ["--model", path(&hf), "--train-file", path(&file), "--output-dir", path(out.path()), "--max-steps", "1"];
-    let status = Command::new(TRAIN).args(args).stdout(Stdio::null()).stderr(full()).status().unwrap();
+    let status = Command::new(TRAIN).args(args).env("WARPFIT_CACHE", "").stdout(Stdio::null()).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(0));
     assert!(out.path().join("model.safetensors").exists());
 }
@@ -1040,6 +1047,13 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--label-column text", "cannot be both text and label"),
         ("--validation-split 0.001", "leaves one side empty"),
         ("--model elsewhere --train-file x", "cannot be used multiple times"),
+        ("--dataset tiny/reviews", "cannot be used with"),
+        ("--dataset-config x", "cannot be used with"),
+        ("--validation-split-name test", "cannot be used with"),
+        ("--recipe nonsense", "invalid value 'nonsense' for '--recipe"),
+        ("--config nowhere.toml", "`nowhere.toml`: no such file"),
+        ("--push-to-hub a/b/c", "`--push-to-hub a/b/c`: is no id of the hub"),
+        ("--push-to-hub me/x", "`--push-to-hub me/x`: HF_HUB_OFFLINE is set"),
     ]
     .into_iter()
     .map(|(flags, part)| bad(flags, part))
@@ -1064,7 +1078,10 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--validation-split", true),
         ("--max-length", true),
         ("--max-train-samples", true),
+        ("--max-eval-samples", true),
         ("--logging-steps", true),
+        ("--eval-steps", true),
+        ("--save-steps", true),
         ("--save-total-limit", true),
         ("--early-stopping-patience", true),
     ] {
@@ -1091,6 +1108,99 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
 }
 
 #[test]
+fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out");
+    train(&out, &words("--max-steps 2 --save-strategy steps --save-steps 1")).done();
+    let (before, elsewhere) = (names(&out), dir.path().join("elsewhere"));
+    let elsewhere = format!("--resume-from-checkpoint {}", path(&elsewhere));
+    assert_none(
+        [
+            ("--resume-from-checkpoint --batch-size 4", "was made with batch_size 8, this run has 4"),
+            ("--resume-from-checkpoint --gradient-accumulation-steps 2", "with gradient_accumulation_steps 1, this run has 2"),
+            ("--resume-from-checkpoint --seed 43", "was made with seed 42, this run has 43"),
+            ("--resume-from-checkpoint --no-shuffle", "was made with shuffle true"),
+            ("--resume-from-checkpoint --max-length 5", "was made with other training data"),
+            ("--resume-from-checkpoint --max-train-samples 50", "was made with other training data"),
+            (&elsewhere, "elsewhere/state.json`: no such file"),
+        ]
+        .map(|(flags, part)| train(&out, &words(flags)).fault(2, part).map(|fault| format!("{flags}: {fault}"))),
+    );
+    assert_eq!(names(&out), before);
+    train(&dir.path().join("empty"), &["--resume-from-checkpoint"]).failed(2, "there is no checkpoint in this folder");
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let no_folder = ["--model", path(&model), "--train-file", path(&file), "--resume-from-checkpoint"];
+    ran(TRAIN, &no_folder).failed(2, "`--output-dir`: is not given");
+}
+
+#[test]
+fn flags_stand_over_a_file_and_a_file_over_a_recipe() {
+    let dir = TempDir::new().unwrap();
+    let config = dir.path().join("run.toml");
+    let parse = |flags: &str| {
+        let flags = format!("train {flags}");
+        recipe::parse(words(&flags).into_iter().map(Into::into)).map(Option::unwrap)
+    };
+    // As published: model, data, and the flags that say how.
+    let known = |name: &str| {
+        let args = parse(&format!("--recipe {name}")).unwrap();
+        let text = |path: &Option<PathBuf>| path.as_deref().map_or(String::new(), |path| path.display().to_string());
+        let numbers = [args.epochs, args.batch_size.map(|n| n as f64), args.learning_rate, args.weight_decay];
+        let numbers = numbers.map(|number| number.unwrap());
+        (text(&args.model), text(&args.dataset), args.max_length, args.validation_split, numbers, args.load_best_model_at_end)
+    };
+    let (distilbert, imdb) = ("distilbert/distilbert-base-uncased".to_string(), "stanfordnlp/imdb".to_string());
+    let two = |batch: f64| [2.0, batch, 2e-5, 0.01];
+    assert_eq!(known("imdb"), (distilbert.clone(), imdb.clone(), Some(512), None, two(16.0), Some(true)));
+    assert_eq!(known("imdb-40k"), (distilbert.clone(), String::new(), Some(512), Some(0.2), two(32.0), Some(true)));
+    let bert = "google-bert/bert-base-uncased".to_string();
+    assert_eq!(known("imdb-bert"), (bert, imdb, Some(128), Some(0.1), [3.0, 16.0, 2e-5, 0.01], Some(false)));
+    assert_eq!(known("emotion"), (distilbert, "dair-ai/emotion".to_string(), None, None, two(64.0), None));
+    assert_eq!(parse("").unwrap().recipe.as_deref(), Some("sample"));
+
+    // Each over the next; and what cannot stand together leaves with what it stood under.
+    fs::write(&config, "recipe = 'imdb'\nbatch-size = 4\nepochs = 5\nfrom-scratch = true\nclass_weights = [1, 2.5]\n").unwrap();
+    let args = parse(&format!("--epochs 7 --config {} --train-file mine.csv", path(&config))).unwrap();
+    assert_eq!((args.epochs, args.batch_size, args.eval_batch_size), (Some(7.0), Some(4), Some(16)));
+    assert_eq!((args.from_scratch, args.class_weights), (Some(true), Some(ClassWeights::Given(vec![1.0, 2.5]))));
+    assert_eq!((args.dataset, args.validation_split_name.is_none()), (None, true));
+    let args = parse("--recipe imdb --validation-split 0.3").unwrap();
+    assert_eq!((args.validation_split, args.validation_split_name.is_none(), args.dataset.is_some()), (Some(0.3), true, true));
+    let args = parse("--recipe sample --validation-split 0.3 --learning_rate 1").unwrap();
+    assert_eq!((args.validation_file, args.learning_rate, args.seed), (None, Some(1.0), None));
+
+    // Through the binary, and what is wrong with a file by its line.
+    let out = dir.path().join("out");
+    fs::write(&config, "max_steps = 1 # one\n\n\"save-strategy\" = 'no'\nquiet = true\nno-shuffle = false\n").unwrap();
+    let ran = train(&out, &["--config", path(&config)]).done();
+    let settings = read(&out, "training_args.json");
+    assert_eq!((&ran.err[..], &settings["max_steps"], &settings["shuffle"]), ("", &json!(1), &json!(true)));
+    assert_none(
+        [
+            ("epochs = 1\n\nepoch = 2", "run.toml:3`: there is no setting epoch; see train --help"),
+            ("config = 'other.toml'", "run.toml:1`: there is no setting config"),
+            ("help = true", "run.toml:1`: there is no setting help"),
+            ("seed = 1\nepochs = 0", "run.toml:2`: invalid value '0' for '--epochs"),
+            ("quiet = 3", "run.toml:1`: unexpected value '3' for '--quiet'"),
+            (
+                "batch-size = 1\nbatch_size = 2",
+                "run.toml:2`: the argument '--batch-size <BATCH_SIZE>' cannot be used multiple times",
+            ),
+            ("seed = 1\nseed = 2", "run.toml:2`: no TOML: duplicate key"),
+            ("validation-split = 0.1\nvalidation-file = 'x'", "run.toml:2`: the argument '--validation-"),
+            ("seed =", "run.toml:1`: no TOML: "),
+            ("[data]\nseed = 1", "run.toml:1`: there is no setting data"),
+            ("seed = {a = 1}", "run.toml:1`: seed can be no table"),
+            ("seed = 2026-01-01", "run.toml:1`: seed can be no datetime"),
+        ]
+        .map(|(text, part)| {
+            fs::write(&config, text).unwrap();
+            train(&out, &["--config", path(&config)]).fault(2, part)
+        }),
+    );
+}
+
+#[test]
 fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
     let (model, file) = (golden("text/hf"), golden("train/test.csv"));
     let (model, file) = (path(&model), path(&file));
@@ -1101,8 +1211,9 @@ fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
         ran(EVALUATE, &["--predictions", path(&file)])
     };
     assert_none([
-        ran(PREDICT, &[]).fault(2, "--model <DIR>"),
-        ran(PREDICT, &["--model", "nowhere", "x"]).fault(2, "`nowhere`: no such folder"),
+        ran(PREDICT, &[]).fault(2, "--model <DIR_OR_ID>"),
+        ran(PREDICT, &["--model", "nowhere", "x"]).fault(2, "`nowhere`: there is no such folder here, nor a model in the cache"),
+        ran(PREDICT, &["--model", "./nowhere", "x"]).fault(2, "`./nowhere`: no such folder"),
         ran(PREDICT, &["--model", file, "x"]).fault(2, "test.csv`: is not a folder"),
         predict(&["x", "--text", "y"]).fault(2, "cannot be used with"),
         predict(&["x", "--input", file]).fault(2, "cannot be used with"),
@@ -1117,7 +1228,7 @@ fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
         ran_with(PREDICT, &["--model", model], b"one\ntwo\0\n").fault(2, "`standard input:2`: a NUL byte"),
         ran_with(PREDICT, &["--model", model, "--input-format", "jsonl"], b"good\n").fault(2, "`standard input:1`: "),
         ran(EVALUATE, &["--model", model]).fault(2, "--file <FILE>"),
-        ran(EVALUATE, &["--file", file]).fault(2, "--model <DIR>"),
+        ran(EVALUATE, &["--file", file]).fault(2, "--model <DIR_OR_ID>"),
         ran(EVALUATE, &["--model", model, "--file", file, "--predictions", "x"]).fault(2, "cannot be used with"),
         ran(EVALUATE, &["--model", model, "--file", file, "--fail-under", "accuracy=1.1"]).fault(1, "accuracy is "),
         ran(EVALUATE, &["--model", model, "--file", file, "--fail-under", "beauty=1"]).fault(2, "there is no metric `beauty`"),

@@ -1,9 +1,8 @@
-//! Reading, tokenising, splitting, packing and loading of texts and labels.
+//! Reading, splitting, packing and loading of texts and labels.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
@@ -17,13 +16,9 @@ use tempfile::TempDir;
 use warpfit::data::dataset::{Dataset, Options, Splits, Table, class_names, overlap, splits, stratified_split};
 use warpfit::data::loader::{Loader, randperm, row_order};
 use warpfit::data::pack::PackedBatch;
-use warpfit::data::tokenize::{Encoded, Tokenizer};
+use warpfit::data::tokenize::Encoded;
 
 use crate::fixtures::golden;
-
-fn json_lines(path: PathBuf) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 fn strings(items: &[&str]) -> Vec<String> {
     items.iter().map(|s| s.to_string()).collect()
@@ -43,7 +38,7 @@ fn read_with(name: &str, content: impl AsRef<[u8]>, options: &Options) -> warpfi
 
 /// The error's one line; the place must end in `place` and the rest hold `part`.
 #[track_caller]
-fn assert_error<T>(result: warpfit::Result<T>, place: &str, part: &str) {
+pub fn assert_error<T>(result: warpfit::Result<T>, place: &str, part: &str) {
     let line = result.err().expect("an error").to_string();
     assert!(!line.contains('\n') && line.contains("; "), "one line with a remedy: {line}");
     let (at, rest) = line.split_once("`: ").unwrap();
@@ -662,25 +657,6 @@ proptest! {
         prop_assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "one group a token");
     }
 
-    /// Cutting early gives what cutting late gives, whatever stands where the text is cut.
-    #[test]
-    fn long_texts_are_cut_like_short_ones(
-        words in prop::collection::vec("good|lovely|[a-z]{1,30}|\\[SEP\\]|\\[MASK\\]|日本|e\u{301}|\u{301}|[.,\"-]|\\PC{1,5}", 1..300),
-        spaces in "[ \t\n\u{a0}]{1,3}",
-        max_length in 3..40usize,
-    ) {
-        let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
-        let text = words.join(&spaces);
-        let whole = tokenizer.encode(&[&text], 1_000_000, &ignore).unwrap().ids;
-        let cut = tokenizer.encode(&[&text], max_length, &ignore).unwrap();
-        let mut expected = whole.clone();
-        if whole.len() > max_length {
-            expected.truncate(max_length - 1);
-            expected.push(3);
-        }
-        prop_assert_eq!((&cut.ids, cut.cut[0]), (&expected, whole.len() > max_length));
-    }
-
     #[test]
     fn loader_equals_direct_packing(sizes in prop::collection::vec(1..6usize, 0..40), batch in 1..9usize, first in 0..6usize, seed: u64) {
         let mut data = Encoded::default();
@@ -710,126 +686,7 @@ fn overlap_counts_validation_rows() {
     assert_eq!(overlap(&strings(&["a", "a", "b"]), &strings(&["a", "c", "b", "B"])), 2);
 }
 
-// ---- tokenize
-
-fn ignore(_: usize) {}
-
-#[test]
-fn ids_are_those_of_hugging_face() {
-    let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
-    assert_eq!((tokenizer.max_length, tokenizer.vocab), (Some(48), 299));
-    let texts: Vec<String> =
-        json_lines(golden("text/texts.jsonl")).iter().map(|t| t["text"].as_str().unwrap().to_string()).collect();
-    let untruncated = tokenizer.encode(&texts, 100_000, &ignore).unwrap();
-    for (file, max_length) in [("expected.jsonl", 48), ("expected_max16.jsonl", 16)] {
-        let expected = json_lines(golden("text").join(file));
-        let encoded = tokenizer.encode(&texts, max_length, &ignore).unwrap();
-        assert_eq!((encoded.rows(), expected.len()), (texts.len(), texts.len()));
-        for (row, expected) in expected.iter().enumerate() {
-            assert_eq!(json!(encoded.row(row).0), expected["input_ids"], "{file} {row}");
-            assert_eq!(encoded.cut[row], untruncated.row(row).0.len() > max_length);
-        }
-        assert!(encoded.types.is_empty() && encoded.truncated() > 0);
-    }
-}
-
-#[test]
-fn baked_in_lengths_are_overridden() {
-    let plain = fs::read(golden("text/hf/tokenizer.json")).unwrap();
-    let mut baked: Value = serde_json::from_slice(&plain).unwrap();
-    baked["truncation"] = json!({"direction": "Left", "max_length": 7, "strategy": "LongestFirst", "stride": 2});
-    baked["padding"] = json!({"strategy": {"Fixed": 30}, "direction": "Right", "pad_to_multiple_of": null,
-        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"});
-    let texts = ["good", "a good, good, lovely film with a very bad screen and a boring actor", ""];
-    let encode = |json: &[u8]| Tokenizer::from_bytes(json).unwrap().encode(&texts, 12, &ignore).unwrap();
-    let baked = serde_json::to_vec(&baked).unwrap();
-    assert_eq!(encode(&baked), encode(&plain));
-    assert_eq!(encode(&baked).cut, [false, true, false]);
-    assert_eq!(encode(&baked).row(2).0, [2, 3], "an empty text is [CLS] [SEP]");
-    assert_eq!(Tokenizer::from_bytes(&baked).unwrap().json, baked, "the bytes stay as they were read");
-}
-
-#[test]
-fn many_texts_keep_their_order() {
-    let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
-    let texts: Vec<String> = (0..1000).map(|i| "good ".repeat(i % 37)).collect();
-    let (calls, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let progress = |done: usize| {
-        calls.fetch_add(1, Ordering::Relaxed);
-        sum.fetch_add(done, Ordering::Relaxed);
-    };
-    let encoded = tokenizer.encode(&texts, 30, &progress).unwrap();
-    assert!((0..1000).all(|i| encoded.row(i).0.len() == (i % 37 + 2).min(30)));
-    assert!(calls.into_inner() > 1 && sum.into_inner() == 1000);
-    assert_eq!(tokenizer.encode::<String>(&[], 30, &ignore).unwrap(), Encoded::default());
-}
-
-#[test]
-fn token_types_stay_where_there_are_some() {
-    let mut json: Value = serde_json::from_slice(&fs::read(golden("text/hf/tokenizer.json")).unwrap()).unwrap();
-    json["post_processor"]["single"][1]["Sequence"]["type_id"] = json!(1);
-    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
-    let encoded = tokenizer.encode(&["", "good good"], 9, &ignore).unwrap();
-    assert_eq!((encoded.row(0).1, encoded.row(1).1), ([0, 0].as_slice(), [0, 1, 1, 0].as_slice()));
-}
-
-#[test]
-fn hostile_texts() {
-    let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
-    let texts = [
-        "\0".to_string(),
-        " \t\r\n\u{a0}\u{3000}".repeat(1000),
-        "a".repeat(1_000_000),
-        "a ".repeat(500_000),
-        "[SEP]".repeat(100),
-        "[CLS] [SEP] [PAD]".to_string(),
-        "👩‍👩‍👧🏽".repeat(500),
-        "日本語".repeat(500),
-        "العربية\u{202e}".to_string(),
-        "e\u{301}\u{323}".repeat(1000),
-        "\u{ffff}\u{e000}\u{10ffff}\u{feff}".to_string(),
-    ];
-    let encoded = tokenizer.encode(&texts, 48, &ignore).unwrap();
-    for row in 0..texts.len() {
-        let ids = encoded.row(row).0;
-        assert!((2..=48).contains(&ids.len()) && ids[0] == 2 && ids[ids.len() - 1] == 3, "row {row}");
-        assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab));
-    }
-}
-
-#[test]
-fn tokenizer_faults() {
-    let good = fs::read_to_string(golden("text/hf/tokenizer.json")).unwrap();
-    let tokenizer = Tokenizer::from_bytes(good.as_bytes()).unwrap();
-    for length in [0, 1, 2] {
-        assert_error(
-            tokenizer.encode(&["a"], length, &ignore),
-            "--max-length",
-            "leaves no room for text beside 2 special tokens; give at least 3",
-        );
-    }
-    assert_eq!(tokenizer.encode(&["good good"], 3, &ignore).unwrap().ids.len(), 3);
-
-    let folder = TempDir::new().unwrap();
-    let read = || Tokenizer::read(folder.path());
-    assert_error(read(), "tokenizer.json", "no such file");
-    for content in ["", "{", "[]", "{\"version\":\"1.0\"}"] {
-        fs::write(folder.path().join("tokenizer.json"), content).unwrap();
-        assert_error(read(), "tokenizer.json", "not a tokenizer");
-    }
-    let mut bare: Value = serde_json::from_str(&good).unwrap();
-    bare["post_processor"] = Value::Null;
-    fs::write(folder.path().join("tokenizer.json"), bare.to_string()).unwrap();
-    assert_error(read(), "tokenizer.json", "adds no [CLS]");
-    fs::write(folder.path().join("tokenizer.json"), &good).unwrap();
-    assert_eq!(read().unwrap().max_length, None);
-    for (limit, meant) in [("512", Some(512)), ("1000000000000000019884624838656", None), ("null", None)] {
-        fs::write(folder.path().join("tokenizer_config.json"), format!("{{\"model_max_length\": {limit}}}")).unwrap();
-        assert_eq!(read().unwrap().max_length, meant);
-    }
-    fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
-    assert_error(read(), "tokenizer_config.json", "not JSON");
-}
+// ---- rows of ids
 
 #[test]
 fn rows_of_ids() {

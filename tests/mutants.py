@@ -158,7 +158,6 @@ MUTANTS = [
     ("kernels/attention.cu", "return exchange<2>(bits, 1);", "return bits;", "ops::cuda_bf16::masks_are_those_of_the_page"),
     ("kernels/attention.cu", "rows + (row + lane() % 16) * PITCH<D> + 16 * c + lane() / 16 * 8", "rows + (row + lane() % 16) * PITCH<D> + 16 * c", "ops::bf16_on_cuda"),
     ("src/cuda/attention.rs", "let shared = 2 * 2 * 64 * 2 * (width + 8);", "let shared = 2 * 2 * 64 * 2 * width;", "ops::bf16_on_cuda"),
-    ("src/cuda/attention.rs", "DType::Bf16 && aligned =>", "DType::Bf16 =>", "ops::bf16_on_cuda"),
     ("src/cuda/attention.rs", "Rows::Seqs => [op.heads, cuda.seqs, 1],", "Rows::Seqs => [op.heads, cuda.tiles, 1],", "ops::f32_on_cuda"),
     ("src/cuda/attention.rs", "delta: cuda.scratch(", "delta: cuda.at(op.lse) + 0 * cuda.scratch(", "ops::f32_on_cuda"),
     ("src/cuda/attention.rs", "(1.0 / (op.head_dim as f64).sqrt()) as f32", "(1.0 / op.head_dim as f64) as f32", "ops::f32_on_cuda"),

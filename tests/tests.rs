@@ -6,12 +6,14 @@ mod config;
 mod data;
 mod device;
 mod fixtures;
+mod hub;
 mod metrics;
 mod model;
 mod nvcc;
 mod ops;
 mod rounded;
 mod serve;
+mod tokenize;
 mod train;
 #[path = "vgpu.rs"]
 mod virtual_gpu;

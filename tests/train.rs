@@ -39,7 +39,7 @@ fn golden_run(case: &str, flags: &str, out: &Path) -> Outcome {
     let folder = golden(case);
     let folder = folder.display();
     let files = format!("--model {folder}/hf_init --train-file {folder}/train.csv --validation-file {folder}/test.csv");
-    train(&settings(&format!("{files} {flags}"), out)).unwrap().unwrap()
+    train(&settings(&format!("{files} {flags}"), out), None).unwrap().unwrap()
 }
 
 /// The recipe of the golden README: rows in file order, a linear schedule, every step logged, the last model kept.
@@ -251,7 +251,7 @@ fn a_resumed_run_is_the_run_that_was_never_stopped() {
     let refused = |flags: &str| {
         let folder = golden("train");
         let files = format!("--model {0}/hf_init --train-file {0}/train.csv --validation-file {0}/test.csv", folder.display());
-        train(&settings(&format!("{files} {flags} --resume-from-checkpoint"), whole.path())).err().unwrap().to_string()
+        train(&settings(&format!("{files} {flags} --resume-from-checkpoint"), whole.path()), None).err().unwrap().to_string()
     };
     assert!(refused("--batch-size 4 --gradient-accumulation-steps 3 --max-length 32").contains("batch_size 5, this run has 4"));
     assert!(refused("--batch-size 5 --gradient-accumulation-steps 3 --max-length 6").contains("other training data"));
@@ -337,7 +337,7 @@ fn a_loss_that_is_not_finite_stops_the_run() {
     let folder = golden("train");
     let flags =
         format!("--model {0}/hf_init --train-file {0}/train.csv --learning-rate 1e30 --logging-steps 2", folder.display());
-    let error = train(&settings(&flags, dir.path())).err().expect("a learning rate of 1e30 cannot work");
+    let error = train(&settings(&flags, dir.path()), None).err().expect("a learning rate of 1e30 cannot work");
     assert_eq!(error.kind, warpfit::Kind::Unusable);
     assert!(error.to_string().contains("is not finite"), "{error}");
 }
@@ -391,7 +391,7 @@ fn the_sample_trains() {
         dir.path().display()
     );
     let out = dir.path().join("out");
-    train(&settings(&flags, &out)).unwrap().unwrap();
+    train(&settings(&flags, &out), None).unwrap().unwrap();
     let losses = losses(&out);
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&losses[..8]), mean(&losses[losses.len() - 8..]));

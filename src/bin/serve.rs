@@ -9,6 +9,7 @@ use warpfit::classifier::Classifier;
 use warpfit::cli::{check_interrupt, notice_interrupts, print};
 use warpfit::device::{Device, Precision};
 use warpfit::error::Result;
+use warpfit::hub;
 use warpfit::ops::DType;
 use warpfit::serve::{Options, Served, listen, serve};
 use warpfit::train::args::count;
@@ -21,8 +22,8 @@ use warpfit::train::args::count;
 #[derive(Parser)]
 #[command(name = "serve", version)]
 struct Args {
-    /// Folder of a trained model
-    #[arg(long, value_name = "DIR", alias = "model_name_or_path")]
+    /// Folder of a trained model, or its id on the Hugging Face hub: owner/name, or owner/name@revision
+    #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
     /// Address to listen on; 0.0.0.0 for all of this machine
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -47,14 +48,15 @@ struct Args {
 const ROWS: usize = 1024;
 
 fn main() -> ExitCode {
-    warpfit::cli::run(run)
+    warpfit::cli::run(warpfit::cli::parse, run)
 }
 
 fn run(args: Args) -> Result<()> {
     let device: Device = args.device.parse()?;
     // Before the model, which takes longer.
     let listener = listen(&args.hostname, args.port)?;
-    let mut classifier = Classifier::open(&args.model, device, args.precision, args.options.max_batch_tokens, ROWS)?;
+    let mut classifier =
+        Classifier::open(&hub::model(&args.model)?, device, args.precision, args.options.max_batch_tokens, ROWS)?;
     let max_length = classifier.source.max_length(args.max_length)?;
     classifier.source.tokenizer()?.encode(&[""], max_length, &|_| ())?;
     let served = Served {

@@ -271,8 +271,8 @@ async fn tokenize(State(service): Shared, Asked(request): Asked<Tokenize>) -> An
     let texts = request.inputs.texts(service.options.max_client_batch_size)?;
     let specials = request.add_special_tokens.unwrap_or(true);
     let tokenise = move |service: &Service| {
-        let tokens = |text: &String| service.served.tokenizer.tokens(text, specials).map_err(untokenised);
-        texts.iter().map(tokens).collect::<Answered<Vec<_>>>()
+        let pieces = |text: &String| service.served.tokenizer.pieces(text, specials).map_err(untokenised);
+        texts.iter().map(pieces).collect::<Answered<Vec<_>>>()
     };
     let (tokens, _place) = in_background(&service, tokenise).await?;
     Ok(Json(tokens).into_response())

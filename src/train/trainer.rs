@@ -22,6 +22,7 @@ use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
 use crate::device::Precision;
 use crate::error::{Error, Kind, Result};
+use crate::hub;
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
 use crate::ops::{Rows, Status, Step, View};
@@ -77,14 +78,13 @@ struct Best {
     saved: bool,
 }
 
-/// Trains as `settings` say. `None` after a dry run.
-pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
+/// Trains as `settings` say, with tokenised texts kept in the folder `cache`, if any. `None` after a dry run.
+pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let resumes = settings.resume_from_checkpoint.is_some();
-    RunDir::check(&settings.output_dir, settings.overwrite_output_dir || resumes || settings.dry_run)?;
     let (backend, device) = settings.device.open(settings.precision)?;
-    let source = ModelDir::read(&settings.model)?;
+    let source = ModelDir::read(&hub::model(&settings.model)?)?;
     let max_length = source.max_length(settings.max_length)?;
-    let data = Data::read(settings, &source.config, source.tokenizer()?, max_length)?;
+    let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
     let config = (source.config.clone())
         .with_labels(data.names.clone())?
         .with_dropout(settings.dropout.map(|p| p as f32), settings.classifier_dropout.map(|p| p as f32))?;
@@ -560,7 +560,10 @@ impl Trainer<'_> {
         write_json(&path("trainer_state.json"), &self.state())?;
         write_json(&path("training_args.json"), &json!(self.settings))?;
         let shown = test.as_ref().or(evaluation.as_ref());
-        write_file(&path("README.md"), model_card(self.settings, &self.model.plan.config, &self.log, shown).as_bytes())?;
+        write_file(
+            &path("README.md"),
+            model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown).as_bytes(),
+        )?;
 
         let outcome = Outcome { train_loss, evaluation, test, seconds, updates };
         match self.settings.fail_under {
