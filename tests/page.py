@@ -104,7 +104,7 @@ def check_key(context):
     page.get_by_label("Key", exact=True).fill("sesame")
     page.locator("#examples button").first.click()
     expect(page.locator("#one")).to_be_visible()
-    expect(page.locator("#model")).to_contain_text("tells apart")
+    expect(page.locator("#model")).to_contain_text("reads up to")
     page.close()
     process.terminate()
     assert process.wait() == 0
@@ -125,7 +125,7 @@ with sync_playwright() as playwright:
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: problems.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
         page.goto(address)
-        expect(page.locator("#model")).to_contain_text("tells apart")
+        expect(page.locator("#model")).to_contain_text("reads up to")
         page.screenshot(path=args.out / f"{name}-empty.png", full_page=True)
         check_one(page)
         page.screenshot(path=args.out / f"{name}-one.png", full_page=True)

@@ -96,14 +96,14 @@ pub fn router(service: Arc<Service>) -> Router {
     } else {
         let any = origins.iter().any(|origin| origin == "*");
         let allowed = if any { AllowOrigin::any() } else { AllowOrigin::list(origins.clone()) };
-        let headers = TIMES.map(HeaderName::from_static);
+        let figures = FIGURES.map(HeaderName::from_static);
         let methods = [Method::GET, Method::POST];
         router.layer(
             CorsLayer::new()
                 .allow_origin(allowed)
                 .allow_methods(methods)
                 .allow_headers([AUTHORIZATION, CONTENT_TYPE])
-                .expose_headers(headers),
+                .expose_headers(figures),
         )
     };
     router.with_state(service)
@@ -215,7 +215,7 @@ struct Predict {
 }
 
 /// Of an answer of /predict: milliseconds, tokens read by the model, texts that were cut.
-const TIMES: [&str; 6] =
+const FIGURES: [&str; 6] =
     ["x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time", "x-compute-tokens", "x-truncated-texts"];
 
 async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answered {
@@ -250,14 +250,18 @@ async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answ
     let body = if one { Json(lists.remove(0)).into_response() } else { Json(lists).into_response() };
     let total = start.elapsed();
     metrics.successes.with_label_values(&[method]).inc();
-    metrics.total.observe(total.as_secs_f64());
-    metrics.tokenization.observe(tokenization.as_secs_f64());
-    metrics.queued.observe(answer.queued.as_secs_f64());
-    metrics.inference.observe(answer.computed.as_secs_f64());
-    let ms = |time: Duration| format!("{:.3}", time.as_secs_f64() * 1e3);
-    let values = [ms(total), ms(tokenization), ms(answer.queued), ms(answer.computed), tokens.to_string(), cut.to_string()];
-    let headers =
-        TIMES.into_iter().zip(values).map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("digits")));
+    let [total, tokenization, queued, inference] = [
+        (total, &metrics.total),
+        (tokenization, &metrics.tokenization),
+        (answer.queued, &metrics.queued),
+        (answer.computed, &metrics.inference),
+    ]
+    .map(|(time, histogram)| {
+        histogram.observe(time.as_secs_f64());
+        format!("{:.3}", time.as_secs_f64() * 1e3)
+    });
+    let figures = [total, tokenization, queued, inference, tokens.to_string(), cut.to_string()];
+    let headers = FIGURES.map(HeaderName::from_static).into_iter().zip(figures.map(|figure| figure.parse().expect("digits")));
     Ok((HeaderMap::from_iter(headers), body).into_response())
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::HeaderValue;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -43,7 +44,7 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = count, default_value_t = 30)]
     pub client_timeout: usize,
     /// Ask for this key: "Authorization: Bearer KEY". The page, /health and /metrics stay open
-    #[arg(long, value_name = "KEY", env = "API_KEY", hide_env_values = true)]
+    #[arg(long, value_name = "KEY", env = "WARPFIT_API_KEY", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub api_key: Option<String>,
     /// Let pages from this origin ask, like https://example.org; may be given several times, * for all
     #[arg(long, value_name = "ORIGIN")]
