@@ -41,7 +41,9 @@ def peer(port):
     from fastapi import FastAPI
     from pydantic import BaseModel
     from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{args.model}/tokenizer.json", pad_token="[PAD]")
