@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
 use warpfit::cuda::{Cuda, NVCC};
-use warpfit::device::{Device, Precision};
+use warpfit::device::{Device, Opened, Precision};
 use warpfit::error::Result;
 use warpfit::ops::*;
 
@@ -114,7 +114,7 @@ fn copy(args: &Args, bytes: usize) -> Result<f64> {
                 rows_by_token: one,
                 token_starts: one,
             };
-            gpu.reserve(&Layout { bytes: 2 * bytes, dtype: DType::F32, tf32: false, inputs, longest: 1, params: 1 })?;
+            gpu.reserve(&Layout { bytes: 2 * bytes, arithmetic: Arithmetic::F32, inputs, longest: 1, params: 1 })?;
             let from = View { offset: 0, len: bytes / 4, dtype: DType::F32 };
             let to = View { offset: bytes, ..from };
             gpu.upload(from, &noise(bytes))?;
@@ -160,8 +160,8 @@ fn product(args: &Args, precision: Precision, edge: usize) -> Result<f64> {
             rows: Rows::Tokens,
         })
     });
-    let (backend, _) = args.device.open(precision)?;
-    let (mut run, _) = case.copies(1, precision.dtype(), precision == Precision::Tf32, backend);
+    let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
+    let (mut run, _) = case.copies(1, arithmetic, backend);
     let timing = time(args.samples, |n| {
         (0..n).for_each(|_| run.forward());
         wait(run.backend.as_mut())

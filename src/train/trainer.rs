@@ -20,7 +20,7 @@ use crate::cli::note;
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
-use crate::device::Precision;
+use crate::device::Opened;
 use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
@@ -74,7 +74,7 @@ struct Best {
 pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
     let resumes = settings.resume_from_checkpoint.is_some();
     RunDir::check(&settings.output_dir, settings.overwrite_output_dir || resumes || settings.dry_run)?;
-    let (backend, device) = settings.device.open(settings.precision)?;
+    let Opened { backend, arithmetic, notes } = settings.device.open(settings.precision)?;
     let source = ModelDir::read(&settings.model)?;
     let max_length = source.max_length(settings.max_length)?;
     let data = Data::read(settings, &source.config, source.tokenizer()?, max_length)?;
@@ -96,8 +96,7 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         let largest = largest_batch(rows, settings.eval_batch_size);
         (tokens, seqs) = (tokens.max(largest.0), seqs.max(largest.1));
     }
-    let (dtype, tf32) = (settings.precision.dtype(), settings.precision == Precision::Tf32);
-    let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, dtype, tf32 };
+    let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, arithmetic };
     let batches = data.train.rows().div_ceil(settings.batch_size);
     let updates_per_epoch = updates_per_epoch(batches, settings.gradient_accumulation_steps);
     let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
@@ -125,7 +124,7 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         ))?;
         return Ok(None);
     }
-    device.into_iter().for_each(note);
+    notes.into_iter().for_each(note);
     let mut model = Model::new(&config, what_for, hyper, backend)?;
     model.set_class_weights(&class_weights)?;
     if settings.from_scratch {
