@@ -112,7 +112,7 @@ fn reviews(count: usize, vocab: usize, shorter: usize) -> PackedBatch {
 }
 
 fn main() -> ExitCode {
-    warpfit::cli::run(run)
+    warpfit::cli::run(warpfit::cli::parse, run)
 }
 
 fn run(args: Args) -> Result<()> {

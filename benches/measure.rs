@@ -7,16 +7,15 @@ use std::fmt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
-use warpfit::cuda::{Cuda, NVCC};
-use warpfit::device::{Device, Opened, Precision};
+use warpfit::cost::Cost;
+use warpfit::cuda::NVCC;
+use warpfit::device::{Opened, Precision};
 use warpfit::error::Result;
-use warpfit::ops::*;
+use warpfit::profile;
 
 use crate::Args;
-use crate::cases::Case;
 
 /// Shortest sample.
 const SAMPLE: Duration = Duration::from_millis(4);
@@ -55,118 +54,40 @@ pub fn time(samples: usize, mut calls: impl FnMut(usize) -> Result<()>) -> Resul
     Ok(Timing { median: quantile(0.5), p10: quantile(0.1), p90: quantile(0.9) })
 }
 
-/// Until all work given to a backend is done.
-pub fn wait(backend: &mut dyn Backend) -> Result<()> {
-    backend.download(View { offset: 0, len: 1, dtype: DType::I32 }, &mut [0; 4])
-}
-
-/// What the memory and the products reach, with nothing of ours in the way.
+/// What the hardware does at the most, by precision.
 #[derive(Clone, Debug, Serialize)]
-pub struct Ceilings {
-    /// Read and written by a copy, GB/s.
-    copy: f64,
-    /// TFLOP/s of a large square product, by precision.
-    products: Vec<(Precision, f64)>,
-}
+pub struct Ceilings(Vec<(Precision, profile::Ceilings)>);
 
 impl Ceilings {
     pub fn measure(args: &Args) -> Result<Ceilings> {
-        let (bytes, edge) = match args.device {
-            _ if args.small => (16 << 20, 256),
-            Device::Cpu => (512 << 20, 2048),
-            _ => (512 << 20, 8192),
+        let measure = |precision: Precision| {
+            let Opened { mut backend, arithmetic, .. } = args.device.open(precision)?;
+            let ceilings = match args.small {
+                true => profile::Ceilings::at(backend.as_mut(), arithmetic, 16 << 20, 256),
+                false => profile::Ceilings::measure(backend.as_mut(), arithmetic),
+            };
+            Ok((precision, ceilings?))
         };
-        let product = |precision: Precision| Ok((precision, product(args, precision, edge)?));
-        let products = args.precisions().into_iter().map(product).collect::<Result<_>>()?;
-        Ok(Ceilings { copy: copy(args, bytes)?, products })
+        Ok(Ceilings(args.precisions().into_iter().map(measure).collect::<Result<_>>()?))
     }
 
     /// The least microseconds that moving and computing so much takes.
-    pub fn floor(&self, bytes: usize, flops: usize, precision: Precision) -> f64 {
-        let product = self.products.iter().find(|(other, _)| *other == precision).map_or(f64::INFINITY, |&(_, speed)| speed);
-        (bytes as f64 / self.copy * 1e-3).max(flops as f64 / product * 1e-6)
+    pub fn floor(&self, cost: Cost, precision: Precision) -> f64 {
+        let of = self.0.iter().find(|(other, _)| *other == precision);
+        of.map_or(0.0, |(_, ceilings)| ceilings.floor(cost) * 1e6)
     }
 }
 
 impl fmt::Display for Ceilings {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "copy {:.0} GB/s", self.copy)?;
-        self.products.iter().try_for_each(|(precision, speed)| write!(f, ", product {} {speed:.3} TFLOP/s", name(*precision)))
+        let of = self.0.iter().map(|(precision, ceilings)| format!("{} {ceilings}", name(*precision)));
+        f.write_str(&of.collect::<Vec<_>>().join("; "))
     }
 }
 
 /// As `--precision` has it.
 pub fn name(precision: Precision) -> String {
     json!(precision).as_str().expect("a word").to_string()
-}
-
-fn copy(args: &Args, bytes: usize) -> Result<f64> {
-    let timing = match args.device {
-        Device::Cuda(index) => {
-            let mut gpu = Cuda::open(index)?;
-            let one = View { offset: 0, len: 1, dtype: DType::I32 };
-            let inputs = Inputs {
-                ids: one,
-                positions: one,
-                types: one,
-                cu_seqlens: one,
-                labels: one,
-                rows_by_token: one,
-                token_starts: one,
-            };
-            gpu.reserve(&Layout { bytes: 2 * bytes, arithmetic: Arithmetic::F32, inputs, longest: 1, params: 1 })?;
-            let from = View { offset: 0, len: bytes / 4, dtype: DType::F32 };
-            let to = View { offset: bytes, ..from };
-            gpu.upload(from, &noise(bytes))?;
-            time(args.samples, |n| (0..n).try_for_each(|_| gpu.copy(to, from)).and_then(|()| wait(&mut gpu)))?
-        }
-        _ => {
-            let (from, mut to) = (noise(bytes), vec![0; bytes]);
-            let mut pass = || {
-                let chunks = to.par_chunks_mut(1 << 20).zip(from.par_chunks(1 << 20));
-                chunks.for_each(|(to, from)| to.copy_from_slice(from));
-            };
-            time(args.samples, |n| {
-                (0..n).for_each(|_| pass());
-                Ok(())
-            })?
-        }
-    };
-    Ok(2.0 * bytes as f64 / timing.median * 1e-3)
-}
-
-/// Some bytes that are not all the same.
-fn noise(bytes: usize) -> Vec<u8> {
-    (0..bytes as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 & 0x3f).collect()
-}
-
-/// TFLOP/s of a product of two square matrices.
-fn product(args: &Args, precision: Precision, edge: usize) -> Result<f64> {
-    let ids = vec![1; edge];
-    let batch = warpfit::data::pack::PackedBatch::new([(&ids[..], &[][..], 0)]);
-    let case = Case::new("product".into(), &batch, move |b| {
-        crate::cases::Op::Linear(Linear {
-            x: b.random("x", Rows::Tokens, edge),
-            w: b.random("w", edge, edge),
-            b: b.random("b", 1, edge),
-            y: b.empty("y", Rows::Tokens, edge),
-            dy: View::NONE,
-            dx: View::NONE,
-            dw: View::NONE,
-            db: View::NONE,
-            add: false,
-            k: edge,
-            n: edge,
-            rows: Rows::Tokens,
-        })
-    });
-    let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
-    let (mut run, _) = case.copies(1, arithmetic, backend);
-    let timing = time(args.samples, |n| {
-        (0..n).for_each(|_| run.forward());
-        wait(run.backend.as_mut())
-    })?;
-    Ok(2.0 * (edge as f64).powi(3) / timing.median * 1e-6)
 }
 
 /// Where and when this runs, and what was built with.

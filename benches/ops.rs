@@ -9,7 +9,7 @@ use warpfit::error::Result;
 use warpfit::ops::*;
 
 use crate::cases::{self, *};
-use crate::measure::{Ceilings, name, time, wait};
+use crate::measure::{Ceilings, name, time};
 use crate::{Args, Report, reviews};
 
 /// Parameters of DistilBERT-base with two classes, as a plan pads them, and those that decay.
@@ -71,7 +71,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
                         for op in next.by_ref().take(n) {
                             if pass == 0 { op.forward(backend)? } else { op.backward(backend)? }
                         }
-                        wait(backend)
+                        backend.wait()
                     })
                 };
                 let cost = if pass == 0 { costs(&run.op).forward(&size) } else { costs(&run.op).backward(&size) };
@@ -83,7 +83,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
                 let (speed, unit) =
                     if cost.flops > 0 { (cost.flops as f64 * 1e-6, "TFLOP/s") } else { (cost.bytes as f64 * 1e-3, "GB/s") };
                 let speed = speed / median;
-                let share = 100.0 * ceilings.floor(cost.bytes, cost.flops, precision) / median;
+                let share = 100.0 * ceilings.floor(cost, precision) / median;
                 let error = errors.map(|errors| errors[pass]);
                 line([
                     &name_of_pass,

@@ -98,7 +98,7 @@ template <class T> __device__ __forceinline__ void norm_in_memory(const NormFwd<
         load<false>(z, x + c, a.dim - c);
         if (a.skip) skip = load_raw<false>(a.skip + row * a.dim + c, a.dim - c);
         make_z<false>(a, row, token_row, c, z, skip);
-        for (int i = 0; i < P && c + i < a.dim; i++) sum += z[i];
+        for (int i = 0; i < P; i++) sum += z[i]; // 0 beyond the row
     }
     const float mean = warp_sum(sum) * (1.0f / a.dim);
     for (int c = lane() * P; c < a.dim; c += 32 * P)

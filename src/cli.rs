@@ -1,22 +1,26 @@
 //! What the binaries share: flags parsed into one clear line of error, results on standard output, notes on standard
 //! error, and the exit code.
 
+use std::env::ArgsOs;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write;
 use std::panic::UnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{ArgMatches, Command, Parser};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::error::{Error, Kind, Result};
 
-/// The body of every binary: parses the flags, runs `main`, prints its error as one line, and gives the exit code.
-pub fn run<A: Parser + UnwindSafe>(main: fn(A) -> Result<()>) -> ExitCode {
+/// The body of every binary: runs `main` on the flags that `parse` makes of what was typed, prints its error as one line, and
+/// gives the exit code.
+pub fn run<A: UnwindSafe>(parse: fn(ArgsOs) -> Result<Option<A>>, main: fn(A) -> Result<()>) -> ExitCode {
     // Printed only where nothing catches the panic.
     static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
     std::panic::set_hook(Box::new(|info| {
@@ -25,7 +29,7 @@ pub fn run<A: Parser + UnwindSafe>(main: fn(A) -> Result<()>) -> ExitCode {
         let line = format!("error: `{at}`: a broken invariant of warpfit ({text}); please report it with this line");
         LAST_PANIC.lock().map(|mut last| *last = line).unwrap_or_default();
     }));
-    let body = || match parse::<A>(std::env::args_os())? {
+    let body = || match parse(std::env::args_os())? {
         Some(args) => main(args),
         None => Ok(()),
     };
@@ -45,9 +49,13 @@ pub fn run<A: Parser + UnwindSafe>(main: fn(A) -> Result<()>) -> ExitCode {
 }
 
 /// The flags as typed; `None` where help or the version was asked for, and printed.
-/// Every `--kebab-case` flag is also known by its Hugging Face `--snake_case` name.
 pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<Option<A>> {
-    let command = A::command().mut_args(|arg| {
+    Ok(matches(&command::<A>(), args)?.map(|matches| A::from_arg_matches(&matches).expect("clap has checked the values")))
+}
+
+/// The flags of a binary. Every `--kebab-case` flag is also known by its Hugging Face `--snake_case` name.
+pub fn command<A: Parser>() -> Command {
+    A::command().mut_args(|arg| {
         // Else -1 would be an unknown flag, and not a value that is out of range.
         let arg = arg.allow_negative_numbers(true);
         match arg.get_long() {
@@ -57,11 +65,13 @@ pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<Opti
             }
             _ => arg,
         }
-    });
-    let name = command.get_name().to_string();
-    let parsed = command.try_get_matches_from(args).and_then(|matches| A::from_arg_matches(&matches));
-    match parsed {
-        Ok(args) => Ok(Some(args)),
+    })
+}
+
+/// What was typed, by flag; `None` as of [`parse`].
+pub fn matches(command: &Command, args: impl IntoIterator<Item = OsString>) -> Result<Option<ArgMatches>> {
+    match command.clone().try_get_matches_from(args) {
+        Ok(matches) => Ok(Some(matches)),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             print(error.render().to_string().trim_end())?;
             Ok(None)
@@ -71,7 +81,8 @@ pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<Opti
             let text = error.render().to_string();
             let fact = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
             let fact = fact.split_whitespace().collect::<Vec<_>>().join(" ");
-            Err(Error::user(&name, fact, format!("see {name} --help")))
+            let name = command.get_name();
+            Err(Error::user(name, fact, format!("see {name} --help")))
         }
     }
 }
@@ -80,6 +91,28 @@ pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<Opti
 pub fn print(line: impl Display) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Default::default);
+
+/// From now on the first SIGINT or SIGTERM is for the work to notice, in [`check_interrupt`]; a second one ends the
+/// process at once.
+pub fn notice_interrupts() -> Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds the condition not met yet.
+        flag::register_conditional_shutdown(signal, Kind::Interrupted as i32, INTERRUPTED.clone())
+            .and_then(|_| flag::register(signal, INTERRUPTED.clone()))
+            .map_err(|e| Error::new(Kind::Device, "signals", e.to_string(), "start the program anew"))?;
+    }
+    Ok(())
+}
+
+/// An error of kind [`Kind::Interrupted`] once a signal was noticed: for work to stop where it can be saved.
+pub fn check_interrupt() -> Result<()> {
+    match INTERRUPTED.load(Ordering::Relaxed) {
+        true => Err(Error::new(Kind::Interrupted, "signal", "interrupted", "")),
+        false => Ok(()),
+    }
 }
 
 static QUIET: AtomicBool = AtomicBool::new(false);

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path;
 
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a run ended, as its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum Kind {
     User = 2,
     /// The device or memory is at fault.
     Device = 3,
+    /// Stopped by a signal, with the work saved.
+    Interrupted = 130,
     /// The reader of our standard output has gone: not a failure.
     BrokenPipe = 0,
 }

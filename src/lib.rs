@@ -10,16 +10,17 @@
 //! | place | what lies there |
 //! | --- | --- |
 //! | [`ops`] | THE page: one struct an op with its maths, and the trait [`ops::Backend`] that runs them |
-//! | [`data`] | `dataset` (labelled files), `inputs` (rows to classify), `scored` (rows classified), `tokenize`, `pack` (no padding), `loader` (order of rows, prefetching) |
+//! | [`data`] | `dataset` (labelled texts: one file a format, the splits of a folder), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `wordpiece`, BERT's own way), `cache` (tokens kept for the next run), `pack` (no padding), `loader` (order of rows, prefetching) |
 //! | [`model`] | `config`, `names` (Hugging Face tensor names), `plan` (every buffer), `encoder` and `head` (forward, backward: two mirrored lists) |
 //! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `product` (of matrices, in f32 or rounded to bf16), `real` (f32 and f64 arithmetic) |
 //! | [`cuda`] | the backend on NVIDIA GPUs: the same stems, each a launcher of the kernels in `kernels/<stem>.cu`; `gemm` (cuBLASLt), `columns` (sums over rows), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
 //! | [`device`] | which backend computes, and how precisely: the one place that knows them by name |
-//! | [`cost`] | bytes and FLOPs of each op at the least |
+//! | [`cost`], [`profile`] | bytes and FLOPs of each op at the least; where the time of a run goes |
 //! | [`random`] | Philox: dropout as a pure function of where and when |
-//! | [`train`] | `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
+//! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
+//! | [`train`] | `recipe` (flags under the typed ones), `args` (as typed -> as meant), `data`, `trainer` (the loop), `schedule`, `resume`, `evaluate`, `card` (the model card) |
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
-//! | [`checkpoint`] | `weights` (safetensors), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
+//! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
 //! | [`classifier`] | a trained model opened to classify |
 //! | [`report`] | `log` (progress, tables), `predictions` |
 //! | [`sample`] | the bundled reviews of the default run |
@@ -55,9 +56,11 @@ pub mod cuda;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod hub;
 pub mod metrics;
 pub mod model;
 pub mod ops;
+pub mod profile;
 pub mod random;
 pub mod report;
 pub mod sample;

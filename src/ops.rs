@@ -396,7 +396,12 @@ pub trait Backend: Send {
     fn adamw(&mut self, op: &AdamW) -> Result<()>;
 }
 
-impl dyn Backend {
+impl dyn Backend + '_ {
+    /// Returns once all work given before is done.
+    pub fn wait(&mut self) -> Result<()> {
+        self.download(View { offset: 0, len: 1, dtype: DType::I32 }, &mut [0; 4])
+    }
+
     /// The elements of a view, whatever its type.
     pub fn read(&mut self, view: View) -> Result<Vec<f64>> {
         fn get<T: bytemuck::Pod + Into<f64>>(backend: &mut dyn Backend, view: View) -> Result<Vec<f64>> {
@@ -420,7 +425,7 @@ impl dyn Backend {
                 self.upload(view, bytemuck::cast_slice(&values))
             }
             DType::Bf16 => {
-                let values: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f64(x)).collect();
+                let values: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f32(x as f32)).collect();
                 self.upload(view, bytemuck::cast_slice(&values))
             }
             DType::F64 => self.upload(view, bytemuck::cast_slice(values)),

@@ -1,10 +1,10 @@
-//! The bundled sample: what `train` without arguments trains on. `sample/README.md` says where it comes from.
+//! The bundled sample: what `train` without arguments trains on, as the recipe `sample` says. `sample/README.md` says where
+//! it comes from.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::checkpoint::run_dir::{RunDir, write_file};
+use crate::checkpoint::run_dir::write_file;
 use crate::error::{Error, Result};
-use crate::train::args::{Args, Strategy};
 
 const FILES: [(&str, &[u8]); 8] = [
     ("README.md", include_bytes!("sample/README.md")),
@@ -17,8 +17,10 @@ const FILES: [(&str, &[u8]); 8] = [
     ("vocab.txt", include_bytes!("sample/vocab.txt")),
 ];
 
-/// Where runs on the sample go, below the current folder.
+/// Where runs go that have no other place, below the current folder.
 pub const RUNS: &str = "runs";
+/// Where the recipe `sample` has its model and data.
+pub const FOLDER: &str = "runs/sample";
 
 /// Sentences to show what a model trained on it says.
 pub const SENTENCES: [&str; 5] = [
@@ -39,28 +41,4 @@ pub fn unpack(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The flags of a run on the sample, unpacked into ./runs/sample, with what was typed on top.
-pub fn args(typed: Args) -> Result<Args> {
-    let runs = Path::new(RUNS);
-    let sample = runs.join("sample");
-    unpack(&sample)?;
-    let output_dir = typed.output_dir.clone().map_or_else(|| RunDir::numbered(runs), Ok::<PathBuf, Error>)?;
-    Ok(Args {
-        model: Some(sample.clone()),
-        train_file: Some(sample.join("train.parquet")),
-        validation_file: Some(sample.join("validation.parquet")),
-        output_dir: Some(output_dir),
-        from_scratch: typed.from_scratch.or(Some(true)),
-        epochs: typed.epochs.or(Some(3.0)),
-        batch_size: typed.batch_size.or(Some(16)),
-        eval_batch_size: typed.eval_batch_size.or(Some(16)),
-        learning_rate: typed.learning_rate.or(Some(5e-4)),
-        weight_decay: typed.weight_decay.or(Some(0.01)),
-        warmup_steps: typed.warmup_steps.or(Some(0.1)),
-        metric_for_best_model: typed.metric_for_best_model.clone().or(Some("accuracy".to_string())),
-        save_strategy: typed.save_strategy.or(Some(Strategy::No)),
-        ..typed
-    })
 }

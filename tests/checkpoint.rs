@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
+use half::{bf16, f16};
 use proptest::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use warpfit::Result;
 use warpfit::checkpoint::weights::{Weights, resolve, write};
@@ -122,11 +126,154 @@ fn other_dtypes_of_the_golden_files_are_read() {
     assert_eq!(inputs.get("labels").unwrap().i64().unwrap().len(), 6);
     assert_eq!(inputs.get("input_ids").unwrap().i64().unwrap()[0], 2, "[CLS]");
     let message = inputs.f32("labels", &[6]).unwrap_err().to_string();
-    assert!(message.ends_with("inputs.safetensors`: tensor labels is I64 where F32 is needed; save it as F32"), "{message}");
+    assert!(
+        message.ends_with("inputs.safetensors`: tensor labels is I64 where F32, F16 or BF16 is needed; save it as F32"),
+        "{message}"
+    );
     let adamw = Weights::open(&golden("distilbert-a/adamw.safetensors")).unwrap();
     let rates = adamw.get("lr").unwrap().f64().unwrap();
     assert_eq!((rates.len(), rates[0], rates[1]), (12, 0.0, 2.5e-4));
     assert!(adamw.get("lr").unwrap().i64().is_err());
+}
+
+/// A model's tensors: name, dtype, shape, bytes.
+pub type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+
+pub fn tensors(folder: &Path) -> Tensors {
+    let weights = Weights::open(folder).unwrap();
+    let tensor = |name| weights.get(name).unwrap();
+    weights.names().map(tensor).map(|t| (t.name.to_string(), t.dtype, t.shape.to_vec(), t.bytes.to_vec())).collect()
+}
+
+/// The same rounded to f16 or bf16, and as f32 what these come to.
+pub fn rounded(tensors: &Tensors, dtype: Dtype) -> (Tensors, Tensors) {
+    let (mut halves, mut wide) = (tensors.clone(), tensors.clone());
+    for (half, wide) in halves.iter_mut().zip(&mut wide) {
+        let (mut narrow, mut back) = (Vec::new(), Vec::new());
+        for &bytes in wide.3.as_chunks().0 {
+            let value = f32::from_le_bytes(bytes);
+            let (bytes, value) = match dtype {
+                Dtype::F16 => (f16::from_f32(value).to_le_bytes(), f16::from_f32(value).to_f32()),
+                _ => (bf16::from_f32(value).to_le_bytes(), bf16::from_f32(value).to_f32()),
+            };
+            narrow.extend(bytes);
+            back.extend(value.to_le_bytes());
+        }
+        (half.1, half.3, wide.3) = (dtype, narrow, back);
+    }
+    (halves, wide)
+}
+
+pub fn save(path: &Path, tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) {
+    let view = |(name, dtype, shape, bytes)| (name, TensorView::new(dtype, shape, bytes).unwrap());
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| view((name, *dtype, shape.clone(), bytes)));
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// Lays a folder's model out as two shards with an index, and gives the index.
+pub fn shard(folder: &Path) -> Value {
+    let tensors = tensors(folder);
+    std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+    let mut map = serde_json::Map::new();
+    for (number, part) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
+        let name = format!("model-{:05}-of-00002.safetensors", number + 1);
+        save(&folder.join(&name), part);
+        map.extend(part.iter().map(|tensor| (tensor.0.clone(), json!(name))));
+    }
+    let index = json!({"metadata": {"total_size": 0}, "weight_map": map});
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    index
+}
+
+#[test]
+fn half_precision_is_read_to_the_bit() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("x.safetensors");
+    for dtype in [Dtype::F16, Dtype::BF16] {
+        let to_f32 = |bits| if dtype == Dtype::F16 { f16::from_bits(bits).to_f32() } else { bf16::from_bits(bits).to_f32() };
+        // Every finite number there is, from an odd byte on, and no multiple of the eight that are converted at once.
+        let all: Vec<u16> = (1..=u16::MAX).filter(|&bits| to_f32(bits).is_finite()).collect();
+        let w = json!({"dtype": dtype.to_string(), "shape": [all.len()], "data_offsets": [1, 1 + 2 * all.len()]});
+        let header = json!({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "w": w}).to_string();
+        let data: Vec<u8> = std::iter::once(0).chain(all.iter().flat_map(|bits| bits.to_le_bytes())).collect();
+        std::fs::write(&path, file(header.as_bytes(), &data)).unwrap();
+        let read = Weights::open(&path).unwrap().f32("w", &[all.len()]).unwrap();
+        assert!(read.iter().map(|x| x.to_bits()).eq(all.iter().map(|&bits| to_f32(bits).to_bits())), "{dtype}");
+
+        let infinite = if dtype == Dtype::F16 { 0x7c00u16 } else { 0xff80 }.to_le_bytes().to_vec();
+        save(&path, &[("w".into(), dtype, vec![2], [vec![0, 0], infinite].concat())]);
+        let message = Weights::open(&path).unwrap().f32("w", &[2]).unwrap_err().to_string();
+        assert!(message.contains("tensor w holds") && message.contains("inf at element 1"), "{message}");
+    }
+    for (dtype, size) in [(Dtype::F64, 8), (Dtype::F8_E4M3, 1), (Dtype::BOOL, 1)] {
+        save(&path, &[("w".into(), dtype, vec![1], vec![0; size])]);
+        let message = Weights::open(&path).unwrap().f32("w", &[1]).unwrap_err().to_string();
+        assert!(message.contains(&format!("tensor w is {dtype} where F32, F16 or BF16 is needed; save it as F32")), "{message}");
+    }
+}
+
+#[test]
+fn shards_are_read_through_their_index() {
+    let folder = TempDir::new().unwrap();
+    let (path, index) = (folder.path(), "model.safetensors.index.json");
+    let whole = tensors(&golden("bert-a/hf"));
+    let lay_out = || {
+        save(&path.join("model.safetensors"), &whole);
+        shard(path)
+    };
+    lay_out();
+    assert!(tensors(path) == whole);
+    let list = inventory("bert-a/hf");
+    assert!(resolve(&list, &Weights::open(path).unwrap()).unwrap().unexpected.is_empty());
+    // Where both are, the one file counts, as for Hugging Face.
+    save(&path.join("model.safetensors"), &whole[..1]);
+    assert_eq!(tensors(path).len(), 1);
+
+    type Edit = fn(&Path, &mut Value);
+    let first = "model-00001-of-00002.safetensors";
+    let cases: [(Edit, &str); 11] = [
+        (
+            |path, _| std::fs::remove_file(path.join("model-00002-of-00002.safetensors")).unwrap(),
+            "model-00002-of-00002.safetensors`: no such file or folder; it is listed in model.safetensors.index.json",
+        ),
+        (
+            |path, _| std::fs::write(path.join("model-00001-of-00002.safetensors"), b"1234567").unwrap(),
+            "model-00001-of-00002.safetensors`: has 7 bytes",
+        ),
+        (
+            |_, index| index["weight_map"]["ghost"] = json!("model-00001-of-00002.safetensors"),
+            "index.json`: lists ghost in model-00001-of-00002.safetensors, which lacks it",
+        ),
+        (
+            |_, index| index["weight_map"]["ghost"] = json!("model-00003-of-00002.safetensors"),
+            "model-00003-of-00002.safetensors`: no such file",
+        ),
+        (
+            |_, index| index["weight_map"]["ghost"] = json!("../model.safetensors"),
+            "index.json`: lists the shard \"../model.safetensors\", which is no file of this folder",
+        ),
+        (|_, index| index["weight_map"]["ghost"] = json!("/etc/passwd"), "which is no file of this folder"),
+        (|_, index| index["weight_map"]["ghost"] = json!("a/../../b"), "which is no file of this folder"),
+        (|_, index| index["weight_map"]["ghost"] = json!(""), "which is no file of this folder"),
+        (|_, index| index["weight_map"]["ghost"] = json!(1), "is not an index of shards (invalid type: integer `1`"),
+        (|_, index| *index = json!({}), "is not an index of shards (missing field `weight_map`"),
+        (|_, index| *index = json!([]), "is not an index of shards ("),
+    ];
+    for (edit, part) in &cases {
+        let mut json = lay_out();
+        edit(path, &mut json);
+        std::fs::write(path.join(index), json.to_string()).unwrap();
+        let message = Weights::open(path).err().expect(part).to_string();
+        assert!(message.contains(part) && message.lines().count() == 1, "{message}");
+        assert!(!path.join("model.safetensors").exists() && path.join(first).exists());
+    }
+    std::fs::write(path.join(index), "{").unwrap();
+    assert!(Weights::open(path).err().unwrap().to_string().contains("is not an index of shards"));
+    // A tensor that a shard has and the index does not is none of the model's.
+    let mut json = lay_out();
+    json["weight_map"].as_object_mut().unwrap().remove("classifier.bias");
+    std::fs::write(path.join(index), json.to_string()).unwrap();
+    assert_eq!(resolve(&list, &Weights::open(path).unwrap()).unwrap().missing, ["classifier.bias"]);
 }
 
 /// Every parameter of a golden model under the name `rename` gives it, where it gives one.
@@ -164,13 +311,13 @@ fn base_checkpoints_get_a_fresh_head() {
         }
 
         // A language model as converted from TensorFlow: gamma and beta, other heads, with the pooler in BERT.
-        let old = |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let old = |name: &str| name.replace("orm.weight", "orm.gamma").replace("orm.bias", "orm.beta");
         let weights = renamed(case, folder.path(), |param| match param.name.as_str() {
             "classifier.weight" => Some("vocab_transform.weight".into()),
             "classifier.bias" => Some("cls.predictions.bias".into()),
             name => Some(old(name)),
         });
-        assert!(weights.names().any(|name| name.ends_with("LayerNorm.gamma")));
+        assert_eq!(weights.names().filter(|name| name.ends_with("orm.gamma")).count(), 5);
         let loaded = resolve(&list, &weights).unwrap();
         assert_eq!(loaded.missing, classifier);
         assert_eq!(loaded.unexpected, ["cls.predictions.bias", "vocab_transform.weight"]);
@@ -290,8 +437,6 @@ fn folders_without_safetensors_say_what_to_do() {
     assert!(message().contains("there is no model.safetensors in this folder"));
     std::fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();
     assert!(message().contains("pytorch_model.bin") && message().contains("save_pretrained"));
-    std::fs::write(folder.path().join("model.safetensors.index.json"), b"{}").unwrap();
-    assert!(message().contains("split over several files") && message().contains("max_shard_size"));
     std::fs::create_dir(folder.path().join("model.safetensors")).unwrap();
     assert!(message().contains("is no regular file"));
     assert!(Weights::open(Path::new("no such folder")).err().unwrap().to_string().contains("no such file or folder"));

@@ -6,11 +6,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use warpfit::train::args::ClassWeights;
+use warpfit::train::recipe;
 
+use crate::checkpoint::{Tensors as Stored, rounded, save, shard, tensors};
+use crate::data::{Labels, TEXT_AND_INT, parquet, put};
 use crate::fixtures::{Tensors, golden, json};
 
 pub const TRAIN: &str = env!("CARGO_BIN_EXE_train");
@@ -24,10 +29,15 @@ pub struct Ran {
 }
 
 fn ran_with(binary: &str, args: &[&str], stdin: &[u8]) -> Ran {
-    run(Command::new(binary).args(args), stdin)
+    // No test but those of the hub asks the network for anything.
+    run(Command::new(binary).args(args).env("HF_HUB_OFFLINE", "1"), stdin)
 }
 
 pub fn run(command: &mut Command, stdin: &[u8]) -> Ran {
+    // Nothing of the tests goes into the user's cache.
+    if command.get_envs().all(|(name, _)| name != "WARPFIT_CACHE") {
+        command.env("WARPFIT_CACHE", "");
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (mut pipe, stdin) = (child.stdin.take().unwrap(), stdin.to_vec());
@@ -270,6 +280,137 @@ fn checkpoints_rotate_but_the_best_stays_and_is_loaded() {
     assert_eq!(weights(stopped.path()), weights(out.path()), "the same run, bit for bit");
 }
 
+/// Texts and labels of a golden CSV file.
+fn rows(name: &str) -> Vec<(String, String)> {
+    let file = csv::Reader::from_path(golden(name)).unwrap();
+    file.into_records().map(|row| row.unwrap()).map(|row| (row[0].to_string(), row[1].to_string())).collect()
+}
+
+#[test]
+fn every_format_and_layout_trains_the_same_model() {
+    let (train_rows, test_rows) = (rows("train/train.csv"), rows("train/test.csv"));
+    assert!(train_rows.iter().all(|(text, _)| !text.contains('\n')));
+    let dir = TempDir::new().unwrap();
+    let at = |layout: &str| dir.path().join(layout);
+    let lines = |rows: &[(String, String)], line: &dyn Fn(&str, &str) -> String| {
+        rows.iter().map(|(text, label)| line(text, label) + "\n").collect::<String>()
+    };
+    let write = |layout: &str, names: [&str; 2], head: &str, line: &dyn Fn(&str, &str) -> String| {
+        for (name, rows) in names.iter().zip([&train_rows, &test_rows]) {
+            put(&at(layout), &[(name, &(head.to_string() + &lines(rows, line)))]);
+        }
+    };
+    let object = |text: &str, label: &str| json!({"label": label.parse::<u8>().unwrap(), "text": text}).to_string();
+    write("tsv", ["Train.tsv", "Test.tsv"], "text\tlabel\n", &|text, label| {
+        format!("\"{}\"\t{label}", text.replace('"', "\"\""))
+    });
+    write("jsonl", ["train.jsonl", "test.jsonl"], "", &object);
+    write("json lines", ["data/train.json", "data/test.json"], "", &object);
+    write("semicolon", ["train.txt", "test.txt"], "text;label_name\n", &|text, label| format!("{text};{label}"));
+    write("no header", ["train.txt", "test.txt"], "", &|text, label| format!("{text};{label}"));
+    write("fasttext", ["train.ft.txt", "test.ft.txt"], "", &|text, label| format!("__label__{label} {text}"));
+    for (name, rows) in [("train", &train_rows), ("test", &test_rows)] {
+        let items: Vec<String> = rows.iter().map(|(text, label)| object(text, label)).collect();
+        put(&at("json array"), &[(&format!("{name}.json"), &format!("[{}]", items.join(",\n")))]);
+        let shards = rows.chunks(rows.len().div_ceil(3)).enumerate();
+        shards.for_each(|(i, rows)| {
+            put(&at("shards"), &[(&format!("default/{name}-{i:05}-of-00003.jsonl"), &lines(rows, &object))])
+        });
+        fs::create_dir_all(at("hub/plain_text")).unwrap();
+        let (texts, labels): (Vec<_>, Vec<_>) =
+            rows.iter().map(|(text, label)| (Some(text.as_str()), label.parse::<i64>().unwrap())).unzip();
+        let file = parquet(&at("hub/plain_text"), TEXT_AND_INT, &texts, Labels::Whole(&labels), Some(&["neg", "pos"]));
+        fs::rename(file, at("hub/plain_text").join(format!("{name}-00000-of-00001-0b42a7.parquet"))).unwrap();
+    }
+
+    let results = |out: &Path| {
+        let test = read(out, "test_results.json");
+        let figures = ["test_loss", "test_accuracy", "test_samples"].map(|key| test[key].clone());
+        (fs::read(out.join("model.safetensors")).unwrap(), read(out, "config.json")["id2label"].clone(), figures)
+    };
+    let (model, test) = (golden("train/hf_init"), golden("train/test.csv"));
+    let few = words("--max-steps 3 --save-strategy no");
+    train(&at("out"), &[few.clone(), vec!["--test-file", path(&test)]].concat()).done();
+    let wanted = results(&at("out"));
+    let trained_in = |layout: &str| {
+        let (data, out) = (at(layout), at(&format!("out of {layout}")));
+        let args = ["--model", path(&model), "--data-dir", path(&data), "--output-dir", path(&out)];
+        ran(TRAIN, &[&args[..], &few].concat()).done();
+        results(&out)
+    };
+    for layout in ["tsv", "jsonl", "json lines", "json array", "semicolon", "no header", "fasttext", "shards", "hub"] {
+        assert!(trained_in(layout) == wanted, "{layout}");
+    }
+
+    // A folder of reviews has an order of its own; the classes are those of the model, by their index.
+    let sorted = |rows: &[(String, String)]| {
+        let class = |class: &'static str| rows.iter().filter(move |row| row.1 == class).cloned();
+        class("0").chain(class("1")).collect::<Vec<_>>()
+    };
+    for (split, rows) in [("train", sorted(&train_rows)), ("test", sorted(&test_rows))] {
+        put(&at("sorted"), &[(&format!("{split}.jsonl"), &lines(&rows, &object))]);
+        for (i, (text, label)) in rows.iter().enumerate() {
+            let class = if label == "0" { "neg" } else { "pos" };
+            put(&at("reviews/aclImdb"), &[(&format!("{split}/{class}/{i}_1.txt"), text)]);
+        }
+        put(&at("reviews/aclImdb"), &[(&format!("{split}/unsup/0_0.txt"), "left aside")]);
+    }
+    let reviews = trained_in("reviews");
+    assert!(reviews == trained_in("sorted") && reviews.0 != wanted.0);
+    assert_eq!((&reviews.1["1"], &reviews.2[2]), (&json!("POSITIVE"), &json!(32)));
+    // A split alone.
+    let (model, folder) = (trained(), at("reviews/aclImdb/test"));
+    let metrics = |file: &Path| ran(EVALUATE, &["--model", path(model.path()), "--file", path(file)]).done().out;
+    assert_eq!(metrics(&folder), metrics(&at("sorted/test.jsonl")));
+    let labels = |file: &Path| ran(PREDICT, &["--model", path(model.path()), "--input", path(file)]).done().out;
+    assert_eq!(labels(&folder), labels(&at("sorted/test.jsonl")));
+}
+
+#[test]
+fn what_is_typed_wins_over_what_a_data_folder_holds() {
+    let dir = TempDir::new().unwrap();
+    let rows = |n: usize| "text,label\n".to_string() + &"good,0\nbad,1\n".repeat(n);
+    put(dir.path(), &[("train.csv", &rows(10)), ("val.csv", &rows(2)), ("test.csv", &rows(3)), ("other/a.csv", &rows(1))]);
+    let (model, other, out) = (golden("train/hf_init"), dir.path().join("other/a.csv"), dir.path().join("out"));
+    let samples = |more: &[&str]| {
+        let args =
+            ["--model", path(&model), "--data-dir", path(dir.path()), "--output-dir", path(&out), "--overwrite-output-dir"];
+        ran(TRAIN, &[&args[..], &words("--max-steps 1 --save-strategy no"), more].concat()).done();
+        let all = read(&out, "all_results.json");
+        ["train_samples", "eval_samples", "test_samples"].map(|key| all[key].as_u64().unwrap())
+    };
+    assert_eq!(samples(&[]), [20, 4, 6]);
+    assert_eq!(read(&out, "training_args.json")["files"]["validation"], json!([dir.path().join("val.csv")]));
+    assert_eq!(samples(&["--train-file", path(&other)]), [2, 4, 6]);
+    assert_eq!(samples(&["--validation_file", path(&other)]), [20, 2, 6]);
+    assert_eq!(samples(&["--test-file", path(&other)]), [20, 4, 2]);
+    assert_eq!(samples(&["--validation-split", "0.5"]), [10, 10, 6]);
+}
+
+#[test]
+fn what_is_wrong_with_a_data_folder_is_said_in_one_line() {
+    let (model, csv) = (golden("train/hf_init"), "text,label\na,0\nb,1\n");
+    type Files<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(Files, &str, &str); 9] = [
+        (&[], "", "`: there is no training, validation or test data in this folder"),
+        (&[("a.csv", csv)], "", "`: there is no training, validation or test data in this folder"),
+        (&[("test.csv", csv)], "", "`: there is no training data in it; name it with --train-file"),
+        (&[("test.csv", csv)], "none", "none`: no such file or folder"),
+        (&[("test.csv", csv)], "test.csv", "test.csv`: Not a directory"),
+        (&[("train.csv", csv), ("train.json", "[]")], "", "`: several files may be its train data: train.csv, train.json; keep"),
+        (&[("data/train-00001-of-00002.csv", csv)], "", "data`: of the 2 files of its train data, number 00000 is missing"),
+        (&[("a/train.csv", csv), ("b/train.csv", csv)], "", "`: there are data sets in several folders: a, b; give one"),
+        (&[("train/neg/0_1.txt", "bad")], "", "train/pos`: no such file or folder"),
+    ];
+    assert_none(cases.iter().map(|(files, data, part)| {
+        let dir = TempDir::new().unwrap();
+        put(dir.path(), files);
+        let (data, out) = (dir.path().join(data), dir.path().join("out"));
+        let ran = ran(TRAIN, &["--model", path(&model), "--data-dir", path(&data), "--output-dir", path(&out)]);
+        ran.fault(2, part).or(out.exists().then(|| format!("{part} left something")))
+    }));
+}
+
 #[test]
 fn a_dry_run_and_a_validation_split() {
     let out = TempDir::new().unwrap();
@@ -446,6 +587,12 @@ fn predict_reads_every_kind_of_file() {
             "{\"sentence\": \"plain\", \"id\": 0.5}\n{\"sentence\": \"with, comma\"}\n\n{\"sentence\": \"\"}\n{\"sentence\": \"gut 😀\"}\n",
             json!([0.5, 1, 2, 3]),
         ),
+        (
+            "f.json",
+            "[{\"id\": \"a\", \"text\": \"plain\"}, {\"text\": \"with, comma\", \"id\": 1},\n{\"id\": 2, \"text\": \"\"}, {\"text\": \"gut 😀\"}]",
+            json!(["a", 1, 2, null]),
+        ),
+        ("g.ft", "__label__1 plain\n__label__1 with, comma\n__label__2\n__label__2 gut 😀\n", json!([0, 1, 2, 3])),
     ] {
         let file = dir.path().join(name);
         fs::write(&file, content).unwrap();
@@ -503,7 +650,7 @@ fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
     let out = TempDir::new().unwrap();
     let (hf, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let args = ["--model", path(&hf), "--train-file", path(&file), "--output-dir", path(out.path()), "--max-steps", "1"];
-    let status = Command::new(TRAIN).args(args).stdout(Stdio::null()).stderr(full()).status().unwrap();
+    let status = Command::new(TRAIN).args(args).env("WARPFIT_CACHE", "").stdout(Stdio::null()).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(0));
     assert!(out.path().join("model.safetensors").exists());
 }
@@ -587,7 +734,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
     let dir = TempDir::new().unwrap();
     let parquet = fs::read(golden("../../src/sample/train.parquet")).unwrap();
     let long = format!("text,label\n{},0\nb,1,2\n", "x".repeat(2_000_000));
-    // For both: train reads labels too, predict the texts alone.
+    // For all: train and evaluate read labels too, predict the texts alone.
     let both: Vec<(&str, &[u8], &str)> = vec![
         ("a.csv", b"", "a.csv`: the file is empty"),
         ("a.csv", b"\xef\xbb\xbf", "a.csv`: no header and no rows"),
@@ -615,7 +762,14 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
         ("a.parquet", &parquet[parquet.len() / 2..], "not a whole Parquet file"),
         ("a.parquet", b"PAR1PAR1", "not a whole Parquet file"),
         ("a.parquet", b"text,label\na,0\n", "not a whole Parquet file"),
-        ("a.pdf", b"text,label\na,0\n", "cannot tell the format"),
+        ("a.pdf", b"text,label\na,0\n", "cannot tell the format from the ending; give one of .csv"),
+        ("a.json", b"[{\"text\": \"a\", \"label\": 0},\n", "a.json:2`: EOF while parsing"),
+        ("a.json", b"[{\"text\": \"a\", \"label\": 0},\n{\"label\": 0}]", "a.json:2`: text is missing"),
+        ("a.json", b"[]", "a.json`: no rows"),
+        ("a.json", b"{\"text\": \"a\", \"label\": 0}\n1\n", "a.json:2`: invalid type"),
+        ("a.ft", b"__label__0 a\nb\n", "a.ft:2`: the line does not start with __label__"),
+        ("a.ft", b"__label__0 __label__1 a\n", "a.ft:1`: there are two labels"),
+        ("a.tsv", b"text\tlabel\na\t0\t0\n", "a.tsv:2`: 3 fields"),
     ];
     let training: Vec<(&str, &[u8], &str)> = vec![
         ("a.csv", b"text,label\na,0\nb,\n", "a.csv:3`: the label is missing"),
@@ -626,7 +780,19 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
         ("a.csv", b"text\na\n", "no column of labels among text"),
         ("a.csv", b"text,x,y\na,0,1\n", "no column of labels among text, x, y"),
         ("a.jsonl", b"{\"text\": \"a\", \"label\": [0]}\n", "a.jsonl:1`: label is a list or an object"),
-        ("a.txt", b"a\n", "cannot tell the format"),
+        ("a.txt", b"a;0\nb\n", "a.txt:2`: there is no ; between a text and a label"),
+        ("a.txt", b"text;label\n", "a.txt`: no rows"),
+        ("a.txt", b"a;0\nb;\n", "a.txt:2`: the label is missing"),
+        ("a.txt", b"a;0\nb\xff;1\n", "a.txt:2`: not UTF-8"),
+    ];
+    // Against the classes of the model.
+    let evaluating: Vec<(&str, &[u8], &str)> = vec![
+        ("a.csv", b"text,label\na,0\nb,2\n", "a.csv:3`: the label 2 is out of range"),
+        ("a.csv", b"text,label\na,0\nb,-1\n", "a.csv:3`: the label -1 is negative"),
+        ("a.csv", b"text,label\na,0\nb,0.5\n", "a.csv:3`: the label 0.5 is not a whole number"),
+        ("a.csv", b"text,label\na,0\nb,\n", "a.csv:3`: the label is missing"),
+        ("a.txt", b"a;joy\n", "a.txt:1`: the label \"joy\" is none of the classes"),
+        ("a.json", b"[{\"text\": \"a\"}]", "no column of labels among text"),
     ];
     let predicting: Vec<(&str, &[u8], &str)> = vec![
         ("a.txt", b"", "the file is empty"),
@@ -650,7 +816,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
     ];
     let (out, output) = (dir.path().join("out"), dir.path().join("out.jsonl"));
     fs::write(&output, "of yesterday").unwrap();
-    let model = golden("train/hf_init");
+    let (model, trained) = (golden("train/hf_init"), golden("text/hf"));
     let faults = |kind: &[&str], cases: &[(&str, &[u8], &str)]| {
         let case = |&(name, content, part): &(&str, &[u8], &str)| {
             let file = dir.path().join(name);
@@ -664,14 +830,28 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
                 let kept = fs::read(&output).unwrap() == b"of yesterday" && !dir.path().join("out.jsonl.partial").exists();
                 fault.or((!kept).then(|| format!("{part}: predict left something")))
             };
-            let faults = [kind.contains(&"train").then(train), kind.contains(&"predict").then(predict)];
+            let evaluate = || {
+                let args = ["--model", path(&trained), "--file", path(&file), "--output-dir", path(&out)];
+                ran(EVALUATE, &args).fault(2, part).or(out.exists().then(|| format!("{part}: evaluate left something")))
+            };
+            let faults = [
+                kind.contains(&"train").then(train),
+                kind.contains(&"predict").then(predict),
+                kind.contains(&"evaluate").then(evaluate),
+            ];
             fs::remove_file(&file).unwrap();
             faults.into_iter().flatten().flatten().map(|fault| format!("{name}: {fault}")).collect::<Vec<_>>()
         };
         cases.iter().flat_map(case).map(Some).collect::<Vec<_>>()
     };
     assert_none(
-        [faults(&["train", "predict"], &both), faults(&["train"], &training), faults(&["predict"], &predicting)].concat(),
+        [
+            faults(&["train", "predict", "evaluate"], &both),
+            faults(&["train"], &training),
+            faults(&["predict"], &predicting),
+            faults(&["evaluate"], &evaluating),
+        ]
+        .concat(),
     );
 }
 
@@ -702,6 +882,7 @@ fn what_is_no_file_is_said_in_one_line() {
                 ran(TRAIN, &args).fault(2, part),
                 predict(&["--input", path(&file)]).fault(2, part),
                 ran(EVALUATE, &["--predictions", path(&file)]).fault(2, part),
+                ran(EVALUATE, &["--model", path(&golden("text/hf")), "--file", path(&file)]).fault(2, part),
             ]
         }),
     );
@@ -712,6 +893,63 @@ fn what_is_no_file_is_said_in_one_line() {
     fs::write(at("in.txt"), "good\n").unwrap();
     predict(&["--input", path(&at("in.txt")), "--output", path(&at("in.txt"))]).failed(2, "is the file of --input");
     assert_eq!(fs::read_to_string(at("in.txt")).unwrap(), "good\n");
+}
+
+#[test]
+fn what_may_not_be_read_is_said_in_one_line() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    // Everything lies where any user gets at it, for root may read all and has to become another one.
+    let dir = TempDir::new().unwrap();
+    let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    permit(dir.path(), 0o755);
+    let (binary, model, file) = (dir.path().join("predict"), dir.path().join("model"), dir.path().join("a.csv"));
+    fs::copy(PREDICT, &binary).unwrap();
+    fs::create_dir(&model).unwrap();
+    for name in names(&golden("text/hf")) {
+        fs::copy(golden("text/hf").join(&name), model.join(&name)).unwrap();
+    }
+    fs::write(&file, "text\ngood\n").unwrap();
+    let predict = || {
+        let mut command = Command::new(&binary);
+        command.args(["--model", path(&model), "--input", path(&file)]).current_dir(dir.path());
+        if fs::File::open("/etc/shadow").is_ok() {
+            command.uid(65534).gid(65534);
+        }
+        run(&mut command, b"")
+    };
+    predict().done();
+    let faults =
+        [&file, &model.join("config.json"), &model.join("tokenizer.json"), &model.join("model.safetensors")].map(|path| {
+            let mode = fs::metadata(path).unwrap().permissions().mode();
+            permit(path, 0);
+            let fault = predict().fault(2, &format!("{}`: Permission denied", path.display()));
+            permit(path, mode);
+            fault
+        });
+    assert_none(faults);
+}
+
+#[test]
+fn a_file_that_is_replaced_during_the_run_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let (model, file, out) = (golden("train/hf_init"), dir.path().join("a.csv"), dir.path().join("out"));
+    let steps = words("--max-steps 300 --logging-steps 1 --save-strategy no --max-length 8");
+    fs::copy(golden("train/train.csv"), &file).unwrap();
+    let args = ["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out)];
+    let mut child =
+        Command::new(TRAIN).args([&args[..], &steps].concat()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while !out.join("metrics.jsonl").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "the run has begun");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs::write(&file, "text,label\ncut").unwrap();
+    assert!(child.try_wait().unwrap().is_none(), "the run goes on");
+    assert!(child.wait().unwrap().success());
+    let undisturbed = dir.path().join("undisturbed");
+    train(&undisturbed, &steps).done();
+    assert!(fs::read(out.join("model.safetensors")).unwrap() == fs::read(undisturbed.join("model.safetensors")).unwrap());
 }
 
 #[test]
@@ -809,6 +1047,13 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--label-column text", "cannot be both text and label"),
         ("--validation-split 0.001", "leaves one side empty"),
         ("--model elsewhere --train-file x", "cannot be used multiple times"),
+        ("--dataset tiny/reviews", "cannot be used with"),
+        ("--dataset-config x", "cannot be used with"),
+        ("--validation-split-name test", "cannot be used with"),
+        ("--recipe nonsense", "invalid value 'nonsense' for '--recipe"),
+        ("--config nowhere.toml", "`nowhere.toml`: no such file"),
+        ("--push-to-hub a/b/c", "`--push-to-hub a/b/c`: is no id of the hub"),
+        ("--push-to-hub me/x", "`--push-to-hub me/x`: HF_HUB_OFFLINE is set"),
     ]
     .into_iter()
     .map(|(flags, part)| bad(flags, part))
@@ -833,7 +1078,10 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--validation-split", true),
         ("--max-length", true),
         ("--max-train-samples", true),
+        ("--max-eval-samples", true),
         ("--logging-steps", true),
+        ("--eval-steps", true),
+        ("--save-steps", true),
         ("--save-total-limit", true),
         ("--early-stopping-patience", true),
     ] {
@@ -860,6 +1108,99 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
 }
 
 #[test]
+fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out");
+    train(&out, &words("--max-steps 2 --save-strategy steps --save-steps 1")).done();
+    let (before, elsewhere) = (names(&out), dir.path().join("elsewhere"));
+    let elsewhere = format!("--resume-from-checkpoint {}", path(&elsewhere));
+    assert_none(
+        [
+            ("--resume-from-checkpoint --batch-size 4", "was made with batch_size 8, this run has 4"),
+            ("--resume-from-checkpoint --gradient-accumulation-steps 2", "with gradient_accumulation_steps 1, this run has 2"),
+            ("--resume-from-checkpoint --seed 43", "was made with seed 42, this run has 43"),
+            ("--resume-from-checkpoint --no-shuffle", "was made with shuffle true"),
+            ("--resume-from-checkpoint --max-length 5", "was made with other training data"),
+            ("--resume-from-checkpoint --max-train-samples 50", "was made with other training data"),
+            (&elsewhere, "elsewhere/state.json`: no such file"),
+        ]
+        .map(|(flags, part)| train(&out, &words(flags)).fault(2, part).map(|fault| format!("{flags}: {fault}"))),
+    );
+    assert_eq!(names(&out), before);
+    train(&dir.path().join("empty"), &["--resume-from-checkpoint"]).failed(2, "there is no checkpoint in this folder");
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let no_folder = ["--model", path(&model), "--train-file", path(&file), "--resume-from-checkpoint"];
+    ran(TRAIN, &no_folder).failed(2, "`--output-dir`: is not given");
+}
+
+#[test]
+fn flags_stand_over_a_file_and_a_file_over_a_recipe() {
+    let dir = TempDir::new().unwrap();
+    let config = dir.path().join("run.toml");
+    let parse = |flags: &str| {
+        let flags = format!("train {flags}");
+        recipe::parse(words(&flags).into_iter().map(Into::into)).map(Option::unwrap)
+    };
+    // As published: model, data, and the flags that say how.
+    let known = |name: &str| {
+        let args = parse(&format!("--recipe {name}")).unwrap();
+        let text = |path: &Option<PathBuf>| path.as_deref().map_or(String::new(), |path| path.display().to_string());
+        let numbers = [args.epochs, args.batch_size.map(|n| n as f64), args.learning_rate, args.weight_decay];
+        let numbers = numbers.map(|number| number.unwrap());
+        (text(&args.model), text(&args.dataset), args.max_length, args.validation_split, numbers, args.load_best_model_at_end)
+    };
+    let (distilbert, imdb) = ("distilbert/distilbert-base-uncased".to_string(), "stanfordnlp/imdb".to_string());
+    let two = |batch: f64| [2.0, batch, 2e-5, 0.01];
+    assert_eq!(known("imdb"), (distilbert.clone(), imdb.clone(), Some(512), None, two(16.0), Some(true)));
+    assert_eq!(known("imdb-40k"), (distilbert.clone(), String::new(), Some(512), Some(0.2), two(32.0), Some(true)));
+    let bert = "google-bert/bert-base-uncased".to_string();
+    assert_eq!(known("imdb-bert"), (bert, imdb, Some(128), Some(0.1), [3.0, 16.0, 2e-5, 0.01], Some(false)));
+    assert_eq!(known("emotion"), (distilbert, "dair-ai/emotion".to_string(), None, None, two(64.0), None));
+    assert_eq!(parse("").unwrap().recipe.as_deref(), Some("sample"));
+
+    // Each over the next; and what cannot stand together leaves with what it stood under.
+    fs::write(&config, "recipe = 'imdb'\nbatch-size = 4\nepochs = 5\nfrom-scratch = true\nclass_weights = [1, 2.5]\n").unwrap();
+    let args = parse(&format!("--epochs 7 --config {} --train-file mine.csv", path(&config))).unwrap();
+    assert_eq!((args.epochs, args.batch_size, args.eval_batch_size), (Some(7.0), Some(4), Some(16)));
+    assert_eq!((args.from_scratch, args.class_weights), (Some(true), Some(ClassWeights::Given(vec![1.0, 2.5]))));
+    assert_eq!((args.dataset, args.validation_split_name.is_none()), (None, true));
+    let args = parse("--recipe imdb --validation-split 0.3").unwrap();
+    assert_eq!((args.validation_split, args.validation_split_name.is_none(), args.dataset.is_some()), (Some(0.3), true, true));
+    let args = parse("--recipe sample --validation-split 0.3 --learning_rate 1").unwrap();
+    assert_eq!((args.validation_file, args.learning_rate, args.seed), (None, Some(1.0), None));
+
+    // Through the binary, and what is wrong with a file by its line.
+    let out = dir.path().join("out");
+    fs::write(&config, "max_steps = 1 # one\n\n\"save-strategy\" = 'no'\nquiet = true\nno-shuffle = false\n").unwrap();
+    let ran = train(&out, &["--config", path(&config)]).done();
+    let settings = read(&out, "training_args.json");
+    assert_eq!((&ran.err[..], &settings["max_steps"], &settings["shuffle"]), ("", &json!(1), &json!(true)));
+    assert_none(
+        [
+            ("epochs = 1\n\nepoch = 2", "run.toml:3`: there is no setting epoch; see train --help"),
+            ("config = 'other.toml'", "run.toml:1`: there is no setting config"),
+            ("help = true", "run.toml:1`: there is no setting help"),
+            ("seed = 1\nepochs = 0", "run.toml:2`: invalid value '0' for '--epochs"),
+            ("quiet = 3", "run.toml:1`: unexpected value '3' for '--quiet'"),
+            (
+                "batch-size = 1\nbatch_size = 2",
+                "run.toml:2`: the argument '--batch-size <BATCH_SIZE>' cannot be used multiple times",
+            ),
+            ("seed = 1\nseed = 2", "run.toml:2`: no TOML: duplicate key"),
+            ("validation-split = 0.1\nvalidation-file = 'x'", "run.toml:2`: the argument '--validation-"),
+            ("seed =", "run.toml:1`: no TOML: "),
+            ("[data]\nseed = 1", "run.toml:1`: there is no setting data"),
+            ("seed = {a = 1}", "run.toml:1`: seed can be no table"),
+            ("seed = 2026-01-01", "run.toml:1`: seed can be no datetime"),
+        ]
+        .map(|(text, part)| {
+            fs::write(&config, text).unwrap();
+            train(&out, &["--config", path(&config)]).fault(2, part)
+        }),
+    );
+}
+
+#[test]
 fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
     let (model, file) = (golden("text/hf"), golden("train/test.csv"));
     let (model, file) = (path(&model), path(&file));
@@ -870,8 +1211,9 @@ fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
         ran(EVALUATE, &["--predictions", path(&file)])
     };
     assert_none([
-        ran(PREDICT, &[]).fault(2, "--model <DIR>"),
-        ran(PREDICT, &["--model", "nowhere", "x"]).fault(2, "`nowhere`: no such folder"),
+        ran(PREDICT, &[]).fault(2, "--model <DIR_OR_ID>"),
+        ran(PREDICT, &["--model", "nowhere", "x"]).fault(2, "`nowhere`: there is no such folder here, nor a model in the cache"),
+        ran(PREDICT, &["--model", "./nowhere", "x"]).fault(2, "`./nowhere`: no such folder"),
         ran(PREDICT, &["--model", file, "x"]).fault(2, "test.csv`: is not a folder"),
         predict(&["x", "--text", "y"]).fault(2, "cannot be used with"),
         predict(&["x", "--input", file]).fault(2, "cannot be used with"),
@@ -886,7 +1228,7 @@ fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
         ran_with(PREDICT, &["--model", model], b"one\ntwo\0\n").fault(2, "`standard input:2`: a NUL byte"),
         ran_with(PREDICT, &["--model", model, "--input-format", "jsonl"], b"good\n").fault(2, "`standard input:1`: "),
         ran(EVALUATE, &["--model", model]).fault(2, "--file <FILE>"),
-        ran(EVALUATE, &["--file", file]).fault(2, "--model <DIR>"),
+        ran(EVALUATE, &["--file", file]).fault(2, "--model <DIR_OR_ID>"),
         ran(EVALUATE, &["--model", model, "--file", file, "--predictions", "x"]).fault(2, "cannot be used with"),
         ran(EVALUATE, &["--model", model, "--file", file, "--fail-under", "accuracy=1.1"]).fault(1, "accuracy is "),
         ran(EVALUATE, &["--model", model, "--file", file, "--fail-under", "beauty=1"]).fault(2, "there is no metric `beauty`"),
@@ -915,6 +1257,46 @@ fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
 }
 
 #[test]
+fn checkpoints_of_every_kind_are_read() {
+    let plain = tensors(&golden("text/hf"));
+    let rename = |from: [&str; 3], to: [&str; 3]| {
+        let name = |name: &str| from.iter().zip(to).fold(name.to_string(), |name, (from, to)| name.replace(from, to));
+        plain.iter().cloned().map(|t| (name(&t.0), t.1, t.2, t.3)).collect::<Stored>()
+    };
+    let extra = [plain.clone(), vec![("vocab_projector.bias".into(), Dtype::I64, vec![1], vec![0; 8])]].concat();
+    let (f16, wide_f16) = rounded(&plain, Dtype::F16);
+    let (bf16, wide_bf16) = rounded(&plain, Dtype::BF16);
+    // What a folder with these weights predicts, and what it is after an update.
+    let file = golden("train/train.csv");
+    let of = |weights: &Stored, sharded: bool| {
+        let (model, out) = (copy("text/hf"), TempDir::new().unwrap());
+        save(&model.path().join("model.safetensors"), weights);
+        if sharded {
+            shard(model.path());
+        }
+        let args = ["--model", path(model.path())];
+        let predicted = ran(PREDICT, &[&args[..], &["--raw-scores", "--top-k", "0", "a good film", "bad"]].concat()).done().out;
+        let more = ["--train-file", path(&file), "--output-dir", path(out.path()), "--max-steps", "1", "--save-strategy", "no"];
+        ran(TRAIN, &[&args[..], &more].concat()).done();
+        (predicted, tensors(out.path()))
+    };
+    let wanted = of(&plain, false);
+    assert!(wanted.1.iter().all(|tensor| tensor.1 == Dtype::F32));
+    for (what, weights, sharded, wanted) in [
+        ("shards", &plain, true, &wanted),
+        ("no prefix", &rename(["distilbert.", "", ""], [""; 3]), false, &wanted),
+        ("gamma and beta", &rename(["orm.weight", "orm.bias", ""], ["orm.gamma", "orm.beta", ""]), false, &wanted),
+        ("one more", &extra, false, &wanted),
+        ("f16", &f16, false, &of(&wide_f16, false)),
+        ("bf16", &bf16, false, &of(&wide_bf16, false)),
+        ("f16 in shards", &f16, true, &of(&wide_f16, false)),
+    ] {
+        assert!(of(weights, sharded) == *wanted, "{what}");
+    }
+    assert_ne!(of(&f16, false).0, wanted.0, "rounding shows");
+}
+
+#[test]
 fn what_is_wrong_with_a_model_folder_is_said_in_one_line() {
     type Edit = Box<dyn Fn(&Path)>;
     fn remove(name: &'static str) -> Edit {
@@ -938,6 +1320,32 @@ fn what_is_wrong_with_a_model_folder_is_said_in_one_line() {
             fs::write(&file, bytes).unwrap();
         })
     }
+    fn stored(edit: impl Fn(&mut Stored) + 'static) -> Edit {
+        Box::new(move |folder| {
+            let mut tensors = tensors(folder);
+            edit(&mut tensors);
+            save(&folder.join("model.safetensors"), &tensors);
+        })
+    }
+    /// The header with a piece of its JSON replaced.
+    fn json_of_weights(from: &'static str, to: &'static str) -> Edit {
+        weights(move |bytes| {
+            let (length, rest) = bytes.split_first_chunk().unwrap();
+            let (json, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+            let json = str::from_utf8(json).unwrap();
+            assert!(json.contains(from), "{json}");
+            let json = json.replacen(from, to, 1);
+            *bytes = [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat();
+        })
+    }
+    fn sharded(edit: impl Fn(&Path, &mut Value) + 'static) -> Edit {
+        Box::new(move |folder| {
+            let mut index = shard(folder);
+            edit(folder, &mut index);
+            fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+        })
+    }
+    const SECOND: &str = "model-00002-of-00002.safetensors";
     let header = |length: u64| move |bytes: &mut Vec<u8>| bytes[..8].copy_from_slice(&length.to_le_bytes());
     // The last tensor of the file is a weight of the head.
     let last = |floats: usize, value: f32| {
@@ -973,6 +1381,46 @@ fn what_is_wrong_with_a_model_folder_is_said_in_one_line() {
         (weights(header(200_000_000)), 2, "model.safetensors`: "),
         (weights(header(u64::MAX)), 2, "model.safetensors`: "),
         (weights(|bytes| bytes[8] = 0xff), 2, "model.safetensors`: "),
+        (weights(|bytes| bytes[8] = b'x'), 2, "model.safetensors`: has a header that is not JSON"),
+        (json_of_weights("[0,8]", "[4,8]"), 2, "classifier.bias starts at byte 4, not 0: it leaves a hole"),
+        (json_of_weights("[8,", "[4,"), 2, "starts at byte 4, not 8: it overlaps"),
+        (json_of_weights("\"shape\":[2]", "\"shape\":[9223372036854775808,2]"), 2, "classifier.bias of [9223372036854775808, 2]"),
+        (
+            json_of_weights("\"classifier.bias\":", "\"classifier.weight\":{},\"classifier.bias\":"),
+            2,
+            "model.safetensors`: has a header that is not JSON of tensors (missing field",
+        ),
+        (json_of_weights("\"classifier.bias\"", "\"classifier.weight\""), 2, "classifier.weight stands twice"),
+        (stored(|tensors| tensors.retain(|t| !t.0.ends_with("lin2.bias"))), 2, "lacks 2 of the model's 40 tensors, among them"),
+        (stored(|tensors| tensors[1].2.reverse()), 2, "tensor classifier.weight is [32, 2] where [2, 32] is needed"),
+        (
+            stored(|tensors| tensors.iter_mut().for_each(|t| (t.1, t.3) = (Dtype::F64, t.3.repeat(2)))),
+            2,
+            "word_embeddings.weight is F64 where F32, F16 or BF16 is needed",
+        ),
+        (
+            stored(|tensors| tensors.iter_mut().for_each(|t| (t.1, t.3) = (Dtype::F16, [0x00, 0x7c].repeat(t.3.len() / 4)))),
+            2,
+            "word_embeddings.weight holds inf at element 0",
+        ),
+        (
+            sharded(|folder, _| fs::remove_file(folder.join(SECOND)).unwrap()),
+            2,
+            "model-00002-of-00002.safetensors`: no such file",
+        ),
+        (
+            sharded(|folder, _| fs::write(folder.join(SECOND), "cut").unwrap()),
+            2,
+            "model-00002-of-00002.safetensors`: has 3 bytes",
+        ),
+        (sharded(|_, index| index["weight_map"]["ghost"] = json!(SECOND)), 2, "index.json`: lists ghost in model-00002"),
+        (sharded(|_, index| index["weight_map"]["ghost"] = json!("../x")), 2, "index.json`: lists the shard \"../x\""),
+        (sharded(|_, index| *index = json!([])), 2, "index.json`: is not an index of shards"),
+        (
+            Box::new(|folder| fs::rename(folder.join("model.safetensors"), folder.join("pytorch_model.bin")).unwrap()),
+            2,
+            "its weights are a pickle, pytorch_model.bin",
+        ),
         (replace("model.safetensors", b"PK\x03\x04 a pickle of PyTorch"), 2, "model.safetensors`: "),
         (weights(last(1, f32::NAN)), 2, "holds NaN"),
         (weights(last(1, f32::NEG_INFINITY)), 2, "pre_classifier.weight"),

@@ -1,9 +1,8 @@
-//! Reading, tokenising, splitting, packing and loading of texts and labels.
+//! Reading, splitting, packing and loading of texts and labels.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
@@ -14,16 +13,12 @@ use parquet::schema::parser::parse_message_type;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use warpfit::data::dataset::{Dataset, Options, Table, class_names, overlap, stratified_split};
+use warpfit::data::dataset::{Dataset, Options, Splits, Table, class_names, overlap, splits, stratified_split};
 use warpfit::data::loader::{Loader, randperm, row_order};
 use warpfit::data::pack::PackedBatch;
-use warpfit::data::tokenize::{Encoded, Tokenizer};
+use warpfit::data::tokenize::Encoded;
 
 use crate::fixtures::golden;
-
-fn json_lines(path: PathBuf) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 fn strings(items: &[&str]) -> Vec<String> {
     items.iter().map(|s| s.to_string()).collect()
@@ -43,7 +38,7 @@ fn read_with(name: &str, content: impl AsRef<[u8]>, options: &Options) -> warpfi
 
 /// The error's one line; the place must end in `place` and the rest hold `part`.
 #[track_caller]
-fn assert_error<T>(result: warpfit::Result<T>, place: &str, part: &str) {
+pub fn assert_error<T>(result: warpfit::Result<T>, place: &str, part: &str) {
     let line = result.err().expect("an error").to_string();
     assert!(!line.contains('\n') && line.contains("; "), "one line with a remedy: {line}");
     let (at, rest) = line.split_once("`: ").unwrap();
@@ -98,6 +93,204 @@ fn json_lines_of_any_label_kind() {
 }
 
 #[test]
+fn json_arrays_and_json_lines_under_one_ending() {
+    let rows = [json!({"text": "[1]", "label": "a"}), json!({"label": 2, "text": "\u{1}", "id": [3]})];
+    let lines = rows.iter().map(|row| format!("{row}\n")).collect::<String>();
+    for (content, line) in [
+        (json!(rows).to_string(), ":1"),
+        (format!("\u{feff}\n {:#}", json!(rows)), ":7"),
+        (format!("[\r\n{},\r\n\r\n{}]\r\n", rows[0], rows[1]), ":4"),
+        (lines, ":2"),
+    ] {
+        let table = read("a.JSON", &content).unwrap();
+        assert_eq!(
+            (&table.texts[..], table.labels.as_deref().unwrap()),
+            (&strings(&["[1]", "\u{1}"])[..], &strings(&["a", "2"])[..])
+        );
+        assert!(table.place(1).ends_with(&format!("a.JSON{line}")), "{} {content}", table.place(1));
+    }
+}
+
+#[test]
+fn a_text_and_its_label_a_line() {
+    let texts = |content: &str| read("a.txt", content).map(|table| (table.texts, table.labels.unwrap()));
+    let rows = (strings(&["a; b", " c "]), strings(&["joy", "<3"]));
+    assert_eq!(texts("a; b;joy\n c ;<3").unwrap(), rows, "no header");
+    for header in ["text;label_name", " Sentence ;Emotion", "review;class"] {
+        assert_eq!(texts(&format!("\u{feff}{header}\r\n\r\na; b;joy\r\n c ;<3\r\n")).unwrap(), rows);
+    }
+    assert_eq!(texts("text;joy\nlabel;text\n").unwrap().0, ["text", "label"], "these are no names of a text and a label");
+    let named = Options { text_column: Some("phrase".into()), label_column: Some("mood".into()), delimiter: Some(b'\t') };
+    let table = read_with("a.txt", "phrase\tmood\na;b\tc\n", &named).unwrap();
+    assert_eq!((&table.texts[0], table.place(0).ends_with("a.txt:2")), (&"a;b".to_string(), true));
+    assert_error(read_with("a.txt", "a\tb\n", &named), "a.txt", "no column is named phrase; the columns are text, label");
+
+    assert_error(texts("text;label\n\n"), "a.txt", "no rows");
+    assert_error(texts("a;1\n\nb\n"), "a.txt:3", "there is no ; between a text and a label");
+    assert_error(label(read("a.txt", "a;1\nb; \n").unwrap(), None), "a.txt:2", "the label is missing");
+}
+
+#[test]
+fn fasttext_lines() {
+    for name in ["a.txt", "train.ft.txt", "a.ft", "a.fasttext"] {
+        let table = read(name, "\n__label__2 a;b  __label__ \r\n__label__good,1\t c\n__label__2\n").unwrap();
+        assert_eq!(table.texts, ["a;b  __label__ ", " c", ""]);
+        assert_eq!((table.place(1).ends_with(":3"), table.labels.unwrap()), (true, strings(&["2", "good,1", "2"])));
+    }
+    assert_error(read("a.txt", "__label__1 a\nb;1\n"), "a.txt:2", "the line does not start with __label__");
+    assert_error(read("a.txt", "__label__1 __label__2 a\n"), "a.txt:1", "there are two labels");
+    assert_error(label(read("a.txt", "__label__1 a\n__label__ b\n").unwrap(), None), "a.txt:2", "the label is missing");
+}
+
+/// Writes files below a folder, with the folders that they need.
+pub fn put(folder: &Path, files: &[(&str, &str)]) {
+    for (name, content) in files {
+        fs::create_dir_all(folder.join(name).parent().unwrap()).unwrap();
+        fs::write(folder.join(name), content).unwrap();
+    }
+}
+
+#[test]
+fn folders_of_reviews() {
+    let dir = TempDir::new().unwrap();
+    put(
+        dir.path(),
+        &[
+            ("train/pos/10_9.txt", "<br />ten\n"),
+            ("train/pos/9_7.txt", "nine"),
+            ("train/pos/9_10.txt", ""),
+            ("train/neg/2_1.txt", "two"),
+            ("train/neg/.hidden.txt", "x"),
+            ("train/neg/urls.dat", "x"),
+            ("train/unsup/0_0.txt", "x"),
+        ],
+    );
+    let read = || Table::read(&dir.path().join("train"), &Options::default());
+    let table = read().unwrap();
+    assert_eq!(table.texts, ["two", "", "nine", "<br />ten\n"], "neg first, then by number");
+    assert_eq!(table.place(2), format!("{}:1", dir.path().join("train/pos/9_7.txt").display()));
+    assert_eq!(label(table, None).unwrap(), (strings(&["neg", "pos"]), vec![0, 1, 1, 1]));
+
+    fs::write(dir.path().join("train/pos/9_7.txt"), b"caf\xe9 x").unwrap();
+    assert_error(read(), "pos/9_7.txt:1", "not UTF-8");
+    fs::remove_dir_all(dir.path().join("train/pos")).unwrap();
+    assert_error(read(), "train/pos", "no such file or folder");
+    fs::remove_file(dir.path().join("train/neg/2_1.txt")).unwrap();
+    fs::create_dir(dir.path().join("train/pos")).unwrap();
+    assert_error(read(), "train", "no rows");
+    assert_error(Table::read(dir.path(), &Options::default()), "", "is a folder; name a file, or a folder with");
+}
+
+#[test]
+fn the_files_of_a_split_are_one_table() {
+    let dir = TempDir::new().unwrap();
+    let names = ["train-00000-of-00003.csv", "train-00001-of-00003.jsonl", "train-00002-of-00003.txt"];
+    put(
+        dir.path(),
+        &[
+            (names[0], "text,label\na,x\nb,y\n"),
+            (names[1], "\n{\"label\": \"x\", \"text\": \"c\"}\n"),
+            (names[2], "d;y\ne;\n"),
+            ("other.csv", "review,label\na,x\n"),
+            ("ids.csv", "id,text,label\n7,a,x\n"),
+            ("none.csv", "text,label\n"),
+        ],
+    );
+    let read_all = |names: &[&str]| {
+        Table::read_all(&names.iter().map(|name| dir.path().join(name)).collect::<Vec<_>>(), &Options::default())
+    };
+    let table = read_all(&names).unwrap();
+    assert_eq!((table.path(), &table.texts[..]), (dir.path().join(names[0]).as_path(), &strings(&["a", "b", "c", "d", "e"])[..]));
+    assert_eq!(table.labels.as_ref().unwrap()[..4], strings(&["x", "y", "x", "y"]));
+    for (row, place) in [(1, "00000-of-00003.csv:3"), (2, "00001-of-00003.jsonl:2"), (4, "00002-of-00003.txt:2")] {
+        assert!(table.place(row).ends_with(place), "{}", table.place(row));
+    }
+    assert_error(class_names(&[&table], None), "00002-of-00003.txt:2", "the label is missing");
+    assert_eq!(read_all(&["none.csv", names[0]]).unwrap().texts.len(), 2, "a shard may be empty, a split may not");
+    assert_error(read_all(&["none.csv", "none.csv"]), "none.csv", "no rows");
+    for other in ["other.csv", "ids.csv"] {
+        assert_error(read_all(&[names[0], other]), other, "its columns or classes are not those of");
+    }
+    // Which of two unknown columns is the text, all files decide together.
+    put(dir.path(), &[("1.csv", "a,b\nlong enough,x\n"), ("2.csv", "a,b\n,longer\n")]);
+    assert_eq!(read_all(&["1.csv", "2.csv"]).unwrap().texts, ["long enough", ""]);
+}
+
+#[test]
+fn splits_of_a_folder() {
+    let found = |files: &[&str]| {
+        let dir = TempDir::new().unwrap();
+        put(dir.path(), &files.iter().map(|name| (*name, "x")).collect::<Vec<_>>());
+        let relative = |paths: Vec<PathBuf>| {
+            paths
+                .iter()
+                .map(|path| path.strip_prefix(dir.path()).unwrap().to_str().unwrap().to_string())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        splits(dir.path()).map(|Splits { train, validation, test }| [train, validation, test].map(relative))
+    };
+    for (files, wanted) in [
+        (
+            &["train.txt", "val.txt", "test.txt", "README.md", "train.txt.bak", "trained.csv"][..],
+            ["train.txt", "val.txt", "test.txt"],
+        ),
+        (&["Train.csv", "Valid.csv", "Test.csv", "data/train.csv"], ["Train.csv", "Valid.csv", "Test.csv"]),
+        (&["train.ft.txt", "dev.jsonl"], ["train.ft.txt", "dev.jsonl", ""]),
+        (&["validation.parquet", ".train.csv"], ["", "validation.parquet", ""]),
+        (
+            &[
+                "data/train-00001-of-00002.parquet",
+                "data/train-00000-of-00002.parquet",
+                "data/test-00000-of-00001-b42a775f407cee45.parquet",
+            ],
+            [
+                "data/train-00000-of-00002.parquet data/train-00001-of-00002.parquet",
+                "",
+                "data/test-00000-of-00001-b42a775f407cee45.parquet",
+            ],
+        ),
+        (
+            &[
+                "plain_text/train-00000-of-00001.parquet",
+                "plain_text/unsupervised-00000-of-00001.parquet",
+                ".cache/train.csv",
+                "README.md",
+            ],
+            ["plain_text/train-00000-of-00001.parquet", "", ""],
+        ),
+        (
+            &["train/neg/0_1.txt", "train/pos/0_9.txt", "train/unsup/0_0.txt", "test/pos/0_9.txt", "imdb.vocab"],
+            ["train", "", "test"],
+        ),
+        (&["aclImdb/train/neg/0_1.txt", "aclImdb/test/pos/0_9.txt"], ["aclImdb/train", "", "aclImdb/test"]),
+    ] {
+        assert_eq!(found(files).unwrap(), wanted, "{files:?}");
+    }
+    for (files, part) in [
+        (&["a.csv", "train/a.csv", "a/b/train.csv"][..], "there is no training, validation or test data in this folder"),
+        (&["a/train.csv", "b/test.csv"], "there are data sets in several folders: a, b; give one"),
+        (&["train.csv", "train.jsonl"], "several files may be its train data: train.csv, train.jsonl; keep one of them"),
+        (&["dev.csv", "val.csv"], "several files may be its validation data: dev.csv, val.csv; keep one of them"),
+        (&["test.csv", "test/neg/0_0.txt"], "several files may be its test data: test, test.csv"),
+        (&["train-00000-of-00001.csv", "train.csv"], "several files may be its train data"),
+        (&["train-00000-of-00002.csv", "train-00000-of-00002-hash.csv"], "several files may be its train data"),
+        (
+            &["train-00000-of-00001.csv", "train-00000-of-00002.csv", "train-00001-of-00002.csv"],
+            "several files may be its train data",
+        ),
+        (&["train-00000-of-00003.csv", "train-00002-of-00003.csv"], "of the 3 files of its train data, number 00001 is missing"),
+        (&["data/test-00000-of-00002.parquet"], "of the 2 files of its test data, number 00001 is missing"),
+    ] {
+        assert_error(found(files), "", part);
+    }
+    let dir = TempDir::new().unwrap();
+    put(dir.path(), &[("file", "")]);
+    assert_error(splits(&dir.path().join("none")), "none", "no such file or folder");
+    assert_error(splits(&dir.path().join("file")), "file", "Not a directory");
+}
+
+#[test]
 fn columns_by_name_by_flag_and_by_content() {
     assert_eq!(csv("sentiment,Review,x\npos,good,1\n").texts, ["good"]);
     assert_eq!(csv("text,content,label\na,b,1\n").texts, ["a"], "text comes before content");
@@ -124,7 +317,7 @@ fn columns_by_name_by_flag_and_by_content() {
 }
 
 /// A Parquet file of text (optional) and label, in two row groups.
-fn parquet(folder: &Path, schema: &str, texts: &[Option<&str>], labels: Labels, names: Option<&[&str]>) -> PathBuf {
+pub fn parquet(folder: &Path, schema: &str, texts: &[Option<&str>], labels: Labels, names: Option<&[&str]>) -> PathBuf {
     let path = folder.join("train-00000-of-00001.parquet");
     let metadata = names.map(|names| {
         let json = json!({"info": {"features": {"text": {"dtype": "string"}, "label": {"names": names, "_type": "ClassLabel"}}}});
@@ -155,12 +348,12 @@ fn parquet(folder: &Path, schema: &str, texts: &[Option<&str>], labels: Labels, 
 }
 
 #[derive(Clone, Copy)]
-enum Labels<'a> {
+pub enum Labels<'a> {
     Whole(&'a [i64]),
     Real(&'a [f64]),
 }
 
-const TEXT_AND_INT: &str = "message schema { optional binary text (UTF8); required int64 label; }";
+pub const TEXT_AND_INT: &str = "message schema { optional binary text (UTF8); required int64 label; }";
 const TEXT_AND_DOUBLE: &str = "message schema { optional binary text (UTF8); required double label; }";
 
 #[test]
@@ -316,8 +509,8 @@ fn files_that_cannot_be_read() {
     assert_error(read_path("loop.csv"), "loop.csv", "symbolic links");
     assert!(std::process::Command::new("mkfifo").arg(path("pipe.csv")).status().unwrap().success());
     assert_error(read_path("pipe.csv"), "pipe.csv", "not a regular file");
-    assert_error(read("a.xlsx", "PK"), "a.xlsx", "ending; give .csv, .tsv, .jsonl or .parquet");
-    for name in ["a.csv", "a.tsv", "a.jsonl", "a.parquet"] {
+    assert_error(read("a.xlsx", "PK"), "a.xlsx", "ending; give one of .csv, .tsv, .json, .jsonl, .txt");
+    for name in ["a.csv", "a.tsv", "a.json", "a.jsonl", "a.txt", "a.ft", "a.fasttext", "a.parquet"] {
         assert_error(read(name, ""), name, "empty");
     }
 }
@@ -326,8 +519,10 @@ fn files_that_cannot_be_read() {
 fn text_faults() {
     assert_error(read("a.csv", "text,label\n"), "a.csv", "no rows");
     assert_error(read("a.csv", "\u{feff}\n\n"), "a.csv", "no header and no rows");
-    assert_error(read("a.jsonl", "\n \n"), "a.jsonl", "no rows");
-    for name in ["a.csv", "a.jsonl"] {
+    for (name, content) in [("a.jsonl", "\n \n"), ("a.json", " "), ("a.json", "[]"), ("a.txt", "\n\n")] {
+        assert_error(read(name, content), name, "no rows");
+    }
+    for name in ["a.csv", "a.json", "a.jsonl", "a.txt"] {
         assert_error(read(name, b"text,label\na,1\ncaf\xe9,0\n"), ":3", "not UTF-8; save the file as UTF-8");
         assert_error(read(name, b"text,label\na,1\ncaf\xc3"), ":3", "middle of a UTF-8 character");
         assert_error(read(name, b"text,label\na\0,1\n"), ":2", "a NUL byte");
@@ -343,6 +538,20 @@ fn text_faults() {
         assert_eq!(csv(&format!("label,text\n1,\"b\n\"{end}")).texts, ["b\n"], "closed at the end of the file");
         assert_eq!(csv(&format!("label,text\n1,5\" disk{end}")).texts, ["5\" disk"], "a quote inside a bare field");
     }
+}
+
+#[test]
+fn json_array_faults() {
+    let good = "[{\"text\": \"a\", \"label\": 1},\n";
+    let bad = |rest: &str| read("a.json", format!("{good}{rest}"));
+    assert_error(bad("{\"text\": \"b\"}"), "a.json:2", "EOF while parsing a list (column 13); give an array of JSON objects");
+    assert_error(bad("]"), "a.json:2", "trailing comma (column 1)");
+    assert_error(bad("{\"text\": \"b\"}] x"), "a.json:2", "trailing characters");
+    assert_error(bad("\n 7]"), "a.json:3", "invalid type: integer `7`");
+    assert_error(bad("{\"label\": 1}]"), "a.json:2", "text is missing or null");
+    assert_error(bad(&"[".repeat(100_000)), "a.json:2", "");
+    assert_error(bad(&format!("{{\"text\": {}{}}}]", "[".repeat(100_000), "]".repeat(100_000))), "a.json:2", "recursion limit");
+    assert_error(read("a.json", "{\n\"text\": 1}"), "a.json:1", "EOF while parsing an object");
 }
 
 #[test]
@@ -380,8 +589,8 @@ proptest! {
 
     /// Any bytes at all: a table or one line of error, never a panic.
     #[test]
-    fn hostile_bytes(bytes in prop::collection::vec(prop_oneof![Just(b'"'), Just(b','), Just(b'\n'), Just(b'{'), any::<u8>()], 0..60)) {
-        for name in ["a.csv", "a.jsonl", "a.parquet"] {
+    fn hostile_bytes(bytes in prop::collection::vec(prop_oneof![Just(b'"'), Just(b','), Just(b';'), Just(b'\n'), Just(b'['), Just(b'{'), any::<u8>()], 0..60)) {
+        for name in ["a.csv", "a.json", "a.jsonl", "a.txt", "a.parquet"] {
             if let Err(error) = read(name, &bytes) {
                 prop_assert_eq!(error.to_string().lines().count(), 1);
             }
@@ -448,25 +657,6 @@ proptest! {
         prop_assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "one group a token");
     }
 
-    /// Cutting early gives what cutting late gives, whatever stands where the text is cut.
-    #[test]
-    fn long_texts_are_cut_like_short_ones(
-        words in prop::collection::vec("good|lovely|[a-z]{1,30}|\\[SEP\\]|\\[MASK\\]|日本|e\u{301}|\u{301}|[.,\"-]|\\PC{1,5}", 1..300),
-        spaces in "[ \t\n\u{a0}]{1,3}",
-        max_length in 3..40usize,
-    ) {
-        let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
-        let text = words.join(&spaces);
-        let whole = tokenizer.encode(&[&text], 1_000_000, &ignore).unwrap().ids;
-        let cut = tokenizer.encode(&[&text], max_length, &ignore).unwrap();
-        let mut expected = whole.clone();
-        if whole.len() > max_length {
-            expected.truncate(max_length - 1);
-            expected.push(3);
-        }
-        prop_assert_eq!((&cut.ids, cut.cut[0]), (&expected, whole.len() > max_length));
-    }
-
     #[test]
     fn loader_equals_direct_packing(sizes in prop::collection::vec(1..6usize, 0..40), batch in 1..9usize, first in 0..6usize, seed: u64) {
         let mut data = Encoded::default();
@@ -496,126 +686,7 @@ fn overlap_counts_validation_rows() {
     assert_eq!(overlap(&strings(&["a", "a", "b"]), &strings(&["a", "c", "b", "B"])), 2);
 }
 
-// ---- tokenize
-
-fn ignore(_: usize) {}
-
-#[test]
-fn ids_are_those_of_hugging_face() {
-    let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
-    assert_eq!((tokenizer.max_length, tokenizer.vocab), (Some(48), 299));
-    let texts: Vec<String> =
-        json_lines(golden("text/texts.jsonl")).iter().map(|t| t["text"].as_str().unwrap().to_string()).collect();
-    let untruncated = tokenizer.encode(&texts, 100_000, &ignore).unwrap();
-    for (file, max_length) in [("expected.jsonl", 48), ("expected_max16.jsonl", 16)] {
-        let expected = json_lines(golden("text").join(file));
-        let encoded = tokenizer.encode(&texts, max_length, &ignore).unwrap();
-        assert_eq!((encoded.rows(), expected.len()), (texts.len(), texts.len()));
-        for (row, expected) in expected.iter().enumerate() {
-            assert_eq!(json!(encoded.row(row).0), expected["input_ids"], "{file} {row}");
-            assert_eq!(encoded.cut[row], untruncated.row(row).0.len() > max_length);
-        }
-        assert!(encoded.types.is_empty() && encoded.truncated() > 0);
-    }
-}
-
-#[test]
-fn baked_in_lengths_are_overridden() {
-    let plain = fs::read(golden("text/hf/tokenizer.json")).unwrap();
-    let mut baked: Value = serde_json::from_slice(&plain).unwrap();
-    baked["truncation"] = json!({"direction": "Left", "max_length": 7, "strategy": "LongestFirst", "stride": 2});
-    baked["padding"] = json!({"strategy": {"Fixed": 30}, "direction": "Right", "pad_to_multiple_of": null,
-        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"});
-    let texts = ["good", "a good, good, lovely film with a very bad screen and a boring actor", ""];
-    let encode = |json: &[u8]| Tokenizer::from_bytes(json).unwrap().encode(&texts, 12, &ignore).unwrap();
-    let baked = serde_json::to_vec(&baked).unwrap();
-    assert_eq!(encode(&baked), encode(&plain));
-    assert_eq!(encode(&baked).cut, [false, true, false]);
-    assert_eq!(encode(&baked).row(2).0, [2, 3], "an empty text is [CLS] [SEP]");
-    assert_eq!(Tokenizer::from_bytes(&baked).unwrap().json, baked, "the bytes stay as they were read");
-}
-
-#[test]
-fn many_texts_keep_their_order() {
-    let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
-    let texts: Vec<String> = (0..1000).map(|i| "good ".repeat(i % 37)).collect();
-    let (calls, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let progress = |done: usize| {
-        calls.fetch_add(1, Ordering::Relaxed);
-        sum.fetch_add(done, Ordering::Relaxed);
-    };
-    let encoded = tokenizer.encode(&texts, 30, &progress).unwrap();
-    assert!((0..1000).all(|i| encoded.row(i).0.len() == (i % 37 + 2).min(30)));
-    assert!(calls.into_inner() > 1 && sum.into_inner() == 1000);
-    assert_eq!(tokenizer.encode::<String>(&[], 30, &ignore).unwrap(), Encoded::default());
-}
-
-#[test]
-fn token_types_stay_where_there_are_some() {
-    let mut json: Value = serde_json::from_slice(&fs::read(golden("text/hf/tokenizer.json")).unwrap()).unwrap();
-    json["post_processor"]["single"][1]["Sequence"]["type_id"] = json!(1);
-    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
-    let encoded = tokenizer.encode(&["", "good good"], 9, &ignore).unwrap();
-    assert_eq!((encoded.row(0).1, encoded.row(1).1), ([0, 0].as_slice(), [0, 1, 1, 0].as_slice()));
-}
-
-#[test]
-fn hostile_texts() {
-    let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
-    let texts = [
-        "\0".to_string(),
-        " \t\r\n\u{a0}\u{3000}".repeat(1000),
-        "a".repeat(1_000_000),
-        "a ".repeat(500_000),
-        "[SEP]".repeat(100),
-        "[CLS] [SEP] [PAD]".to_string(),
-        "👩‍👩‍👧🏽".repeat(500),
-        "日本語".repeat(500),
-        "العربية\u{202e}".to_string(),
-        "e\u{301}\u{323}".repeat(1000),
-        "\u{ffff}\u{e000}\u{10ffff}\u{feff}".to_string(),
-    ];
-    let encoded = tokenizer.encode(&texts, 48, &ignore).unwrap();
-    for row in 0..texts.len() {
-        let ids = encoded.row(row).0;
-        assert!((2..=48).contains(&ids.len()) && ids[0] == 2 && ids[ids.len() - 1] == 3, "row {row}");
-        assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab));
-    }
-}
-
-#[test]
-fn tokenizer_faults() {
-    let good = fs::read_to_string(golden("text/hf/tokenizer.json")).unwrap();
-    let tokenizer = Tokenizer::from_bytes(good.as_bytes()).unwrap();
-    for length in [0, 1, 2] {
-        assert_error(
-            tokenizer.encode(&["a"], length, &ignore),
-            "--max-length",
-            "leaves no room for text beside 2 special tokens; give at least 3",
-        );
-    }
-    assert_eq!(tokenizer.encode(&["good good"], 3, &ignore).unwrap().ids.len(), 3);
-
-    let folder = TempDir::new().unwrap();
-    let read = || Tokenizer::read(folder.path());
-    assert_error(read(), "tokenizer.json", "no such file");
-    for content in ["", "{", "[]", "{\"version\":\"1.0\"}"] {
-        fs::write(folder.path().join("tokenizer.json"), content).unwrap();
-        assert_error(read(), "tokenizer.json", "not a tokenizer");
-    }
-    let mut bare: Value = serde_json::from_str(&good).unwrap();
-    bare["post_processor"] = Value::Null;
-    fs::write(folder.path().join("tokenizer.json"), bare.to_string()).unwrap();
-    assert_error(read(), "tokenizer.json", "adds no [CLS]");
-    fs::write(folder.path().join("tokenizer.json"), &good).unwrap();
-    assert_eq!(read().unwrap().max_length, None);
-    for (limit, meant) in [("512", Some(512)), ("1000000000000000019884624838656", None), ("null", None)] {
-        fs::write(folder.path().join("tokenizer_config.json"), format!("{{\"model_max_length\": {limit}}}")).unwrap();
-        assert_eq!(read().unwrap().max_length, meant);
-    }
-    fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
-    assert_error(read(), "tokenizer_config.json", "not JSON");
-}
+// ---- rows of ids
 
 #[test]
 fn rows_of_ids() {

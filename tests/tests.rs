@@ -6,11 +6,13 @@ mod config;
 mod data;
 mod device;
 mod fixtures;
+mod hub;
 mod metrics;
 mod model;
 mod nvcc;
 mod ops;
 mod rounded;
+mod tokenize;
 mod train;
 #[path = "vgpu.rs"]
 mod virtual_gpu;

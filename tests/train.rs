@@ -1,7 +1,9 @@
 //! Whole runs: against Hugging Face's Trainer number for number, and properties of the loop.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -13,6 +15,7 @@ use warpfit::sample;
 use warpfit::train::args::{Args, Settings};
 use warpfit::train::trainer::{Outcome, train};
 
+use crate::cli::TRAIN;
 use crate::fixtures::*;
 
 /// The settings that these words on the command line give; on the CPU unless they name a device.
@@ -36,7 +39,7 @@ fn golden_run(case: &str, flags: &str, out: &Path) -> Outcome {
     let folder = golden(case);
     let folder = folder.display();
     let files = format!("--model {folder}/hf_init --train-file {folder}/train.csv --validation-file {folder}/test.csv");
-    train(&settings(&format!("{files} {flags}"), out)).unwrap().unwrap()
+    train(&settings(&format!("{files} {flags}"), out), None).unwrap().unwrap()
 }
 
 /// The recipe of the golden README: rows in file order, a linear schedule, every step logged, the last model kept.
@@ -235,15 +238,7 @@ fn a_resumed_run_is_the_run_that_was_never_stopped() {
     let whole = tempfile::tempdir().unwrap();
     golden_run("train", flags, whole.path());
     let read = |folder: &Path, name: &str| std::fs::read(folder.join(name)).unwrap();
-    let history = |folder: &Path| {
-        let log = read_json(&folder.join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
-        let timeless = |entry: &Value| {
-            let mut entry = entry.as_object().unwrap().clone();
-            entry.retain(|key, _| !key.ends_with("runtime") && !key.ends_with("per_second"));
-            entry
-        };
-        log.iter().map(timeless).collect::<Vec<_>>()
-    };
+    let history = |folder: &Path| lasting(folder).1;
     for step in [7, 14, 21] {
         let part = resumed(whole.path(), step, flags);
         for file in ["model.safetensors", "checkpoint-21/model.safetensors", "checkpoint-21/optimizer.safetensors"] {
@@ -256,10 +251,84 @@ fn a_resumed_run_is_the_run_that_was_never_stopped() {
     let refused = |flags: &str| {
         let folder = golden("train");
         let files = format!("--model {0}/hf_init --train-file {0}/train.csv --validation-file {0}/test.csv", folder.display());
-        train(&settings(&format!("{files} {flags} --resume-from-checkpoint"), whole.path())).err().unwrap().to_string()
+        train(&settings(&format!("{files} {flags} --resume-from-checkpoint"), whole.path()), None).err().unwrap().to_string()
     };
     assert!(refused("--batch-size 4 --gradient-accumulation-steps 3 --max-length 32").contains("batch_size 5, this run has 4"));
     assert!(refused("--batch-size 5 --gradient-accumulation-steps 3 --max-length 6").contains("other training data"));
+    let other = "--batch-size 5 --gradient-accumulation-steps 3 --max-length 32 --dropout 0.5";
+    assert!(refused(other).contains("dropout 0.1, this run has 0.5"), "{}", refused(other));
+}
+
+/// What a run leaves that does not depend on the clock.
+fn lasting(folder: &Path) -> (Vec<u8>, Vec<serde_json::Map<String, Value>>) {
+    let log = read_json(&folder.join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
+    let timeless = |entry: &Value| {
+        let mut entry = entry.as_object().unwrap().clone();
+        entry.retain(|key, _| !key.ends_with("runtime") && !key.ends_with("per_second"));
+        entry
+    };
+    (std::fs::read(folder.join("model.safetensors")).unwrap(), log.iter().map(timeless).collect())
+}
+
+/// A process that is told to stop wherever it stands, again and again, and goes on each time.
+fn stopped_again_and_again(device: &str, flags: &str) {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let start = |folder: &Path, more: &[&str]| {
+        let mut command = Command::new(TRAIN);
+        command.args(flags.split_whitespace()).args(["--device", device, "--quiet", "--output-dir"]).arg(folder).args(more);
+        command.env("LD_LIBRARY_PATH", vgpu::directory()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    assert!(start(whole.path(), &[]).wait().unwrap().success());
+
+    let lines = || std::fs::read(parts.path().join("metrics.jsonl")).unwrap_or_default().iter().filter(|&&b| b == b'\n').count();
+    let (mut stops, mut within, mut last) = (0, 0, PathBuf::new());
+    loop {
+        let more: &[&str] = if stops > 0 { &["--resume-from-checkpoint"] } else { &[] };
+        let (before, mut child) = (lines(), start(parts.path(), more));
+        // Some time after it has begun to move.
+        while lines() <= before && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(stops * 17 % 60));
+        let signal = ["-INT", "-TERM"][stops as usize % 2];
+        Command::new("kill").args([signal, &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
+        let ended = child.wait_with_output().unwrap();
+        let error = String::from_utf8(ended.stderr).unwrap();
+        if ended.status.success() {
+            break;
+        }
+        assert_eq!(ended.status.code(), Some(130), "{error}");
+        let saved = error.split(" updates, saved in ").nth(1).and_then(|rest| rest.split(';').next());
+        last = PathBuf::from(saved.unwrap_or_else(|| panic!("{error}")));
+        within += usize::from(read_json(&last.join("state.json"))["micro_batch"] != 0);
+        stops += 1;
+    }
+    assert!(stops > 2 && within > 0, "stopped {stops} times, {within} of them within an update; last in {}", last.display());
+    let (got, want) = (lasting(parts.path()), lasting(whole.path()));
+    assert!(got.0 == want.0, "{device}: other weights after {stops} stops");
+    assert_eq!(got.1, want.1, "{device}: another history after {stops} stops");
+}
+
+#[test]
+fn a_run_stopped_anywhere_goes_on_to_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    sample::unpack(dir.path()).unwrap();
+    let files = format!(
+        "--from-scratch --model {0} --train-file {0}/train.parquet --validation-file {0}/validation.parquet",
+        dir.path().display()
+    );
+    let flags = "--max-train-samples 70 --max-eval-samples 40 --batch-size 1 --gradient-accumulation-steps 30 --epochs 4 \
+                 --logging-steps 1 --max-length 48 --save-strategy no";
+    stopped_again_and_again("cpu", &format!("{files} {flags}"));
+}
+
+#[test]
+fn a_run_stopped_anywhere_goes_on_to_the_same_bits_on_cuda() {
+    drop(gpu());
+    let folder = golden("train");
+    let files = format!("--model {0}/hf_init --train-file {0}/train.csv --validation-file {0}/test.csv", folder.display());
+    let flags = "--batch-size 2 --gradient-accumulation-steps 10 --epochs 2 --dropout 0.1 --logging-steps 1 --max-length 32";
+    stopped_again_and_again("cuda", &format!("{files} {flags}"));
 }
 
 #[test]
@@ -268,9 +337,46 @@ fn a_loss_that_is_not_finite_stops_the_run() {
     let folder = golden("train");
     let flags =
         format!("--model {0}/hf_init --train-file {0}/train.csv --learning-rate 1e30 --logging-steps 2", folder.display());
-    let error = train(&settings(&flags, dir.path())).err().expect("a learning rate of 1e30 cannot work");
+    let error = train(&settings(&flags, dir.path()), None).err().expect("a learning rate of 1e30 cannot work");
     assert_eq!(error.kind, warpfit::Kind::Unusable);
     assert!(error.to_string().contains("is not finite"), "{error}");
+}
+
+/// A run that is timed is the run that is not; the table has every op of an update, the trace each of its calls.
+#[test]
+fn a_profile_names_every_op() {
+    for device in ["cpu", "cuda"] {
+        let flags = format!("--max-steps 4 --batch-size 8 --dropout 0.1 --max-length 32 --device {device}");
+        let [plain, timed] = ["", "--profile 2"].map(|more| {
+            let dir = tempfile::tempdir().unwrap();
+            golden_run("train", &format!("{flags} {more}"), dir.path());
+            dir
+        });
+        assert!(lasting(plain.path()).0 == lasting(timed.path()).0, "{device}: timing changed the weights");
+        assert!(!plain.path().join("profile.json").exists());
+        let table = std::fs::read_to_string(timed.path().join("profile.txt")).unwrap();
+        let trace = read_json(&timed.path().join("profile.json"));
+        let events = trace["traceEvents"].as_array().unwrap();
+        let calls = |name: &str| events.iter().filter(|event| event["name"].as_str().unwrap().starts_with(name)).count();
+        for (name, most) in
+            [("attn fwd", 6), ("attn bwd", 6), ("linear fwd", 20), ("add norm bwd", 12), ("grad norm", 1), ("adamw", 1)]
+        {
+            assert!((1..=most).contains(&(calls(name) / 2)), "{device}: {} calls of {name}", calls(name));
+            assert_eq!(calls(name) % 2, 0, "{device}: {name}");
+            assert!(table.contains(&format!("\n{name}")), "{device}: {table}");
+        }
+        let mut end = 0.0;
+        for event in events {
+            let [start, took] = ["ts", "dur"].map(|key| event[key].as_f64().unwrap());
+            assert!(start >= end && took > 0.0, "{device}: {event} begins before {end}");
+            end = start + took;
+        }
+        let shares = table.lines().skip(2).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let share = |words: Vec<&str>| words[words.len() - 4].parse::<f64>().unwrap();
+        let mut shares: Vec<f64> = shares.map(share).collect();
+        assert_eq!(shares.pop(), Some(100.0), "{device}: {table}");
+        assert!((shares.iter().sum::<f64>() - 100.0).abs() < 3.0, "{device}: {table}");
+    }
 }
 
 /// The default run's data and model, a few rows over and over: they must be learnt. The whole run is the README's first
@@ -285,7 +391,7 @@ fn the_sample_trains() {
         dir.path().display()
     );
     let out = dir.path().join("out");
-    train(&settings(&flags, &out)).unwrap().unwrap();
+    train(&settings(&flags, &out), None).unwrap().unwrap();
     let losses = losses(&out);
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&losses[..8]), mean(&losses[losses.len() - 8..]));

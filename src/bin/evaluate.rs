@@ -12,6 +12,7 @@ use warpfit::data::dataset::{Options, Table};
 use warpfit::data::scored::Scored;
 use warpfit::device::{Device, Precision};
 use warpfit::error::{Error, Result};
+use warpfit::hub;
 use warpfit::metrics::{Metrics, softmax};
 use warpfit::report::log::Progress;
 use warpfit::train::args::{count, delimiter, fail_under};
@@ -25,10 +26,10 @@ use warpfit::train::evaluate::{check, cross_entropy};
 #[derive(Parser)]
 #[command(name = "evaluate", version)]
 struct Args {
-    /// Folder of a trained model
-    #[arg(long, value_name = "DIR", alias = "model_name_or_path", required_unless_present = "predictions")]
+    /// Folder of a trained model, or its id on the Hugging Face hub: owner/name, or owner/name@revision
+    #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path", required_unless_present = "predictions")]
     model: Option<PathBuf>,
-    /// Labelled texts: .csv, .tsv, .jsonl or .parquet
+    /// Labelled texts, in any format that train reads
     #[arg(long, value_name = "FILE", aliases = ["test-file", "test_file", "validation-file", "validation_file"])]
     #[arg(required_unless_present = "predictions")]
     file: Option<PathBuf>,
@@ -69,7 +70,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    warpfit::cli::run(run)
+    warpfit::cli::run(warpfit::cli::parse, run)
 }
 
 fn run(args: Args) -> Result<()> {
@@ -108,7 +109,7 @@ fn run_model(args: &Args, device: Device) -> Result<(Scored, Vec<f64>, Metrics)>
     let columns =
         Options { delimiter: args.delimiter, text_column: args.text_column.clone(), label_column: args.label_column.clone() };
     let mut table = Table::read(file, &columns)?;
-    let mut classifier = Classifier::open(model, device, args.precision, args.max_batch_tokens, args.batch_size)?;
+    let mut classifier = Classifier::open(&hub::model(model)?, device, args.precision, args.max_batch_tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.max_length)?;
     let names = classifier.source.config.labels.clone();
     let mut ids = std::mem::take(&mut table.ids);

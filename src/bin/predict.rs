@@ -12,6 +12,7 @@ use warpfit::data::dataset::Options;
 use warpfit::data::inputs::{self, LineFormat};
 use warpfit::device::{Device, Precision};
 use warpfit::error::{Error, Result};
+use warpfit::hub;
 use warpfit::report::log::{Count, Progress};
 use warpfit::report::predictions::{Format, Lines, positive_class};
 use warpfit::train::args::{count, delimiter, same_file};
@@ -22,8 +23,8 @@ use warpfit::train::args::{count, delimiter, same_file};
 #[derive(Parser)]
 #[command(name = "predict", version)]
 struct Args {
-    /// Folder of a trained model
-    #[arg(long, value_name = "DIR", alias = "model_name_or_path")]
+    /// Folder of a trained model, or its id on the Hugging Face hub: owner/name, or owner/name@revision
+    #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
     /// Text to classify
     #[arg(value_name = "TEXT", conflicts_with_all = ["text", "input"])]
@@ -31,8 +32,8 @@ struct Args {
     /// Text to classify; may be given several times
     #[arg(long, conflicts_with = "input")]
     text: Vec<String>,
-    /// Texts to classify: .txt (one a line), .csv, .tsv, .parquet, or .jsonl with "text", or "input_ids" and
-    /// "token_type_ids", which are used as they are
+    /// Texts to classify: .txt (one a line), .csv, .tsv, .json, .parquet, .fasttext, or .jsonl with "text", or "input_ids"
+    /// and "token_type_ids", which are used as they are
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// What the lines of standard input or of --input are [default: by the file's ending; text for standard input]
@@ -77,7 +78,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    warpfit::cli::run(run)
+    warpfit::cli::run(warpfit::cli::parse, run)
 }
 
 fn run(args: Args) -> Result<()> {
@@ -87,7 +88,8 @@ fn run(args: Args) -> Result<()> {
     {
         return Err(Error::user("--output", "is the file of --input", "give another one"));
     }
-    let mut classifier = Classifier::open(&args.model, device, args.precision, args.max_batch_tokens, args.batch_size)?;
+    let mut classifier =
+        Classifier::open(&hub::model(&args.model)?, device, args.precision, args.max_batch_tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.max_length)?;
     let labels = classifier.source.config.labels.clone();
     let stars = args.stars.then(|| positive_class(&labels)).transpose()?;

@@ -4,30 +4,32 @@ use std::process::ExitCode;
 
 use warpfit::classifier::Classifier;
 use warpfit::cli::{be_quiet, note, print};
+use warpfit::data::cache;
 use warpfit::error::Result;
+use warpfit::hub::push::Target;
 use warpfit::metrics::{argmax, softmax};
 use warpfit::report::log::{Count, duration, rate};
 use warpfit::sample;
 use warpfit::train::args::Args;
+use warpfit::train::recipe;
 use warpfit::train::trainer::train;
 
 fn main() -> ExitCode {
-    warpfit::cli::run(run)
+    warpfit::cli::run(recipe::parse, run)
 }
 
 fn run(args: Args) -> Result<()> {
     if args.quiet {
         be_quiet();
     }
-    let on_sample = args.model.is_none() && args.train_file.is_none() && args.validation_file.is_none();
-    let args = if on_sample {
-        note("no --model and no --train-file: a small DistilBERT from scratch on 2,000 bundled film reviews");
-        sample::args(args)?
-    } else {
-        args
-    };
+    let on_sample = args.recipe.as_deref() == Some("sample");
+    if on_sample {
+        note("recipe sample: a small DistilBERT from scratch on 2,000 bundled film reviews");
+        sample::unpack(sample::FOLDER.as_ref())?;
+    }
+    let hub = args.push_to_hub.as_deref().map(Target::check).transpose()?;
     let settings = args.settings()?;
-    let Some(outcome) = train(&settings)? else { return Ok(()) };
+    let Some(outcome) = train(&settings, cache::folder().as_deref())? else { return Ok(()) };
 
     let took = duration(std::time::Duration::from_secs_f64(outcome.seconds));
     let updates = rate(outcome.updates as f64 / outcome.seconds);
@@ -44,6 +46,9 @@ fn run(args: Args) -> Result<()> {
     }
     let out = settings.output_dir.display();
     print(format!("saved       {out}"))?;
+    if let Some(hub) = hub {
+        print(format!("published   {}", hub.push(&settings.output_dir)?))?;
+    }
     if on_sample {
         let mut classifier =
             Classifier::open(&settings.output_dir, settings.device, settings.precision, 2048, sample::SENTENCES.len())?;
@@ -57,7 +62,7 @@ fn run(args: Args) -> Result<()> {
         }
         print(format!(
             "\nThis model is small and saw 2,000 reviews. For a real one, give a pre-trained model and your own file:\n  \
-             cargo run --release -- --model path/to/distilbert-base-uncased --train-file reviews.csv --validation-split 0.1 --output-dir out\n\
+             cargo run --release -- --model distilbert/distilbert-base-uncased --train-file reviews.csv --validation-split 0.1\n\
              To classify with the one just trained:\n  \
              cargo run --release --bin predict -- --model {out} --text \"What a film!\""
         ))?;

@@ -8,7 +8,6 @@ use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::config::Config;
-use crate::model::plan::Slot;
 use crate::ops::View;
 
 /// What stands beside the weights and is carried along unread.
@@ -76,14 +75,13 @@ impl ModelDir {
     /// of the head's tensors that the folder lacks; they are drawn from `seed`.
     pub fn load_weights(&self, model: &mut Model, seed: u64) -> Result<Vec<String>> {
         let weights = Weights::open(&self.path)?;
-        let params: Vec<_> = model.plan.slots.iter().map(|slot| slot.param.clone()).collect();
+        let (params, views): (Vec<_>, Vec<_>) = model.plan.slots.iter().map(|slot| (slot.param.clone(), slot.view)).unzip();
         let loaded = weights::resolve(&params, &weights)?;
         let std = model.plan.config.initializer_range;
-        let values = params.iter().zip(&loaded.tensors).map(|(param, tensor)| match tensor {
-            Some(tensor) => tensor.f32(),
-            None => Ok(param.initialise(seed, std)),
-        });
-        model.write_all(model.plan.params, &values.collect::<Result<Vec<_>>>()?)?;
+        for ((param, view), tensor) in params.iter().zip(views).zip(&loaded.tensors) {
+            let values = tensor.map_or_else(|| Ok(param.initialise(seed, std)), |tensor| tensor.f32())?;
+            model.write_f32(view, &values)?;
+        }
         Ok(loaded.missing.into_iter().map(String::from).collect())
     }
 
@@ -116,10 +114,10 @@ pub fn write_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> 
 pub fn read_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> Result<()> {
     let weights = Weights::open(path)?;
     for &(prefix, flat) in flats {
-        let slots = model.plan.slots.iter();
-        let tensor = |slot: &Slot| weights.f32(&format!("{prefix}{}", slot.param.name), &slot.param.shape);
-        let values = slots.map(tensor).collect::<Result<Vec<_>>>()?;
-        model.write_all(flat, &values)?;
+        for slot in model.plan.slots.clone() {
+            let values = weights.f32(&format!("{prefix}{}", slot.param.name), &slot.param.shape)?;
+            model.write_f32(model.plan.beside(slot.view, flat), &values)?;
+        }
     }
     Ok(())
 }

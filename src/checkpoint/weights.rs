@@ -1,17 +1,20 @@
 //! safetensors in and out. A file is 8 bytes of header length, a JSON header (name -> dtype, shape, byte range), and the
-//! bytes of the tensors end to end. Everything the header says is checked before a tensor is handed out, and every
-//! number when it is read.
+//! bytes of the tensors end to end; a large model is several files, its shards, with an index that says which holds what.
+//! Everything a header says is checked before a tensor is handed out, and every number when it is read.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
 use crate::model::names::Param;
@@ -19,14 +22,23 @@ use crate::model::names::Param;
 /// The limit of the format's own library.
 const MAX_HEADER: usize = 100_000_000;
 
-/// The tensors of a safetensors file, memory-mapped.
+const FILE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The tensors of a safetensors file, or of the shards of one, memory-mapped.
 pub struct Weights {
+    /// The file, or the index of the shards.
+    file: PathBuf,
+    shards: Vec<Shard>,
+    /// The shard of each tensor, and what its header says of it: the range lies inside its map, and fits its shape and dtype.
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
+}
+
+struct Shard {
     file: PathBuf,
     map: Mmap,
     /// Where the bytes of the tensors start in `map`.
     data: usize,
-    /// Every range lies inside `map`, and fits its shape and dtype.
-    tensors: BTreeMap<String, TensorInfo>,
 }
 
 /// One tensor of a file: row-major, little-endian, at any alignment.
@@ -52,22 +64,50 @@ pub struct Loaded<'a> {
 }
 
 impl Weights {
-    /// Maps a safetensors file, or the `model.safetensors` of a folder, and checks its header.
+    /// Maps a safetensors file, or the weights of a folder: its `model.safetensors`, or else the shards that its
+    /// `model.safetensors.index.json` lists. Checks the headers.
     ///
     /// # Errors
-    /// No such file, weights in another format, or a header that is not sound.
+    /// No such file, weights in another format, a header that is not sound, an index and shards that do not fit.
     pub fn open(path: &Path) -> Result<Weights> {
         let file = if path.is_dir() { find(path)? } else { path.to_path_buf() };
-        // Asked before opening: to open a FIFO is to wait for its writer.
-        if !std::fs::metadata(&file).map_err(|e| Error::io(&file, e))?.is_file() {
-            return Err(Error::user(file.display(), "is no regular file", "give a .safetensors file"));
+        if file.ends_with(INDEX) {
+            return Weights::open_shards(file);
         }
-        let handle = File::open(&file).map_err(|e| Error::io(&file, e))?;
-        // SAFETY: the map is only read, and every read is within its length. If another process shortens the file
-        // meanwhile, the process is ended by SIGBUS; this crate replaces such files by renaming only.
-        let map = unsafe { Mmap::map(&handle) }.map_err(|e| Error::io(&file, e))?;
-        let (data, tensors) = header(&file, &map)?;
-        Ok(Weights { file, map, data, tensors })
+        let (shard, tensors) = Shard::open(&file)?;
+        let tensors = tensors.into_iter().map(|(name, info)| (name, (0, info))).collect();
+        Ok(Weights { file, shards: vec![shard], tensors })
+    }
+
+    /// What the index lists and nothing else.
+    fn open_shards(index: PathBuf) -> Result<Weights> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let fault = |fact: String| Error::user(index.display(), fact, "fetch or save the model folder again");
+        let json = std::fs::read(&index).map_err(|e| Error::io(&index, e))?;
+        let Index { weight_map } =
+            serde_json::from_slice(&json).map_err(|e| fault(format!("is not an index of shards ({e})")))?;
+
+        let mut names: Vec<&String> = weight_map.values().collect();
+        names.sort();
+        names.dedup();
+        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
+        for (number, name) in names.into_iter().enumerate() {
+            let is_inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+            if !is_inside || name.is_empty() {
+                return Err(fault(format!("lists the shard \"{name}\", which is no file of this folder")));
+            }
+            let (shard, mut infos) =
+                Shard::open(&index.with_file_name(name)).map_err(|e| e.and(&format!("it is listed in {INDEX}")))?;
+            for tensor in weight_map.iter().filter(|(_, shard)| *shard == name).map(|(tensor, _)| tensor) {
+                let info = infos.remove(tensor).ok_or_else(|| fault(format!("lists {tensor} in {name}, which lacks it")))?;
+                tensors.insert(tensor.clone(), (number, info));
+            }
+            shards.push(shard);
+        }
+        Ok(Weights { file: index, shards, tensors })
     }
 
     /// The names of all tensors, sorted.
@@ -76,13 +116,13 @@ impl Weights {
     }
 
     pub fn get(&self, name: &str) -> Option<Tensor<'_>> {
-        let (name, info) = self.tensors.get_key_value(name)?;
+        let (name, (shard, info)) = self.tensors.get_key_value(name)?;
+        let Shard { file, map, data } = &self.shards[*shard];
         let (start, end) = info.data_offsets;
-        let bytes = &self.map[self.data + start..self.data + end];
-        Some(Tensor { file: &self.file, name, dtype: info.dtype, shape: &info.shape, bytes })
+        Some(Tensor { file, name, dtype: info.dtype, shape: &info.shape, bytes: &map[data + start..data + end] })
     }
 
-    /// The values of an F32 tensor of this shape.
+    /// The values of a tensor of this shape, as `Tensor::f32` gives them.
     ///
     /// # Errors
     /// No such tensor, another shape or dtype, or values that are not finite.
@@ -94,20 +134,31 @@ impl Weights {
     }
 }
 
+impl Shard {
+    /// Maps a file, and gives what its header says.
+    fn open(file: &Path) -> Result<(Shard, BTreeMap<String, TensorInfo>)> {
+        // Asked before opening: to open a FIFO is to wait for its writer.
+        if !std::fs::metadata(file).map_err(|e| Error::io(file, e))?.is_file() {
+            return Err(Error::user(file.display(), "is no regular file", "give a .safetensors file"));
+        }
+        let handle = File::open(file).map_err(|e| Error::io(file, e))?;
+        // SAFETY: the map is only read, and every read is within its length. If another process shortens the file
+        // meanwhile, the process is ended by SIGBUS; this crate replaces such files by renaming only.
+        let map = unsafe { Mmap::map(&handle) }.map_err(|e| Error::io(file, e))?;
+        let (data, tensors) = header(file, &map)?;
+        Ok((Shard { file: file.into(), map, data }, tensors))
+    }
+}
+
 /// The weights of a model folder, or what to do about those in another format.
 fn find(folder: &Path) -> Result<PathBuf> {
-    let file = folder.join("model.safetensors");
-    if file.exists() {
+    if let Some(file) = [FILE, INDEX].iter().map(|name| folder.join(name)).find(|file| file.exists()) {
         return Ok(file);
-    }
-    if folder.join("model.safetensors.index.json").exists() {
-        let remedy = "save the model as one file with save_pretrained(..., max_shard_size=\"100GB\")";
-        return Err(Error::user(folder.display(), "its weights are split over several files", remedy));
     }
     if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| folder.join(name).exists()) {
         return Err(Error::user(folder.display(), "its weights are a pickle, pytorch_model.bin, which can run code", CONVERT));
     }
-    Err(Error::user(folder.display(), "there is no model.safetensors in this folder", "give the folder of a model"))
+    Err(Error::user(folder.display(), format!("there is no {FILE} in this folder"), "give the folder of a model"))
 }
 
 const CONVERT: &str = "convert them in Python with transformers: \
@@ -204,12 +255,17 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 impl Tensor<'_> {
-    /// The values of an F32 tensor.
+    /// The values of an F32, F16 or BF16 tensor.
     ///
     /// # Errors
     /// Another dtype, or a NaN or infinite value.
     pub fn f32(&self) -> Result<Vec<f32>> {
-        let values = self.numbers(Dtype::F32, f32::from_le_bytes)?;
+        let values = match self.dtype {
+            Dtype::F16 => self.numbers(f16::from_le_bytes).to_f32_vec(),
+            Dtype::BF16 => self.numbers(bf16::from_le_bytes).to_f32_vec(),
+            Dtype::F32 => self.numbers(f32::from_le_bytes),
+            other => return Err(self.error(format!("is {other} where F32, F16 or BF16 is needed"), "save it as F32")),
+        };
         match values.iter().position(|value| !value.is_finite()) {
             Some(at) => Err(self.error(format!("holds {} at element {at}", values[at]), "use a sound checkpoint")),
             None => Ok(values),
@@ -221,7 +277,8 @@ impl Tensor<'_> {
     /// # Errors
     /// Another dtype.
     pub fn f64(&self) -> Result<Vec<f64>> {
-        self.numbers(Dtype::F64, f64::from_le_bytes)
+        self.must_be(Dtype::F64)?;
+        Ok(self.numbers(f64::from_le_bytes))
     }
 
     /// The values of an I64 tensor.
@@ -229,15 +286,19 @@ impl Tensor<'_> {
     /// # Errors
     /// Another dtype.
     pub fn i64(&self) -> Result<Vec<i64>> {
-        self.numbers(Dtype::I64, i64::from_le_bytes)
+        self.must_be(Dtype::I64)?;
+        Ok(self.numbers(i64::from_le_bytes))
     }
 
-    fn numbers<T, const N: usize>(&self, dtype: Dtype, from: fn([u8; N]) -> T) -> Result<Vec<T>> {
-        if self.dtype != dtype {
-            return Err(self.error(format!("is {} where {dtype} is needed", self.dtype), &format!("save it as {dtype}")));
+    fn must_be(&self, dtype: Dtype) -> Result<()> {
+        match self.dtype == dtype {
+            true => Ok(()),
+            false => Err(self.error(format!("is {} where {dtype} is needed", self.dtype), &format!("save it as {dtype}"))),
         }
-        let (numbers, _) = self.bytes.as_chunks();
-        Ok(numbers.iter().map(|&bytes| from(bytes)).collect())
+    }
+
+    fn numbers<T, const N: usize>(&self, from: fn([u8; N]) -> T) -> Vec<T> {
+        self.bytes.as_chunks().0.iter().map(|&bytes| from(bytes)).collect()
     }
 
     fn check_shape(&self, shape: &[usize]) -> Result<()> {

@@ -1,14 +1,15 @@
 //! The CPU's memory: one allocation, sliced by views.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
+
+use memmap2::MmapMut;
 
 use crate::error::{Error, Kind, Result};
 use crate::ops::View;
 
 pub struct Arena {
     start: *mut u8,
-    layout: Layout,
+    memory: MmapMut,
 }
 
 // SAFETY: the arena owns its memory, as a Box<[u8]> does.
@@ -16,28 +17,25 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// `bytes` zeroed bytes.
+    /// `bytes` zeroed bytes, at the start of a page. They are the system's, which gives them when they are first touched.
     pub fn new(bytes: usize) -> Result<Arena> {
-        let too_large = || {
+        let mut memory = MmapMut::map_anon(bytes.max(1)).map_err(|_| {
             let fact = format!("{:.1} GiB of memory cannot be had", bytes as f64 / (1u64 << 30) as f64);
             Error::new(Kind::Device, "cpu", fact, "pass a smaller --batch-size or --max-length")
-        };
-        let layout = Layout::from_size_align(bytes.max(1), 256).map_err(|_| too_large())?;
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() { Err(too_large()) } else { Ok(Arena { start, layout }) }
+        })?;
+        Ok(Arena { start: memory.as_mut_ptr(), memory })
     }
 
     /// Every byte 0xff: NaN as a float, -1 as an integer.
     pub fn poison(&mut self) {
         // SAFETY: `start` points to `size` bytes of our own.
-        unsafe { self.start.write_bytes(0xff, self.layout.size()) }
+        unsafe { self.start.write_bytes(0xff, self.memory.len()) }
     }
 
     /// The elements of a view: the one place where the arena is cut up.
     pub fn scattered<T>(&self, view: View) -> Scattered<'_, T> {
         let bytes = view.len * size_of::<T>();
-        assert!(view.offset + bytes <= self.layout.size(), "{view:?} ends beyond the arena");
+        assert!(view.offset + bytes <= self.memory.len(), "{view:?} ends beyond the arena");
         assert_eq!(view.offset % align_of::<T>(), 0, "{view:?} is not aligned");
         // SAFETY: `offset` is within the allocation.
         Scattered { start: unsafe { self.start.add(view.offset) }.cast(), len: view.len, of: PhantomData }
@@ -52,13 +50,6 @@ impl Arena {
     pub unsafe fn slice<T>(&self, view: View) -> &mut [T] {
         // SAFETY: by contract.
         unsafe { self.scattered(view).row(0, view.len) }
-    }
-}
-
-impl std::ops::Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.start, self.layout) }
     }
 }
 

@@ -324,7 +324,7 @@ impl<T: Real> Backend for Cpu<T> {
     fn cast(&mut self, op: &Cast) -> Result<()> {
         // SAFETY: distinct buffers.
         let (x, y) = unsafe { (self.get(op.x, op.x.len), self.get_mut(op.y, op.x.len)) };
-        y.copy_from_slice(x);
+        y.par_chunks_mut(1 << 18).zip(x.par_chunks(1 << 18)).for_each(|(y, x)| y.copy_from_slice(x));
         Ok(())
     }
 

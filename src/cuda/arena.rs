@@ -43,6 +43,7 @@ impl Arena {
         let inputs = layout.inputs;
         let most_tiles = inputs.ids.len / TILE + inputs.labels.len;
         let take = |bytes: usize| {
+            // SAFETY: set to zero by the next line, before anything reads it.
             let mut memory: CudaSlice<u8> = unsafe { stream.alloc(bytes) }.map_err(failed("device memory"))?;
             stream.memset_zeros(&mut memory).map_err(failed("device memory"))?;
             let (address, _) = memory.device_ptr(stream);

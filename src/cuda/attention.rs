@@ -52,12 +52,9 @@ impl Path<'_> {
     }
 
     fn of<'a>(cuda: &'a Cuda, op: &Attn) -> Result<Path<'a>> {
-        let strides = [op.q_stride, op.kv_stride];
-        let views = [op.q, op.k, op.v, op.y, op.dy, op.dq, op.dk, op.dv];
-        // 16 bytes are the unit of copies into shared memory.
-        let aligned = strides.iter().all(|stride| stride % 8 == 0) && views.iter().all(|view| view.offset % 16 == 0);
         match op.head_dim {
-            width @ (32 | 64) if op.y.dtype == DType::Bf16 && aligned => Ok(Path::tensor_cores(cuda, width)),
+            // Rows and parts of rows begin at multiples of 16 bytes, the unit of copies into shared memory.
+            width @ (32 | 64) if op.y.dtype == DType::Bf16 => Ok(Path::tensor_cores(cuda, width)),
             ..=32 => Ok(Path::general(cuda, op.y.dtype, 32)),
             33..=64 => Ok(Path::general(cuda, op.y.dtype, 64)),
             65..=128 => Ok(Path::general(cuda, op.y.dtype, 128)),

@@ -1,5 +1,6 @@
 //! The backend on NVIDIA GPUs: hand-written kernels (kernels/), products by cuBLASLt, one stream, one arena. A launcher holds
-//! geometry only: how many blocks, and which addresses the kernel gets. Nothing here waits for the GPU but `download`.
+//! geometry only: how many blocks, and which addresses the kernel gets. Nothing here waits for the GPU but `upload` and
+//! `download`, and `stage` when it is two batches ahead.
 
 mod adamw;
 mod arena;
@@ -71,7 +72,7 @@ impl Cuda {
     ///
     /// # Errors
     /// The GPU has failed.
-    pub fn copy(&self, dst: View, src: View) -> Result<()> {
+    fn copy(&self, dst: View, src: View) -> Result<()> {
         assert_eq!(dst.bytes(), src.bytes());
         self.bind()?;
         // SAFETY: both lie in the arena.
@@ -270,7 +271,7 @@ impl Backend for Cuda {
     }
 
     fn cast(&mut self, op: &Cast) -> Result<()> {
-        adamw::cast(self, op)
+        if op.x.dtype == op.y.dtype { self.copy(op.y, op.x) } else { adamw::cast(self, op) }
     }
 
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::ValueEnum;
 use serde_json::Value;
 
-use crate::data::dataset::{self, Options, TEXT_COLUMNS, Table};
+use crate::data::dataset::{self, ENDINGS, Options, TEXT_COLUMNS, Table};
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
 
@@ -65,7 +65,7 @@ const BATCH: usize = 4096;
 
 /// Batches of a file in the format that its ending names, or of lines in `format`; `options.label_column` is not needed.
 pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: Limits) -> Result<Batches> {
-    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let ending = dataset::ending(path);
     let format = format.or(match ending.as_str() {
         "txt" => Some(LineFormat::Text),
         "jsonl" => Some(LineFormat::Jsonl),
@@ -76,7 +76,7 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
             let reader = BufReader::with_capacity(1 << 22, dataset::open(path)?);
             Ok(lines(reader, &path.display().to_string(), format, options.text_column.clone(), limits))
         }
-        None if ["csv", "tsv", "parquet"].contains(&ending.as_str()) => {
+        None if path.is_dir() || ENDINGS.contains(&ending.as_str()) => {
             let mut table = Table::read(path, options)?;
             let (ids, texts) = (std::mem::take(&mut table.ids), std::mem::take(&mut table.texts));
             let row = move |(row, text)| Input {
@@ -87,7 +87,7 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
             Ok(batches(texts.into_iter().enumerate().map(row)))
         }
         None => {
-            let remedy = "give .txt, .jsonl, .csv, .tsv or .parquet, or pass --input-format";
+            let remedy = format!("give one of .{}, or pass --input-format", ENDINGS.join(", ."));
             Err(Error::user(path.display(), "cannot tell the format from the ending", remedy))
         }
     }

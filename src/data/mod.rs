@@ -1,8 +1,10 @@
 //! From files of texts and labels to packed batches: dataset -> tokenize -> pack -> loader.
 
+pub mod cache;
 pub mod dataset;
 pub mod inputs;
 pub mod loader;
 pub mod pack;
 pub mod scored;
 pub mod tokenize;
+pub mod wordpiece;

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::Value;
-use tokenizers::{NormalizerWrapper, PostProcessor, PreTokenizerWrapper, TruncationDirection};
+use tokenizers::{Encoding, Token};
 
+use crate::data::wordpiece::WordPiece;
 use crate::error::{Error, Result};
 
 /// Token ids of many texts, laid end to end.
@@ -86,14 +87,49 @@ impl Encoded {
 /// The tokenizer of a model folder.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Faster, where all of the tokenizer is BERT's.
+    fast: Option<WordPiece>,
+    frame: Frame,
     /// `tokenizer.json` as read, to be copied beside a trained model.
     pub json: Vec<u8>,
     /// `model_max_length` of `tokenizer_config.json`, where there is one that means something.
     pub max_length: Option<usize>,
     /// Largest token id + 1; may not be above the model's vocabulary.
     pub vocab: usize,
-    /// Whether white space parts a text into pieces that are tokenised each for itself.
-    by_words: bool,
+}
+
+/// The special tokens around a text.
+struct Frame {
+    before: Vec<i32>,
+    after: Vec<i32>,
+    /// Token types of both, with that of the text between them.
+    types: Vec<i32>,
+}
+
+impl Frame {
+    /// What the tokenizer puts around a text of one token; `None` unless that is once in it.
+    fn of(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Option<Frame>> {
+        const TEXT: u32 = u32::MAX;
+        let framed = inner.post_process(Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0), None, true)?;
+        let as_i32 = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect::<Vec<i32>>();
+        let parts: Vec<Vec<i32>> = framed.get_ids().split(|&id| id == TEXT).map(as_i32).collect();
+        let frame = |[before, after]: [Vec<i32>; 2]| Frame { before, after, types: as_i32(framed.get_type_ids()) };
+        Ok(parts.try_into().ok().map(frame))
+    }
+
+    /// How many special tokens there are.
+    fn specials(&self) -> usize {
+        self.before.len() + self.after.len()
+    }
+
+    /// Token types for a text of so many tokens; none where all are 0.
+    fn types(&self, tokens: usize) -> Vec<i32> {
+        if self.types.iter().all(|&kind| kind == 0) {
+            return Vec::new();
+        }
+        let (before, text) = self.types.split_at(self.before.len());
+        [before, &vec![text[0]; tokens], &text[1..]].concat()
+    }
 }
 
 impl Tokenizer {
@@ -127,19 +163,9 @@ impl Tokenizer {
         // A file may carry a length to cut or pad to: both are for the caller to say.
         inner.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
         let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let by_words = matches!(inner.get_normalizer(), None | Some(NormalizerWrapper::BertNormalizer(_)))
-            && matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)))
-            && inner.get_added_tokens_decoder().values().all(|token| !token.content.contains(char::is_whitespace));
-        let tokenizer = Tokenizer { inner, json: json.to_vec(), max_length: None, vocab, by_words };
-        if tokenizer.specials() == 0 {
-            return Err(bad("adds no [CLS] and [SEP] to a text".to_string()));
-        }
-        Ok(tokenizer)
-    }
-
-    /// How many special tokens are added to a text.
-    fn specials(&self) -> usize {
-        self.inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false))
+        let frame = Frame::of(&inner).map_err(|e| bad(e.to_string()))?.filter(|frame| frame.specials() > 0);
+        let frame = frame.ok_or_else(|| bad("adds no [CLS] and [SEP] to a text".to_string()))?;
+        Ok(Tokenizer { fast: WordPiece::new(&inner), inner, frame, json: json.to_vec(), max_length: None, vocab })
     }
 
     /// Token ids of each text, in order, cut on the right to `max_length` tokens with the special ones, on all cores.
@@ -150,14 +176,22 @@ impl Tokenizer {
         max_length: usize,
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Encoded> {
-        let room = max_length.checked_sub(self.specials()).filter(|&room| room > 0).ok_or_else(|| {
-            let fact = format!("{max_length} leaves no room for text beside {} special tokens", self.specials());
-            Error::user("--max-length", fact, format!("give at least {}", self.specials() + 1))
+        let specials = self.frame.specials();
+        let room = max_length.checked_sub(specials).filter(|&room| room > 0).ok_or_else(|| {
+            let fact = format!("{max_length} leaves no room for text beside {specials} special tokens");
+            Error::user("--max-length", fact, format!("give at least {}", specials + 1))
         })?;
         let chunks = texts.par_chunks(256).map(|chunk| {
-            let mut encoded = Encoded::default();
+            let (mut encoded, mut ids) = (Encoded::default(), Vec::new());
             for text in chunk {
-                self.encode_text(text.as_ref(), room, &mut encoded)?;
+                ids.clone_from(&self.frame.before);
+                self.tokens(text.as_ref(), room.saturating_add(1), &mut ids)?;
+                let end = ids.len().min(self.frame.before.len().saturating_add(room));
+                let cut = ids.len() > end;
+                ids.truncate(end);
+                let types = self.frame.types(end - self.frame.before.len());
+                ids.extend(&self.frame.after);
+                encoded.append(&ids, &types, cut);
             }
             progress(chunk.len());
             Ok(encoded)
@@ -169,36 +203,16 @@ impl Tokenizer {
         Ok(all)
     }
 
-    fn encode_text(&self, text: &str, room: usize, out: &mut Encoded) -> Result<()> {
-        let bad = |e: tokenizers::Error| {
-            Error::user("tokenizer.json", format!("a text cannot be tokenised: {e}"), "check the vocabulary")
-        };
-        // Tokenising takes time and a hundred times the memory for every byte, and only `room` tokens are kept: a head of
-        // the text that gives more than these will do.
-        let mut size = room.saturating_mul(8);
-        let mut encoding = loop {
-            let head = self.head(text, size);
-            let encoding = self.inner.encode_fast(head, false).map_err(bad)?;
-            if encoding.len() > room || head.len() == text.len() {
-                break encoding;
-            }
-            size = head.len().saturating_mul(4);
-        };
-        let cut = encoding.len() > room;
-        encoding.truncate(room, 0, TruncationDirection::Right);
-        encoding.take_overflowing(); // what was cut off would get special tokens too
-        let encoding = self.inner.post_process(encoding, None, true).map_err(bad)?;
-        let as_i32 = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect::<Vec<i32>>();
-        out.append(&as_i32(encoding.get_ids()), &as_i32(encoding.get_type_ids()), cut);
-        Ok(())
-    }
-
-    /// The text up to the first white space from byte `size` on, where that gives the same first tokens.
-    fn head<'a>(&self, text: &'a str, size: usize) -> &'a str {
-        let rest = text.as_bytes().get(size..).filter(|_| self.by_words).unwrap_or_default();
-        match rest.iter().position(u8::is_ascii_whitespace) {
-            Some(space) => &text[..size + space],
-            None => text,
+    /// Appends the ids of a text without special tokens: all, or at least `limit`.
+    fn tokens(&self, text: &str, limit: usize, ids: &mut Vec<i32>) -> Result<()> {
+        if self.fast.as_ref().is_some_and(|fast| fast.encode(text, limit, ids)) {
+            return Ok(());
         }
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|e| Error::user("tokenizer.json", format!("a text cannot be tokenised: {e}"), "check the vocabulary"))?;
+        ids.extend(encoding.get_ids().iter().map(|&id| id as i32));
+        Ok(())
     }
 }

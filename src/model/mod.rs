@@ -127,10 +127,18 @@ impl Model {
         self.write(self.plan.head.weights, weights)
     }
 
+    pub fn status(&mut self) -> Result<Status> {
+        Ok(Status::from_slice(&self.read(self.plan.status)?))
+    }
+
+    pub fn set_status(&mut self, status: &Status) -> Result<()> {
+        self.backend.write(self.plan.status, &status.to_array())
+    }
+
     /// The status block; its sums start from 0 again.
     pub fn take_status(&mut self) -> Result<Status> {
-        let status = Status::from_slice(&self.read(self.plan.status)?);
-        self.write(self.plan.status, &Status { loss: status.loss, ..Status::default() }.to_array())?;
+        let status = self.status()?;
+        self.set_status(&Status { loss: status.loss, ..Status::default() })?;
         Ok(status)
     }
 
@@ -166,6 +174,16 @@ impl Model {
         }
     }
 
+    /// Sets all elements of a view of floats.
+    pub fn write_f32(&mut self, view: View, values: &[f32]) -> Result<()> {
+        assert_eq!(view.len, values.len(), "{view:?}");
+        self.copy_is_old = true;
+        match view.dtype {
+            DType::F32 => self.backend.upload(view, bytemuck::cast_slice(values)),
+            _ => self.write(view, &values.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>()),
+        }
+    }
+
     /// The parameters, or another flat view of their layout (gradients, moments), in Hugging Face's order.
     pub fn read_all(&mut self, flat: View) -> Result<Vec<Vec<f32>>> {
         let views: Vec<View> = self.plan.slots.iter().map(|slot| self.plan.beside(slot.view, flat)).collect();
@@ -178,15 +196,7 @@ impl Model {
 
     /// Sets them all; one list a parameter.
     pub fn write_all(&mut self, flat: View, values: &[Vec<f32>]) -> Result<()> {
-        self.copy_is_old = true;
-        for (i, values) in values.iter().enumerate() {
-            let view = self.plan.beside(self.plan.slots[i].view, flat);
-            assert_eq!(view.len, values.len(), "{}", self.plan.slots[i].param.name);
-            match view.dtype {
-                DType::F32 => self.backend.upload(view, bytemuck::cast_slice(values))?,
-                _ => self.write(view, &values.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>())?,
-            }
-        }
-        Ok(())
+        let views: Vec<View> = self.plan.slots.iter().map(|slot| self.plan.beside(slot.view, flat)).collect();
+        views.into_iter().zip(values).try_for_each(|(view, values)| self.write_f32(view, values))
     }
 }

@@ -111,11 +111,11 @@ impl Param {
     }
 
     /// The names it may have in a checkpoint, the usual one first: base models are saved without the prefix of the
-    /// encoder, and norms converted from TensorFlow have gamma and beta.
+    /// encoder, and norms (`LayerNorm`, `sa_layer_norm`) converted from TensorFlow have gamma and beta.
     pub fn spellings(&self) -> impl Iterator<Item = String> {
         let bare =
             [Arch::DistilBert, Arch::Bert].iter().find_map(|arch| self.name.strip_prefix(arch.model_type())?.strip_prefix('.'));
-        let old = |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let old = |name: &str| name.replace("orm.weight", "orm.gamma").replace("orm.bias", "orm.beta");
         [Some(self.name.as_str()), bare].into_iter().flatten().flat_map(move |name| [name.to_string(), old(name)])
     }
 

@@ -6,25 +6,36 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
+use super::recipe;
 use super::schedule::ScheduleKind;
-use crate::data::dataset;
+use crate::checkpoint::run_dir::RunDir;
+use crate::data::dataset::{self, Splits};
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::metrics::Metric;
+use crate::sample::RUNS;
 
 /// Fine-tune a BERT-family encoder for text classification.
 ///
-/// Without --model and --train-file: a small DistilBERT from scratch on a bundled sample of film reviews.
+/// Without a model and data: a small DistilBERT from scratch on a bundled sample of film reviews.
 #[derive(Parser, Clone, Debug, Default)]
 #[command(name = "train", version)]
 pub struct Args {
-    /// Folder of the model to start from: config.json, model.safetensors, tokenizer.json
-    #[arg(long, alias = "model_name_or_path", help_heading = "Model and run")]
+    /// Model to start from: a folder with config.json, model.safetensors and tokenizer.json, or an id of the Hugging Face
+    /// hub, such as distilbert/distilbert-base-uncased, with @revision behind it where it is not main
+    #[arg(long, alias = "model_name_or_path", value_name = "DIR_OR_ID", help_heading = "Model and run")]
     pub model: Option<PathBuf>,
+    /// Set everything as in a run that is known; what else is given here stands over it
+    #[arg(long, value_parser = recipe::names(), help_heading = "Model and run")]
+    pub recipe: Option<String>,
+    /// Flags from a TOML file, as in `batch-size = 16`; what else is given here stands over them, and they over --recipe
+    #[arg(long, value_name = "FILE", help_heading = "Model and run")]
+    pub config: Option<PathBuf>,
     /// Draw all weights from --seed instead of reading model.safetensors
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
     pub from_scratch: Option<bool>,
-    /// Folder for the trained model, the checkpoints and the logs
+    /// Folder for the trained model, the checkpoints and the logs [default: the next number in ./runs]
     #[arg(long, help_heading = "Model and run")]
     pub output_dir: Option<PathBuf>,
     /// Write into a folder that is not empty
@@ -37,11 +48,30 @@ pub struct Args {
     #[arg(long, help_heading = "Model and run")]
     pub dry_run: bool,
 
+    /// Publish the trained model on the Hugging Face hub, as owner/name or name; a public repository is made if need be
+    #[arg(long, alias = "hub_model_id", value_name = "ID", help_heading = "Model and run")]
+    pub push_to_hub: Option<String>,
     /// Show no progress and no notes
     #[arg(long, help_heading = "Model and run")]
     pub quiet: bool,
 
-    /// Rows to train on: .csv, .tsv, .jsonl or .parquet
+    /// Folder of a data set, whose splits are found: train.csv, val.csv, test.csv (any format), the hub's
+    /// train-00000-of-00001.parquet, or train/ and test/ with reviews in neg/ and pos/
+    #[arg(long, help_heading = "Data")]
+    pub data_dir: Option<PathBuf>,
+    /// Instead of --data-dir, the id of a data set of the Hugging Face hub, such as stanfordnlp/imdb
+    #[arg(long, alias = "dataset_name", conflicts_with_all = ["data_dir", "train_file"], value_name = "DIR_OR_ID")]
+    #[arg(help_heading = "Data")]
+    pub dataset: Option<PathBuf>,
+    /// Which configuration of --dataset, where it has several
+    #[arg(long, alias = "dataset_config_name", conflicts_with_all = ["data_dir", "train_file"], value_name = "NAME")]
+    #[arg(help_heading = "Data")]
+    pub dataset_config: Option<String>,
+    /// Split of --data-dir or --dataset to evaluate on during training: test for sets that have no validation split
+    #[arg(long, conflicts_with_all = ["train_file", "validation_file", "validation_split"], help_heading = "Data")]
+    pub validation_split_name: Option<SplitName>,
+    /// Rows to train on, instead of those in --data-dir: .csv, .tsv, .json, .jsonl, .parquet, .txt with a text;label or a
+    /// __label__name text a line, or a folder with reviews in neg/ and pos/
     #[arg(long, help_heading = "Data")]
     pub train_file: Option<PathBuf>,
     /// Rows to evaluate on during training
@@ -50,7 +80,7 @@ pub struct Args {
     /// Rows to evaluate on once, at the end
     #[arg(long, help_heading = "Data")]
     pub test_file: Option<PathBuf>,
-    /// Take this share of --train-file for validation, each class in proportion
+    /// Take this share of the training data for validation, each class in proportion
     #[arg(long, value_parser = open_unit, conflicts_with = "validation_file", help_heading = "Data")]
     pub validation_split: Option<f64>,
     /// Between the fields of a CSV file
@@ -167,9 +197,19 @@ pub struct Args {
     /// Logs to write: jsonl or none [default: jsonl]
     #[arg(long, help_heading = "Cadence")]
     pub report_to: Option<ReportTo>,
+    /// Time every op of this many updates: a table, and profile.json for chrome://tracing, in --output-dir
+    #[arg(long, value_name = "UPDATES", value_parser = count, help_heading = "Cadence")]
+    pub profile: Option<usize>,
     /// Exit with 1 unless the final evaluation reaches this, as in accuracy=0.9 (for loss: stays at or below it)
     #[arg(long, value_name = "METRIC=VALUE", help_heading = "Cadence")]
     pub fail_under: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SplitName {
+    Validation,
+    Test,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -208,6 +248,7 @@ pub enum Cadence {
 /// The flags as meant.
 #[derive(Clone, Debug, Serialize)]
 pub struct Settings {
+    /// A folder, or an id of the hub.
     pub model: PathBuf,
     pub from_scratch: bool,
     pub output_dir: PathBuf,
@@ -215,9 +256,9 @@ pub struct Settings {
     /// A checkpoint's folder, or `newest` for the newest of `output_dir`.
     pub resume_from_checkpoint: Option<PathBuf>,
     pub dry_run: bool,
-    pub train_file: PathBuf,
-    pub validation_file: Option<PathBuf>,
-    pub test_file: Option<PathBuf>,
+    /// The id of the hub, or the folder, that `files` come from.
+    pub dataset: Option<PathBuf>,
+    pub files: Splits,
     pub validation_split: Option<f64>,
     pub delimiter: Option<char>,
     pub text_column: Option<String>,
@@ -255,21 +296,31 @@ pub struct Settings {
     pub metric_for_best_model: Metric,
     pub early_stopping_patience: Option<usize>,
     pub report_to: ReportTo,
+    /// Updates to time.
+    pub profile: Option<usize>,
     pub fail_under: Option<(Metric, f64)>,
 }
 
 impl Args {
-    /// Fills in what was not typed and checks the flags against each other.
+    /// Fills in what was not typed and checks the flags against each other. A data set of the hub is fetched.
     pub fn settings(self) -> Result<Settings> {
-        let missing = |flag, what| Error::user(flag, "is not given", format!("name {what}, or leave out all of the run's files"));
-        let model = self.model.ok_or_else(|| missing("--model", "the folder of a model"))?;
-        let train_file = self.train_file.ok_or_else(|| missing("--train-file", "a file of texts and labels"))?;
-        let output_dir = self.output_dir.ok_or_else(|| missing("--output-dir", "a folder for the results"))?;
-        if same_file(&output_dir, &model) {
-            return Err(Error::user("--output-dir", "is the folder of --model", "give another one"));
+        // First what needs no reading and no network.
+        let model = self.model.clone().ok_or_else(|| missing("--model", "the folder of a model, or its id on the hub"))?;
+        let device = self.device.as_deref().unwrap_or("auto").parse()?;
+        let fail_under = self.fail_under.as_deref().map(fail_under).transpose()?;
+        let metric = Metric::parse("--metric-for-best-model", self.metric_for_best_model.as_deref().unwrap_or("loss"))?;
+        let (overwrites, resumes) = (self.overwrite_output_dir.unwrap_or(false), self.resume_from_checkpoint.is_some());
+        if let Some(folder) = &self.output_dir {
+            if same_file(folder, &model) {
+                return Err(Error::user("--output-dir", "is the folder of --model", "give another one"));
+            }
+            RunDir::check(folder, overwrites || resumes || self.dry_run)?;
+        } else if resumes {
+            return Err(Error::user("--output-dir", "is not given", "name the folder of the run that is to go on"));
         }
+        let files = self.files()?;
 
-        let validates = self.validation_file.is_some() || self.validation_split.is_some();
+        let validates = !files.validation.is_empty() || self.validation_split.is_some();
         let logging_steps = self.logging_steps.unwrap_or(10);
         let cadence = |strategy, steps| match strategy {
             Strategy::No => Cadence::Never,
@@ -299,21 +350,23 @@ impl Args {
                 return Err(Error::user(flag, "needs evaluations", "pass --validation-file or --validation-split"));
             }
         }
-        let fail_under = self.fail_under.as_deref().map(fail_under).transpose()?;
-        if fail_under.is_some() && !validates && self.test_file.is_none() {
+        if fail_under.is_some() && !validates && files.test.is_empty() {
             return Err(Error::user("--fail-under", "there is nothing to evaluate on", "pass --validation-file or --test-file"));
         }
-        let metric = self.metric_for_best_model.as_deref().unwrap_or("loss");
+        let output_dir = match self.output_dir {
+            Some(folder) => folder,
+            None if self.dry_run => RUNS.into(),
+            None => RunDir::numbered(RUNS.as_ref())?,
+        };
         Ok(Settings {
             model,
             from_scratch: self.from_scratch.unwrap_or(false),
             output_dir,
-            overwrite_output_dir: self.overwrite_output_dir.unwrap_or(false),
+            overwrite_output_dir: overwrites,
             resume_from_checkpoint: self.resume_from_checkpoint,
             dry_run: self.dry_run,
-            train_file,
-            validation_file: self.validation_file,
-            test_file: self.test_file,
+            dataset: self.dataset.or(self.data_dir),
+            files,
             validation_split: self.validation_split,
             delimiter: self.delimiter.map(char::from),
             text_column: self.text_column,
@@ -339,7 +392,7 @@ impl Args {
             class_weights: self.class_weights,
             dropout: self.dropout,
             classifier_dropout: self.classifier_dropout,
-            device: self.device.as_deref().unwrap_or("auto").parse()?,
+            device,
             precision: self.precision.unwrap_or(Precision::Fp32),
             seed: self.seed.unwrap_or(42),
             logging_steps,
@@ -347,12 +400,62 @@ impl Args {
             save: cadence(self.save_strategy.unwrap_or(Strategy::Epoch), self.save_steps.unwrap_or(500)),
             save_total_limit: self.save_total_limit,
             load_best_model_at_end: self.load_best_model_at_end.unwrap_or(evaluates),
-            metric_for_best_model: Metric::parse("--metric-for-best-model", metric)?,
+            metric_for_best_model: metric,
             early_stopping_patience: self.early_stopping_patience,
             report_to: self.report_to.unwrap_or(ReportTo::Jsonl),
+            profile: self.profile,
             fail_under,
         })
     }
+
+    /// The files of each split: those of --data-dir or --dataset, and those that are named in their place.
+    fn files(&self) -> Result<Splits> {
+        let mut files = match (&self.dataset, &self.data_dir) {
+            (Some(name), _) => hub::dataset(name, self.dataset_config.as_deref())?,
+            (None, Some(dir)) => dataset::splits(dir)?,
+            (None, None) => Splits::default(),
+        };
+        let whole = self.dataset.as_ref().or(self.data_dir.as_ref());
+        for (given, needed, flag, needs) in [
+            (self.dataset_config.is_some(), self.dataset.is_some(), "--dataset-config", "--dataset"),
+            (self.validation_split_name.is_some(), whole.is_some(), "--validation-split-name", "--dataset or --data-dir"),
+        ] {
+            if given && !needed {
+                return Err(Error::user(flag, format!("has no effect without {needs}"), format!("pass {needs} too")));
+            }
+        }
+        if self.validation_split_name == Some(SplitName::Test) {
+            files.validation = std::mem::take(&mut files.test);
+        }
+        if self.validation_split.is_some() {
+            files.validation.clear();
+        }
+        for (typed, found) in [
+            (&self.train_file, &mut files.train),
+            (&self.validation_file, &mut files.validation),
+            (&self.test_file, &mut files.test),
+        ] {
+            if let Some(file) = typed {
+                *found = vec![file.clone()];
+            }
+        }
+        match whole {
+            Some(name) if self.validation_split_name.is_some() && files.validation.is_empty() => {
+                Err(Error::user("--validation-split-name", format!("{} has no such split", name.display()), "name another"))
+            }
+            Some(name) if files.train.is_empty() => {
+                Err(Error::user(name.display(), "there is no training data in it", "name it with --train-file"))
+            }
+            None if files.train.is_empty() => {
+                Err(missing("--train-file", "a file of texts and labels, or --data-dir, or --dataset"))
+            }
+            _ => Ok(files),
+        }
+    }
+}
+
+fn missing(flag: &str, what: &str) -> Error {
+    Error::user(flag, "is not given", format!("name {what}, or leave out all of the run's files"))
 }
 
 impl Settings {

@@ -4,20 +4,28 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::checkpoint::model_dir::ModelDir;
+use crate::hub;
 use crate::metrics::Metric;
 use crate::model::config::Config;
 use crate::train::args::Settings;
 use crate::train::evaluate::Evaluation;
 
 /// Front matter, the final figures, the settings and the table of evaluations.
-pub fn model_card(settings: &Settings, config: &Config, log: &[Value], last: Option<&Evaluation>) -> String {
+pub fn model_card(settings: &Settings, source: &ModelDir, config: &Config, log: &[Value], last: Option<&Evaluation>) -> String {
     let name = settings.output_dir.file_name().unwrap_or_default().to_string_lossy();
     let base = settings.model.display();
     let figure = |metric| last.and_then(|evaluation| evaluation.metrics.get(metric));
     let mut card = "---\nlibrary_name: transformers\npipeline_tag: text-classification\n".to_string();
     if !settings.from_scratch {
-        card += &license(&settings.model).map_or(String::new(), |license| format!("{license}\n"));
-        card += &format!("base_model: {base}\n");
+        card += &license(&source.path).map_or(String::new(), |license| format!("{license}\n"));
+        // The hub knows ids alone, and refuses a card that names something else.
+        if let Some(id) = hub::id(hub::Kind::Model, &settings.model) {
+            card += &format!("base_model: {id}\n");
+        }
+    }
+    if let Some(id) = settings.dataset.as_deref().and_then(|name| hub::id(hub::Kind::Dataset, name)) {
+        card += &format!("datasets:\n- {id}\n");
     }
     card += "tags:\n- text-classification\n- warpfit\n";
     if last.is_some() {
@@ -28,10 +36,14 @@ pub fn model_card(settings: &Settings, config: &Config, log: &[Value], last: Opt
         true => format!("A {} classifier trained from scratch in the shape of `{base}`", config.arch.model_type()),
         false => format!("`{base}` ({}) fine-tuned", config.arch.model_type()),
     };
-    card += &format!(" on `{}` with warpfit. Labels: {}.\n\n", settings.train_file.display(), config.labels.join(", "));
+    let data = settings.dataset.as_ref().unwrap_or(&settings.files.train[0]);
+    card += &format!(" on `{}` with warpfit. Labels: {}.\n\n", data.display(), config.labels.join(", "));
     if last.is_some() {
-        let data = settings.test_file.as_ref().or(settings.validation_file.as_ref());
+        let data = settings.files.test.first().or(settings.files.validation.first());
         card += &match data {
+            Some(_) if settings.dataset.is_some() => {
+                format!("On its {} data:\n\n", if settings.files.test.is_empty() { "validation" } else { "test" })
+            }
             Some(file) => format!("On `{}`:\n\n", file.display()),
             None => "On the validation split:\n\n".to_string(),
         };

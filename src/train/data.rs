@@ -1,9 +1,15 @@
-//! What a run trains and is evaluated on: files read, class names chosen, validation split off, texts tokenised.
+//! What a run trains and is evaluated on: files read, class names chosen, validation split off, texts tokenised; or what an
+//! earlier run kept of all that.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use serde_json::{Value, json};
 
 use super::args::Settings;
 use crate::cli::note;
+use crate::data::cache;
 use crate::data::dataset::{self, Dataset, Table};
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Result};
@@ -16,15 +22,87 @@ pub struct Data {
     pub train: Arc<Encoded>,
     pub validation: Option<Arc<Encoded>>,
     pub test: Option<Arc<Encoded>>,
+    /// Validation texts that stand in the training data too.
+    pub shared: usize,
 }
 
 impl Data {
-    /// Reads and tokenises the files of `settings` for a model with this config and tokenizer.
-    pub fn read(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Data> {
+    /// Reads and tokenises the files of `settings` for a model with this config and tokenizer, or takes from the folder
+    /// `cache` what an earlier run made of the same, and keeps it there for a later one.
+    pub fn read(
+        settings: &Settings,
+        config: &Config,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        cache: Option<&Path>,
+    ) -> Result<Data> {
+        // Without a key something cannot be read, which reading it will say.
+        let entry = || Some((cache?, Data::key(settings, config, tokenizer, max_length).ok()?));
+        let place = entry();
+        let kept = place.and_then(|(folder, key)| Data::from_cache(cache::load(folder, key)?));
+        let data = match kept {
+            Some(data) => {
+                note("data: tokenised by an earlier run");
+                for (what, encoded) in data.parts() {
+                    Some(cut(what, encoded, max_length)).filter(|line| !line.is_empty()).into_iter().for_each(note);
+                }
+                data
+            }
+            None => {
+                let data = Data::tokenise(settings, config, tokenizer, max_length)?;
+                // A file that was replaced meanwhile has another key.
+                if let Some((folder, key)) = place.filter(|_| entry() == place) {
+                    let about = json!({"names": data.names, "shared": data.shared});
+                    if let Err(error) = cache::store(folder, key, &data.parts(), &about) {
+                        note(format!("the tokenised texts are not kept for the next run: {error}"));
+                    }
+                }
+                data
+            }
+        };
+        if let Some(validation) = data.validation.as_ref().filter(|_| data.shared > 0) {
+            note(format!(
+                "warning: {} of the {} validation texts stand in the training data too",
+                Count(data.shared as u64),
+                Count(validation.rows() as u64)
+            ));
+        }
+        Ok(data)
+    }
+
+    /// The hash of all that decides the rows, their labels and their tokens.
+    fn key(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> std::io::Result<u128> {
+        let files = [&settings.files.train, &settings.files.validation, &settings.files.test];
+        let decisive = json!({
+            "tokenizer": String::from_utf8_lossy(&tokenizer.json),
+            "max_length": max_length,
+            "columns": format!("{:?}", settings.columns()),
+            "names": config.labels_named.then_some(&config.labels),
+            "split": settings.validation_split.map(|share| (share, settings.seed)),
+            "samples": (settings.max_train_samples, settings.max_eval_samples),
+            "files": files.map(Vec::len),
+        });
+        cache::key(&decisive, files.into_iter().flatten().map(PathBuf::as_path))
+    }
+
+    fn parts(&self) -> Vec<(&'static str, &Encoded)> {
+        let parts = [("training", Some(&self.train)), ("validation", self.validation.as_ref()), ("test", self.test.as_ref())];
+        parts.into_iter().filter_map(|(name, encoded)| Some((name, &**encoded?))).collect()
+    }
+
+    fn from_cache((mut parts, about): (HashMap<String, Encoded>, Value)) -> Option<Data> {
+        let mut part = |name: &str| parts.remove(name).map(Arc::new);
+        let (train, validation, test) = (part("training")?, part("validation"), part("test"));
+        let names = serde_json::from_value(about["names"].clone()).ok()?;
+        Some(Data { names, train, validation, test, shared: about["shared"].as_u64()? as usize })
+    }
+
+    fn tokenise(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Data> {
         let columns = settings.columns();
-        let train = Table::read(&settings.train_file, &columns)?;
-        let read = |path: &Option<_>| path.as_deref().map(|path| Table::read(path, &columns)).transpose();
-        let (validation, test) = (read(&settings.validation_file)?, read(&settings.test_file)?);
+        let files = &settings.files;
+        let train = Table::read_all(&files.train, &columns)?;
+        let read = |paths: &[_]| (!paths.is_empty()).then(|| Table::read_all(paths, &columns)).transpose();
+        let (validation, test) = (read(&files.validation)?, read(&files.test)?);
         let tables: Vec<&Table> = [Some(&train), validation.as_ref(), test.as_ref()].into_iter().flatten().collect();
         let names = dataset::class_names(&tables, config.labels_named.then_some(&config.labels))?;
 
@@ -41,16 +119,10 @@ impl Data {
             train = rows(&train, &kept);
         }
         truncate(&mut train, settings.max_train_samples);
+        let mut shared = 0;
         if let Some(validation) = &mut validation {
             truncate(validation, settings.max_eval_samples);
-            let shared = dataset::overlap(&train.texts, &validation.texts);
-            if shared > 0 {
-                note(format!(
-                    "warning: {} of the {} validation texts stand in the training data too",
-                    Count(shared as u64),
-                    Count(validation.texts.len() as u64)
-                ));
-            }
+            shared = dataset::overlap(&train.texts, &validation.texts);
         }
         let encode = |what: &str, data: Dataset| encode(what, data, tokenizer, max_length).map(Arc::new);
         Ok(Data {
@@ -58,6 +130,7 @@ impl Data {
             validation: validation.map(|data| encode("validation", data)).transpose()?,
             test: test.map(|data| encode("test", data)).transpose()?,
             names,
+            shared,
         })
     }
 
@@ -87,15 +160,16 @@ pub fn encode(what: &str, data: Dataset, tokenizer: &Tokenizer, max_length: usiz
     let progress = Progress::new(&format!("tokenising {what}"), data.texts.len() as u64, &["texts"]);
     let mut encoded = tokenizer.encode(&data.texts, max_length, &|done| progress.add(&[done as u64]))?;
     encoded.labels = data.labels;
-    let cut = encoded.truncated();
-    let share = 100.0 * cut as f64 / encoded.rows() as f64;
-    progress.finish(&match cut {
-        0 => String::new(),
-        _ => format!(
-            "{what}: {} of {} texts cut to {max_length} tokens ({share:.1} %)",
-            Count(cut as u64),
-            Count(encoded.rows() as u64)
-        ),
-    });
+    progress.finish(&cut(what, &encoded, max_length));
     Ok(encoded)
+}
+
+/// How many texts were cut, in words; "" for none.
+fn cut(what: &str, encoded: &Encoded, max_length: usize) -> String {
+    let (cut, rows) = (encoded.truncated(), encoded.rows());
+    if cut == 0 {
+        return String::new();
+    }
+    let share = 100.0 * cut as f64 / rows as f64;
+    format!("{what}: {} of {} texts cut to {max_length} tokens ({share:.1} %)", Count(cut as u64), Count(rows as u64))
 }

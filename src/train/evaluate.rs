@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
+use crate::cli::check_interrupt;
 use crate::data::loader::Loader;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
@@ -23,7 +24,7 @@ pub struct Evaluation {
     pub seconds: f64,
 }
 
-/// Runs all rows in file order. `class_weights` are those of the loss, whose mean is over the rows' summed weights.
+/// Runs all rows in file order, unless it is interrupted. `class_weights` are those of the loss, whose mean is over the rows' summed weights.
 pub fn evaluate(
     model: &mut Model,
     data: &Arc<Encoded>,
@@ -35,6 +36,7 @@ pub fn evaluate(
     let progress = Progress::new(what, data.rows() as u64, &["reviews", "tokens"]);
     let (mut logits, mut losses, mut batches) = (Vec::new(), Vec::new(), 0);
     for batch in Loader::new(data.clone(), (0..data.rows() as u32).collect(), batch_size, 0) {
+        check_interrupt()?;
         let (batch_logits, batch_losses) = model.infer(&batch)?;
         logits.extend(batch_logits.into_iter().map(|x| x as f32));
         losses.extend(batch_losses);

@@ -11,14 +11,20 @@ use super::args::Settings;
 use crate::checkpoint::run_dir::{RunDir, write_json};
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
+use crate::model::config::Config;
+use crate::ops::Status;
 
 /// state.json of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Position {
     /// Updates done.
     pub step: usize,
-    /// Micro-batches done of the update under way: checkpoints stand between updates.
+    /// Micro-batches done of the update under way; their gradients are in gradients.safetensors. 0 unless interrupted.
     pub micro_batch: usize,
+    /// The status block; null for what is not finite.
+    pub status: [Option<f64>; Status::LEN],
+    /// Interrupted before the evaluation that follows this step was done.
+    pub evaluation_due: bool,
     /// Summed loss of all updates.
     pub loss_sum: f64,
     /// Evaluations in a row that were not the best.
@@ -48,24 +54,24 @@ impl Position {
         write_json(&checkpoint.join("state.json"), &json!(self))
     }
 
-    /// Reads the position of a checkpoint that belongs to `run`.
+    /// Reads the position of a checkpoint that belongs to `run`, of a model with this config.
     ///
     /// # Errors
-    /// No such checkpoint, or one of a run that differs, with the first difference named.
-    pub fn read(checkpoint: &Path, run: &Value) -> Result<Position> {
+    /// No such checkpoint, or one of a run or a model that differs, with the first difference named.
+    pub fn read(checkpoint: &Path, run: &Value, config: &Config) -> Result<Position> {
         let path = checkpoint.join("state.json");
         let json = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
         let position: Position = serde_json::from_slice(&json)
             .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "give another checkpoint"))?;
-        for (key, value) in run.as_object().into_iter().flatten() {
-            let was = &position.run[key];
-            if was != value {
-                let fact = match key.as_str() {
-                    "data" => "was made with other training data, another tokenizer or another --max-length".to_string(),
-                    _ => format!("was made with {key} {was}, this run has {value}"),
-                };
-                return Err(Error::user(checkpoint.display(), fact, "go on with the same, or start anew"));
-            }
+        let [was, is] = [&Config::read(&checkpoint.join("config.json"))?, config]
+            .map(|config| serde_json::from_str(&config.to_json()).expect("JSON of our own"));
+        for (was, is) in [(&position.run, run), (&was, &is)] {
+            let Some((key, is)) = is.as_object().into_iter().flatten().find(|(key, is)| was[*key] != **is) else { continue };
+            let fact = match key.as_str() {
+                "data" => "was made with other training data, another tokenizer or another --max-length".to_string(),
+                _ => format!("was made with {key} {}, this run has {is}", was[key]),
+            };
+            return Err(Error::user(checkpoint.display(), fact, "go on with the same, or start anew"));
         }
         Ok(position)
     }

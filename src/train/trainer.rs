@@ -1,7 +1,7 @@
 //! The run: everything from settings to a trained model on disk. One update is `accumulate` for each of its micro-batches,
 //! then `update`; around it stand logging, evaluation, checkpoints, the best model, early stopping.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,15 +16,17 @@ use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates
 use crate::checkpoint::model_dir::{ModelDir, read_tensors, write_tensors};
 use crate::checkpoint::run_dir::{RunDir, write_file, write_json};
 use crate::checkpoint::weights;
-use crate::cli::note;
+use crate::cli::{check_interrupt, note, notice_interrupts};
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
 use crate::device::Opened;
 use crate::error::{Error, Kind, Result};
+use crate::hub;
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
-use crate::ops::{Rows, Step, View};
+use crate::ops::{Rows, Status, Step, View};
+use crate::profile::{Ceilings, Profile};
 use crate::report::log::{Count, Progress};
 
 /// What a finished run leaves to say.
@@ -51,6 +53,10 @@ struct Trainer<'a> {
     log: Vec<Value>,
     /// Updates done.
     step: usize,
+    /// Micro-batches done of the next one.
+    micro_batch: usize,
+    /// The evaluation that follows this step is not done yet.
+    evaluation_due: bool,
     /// Summed loss of all updates.
     loss_sum: f64,
     /// The newest evaluation and its step.
@@ -58,6 +64,8 @@ struct Trainer<'a> {
     best: Option<Best>,
     /// Evaluations in a row that were not the best.
     stale: usize,
+    /// Under way, with what the hardware does at the most.
+    profile: Option<(Profile, Ceilings)>,
 }
 
 struct Best {
@@ -70,14 +78,13 @@ struct Best {
     saved: bool,
 }
 
-/// Trains as `settings` say. `None` after a dry run.
-pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
+/// Trains as `settings` say, with tokenised texts kept in the folder `cache`, if any. `None` after a dry run.
+pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let resumes = settings.resume_from_checkpoint.is_some();
-    RunDir::check(&settings.output_dir, settings.overwrite_output_dir || resumes || settings.dry_run)?;
     let Opened { backend, arithmetic, notes } = settings.device.open(settings.precision)?;
-    let source = ModelDir::read(&settings.model)?;
+    let source = ModelDir::read(&hub::model(&settings.model)?)?;
     let max_length = source.max_length(settings.max_length)?;
-    let data = Data::read(settings, &source.config, source.tokenizer()?, max_length)?;
+    let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
     let config = (source.config.clone())
         .with_labels(data.names.clone())?
         .with_dropout(settings.dropout.map(|p| p as f32), settings.classifier_dropout.map(|p| p as f32))?;
@@ -125,6 +132,15 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         return Ok(None);
     }
     notes.into_iter().for_each(note);
+    let (backend, profile) = match settings.profile {
+        None => (backend, None),
+        Some(updates) => {
+            let mut other = settings.device.open(settings.precision)?.backend;
+            let ceilings = Ceilings::measure(other.as_mut(), arithmetic)?;
+            let (backend, profile) = Profile::of(backend, updates);
+            (backend, Some((profile, ceilings)))
+        }
+    };
     let mut model = Model::new(&config, what_for, hyper, backend)?;
     model.set_class_weights(&class_weights)?;
     if settings.from_scratch {
@@ -151,10 +167,13 @@ pub fn train(settings: &Settings) -> Result<Option<Outcome>> {
         run,
         log: Vec::new(),
         step: 0,
+        micro_batch: 0,
+        evaluation_due: false,
         loss_sum: 0.0,
         evaluated: None,
         best: None,
         stale: 0,
+        profile,
     };
     if let Some(asked) = &settings.resume_from_checkpoint {
         trainer.resume(&resume::checkpoint(asked, &trainer.run)?)?;
@@ -180,19 +199,38 @@ impl Trainer<'_> {
         let begin = Instant::now();
         let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "reviews"]);
         let progress = progress.resumed_at(self.step as u64);
+        notice_interrupts()?;
         if let Err(error) = self.epochs(&progress) {
-            return Err(if error.kind == Kind::Device { error.and(&self.kept()?) } else { error });
+            return Err(match error.kind {
+                Kind::Device => error.and(&self.kept()?),
+                Kind::Interrupted => self.interrupted()?,
+                _ => error,
+            });
         }
         let seconds = begin.elapsed().as_secs_f64();
+        self.show_profile(&progress)?;
         progress.finish("");
-        self.finish(seconds)
+        let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
+        self.finish(seconds).map_err(|error| match error.kind {
+            Kind::Interrupted => Error::new(Kind::Interrupted, "train", saved, "its figures are missing: run evaluate on it"),
+            _ => error,
+        })
+    }
+
+    /// Saves where the run stands, and says how to go on.
+    fn interrupted(&mut self) -> Result<Error> {
+        let path = self.save()?;
+        let fact = format!("interrupted after {} of {} updates, saved in {}", self.step, self.schedule.total, path.display());
+        Ok(Error::new(Kind::Interrupted, "train", fact, "go on with the same command and --resume-from-checkpoint"))
     }
 
     fn epochs(&mut self, progress: &Progress) -> Result<()> {
         let (settings, accumulation) = (self.settings, self.settings.gradient_accumulation_steps);
-        let stopped_early = |stale| settings.early_stopping_patience.is_some_and(|patience| stale >= patience);
+        if self.evaluation_due {
+            self.after_update(progress)?;
+        }
         // A resumed run may have nothing left to do.
-        if self.step >= self.schedule.total || stopped_early(self.stale) {
+        if self.ended() {
             return Ok(());
         }
         for epoch in self.step / self.updates_per_epoch.. {
@@ -208,28 +246,11 @@ impl Trainer<'_> {
                 self.update(&micro_batches)?;
                 let count = |f: fn(&PackedBatch) -> usize| micro_batches.iter().map(f).sum::<usize>() as u64;
                 progress.add(&[1, count(PackedBatch::rows), count(PackedBatch::seqs)]);
-
-                let ended = self.step == self.schedule.total;
-                let epoch_ended = ended || self.step.is_multiple_of(self.updates_per_epoch);
-                let due = |cadence| match cadence {
-                    Cadence::Never => false,
-                    Cadence::Steps(n) => ended || self.step.is_multiple_of(n),
-                    Cadence::Epoch => epoch_ended,
-                };
-                let (evaluate, save) = (due(settings.eval), due(settings.save));
-                if self.step.is_multiple_of(settings.logging_steps) || ended || evaluate || save {
-                    self.log_loss(progress)?;
+                if self.profile.as_ref().is_some_and(|(profile, _)| profile.is_done()) {
+                    self.show_profile(progress)?;
                 }
-                if evaluate {
-                    self.evaluate(progress, save)?;
-                }
-                if save {
-                    self.save()?;
-                }
-                if stopped_early(self.stale) {
-                    progress.println(&format!("stopped early: {} evaluations without a better one", self.stale));
-                }
-                if ended || stopped_early(self.stale) {
+                self.after_update(progress)?;
+                if self.ended() {
                     return Ok(());
                 }
             }
@@ -237,16 +258,65 @@ impl Trainer<'_> {
         unreachable!("the epochs do not end")
     }
 
+    fn stopped_early(&self) -> bool {
+        self.settings.early_stopping_patience.is_some_and(|patience| self.stale >= patience)
+    }
+
+    fn ended(&self) -> bool {
+        self.step >= self.schedule.total || self.stopped_early()
+    }
+
+    /// Logs, evaluates and saves, where that is due after this step.
+    fn after_update(&mut self, progress: &Progress) -> Result<()> {
+        let settings = self.settings;
+        let last = self.step == self.schedule.total;
+        let epoch_ended = last || self.step.is_multiple_of(self.updates_per_epoch);
+        let due = |cadence| match cadence {
+            Cadence::Never => false,
+            Cadence::Steps(n) => last || self.step.is_multiple_of(n),
+            Cadence::Epoch => epoch_ended,
+        };
+        let (evaluate, save) = (due(settings.eval), due(settings.save));
+        if self.step.is_multiple_of(settings.logging_steps) || last || evaluate || save {
+            self.log_loss(progress)?;
+        }
+        if evaluate {
+            self.evaluation_due = true;
+            self.evaluate(progress, save)?;
+            self.evaluation_due = false;
+        }
+        if save {
+            self.save()?;
+        }
+        if self.stopped_early() {
+            progress.println(&format!("stopped early: {} evaluations without a better one", self.stale));
+        }
+        Ok(())
+    }
+
+    /// The table of where the time went, shown and in profile.txt, and a trace of every op in profile.json.
+    fn show_profile(&mut self, progress: &Progress) -> Result<()> {
+        let Some((profile, ceilings)) = self.profile.take() else { return Ok(()) };
+        let table = profile.table(&ceilings);
+        progress.println(&table);
+        write_file(&self.run.path.join("profile.txt"), format!("{table}\n").as_bytes())?;
+        profile.write_trace(&self.run.path.join("profile.json"))
+    }
+
+    /// The micro-batches of an update that are not done yet, and the update.
     fn update(&mut self, micro_batches: &[PackedBatch]) -> Result<()> {
-        self.step += 1;
         let labels = micro_batches.iter().flat_map(|batch| &batch.labels);
         let denominator = labels.map(|&label| self.class_weights[label as usize]).sum();
-        let learning_rate = self.schedule.lr(self.step);
-        for (micro, batch) in (0..).zip(micro_batches) {
-            let (seed, update) = (self.settings.seed, self.step as u64);
+        let (seed, update) = (self.settings.seed, self.step as u64 + 1);
+        let learning_rate = self.schedule.lr(self.step + 1);
+        for (micro, batch) in (0..).zip(micro_batches).skip(self.micro_batch) {
+            check_interrupt()?;
             self.model.accumulate(batch, &Step { seed, update, micro, denominator, learning_rate, train: true })?;
+            self.micro_batch += 1;
         }
-        self.model.update()
+        self.model.update()?;
+        (self.step, self.micro_batch) = (self.step + 1, 0);
+        Ok(())
     }
 
     /// Epochs done, as Trainer counts them: by the micro-batches of the one under way.
@@ -339,11 +409,13 @@ impl Trainer<'_> {
         evaluate(&mut self.model, data, self.settings.eval_batch_size, &self.class_weights, what)
     }
 
-    fn save(&mut self) -> Result<()> {
+    fn save(&mut self) -> Result<PathBuf> {
         let (state, settings) = (self.state(), json!(self.settings));
         let position = Position {
             step: self.step,
-            micro_batch: 0,
+            micro_batch: self.micro_batch,
+            status: self.model.status()?.to_array().map(|x| Some(x).filter(|x| x.is_finite())),
+            evaluation_due: self.evaluation_due,
             loss_sum: self.loss_sum,
             stale: self.stale,
             best: self.best.as_ref().map(|best| (best.step, Some(best.value).filter(|value| value.is_finite()))),
@@ -352,9 +424,12 @@ impl Trainer<'_> {
         let (run, source, model) = (&self.run, &self.source, &mut self.model);
         // Best weights that no checkpoint holds travel with this one.
         let homeless = self.best.as_ref().filter(|best| !best.saved && !best.weights.is_empty());
-        run.checkpoint(self.step, |folder| {
+        let path = run.checkpoint(self.step, |folder| {
             source.write(folder, model)?;
             write_tensors(&folder.join("optimizer.safetensors"), model, &moments(model))?;
+            if position.micro_batch > 0 {
+                write_tensors(&folder.join("gradients.safetensors"), model, &[("", model.plan.grads)])?;
+            }
             if let Some(best) = homeless {
                 let slots = &model.plan.slots;
                 let tensors: Vec<_> = slots.iter().map(|slot| (&slot.param.name, &slot.param.shape)).collect();
@@ -368,15 +443,16 @@ impl Trainer<'_> {
             write_json(&folder.join("trainer_state.json"), &state)?;
             write_json(&folder.join("training_args.json"), &settings)
         })?;
-        match self.settings.save_total_limit {
-            Some(limit) => self.run.rotate(limit, self.best.as_ref().map(|best| best.step)),
-            None => Ok(()),
+        if let Some(limit) = self.settings.save_total_limit {
+            self.run.rotate(limit, self.best.as_ref().map(|best| best.step))?;
         }
+        Ok(path)
     }
 
     /// Goes back to where a checkpoint stands.
     fn resume(&mut self, checkpoint: &Path) -> Result<()> {
-        let position = Position::read(checkpoint, &resume::identity(self.settings, &self.data.train))?;
+        let run = resume::identity(self.settings, &self.data.train);
+        let position = Position::read(checkpoint, &run, &self.model.plan.config)?;
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
         if let Some((step, value)) = position.best.filter(|_| self.settings.load_best_model_at_end) {
             let homes = [self.run.checkpoint_path(step).join("model.safetensors"), checkpoint.join("best.safetensors")];
@@ -391,7 +467,13 @@ impl Trainer<'_> {
         }
         read_tensors(&checkpoint.join("model.safetensors"), &mut self.model, &params)?;
         read_tensors(&checkpoint.join("optimizer.safetensors"), &mut self.model, &moments)?;
-        (self.step, self.loss_sum, self.stale) = (position.step, position.loss_sum, position.stale);
+        if position.micro_batch > 0 {
+            let grads = [("", self.model.plan.grads)];
+            read_tensors(&checkpoint.join("gradients.safetensors"), &mut self.model, &grads)?;
+        }
+        self.model.set_status(&Status::from_slice(&position.status.map(|x| x.unwrap_or(f64::NAN))))?;
+        (self.step, self.micro_batch) = (position.step, position.micro_batch);
+        (self.loss_sum, self.stale, self.evaluation_due) = (position.loss_sum, position.stale, position.evaluation_due);
 
         let path = checkpoint.join("trainer_state.json");
         let state = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
@@ -458,12 +540,12 @@ impl Trainer<'_> {
             evaluation = best.evaluation.clone();
             self.best = Some(best);
         }
+        self.source.write(&self.run.path, &mut self.model)?;
         if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
             evaluation = Some(self.run_over(&data, "evaluating")?);
         }
         let test = self.data.test.clone().map(|data| self.run_over(&data, "testing")).transpose()?;
 
-        self.source.write(&self.run.path, &mut self.model)?;
         let path = |name: &str| self.run.path.join(name);
         write_json(&path("train_results.json"), &json!(train))?;
         for (prefix, found, data) in [("eval", &evaluation, &self.data.validation), ("test", &test, &self.data.test)] {
@@ -478,7 +560,10 @@ impl Trainer<'_> {
         write_json(&path("trainer_state.json"), &self.state())?;
         write_json(&path("training_args.json"), &json!(self.settings))?;
         let shown = test.as_ref().or(evaluation.as_ref());
-        write_file(&path("README.md"), model_card(self.settings, &self.model.plan.config, &self.log, shown).as_bytes())?;
+        write_file(
+            &path("README.md"),
+            model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown).as_bytes(),
+        )?;
 
         let outcome = Outcome { train_loss, evaluation, test, seconds, updates };
         match self.settings.fail_under {

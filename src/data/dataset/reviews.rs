@@ -1,0 +1,38 @@
+//! A split as the Large Movie Review Dataset lays it: `neg/*.txt` and `pos/*.txt`, a review a file. `unsup`, which has no
+//! labels, is left aside.
+
+use std::path::Path;
+
+use super::{Options, Source, Table, ending, open_regular, read_text, splits};
+use crate::error::{Error, Result};
+
+const CLASSES: [&str; 2] = ["neg", "pos"];
+
+/// Whether a folder has a folder of reviews in it.
+pub(super) fn is_split(folder: &Path) -> bool {
+    CLASSES.iter().any(|class| folder.join(class).is_dir())
+}
+
+/// The reviews of each class in the order of their numbers: `2_7.txt` before `10_1.txt`.
+pub(super) fn read(folder: &Path, options: &Options) -> Result<Table> {
+    if !is_split(folder) {
+        return Err(Error::user(folder.display(), "is a folder", "name a file, or a folder with the folders neg and pos"));
+    }
+    let mut table = Table::new(folder, ["text", "label"].map(String::from).into(), options)?;
+    table.class_names = Some(CLASSES.map(String::from).into());
+    for (class, name) in CLASSES.iter().enumerate() {
+        let mut reviews = splits::entries(&folder.join(name))?;
+        reviews.retain(|path| ending(path) == "txt");
+        reviews.sort_by_cached_key(|path| {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let number: Option<u64> = name.split('_').next().and_then(|number| number.parse().ok());
+            (number.is_none(), number, name)
+        });
+        for path in reviews {
+            let text = read_text(&path, open_regular(&path)?)?;
+            table.sources.push(Source { path, row: table.texts.len(), lines: Vec::new() });
+            table.push(Some(1), text, class.to_string(), None);
+        }
+    }
+    Ok(table)
+}

@@ -1,0 +1,361 @@
+//! Where the time of a run goes: a backend that passes every op on to another and times it, and what the hardware does at
+//! the most, measured beside it. Each op is waited for, so that its time is its own: on a GPU a profiled step takes longer.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::checkpoint::run_dir::write_file;
+use crate::cost::{Cost, Costs, Size};
+use crate::data::pack::PackedBatch;
+use crate::error::Result;
+use crate::ops::*;
+
+/// What memory and products reach with nothing of ours in the way.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ceilings {
+    /// Read and written by a copy, bytes a second.
+    pub copy: f64,
+    /// Of a large square product, FLOP a second.
+    pub product: f64,
+}
+
+impl Ceilings {
+    /// Takes the memory of `backend`, which is of no use afterwards.
+    pub fn measure(backend: &mut dyn Backend, arithmetic: Arithmetic) -> Result<Ceilings> {
+        let ceilings = Ceilings::at(backend, arithmetic, 128 << 20, 2048)?;
+        // A GPU comes up to speed with larger ones only.
+        if ceilings.product < 5e12 { Ok(ceilings) } else { Ceilings::at(backend, arithmetic, 512 << 20, 8192) }
+    }
+
+    /// Copies `bytes`, and multiplies matrices of (edge, edge); the best of some tries each.
+    pub fn at(backend: &mut dyn Backend, arithmetic: Arithmetic, bytes: usize, edge: usize) -> Result<Ceilings> {
+        let dtype = arithmetic.dtype();
+        let (mut end, square) = (0, edge * edge);
+        let mut take = |len: usize, dtype: DType| {
+            let view = View { offset: end, len, dtype };
+            end += view.bytes().next_multiple_of(256);
+            view
+        };
+        let ids = vec![0; edge];
+        let batch = PackedBatch::new([(&ids[..], &[][..], 0)]);
+        let mut input = |len: usize| take(len, DType::I32);
+        let inputs = Inputs {
+            ids: input(edge),
+            positions: input(edge),
+            types: input(edge),
+            cu_seqlens: input(2),
+            labels: input(1),
+            rows_by_token: input(edge),
+            token_starts: input(2),
+        };
+        let copy = Cast { x: take(bytes / 4, DType::F32), y: take(bytes / 4, DType::F32) };
+        let product = Linear {
+            x: take(square, dtype),
+            w: take(square, dtype),
+            b: take(edge, dtype),
+            y: take(square, dtype),
+            dy: View::NONE,
+            dx: View::NONE,
+            dw: View::NONE,
+            db: View::NONE,
+            add: false,
+            k: edge,
+            n: edge,
+            rows: Rows::Tokens,
+        };
+        backend.reserve(&Layout { bytes: end, arithmetic, inputs, longest: edge, params: 1 })?;
+        // Not all the same, and no sum is large.
+        let value = |i: usize| (i % 251) as f64 / 251.0 - 0.5;
+        for view in [product.x, product.w] {
+            backend.write(view, &(0..square).map(value).collect::<Vec<f64>>())?;
+        }
+        backend.stage(&batch, &Step::INFER)?;
+        let copied = best(backend, |backend| backend.cast(&copy))?;
+        let multiplied = best(backend, |backend| backend.linear_fwd(&product))?;
+        let flops = 2.0 * square as f64 * edge as f64;
+        Ok(Ceilings { copy: 2.0 * copy.x.bytes() as f64 / copied, product: flops / multiplied })
+    }
+
+    /// The least seconds that moving and computing so much takes.
+    pub fn floor(&self, cost: Cost) -> f64 {
+        (cost.bytes as f64 / self.copy).max(cost.flops as f64 / self.product)
+    }
+}
+
+/// Seconds of a call, the best of some tries of a few milliseconds.
+fn best(backend: &mut dyn Backend, mut call: impl FnMut(&mut dyn Backend) -> Result<()>) -> Result<f64> {
+    let mut best = f64::INFINITY;
+    let mut calls = 1;
+    for _ in 0..8 {
+        let begin = Instant::now();
+        (0..calls).try_for_each(|_| call(backend))?;
+        backend.wait()?;
+        let seconds = begin.elapsed().as_secs_f64();
+        best = best.min(seconds / calls as f64);
+        if seconds < 4e-3 {
+            calls *= 4;
+        }
+    }
+    Ok(best)
+}
+
+impl fmt::Display for Ceilings {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "copy {:.1} GB/s, product {:.0} GFLOP/s", self.copy * 1e-9, self.product * 1e-9)
+    }
+}
+
+/// What was timed, shared between the backend that is profiled and the loop that asks for the result.
+#[derive(Clone)]
+pub struct Profile(Arc<Mutex<Record>>);
+
+struct Record {
+    /// Updates to time.
+    updates: usize,
+    /// Updates begun; the first is a warm-up and does not count.
+    begun: usize,
+    /// From when on updates count, and when the last of them was done.
+    begin: Instant,
+    end: Instant,
+    size: Size,
+    events: Vec<Event>,
+}
+
+struct Event {
+    op: String,
+    start: Duration,
+    took: Duration,
+    cost: Cost,
+}
+
+/// One line of the table: an op at one size.
+struct Row<'a> {
+    op: &'a str,
+    calls: usize,
+    seconds: f64,
+    cost: Cost,
+    floor: f64,
+}
+
+impl Profile {
+    /// A backend that runs the ops on `inner` and times them, and the profile of the `updates` that follow the first.
+    pub fn of(inner: Box<dyn Backend>, updates: usize) -> (Box<dyn Backend>, Profile) {
+        let now = Instant::now();
+        let size = Size { tokens: 0, seqs: 0, longest: 0, distinct: 0, pairs: 0 };
+        let record = Record { updates, begun: 0, begin: now, end: now, size, events: Vec::new() };
+        let profile = Profile(Arc::new(Mutex::new(record)));
+        (Box::new(Profiled { inner, profile: profile.clone() }), profile)
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether all updates asked for have been timed.
+    pub fn is_done(&self) -> bool {
+        let record = self.record();
+        record.begun > record.updates
+    }
+
+    /// Where the time went, an op a line, the longest first; of the update's mean.
+    pub fn table(&self, ceilings: &Ceilings) -> String {
+        let record = self.record();
+        // The warm-up counts no update.
+        let updates = record.begun.saturating_sub(1).min(record.updates);
+        if updates == 0 {
+            return "profile: no update was timed; the first one is a warm-up".to_string();
+        }
+        let mut rows: HashMap<&str, Row> = HashMap::new();
+        for event in &record.events {
+            let row =
+                rows.entry(&event.op).or_insert(Row { op: &event.op, calls: 0, seconds: 0.0, cost: Cost::default(), floor: 0.0 });
+            row.calls += 1;
+            row.seconds += event.took.as_secs_f64();
+            row.cost = Cost { bytes: row.cost.bytes + event.cost.bytes, flops: row.cost.flops + event.cost.flops };
+            row.floor += ceilings.floor(event.cost);
+        }
+        let mut rows: Vec<Row> = rows.into_values().collect();
+        rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds).then(a.op.cmp(b.op)));
+        let all = (record.end - record.begin).as_secs_f64();
+        let in_ops: f64 = rows.iter().map(|row| row.seconds).sum();
+        let floor: f64 = rows.iter().map(|row| row.floor).sum();
+
+        let mut table = format!("profile of {updates} updates; ceilings: {ceilings}\n");
+        let head = ["calls", "ms", "share %", "GB/s", "GFLOP/s", "of ceiling %"];
+        table +=
+            &format!("{:<40}{:>7}{:>11}{:>9}{:>9}{:>10}{:>14}\n", "op", head[0], head[1], head[2], head[3], head[4], head[5]);
+        let mut line = |op: &str, calls: usize, seconds: f64, cost: Cost, floor: f64| {
+            let ms = seconds * 1e3 / updates as f64;
+            let rate = |amount: usize| match amount {
+                0 => "-".to_string(),
+                _ => format!("{:.1}", amount as f64 / seconds * 1e-9),
+            };
+            let of_ceiling = if floor > 0.0 { format!("{:.0}", 100.0 * floor / seconds) } else { "-".to_string() };
+            let (calls, share) = (calls as f64 / updates as f64, 100.0 * seconds / all);
+            let (bytes, flops) = (rate(cost.bytes), rate(cost.flops));
+            table += &format!("{op:<40}{calls:>7.0}{ms:>11.3}{share:>9.1}{bytes:>9}{flops:>10}{of_ceiling:>14}\n");
+        };
+        rows.iter().for_each(|row| line(row.op, row.calls, row.seconds, row.cost, row.floor));
+        line("between the ops", 0, all - in_ops, Cost::default(), 0.0);
+        line("all", record.events.len(), all, Cost::default(), floor);
+        table.trim_end().to_string()
+    }
+
+    /// Writes what was timed as a Chrome trace (the Trace Event Format, complete events, microseconds), for
+    /// chrome://tracing or ui.perfetto.dev.
+    pub fn write_trace(&self, path: &Path) -> Result<()> {
+        let record = self.record();
+        let micros = |time: Duration| time.as_secs_f64() * 1e6;
+        let events: Vec<_> = (record.events.iter())
+            .map(|event| {
+                json!({
+                    "name": event.op,
+                    "ph": "X",
+                    "pid": 1,
+                    "tid": 1,
+                    "ts": micros(event.start),
+                    "dur": micros(event.took),
+                    "args": { "bytes": event.cost.bytes, "flops": event.cost.flops },
+                })
+            })
+            .collect();
+        write_file(path, json!({ "traceEvents": events, "displayTimeUnit": "ms" }).to_string().as_bytes())
+    }
+}
+
+/// The backend that is seen instead of `inner`.
+struct Profiled {
+    inner: Box<dyn Backend>,
+    profile: Profile,
+}
+
+impl Profiled {
+    fn timed(
+        &mut self,
+        op: impl FnOnce() -> String,
+        cost: impl FnOnce(&Size) -> Cost,
+        run: impl FnOnce(&mut dyn Backend) -> Result<()>,
+    ) -> Result<()> {
+        let (begun, updates) = {
+            let record = self.profile.record();
+            (record.begun, record.updates)
+        };
+        if !(1..=updates).contains(&begun) {
+            return run(self.inner.as_mut());
+        }
+        let start = Instant::now();
+        run(self.inner.as_mut())?;
+        self.inner.wait()?;
+        let took = start.elapsed();
+        let mut record = self.profile.record();
+        let (start, cost) = (start - record.begin, cost(&record.size));
+        record.events.push(Event { op: op(), start, took, cost });
+        Ok(())
+    }
+}
+
+/// An op by its name and what tells it from others of its kind.
+macro_rules! timed {
+    ($($name:ident $cost:ident $op:ident => $detail:expr;)*) => {$(
+        fn $name(&mut self, op: &$op) -> Result<()> {
+            let label = || {
+                let detail: fn(&$op) -> String = $detail;
+                format!("{} {}", stringify!($name).replace('_', " "), detail(op)).trim_end().to_string()
+            };
+            self.timed(label, |size| op.$cost(size), |backend| backend.$name(op))
+        }
+    )*};
+}
+
+fn none<T>(_: &T) -> String {
+    String::new()
+}
+
+fn of(rows: Rows) -> &'static str {
+    match rows {
+        Rows::Tokens => "",
+        Rows::Seqs => " [CLS]",
+    }
+}
+
+fn linear(op: &Linear) -> String {
+    format!("{} -> {}{}", op.k, op.n, of(op.rows))
+}
+
+fn act(op: &Act) -> String {
+    format!("{:?} {}{}", op.kind, op.width, of(op.rows)).to_lowercase()
+}
+
+impl Backend for Profiled {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn available(&self) -> Result<Option<usize>> {
+        self.inner.available()
+    }
+
+    fn reserve(&mut self, layout: &Layout) -> Result<()> {
+        self.inner.reserve(layout)
+    }
+
+    fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
+        self.inner.upload(dst, src)
+    }
+
+    fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()> {
+        self.inner.download(src, dst)
+    }
+
+    fn zero(&mut self, dst: View) -> Result<()> {
+        self.inner.zero(dst)
+    }
+
+    fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
+        self.profile.record().size = Size::from(batch);
+        let bytes = 4 * (4 * batch.rows() + 2 * batch.seqs() + 1 + batch.token_starts.len());
+        self.timed(|| "stage".to_string(), |_| Cost { bytes, flops: 0 }, |backend| backend.stage(batch, step))
+    }
+
+    timed! {
+        embed_fwd forward Embed => none;
+        embed_bwd backward Embed => none;
+        linear_fwd forward Linear => linear;
+        linear_bwd backward Linear => linear;
+        attn_fwd forward Attn => |op| of(op.q_rows).to_string();
+        attn_bwd backward Attn => |op| of(op.q_rows).to_string();
+        add_norm_fwd forward AddNorm => |op| of(op.rows).to_string();
+        add_norm_bwd backward AddNorm => |op| of(op.rows).to_string();
+        act_fwd forward Act => act;
+        act_bwd backward Act => act;
+        dropout_fwd forward Dropout => |op| of(op.rows).to_string();
+        dropout_bwd backward Dropout => |op| of(op.rows).to_string();
+        first_row_fwd forward FirstRow => none;
+        first_row_bwd backward FirstRow => none;
+        xent_fwd forward Xent => none;
+        xent_bwd backward Xent => none;
+        cast forward Cast => none;
+        grad_norm forward GradNorm => none;
+    }
+
+    /// The last op of an update.
+    fn adamw(&mut self, op: &AdamW) -> Result<()> {
+        self.timed(|| "adamw".to_string(), |size| op.forward(size), |backend| backend.adamw(op))?;
+        let mut record = self.profile.record();
+        if record.begun <= record.updates {
+            self.inner.wait()?;
+            record.end = Instant::now();
+            if record.begun == 0 {
+                record.begin = record.end;
+            }
+            record.begun += 1;
+        }
+        Ok(())
+    }
+}
