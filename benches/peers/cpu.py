@@ -142,13 +142,16 @@ class Peer:
         command = [sys.executable, __file__, *sys.argv[1:], "--contender", name, "--folder", folder]
         # Threads sleep as soon as there is nothing to do: others have their turn.
         environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.said = tempfile.TemporaryFile("w+")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.said}
+        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.answer()
 
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
-            sys.exit("a contender ended, see above")
+            self.said.seek(0)
+            sys.exit(self.said.read())
         return line
 
     def run(self):
@@ -207,7 +210,7 @@ print(f"{cpu}, {args.threads} threads; {', '.join(f'{name} {version}' for name, 
 print(f"{len(rows)} texts of {tokens} tokens, at most {args.max_length}; batches of {args.batch_size}; {args.repeats} turns")
 
 with tempfile.TemporaryDirectory() as folder:
-    subprocess.run([sys.executable, f"{HERE}/random_model.py", args.tokenizer, f"{folder}/model"], check=True)
+    subprocess.run([sys.executable, f"{HERE}/random_model.py", args.tokenizer, f"{folder}/model"], check=True, stderr=subprocess.DEVNULL)
     json.dump(rows, open(f"{folder}/rows.json", "w"))
     with open(f"{folder}/texts.csv", "w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *zip(texts, (["NEGATIVE", "POSITIVE"][int(label)] for label in labels))])
