@@ -123,14 +123,14 @@ __device__ void update(const AdamW& a) {
 }
 KERNEL(adamw, update, AdamW, 256)
 
-template <class T> struct Cast {
+struct Cast {
     const float* x; // (len)
-    T* y;           // (len)
+    bf16* y;        // (len)
     int len;
 };
 
 // A thread is 8 neighbours.
-template <class T> __device__ void cast(const Cast<T>& a) {
+__device__ void to_bf16(const Cast& a) {
     const int at = (blockIdx.x * THREADS + threadIdx.x) * 8;
     float x[8];
     if (at + 8 <= a.len) {
@@ -141,5 +141,4 @@ template <class T> __device__ void cast(const Cast<T>& a) {
         store<false>(a.y + at, x, a.len - at);
     }
 }
-KERNEL(cast_f32, cast<float>, Cast<float>, 256)
-KERNEL(cast_bf16, cast<bf16>, Cast<bf16>, 256)
+KERNEL(cast, to_bf16, Cast, 256)

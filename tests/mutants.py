@@ -163,7 +163,7 @@ MUTANTS = [
     ("src/cuda/attention.rs", "(1.0 / (op.head_dim as f64).sqrt()) as f32", "(1.0 / op.head_dim as f64) as f32", "ops::f32_on_cuda"),
     ("src/cuda/attention.rs", "parts: 64 / rows,", "parts: 1,", "ops::f32_on_cuda"),
     ("src/cuda/attention.rs", "let shared = 2 * 2 * 64 * 2 * (width + 8);", "let shared = 2 * 64 * 2 * (width + 8);", "ops::bf16_on_cuda"),
-    ("kernels/loss.cu", "if (share > 0.0) loss -=", "loss -=", "ops::cuda::xent_at_the_edges"),
+    ("kernels/loss.cu", "if (share > 0.0) loss -=", "loss -=", "ops::cuda::not_finite_is_where_it_is_in_f64"),
     ("kernels/loss.cu", "a.status[0] += total / a.denominator;", "a.status[0] += total;", "ops::cuda::xent_counts_its_loss"),
     ("kernels/loss.cu", "(exp(row.log_p(c)) * shares - row.share(c))", "(exp(row.log_p(c)) - row.share(c))", "ops::f32_on_cuda"),
     ("kernels/loss.cu", "if (share > 0.0) loss -= share * row.log_p(c);", "if (share > 0.0 && c < 2) loss -= share * row.log_p(c);", "ops::f32_on_cuda"),

@@ -48,9 +48,9 @@ pub fn adamw(cuda: &Cuda, op: &AdamW) -> Result<()> {
 
 /// `x` is in f32.
 pub fn cast(cuda: &Cuda, op: &Cast) -> Result<()> {
-    assert_eq!(op.x.dtype, DType::F32, "no kernel casts from it");
+    assert_eq!((op.x.dtype, op.y.dtype), (DType::F32, DType::Bf16), "no kernel casts so");
     let arguments = kernels::Cast { x: cuda.at(op.x), y: cuda.at(op.y), len: len(op.x.len) };
-    let kernel = cuda.kernels().cast.of(op.y.dtype);
+    let kernel = &cuda.kernels().cast;
     cuda.launch(kernel, [op.x.len.div_ceil(8 * kernel.threads()), 1, 1], 0, &arguments)
 }
 
