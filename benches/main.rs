@@ -86,7 +86,7 @@ impl Args {
 
     fn precisions(&self) -> Vec<Precision> {
         let all = if self.device == Device::Cpu {
-            vec![Precision::Fp32]
+            vec![Precision::Fp32, Precision::Bf16]
         } else {
             vec![Precision::Fp32, Precision::Tf32, Precision::Bf16]
         };
@@ -117,7 +117,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<()> {
     let name = match args.device.open(Precision::Fp32) {
-        Ok((backend, _)) => backend.name(),
+        Ok(opened) => opened.backend.name(),
         Err(e) => {
             let place = format!("--device {}", args.device);
             return Err(Error::new(e.kind, place, e.fact(), "time the CPU backend with: cargo bench -- --device cpu"));

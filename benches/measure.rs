@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use warpfit::cost::Cost;
 use warpfit::cuda::NVCC;
-use warpfit::device::Precision;
+use warpfit::device::{Opened, Precision};
 use warpfit::error::Result;
 use warpfit::profile;
 
@@ -61,10 +61,10 @@ pub struct Ceilings(Vec<(Precision, profile::Ceilings)>);
 impl Ceilings {
     pub fn measure(args: &Args) -> Result<Ceilings> {
         let measure = |precision: Precision| {
-            let (mut backend, _) = args.device.open(precision)?;
+            let Opened { mut backend, arithmetic, .. } = args.device.open(precision)?;
             let ceilings = match args.small {
-                true => profile::Ceilings::at(backend.as_mut(), precision, 16 << 20, 256),
-                false => profile::Ceilings::measure(backend.as_mut(), precision),
+                true => profile::Ceilings::at(backend.as_mut(), arithmetic, 16 << 20, 256),
+                false => profile::Ceilings::measure(backend.as_mut(), arithmetic),
             };
             Ok((precision, ceilings?))
         };

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use warpfit::cli::print;
-use warpfit::device::Precision;
+use warpfit::device::{Opened, Precision};
 use warpfit::error::{Error, Kind, Result};
 use warpfit::model::config::Config;
 use warpfit::model::plan::Use;
@@ -32,9 +32,9 @@ pub fn bench(args: &Args, report: &mut Report) -> Result<()> {
 fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precision, report: &mut Report) -> Result<()> {
     let batch = reviews(count, config.vocab, if args.small { 32 } else { 1 });
     let train = what == "train";
-    let (tokens, seqs, dtype) = (batch.rows(), batch.seqs(), precision.dtype());
-    let what_for = Use { train, last_rows: Rows::Seqs, tokens, seqs, dtype, tf32: precision == Precision::Tf32 };
-    let (backend, _) = args.device.open(precision)?;
+    let (tokens, seqs) = (batch.rows(), batch.seqs());
+    let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
+    let what_for = Use { train, last_rows: Rows::Seqs, tokens, seqs, arithmetic };
     let mut model = Model::new(config, what_for, Hyper { weight_decay: 0.01, ..Hyper::default() }, backend)?;
     let weights: Vec<_> = model.plan.slots.iter().map(|slot| slot.param.initialise(1, config.initializer_range)).collect();
     model.write_all(model.plan.params, &weights)?;

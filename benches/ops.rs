@@ -4,7 +4,7 @@ use serde_json::json;
 use warpfit::cli::print;
 use warpfit::cost::{Costs, Size};
 use warpfit::cpu::Cpu;
-use warpfit::device::Precision;
+use warpfit::device::Opened;
 use warpfit::error::Result;
 use warpfit::ops::*;
 
@@ -41,23 +41,24 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
     for entry in entries(args) {
         let op = entry.case.op();
         for precision in args.precisions() {
-            match op {
-                Op::Cast(_) if precision != Precision::Bf16 => continue,
-                Op::Linear(_) => (),
-                _ if precision == Precision::Tf32 => continue,
-                _ => (),
-            }
             let passes: &[&str] = if op.methods().len() == 2 { &["fwd", "bwd"] } else { &[""] };
             let passes = passes.iter().enumerate().map(|(i, pass)| (i, format!("{} {pass}", entry.name).trim_end().to_string()));
             let passes: Vec<_> = passes.filter(|(_, name)| args.wants(name)).collect();
             if passes.is_empty() {
                 continue;
             }
+            let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
+            match op {
+                Op::Linear(_) => (),
+                Op::Cast(_) if arithmetic != Arithmetic::Bf16 => continue,
+                // Only products are others than in f32.
+                _ if matches!(arithmetic, Arithmetic::Tf32 | Arithmetic::Bf16Products) => continue,
+                _ => (),
+            }
             let size = Size::from(&entry.case.batch);
-            let least = costs(&op).forward(&size).bytes / (DType::F32.size() / precision.dtype().size());
+            let least = costs(&op).forward(&size).bytes / (DType::F32.size() / arithmetic.dtype().size());
             let copies = if args.small { 1 } else { COLD.div_ceil(least).min(COPIES) };
-            let (backend, _) = args.device.open(precision)?;
-            let (mut run, ops) = entry.case.copies(copies, precision.dtype(), precision == Precision::Tf32, backend);
+            let (mut run, ops) = entry.case.copies(copies, arithmetic, backend);
             let errors = errors(&mut run, &entry.case);
             let repeats = repeats(&mut run, args.repeats);
             for (pass, name_of_pass) in passes {
@@ -182,7 +183,7 @@ fn errors(run: &mut Run, case: &Case) -> Option<[f64; 2]> {
     if numbers > CHECKED[0] || flops > CHECKED[1] {
         return None;
     }
-    let mut exact = case.on(DType::F64, Box::new(Cpu::<f64>::new()));
+    let mut exact = case.on(Arithmetic::F64, Box::new(Cpu::<f64>::new()));
     let names: Vec<&str> = exact.tensors.iter().map(|tensor| tensor.name).collect();
     names.iter().for_each(|name| exact.write(name, &run.tensor(name).start));
     let mut before: Vec<Vec<f64>> = names.iter().map(|name| exact.read(name)).collect();

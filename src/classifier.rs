@@ -7,7 +7,7 @@ use crate::cli::note;
 use crate::data::inputs::{Content, Input, Limits};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
-use crate::device::{Device, Precision};
+use crate::device::{Device, Opened, Precision};
 use crate::error::{Error, Kind, Result};
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
@@ -38,16 +38,15 @@ impl Classifier {
         let source = ModelDir::read(path)?;
         let tokens = tokens.max(source.config.positions);
         let seqs = seqs.min(tokens); // a row has at least one
-        let (dtype, tf32) = (precision.dtype(), precision == Precision::Tf32);
-        let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, dtype, tf32 };
-        let (backend, device) = device.open(precision)?;
+        let Opened { backend, arithmetic, notes } = device.open(precision)?;
+        let what_for = Use { train: false, last_rows: Rows::Seqs, tokens, seqs, arithmetic };
         let mut model = Model::new(&source.config, what_for, Hyper::default(), backend)?;
         let drawn = source.load_weights(&mut model, 0)?;
         if !drawn.is_empty() {
             let fact = format!("has no {}: it is not a trained classifier", drawn.join(", "));
             return Err(Error::user(path.display(), fact, "fine-tune it first with train"));
         }
-        device.into_iter().for_each(note);
+        notes.into_iter().for_each(note);
         Ok(Classifier { source, model })
     }
 

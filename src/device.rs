@@ -7,10 +7,10 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, has_avx512_bf16};
 use crate::cuda::Cuda;
 use crate::error::{Error, Result};
-use crate::ops::{Backend, DType};
+use crate::ops::{Arithmetic, Backend};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
@@ -28,48 +28,58 @@ pub enum Precision {
     Fp32,
     /// Products round their operands to 10 bits of fraction.
     Tf32,
-    /// Activations and products in bfloat16.
+    /// Activations and products in bfloat16; on the CPU the products of linear layers alone.
     Bf16,
 }
 
-impl Precision {
-    /// Of activations.
-    pub fn dtype(self) -> DType {
-        if self == Precision::Bf16 { DType::Bf16 } else { DType::F32 }
-    }
+/// A backend, with what it computes in.
+pub struct Opened {
+    pub backend: Box<dyn Backend>,
+    pub arithmetic: Arithmetic,
+    /// For the caller to note: what `auto` took and why, what may be slow.
+    pub notes: Vec<String>,
 }
 
 impl Device {
-    /// The backend; for `auto` also a line that says which it is and why, for the caller to note.
-    ///
     /// # Errors
     /// The device asked for is not there, or does not compute in `precision`.
-    pub fn open(self, precision: Precision) -> Result<(Box<dyn Backend>, Option<String>)> {
+    pub fn open(self, precision: Precision) -> Result<Opened> {
         match self {
-            Device::Cpu => Ok((cpu(precision)?, None)),
-            Device::Cuda(index) => Ok((Box::new(Cuda::open(index)?), None)),
-            Device::Auto => match Cuda::open(0) {
-                Ok(gpu) => {
-                    let line = format!("device: {}", gpu.name());
-                    Ok((Box::new(gpu), Some(line)))
-                }
-                Err(e) => {
-                    let cpu = cpu(precision)?;
-                    let line = format!("device: {}; {}", cpu.name(), e.fact());
-                    Ok((cpu, Some(line)))
-                }
-            },
+            Device::Cpu => cpu(precision),
+            Device::Cuda(index) => Ok(gpu(Cuda::open(index)?, precision)),
+            Device::Auto => {
+                let (mut opened, why) = match Cuda::open(0) {
+                    Ok(backend) => (gpu(backend, precision), String::new()),
+                    Err(e) => (cpu(precision)?, format!("; {}", e.fact())),
+                };
+                opened.notes.insert(0, format!("device: {}{why}", opened.backend.name()));
+                Ok(opened)
+            }
         }
     }
 }
 
-fn cpu(precision: Precision) -> Result<Box<dyn Backend>> {
-    if precision == Precision::Fp32 {
-        return Ok(Box::new(Cpu::<f32>::new()));
-    }
-    let name = precision.to_possible_value().expect("no value is hidden");
-    let place = format!("--precision {}", name.get_name());
-    Err(Error::user(place, "the CPU computes in fp32", "pass --precision fp32, or --device cuda on a machine with a GPU"))
+fn gpu(backend: Cuda, precision: Precision) -> Opened {
+    let arithmetic = match precision {
+        Precision::Fp32 => Arithmetic::F32,
+        Precision::Tf32 => Arithmetic::Tf32,
+        Precision::Bf16 => Arithmetic::Bf16,
+    };
+    Opened { backend: Box::new(backend), arithmetic, notes: Vec::new() }
+}
+
+fn cpu(precision: Precision) -> Result<Opened> {
+    let arithmetic = match precision {
+        Precision::Fp32 => Arithmetic::F32,
+        Precision::Bf16 => Arithmetic::Bf16Products,
+        Precision::Tf32 => {
+            let remedy = "pass one of these, or --device cuda on a machine with a GPU";
+            return Err(Error::user("--precision tf32", "the CPU computes in fp32 or bf16", remedy));
+        }
+    };
+    let slow = precision == Precision::Bf16 && !has_avx512_bf16();
+    let note = "--precision bf16: this CPU is without AVX512-BF16, where fp32 is faster".to_string();
+    Ok(Opened { backend: Box::new(Cpu::<f32>::new()), arithmetic, notes: slow.then_some(note).into_iter().collect() })
 }
 
 impl FromStr for Device {

@@ -26,6 +26,31 @@ impl DType {
     }
 }
 
+/// What is rounded, and to what. Sums, statistics and the optimizer's weights never are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// On the CPU, for gradient checks.
+    F64,
+    F32,
+    /// Operands of products have 10 bits of fraction. On a GPU.
+    Tf32,
+    /// Activations, and the weights in products. On a GPU.
+    Bf16,
+    /// Operands of the linear layers' products; all that is stored is F32. On the CPU.
+    Bf16Products,
+}
+
+impl Arithmetic {
+    /// Of activations.
+    pub fn dtype(self) -> DType {
+        match self {
+            Arithmetic::F64 => DType::F64,
+            Arithmetic::Bf16 => DType::Bf16,
+            Arithmetic::F32 | Arithmetic::Tf32 | Arithmetic::Bf16Products => DType::F32,
+        }
+    }
+}
+
 /// A tensor is a place in the arena: no lifetime, no reference count, no device pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
@@ -77,10 +102,7 @@ pub struct Inputs {
 pub struct Layout {
     /// Size of the arena.
     pub bytes: usize,
-    /// Of activations, and of the weights in products: F32; Bf16 on a GPU; F64 on the CPU.
-    pub dtype: DType,
-    /// Products of F32 may round their operands to TF32 (10 bits of fraction).
-    pub tf32: bool,
+    pub arithmetic: Arithmetic,
     pub inputs: Inputs,
     /// Tokens of the longest sequence to come.
     pub longest: usize,

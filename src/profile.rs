@@ -13,7 +13,6 @@ use serde_json::json;
 use crate::checkpoint::run_dir::write_file;
 use crate::cost::{Cost, Costs, Size};
 use crate::data::pack::PackedBatch;
-use crate::device::Precision;
 use crate::error::Result;
 use crate::ops::*;
 
@@ -28,15 +27,15 @@ pub struct Ceilings {
 
 impl Ceilings {
     /// Takes the memory of `backend`, which is of no use afterwards.
-    pub fn measure(backend: &mut dyn Backend, precision: Precision) -> Result<Ceilings> {
-        let ceilings = Ceilings::at(backend, precision, 128 << 20, 2048)?;
+    pub fn measure(backend: &mut dyn Backend, arithmetic: Arithmetic) -> Result<Ceilings> {
+        let ceilings = Ceilings::at(backend, arithmetic, 128 << 20, 2048)?;
         // A GPU comes up to speed with larger ones only.
-        if ceilings.product < 5e12 { Ok(ceilings) } else { Ceilings::at(backend, precision, 512 << 20, 8192) }
+        if ceilings.product < 5e12 { Ok(ceilings) } else { Ceilings::at(backend, arithmetic, 512 << 20, 8192) }
     }
 
     /// Copies `bytes`, and multiplies matrices of (edge, edge); the best of some tries each.
-    pub fn at(backend: &mut dyn Backend, precision: Precision, bytes: usize, edge: usize) -> Result<Ceilings> {
-        let dtype = precision.dtype();
+    pub fn at(backend: &mut dyn Backend, arithmetic: Arithmetic, bytes: usize, edge: usize) -> Result<Ceilings> {
+        let dtype = arithmetic.dtype();
         let (mut end, square) = (0, edge * edge);
         let mut take = |len: usize, dtype: DType| {
             let view = View { offset: end, len, dtype };
@@ -70,8 +69,7 @@ impl Ceilings {
             n: edge,
             rows: Rows::Tokens,
         };
-        let tf32 = precision == Precision::Tf32;
-        backend.reserve(&Layout { bytes: end, dtype, tf32, inputs, longest: edge, params: 1 })?;
+        backend.reserve(&Layout { bytes: end, arithmetic, inputs, longest: edge, params: 1 })?;
         // Not all the same, and no sum is large.
         let value = |i: usize| (i % 251) as f64 / 251.0 - 0.5;
         for view in [product.x, product.w] {

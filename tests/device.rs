@@ -9,10 +9,10 @@ use std::process::Command;
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
 use warpfit::model::plan::{Plan, Use};
-use warpfit::ops::{DType, Rows};
+use warpfit::ops::{Arithmetic, Rows};
 
 use crate::cli::{PREDICT, Ran, TRAIN, path, run};
-use crate::fixtures::golden;
+use crate::fixtures::{golden, max_abs_difference};
 use crate::nvcc::archs;
 
 /// What the engine takes of a GPU beside its plan: OVERHEAD in src/cuda/arena.rs.
@@ -39,6 +39,21 @@ fn refused(libraries: &Path, vars: &[(&str, &str)], fact: &str) {
 #[test]
 fn no_driver() {
     refused(TempDir::new().unwrap().path(), &[], "no NVIDIA driver (libcuda) found");
+}
+
+#[test]
+fn the_cpu_rounds_products_to_bf16_and_has_no_tf32() {
+    let on = |precision: &str| {
+        let flags = ["--device", "cpu", "--precision", precision, "--raw-scores", "--top-k", "0"];
+        predict(TempDir::new().unwrap().path(), &[], &flags)
+    };
+    on("tf32").failed(2, "`--precision tf32`: the CPU computes in fp32 or bf16");
+    let [exact, rounded] = ["fp32", "bf16"].map(|precision| {
+        let line: serde_json::Value = serde_json::from_str(&on(precision).done().out).unwrap();
+        line["scores"].as_array().unwrap().iter().map(|score| score["score"].as_f64().unwrap()).collect::<Vec<_>>()
+    });
+    let difference = max_abs_difference(&exact, &rounded);
+    assert!((1e-6..2e-2).contains(&difference), "logits {exact:?} and in bf16 {rounded:?}");
 }
 
 #[test]
@@ -81,7 +96,7 @@ fn the_gpu_that_was_asked_for_is_taken_and_no_other() {
 #[test]
 fn memory_that_is_one_byte_short() {
     let config = ModelDir::read(&golden("text/hf")).unwrap().config;
-    let what_for = Use { train: false, last_rows: Rows::Seqs, tokens: 512, seqs: 8, dtype: DType::F32, tf32: false };
+    let what_for = Use { train: false, last_rows: Rows::Seqs, tokens: 512, seqs: 8, arithmetic: Arithmetic::F32 };
     let needed = Plan::new(&config, what_for).layout.bytes + OVERHEAD;
     let with = |bytes: usize| {
         predict(

@@ -11,7 +11,7 @@ use warpfit::data::pack::PackedBatch;
 use warpfit::model::config::Config;
 use warpfit::model::plan::Use;
 use warpfit::model::{Hyper, Model};
-use warpfit::ops::{Backend, DType, Rows};
+use warpfit::ops::{Arithmetic, Backend, DType, Rows};
 
 use crate::rounded::Rounded;
 
@@ -19,29 +19,38 @@ use crate::rounded::Rounded;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum On {
     Cpu,
+    /// Products of linear layers in bf16.
+    CpuBf16,
     /// What all others are held to.
     CpuF64,
     Cuda,
     CudaBf16,
     /// What the errors in bf16 are held to.
     Rounded,
+    RoundedProducts,
 }
 
 impl On {
-    pub fn dtype(self) -> DType {
+    pub fn arithmetic(self) -> Arithmetic {
         match self {
-            On::Cpu | On::Cuda => DType::F32,
-            On::CpuF64 => DType::F64,
-            On::CudaBf16 | On::Rounded => DType::Bf16,
+            On::Cpu | On::Cuda => Arithmetic::F32,
+            On::CpuF64 => Arithmetic::F64,
+            On::CudaBf16 | On::Rounded => Arithmetic::Bf16,
+            On::CpuBf16 | On::RoundedProducts => Arithmetic::Bf16Products,
         }
+    }
+
+    /// The computation that one in bf16 is held to.
+    pub fn plain(self) -> On {
+        if self == On::CpuBf16 { On::RoundedProducts } else { On::Rounded }
     }
 
     pub fn backend(self) -> Box<dyn Backend> {
         match self {
-            On::Cpu => Box::new(Cpu::<f32>::poisoned()),
+            On::Cpu | On::CpuBf16 => Box::new(Cpu::<f32>::poisoned()),
             On::CpuF64 => Box::new(Cpu::<f64>::poisoned()),
             On::Cuda | On::CudaBf16 => Box::new(gpu()),
-            On::Rounded => Box::new(Rounded::new()),
+            On::Rounded | On::RoundedProducts => Box::new(Rounded::new()),
         }
     }
 
@@ -54,7 +63,7 @@ impl On {
 
     /// Twice the relative error of storing a number.
     pub fn epsilon(self) -> f64 {
-        match self.dtype() {
+        match self.arithmetic().dtype() {
             DType::Bf16 => 2f64.powi(-8),
             _ => 2f64.powi(-23),
         }
@@ -179,7 +188,7 @@ pub fn pack(ids: &[i32], mask: &[i32], types: &[i32], labels: &[i32]) -> PackedB
 /// A model of a golden folder, planned for training at a size that holds `batch`.
 pub fn model(on: On, folder: &str, last_rows: Rows, batch: &PackedBatch, hyper: Hyper) -> Model {
     let config = Config::read(&golden(folder).join("config.json")).unwrap();
-    let what_for = Use { train: true, last_rows, tokens: batch.rows(), seqs: batch.seqs(), dtype: on.dtype(), tf32: false };
+    let what_for = Use { train: true, last_rows, tokens: batch.rows(), seqs: batch.seqs(), arithmetic: on.arithmetic() };
     let mut model = Model::new(&config, what_for, hyper, on.backend()).unwrap();
     let weights = Tensors::read(&format!("{folder}/model.safetensors"));
     for slot in model.plan.slots.clone() {

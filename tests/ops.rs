@@ -34,7 +34,7 @@ macro_rules! everywhere {
 }
 
 everywhere! {
-    cpu: Cpu; cuda: Cuda; cuda_bf16: CudaBf16;
+    cpu: Cpu; cpu_bf16: CpuBf16; cuda: Cuda; cuda_bf16: CudaBf16;
     {
         same_bits
         not_finite_is_where_it_is_in_f64
@@ -53,7 +53,7 @@ everywhere! {
 }
 
 fn start(case: &Case, on: On) -> Run {
-    case.on(on.dtype(), on.backend())
+    case.on(on.arithmetic(), on.backend())
 }
 
 /// Goes on after a case that fails, so that all are named.
@@ -186,10 +186,10 @@ fn f32_on_cuda() {
 
 /// The errors in bf16 are at most twice those of a plain computation that rounds what it writes and nothing else; but for
 /// those, what is summed in f32 is as good as that.
-fn check_bf16(case: &Case) {
-    let (mut run, got) = finish(case, On::CudaBf16);
+fn check_bf16(case: &Case, on: On) {
+    let (mut run, got) = finish(case, on);
     assert!(run.guards_hold(), "{} wrote beside its tensors", case.name);
-    let (_, plain) = finish(case, On::Rounded);
+    let (_, plain) = finish(case, on.plain());
     let copied = |t: &&Tensor| t.name == "copy";
     if let Some(copy) = run.tensors.clone().iter().find(copied) {
         let params = run.read("params");
@@ -209,7 +209,20 @@ fn check_bf16(case: &Case) {
 
 #[test]
 fn bf16_on_cuda() {
-    each(cases(), check_bf16);
+    each(cases(), |case| check_bf16(case, On::CudaBf16));
+}
+
+/// Where the products round, on the CPU; the rest is as in f32.
+#[test]
+fn bf16_on_the_cpu() {
+    let linear = |case: &Case| matches!(case.op(), Op::Linear(_));
+    each(cases().into_iter().filter(linear).collect(), |case| check_bf16(case, On::CpuBf16));
+}
+
+/// With what is computed otherwise in bf16.
+fn odd_on_the_cpu() -> impl Iterator<Item = (Case, On)> {
+    let rounded = odd().into_iter().filter(|case| matches!(case.op(), Op::Linear(_)));
+    odd().into_iter().map(|case| (case, On::Cpu)).chain(rounded.map(|case| (case, On::CpuBf16)))
 }
 
 fn pool(threads: usize) -> ThreadPool {
@@ -241,8 +254,8 @@ fn same_bits(on: On) {
 #[test]
 fn same_bits_on_any_number_of_threads() {
     let pools = [1, 2, 3].map(pool);
-    for case in odd() {
-        let start = || start(&case, On::Cpu);
+    for (case, on) in odd_on_the_cpu() {
+        let start = || start(&case, on);
         let want = bits(start());
         for pool in &pools {
             let threads = pool.current_num_threads();
@@ -713,8 +726,8 @@ fn nothing_is_allocated() {
     // All work on this thread, whose allocations are counted.
     let pool = ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap();
     pool.install(|| {
-        for case in odd() {
-            let mut run = start(&case, On::Cpu);
+        for (case, on) in odd_on_the_cpu() {
+            let mut run = start(&case, on);
             let mut both_ways = || {
                 run.forward();
                 run.backward();
@@ -722,7 +735,7 @@ fn nothing_is_allocated() {
             both_ways();
             let count = allocations(both_ways);
             // The crate gemm takes working memory of its own in every product.
-            let by_gemm = matches!(case.op(), Op::Linear(_) | Op::Attn(_));
+            let by_gemm = on == On::Cpu && matches!(case.op(), Op::Linear(_) | Op::Attn(_));
             assert!(count == 0 || by_gemm, "{} allocated {count} times", case.name);
         }
     });
@@ -737,7 +750,7 @@ fn every_op_has_its_files() {
         let stems = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_string());
         stems.filter(|stem| !others.contains(&stem.as_str())).collect()
     };
-    let ops = stems("src/cpu", &["mod", "arena", "real"]);
+    let ops = stems("src/cpu", &["mod", "arena", "product", "real"]);
     assert_eq!(ops, stems("src/cuda", &["mod", "arena", "device", "kernels", "gemm", "columns"]));
     assert_eq!(ops, stems("kernels", &["columns"]));
 }

@@ -1,5 +1,6 @@
-//! A plain computation in bf16, to judge another by: each op in f64 on the CPU, and what a plan of bf16 stores in bf16 is
-//! rounded when it is written. Takes the plans of a GPU.
+//! A plain computation in bf16, to judge another by: each op in f64 on the CPU, but what is stored in bf16 is rounded when it
+//! is written, and what a linear layer multiplies when it is read. Takes the plans of a GPU, and those of a CPU that round
+//! products alone.
 
 use half::bf16;
 use warpfit::Result;
@@ -38,12 +39,29 @@ impl Rounded {
     }
 
     fn round(&mut self, view: View) -> Result<()> {
-        if view.dtype != DType::Bf16 {
-            return Ok(());
-        }
+        if view.dtype == DType::Bf16 { self.round_in_place(view) } else { Ok(()) }
+    }
+
+    fn round_in_place(&mut self, view: View) -> Result<()> {
         let place = self.place(view);
         let values: Vec<f64> = self.cpu().read(place)?.into_iter().map(|x| bf16::from_f32(x as f32).into()).collect();
         self.cpu().write(place, &values)
+    }
+
+    /// Runs `f` on rounded operands; then they are again what they were.
+    fn on_rounded<const N: usize>(&mut self, operands: [View; N], f: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let places = operands.map(|view| self.place(view));
+        let before: Vec<_> = places.iter().map(|&place| self.cpu().read(place)).collect::<Result<_>>()?;
+        operands.iter().try_for_each(|&view| self.round_in_place(view))?;
+        f(self)?;
+        places.iter().zip(before).try_for_each(|(&place, before)| self.cpu().write(place, &before))
+    }
+
+    fn placed(&self, op: &Linear) -> Linear {
+        let place = |view| self.place(view);
+        let [x, w, b, y] = [op.x, op.w, op.b, op.y].map(place);
+        let [dy, dx, dw, db] = [op.dy, op.dx, op.dw, op.db].map(place);
+        Linear { x, w, b, y, dy, dx, dw, db, ..*op }
     }
 }
 
@@ -81,7 +99,7 @@ impl Backend for Rounded {
             rows_by_token: self.place(i.rows_by_token),
             token_starts: self.place(i.token_starts),
         };
-        self.cpu.reserve(&Layout { bytes: 8 * layout.bytes, dtype: DType::F64, inputs, ..*layout })
+        self.cpu.reserve(&Layout { bytes: 8 * layout.bytes, arithmetic: Arithmetic::F64, inputs, ..*layout })
     }
 
     fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
@@ -118,8 +136,6 @@ impl Backend for Rounded {
     ops! {
         embed_fwd: Embed { word, position, types, y, dy, dword, dposition, dtypes } -> y;
         embed_bwd: Embed { word, position, types, y, dy, dword, dposition, dtypes } -> dword, dposition, dtypes;
-        linear_fwd: Linear { x, w, b, y, dy, dx, dw, db } -> y;
-        linear_bwd: Linear { x, w, b, y, dy, dx, dw, db } -> dx, dw, db;
         attn_fwd: Attn { q, k, v, y, lse, dy, dq, dk, dv } -> y, lse;
         attn_bwd: Attn { q, k, v, y, lse, dy, dq, dk, dv } -> dq, dk, dv;
         add_norm_bwd: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta } -> dy, dx, dgamma, dbeta;
@@ -133,6 +149,25 @@ impl Backend for Rounded {
         xent_bwd: Xent { logits, weights, loss, dlogits, status } -> dlogits;
         cast: Cast { x, y } -> y;
         grad_norm: GradNorm { grads, status } -> status;
+    }
+
+    fn linear_fwd(&mut self, op: &Linear) -> Result<()> {
+        let placed = self.placed(op);
+        self.on_rounded([op.x, op.w], |rounded| rounded.cpu.linear_fwd(&placed))?;
+        self.round(op.y)
+    }
+
+    /// The bias's gradient is a sum, no product: it comes of a pass of its own, over what is not rounded.
+    fn linear_bwd(&mut self, op: &Linear) -> Result<()> {
+        let placed = self.placed(op);
+        let [dx, dw] = [placed.dx, placed.dw].map(|view| self.cpu().read(view));
+        self.cpu.linear_bwd(&placed)?;
+        let db = self.cpu().read(placed.db)?;
+        self.cpu().write(placed.dx, &dx?)?;
+        self.cpu().write(placed.dw, &dw?)?;
+        self.on_rounded([op.x, op.w, op.dy], |rounded| rounded.cpu.linear_bwd(&placed))?;
+        self.cpu().write(placed.db, &db)?;
+        [op.dx, op.dw, op.db].into_iter().try_for_each(|view| self.round(view))
     }
 
     /// Two ops: the norm is that of the sum as stored.
@@ -164,6 +199,9 @@ impl Backend for Rounded {
             ..*op
         };
         self.cpu.adamw(&placed)?;
+        if op.copy.is_none() {
+            return Ok(());
+        }
         self.cast(&Cast { x: op.params, y: op.copy })
     }
 }

@@ -428,8 +428,7 @@ fn golden_minilm() {
         last_rows: warpfit::ops::Rows::Tokens,
         tokens: batch.rows(),
         seqs: batch.seqs(),
-        dtype: warpfit::ops::DType::F32,
-        tf32: false,
+        arithmetic: warpfit::ops::Arithmetic::F32,
     };
     let backend = Box::new(warpfit::cpu::Cpu::<f32>::poisoned());
     let mut model = warpfit::model::Model::new(&config, what_for, Default::default(), backend).unwrap();

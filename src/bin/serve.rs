@@ -10,7 +10,6 @@ use warpfit::cli::{check_interrupt, notice_interrupts, print};
 use warpfit::device::{Device, Precision};
 use warpfit::error::Result;
 use warpfit::hub;
-use warpfit::ops::DType;
 use warpfit::serve::{Options, Served, listen, serve};
 use warpfit::train::args::count;
 
@@ -64,7 +63,7 @@ fn run(args: Args) -> Result<()> {
         labels: classifier.source.config.labels.clone(),
         tokenizer: classifier.source.tokenizer.take().expect("asked above"),
         max_length,
-        dtype: if args.precision.dtype() == DType::Bf16 { "bfloat16" } else { "float32" },
+        dtype: if args.precision == Precision::Bf16 { "bfloat16" } else { "float32" },
     };
     notice_interrupts()?;
     if let Ok(address) = listener.local_addr() {

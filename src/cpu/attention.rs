@@ -5,7 +5,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::linear::{Mat, product};
+use super::product::{Mat, product};
 use super::real::{Real, max, simd, sum};
 use crate::ops::{Attn, Rows};
 
@@ -68,6 +68,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
             unsafe { product((out, 0, h.len), (queries, h.len, head_dim), matrices, scale, false, Parallelism::None) };
             simd!({
                 for (i, scores) in scores.chunks_mut(h.len).enumerate() {
+                    let scores = &mut scores[..h.len]; // a length that the compiler sees
                     let largest = max(h.len, |j| scores[j]);
                     scores.iter_mut().for_each(|s| *s = (*s - largest).vexp());
                     let total = sum(h.len, |j| scores[j]);

@@ -4,15 +4,8 @@ use rayon::prelude::*;
 
 use super::arena::Scattered;
 use super::real::{Real, simd};
-use super::{Cpu, add_columns, grain};
+use super::{Cpu, add_columns, add_to, grain};
 use crate::ops::{Embed, FirstRow};
-
-#[inline(always)]
-fn add_row<T: Real>(out: &mut [T], row: &[T]) {
-    for (out, &x) in out.iter_mut().zip(row) {
-        *out += x;
-    }
-}
 
 #[inline(always)]
 fn row<T>(table: &[T], i: i32, dim: usize) -> &[T] {
@@ -37,9 +30,9 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
         for (r, y) in y.chunks_mut(dim).enumerate() {
             let r = task * grain + r;
             y.copy_from_slice(row(word, ids[r], dim));
-            add_row(y, row(position, positions[r], dim));
+            add_to(y, row(position, positions[r], dim));
             if let Some(table) = type_table {
-                add_row(y, row(table, types[r], dim));
+                add_to(y, row(table, types[r], dim));
             }
         }
     });
@@ -64,7 +57,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
         if Some(token) != op.pad {
             // SAFETY: every segment is of a token of its own.
             let out = unsafe { dword.row(token * dim, dim) };
-            simd!(rows.iter().for_each(|&r| add_row(out, row(dy, r, dim))));
+            simd!(rows.iter().for_each(|&r| add_to(out, row(dy, r, dim))));
         }
     });
 
@@ -73,7 +66,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
             for seq in cu_seqlens.windows(2) {
                 let r = seq[0] as usize + p;
                 if r < seq[1] as usize {
-                    add_row(out, &dy[r * dim..][..dim]);
+                    add_to(out, &dy[r * dim..][..dim]);
                 }
             }
         })
@@ -84,8 +77,11 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
         let dtypes = unsafe { cpu.get_mut(op.dtypes, op.dtypes.len) };
         for (t, out) in dtypes.chunks_mut(dim).enumerate() {
             if types.contains(&(t as i32)) {
-                let of_type = |r: usize, c: usize| if types[r] == t as i32 { dy[r * dim + c] } else { T::zero() };
-                add_columns(out, tokens, of_type);
+                add_columns([out], tokens, |r, c, [sums]| {
+                    if types[r] == t as i32 {
+                        add_to(sums, &dy[r * dim + c..]);
+                    }
+                });
             }
         }
     }
@@ -108,6 +104,6 @@ pub fn first_row_bwd<T: Real>(cpu: &Cpu<T>, op: &FirstRow) {
         dx.fill(T::zero());
     }
     for (dy, &start) in dy.chunks(dim).zip(cpu.cu_seqlens()) {
-        add_row(&mut dx[start as usize * dim..][..dim], dy);
+        add_to(&mut dx[start as usize * dim..][..dim], dy);
     }
 }

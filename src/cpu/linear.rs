@@ -1,94 +1,34 @@
-//! Linear layers by the `gemm` crate, and the activations that follow them.
+//! Linear layers, and the activations that follow them.
 
 use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::arena::Scattered;
+use super::product::{Mat, Onto, product};
 use super::real::{Real, simd};
-use super::{Cpu, add_columns, grain};
+use super::{Cpu, add_columns, add_to, grain};
 use crate::ops::{Act, Activation, Linear};
 
-/// Elements to read as a matrix: (i, j) is `data[i * row + j * col]`.
-#[derive(Clone, Copy)]
-pub struct Mat<'a, T> {
-    pub data: &'a [T],
-    pub row: usize,
-    pub col: usize,
+/// `out` (m, n) becomes `onto + a b`, in the arithmetic of this backend, on all threads.
+fn multiply<T: Real>(cpu: &Cpu<T>, out: &mut [T], size: (usize, usize, usize), (a, b): (Mat<T>, Mat<T>), onto: Onto<T>) {
+    if let Some(rounded) = &cpu.rounded {
+        return rounded.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).product(out, size, (a, b), onto);
+    }
+    let n = size.1;
+    if let Onto::Row(row) = onto {
+        out.par_chunks_mut(grain(n) * n).for_each(|out| out.chunks_mut(n).for_each(|out| out.copy_from_slice(row)));
+    }
+    let add = !matches!(onto, Onto::Nothing);
+    // SAFETY: `out` is borrowed mutably.
+    unsafe { product((Scattered::new(out), 0, n), size, (a, b), T::one(), add, Parallelism::Rayon(0)) };
 }
-
-impl<'a, T> Mat<'a, T> {
-    /// Row-major, rows `stride` apart.
-    pub fn new(data: &'a [T], stride: usize) -> Self {
-        Mat { data, row: stride, col: 1 }
-    }
-
-    /// The transpose, without moving anything.
-    pub fn t(self) -> Self {
-        Mat { row: self.col, col: self.row, ..self }
-    }
-
-    fn holds(&self, rows: usize, cols: usize) -> bool {
-        rows == 0 || cols == 0 || (rows - 1) * self.row + (cols - 1) * self.col < self.data.len()
-    }
-}
-
-/// `(m, n)` elements of `out`, rows `stride` apart from `at`, become `scale * a b`, on top of what they are if `add`.
-/// `a` is (m, k), `b` is (k, n).
-///
-/// # Safety
-/// Nothing else may touch these elements meanwhile.
-pub unsafe fn product<T: Real>(
-    (out, at, stride): (Scattered<T>, usize, usize),
-    (m, n, k): (usize, usize, usize),
-    (a, b): (Mat<T>, Mat<T>),
-    scale: T,
-    add: bool,
-    parallelism: Parallelism,
-) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!(a.holds(m, k) && b.holds(k, n), "a product of ({m}, {k}) and ({k}, {n}) reads beyond its matrices");
-    let out = out.pointer(at, (m - 1) * stride + n);
-    let (stride, s) = (stride as isize, |x: usize| x as isize);
-    // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from what is read.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out,
-            1,
-            stride,
-            add,
-            a.data.as_ptr(),
-            s(a.col),
-            s(a.row),
-            b.data.as_ptr(),
-            s(b.col),
-            s(b.row),
-            T::one(),
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
-
-const ALL_THREADS: Parallelism = Parallelism::Rayon(0);
 
 pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     let Linear { k, n, .. } = *op;
     let rows = cpu.count(op.rows);
     // SAFETY: distinct buffers.
     let (x, w, b, y) = unsafe { (cpu.get(op.x, rows * k), cpu.get(op.w, n * k), cpu.get(op.b, n), cpu.get_mut(op.y, rows * n)) };
-    y.par_chunks_mut(grain(n) * n).for_each(|y| y.chunks_mut(n).for_each(|y| y.copy_from_slice(b)));
-    // SAFETY: y is borrowed mutably.
-    unsafe {
-        product((Scattered::new(y), 0, n), (rows, n, k), (Mat::new(x, k), Mat::new(w, k).t()), T::one(), true, ALL_THREADS);
-    }
+    multiply(cpu, y, (rows, n, k), (Mat::new(x, k), Mat::new(w, k).t()), Onto::Row(b));
 }
 
 pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
@@ -97,25 +37,21 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     // SAFETY: distinct buffers.
     let (x, w, dy) = unsafe { (cpu.get(op.x, rows * k), cpu.get(op.w, n * k), cpu.get(op.dy, rows * n)) };
     let (dx, dw, db) = unsafe { (cpu.get_mut(op.dx, rows * k), cpu.get_mut(op.dw, n * k), cpu.get_mut(op.db, n)) };
-    let (x, w, dy_matrix) = (Mat::new(x, k), Mat::new(w, k), Mat::new(dy, n));
-    // SAFETY: dx and dw are borrowed mutably.
-    unsafe {
-        product((Scattered::new(dx), 0, k), (rows, k, n), (dy_matrix, w), T::one(), op.add, ALL_THREADS);
-        product((Scattered::new(dw), 0, k), (n, k, rows), (dy_matrix.t(), x), T::one(), true, ALL_THREADS);
-    }
-    add_columns(db, rows, |r, c| dy[r * n + c]);
+    let dy_matrix = Mat::new(dy, n);
+    multiply(cpu, dx, (rows, k, n), (dy_matrix, Mat::new(w, k)), if op.add { Onto::Itself } else { Onto::Nothing });
+    multiply(cpu, dw, (n, k, rows), (dy_matrix.t(), Mat::new(x, k)), Onto::Itself);
+    add_columns([db], rows, |r, c, [sums]| add_to(sums, &dy[r * n + c..]));
 }
 
 pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Act) {
     let len = cpu.count(op.rows) * op.width;
-    if op.y != op.x {
-        // SAFETY: distinct buffers.
-        let (x, y) = unsafe { (cpu.get(op.x, len), cpu.get_mut(op.y, len)) };
-        y.par_chunks_mut(grain(1)).zip(x.par_chunks(grain(1))).for_each(|(y, x)| y.copy_from_slice(x));
-    }
-    // SAFETY: the only slice alive.
+    // SAFETY: distinct buffers; x is taken only where it is not y.
+    let x = (op.x != op.y).then(|| unsafe { cpu.get(op.x, len) });
     let y = unsafe { cpu.get_mut(op.y, len) };
-    y.par_chunks_mut(grain(1)).for_each(|y| {
+    y.par_chunks_mut(grain(1)).enumerate().for_each(|(task, y)| {
+        if let Some(x) = x {
+            y.copy_from_slice(&x[task * grain(1)..][..y.len()]);
+        }
         simd!(match op.kind {
             Activation::Gelu => y.iter_mut().for_each(|y| *y *= y.normal().0),
             Activation::Relu => y.iter_mut().for_each(|y| *y = if *y < T::zero() { T::zero() } else { *y }),

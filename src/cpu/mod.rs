@@ -1,4 +1,4 @@
-//! The CPU backend: products by the `gemm` crate, everything else loops under rayon, vectorised for the machine at hand.
+//! The CPU backend: products of matrices, everything else loops under rayon, vectorised for the machine at hand.
 //! Every sum has an order that does not depend on the number of threads, so results are the same bits on any number.
 
 mod adamw;
@@ -9,6 +9,7 @@ mod embed;
 mod linear;
 mod loss;
 mod norm;
+mod product;
 mod real;
 
 use std::sync::Mutex;
@@ -19,10 +20,12 @@ use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::ops::*;
 use crate::random;
-use arena::Arena;
+use arena::{Arena, Scattered};
+pub use product::has_avx512_bf16;
 pub use real::Real;
+use real::simd;
 
-/// The backend in f32 or f64; the layout's dtype must be T's.
+/// The backend in f32 or f64; the layout's type must be T's.
 pub struct Cpu<T> {
     arena: Arena,
     inputs: Option<Inputs>,
@@ -35,6 +38,8 @@ pub struct Cpu<T> {
     distinct: usize,
     /// Working memory of attention, one a thread: two blocks of probabilities.
     scratch: Vec<Mutex<Vec<T>>>,
+    /// Products of linear layers, where they round their operands.
+    rounded: Option<Mutex<product::Rounded>>,
     /// Working memory of the gradient norm.
     partials: Vec<f64>,
     poisoned: bool,
@@ -53,6 +58,7 @@ impl<T: Real> Cpu<T> {
             longest: 0,
             distinct: 0,
             scratch: Vec::new(),
+            rounded: None,
             partials: Vec::new(),
             poisoned: false,
         }
@@ -137,22 +143,34 @@ fn grain(width: usize) -> usize {
     (16_384 / width.max(1)).max(1)
 }
 
-/// `out[c] += sum over rows r of f(r, c)`, rows in order: tasks split the columns, so the order is that of the rows.
-fn add_columns<T: Real>(out: &mut [T], rows: usize, f: impl Fn(usize, usize) -> T + Sync) {
-    const BLOCK: usize = 64;
-    out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
-        real::simd!({
-            let mut sums = [T::zero(); BLOCK];
+/// Adds sums over rows to vectors: `f(r, c, sums)` adds what row r has of the columns from c on to `sums`. Rows come in order;
+/// tasks split the columns.
+fn add_columns<T: Real, const N: usize>(outs: [&mut [T]; N], rows: usize, f: impl Fn(usize, usize, [&mut [T]; N]) + Sync) {
+    const BLOCK: usize = 128;
+    let columns = outs[0].len();
+    let outs = outs.map(Scattered::new);
+    (0..columns.div_ceil(BLOCK)).into_par_iter().for_each(|block| {
+        let column = block * BLOCK;
+        let width = BLOCK.min(columns - column);
+        simd!({
+            let mut sums = [[T::zero(); BLOCK]; N];
             for r in 0..rows {
-                for (c, sum) in sums[..out.len()].iter_mut().enumerate() {
-                    *sum += f(r, block * BLOCK + c);
-                }
+                f(r, column, sums.each_mut().map(|sums| &mut sums[..width]));
             }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out += sum;
+            for (out, sums) in outs.iter().zip(&sums) {
+                // SAFETY: these columns are this task's.
+                add_to(unsafe { out.row(column, width) }, sums);
             }
         });
     });
+}
+
+/// `out += x`, as far as both go.
+#[inline(always)]
+fn add_to<T: Real>(out: &mut [T], x: &[T]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out += x;
+    }
 }
 
 impl<T: Real> Backend for Cpu<T> {
@@ -165,7 +183,7 @@ impl<T: Real> Backend for Cpu<T> {
     }
 
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
-        assert_eq!(layout.dtype, T::DTYPE, "the layout's dtype is not this backend's");
+        assert_eq!(layout.arithmetic.dtype(), T::DTYPE, "the layout's type is not this backend's");
         self.arena = Arena::new(layout.bytes)?;
         if self.poisoned {
             self.arena.poison();
@@ -173,6 +191,8 @@ impl<T: Real> Backend for Cpu<T> {
         self.inputs = Some(layout.inputs);
         let block = 2 * attention::BLOCK * layout.longest;
         self.scratch = (0..rayon::current_num_threads()).map(|_| Mutex::new(vec![T::zero(); block])).collect();
+        let rounds = layout.arithmetic == Arithmetic::Bf16Products;
+        self.rounded = rounds.then(|| Mutex::new(product::Rounded::new()));
         self.partials = Vec::with_capacity(layout.params.div_ceil(adamw::CHUNK));
         Ok(())
     }

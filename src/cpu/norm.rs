@@ -33,6 +33,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
                         *z += skip;
                     }
                 }
+                let z = &mut z[..dim]; // a length that the compiler sees
                 let mean = sum(dim, |c| z[c]) * over_dim;
                 let variance = sum(dim, |c| (z[c] - mean) * (z[c] - mean)) * over_dim;
                 let rstd = T::one() / (variance + eps).sqrt();
@@ -52,16 +53,22 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
     let (z, gamma, stats) = unsafe { (cpu.get(op.x, rows * dim), cpu.get(op.gamma, dim), cpu.get(op.stats, rows * 2)) };
     let (dy, dgamma, dbeta) =
         unsafe { (cpu.get_mut(op.dy, rows * dim), cpu.get_mut(op.dgamma, dim), cpu.get_mut(op.dbeta, dim)) };
-    let normed = |r: usize, c: usize| (z[r * dim + c] - stats[2 * r]) * stats[2 * r + 1];
-    add_columns(dgamma, rows, |r, c| dy[r * dim + c] * normed(r, c));
-    add_columns(dbeta, rows, |r, c| dy[r * dim + c]);
+    add_columns([dgamma, dbeta], rows, |r, c, [dgamma, dbeta]| {
+        let (at, mean, rstd) = (r * dim + c, stats[2 * r], stats[2 * r + 1]);
+        for (((dgamma, dbeta), &dy), &z) in dgamma.iter_mut().zip(dbeta).zip(&dy[at..]).zip(&z[at..]) {
+            *dgamma += dy * ((z - mean) * rstd);
+            *dbeta += dy;
+        }
+    });
 
     let grain = grain(dim);
     dy.par_chunks_mut(grain * dim).enumerate().for_each(|(task, dy)| {
         simd!({
             for (r, dy) in dy.chunks_mut(dim).enumerate() {
                 let r = task * grain + r;
-                let (z, mean, rstd) = (&z[r * dim..][..dim], stats[2 * r], stats[2 * r + 1]);
+                // Lengths that the compiler sees.
+                let (dy, z, gamma) = (&mut dy[..dim], &z[r * dim..][..dim], &gamma[..dim]);
+                let (mean, rstd) = (stats[2 * r], stats[2 * r + 1]);
                 let g_mean = sum(dim, |c| dy[c] * gamma[c]) * over_dim;
                 let gn_mean = sum(dim, |c| dy[c] * gamma[c] * ((z[c] - mean) * rstd)) * over_dim;
                 for ((dy, &z), &gamma) in dy.iter_mut().zip(z).zip(gamma) {

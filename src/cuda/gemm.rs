@@ -14,7 +14,7 @@ use super::arena::SCRATCH;
 use super::kernels::Ptr;
 use super::{Cuda, linear};
 use crate::error::{Error, Kind, Result};
-use crate::ops::{DType, Linear};
+use crate::ops::{Arithmetic, DType, Linear};
 
 /// `D = op(A) op(B) + bias (+ D)`, column-major: op(A) is (m, k), op(B) is (k, n), D is (m, n), columns `ld` apart.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +157,7 @@ fn run(cuda: &mut Cuda, p: &Product) -> Result<()> {
 
 fn by_cublas(cuda: &mut Cuda, p: &Product) -> Result<()> {
     let handle = cuda.gemm.handle;
-    let tf32 = p.input == DType::F32 && cuda.arena().layout.tf32;
+    let tf32 = p.input == DType::F32 && cuda.arena().layout.arithmetic == Arithmetic::Tf32;
     let mut description = Description::new(tf32)?;
     description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(p.transpose_a))?;
     description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(p.transpose_b))?;

@@ -161,8 +161,9 @@ impl Backend for Cuda {
     }
 
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
-        assert!(matches!(layout.dtype, DType::F32 | DType::Bf16), "{:?} is not for GPUs", layout.dtype);
-        if layout.dtype == DType::Bf16 && self.capability() < (8, 0) {
+        let arithmetic = layout.arithmetic;
+        assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "{arithmetic:?} is not for GPUs");
+        if arithmetic == Arithmetic::Bf16 && self.capability() < (8, 0) {
             let (major, minor) = self.capability();
             let fact = format!("compute capability {major}.{minor}: products of bf16 need 8.0");
             return Err(Error::new(Kind::Device, self.name(), fact, "pass --precision fp32"));

@@ -6,7 +6,7 @@ use std::fmt;
 use super::config::Config;
 use super::names::{self, Param};
 use crate::error::{Error, Kind, Result};
-use crate::ops::{DType, Inputs, Layout, Linear, Rows, Status, View};
+use crate::ops::{Arithmetic, DType, Inputs, Layout, Linear, Rows, Status, View};
 
 /// Every buffer starts on a multiple of this, in bytes: a GPU's widest transaction, and what GEMM kernels ask for.
 const ALIGN: usize = 256;
@@ -24,11 +24,8 @@ pub struct Use {
     /// The most tokens and the most sequences of a batch.
     pub tokens: usize,
     pub seqs: usize,
-    /// Of activations, and of the weights in products: F32; Bf16 on a GPU; F64 on the CPU. Everything else (master
-    /// weights, statistics, logits, gradients of parameters) is F32 beside Bf16.
-    pub dtype: DType,
-    /// See [`Layout::tf32`].
-    pub tf32: bool,
+    /// Beside activations in Bf16 everything else (master weights, statistics, logits, gradients of parameters) is F32.
+    pub arithmetic: Arithmetic,
 }
 
 /// A weight and its bias, or a norm's gamma and beta.
@@ -190,9 +187,10 @@ impl Arena {
 
 impl Plan {
     pub fn new(config: &Config, what_for: Use) -> Plan {
-        let Use { train, last_rows, tokens, seqs, dtype, tf32 } = what_for;
+        let Use { train, last_rows, tokens, seqs, arithmetic } = what_for;
         let Config { dim, heads, ffn, .. } = *config;
         let classes = config.classes();
+        let dtype = arithmetic.dtype();
         let exact = if dtype == DType::Bf16 { DType::F32 } else { dtype };
         let mut arena = Arena { dtype, exact, train, bytes: 0, buffers: Vec::new() };
 
@@ -311,7 +309,7 @@ impl Plan {
         Plan {
             config: config.clone(),
             what_for,
-            layout: Layout { bytes: arena.bytes, dtype, tf32, inputs, longest: config.positions.min(tokens), params: params.len },
+            layout: Layout { bytes: arena.bytes, arithmetic, inputs, longest: config.positions.min(tokens), params: params.len },
             status,
             params,
             weights,

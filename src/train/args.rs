@@ -160,7 +160,7 @@ pub struct Args {
     /// What computes: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, help_heading = "Precision and device")]
     pub device: Option<String>,
-    /// Of activations and products; all but fp32 need a GPU [default: fp32]
+    /// Of activations and products; the CPU has fp32 and bf16 [default: fp32]
     #[arg(long, help_heading = "Precision and device")]
     pub precision: Option<Precision>,
     /// Of row order, dropout and new weights [default: 42]

@@ -20,7 +20,7 @@ use crate::cli::{check_interrupt, note, notice_interrupts};
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
-use crate::device::Precision;
+use crate::device::Opened;
 use crate::error::{Error, Kind, Result};
 use crate::hub;
 use crate::model::plan::Use;
@@ -81,7 +81,7 @@ struct Best {
 /// Trains as `settings` say, with tokenised texts kept in the folder `cache`, if any. `None` after a dry run.
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let resumes = settings.resume_from_checkpoint.is_some();
-    let (backend, device) = settings.device.open(settings.precision)?;
+    let Opened { backend, arithmetic, notes } = settings.device.open(settings.precision)?;
     let source = ModelDir::read(&hub::model(&settings.model)?)?;
     let max_length = source.max_length(settings.max_length)?;
     let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
@@ -103,8 +103,7 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         let largest = largest_batch(rows, settings.eval_batch_size);
         (tokens, seqs) = (tokens.max(largest.0), seqs.max(largest.1));
     }
-    let (dtype, tf32) = (settings.precision.dtype(), settings.precision == Precision::Tf32);
-    let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, dtype, tf32 };
+    let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, arithmetic };
     let batches = data.train.rows().div_ceil(settings.batch_size);
     let updates_per_epoch = updates_per_epoch(batches, settings.gradient_accumulation_steps);
     let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
@@ -132,11 +131,12 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         ))?;
         return Ok(None);
     }
-    device.into_iter().for_each(note);
+    notes.into_iter().for_each(note);
     let (backend, profile) = match settings.profile {
         None => (backend, None),
         Some(updates) => {
-            let ceilings = Ceilings::measure(settings.device.open(settings.precision)?.0.as_mut(), settings.precision)?;
+            let mut other = settings.device.open(settings.precision)?.backend;
+            let ceilings = Ceilings::measure(other.as_mut(), arithmetic)?;
             let (backend, profile) = Profile::of(backend, updates);
             (backend, Some((profile, ceilings)))
         }

@@ -271,15 +271,15 @@ impl Case {
     }
 
     /// Lays the case out on `backend`, everything set for the forward pass.
-    pub fn on(&self, dtype: DType, backend: Box<dyn Backend>) -> Run {
-        self.copies(1, dtype, false, backend).0
+    pub fn on(&self, arithmetic: Arithmetic, backend: Box<dyn Backend>) -> Run {
+        self.copies(1, arithmetic, backend).0
     }
 
     /// The same `count` times over, for who wants memory that no cache holds. The run is the first; the ops are all of them,
     /// each on tensors of its own that hold the same numbers.
-    pub fn copies(&self, count: usize, dtype: DType, tf32: bool, mut backend: Box<dyn Backend>) -> (Run, Vec<Op>) {
+    pub fn copies(&self, count: usize, arithmetic: Arithmetic, mut backend: Box<dyn Backend>) -> (Run, Vec<Op>) {
         let batch = &self.batch;
-        let mut builder = self.builder(dtype);
+        let mut builder = self.builder(arithmetic.dtype());
         let mut input = |values: &[i32]| builder.take(values.len(), DType::I32);
         let inputs = Inputs {
             ids: input(&batch.ids),
@@ -299,7 +299,7 @@ impl Case {
         let bytes = (builder.bytes + GUARD).next_multiple_of(ALIGN);
         let places = builder.places;
         let params = tensors.iter().map(|t| t.view.len).max().unwrap();
-        let layout = Layout { bytes, dtype, tf32, inputs, longest: batch.longest, params };
+        let layout = Layout { bytes, arithmetic, inputs, longest: batch.longest, params };
         backend.reserve(&layout).unwrap();
         let arena = View { offset: 0, len: bytes / 4, dtype: DType::I32 };
         backend.upload(arena, &vec![GUARD_BYTE; bytes]).unwrap();
