@@ -322,6 +322,28 @@ fn infinity_as_text<S: Serializer>(thresholds: &[f64], serializer: S) -> std::re
     )
 }
 
+/// The rows with a score in one tenth of 0 to 1, each tenth with its upper edge.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Tenth {
+    pub count: u64,
+    pub mean_score: f64,
+    /// How many of them were right.
+    pub share: f64,
+}
+
+/// How far probabilities can be believed: of the rows with a score of about p, the share p should be `right`. Scores and
+/// what became of them (rows) in, the tenths that have rows out.
+pub fn calibration(scores: impl IntoIterator<Item = (f64, bool)>) -> Vec<Tenth> {
+    let mut tenths = [(0u64, 0.0, 0u64); 10];
+    for (score, right) in scores {
+        // The edges as scikit-learn has them: 3 * 0.1 is a little over 0.3.
+        let tenth = &mut tenths[(1..10).filter(|&edge| f64::from(edge) * 0.1 < score).count()];
+        *tenth = (tenth.0 + 1, tenth.1 + score, tenth.2 + u64::from(right));
+    }
+    let filled = tenths.into_iter().filter(|&(count, ..)| count > 0);
+    filled.map(|(count, sum, right)| Tenth { count, mean_score: sum / count as f64, share: ratio(right, count) }).collect()
+}
+
 fn check<T: Copy + Into<f64>>(what: &str, labels: &[u32], values: &[T], classes: usize) -> Result<()> {
     assert_eq!(values.len(), labels.len() * classes, "{what} are (rows, classes)");
     assert!(labels.iter().all(|&label| (label as usize) < classes), "a label is a class");

@@ -20,7 +20,7 @@ use crate::fixtures::{Tensors, golden, json};
 
 pub const TRAIN: &str = env!("CARGO_BIN_EXE_train");
 pub const PREDICT: &str = env!("CARGO_BIN_EXE_predict");
-const EVALUATE: &str = env!("CARGO_BIN_EXE_evaluate");
+pub const EVALUATE: &str = env!("CARGO_BIN_EXE_evaluate");
 
 pub struct Ran {
     pub code: Option<i32>,
@@ -49,7 +49,7 @@ pub fn run(command: &mut Command, stdin: &[u8]) -> Ran {
     Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-fn ran(binary: &str, args: &[&str]) -> Ran {
+pub fn ran(binary: &str, args: &[&str]) -> Ran {
     ran_with(binary, args, b"")
 }
 

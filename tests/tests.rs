@@ -11,6 +11,7 @@ mod metrics;
 mod model;
 mod nvcc;
 mod ops;
+mod report;
 mod rounded;
 mod serve;
 mod tokenize;

@@ -1,19 +1,20 @@
 //! Measures a classifier: a model over a labelled file, or predictions that were made before.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use serde_json::{Value, json};
-use warpfit::checkpoint::run_dir::{PartialFile, write_json};
+use serde_json::Value;
 use warpfit::classifier::Classifier;
 use warpfit::cli::print;
 use warpfit::data::dataset::{Options, Table};
 use warpfit::data::scored::Scored;
 use warpfit::device::{Device, Precision};
-use warpfit::error::{Error, Result};
+use warpfit::error::Result;
 use warpfit::hub;
 use warpfit::metrics::{Metrics, softmax};
+use warpfit::report::compare::Comparison;
+use warpfit::report::evaluation::Evaluated;
 use warpfit::report::log::Progress;
 use warpfit::train::args::{count, delimiter, fail_under};
 use warpfit::train::data::encode;
@@ -27,17 +28,22 @@ use warpfit::train::evaluate::{check, cross_entropy};
 #[command(name = "evaluate", version)]
 struct Args {
     /// Folder of a trained model, or its id on the Hugging Face hub: owner/name, or owner/name@revision
-    #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path", required_unless_present = "predictions")]
+    #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
+    #[arg(required_unless_present_any = ["predictions", "compare"])]
     model: Option<PathBuf>,
     /// Labelled texts, in any format that train reads
     #[arg(long, value_name = "FILE", aliases = ["test-file", "test_file", "validation-file", "validation_file"])]
-    #[arg(required_unless_present = "predictions")]
+    #[arg(required_unless_present_any = ["predictions", "compare"])]
     file: Option<PathBuf>,
     /// Instead of a model: a .jsonl file with "label" (an index or a name) and "scores" (a list of numbers in the order
     /// of the labels, or objects as predict --top-k 0 writes them)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file"])]
     predictions: Option<PathBuf>,
-    /// Folder for metrics.json and for predictions.jsonl, which has the scores and the loss of every row
+    /// Instead of a model: folders that --output-dir has written, to be put beside each other
+    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "file", "predictions", "fail_under"])]
+    compare: Vec<PathBuf>,
+    /// Folder for the report: report.html, to be looked at; plots/; errors.csv, every row by falling loss; metrics.json;
+    /// classification_report.txt; predictions.jsonl
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
     /// Column of the texts, where its name does not say it
@@ -76,35 +82,39 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     let device: Device = args.device.parse()?;
     let bound = args.fail_under.as_deref().map(fail_under).transpose()?;
-    let (scored, losses, mut metrics) = match &args.predictions {
-        Some(path) => {
-            let scored = Scored::read(path)?;
-            let classes = scored.names.len();
-            let metrics = Metrics::from_scores(&scored.labels, &scored.scores, classes)?;
-            let rows = scored.scores.chunks_exact(classes).zip(&scored.labels);
-            let losses = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
-            (scored, losses, metrics)
-        }
+    if !args.compare.is_empty() {
+        let comparison = Comparison::read(&args.compare)?;
+        print(comparison.table())?;
+        return args.output_dir.as_deref().map_or(Ok(()), |folder| comparison.write(folder));
+    }
+    let (mut found, title) = match &args.predictions {
+        Some(path) => (read_predictions(Scored::read(path)?)?, path.display().to_string()),
         None => run_model(&args, device)?,
     };
-    let loss: f64 = losses.iter().sum::<f64>() / losses.len() as f64;
-    metrics.loss = Some(loss).filter(|loss| loss.is_finite());
-    print(metrics.summary())?;
+    let loss: f64 = found.losses.iter().sum::<f64>() / found.losses.len() as f64;
+    found.metrics.loss = Some(loss).filter(|loss| loss.is_finite());
+    print(found.metrics.summary())?;
     print("")?;
-    print(metrics.classification_report(&scored.names, 4).trim_end())?;
+    print(found.metrics.classification_report(&found.scored.names, 4).trim_end())?;
     if let Some(folder) = &args.output_dir {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        write_predictions(&folder.join("predictions.jsonl"), &scored, &losses, &metrics)?;
-        write_json(&folder.join("metrics.json"), &json!(metrics))?;
+        found.write(folder, &title)?;
     }
     match bound {
-        Some((metric, value)) => check(Some(&metrics), metric, value),
+        Some((metric, value)) => check(Some(&found.metrics), metric, value),
         None => Ok(()),
     }
 }
 
-/// The model of `args` over their file: probabilities, the loss of each row, and metrics.
-fn run_model(args: &Args, device: Device) -> Result<(Scored, Vec<f64>, Metrics)> {
+fn read_predictions(scored: Scored) -> Result<Evaluated> {
+    let classes = scored.names.len();
+    let metrics = Metrics::from_scores(&scored.labels, &scored.scores, classes)?;
+    let rows = scored.scores.chunks_exact(classes).zip(&scored.labels);
+    let losses = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
+    Ok(Evaluated { scored, losses, metrics, texts: Vec::new(), tokens: Vec::new() })
+}
+
+/// The model of `args` over their file, and what both are called.
+fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let (model, file) = args.model.as_deref().zip(args.file.as_deref()).expect("clap asks for both");
     let columns =
         Options { delimiter: args.delimiter, text_column: args.text_column.clone(), label_column: args.label_column.clone() };
@@ -117,6 +127,7 @@ fn run_model(args: &Args, device: Device) -> Result<(Scored, Vec<f64>, Metrics)>
     if ids.is_empty() {
         ids = (0..data.labels.len()).map(Value::from).collect();
     }
+    let texts = data.texts.clone();
     let encoded = encode("texts", data, classifier.source.tokenizer()?, max_length)?;
     let progress = Progress::new("evaluating", encoded.rows() as u64, &["texts", "tokens"]);
     let logits = classifier.logits(&encoded, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
@@ -124,23 +135,8 @@ fn run_model(args: &Args, device: Device) -> Result<(Scored, Vec<f64>, Metrics)>
     let metrics = Metrics::from_logits(&encoded.labels, &logits, names.len())?;
     let losses = cross_entropy(&encoded.labels, &logits, names.len());
     let scores = logits.chunks_exact(names.len()).flat_map(softmax).collect();
-    Ok((Scored { names, ids, labels: encoded.labels, scores }, losses, metrics))
-}
-
-/// A line a row, in the order of the file, which --predictions reads too.
-fn write_predictions(path: &Path, scored: &Scored, losses: &[f64], metrics: &Metrics) -> Result<()> {
-    let mut file = PartialFile::create(path)?;
-    let names = &scored.names;
-    for (row, scores) in scored.scores.chunks_exact(names.len()).enumerate() {
-        let scores = names.iter().zip(scores).map(|(name, score)| json!({"label": name, "score": score}));
-        let line = json!({
-            "id": scored.ids[row],
-            "label": names[scored.labels[row] as usize],
-            "predicted": names[metrics.pred[row]],
-            "loss": losses[row],
-            "scores": scores.collect::<Vec<_>>(),
-        });
-        file.write(format!("{line}\n").as_bytes())?;
-    }
-    file.finish()
+    let tokens = encoded.offsets.windows(2).map(|row| row[1] - row[0]).collect();
+    let scored = Scored { names, ids, labels: encoded.labels, scores };
+    let title = format!("{} on {}", model.display(), file.display());
+    Ok((Evaluated { scored, losses, metrics, texts, tokens }, title))
 }

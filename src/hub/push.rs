@@ -15,9 +15,10 @@ use super::{Kind, MAIN, Repo, explain};
 use crate::cli::check_interrupt;
 use crate::error::{Error, Result};
 use crate::report::log::Progress;
+use crate::report::tensorboard;
 
 /// What a run leaves beside its checkpoints, and what Trainer publishes; nothing else that may lie in the folder.
-const PUBLISHED: [&str; 14] = [
+const PUBLISHED: [&str; 19] = [
     "README.md",
     "config.json",
     "model.safetensors",
@@ -32,6 +33,11 @@ const PUBLISHED: [&str; 14] = [
     "test_results.json",
     "all_results.json",
     "metrics.jsonl",
+    tensorboard::FILE,
+    "plots/loss.svg",
+    "plots/metrics.svg",
+    "plots/learning_rate.svg",
+    "plots/grad_norm.svg",
 ];
 
 /// A repository that models are to be pushed to, and that the token may write.

@@ -1,4 +1,10 @@
-//! What a run shows and leaves to read: progress, tables, the model card.
+//! What a run shows and leaves to read: progress, tables, plots, pages.
 
+pub mod compare;
+pub mod curves;
+pub mod evaluation;
 pub mod log;
+pub mod page;
+pub mod plot;
 pub mod predictions;
+pub mod tensorboard;

@@ -194,9 +194,9 @@ pub struct Args {
     /// Stop after this many evaluations in a row without a better one
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub early_stopping_patience: Option<usize>,
-    /// Logs to write: jsonl or none [default: jsonl]
-    #[arg(long, help_heading = "Cadence")]
-    pub report_to: Option<ReportTo>,
+    /// Logs to write, with commas between: jsonl (metrics.jsonl), tensorboard (runs/), or none [default: jsonl,tensorboard]
+    #[arg(long, value_delimiter = ',', help_heading = "Cadence")]
+    pub report_to: Option<Vec<ReportTo>>,
     /// Time every op of this many updates: a table, and profile.json for chrome://tracing, in --output-dir
     #[arg(long, value_name = "UPDATES", value_parser = count, help_heading = "Cadence")]
     pub profile: Option<usize>,
@@ -224,6 +224,7 @@ pub enum Strategy {
 #[serde(rename_all = "lowercase")]
 pub enum ReportTo {
     Jsonl,
+    Tensorboard,
     None,
 }
 
@@ -295,7 +296,8 @@ pub struct Settings {
     pub load_best_model_at_end: bool,
     pub metric_for_best_model: Metric,
     pub early_stopping_patience: Option<usize>,
-    pub report_to: ReportTo,
+    /// Without `None`.
+    pub report_to: Vec<ReportTo>,
     /// Updates to time.
     pub profile: Option<usize>,
     pub fail_under: Option<(Metric, f64)>,
@@ -353,6 +355,11 @@ impl Args {
         if fail_under.is_some() && !validates && files.test.is_empty() {
             return Err(Error::user("--fail-under", "there is nothing to evaluate on", "pass --validation-file or --test-file"));
         }
+        let mut report_to = self.report_to.unwrap_or(vec![ReportTo::Jsonl, ReportTo::Tensorboard]);
+        if report_to.contains(&ReportTo::None) && report_to.len() > 1 {
+            return Err(Error::user("--report-to", "none stands beside a log", "leave out one of them"));
+        }
+        report_to.retain(|&log| log != ReportTo::None);
         let output_dir = match self.output_dir {
             Some(folder) => folder,
             None if self.dry_run => RUNS.into(),
@@ -402,7 +409,7 @@ impl Args {
             load_best_model_at_end: self.load_best_model_at_end.unwrap_or(evaluates),
             metric_for_best_model: metric,
             early_stopping_patience: self.early_stopping_patience,
-            report_to: self.report_to.unwrap_or(ReportTo::Jsonl),
+            report_to,
             profile: self.profile,
             fail_under,
         })

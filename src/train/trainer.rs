@@ -27,7 +27,9 @@ use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
 use crate::ops::{Rows, Status, Step, View};
 use crate::profile::{Ceilings, Profile};
+use crate::report::curves;
 use crate::report::log::{Count, Progress};
+use crate::report::tensorboard::Events;
 
 /// What a finished run leaves to say.
 pub struct Outcome {
@@ -51,6 +53,7 @@ struct Trainer<'a> {
     updates_per_epoch: usize,
     run: RunDir,
     log: Vec<Value>,
+    events: Option<Events>,
     /// Updates done.
     step: usize,
     /// Micro-batches done of the next one.
@@ -166,6 +169,7 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         updates_per_epoch,
         run,
         log: Vec::new(),
+        events: None,
         step: 0,
         micro_batch: 0,
         evaluation_due: false,
@@ -177,6 +181,9 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
     };
     if let Some(asked) = &settings.resume_from_checkpoint {
         trainer.resume(&resume::checkpoint(asked, &trainer.run)?)?;
+    }
+    if settings.report_to.contains(&ReportTo::Tensorboard) {
+        trainer.events = Some(Events::open(&trainer.run.path, resumes.then_some(trainer.step))?);
     }
     trainer.run().map(Some)
 }
@@ -378,8 +385,11 @@ impl Trainer<'_> {
     fn log_entry(&mut self, mut entry: Map<String, Value>) -> Result<()> {
         entry.insert("epoch".to_string(), json!(self.epoch()));
         entry.insert("step".to_string(), json!(self.step));
+        if let Some(events) = &mut self.events {
+            events.add(self.step, &entry)?;
+        }
         let entry = Value::Object(entry);
-        if self.settings.report_to == ReportTo::Jsonl {
+        if self.settings.report_to.contains(&ReportTo::Jsonl) {
             self.run.log(&entry)?;
         }
         self.log.push(entry);
@@ -480,7 +490,7 @@ impl Trainer<'_> {
         let state: Value = serde_json::from_slice(&state)
             .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "give another checkpoint"))?;
         self.log = state["log_history"].as_array().cloned().unwrap_or_default();
-        if self.settings.report_to == ReportTo::Jsonl {
+        if self.settings.report_to.contains(&ReportTo::Jsonl) {
             self.run.restart_log(&self.log)?;
         }
         note(format!("resumed: {} of {} updates are done", Count(self.step as u64), Count(self.schedule.total as u64)));
@@ -558,6 +568,7 @@ impl Trainer<'_> {
         }
         write_json(&path("all_results.json"), &json!(train))?;
         write_json(&path("trainer_state.json"), &self.state())?;
+        curves::write(&self.run.path, &self.log)?;
         write_json(&path("training_args.json"), &json!(self.settings))?;
         let shown = test.as_ref().or(evaluation.as_ref());
         write_file(

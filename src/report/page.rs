@@ -1,0 +1,129 @@
+//! Pages of HTML that need no other file: styles, script and plots within. They are whole without the script, which sorts
+//! and filters the table.
+
+use super::evaluation::Evaluated;
+use super::plot::{escape, shortened};
+use crate::metrics::{Metric, Metrics, Scores};
+use crate::report::log::Count;
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+/// Rows shown of each end, the highest losses and the lowest.
+const ROWS: usize = 100;
+/// Characters shown of a text: on the line, and unfolded.
+const LINE: usize = 160;
+const TEXT: usize = 4000;
+
+/// The page of an evaluation.
+pub fn evaluation(title: &str, all: &Evaluated, plots: &[(&str, String)]) -> String {
+    let mut body = cards(&all.metrics);
+    body += &plots_section(plots);
+    body += &format!(
+        "<section><h2>Classes</h2><div class=\"wide\">{}</div></section>\n<section><h2>Highest and lowest loss</h2>\n{}</section>\n",
+        classes(&all.metrics, &all.scored.names),
+        errors(all)
+    );
+    let about = format!("{} texts, {} classes", Count(all.rows() as u64), all.scored.names.len());
+    page(title, &about, &body)
+}
+
+/// A whole page around `body`.
+pub fn page(title: &str, about: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
+         script-src 'unsafe-inline'\">\n\
+         <title>{0}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{0}</h1>\n<p>{1}</p>\n{body}\
+         <script>\n{SCRIPT}</script>\n</body>\n</html>\n",
+        escape(title),
+        escape(about)
+    )
+}
+
+/// The plots beside each other.
+pub fn plots_section<'a>(plots: impl IntoIterator<Item = &'a (&'a str, String)>) -> String {
+    let figures: String = plots.into_iter().map(|(_, svg)| format!("<figure>{svg}</figure>\n")).collect();
+    format!("<section class=\"plots\">\n{figures}</section>\n")
+}
+
+fn cards(metrics: &Metrics) -> String {
+    let card = |metric: Metric| {
+        let value = metrics.get(metric).map_or("-".to_string(), |value| format!("{value:.4}"));
+        format!("<div><dt>{}</dt><dd>{value}</dd></div>\n", metric.name().replace('_', " "))
+    };
+    format!("<dl>\n{}</dl>\n", Metric::ALL.map(card).concat())
+}
+
+/// The classification report.
+fn classes(metrics: &Metrics, names: &[String]) -> String {
+    let line = |name: &str, of: Scores, support: u64| {
+        let figures = [of.precision, of.recall, of.f1].map(|value| format!("<td>{value:.4}</td>")).concat();
+        format!("<tr><th>{}</th>{figures}<td>{}</td></tr>\n", escape(name), Count(support))
+    };
+    let class = &metrics.per_class;
+    let mut rows = String::new();
+    for (i, name) in names.iter().enumerate() {
+        let of = Scores { precision: class.precision[i], recall: class.recall[i], f1: class.f1[i] };
+        rows += &line(name, of, class.support[i]);
+    }
+    let all = class.support.iter().sum();
+    rows += &line("macro mean", metrics.macro_mean, all);
+    rows += &line("weighted mean", metrics.weighted, all);
+    format!(
+        "<table class=\"figures\"><thead><tr><th></th><th>precision</th><th>recall</th><th>F1</th><th>texts</th></tr></thead>\n\
+         <tbody>{rows}</tbody></table>"
+    )
+}
+
+/// The table of single rows.
+fn errors(all: &Evaluated) -> String {
+    let by_loss = all.by_loss();
+    let shown: Vec<usize> = match by_loss.len() > 2 * ROWS {
+        true => by_loss[..ROWS].iter().chain(&by_loss[by_loss.len() - ROWS..]).copied().collect(),
+        false => by_loss,
+    };
+    let modelled = !all.texts.is_empty();
+    let columns = ["label", "predicted", "loss", "score", "tokens", if modelled { "text" } else { "id" }];
+    let columns = columns.into_iter().filter(|&column| modelled || column != "tokens");
+    let head: String = columns.map(|name| format!("<th aria-sort=\"none\">{name}</th>")).collect();
+    let mut rows = String::new();
+    for &row in &shown {
+        let [label, predicted] = all.classes(row).map(escape);
+        let scores: Vec<String> =
+            all.scored.names.iter().zip(all.scores(row)).map(|(name, score)| format!("{name} {score:.4}")).collect();
+        let kind = if all.is_right(row) { "right" } else { "wrong" };
+        rows += &format!(
+            "<tr class=\"{kind}\"><td>{label}</td><td>{predicted}</td><td class=\"number\">{:.4}</td>\
+             <td class=\"number\" title=\"{}\">{:.4}</td>",
+            all.losses[row],
+            escape(&scores.join("\n")),
+            all.scores(row)[all.metrics.pred[row]],
+        );
+        rows += &match modelled {
+            true => format!("<td class=\"number\">{}</td><td>{}</td></tr>\n", all.tokens[row], text(&all.texts[row])),
+            false => format!("<td>{}</td></tr>\n", escape(&all.scored.ids[row].to_string())),
+        };
+    }
+    let shown = match all.rows() > shown.len() {
+        true => format!("The {ROWS} texts of the highest loss and the {ROWS} of the lowest; errors.csv has all."),
+        false => "All texts, the highest loss first.".to_string(),
+    };
+    format!(
+        "<p>{shown} The score is that of the predicted class.</p>\n\
+         <p class=\"tools\" hidden><label>Only rows with <input type=\"search\"></label> \
+         <label><input type=\"checkbox\"> only wrong ones</label> <output></output></p>\n\
+         <div class=\"wide\"><table id=\"errors\"><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n"
+    )
+}
+
+/// A text on one line, to be unfolded if there is more of it.
+fn text(text: &str) -> String {
+    let line = shortened(text, LINE);
+    if line == text {
+        return escape(text);
+    }
+    let more =
+        text.char_indices().nth(TEXT).map_or(text.to_string(), |(end, _)| format!("{}… (errors.csv has all)", &text[..end]));
+    format!("<details><summary>{}</summary>{}</details>", escape(&line), escape(&more))
+}

@@ -1,0 +1,347 @@
+//! Plots as SVG: curves and histograms on two axes, a matrix of counts, horizontal bars. Text is text, and the colours of
+//! text and axes follow the light or dark scheme of whoever looks, in a file and within a page.
+
+use std::fmt::Write;
+
+/// Told apart on white and on black.
+const COLOURS: [&str; 8] = ["#3b7dd8", "#e07b39", "#2e9e6b", "#c94f7c", "#8d6cc9", "#a8862a", "#3aa3b8", "#7f8790"];
+const STYLE: &str = ".plot{color:#1f2328;background:#fff;font:12px system-ui,sans-serif}.plot text{fill:currentColor}\
+.plot .title{font-weight:600;font-size:14px}.plot .small{font-size:10px}.plot .faint{stroke:currentColor;opacity:.14}\
+@media(prefers-color-scheme:dark){.plot{color:#e6e6e6;background:#16181c}}";
+const WIDTH: f64 = 480.0;
+/// Of a character of 12 pixels, on the generous side.
+const CHARACTER: f64 = 6.8;
+
+/// Curves and bars on two axes.
+pub struct Plot {
+    pub title: String,
+    pub x: Axis,
+    pub y: Axis,
+    pub series: Vec<Series>,
+}
+
+pub struct Axis {
+    pub label: String,
+    /// What is shown at the least; more where the data is outside.
+    pub range: Option<[f64; 2]>,
+}
+
+pub struct Series {
+    /// In the legend; without one it is not there.
+    pub name: String,
+    /// What is not finite leaves a gap.
+    pub points: Vec<[f64; 2]>,
+    pub shape: Shape,
+    /// Small text at each point, or none at all.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Shape {
+    Line,
+    /// A line with a dot at every point.
+    Dots,
+    /// Dashed and grey: where an ideal or an idle model would be.
+    Guide,
+    /// From 0 to y, and from x to x plus this width.
+    Bars(f64),
+}
+
+impl Axis {
+    pub fn new(label: &str) -> Axis {
+        Axis { label: label.to_string(), range: None }
+    }
+
+    pub fn unit(label: &str) -> Axis {
+        Axis { label: label.to_string(), range: Some([0.0, 1.0]) }
+    }
+
+    pub fn from_zero(label: &str) -> Axis {
+        Axis { label: label.to_string(), range: Some([0.0, 0.0]) }
+    }
+
+    /// First and last value shown, the ticks between them, and how these are written. `whole`: it ends at ticks.
+    fn scale(&self, values: impl Iterator<Item = f64>, whole: bool) -> ([f64; 2], Vec<f64>, impl Fn(f64) -> String) {
+        let all = values.filter(|value| value.is_finite()).chain(self.range.into_iter().flatten());
+        let (mut low, mut high) = all.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
+        if low > high {
+            (low, high) = (0.0, 1.0);
+        }
+        if low == high {
+            // Room around a single value; below 0 only where it is there.
+            let room = if low == 0.0 { 1.0 } else { low.abs() / 2.0 };
+            (low, high) = (if low == 0.0 { 0.0 } else { low - room }, high + room);
+        }
+        let rough = (high - low) / 5.0;
+        let power = 10f64.powf(rough.log10().floor());
+        let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|&step| step >= rough * 0.999);
+        let step = step.unwrap_or(rough);
+        if whole && self.range.is_none_or(|[from, to]| from == to) {
+            (low, high) = ((low / step).floor() * step, (high / step).ceil() * step);
+        }
+        let ticks = (0..=((high - low) / step + 1e-6) as usize).map(|i| ((low / step).ceil() + i as f64) * step);
+        let ticks = ticks.filter(|tick| *tick <= high + step * 1e-6).collect();
+        let large = low.abs().max(high.abs());
+        let digits = (-step.log10().floor()).max(0.0) as usize;
+        let format = move |value: f64| match () {
+            () if value.abs() < step * 1e-6 => "0".to_string(),
+            () if large < 1e-3 || large >= 1e6 => format!("{:.1e}", value).replace(".0e", "e"),
+            () => format!("{value:.digits$}"),
+        };
+        ([low, high], ticks, format)
+    }
+}
+
+impl Series {
+    pub fn new(name: impl Into<String>, shape: Shape, points: Vec<[f64; 2]>) -> Series {
+        Series { name: name.into(), points, shape, notes: Vec::new() }
+    }
+}
+
+impl Plot {
+    pub fn svg(&self) -> String {
+        let points = || self.series.iter().flat_map(|series| series.points.iter().map(move |point| (series, point)));
+        let ends = points().flat_map(|(series, point)| match series.shape {
+            Shape::Bars(width) => vec![point[0], point[0] + width],
+            _ => vec![point[0]],
+        });
+        let ([x0, x1], x_ticks, x_format) = self.x.scale(ends, false);
+        let ([y0, y1], y_ticks, y_format) = self.y.scale(points().map(|(_, point)| point[1]), true);
+        let widest = y_ticks.iter().map(|&tick| width(&y_format(tick))).fold(0.0, f64::max);
+        let (left, right, top, bottom) = (34.0 + widest, WIDTH - 22.0, 36.0, 290.0);
+        let x = |value: f64| left + (value - x0) / (x1 - x0) * (right - left);
+        let y = |value: f64| bottom - (value - y0) / (y1 - y0) * (bottom - top);
+
+        let mut canvas = Canvas::default();
+        canvas.text(WIDTH / 2.0, 20.0, "middle", "title", &self.title);
+        for &tick in &y_ticks {
+            canvas.line([left, y(tick)], [right, y(tick)], "class=\"faint\"");
+            canvas.text(left - 6.0, y(tick) + 4.0, "end", "", &y_format(tick));
+        }
+        for &tick in &x_ticks {
+            canvas.line([x(tick), top], [x(tick), bottom], "class=\"faint\"");
+            canvas.text(x(tick), bottom + 16.0, "middle", "", &x_format(tick));
+        }
+        canvas.line([left, bottom], [right, bottom], "stroke=\"currentColor\"");
+        canvas.line([left, top], [left, bottom], "stroke=\"currentColor\"");
+        canvas.text((left + right) / 2.0, bottom + 34.0, "middle", "", &self.x.label);
+        canvas.turned(14.0, (top + bottom) / 2.0, "middle", &self.y.label);
+        if !points().any(|(_, point)| point.iter().all(|value| value.is_finite())) {
+            canvas.text((left + right) / 2.0, (top + bottom) / 2.0, "middle", "", "no data");
+        }
+
+        let mut legend = Vec::new();
+        let mut colours = COLOURS.iter().cycle();
+        for series in &self.series {
+            let colour = if series.shape == Shape::Guide { "#888" } else { colours.next().expect("they go round") };
+            if !series.name.is_empty() {
+                legend.push((series.name.as_str(), colour));
+            }
+            if let Shape::Bars(width) = series.shape {
+                for &[from, value] in series.points.iter().filter(|point| point[1].is_finite() && point[1] != 0.0) {
+                    let (wide, high) = (x(from + width) - x(from), y(y0.max(0.0)) - y(value));
+                    canvas.rect([x(from), y(value)], [wide, high], colour, 0.85, &format!("{}: {value}", series.name));
+                }
+                continue;
+            }
+            let stroke = match series.shape {
+                Shape::Guide => format!("stroke=\"{colour}\" stroke-dasharray=\"5 4\""),
+                _ => format!("stroke=\"{colour}\" stroke-width=\"2\" stroke-linejoin=\"round\""),
+            };
+            for part in series.points.split(|point| point.iter().any(|value| !value.is_finite())) {
+                let drawn: Vec<[f64; 2]> = part.iter().map(|&[a, b]| [x(a), y(b)]).collect();
+                canvas.path(&drawn, &stroke);
+            }
+            for (i, &[a, b]) in series.points.iter().enumerate().filter(|(_, point)| point.iter().all(|v| v.is_finite())) {
+                if series.shape == Shape::Dots || series.points.len() == 1 {
+                    canvas.dot([x(a), y(b)], colour);
+                }
+                if let Some(note) = series.notes.get(i) {
+                    // Above the dot, or below where that would leave the axes.
+                    let above = y(b) - 8.0 > top;
+                    canvas.text(x(a), y(b) + if above { -8.0 } else { 16.0 }, "middle", "small", note);
+                }
+            }
+        }
+        let height = canvas.legend(&legend, left, right, bottom + 56.0);
+        canvas.finish(WIDTH, height, &self.title)
+    }
+}
+
+/// Counts of rows (true classes) in columns (predicted ones), each with its share of the row, which is how dark it is.
+pub fn matrix(title: &str, names: &[String], counts: &[Vec<u64>]) -> String {
+    let classes = names.len() as f64;
+    let cell = (420.0 / classes).clamp(14.0, 84.0);
+    let names: Vec<String> = names.iter().map(|name| shortened(name, 18)).collect();
+    let widest = names.iter().map(|name| width(name)).fold(0.0, f64::max);
+    let (left, top, upright) = (30.0 + widest, 36.0, widest > cell - 6.0);
+    let (right, bottom) = (left + classes * cell, top + classes * cell);
+    let mut canvas = Canvas::default();
+    let full = (right + 16.0).max(width(title) * 1.3 + 20.0).max(260.0);
+    canvas.text(full / 2.0, 20.0, "middle", "title", title);
+    canvas.turned(14.0, (top + bottom) / 2.0, "middle", "true");
+    for (row, (name, counts)) in names.iter().zip(counts).enumerate() {
+        let (y, total) = (top + row as f64 * cell, counts.iter().sum::<u64>().max(1));
+        canvas.text(left - 6.0, y + cell / 2.0 + 4.0, "end", "", name);
+        for (column, &count) in counts.iter().enumerate() {
+            let (x, share) = (left + column as f64 * cell, count as f64 / total as f64);
+            let percent = format!("{:.1} %", 100.0 * share);
+            let about = format!("{name} taken for {}: {count} ({percent})", names[column]);
+            canvas.rect([x, y], [cell, cell], COLOURS[0], 0.05 + 0.75 * share, &about);
+            let count = count.to_string();
+            if width(&count) < cell - 2.0 && cell >= 20.0 {
+                let two = width(&percent) < cell;
+                canvas.text(x + cell / 2.0, y + cell / 2.0 + if two { -1.0 } else { 4.0 }, "middle", "", &count);
+                if two {
+                    canvas.text(x + cell / 2.0, y + cell / 2.0 + 13.0, "middle", "small", &percent);
+                }
+            }
+        }
+        let x = left + (row as f64 + 0.5) * cell;
+        match upright {
+            true => canvas.turned(x + 4.0, bottom + 8.0, "end", name),
+            false => canvas.text(x, bottom + 16.0, "middle", "", name),
+        }
+    }
+    let label = bottom + if upright { widest + 24.0 } else { 34.0 };
+    canvas.text((left + right) / 2.0, label, "middle", "", "predicted");
+    canvas.finish(full, label + 12.0, title)
+}
+
+/// A group of horizontal bars for each name: one of each series, with its value behind it.
+pub fn bars(title: &str, label: &str, names: &[String], series: &[(&str, Vec<u64>)]) -> String {
+    let names: Vec<String> = names.iter().map(|name| shortened(name, 24)).collect();
+    let most = series.iter().flat_map(|(_, values)| values).copied().max().unwrap_or(0).max(1);
+    let left = 16.0 + names.iter().map(|name| width(name)).fold(0.0, f64::max);
+    let right = WIDTH - 20.0 - width(&most.to_string());
+    let (thick, top) = (12.0, 40.0);
+    let group = thick * series.len() as f64 + 8.0;
+    let mut canvas = Canvas::default();
+    canvas.text(WIDTH / 2.0, 20.0, "middle", "title", title);
+    for (row, name) in names.iter().enumerate() {
+        let y = top + row as f64 * group;
+        canvas.text(left - 6.0, y + group / 2.0, "end", "", name);
+        for (i, (what, values)) in series.iter().enumerate() {
+            let (y, wide) = (y + i as f64 * thick, (right - left) * values[row] as f64 / most as f64);
+            canvas.rect([left, y], [wide, thick - 1.0], COLOURS[i], 0.85, &format!("{name}, {what}: {}", values[row]));
+            canvas.text(left + wide + 4.0, y + 9.0, "start", "small", &values[row].to_string());
+        }
+    }
+    let bottom = top + names.len() as f64 * group;
+    canvas.line([left, top - 4.0], [left, bottom], "stroke=\"currentColor\"");
+    canvas.text((left + right) / 2.0, bottom + 14.0, "middle", "", label);
+    let legend: Vec<(&str, &str)> = series.iter().zip(COLOURS).map(|((name, _), colour)| (*name, colour)).collect();
+    let height = canvas.legend(&legend, left, right, bottom + 36.0);
+    canvas.finish(WIDTH, height, title)
+}
+
+/// Text for HTML and SVG. Control characters, which XML does not know, are shown as replaced.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '"' => escaped += "&quot;",
+            '\'' => escaped += "&#39;",
+            '\n' | '\t' => escaped.push(character),
+            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('\u{fffd}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// At most `most` characters on one line.
+pub fn shortened(text: &str, most: usize) -> String {
+    let line = text.replace(char::is_control, " ");
+    match line.char_indices().nth(most) {
+        Some(_) => line.chars().take(most - 1).chain(['…']).collect(),
+        None => line,
+    }
+}
+
+/// About how wide a line of text is, in pixels; that of East Asia is twice as wide.
+fn width(text: &str) -> f64 {
+    text.chars().map(|c| if c >= '\u{2e80}' { 2.0 * CHARACTER } else { CHARACTER }).sum()
+}
+
+/// The elements of a drawing.
+#[derive(Default)]
+struct Canvas(String);
+
+impl Canvas {
+    fn add(&mut self, element: std::fmt::Arguments) {
+        self.0.write_fmt(element).expect("memory takes it");
+        self.0.push('\n');
+    }
+
+    fn text(&mut self, x: f64, y: f64, anchor: &str, class: &str, text: &str) {
+        let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
+        self.add(format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\"{class}>{}</text>", escape(text)));
+    }
+
+    /// Text that runs upwards.
+    fn turned(&mut self, x: f64, y: f64, anchor: &str, text: &str) {
+        let text = escape(text);
+        self.add(format_args!("<text transform=\"translate({x:.1} {y:.1}) rotate(-90)\" text-anchor=\"{anchor}\">{text}</text>"));
+    }
+
+    fn line(&mut self, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2], look: &str) {
+        self.add(format_args!("<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" {look}/>"));
+    }
+
+    fn rect(&mut self, [x, y]: [f64; 2], [wide, high]: [f64; 2], colour: &str, opacity: f64, about: &str) {
+        self.add(format_args!(
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{high:.1}\" fill=\"{colour}\" \
+             fill-opacity=\"{opacity:.2}\"><title>{}</title></rect>",
+            escape(about)
+        ));
+    }
+
+    fn dot(&mut self, [x, y]: [f64; 2], colour: &str) {
+        self.add(format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>"));
+    }
+
+    /// A line through points, less those that nobody could see beside the one before.
+    fn path(&mut self, points: &[[f64; 2]], look: &str) {
+        let Some((&last, points)) = points.split_last() else { return };
+        let mut path = String::new();
+        let mut drawn = [f64::INFINITY; 2];
+        for &[x, y] in points {
+            if (x - drawn[0]).abs() + (y - drawn[1]).abs() >= 0.5 {
+                write!(path, "{x:.1},{y:.1} ").expect("memory takes it");
+                drawn = [x, y];
+            }
+        }
+        self.add(format_args!("<polyline points=\"{path}{:.1},{:.1}\" fill=\"none\" {look}/>", last[0], last[1]));
+    }
+
+    /// Names beside their colours from `y` down, in as many lines as they need; gives where the drawing ends.
+    fn legend(&mut self, entries: &[(&str, &str)], left: f64, right: f64, mut y: f64) -> f64 {
+        if entries.len() < 2 {
+            return y - 10.0;
+        }
+        let mut x = left;
+        for (name, colour) in entries {
+            let name = shortened(name, ((right - left - 18.0) / CHARACTER) as usize);
+            if x > left && x + 18.0 + width(&name) > right {
+                (x, y) = (left, y + 17.0);
+            }
+            self.rect([x, y - 9.0], [12.0, 9.0], colour, 1.0, &name);
+            self.text(x + 17.0, y, "start", "", &name);
+            x += 32.0 + width(&name);
+        }
+        y + 12.0
+    }
+
+    fn finish(self, width: f64, height: f64, title: &str) -> String {
+        let title = escape(title);
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"plot\" viewBox=\"0 0 {width:.0} {height:.0}\" \
+             width=\"{width:.0}\" height=\"{height:.0}\" role=\"img\" aria-label=\"{title}\">\n<style>{STYLE}</style>\n{}</svg>\n",
+            self.0
+        )
+    }
+}

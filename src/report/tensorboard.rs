@@ -1,0 +1,124 @@
+//! The log of a run as TensorBoard reads it: a file of framed records, each a protobuf message `Event`. An event is with
+//! the system as soon as it is added.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// Within the folder of a run; TensorBoard looks for `tfevents` in the name.
+pub const FILE: &str = "runs/events.out.tfevents.warpfit";
+
+pub struct Events {
+    file: File,
+    path: PathBuf,
+}
+
+// Numbers of fields, from event.proto and summary.proto.
+const WALL_TIME: u8 = 1;
+const STEP: u8 = 2;
+const FILE_VERSION: u8 = 3;
+const SUMMARY: u8 = 5;
+const SESSION_LOG: u8 = 7;
+const SUMMARY_VALUE: u8 = 1;
+const VALUE_TAG: u8 = 1;
+const VALUE_SIMPLE: u8 = 2;
+const SESSION_STATUS: u8 = 1;
+const SESSION_START: u64 = 1;
+
+impl Events {
+    /// Begins the file of a run, or goes on with it after the update `resumed_at`: what it has of later ones is void then,
+    /// which TensorBoard is told.
+    pub fn open(run: &Path, resumed_at: Option<usize>) -> Result<Events> {
+        let path = run.join(FILE);
+        let folder = path.parent().expect("FILE is in a folder");
+        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let old = if resumed_at.is_some() { fs::read(&path).unwrap_or_default() } else { Vec::new() };
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let file = file.and_then(|file| file.set_len(whole(&old) as u64).map(|()| file)).map_err(|e| Error::io(&path, e))?;
+        let mut events = Events { file, path };
+        if whole(&old) == 0 {
+            events.write(0, text(FILE_VERSION, b"brain.Event:2"))?;
+        }
+        if let Some(step) = resumed_at {
+            events.write(step + 1, text(SESSION_LOG, &integer(SESSION_STATUS, SESSION_START)))?;
+        }
+        Ok(events)
+    }
+
+    /// Adds the numbers of a log entry, under the tags that Trainer gives them: `loss` as train/loss, `eval_loss` as
+    /// eval/loss.
+    pub fn add(&mut self, step: usize, entry: &Map<String, Value>) -> Result<()> {
+        let mut summary = Vec::new();
+        for (key, value) in entry.iter().filter(|(key, _)| *key != "step") {
+            let Some(value) = value.as_f64() else { continue };
+            let tag = match key.split_once('_') {
+                Some((split @ ("eval" | "test"), name)) => format!("{split}/{name}"),
+                _ => format!("train/{key}"),
+            };
+            let mut scalar = text(VALUE_TAG, tag.as_bytes());
+            scalar.push(VALUE_SIMPLE << 3 | 5);
+            scalar.extend((value as f32).to_le_bytes());
+            summary.extend(text(SUMMARY_VALUE, &scalar));
+        }
+        self.write(step, text(SUMMARY, &summary))
+    }
+
+    /// Writes one event: time, step and `what`.
+    fn write(&mut self, step: usize, what: Vec<u8>) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let mut event = vec![WALL_TIME << 3 | 1];
+        event.extend(now.to_le_bytes());
+        event.extend(integer(STEP, step as u64));
+        event.extend(what);
+        let size = (event.len() as u64).to_le_bytes();
+        let record = [&size[..], &masked_crc(&size), &event, &masked_crc(&event)].concat();
+        self.file.write_all(&record).map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+/// How many bytes of `file` are whole records: the last one of a run that was killed may be cut.
+fn whole(file: &[u8]) -> usize {
+    let mut end = 0;
+    while let Some(size) = file[end..].first_chunk::<8>() {
+        let next = u64::from_le_bytes(*size).checked_add(end as u64 + 16);
+        let Some(next) = next.filter(|&next| next <= file.len() as u64) else { break };
+        end = next as usize;
+    }
+    end
+}
+
+/// A field that is an integer.
+fn integer(field: u8, value: u64) -> Vec<u8> {
+    let mut bytes = vec![field << 3];
+    varint(value, &mut bytes);
+    bytes
+}
+
+/// A field that is bytes: a text, or a message.
+fn text(field: u8, content: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![field << 3 | 2];
+    varint(content.len() as u64, &mut bytes);
+    bytes.extend(content);
+    bytes
+}
+
+/// Seven bits a byte, the lowest first; the eighth says that there are more.
+fn varint(mut value: u64, bytes: &mut Vec<u8>) {
+    while value > 127 {
+        bytes.push(value as u8 | 128);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
+/// The checksum of a record: CRC-32C, turned and moved so that the checksum of a checksum is another.
+fn masked_crc(bytes: &[u8]) -> [u8; 4] {
+    let bit = |crc: u32, _| crc >> 1 ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+    let crc = !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), bit));
+    crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+}

@@ -1,0 +1,266 @@
+//! Reports as the binaries leave them: pages and plots that hold whatever texts and names come, every row in errors.csv,
+//! curves of a run, TensorBoard's event files read back.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::cli::{EVALUATE, TRAIN, path, ran};
+use crate::fixtures::golden;
+
+/// The names of what a folder holds, sorted.
+fn entries(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Whether tags open and close as they should; panics where they do not. Knows no comments and no scripts.
+fn assert_well_formed(name: &str, xml: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    for part in xml.split('<').skip(1) {
+        let (tag, rest) = part.split_once('>').unwrap_or_else(|| panic!("{name}: <{part}"));
+        assert!(!rest.contains('>'), "{name}: {rest}");
+        let word = tag.trim_start_matches('/').split_whitespace().next().unwrap();
+        match (tag.starts_with('/'), tag.ends_with('/')) {
+            (true, _) => assert_eq!(open.pop(), Some(word), "{name}"),
+            (false, false) => open.push(word),
+            (false, true) => (),
+        }
+    }
+    assert_eq!(open, Vec::<&str>::new(), "{name}");
+    assert!(!xml.contains("NaN") && !xml.contains("inf\""), "{name} has what is no number: {xml}");
+}
+
+#[test]
+fn a_report_shows_hostile_texts_as_texts() {
+    let dir = TempDir::new().unwrap();
+    let (file, out) = (dir.path().join("hostile.csv"), dir.path().join("out"));
+    let hostile = "<script>alert(1)</script> & \"quoted\" </td></table>";
+    let formula = "=HYPERLINK(\"http://nowhere\")";
+    let long = "very ".repeat(100);
+    let rows: Vec<String> = [hostile, formula, "+1", "@a", "-b", "one\nline more", &long, "", "\u{b}tab"]
+        .iter()
+        .enumerate()
+        .map(|(i, text)| format!("\"{}\",{}\n", text.replace('"', "\"\""), i % 2))
+        .collect();
+    fs::write(&file, format!("text,label\n{}", rows.concat())).unwrap();
+    let model = golden("text/hf");
+    ran(EVALUATE, &["--model", path(&model), "--file", path(&file), "--output-dir", path(&out)]).done();
+
+    assert_eq!(
+        entries(&out),
+        ["classification_report.txt", "errors.csv", "metrics.json", "plots", "predictions.jsonl", "report.html"]
+    );
+    let plots = entries(&out.join("plots"));
+    assert_eq!(plots.len(), 8, "{plots:?}");
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    for plot in plots {
+        let svg = fs::read_to_string(out.join("plots").join(&plot)).unwrap();
+        assert_well_formed(&plot, &svg);
+        assert!(page.contains(&svg), "{plot} is not in the page");
+    }
+    assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;quoted&quot;"));
+    assert_eq!(page.matches("<script>").count(), 1);
+    // Nothing of it lies elsewhere; a name space is no address.
+    let page = page.replace("http://www.w3.org/2000/svg", "").replace("HYPERLINK(&quot;http://nowhere", "");
+    assert!(!page.contains("http") && !page.contains("src=") && !page.contains("@import"));
+
+    let mut csv = csv::Reader::from_path(out.join("errors.csv")).unwrap();
+    assert_eq!(csv.headers().unwrap().iter().take(4).collect::<Vec<_>>(), ["id", "label", "predicted", "loss"]);
+    let records: Vec<csv::StringRecord> = csv.records().map(Result::unwrap).collect();
+    assert_eq!(records.len(), 9);
+    let losses: Vec<f64> = records.iter().map(|record| record[3].parse().unwrap()).collect();
+    assert!(losses.is_sorted_by(|a, b| a >= b), "{losses:?}");
+    let texts: Vec<&str> = records.iter().map(|record| &record[record.len() - 1]).collect();
+    for text in [hostile, &format!("'{formula}"), "'+1", "'@a", "'-b", "one\nline more", &long] {
+        assert!(texts.contains(&text), "{text:?} is not in {texts:?}");
+    }
+}
+
+#[test]
+fn reports_hold_any_number_of_classes_and_rows() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("p.jsonl");
+    for classes in [2, 6, 50] {
+        // One row; one class alone; every class but the last, with names of any kind and scores of 0 and 1.
+        for rows in [1, 3, 200] {
+            let name = |class: usize| format!("class <{class}> & a name that is long indeed \u{1f600} 喜");
+            let line = |row: usize| {
+                let label = if rows == 3 { 0 } else { row % (classes - 1) };
+                let score = |class: usize| if class == row * 7 % classes { 1.0 } else { 0.0 };
+                let scores: Vec<Value> = (0..classes).map(|class| json!({"label": name(class), "score": score(class)})).collect();
+                json!({"label": name(label), "scores": scores}).to_string() + "\n"
+            };
+            fs::write(&file, (0..rows).map(line).collect::<String>()).unwrap();
+            let out = dir.path().join(format!("{classes}-{rows}"));
+            ran(EVALUATE, &["--predictions", path(&file), "--output-dir", path(&out)]).done();
+            let plots = entries(&out.join("plots"));
+            assert_eq!(plots.len(), 6, "{plots:?}");
+            for plot in plots {
+                let svg = fs::read_to_string(out.join("plots").join(&plot)).unwrap();
+                assert_well_formed(&format!("{plot} of {classes} classes and {rows} rows"), &svg);
+            }
+            let page = fs::read_to_string(out.join("report.html")).unwrap();
+            assert_eq!(page.matches("<tr class=\"").count(), rows);
+        }
+    }
+
+    let folder = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (first, second, other) = (folder("6-200"), folder("6-3"), folder("2-200"));
+    let compared = ran(EVALUATE, &["--compare", &first, &second, "--output-dir", &folder("compared")]).done();
+    // The first has rows of its classes but one, the second of one class alone: neither has areas.
+    let line = |metric: &str| compared.out.lines().find(|line| line.starts_with(metric)).unwrap().to_string();
+    assert!(line("accuracy").matches('*').count() >= 1 && line("roc_auc").contains('-'), "{}", compared.out);
+    assert!(compared.out.ends_with(&format!("[1] {first}\n[2] {second}\n")), "{}", compared.out);
+    let page = fs::read_to_string(folder("compared/report.html")).unwrap();
+    assert!(page.contains("★") && page.contains(&first) && page.contains("<svg"));
+    ran(EVALUATE, &["--compare", &first, &other]).failed(2, "its classes are ");
+    ran(EVALUATE, &["--compare", &first, "nowhere"]).failed(2, "nowhere/metrics.json");
+    ran(EVALUATE, &["--compare", &first, "--predictions", path(&file)]).failed(2, "cannot be used with");
+}
+
+/// CRC-32C by long division from the highest bit, bytes and result mirrored: not the way that it is written with.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut rest = u32::MAX;
+    for byte in bytes {
+        rest ^= u32::from(byte.reverse_bits()) << 24;
+        for _ in 0..8 {
+            let high = rest >> 31 == 1;
+            rest <<= 1;
+            rest ^= if high { 0x1edc_6f41 } else { 0 };
+        }
+    }
+    !rest.reverse_bits()
+}
+
+fn unmasked(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(bytes.try_into().unwrap()).wrapping_sub(0xa282_ead8).rotate_left(15)
+}
+
+/// The fields of a protobuf message: number, and an integer or bytes.
+fn fields(mut message: &[u8]) -> Vec<(u8, u64, &[u8])> {
+    fn varint(message: &mut &[u8]) -> u64 {
+        let mut value = 0;
+        for shift in (0..).step_by(7) {
+            let byte = message[0];
+            *message = &message[1..];
+            value |= u64::from(byte & 127) << shift;
+            if byte < 128 {
+                break;
+            }
+        }
+        value
+    }
+    let mut found = Vec::new();
+    while let [key, rest @ ..] = message {
+        message = rest;
+        let (value, size) = match key & 7 {
+            0 => (varint(&mut message), 0),
+            1 => (0, 8),
+            2 => (0, varint(&mut message) as usize),
+            5 => (0, 4),
+            kind => panic!("no such kind of field: {kind}"),
+        };
+        found.push((key >> 3, value, &message[..size]));
+        message = &message[size..];
+    }
+    found
+}
+
+#[derive(Debug, PartialEq)]
+enum Event {
+    Version(String),
+    Start(u64),
+    Scalar(u64, String, f32),
+}
+
+/// Every event of a file, whose checksums are all right.
+fn events(file: &Path) -> Vec<Event> {
+    let bytes = fs::read(file).unwrap();
+    let (mut rest, mut found) = (&bytes[..], Vec::new());
+    while !rest.is_empty() {
+        let size = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        let event = &rest[12..12 + size];
+        assert_eq!(unmasked(&rest[8..12]), crc32c(&rest[..8]));
+        assert_eq!(unmasked(&rest[12 + size..16 + size]), crc32c(event));
+        rest = &rest[16 + size..];
+        let fields_of_event = fields(event);
+        assert!(fields_of_event[0].0 == 1 && f64::from_le_bytes(fields_of_event[0].2.try_into().unwrap()) > 1.7e9, "time");
+        let (2, step, _) = fields_of_event[1] else { panic!("no step") };
+        match fields_of_event[2] {
+            (3, _, version) => found.push(Event::Version(String::from_utf8(version.to_vec()).unwrap())),
+            (5, _, summary) => found.extend(fields(summary).into_iter().map(|(_, _, value)| {
+                let [(1, _, tag), (2, _, number)] = fields(value)[..] else { panic!("no scalar") };
+                let number = f32::from_le_bytes(number.try_into().unwrap());
+                Event::Scalar(step, String::from_utf8(tag.to_vec()).unwrap(), number)
+            })),
+            (7, _, session) => {
+                assert_eq!(fields(session)[0].1, 1);
+                found.push(Event::Start(step));
+            }
+            (field, ..) => panic!("no such field of an event: {field}"),
+        }
+    }
+    found
+}
+
+#[test]
+fn a_run_draws_its_curves_and_tensorboard_reads_its_log() {
+    // RFC 3720, B.4.
+    assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+    let dir = TempDir::new().unwrap();
+    let (model, train, test) = (golden("train/hf_init"), golden("train/train.csv"), golden("train/test.csv"));
+    let out = dir.path().join("out");
+    let fixed = ["--model", path(&model), "--train-file", path(&train), "--validation-file", path(&test)];
+    let run = |flags: &str| {
+        let flags = ["--output-dir", path(&out)].into_iter().chain(flags.split(' '));
+        ran(TRAIN, &fixed.into_iter().chain(flags).collect::<Vec<_>>())
+    };
+    let flags = "--logging-steps 1 --eval-strategy steps --eval-steps 2 --save-strategy steps --save-steps 2";
+    run(&format!("{flags} --max-steps 4")).done();
+    assert_eq!(entries(&out.join("plots")), ["grad_norm.svg", "learning_rate.svg", "loss.svg", "metrics.svg"]);
+    for plot in entries(&out.join("plots")) {
+        let svg = fs::read_to_string(out.join("plots").join(&plot)).unwrap();
+        assert_well_formed(&plot, &svg);
+        assert!(svg.contains("<polyline"), "{plot} has no curve");
+    }
+
+    // Every number of metrics.jsonl, under Trainer's tags.
+    let expected = || {
+        let mut expected = Vec::new();
+        for line in fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines() {
+            let entry: Value = serde_json::from_str(line).unwrap();
+            for (key, value) in entry.as_object().unwrap().iter().filter(|(key, value)| *key != "step" && value.is_number()) {
+                let tag = if key.starts_with("eval_") { key.replacen('_', "/", 1) } else { format!("train/{key}") };
+                expected.push(Event::Scalar(entry["step"].as_u64().unwrap(), tag, value.as_f64().unwrap() as f32));
+            }
+        }
+        expected
+    };
+    let file = out.join("runs/events.out.tfevents.warpfit");
+    let before = events(&file);
+    assert_eq!(before[0], Event::Version("brain.Event:2".to_string()));
+    assert_eq!(before[1..], expected());
+    assert!(before.iter().any(|event| matches!(event, Event::Scalar(4, tag, _) if tag == "eval/roc_auc")));
+
+    // The last record was cut when the run was killed; going on from the second update voids those after it.
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
+    let checkpoint = out.join("checkpoint-2");
+    run(&format!("{flags} --max-steps 4 --resume-from-checkpoint {}", path(&checkpoint))).done();
+    let after = events(&file);
+    let start = after.iter().position(|event| *event == Event::Start(3)).unwrap();
+    assert_eq!(after[..start], before[..start]);
+    let kept = after[1..start].iter().filter(|event| matches!(event, Event::Scalar(..=2, ..)));
+    assert_eq!(kept.chain(&after[start + 1..]).collect::<Vec<_>>(), expected().iter().collect::<Vec<_>>());
+
+    run("--report-to none,jsonl --overwrite-output-dir --max-steps 1").failed(2, "none stands beside a log");
+    let out = dir.path().join("none");
+    let none = ["--output-dir", path(&out), "--max-steps", "1", "--save-strategy", "no", "--report-to", "none"];
+    ran(TRAIN, &[&fixed[..], &none].concat()).done();
+    assert!(!out.join("runs").exists() && !out.join("metrics.jsonl").exists());
+}
