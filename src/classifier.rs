@@ -1,11 +1,14 @@
 //! A trained model opened to classify: what `evaluate` and `predict` run.
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use crate::checkpoint::model_dir::ModelDir;
 use crate::cli::note;
-use crate::data::inputs::{Content, Input, Limits};
-use crate::data::pack::PackedBatch;
+use crate::data::inputs::{Batches, Input, Limits};
 use crate::data::tokenize::Encoded;
 use crate::device::{Device, Opened, Precision};
 use crate::error::{Error, Kind, Result};
@@ -14,7 +17,7 @@ use crate::model::{Hyper, Model};
 use crate::ops::Rows;
 
 pub struct Classifier {
-    pub source: ModelDir,
+    pub source: Arc<ModelDir>,
     pub model: Model,
 }
 
@@ -47,22 +50,16 @@ impl Classifier {
             return Err(Error::user(path.display(), fact, "fine-tune it first with train"));
         }
         notes.into_iter().for_each(note);
-        Ok(Classifier { source, model })
+        Ok(Classifier { source: Arc::new(source), model })
     }
 
     /// The logits of every row, (rows, classes), in order. `done` hears how many more rows and tokens are done.
     pub fn logits(&mut self, rows: &Encoded, mut done: impl FnMut(usize, usize)) -> Result<Vec<f32>> {
         let Use { tokens, seqs, .. } = self.model.plan.what_for;
         let mut logits = Vec::new();
-        let mut start = 0;
-        while start < rows.rows() {
-            // As many rows as fit.
-            let fits = |end: &usize| *end - start <= seqs && rows.offsets[*end] - rows.offsets[start] <= tokens;
-            let end = (start + 1..=rows.rows()).take_while(fits).last().expect("one row fits");
-            let batch = PackedBatch::new((start..end).map(|row| rows.row(row)));
+        for batch in rows.batches(tokens, seqs) {
             logits.extend(self.model.infer(&batch)?.0.into_iter().map(|x| x as f32));
             done(batch.seqs(), batch.rows());
-            start = end;
         }
         Ok(logits)
     }
@@ -78,19 +75,41 @@ impl Classifier {
     /// # Errors
     /// A text for a folder without a tokenizer; logits that are not finite.
     pub fn predict(&mut self, inputs: &[Input], max_length: usize) -> Result<Vec<Prediction>> {
-        let texts: Vec<&str> = inputs.iter().filter_map(|input| input.text()).collect();
-        let mut tokenised = Encoded::default();
-        if !texts.is_empty() {
-            tokenised = self.source.tokenizer()?.encode(&texts, max_length, &|_| ())?;
-        }
-        let (mut rows, mut encoded) = (0.., Encoded::default());
-        for input in inputs {
-            match &input.content {
-                Content::Text(_) => encoded.append_row(&tokenised, rows.next().expect("the numbers do not end")),
-                Content::Ids { ids, types } => encoded.push(&input.place, ids, types)?,
+        let encoded = self.source.encode(inputs, max_length)?;
+        self.classify(inputs, &encoded)
+    }
+
+    /// A prediction for every row of `batches`, in order. The next rows are read and tokenised while the model runs; `each`
+    /// hears of a batch once it is done. Memory holds a few batches.
+    ///
+    /// # Errors
+    /// As of [`Classifier::predict`], and those of `batches` and `each`, after all that stands before.
+    pub fn predict_all(
+        &mut self,
+        batches: Batches,
+        max_length: usize,
+        mut each: impl FnMut(&[Input], &[Prediction]) -> Result<()>,
+    ) -> Result<()> {
+        let (source, (send, receive)) = (self.source.clone(), sync_channel(1));
+        // Not a scoped one: after an error nobody waits for the next line of a slow stream.
+        let reader = thread::spawn(move || {
+            let encode = |inputs: Vec<Input>| source.encode(&inputs, max_length).map(|encoded| (inputs, encoded));
+            for batch in batches {
+                if send.send(batch.and_then(encode)).is_err() {
+                    return; // nobody listens any more
+                }
             }
+        });
+        for batch in receive {
+            let (inputs, encoded) = batch?;
+            each(&inputs, &self.classify(&inputs, &encoded)?)?;
         }
-        let logits = self.logits(&encoded, |_, _| ())?;
+        reader.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok(())
+    }
+
+    fn classify(&mut self, inputs: &[Input], encoded: &Encoded) -> Result<Vec<Prediction>> {
+        let logits = self.logits(encoded, |_, _| ())?;
         let rows = inputs.iter().zip(logits.chunks_exact(self.source.config.classes())).enumerate();
         rows.map(|(row, (input, logits))| {
             if logits.iter().any(|logit| !logit.is_finite()) {

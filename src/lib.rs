@@ -22,6 +22,7 @@
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
 //! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
 //! | [`classifier`] | a trained model opened to classify |
+//! | [`embed`] | hidden states as features; `probe` (logistic regression on them), `npy` |
 //! | [`report`] | `log` (progress, tables), `predictions` |
 //! | [`serve`] | a model behind HTTP: `api` (the routes), `queue` (batches made of the requests that wait), `metrics`, `page.html` |
 //! | [`sample`] | the bundled reviews of the default run |
@@ -56,6 +57,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod data;
 pub mod device;
+pub mod embed;
 pub mod error;
 pub mod hub;
 pub mod metrics;

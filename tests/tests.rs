@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod data;
 mod device;
+mod embed;
 mod fixtures;
 mod hub;
 mod metrics;

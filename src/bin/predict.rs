@@ -121,17 +121,16 @@ fn run(args: Args) -> Result<()> {
     let shown = args.input.is_some() && (args.output.is_some() || !std::io::stdout().is_terminal());
     let progress = shown.then(|| Progress::new("predicting", None, &["texts", "tokens"]));
     let (mut rows, mut cut) = (0, 0);
-    for batch in batches {
-        let batch = batch?;
-        let predictions = classifier.predict(&batch, max_length)?;
-        let text: String = batch.iter().zip(&predictions).map(|(input, prediction)| lines.lines(input, prediction)).collect();
+    classifier.predict_all(batches, max_length, |inputs, predictions| {
+        let text: String = inputs.iter().zip(predictions).map(|(input, prediction)| lines.lines(input, prediction)).collect();
         write(&text)?;
-        rows += batch.len() as u64;
+        rows += inputs.len() as u64;
         cut += predictions.iter().filter(|prediction| prediction.truncated).count() as u64;
         if let Some(progress) = &progress {
-            progress.add(&[batch.len() as u64, predictions.iter().map(|p| p.tokens as u64).sum()]);
+            progress.add(&[inputs.len() as u64, predictions.iter().map(|p| p.tokens as u64).sum()]);
         }
-    }
+        Ok(())
+    })?;
     if let (0, Some(file)) = (rows, &args.input) {
         return Err(Error::user(file.display(), "no rows", "give at least one"));
     }

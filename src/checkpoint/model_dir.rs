@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::run_dir::write_file;
 use super::weights::{self, Weights};
-use crate::data::tokenize::Tokenizer;
+use crate::data::inputs::{Content, Input};
+use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::config::Config;
@@ -52,6 +53,29 @@ impl ModelDir {
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         let fact = "there is no tokenizer.json in this folder";
         self.tokenizer.as_ref().ok_or_else(|| Error::user(self.path.display(), fact, "add the one that belongs to the model"))
+    }
+
+    /// The token ids of `inputs`, in order. Texts are cut to `max_length` tokens; token ids are taken as they are.
+    ///
+    /// # Errors
+    /// A text for a folder without a tokenizer.
+    pub fn encode(&self, inputs: &[Input], max_length: usize) -> Result<Encoded> {
+        let texts: Vec<&str> = inputs.iter().filter_map(|input| input.text()).collect();
+        let tokenised = match texts.is_empty() {
+            true => Encoded::default(),
+            false => self.tokenizer()?.encode(&texts, max_length, &|_| ())?,
+        };
+        if texts.len() == inputs.len() {
+            return Ok(tokenised);
+        }
+        let (mut rows, mut encoded) = (0.., Encoded::default());
+        for input in inputs {
+            match &input.content {
+                Content::Text(_) => encoded.append_row(&tokenised, rows.next().expect("the numbers do not end")),
+                Content::Ids { ids, types } => encoded.push(&input.place, ids, types)?,
+            }
+        }
+        Ok(encoded)
     }
 
     /// The greatest length in tokens: what was asked for, else the least of the tokenizer's limit, the position table and

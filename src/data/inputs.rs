@@ -58,7 +58,7 @@ pub struct Limits {
 }
 
 /// Rows in order, some at a time, none of the batches empty.
-pub type Batches = Box<dyn Iterator<Item = Result<Vec<Input>>>>;
+pub type Batches = Box<dyn Iterator<Item = Result<Vec<Input>>> + Send>;
 
 /// A batch of a stream holds at most this many rows.
 const BATCH: usize = 4096;
@@ -99,7 +99,7 @@ pub fn texts(texts: Vec<String>) -> Batches {
     batches(texts.into_iter().enumerate().map(row))
 }
 
-fn batches(mut rows: impl Iterator<Item = Input> + 'static) -> Batches {
+fn batches(mut rows: impl Iterator<Item = Input> + Send + 'static) -> Batches {
     Box::new(std::iter::from_fn(move || {
         let batch: Vec<Input> = rows.by_ref().take(BATCH).collect();
         Some(batch).filter(|batch| !batch.is_empty()).map(Ok)
@@ -109,7 +109,7 @@ fn batches(mut rows: impl Iterator<Item = Input> + 'static) -> Batches {
 /// Batches of lines, each as large as what has come already, so that whoever writes a line and waits gets its answer.
 /// What stands before a line that is wrong is given first, then the error. `name` stands for the stream in messages.
 pub fn lines(
-    reader: BufReader<impl Read + 'static>,
+    reader: BufReader<impl Read + Send + 'static>,
     name: &str,
     format: LineFormat,
     text_column: Option<String>,

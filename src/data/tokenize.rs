@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokenizers::{Encoding, Token};
 
+use crate::data::pack::PackedBatch;
 use crate::data::wordpiece::WordPiece;
 use crate::error::{Error, Result};
 
@@ -47,6 +48,21 @@ impl Encoded {
         let range = self.offsets[row]..self.offsets[row + 1];
         let types = if self.types.is_empty() { &[] } else { &self.types[range.clone()] };
         (&self.ids[range], types, self.labels.get(row).copied().unwrap_or(0))
+    }
+
+    /// The rows in order, packed: as many a batch as fit into `tokens` and `seqs`.
+    ///
+    /// # Panics
+    /// When a row is longer than `tokens`.
+    pub fn batches(&self, tokens: usize, seqs: usize) -> impl Iterator<Item = PackedBatch> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let fits = |end: &usize| *end - start <= seqs && self.offsets[*end] - self.offsets[start] <= tokens;
+            let rows = start..(start + 1..=self.rows()).take_while(fits).last().unwrap_or(start);
+            assert!(!rows.is_empty() || start == self.rows(), "one row fits");
+            start = rows.end;
+            (!rows.is_empty()).then(|| PackedBatch::new(rows.map(|row| self.row(row))))
+        })
     }
 
     /// Adds a row that was tokenised elsewhere; no types stand for all 0. `place` is where it came from.

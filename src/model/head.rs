@@ -21,15 +21,15 @@ impl Head {
     pub fn new(plan: &Plan, smoothing: f32) -> Head {
         let (dim, classes) = (plan.config.dim, plan.config.classes());
         let (h, d) = (&plan.head, &plan.backward);
-        let last = plan.layers.last().expect("a model has layers");
-        let pruned = last.rows == Rows::Seqs;
+        let last = plan.last();
+        let pruned = plan.what_for.last_rows == Rows::Seqs;
         let rows = Rows::Seqs;
         let kind = match plan.config.arch {
             Arch::DistilBert => Activation::Relu,
             Arch::Bert => Activation::Tanh,
         };
         Head {
-            first: (!pruned).then_some(FirstRow { x: last.out, y: h.first, dy: d.last_first, dx: d.hidden, add: false, dim }),
+            first: (!pruned).then_some(FirstRow { x: last, y: h.first, dy: d.last_first, dx: d.hidden, add: false, dim }),
             dense: plan.linear(h.dense, [h.first, h.pre_act], [d.head, d.last_first], rows),
             act: Act { kind, x: h.pre_act, y: h.act, dy: d.head, width: dim, rows },
             drop: Dropout {

@@ -8,7 +8,7 @@ pub mod plan;
 
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
-use crate::ops::{AdamW, Backend, Cast, DType, GradNorm, Status, Step, View};
+use crate::ops::{AdamW, Backend, Cast, DType, GradNorm, Rows, Status, Step, View};
 use plan::{Plan, Use};
 
 /// The constants of the loss and of the optimizer; see [`crate::ops`] for their maths.
@@ -112,14 +112,29 @@ impl Model {
 
     /// The logits of a batch, (seqs, classes), and the loss of each row, (seqs).
     pub fn infer(&mut self, batch: &PackedBatch) -> Result<(Vec<f64>, Vec<f64>)> {
-        self.renew_copy()?;
+        self.encode(batch)?;
         let b = self.backend.as_mut();
-        b.stage(batch, &Step::INFER)?;
-        self.encoder.forward(b)?;
         self.head.forward(b)?;
         self.head.loss(b)?;
         let (logits, loss) = (self.plan.head.logits, self.plan.head.loss);
         Ok((self.read(logits.slice(0, batch.seqs() * self.plan.config.classes()))?, self.read(loss.slice(0, batch.seqs()))?))
+    }
+
+    /// The last hidden states of a batch, packed: (tokens, dim), or (seqs, dim) where the plan keeps [CLS] alone.
+    pub fn hidden(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
+        self.encode(batch)?;
+        let rows = match self.plan.what_for.last_rows {
+            Rows::Tokens => batch.rows(),
+            Rows::Seqs => batch.seqs(),
+        };
+        self.read(self.plan.last().slice(0, rows * self.plan.config.dim))
+    }
+
+    fn encode(&mut self, batch: &PackedBatch) -> Result<()> {
+        self.renew_copy()?;
+        let b = self.backend.as_mut();
+        b.stage(batch, &Step::INFER)?;
+        self.encoder.forward(b)
     }
 
     /// One weight a class in the loss; all 1 unless set.

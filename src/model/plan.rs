@@ -326,6 +326,11 @@ impl Plan {
         }
     }
 
+    /// The last hidden states, (tokens, dim), or (seqs, dim) where only those of [CLS] are left.
+    pub fn last(&self) -> View {
+        self.layers.last().map_or(self.embeddings.out, |layer| layer.out)
+    }
+
     /// Where `param`'s elements stand in another flat view of the same layout (gradients, moments).
     pub fn beside(&self, param: View, flat: View) -> View {
         if flat.is_none() || param.is_none() {
