@@ -54,7 +54,7 @@ fn hidden(on: On, case: &str) {
     for (layer, last_rows) in [(0, Rows::Tokens), (1, Rows::Tokens), (1, Rows::Seqs), (2, Rows::Tokens), (2, Rows::Seqs)] {
         let config = Config { layers: layer, ..config.clone() };
         let (tokens, seqs) = (batch.rows() + 5, batch.seqs() + 1);
-        let what_for = Use { train: false, last_rows, tokens, seqs, dtype: on.dtype(), tf32: false };
+        let what_for = Use { train: false, last_rows, tokens, seqs, arithmetic: on.arithmetic() };
         let mut model = Model::new(&config, what_for, Hyper::default(), on.backend()).unwrap();
         for slot in model.plan.slots.clone() {
             model.write(slot.view, weights.get(&slot.param.name)).unwrap();
@@ -131,7 +131,7 @@ fn embed_writes_the_vectors_of_any_layer() {
             let args = ["--input", path(&input), "--output", path(&output), "--layer", layer, "--pooling", pooling];
             // Batches of one row or two, and all at once.
             let small = ["--normalize", "--max-batch-tokens", "1"];
-            embed(&model, &[&args, if normalize { &small[..] } else { &[] }].concat(), "").done();
+            embed(&model, &[&args[..], if normalize { &small } else { &[] }].concat(), "").done();
             let wanted = states(case, index).into_iter().flat_map(|states| {
                 let rows = if pooling == "cls" { 1 } else { states.len() / 64 };
                 let mut vector: Vec<f64> =

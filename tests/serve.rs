@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::{Value, json};
+use warpfit::checkpoint::model_dir::ModelDir;
 use warpfit::data::tokenize::{Encoded, Tokenizer};
 use warpfit::error::{Error, Kind, Result};
 use warpfit::serve::{Options, Served, listen, serve};
@@ -19,7 +21,6 @@ use crate::cli::{PREDICT, path, run};
 use crate::fixtures::golden;
 
 const SERVE: &str = env!("CARGO_BIN_EXE_serve");
-const LABELS: [&str; 2] = ["NEGATIVE", "POSITIVE"];
 
 struct Reply {
     status: u16,
@@ -390,8 +391,8 @@ impl Fake {
         let listener = listen("127.0.0.1", 0).unwrap();
         let address = listener.local_addr().unwrap();
         let options = Flags::parse_from([&["serve"], flags].concat()).options;
-        let labels = LABELS.map(String::from).to_vec();
-        let served = Served { name: "fake".to_string(), labels, tokenizer: tokenizer(), max_length: 48, dtype: "float32" };
+        let source = Arc::new(ModelDir::read(&golden("text/hf")).unwrap());
+        let served = Served { name: "fake".to_string(), source, max_length: 48, dtype: "float32" };
         let ((begun, batches), (held, gate)) = (channel(), channel::<()>());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let [panics, breaks, not_finite] = [PANICS, BREAKS, NOT_FINITE].map(id);

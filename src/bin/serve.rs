@@ -60,8 +60,7 @@ fn run(args: Args) -> Result<()> {
     classifier.source.tokenizer()?.encode(&[""], max_length, &|_| ())?;
     let served = Served {
         name: args.model.display().to_string(),
-        labels: classifier.source.config.labels.clone(),
-        tokenizer: classifier.source.tokenizer.take().expect("asked above"),
+        source: classifier.source.clone(),
         max_length,
         dtype: if args.precision == Precision::Bf16 { "bfloat16" } else { "float32" },
     };

@@ -12,7 +12,7 @@ use crate::checkpoint::model_dir::ModelDir;
 use crate::cli::note;
 use crate::data::inputs::Limits;
 use crate::data::tokenize::Encoded;
-use crate::device::{Device, Precision};
+use crate::device::{Device, Opened, Precision};
 use crate::error::{Error, Kind, Result};
 use crate::model::config::Config;
 use crate::model::plan::Use;
@@ -63,12 +63,11 @@ impl Embedder {
         // The embeddings have no layer to prune.
         let last_rows = if features.pooling == Pooling::Cls && layer > 0 { Rows::Seqs } else { Rows::Tokens };
         let tokens = tokens.max(config.positions);
-        let (dtype, tf32) = (precision.dtype(), precision == Precision::Tf32);
-        let what_for = Use { train: false, last_rows, tokens, seqs: SEQS.min(tokens), dtype, tf32 };
-        let (backend, device) = device.open(precision)?;
+        let Opened { backend, arithmetic, notes } = device.open(precision)?;
+        let what_for = Use { train: false, last_rows, tokens, seqs: SEQS.min(tokens), arithmetic };
         let mut model = Model::new(&config, what_for, Hyper::default(), backend)?;
         source.load_weights(&mut model, 0)?;
-        device.into_iter().for_each(note);
+        notes.into_iter().for_each(note);
         Ok(Embedder { source, features, model })
     }
 

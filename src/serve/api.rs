@@ -226,8 +226,8 @@ async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answ
     let texts = request.inputs.texts(options.max_client_batch_size)?;
     let truncate = request.truncate.unwrap_or(true);
     let tokenise = move |service: &Service| {
-        let Served { tokenizer, max_length, .. } = &service.served;
-        let rows = tokenizer.encode(&texts, *max_length, &|_| ()).map_err(untokenised)?;
+        let (tokenizer, max_length) = (service.served.tokenizer(), service.served.max_length);
+        let rows = tokenizer.encode(&texts, max_length, &|_| ()).map_err(untokenised)?;
         match rows.cut.iter().position(|&cut| cut && !truncate) {
             Some(text) => {
                 let error = format!("text {text} has more than {max_length} tokens; send a shorter one, or \"truncate\": true");
@@ -245,8 +245,8 @@ async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answ
         let remedy = "the model is broken: go back to an earlier checkpoint";
         return Err(Error::new(Kind::Unusable, "model", "the logits are not finite", remedy).into());
     }
-    let rows = answer.logits.chunks_exact(served.labels.len());
-    let mut lists: Vec<_> = rows.map(|logits| ranked(&served.labels, logits, request.raw_scores)).collect();
+    let rows = answer.logits.chunks_exact(served.labels().len());
+    let mut lists: Vec<_> = rows.map(|logits| ranked(served.labels(), logits, request.raw_scores)).collect();
     let body = if one { Json(lists.remove(0)).into_response() } else { Json(lists).into_response() };
     let total = start.elapsed();
     metrics.successes.with_label_values(&[method]).inc();
@@ -275,7 +275,7 @@ async fn tokenize(State(service): Shared, Asked(request): Asked<Tokenize>) -> An
     let texts = request.inputs.texts(service.options.max_client_batch_size)?;
     let specials = request.add_special_tokens.unwrap_or(true);
     let tokenise = move |service: &Service| {
-        let pieces = |text: &String| service.served.tokenizer.pieces(text, specials).map_err(untokenised);
+        let pieces = |text: &String| service.served.tokenizer().pieces(text, specials).map_err(untokenised);
         texts.iter().map(pieces).collect::<Answered<Vec<_>>>()
     };
     let (tokens, _place) = in_background(&service, tokenise).await?;
@@ -303,7 +303,7 @@ async fn in_background<T: Send + 'static>(
 
 async fn info(State(service): Shared) -> Json<Value> {
     let Service { served, options, cores, .. } = &*service;
-    let labels = || served.labels.iter().enumerate();
+    let labels = || served.labels().iter().enumerate();
     let id2label: Map<String, Value> = labels().map(|(id, label)| (id.to_string(), json!(label))).collect();
     let label2id: Map<String, Value> = labels().map(|(id, label)| (label.clone(), json!(id))).collect();
     Json(json!({
@@ -320,7 +320,7 @@ async fn info(State(service): Shared) -> Json<Value> {
         "tokenization_workers": cores,
         "version": env!("CARGO_PKG_VERSION"),
         // Beyond text-embeddings-inference, for the page: of two labels the one that stars are for.
-        "positive_label": positive_class(&served.labels).ok().map(|class| &served.labels[class]),
+        "positive_label": positive_class(served.labels()).ok().map(|class| &served.labels()[class]),
         "payload_limit": options.payload_limit,
     }))
 }
@@ -331,7 +331,7 @@ async fn health(State(service): Shared) -> Answered<()> {
         return Ok(());
     }
     let probe =
-        |service: &Service| service.served.tokenizer.encode(&[""], service.served.max_length, &|_| ()).map_err(untokenised);
+        |service: &Service| service.served.tokenizer().encode(&[""], service.served.max_length, &|_| ()).map_err(untokenised);
     let (rows, place) = in_background(&service, probe).await?;
     let unhealthy = |e: Error| refusal(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", e.to_string());
     service.queue.answer(place, rows).await.map(|_| ()).map_err(unhealthy)

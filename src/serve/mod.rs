@@ -20,6 +20,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::time::sleep;
 
+use crate::checkpoint::model_dir::ModelDir;
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Kind, Result};
 use crate::train::args::count;
@@ -54,12 +55,22 @@ pub struct Options {
 /// What is served.
 pub struct Served {
     pub name: String,
-    pub labels: Vec<String>,
-    pub tokenizer: Tokenizer,
+    /// With a tokenizer.
+    pub source: Arc<ModelDir>,
     /// Texts are cut to this many tokens.
     pub max_length: usize,
     /// Of activations: float32, bfloat16.
     pub dtype: &'static str,
+}
+
+impl Served {
+    fn labels(&self) -> &[String] {
+        &self.source.config.labels
+    }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        self.source.tokenizer.as_ref().expect("what is served has one")
+    }
 }
 
 /// Takes a port; 0 stands for any that is free.
