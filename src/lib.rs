@@ -22,7 +22,7 @@
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
 //! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
 //! | [`classifier`] | a trained model opened to classify |
-//! | [`report`] | `log` (progress, tables), `predictions` |
+//! | [`report`] | `log` (progress, tables), `predictions`, `plot` (SVG), `curves` (of a run), `tensorboard`, `evaluation` (its folder), `page` (HTML), `compare` |
 //! | [`sample`] | the bundled reviews of the default run |
 //! | [`cli`], [`error`] | what the binaries share; one error type: what, where, what to do |
 //!
