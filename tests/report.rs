@@ -66,8 +66,8 @@ fn a_report_shows_hostile_texts_as_texts() {
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;quoted&quot;"));
     assert_eq!(page.matches("<script>").count(), 1);
     // Nothing of it lies elsewhere; a name space is no address.
-    let page = page.replace("http://www.w3.org/2000/svg", "").replace("HYPERLINK(&quot;http://nowhere", "");
-    assert!(!page.contains("http") && !page.contains("src=") && !page.contains("@import"));
+    let page = page.replace("http://www.w3.org/2000/svg", "").replace("http://nowhere", "");
+    assert!(!page.contains("://") && !page.contains("src=") && !page.contains("@import"));
 
     let mut csv = csv::Reader::from_path(out.join("errors.csv")).unwrap();
     assert_eq!(csv.headers().unwrap().iter().take(4).collect::<Vec<_>>(), ["id", "label", "predicted", "loss"]);

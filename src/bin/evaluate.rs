@@ -84,8 +84,8 @@ fn run(args: Args) -> Result<()> {
     let bound = args.fail_under.as_deref().map(fail_under).transpose()?;
     if !args.compare.is_empty() {
         let comparison = Comparison::read(&args.compare)?;
-        print(comparison.table())?;
-        return args.output_dir.as_deref().map_or(Ok(()), |folder| comparison.write(folder));
+        args.output_dir.as_deref().map_or(Ok(()), |folder| comparison.write(folder))?;
+        return print(comparison.table());
     }
     let (mut found, title) = match &args.predictions {
         Some(path) => (read_predictions(Scored::read(path)?)?, path.display().to_string()),
@@ -93,12 +93,13 @@ fn run(args: Args) -> Result<()> {
     };
     let loss: f64 = found.losses.iter().sum::<f64>() / found.losses.len() as f64;
     found.metrics.loss = Some(loss).filter(|loss| loss.is_finite());
-    print(found.metrics.summary())?;
-    print("")?;
-    print(found.metrics.classification_report(&found.scored.names, 4).trim_end())?;
+    // Before anything is printed, which may have no reader.
     if let Some(folder) = &args.output_dir {
         found.write(folder, &title)?;
     }
+    print(found.metrics.summary())?;
+    print("")?;
+    print(found.metrics.classification_report(&found.scored.names, 4).trim_end())?;
     match bound {
         Some((metric, value)) => check(Some(&found.metrics), metric, value),
         None => Ok(()),

@@ -200,7 +200,7 @@ impl Evaluated {
     fn reliability(&self) -> Plot {
         let tenths = self.calibration();
         let points = tenths.iter().map(|tenth| [tenth.mean_score, tenth.share]).collect();
-        let mut series = Series::new("this model, with texts a tenth", Shape::Dots, points);
+        let mut series = Series::new("this model (number of texts)", Shape::Dots, points);
         series.notes = tenths.iter().map(|tenth| tenth.count.to_string()).collect();
         let (x, y) = match &self.scored.names[..] {
             [_, positive] => (format!("mean score of {positive}"), format!("share that is {positive}")),
@@ -266,7 +266,7 @@ impl Evaluated {
             notes.push(part.len().to_string());
             start = end;
         }
-        let mut series = Series::new("accuracy, with texts a part", Shape::Dots, points);
+        let mut series = Series::new("accuracy (number of texts)", Shape::Dots, points);
         series.notes = notes;
         let all =
             vec![[0.0, self.metrics.accuracy], [self.tokens.iter().copied().max().unwrap_or(0) as f64, self.metrics.accuracy]];

@@ -86,7 +86,11 @@ fn errors(all: &Evaluated) -> String {
     let modelled = !all.texts.is_empty();
     let columns = ["label", "predicted", "loss", "score", "tokens", if modelled { "text" } else { "id" }];
     let columns = columns.into_iter().filter(|&column| modelled || column != "tokens");
-    let head: String = columns.map(|name| format!("<th aria-sort=\"none\">{name}</th>")).collect();
+    let head = |name| match name {
+        "loss" | "score" | "tokens" => format!("<th class=\"number\" aria-sort=\"none\">{name}</th>"),
+        _ => format!("<th aria-sort=\"none\">{name}</th>"),
+    };
+    let head: String = columns.map(head).collect();
     let mut rows = String::new();
     for &row in &shown {
         let [label, predicted] = all.classes(row).map(escape);

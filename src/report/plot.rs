@@ -126,7 +126,8 @@ impl Plot {
         canvas.line([left, top], [left, bottom], "stroke=\"currentColor\"");
         canvas.text((left + right) / 2.0, bottom + 34.0, "middle", "", &self.x.label);
         canvas.turned(14.0, (top + bottom) / 2.0, "middle", &self.y.label);
-        if !points().any(|(_, point)| point.iter().all(|value| value.is_finite())) {
+        let is_data = |(series, point): (&Series, &[f64; 2])| series.shape != Shape::Guide && point.iter().all(|v| v.is_finite());
+        if !points().any(is_data) {
             canvas.text((left + right) / 2.0, (top + bottom) / 2.0, "middle", "", "no data");
         }
 
@@ -180,6 +181,7 @@ pub fn matrix(title: &str, names: &[String], counts: &[Vec<u64>]) -> String {
     let full = (right + 16.0).max(width(title) * 1.3 + 20.0).max(260.0);
     canvas.text(full / 2.0, 20.0, "middle", "title", title);
     canvas.turned(14.0, (top + bottom) / 2.0, "middle", "true");
+    canvas.rect([left, top], [right - left, bottom - top], COLOURS[0], 0.05, title);
     for (row, (name, counts)) in names.iter().zip(counts).enumerate() {
         let (y, total) = (top + row as f64 * cell, counts.iter().sum::<u64>().max(1));
         canvas.text(left - 6.0, y + cell / 2.0 + 4.0, "end", "", name);
@@ -187,7 +189,9 @@ pub fn matrix(title: &str, names: &[String], counts: &[Vec<u64>]) -> String {
             let (x, share) = (left + column as f64 * cell, count as f64 / total as f64);
             let percent = format!("{:.1} %", 100.0 * share);
             let about = format!("{name} taken for {}: {count} ({percent})", names[column]);
-            canvas.rect([x, y], [cell, cell], COLOURS[0], 0.05 + 0.75 * share, &about);
+            if count > 0 {
+                canvas.rect([x, y], [cell, cell], COLOURS[0], 0.75 * share, &about);
+            }
             let count = count.to_string();
             if width(&count) < cell - 2.0 && cell >= 20.0 {
                 let two = width(&percent) < cell;
