@@ -131,7 +131,7 @@ fn embed_writes_the_vectors_of_any_layer() {
             let args = ["--input", path(&input), "--output", path(&output), "--layer", layer, "--pooling", pooling];
             // Batches of one row or two, and all at once.
             let small = ["--normalize", "--max-batch-tokens", "1"];
-            embed(&model, &[&args, if normalize { &small[..] } else { &[] }].concat(), "").done();
+            embed(&model, &[&args[..], if normalize { &small } else { &[] }].concat(), "").done();
             let wanted = states(case, index).into_iter().flat_map(|states| {
                 let rows = if pooling == "cls" { 1 } else { states.len() / 64 };
                 let mut vector: Vec<f64> =
