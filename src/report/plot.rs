@@ -85,7 +85,7 @@ impl Axis {
         let digits = (-step.log10().floor()).max(0.0) as usize;
         let format = move |value: f64| match () {
             () if value.abs() < step * 1e-6 => "0".to_string(),
-            () if large < 1e-3 || large >= 1e6 => format!("{:.1e}", value).replace(".0e", "e"),
+            () if !(1e-3..1e6).contains(&large) => format!("{:.1e}", value).replace(".0e", "e"),
             () => format!("{value:.digits$}"),
         };
         ([low, high], ticks, format)
