@@ -226,7 +226,8 @@ fn predict_keeps_the_order_of_a_large_file() {
     let dir = TempDir::new().unwrap();
     let input = dir.path().join("many.txt");
     // Of many lengths, and more than are read at a time.
-    let text = |row: usize| "the film was good and bad ".repeat(row * row % 9) + if row % 3 == 0 { "good" } else { "bad" };
+    let text =
+        |row: usize| "the film was good and bad ".repeat(row * row % 9) + if row.is_multiple_of(3) { "good" } else { "bad" };
     fs::write(&input, (0..9000).map(|row| text(row) + "\n").collect::<String>()).unwrap();
     let predict = |more: &[&str]| -> Vec<Value> {
         let args =
