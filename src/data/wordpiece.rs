@@ -263,9 +263,9 @@ impl Words<'_> {
     }
 }
 
-/// Control characters that are not white space, and what stands for a character that was lost.
+/// Control characters that are not white space, NUL among them, and what stands for a character that was lost.
 fn is_dropped(c: char) -> bool {
-    c == '\0' || c == '\u{fffd}' || !matches!(c, '\t' | '\n' | '\r') && c.is_other()
+    c == '\u{fffd}' || !matches!(c, '\t' | '\n' | '\r') && c.is_other()
 }
 
 /// The blocks of ideographs, each of which is a word; other scripts of East Asia are not.
