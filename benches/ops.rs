@@ -49,9 +49,10 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
             }
             let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
             match op {
-                Op::Linear(_) => (),
-                Op::Cast(_) if arithmetic != Arithmetic::Bf16 => continue,
                 // Only products are others than in f32.
+                Op::Linear(_) => (),
+                Op::Attn(_) if arithmetic == Arithmetic::Bf16Products => (),
+                Op::Cast(_) if arithmetic != Arithmetic::Bf16 => continue,
                 _ if matches!(arithmetic, Arithmetic::Tf32 | Arithmetic::Bf16Products) => continue,
                 _ => (),
             }

@@ -28,7 +28,7 @@ pub enum Precision {
     Fp32,
     /// Products round their operands to 10 bits of fraction.
     Tf32,
-    /// Activations and products in bfloat16; on the CPU the products of linear layers alone.
+    /// Activations and products in bfloat16; on the CPU the products alone.
     Bf16,
 }
 

@@ -36,7 +36,7 @@ pub enum Arithmetic {
     Tf32,
     /// Activations, and the weights in products. On a GPU.
     Bf16,
-    /// Operands of the linear layers' products; all that is stored is F32. On the CPU.
+    /// Operands of products, in linear layers and in attention; all that is stored is F32. On the CPU.
     Bf16Products,
 }
 

@@ -19,7 +19,7 @@ use crate::rounded::Rounded;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum On {
     Cpu,
-    /// Products of linear layers in bf16.
+    /// Products in bf16.
     CpuBf16,
     /// What all others are held to.
     CpuF64,

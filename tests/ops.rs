@@ -215,13 +215,16 @@ fn bf16_on_cuda() {
 /// Where the products round, on the CPU; the rest is as in f32.
 #[test]
 fn bf16_on_the_cpu() {
-    let linear = |case: &Case| matches!(case.op(), Op::Linear(_));
-    each(cases().into_iter().filter(linear).collect(), |case| check_bf16(case, On::CpuBf16));
+    each(cases().into_iter().filter(multiplies).collect(), |case| check_bf16(case, On::CpuBf16));
+}
+
+fn multiplies(case: &Case) -> bool {
+    matches!(case.op(), Op::Linear(_) | Op::Attn(_))
 }
 
 /// With what is computed otherwise in bf16.
 fn odd_on_the_cpu() -> impl Iterator<Item = (Case, On)> {
-    let rounded = odd().into_iter().filter(|case| matches!(case.op(), Op::Linear(_)));
+    let rounded = odd().into_iter().filter(multiplies);
     odd().into_iter().map(|case| (case, On::Cpu)).chain(rounded.map(|case| (case, On::CpuBf16)))
 }
 

@@ -1,5 +1,5 @@
 //! A plain computation in bf16, to judge another by: each op in f64 on the CPU, but what is stored in bf16 is rounded when it
-//! is written, and what a linear layer multiplies when it is read. Takes the plans of a GPU, and those of a CPU that round
+//! is written, and what a linear layer or attention multiplies when it is read (but not what attention has in between). Takes the plans of a GPU, and those of a CPU that round
 //! products alone.
 
 use half::bf16;
@@ -55,6 +55,13 @@ impl Rounded {
         operands.iter().try_for_each(|&view| self.round_in_place(view))?;
         f(self)?;
         places.iter().zip(before).try_for_each(|(&place, before)| self.cpu().write(place, &before))
+    }
+
+    fn placed_attn(&self, op: &Attn) -> Attn {
+        let place = |view| self.place(view);
+        let ([q, k, v, y, lse], [dy, dq, dk, dv]) =
+            ([op.q, op.k, op.v, op.y, op.lse].map(place), [op.dy, op.dq, op.dk, op.dv].map(place));
+        Attn { q, k, v, y, lse, dy, dq, dk, dv, ..*op }
     }
 
     fn placed(&self, op: &Linear) -> Linear {
@@ -136,8 +143,6 @@ impl Backend for Rounded {
     ops! {
         embed_fwd: Embed { word, position, types, y, dy, dword, dposition, dtypes } -> y;
         embed_bwd: Embed { word, position, types, y, dy, dword, dposition, dtypes } -> dword, dposition, dtypes;
-        attn_fwd: Attn { q, k, v, y, lse, dy, dq, dk, dv } -> y, lse;
-        attn_bwd: Attn { q, k, v, y, lse, dy, dq, dk, dv } -> dq, dk, dv;
         add_norm_bwd: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta } -> dy, dx, dgamma, dbeta;
         act_fwd: Act { x, y, dy } -> y;
         act_bwd: Act { x, y, dy } -> dy;
@@ -168,6 +173,18 @@ impl Backend for Rounded {
         self.on_rounded([op.x, op.w, op.dy], |rounded| rounded.cpu.linear_bwd(&placed))?;
         self.cpu().write(placed.db, &db)?;
         [op.dx, op.dw, op.db].into_iter().try_for_each(|view| self.round(view))
+    }
+
+    fn attn_fwd(&mut self, op: &Attn) -> Result<()> {
+        let placed = self.placed_attn(op);
+        self.on_rounded([op.q, op.k, op.v], |rounded| rounded.cpu.attn_fwd(&placed))?;
+        [op.y, op.lse].into_iter().try_for_each(|view| self.round(view))
+    }
+
+    fn attn_bwd(&mut self, op: &Attn) -> Result<()> {
+        let placed = self.placed_attn(op);
+        self.on_rounded([op.q, op.k, op.v, op.dy], |rounded| rounded.cpu.attn_bwd(&placed))?;
+        [op.dq, op.dk, op.dv].into_iter().try_for_each(|view| self.round(view))
     }
 
     /// Two ops: the norm is that of the sum as stored.

@@ -1,16 +1,29 @@
 //! Attention of each sequence on itself: one task a (sequence, head), which walks blocks of queries and keeps their scores
 //! in working memory of its thread; the backward pass computes the probabilities again from `lse`.
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::product::{Mat, product};
-use super::real::{Real, max, simd, sum};
+use super::arena::Scattered;
+use super::product::{Mat, Multiplier, Onto};
+use super::real::{LANES, Real, simd, sum};
 use crate::ops::{Attn, Rows};
 
 /// Queries of a block.
-pub const BLOCK: usize = 128;
+const BLOCK: usize = 192;
+
+/// Working memory of a thread.
+pub struct Scratch<T> {
+    /// Two blocks of scores: a row has those of one key with all queries, filled up to whole vectors.
+    scores: Vec<T>,
+    multiplier: Multiplier,
+}
+
+impl<T: Real> Scratch<T> {
+    pub fn new(longest: usize, rounds: bool) -> Scratch<T> {
+        Scratch { scores: vec![T::zero(); 2 * BLOCK * longest], multiplier: Multiplier::on_one_thread(rounds) }
+    }
+}
 
 /// What one task works on: a head of a sequence.
 struct Head {
@@ -34,7 +47,7 @@ impl Head {
 }
 
 /// Runs `f(head, working memory)` for every sequence and head.
-fn for_each_head<T: Real>(cpu: &Cpu<T>, op: &Attn, f: impl Fn(Head, &mut [T]) + Sync) {
+fn for_each_head<T: Real>(cpu: &Cpu<T>, op: &Attn, f: impl Fn(Head, &mut Scratch<T>) + Sync) {
     let starts = cpu.cu_seqlens();
     (0..cpu.seqs * op.heads).into_par_iter().for_each(|task| {
         let (seq, head) = (task / op.heads, task % op.heads);
@@ -57,35 +70,47 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
     let (q, k, v) = unsafe { (cpu.get(op.q, op.q.len), cpu.get(op.k, op.k.len), cpu.get(op.v, op.v.len)) };
     let (y, lse) = (cpu.arena.scattered::<T>(op.y), cpu.arena.scattered::<T>(op.lse));
     let mask = cpu.mask(op.drop);
-    for_each_head(cpu, op, |h, scratch| {
-        let (k, v) = (&k[h.start * kv_stride + h.column..], &v[h.start * kv_stride + h.column..]);
+    for_each_head(cpu, op, |h, Scratch { scores, multiplier }| {
+        let kv = h.start * kv_stride + h.column;
+        let (k, v) = (Mat::new(&k[kv..], kv_stride), Mat::new(&v[kv..], kv_stride));
         for (row, queries, dropout) in h.blocks(heads) {
             let q = Mat::new(&q[row * q_stride + h.column..], q_stride);
-            let scores = &mut scratch[..queries * h.len];
-            let matrices = (q, Mat::new(k, kv_stride).t());
-            let out = super::arena::Scattered::new(scores);
+            let width = queries.next_multiple_of(LANES);
+            let scores = &mut scores[..h.len * width];
+            let out = (Scattered::new(scores), 0, width);
             // SAFETY: the scores are this thread's.
-            unsafe { product((out, 0, h.len), (queries, h.len, head_dim), matrices, scale, false, Parallelism::None) };
+            unsafe { multiplier.product(out, (h.len, queries, head_dim), (k, q.t()), scale, Onto::Nothing) };
+            let (mut largest, mut total) = ([T::neg_infinity(); BLOCK], [T::zero(); BLOCK]);
             simd!({
-                for (i, scores) in scores.chunks_mut(h.len).enumerate() {
-                    let scores = &mut scores[..h.len]; // a length that the compiler sees
-                    let largest = max(h.len, |j| scores[j]);
-                    scores.iter_mut().for_each(|s| *s = (*s - largest).vexp());
-                    let total = sum(h.len, |j| scores[j]);
-                    // SAFETY: this head of this row is this task's.
-                    unsafe { lse.row((row + i) * heads + h.head, 1)[0] = largest + total.ln() };
-                    let norm = T::one() / total;
-                    mask.for_each(dropout + (i * heads) as u32, h.len, |start, factors| {
-                        for (s, &factor) in scores[start..].iter_mut().zip(factors) {
-                            *s *= norm * factor;
+                for scores in scores.chunks(width) {
+                    for (largest, &s) in largest.iter_mut().zip(scores) {
+                        *largest = if s > *largest { s } else { *largest };
+                    }
+                }
+                for scores in scores.chunks_mut(width) {
+                    for ((s, &largest), total) in scores.iter_mut().zip(&largest).zip(&mut total) {
+                        *s = (*s - largest).vexp();
+                        *total += *s;
+                    }
+                }
+                if !mask.is_off() {
+                    for (keys, scores) in scores.chunks_mut(4 * width).enumerate() {
+                        let factors = mask.of_four_columns::<_, BLOCK>(keys, dropout, heads, width);
+                        for (scores, factors) in scores.chunks_mut(width).zip(&factors) {
+                            scores.iter_mut().zip(factors).for_each(|(s, &factor)| *s *= factor);
                         }
-                    });
+                    }
                 }
             });
-            let matrices = (Mat::new(&*scores, h.len), Mat::new(v, kv_stride));
+            let probs = Mat::new(&*scores, width).t();
             let out = (y, row * dim + h.column, dim);
             // SAFETY: these columns of these rows are this task's.
-            unsafe { product(out, (queries, head_dim, h.len), matrices, T::one(), false, Parallelism::None) };
+            unsafe { multiplier.product(out, (queries, head_dim, h.len), (probs, v), T::one(), Onto::Nothing) };
+            for (i, (largest, total)) in largest.into_iter().zip(total).take(queries).enumerate() {
+                let (y, lse) = unsafe { (y.row((row + i) * dim + h.column, head_dim), lse.row((row + i) * heads + h.head, 1)) };
+                lse[0] = largest + total.ln();
+                simd!(y.iter_mut().for_each(|y| *y /= total));
+            }
         }
     });
 }
@@ -100,42 +125,48 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
     let (y, dy, lse) = unsafe { (cpu.get(op.y, rows * dim), cpu.get(op.dy, rows * dim), cpu.get(op.lse, rows * heads)) };
     let (dq, dk, dv) = (cpu.arena.scattered::<T>(op.dq), cpu.arena.scattered::<T>(op.dk), cpu.arena.scattered::<T>(op.dv));
     let mask = cpu.mask(op.drop);
-    for_each_head(cpu, op, |h, scratch| {
+    for_each_head(cpu, op, |h, Scratch { scores, multiplier }| {
         let kv = h.start * kv_stride + h.column;
         let (k, v) = (Mat::new(&k[kv..], kv_stride), Mat::new(&v[kv..], kv_stride));
         for (row, queries, dropout) in h.blocks(heads) {
             let (q_at, y_at) = (row * q_stride + h.column, row * dim + h.column);
             let (q, dy_block) = (Mat::new(&q[q_at..], q_stride), Mat::new(&dy[y_at..], dim));
-            let (p, rest) = scratch.split_at_mut(queries * h.len);
-            let ds = &mut rest[..queries * h.len];
-            let out = |block| (super::arena::Scattered::new(block), 0, h.len);
-            let size = (queries, h.len, head_dim);
+            let width = queries.next_multiple_of(LANES);
+            let (p, rest) = scores.split_at_mut(h.len * width);
+            let ds = &mut rest[..h.len * width];
+            let out = |block| (Scattered::new(block), 0, width);
+            let size = (h.len, queries, head_dim);
             // SAFETY: both blocks are this thread's.
             unsafe {
-                product(out(&mut *p), size, (q, k.t()), scale, false, Parallelism::None);
-                product(out(&mut *ds), size, (dy_block, v.t()), T::one(), false, Parallelism::None);
+                multiplier.product(out(&mut *p), size, (k, q.t()), scale, Onto::Nothing);
+                multiplier.product(out(&mut *ds), size, (v, dy_block.t()), T::one(), Onto::Nothing);
             }
+            let (mut lses, mut deltas) = ([T::zero(); BLOCK], [T::zero(); BLOCK]);
             simd!({
-                for (i, (p, ds)) in p.chunks_mut(h.len).zip(ds.chunks_mut(h.len)).enumerate() {
+                for i in 0..queries {
                     let at = y_at + i * dim;
-                    let delta = sum(head_dim, |c| dy[at + c] * y[at + c]);
-                    let lse = lse[(row + i) * heads + h.head];
-                    mask.for_each(dropout + (i * heads) as u32, h.len, |start, factors| {
-                        for ((p, ds), &factor) in p[start..].iter_mut().zip(&mut ds[start..]).zip(factors) {
+                    lses[i] = lse[(row + i) * heads + h.head];
+                    deltas[i] = sum(head_dim, |c| dy[at + c] * y[at + c]);
+                }
+                for (keys, (p, ds)) in p.chunks_mut(4 * width).zip(ds.chunks_mut(4 * width)).enumerate() {
+                    let factors = mask.of_four_columns::<_, BLOCK>(keys, dropout, heads, width);
+                    for ((p, ds), factors) in p.chunks_mut(width).zip(ds.chunks_mut(width)).zip(&factors) {
+                        for ((((p, ds), &factor), &lse), &delta) in p.iter_mut().zip(ds).zip(factors).zip(&lses).zip(&deltas) {
                             let prob = (*p - lse).vexp();
                             *ds = prob * (*ds * factor - delta);
                             *p = prob * factor;
                         }
-                    });
+                    }
                 }
             });
-            let (p, ds) = (Mat::new(&*p, h.len), Mat::new(&*ds, h.len));
-            let (key_size, later) = ((h.len, head_dim, queries), row > h.queries.start);
+            let (p, ds) = (Mat::new(&*p, width), Mat::new(&*ds, width));
+            let (query_size, key_size) = ((queries, head_dim, h.len), (h.len, head_dim, queries));
+            let onto = if row > h.queries.start { Onto::Itself } else { Onto::Nothing };
             // SAFETY: these columns of this sequence's rows are this task's.
             unsafe {
-                product((dq, q_at, q_stride), (queries, head_dim, h.len), (ds, k), scale, false, Parallelism::None);
-                product((dk, kv, kv_stride), key_size, (ds.t(), q), scale, later, Parallelism::None);
-                product((dv, kv, kv_stride), key_size, (p.t(), dy_block), T::one(), later, Parallelism::None);
+                multiplier.product((dq, q_at, q_stride), query_size, (ds.t(), k), scale, Onto::Nothing);
+                multiplier.product((dk, kv, kv_stride), key_size, (ds, q), scale, onto);
+                multiplier.product((dv, kv, kv_stride), key_size, (p, dy_block), T::one(), onto);
             }
         }
     });

@@ -55,6 +55,25 @@ impl Mask {
             f(start, &factors[..RUN.min(width - start)]);
         }
     }
+
+    /// The factors of columns `4 * block` and the three after it: of a column, those of `rows` rows, `step` apart from `row`.
+    #[inline(always)]
+    pub fn of_four_columns<T: Real, const ROWS: usize>(self, block: usize, row: u32, step: usize, rows: usize) -> [[T; ROWS]; 4] {
+        let mut factors = [[T::one(); ROWS]; 4];
+        if let Some(Active { key, site, threshold, scale }) = self.0 {
+            let (scale, step) = (T::of(scale), step as u32);
+            for start in (0..rows).step_by(LANES) {
+                let rows = std::array::from_fn(|l| row.wrapping_add((start + l) as u32 * step));
+                let words = philox::<LANES>(key, [[block as u32; LANES], rows, [site; LANES], [0; LANES]]);
+                for (factors, words) in factors.iter_mut().zip(words) {
+                    for (factor, word) in factors[start..start + LANES].iter_mut().zip(words) {
+                        *factor = if word < threshold { T::zero() } else { scale };
+                    }
+                }
+            }
+        }
+        factors
+    }
 }
 
 /// `x = dropout(x)`.

@@ -1,26 +1,18 @@
 //! Linear layers, and the activations that follow them.
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::arena::Scattered;
-use super::product::{Mat, Onto, product};
+use super::product::{Mat, Onto};
 use super::real::{Real, simd};
 use super::{Cpu, add_columns, add_to, grain};
 use crate::ops::{Act, Activation, Linear};
 
-/// `out` (m, n) becomes `onto + a b`, in the arithmetic of this backend, on all threads.
-fn multiply<T: Real>(cpu: &Cpu<T>, out: &mut [T], size: (usize, usize, usize), (a, b): (Mat<T>, Mat<T>), onto: Onto<T>) {
-    if let Some(rounded) = &cpu.rounded {
-        return rounded.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).product(out, size, (a, b), onto);
-    }
-    let n = size.1;
-    if let Onto::Row(row) = onto {
-        out.par_chunks_mut(grain(n) * n).for_each(|out| out.chunks_mut(n).for_each(|out| out.copy_from_slice(row)));
-    }
-    let add = !matches!(onto, Onto::Nothing);
+/// `out` (m, n) becomes `onto + a b`.
+fn multiply<T: Real>(cpu: &Cpu<T>, out: &mut [T], size: (usize, usize, usize), matrices: (Mat<T>, Mat<T>), onto: Onto<T>) {
+    let mut multiplier = cpu.multiplier.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     // SAFETY: `out` is borrowed mutably.
-    unsafe { product((Scattered::new(out), 0, n), size, (a, b), T::one(), add, Parallelism::Rayon(0)) };
+    unsafe { multiplier.product((Scattered::new(out), 0, size.1), size, matrices, T::one(), onto) };
 }
 
 pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {

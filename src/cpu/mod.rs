@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::ops::*;
 use crate::random;
 use arena::{Arena, Scattered};
+use product::Multiplier;
 pub use product::has_avx512_bf16;
 pub use real::Real;
 use real::simd;
@@ -36,10 +37,10 @@ pub struct Cpu<T> {
     longest: usize,
     /// Distinct tokens of the batch.
     distinct: usize,
-    /// Working memory of attention, one a thread: two blocks of probabilities.
-    scratch: Vec<Mutex<Vec<T>>>,
-    /// Products of linear layers, where they round their operands.
-    rounded: Option<Mutex<product::Rounded>>,
+    /// Of linear layers.
+    multiplier: Mutex<Multiplier>,
+    /// Working memory of attention, one a thread.
+    scratch: Vec<Mutex<attention::Scratch<T>>>,
     /// Working memory of the gradient norm.
     partials: Vec<f64>,
     poisoned: bool,
@@ -57,8 +58,8 @@ impl<T: Real> Cpu<T> {
             seqs: 0,
             longest: 0,
             distinct: 0,
+            multiplier: Mutex::new(Multiplier::on_all_threads(false)),
             scratch: Vec::new(),
-            rounded: None,
             partials: Vec::new(),
             poisoned: false,
         }
@@ -189,10 +190,10 @@ impl<T: Real> Backend for Cpu<T> {
             self.arena.poison();
         }
         self.inputs = Some(layout.inputs);
-        let block = 2 * attention::BLOCK * layout.longest;
-        self.scratch = (0..rayon::current_num_threads()).map(|_| Mutex::new(vec![T::zero(); block])).collect();
         let rounds = layout.arithmetic == Arithmetic::Bf16Products;
-        self.rounded = rounds.then(|| Mutex::new(product::Rounded::new()));
+        self.multiplier = Mutex::new(Multiplier::on_all_threads(rounds));
+        let scratch = || Mutex::new(attention::Scratch::new(layout.longest, rounds));
+        self.scratch = (0..rayon::current_num_threads()).map(|_| scratch()).collect();
         self.partials = Vec::with_capacity(layout.params.div_ceil(adamw::CHUNK));
         Ok(())
     }

@@ -6,6 +6,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::arena::Scattered;
+use super::grain;
 use super::real::{Real, simd};
 
 /// Elements to read as a matrix: (i, j) is `data[i * row + j * col]`.
@@ -37,51 +38,6 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// `(m, n)` elements of `out`, rows `stride` apart from `at`, become `scale * a b`, on top of what they are if `add`.
-/// `a` is (m, k), `b` is (k, n).
-///
-/// # Safety
-/// Nothing else may touch these elements meanwhile.
-pub unsafe fn product<T: Real>(
-    (out, at, stride): (Scattered<T>, usize, usize),
-    (m, n, k): (usize, usize, usize),
-    (a, b): (Mat<T>, Mat<T>),
-    scale: T,
-    add: bool,
-    parallelism: Parallelism,
-) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!(a.holds(m, k) && b.holds(k, n), "a product of ({m}, {k}) and ({k}, {n}) reads beyond its matrices");
-    let out = out.pointer(at, (m - 1) * stride + n);
-    let (stride, s) = (stride as isize, |x: usize| x as isize);
-    // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from what is read.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out,
-            1,
-            stride,
-            add,
-            a.data.as_ptr(),
-            s(a.col),
-            s(a.row),
-            b.data.as_ptr(),
-            s(b.col),
-            s(b.row),
-            T::one(),
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
-
 /// What a product comes on top of.
 #[derive(Clone, Copy)]
 pub enum Onto<'a, T> {
@@ -92,62 +48,156 @@ pub enum Onto<'a, T> {
     Row(&'a [T]),
 }
 
+/// Multiplies matrices in the arithmetic of a backend.
+pub struct Multiplier {
+    parallelism: Parallelism,
+    /// Where operands are rounded.
+    panels: Option<Panels>,
+}
+
+impl Multiplier {
+    /// For large matrices, on all threads.
+    pub fn on_all_threads(rounds: bool) -> Multiplier {
+        Multiplier { parallelism: Parallelism::Rayon(0), panels: rounds.then(|| Panels::new(22 * WIDTH, 64 * WIDTH)) }
+    }
+
+    /// For those of one sequence's head, on the thread that calls.
+    pub fn on_one_thread(rounds: bool) -> Multiplier {
+        Multiplier { parallelism: Parallelism::None, panels: rounds.then(|| Panels::new(6 * WIDTH, 11 * WIDTH)) }
+    }
+
+    /// `(m, n)` elements of `out`, rows `stride` apart from `at`, become `onto + scale * a b`. `a` is (m, k), `b` is (k, n).
+    ///
+    /// # Safety
+    /// Nothing else may touch these elements meanwhile.
+    pub unsafe fn product<T: Real>(
+        &mut self,
+        (out, at, stride): (Scattered<T>, usize, usize),
+        (m, n, k): (usize, usize, usize),
+        (a, b): (Mat<T>, Mat<T>),
+        scale: T,
+        onto: Onto<T>,
+    ) {
+        if m == 0 || n == 0 {
+            return;
+        }
+        assert!(a.holds(m, k) && b.holds(k, n), "a product of ({m}, {k}) and ({k}, {n}) reads beyond its matrices");
+        let parallelism = self.parallelism;
+        if let Some(panels) = &mut self.panels {
+            // SAFETY: by contract.
+            return unsafe { panels.product((out, at, stride), (m, n, k), (a, b), scale, onto, parallelism) };
+        }
+        if let Onto::Row(row) = onto {
+            let grain = grain(n);
+            for_each(parallelism, m.div_ceil(grain), |task| {
+                for i in task * grain..m.min((task + 1) * grain) {
+                    // SAFETY: this task's, by contract.
+                    unsafe { out.row(at + i * stride, n) }.copy_from_slice(&row[..n]);
+                }
+            });
+        }
+        let out = out.pointer(at, (m - 1) * stride + n);
+        let (stride, add, s) = (stride as isize, !matches!(onto, Onto::Nothing), |x: usize| x as isize);
+        // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from what is read.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                out,
+                1,
+                stride,
+                add,
+                a.data.as_ptr(),
+                s(a.col),
+                s(a.row),
+                b.data.as_ptr(),
+                s(b.col),
+                s(b.row),
+                T::one(),
+                scale,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+    }
+}
+
+/// `f` of 0..n, at once or one after the other.
+fn for_each(parallelism: Parallelism, n: usize, f: impl Fn(usize) + Sync + Send) {
+    match parallelism {
+        Parallelism::None => (0..n).for_each(f),
+        _ => (0..n).into_par_iter().for_each(f),
+    }
+}
+
 /// Columns of a panel: three registers of sums. A tile of the result is `ROWS` of them high: 24 of the 32 registers.
 const WIDTH: usize = 48;
 const ROWS: usize = 8;
-/// What is packed at a time, so that it stays in the caches: terms of the sums, rows of `a`, columns of `b`.
+/// Terms of the sums that are packed at a time.
 const TERMS: usize = 1024;
-const A_ROWS: usize = 22 * WIDTH;
-const B_COLUMNS: usize = 64 * WIDTH;
 /// Rows and columns of the result that make one parallel task.
 const TASK: (usize, usize) = (3 * WIDTH, 4 * WIDTH);
 
 /// At [p][j] terms 2p and 2p + 1 of row j of `a`, or column j of `b`; the first is the lower half.
 type Pairs = [u32; WIDTH];
 type Tile = [[f32; WIDTH]; ROWS];
-/// The product of `ROWS` of a panel's columns, from the given one, with all of another panel.
-type Kernel = fn(&[Pairs], usize, &[Pairs]) -> Tile;
+/// The product of `ROWS` of a panel's columns, from the given one, with so many of another panel; others are anything.
+type Kernel = fn(&[Pairs], usize, &[Pairs], usize) -> Tile;
 
-/// Working memory of rounded products, and what computes them.
-pub struct Rounded {
+/// Operands rounded and packed, of a size that stays in the caches, and what multiplies them.
+struct Panels {
     a: Vec<Pairs>,
     b: Vec<Pairs>,
     kernel: Kernel,
 }
 
-impl Rounded {
-    pub fn new() -> Rounded {
+impl Panels {
+    /// For so many rows of `a` and columns of `b` at a time, each a multiple of `WIDTH`.
+    fn new(rows: usize, columns: usize) -> Panels {
         let panels = |columns: usize| vec![[0; WIDTH]; columns / WIDTH * TERMS / 2];
-        Rounded { a: panels(A_ROWS), b: panels(B_COLUMNS), kernel: avx512_bf16().unwrap_or(portable) }
+        Panels { a: panels(rows), b: panels(columns), kernel: avx512_bf16().unwrap_or(portable) }
     }
 
-    /// `out` (m, n) becomes `onto + a b` with the elements of `a` (m, k) and `b` (k, n) rounded to bf16.
-    pub fn product<T: Real>(&mut self, out: &mut [T], (m, n, k): (usize, usize, usize), (a, b): (Mat<T>, Mat<T>), onto: Onto<T>) {
+    /// As [`Multiplier::product`], with the elements of `a` and `b` rounded to bf16.
+    unsafe fn product<T: Real>(
+        &mut self,
+        (out, at, stride): (Scattered<T>, usize, usize),
+        (m, n, k): (usize, usize, usize),
+        (a, b): (Mat<T>, Mat<T>),
+        scale: T,
+        onto: Onto<T>,
+        parallelism: Parallelism,
+    ) {
         let kernel = self.kernel;
-        let out = Scattered::new(out);
+        let [a_rows, b_columns] = [&self.a, &self.b].map(|panels| 2 * panels.len() / TERMS * WIDTH);
         for k0 in (0..k).step_by(TERMS) {
             let terms = TERMS.min(k - k0);
             let onto = if k0 == 0 { onto } else { Onto::Itself };
-            for n0 in (0..n).step_by(B_COLUMNS) {
-                let columns = B_COLUMNS.min(n - n0);
-                let b = pack(&mut self.b, b.from(k0, n0), terms, columns);
-                for m0 in (0..m).step_by(A_ROWS) {
-                    let rows = A_ROWS.min(m - m0);
-                    let a = pack(&mut self.a, a.from(m0, k0).t(), terms, rows);
+            for n0 in (0..n).step_by(b_columns) {
+                let columns = b_columns.min(n - n0);
+                let b = pack(&mut self.b, b.from(k0, n0), terms, columns, parallelism);
+                for m0 in (0..m).step_by(a_rows) {
+                    let rows = a_rows.min(m - m0);
+                    let a = pack(&mut self.a, a.from(m0, k0).t(), terms, rows, parallelism);
                     let down = rows.div_ceil(TASK.0);
-                    (0..down * columns.div_ceil(TASK.1)).into_par_iter().for_each(|task| {
+                    for_each(parallelism, down * columns.div_ceil(TASK.1), |task| {
                         let (i0, j0) = (task % down * TASK.0, task / down * TASK.1);
-                        for j in (j0..columns.min(j0 + TASK.1)).step_by(WIDTH) {
-                            let width = WIDTH.min(columns - j);
-                            for i in (i0..rows.min(i0 + TASK.0)).step_by(ROWS) {
-                                let tile = kernel(panel(a, i, terms), i % WIDTH, panel(b, j, terms));
-                                for (r, sums) in tile[..ROWS.min(rows - i)].iter().enumerate() {
-                                    // SAFETY: this part of the row is this task's.
-                                    let out = unsafe { out.row((m0 + i + r) * n + n0 + j, width) };
-                                    finish(out, &sums[..width], onto, n0 + j);
+                        simd!({
+                            for j in (j0..columns.min(j0 + TASK.1)).step_by(WIDTH) {
+                                let width = WIDTH.min(columns - j);
+                                for i in (i0..rows.min(i0 + TASK.0)).step_by(ROWS) {
+                                    let tile = kernel(panel(a, i, terms), i % WIDTH, panel(b, j, terms), width);
+                                    for (r, sums) in tile[..ROWS.min(rows - i)].iter().enumerate() {
+                                        // SAFETY: this part of the row is this task's, by contract.
+                                        let out = unsafe { out.row(at + (m0 + i + r) * stride + n0 + j, width) };
+                                        finish(out, &sums[..width], scale, onto, n0 + j);
+                                    }
                                 }
                             }
-                        }
+                        });
                     });
                 }
             }
@@ -162,8 +212,8 @@ fn panel(panels: &[Pairs], column: usize, terms: usize) -> &[Pairs] {
 }
 
 #[inline(always)]
-fn finish<T: Real>(out: &mut [T], sums: &[f32], onto: Onto<T>, column: usize) {
-    let sums = sums.iter().map(|&sum| T::of(f64::from(sum)));
+fn finish<T: Real>(out: &mut [T], sums: &[f32], scale: T, onto: Onto<T>, column: usize) {
+    let sums = sums.iter().map(|&sum| scale * T::of(f64::from(sum)));
     match onto {
         Onto::Nothing => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum),
         Onto::Itself => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
@@ -172,12 +222,15 @@ fn finish<T: Real>(out: &mut [T], sums: &[f32], onto: Onto<T>, column: usize) {
 }
 
 /// The first `terms` rows and `columns` columns of `x`, in panels one after the other; the last is filled up with 0.
-fn pack<'a, T: Real>(panels: &'a mut [Pairs], x: Mat<T>, terms: usize, columns: usize) -> &'a [Pairs] {
+fn pack<'a, T: Real>(panels: &'a mut [Pairs], x: Mat<T>, terms: usize, columns: usize, parallelism: Parallelism) -> &'a [Pairs] {
     let pairs = terms.div_ceil(2);
     let panels = &mut panels[..columns.div_ceil(WIDTH) * pairs];
-    panels.par_chunks_mut(pairs).enumerate().for_each(|(p, panel)| {
+    let all = Scattered::new(panels);
+    for_each(parallelism, columns.div_ceil(WIDTH), |p| {
+        // SAFETY: this task's alone.
+        let panel = unsafe { all.row(p * pairs, pairs) };
         let (x, columns) = (x.from(0, p * WIDTH), WIDTH.min(columns - p * WIDTH));
-        simd!(if x.col == 1 && columns == WIDTH { pack_rows(panel, x, terms) } else { pack_columns(panel, x, terms, columns) });
+        simd!(if x.col == 1 { pack_rows(panel, x, terms, columns) } else { pack_columns(panel, x, terms, columns) });
     });
     panels
 }
@@ -195,11 +248,19 @@ fn pair<T: Real>(even: T, odd: T) -> u32 {
 
 /// Of a panel whose rows are contiguous.
 #[inline(always)]
-fn pack_rows<T: Real>(panel: &mut [Pairs], x: Mat<T>, terms: usize) {
-    let row = |i: usize| -> &[T; WIDTH] { x.data[i * x.row..][..WIDTH].try_into().expect("as long") };
+fn pack_rows<T: Real>(panel: &mut [Pairs], x: Mat<T>, terms: usize, columns: usize) {
+    let row = |i: usize| -> [T; WIDTH] {
+        let row = &x.data[i * x.row..];
+        if columns == WIDTH {
+            return row[..WIDTH].try_into().expect("as long");
+        }
+        let mut copy = [T::zero(); WIDTH];
+        copy.iter_mut().zip(&row[..columns]).for_each(|(to, &from)| *to = from);
+        copy
+    };
     for (p, pairs) in panel.iter_mut().enumerate() {
         let even = row(2 * p);
-        let odd = if 2 * p + 1 < terms { row(2 * p + 1) } else { &[T::zero(); WIDTH] };
+        let odd = if 2 * p + 1 < terms { row(2 * p + 1) } else { [T::zero(); WIDTH] };
         for j in 0..WIDTH {
             pairs[j] = pair(even[j], odd[j]);
         }
@@ -217,10 +278,11 @@ fn pack_columns<T: Real>(panel: &mut [Pairs], x: Mat<T>, terms: usize, columns: 
                 let mut copy = [T::zero(); 32];
                 let x: &[T; 32] = if x.row == 1 && first + 32 <= terms {
                     x.data[j * x.col + first..][..32].try_into().expect("as long")
+                } else if x.row == 1 {
+                    copy.iter_mut().zip(&x.data[j * x.col..][first..terms]).for_each(|(to, &from)| *to = from);
+                    &copy
                 } else {
-                    for (to, i) in copy.iter_mut().zip(first..terms) {
-                        *to = x.data[i * x.row + j * x.col];
-                    }
+                    copy.iter_mut().zip(first..terms).for_each(|(to, i)| *to = x.data[i * x.row + j * x.col]);
                     &copy
                 };
                 for p in 0..16 {
@@ -269,8 +331,9 @@ fn avx512_bf16() -> Option<Kernel> {
 
     const REGISTERS: usize = WIDTH / 16;
 
+    /// With so many registers of `b`'s columns.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn multiply(a: &[Pairs], column: usize, b: &[Pairs]) -> Tile {
+    fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs]) -> Tile {
         let mut sums = [[_mm512_setzero_ps(); REGISTERS]; ROWS];
         for (a, b) in a.iter().zip(b) {
             // SAFETY: the types are of one size, and any bits are pairs of bf16.
@@ -278,7 +341,7 @@ fn avx512_bf16() -> Option<Kernel> {
             for (sums, &a) in sums.iter_mut().zip(&a[column..][..ROWS]) {
                 // SAFETY: the same.
                 let a: __m512bh = unsafe { transmute(_mm512_set1_epi32(a as i32)) };
-                for (sum, &b) in sums.iter_mut().zip(&b) {
+                for (sum, &b) in sums[..N].iter_mut().zip(&b) {
                     *sum = _mm512_dpbf16_ps(*sum, a, b);
                 }
             }
@@ -288,11 +351,17 @@ fn avx512_bf16() -> Option<Kernel> {
     }
 
     // SAFETY: it is called only where the machine has what it is compiled for.
-    let kernel: Kernel = |a, column, b| unsafe { multiply(a, column, b) };
+    let kernel: Kernel = |a, column, b, width| unsafe {
+        match width.div_ceil(16) {
+            1 => multiply::<1>(a, column, b),
+            2 => multiply::<2>(a, column, b),
+            _ => multiply::<REGISTERS>(a, column, b),
+        }
+    };
     (detected!("avx512f") && detected!("avx512bf16")).then_some(kernel)
 }
 
-fn portable(a: &[Pairs], column: usize, b: &[Pairs]) -> Tile {
+fn portable(a: &[Pairs], column: usize, b: &[Pairs], _width: usize) -> Tile {
     let [even, odd]: [fn(u32) -> f32; 2] = [|pair| f32::from_bits(pair << 16), |pair| f32::from_bits(pair & 0xffff_0000)];
     let mut tile = [[0.0; WIDTH]; ROWS];
     simd!({
@@ -332,9 +401,13 @@ mod tests {
     /// Against sums in f64, at sizes that no panel, tile or block divides, each operand stored either way.
     #[test]
     fn rounded_products() {
-        let mut ours = Rounded::new();
-        let mut plain = Rounded { kernel: portable, ..Rounded::new() };
-        for (m, n, k) in [(1, 1, 1), (9, 49, 2), (50, 97, 33), (3, 2, 2 * TERMS + 31), (A_ROWS + 1, 5, 7), (2, B_COLUMNS + 3, 4)]
+        let [mut ours, mut plain, mut alone] = [true, true, false].map(|all_threads| match all_threads {
+            true => Multiplier::on_all_threads(true),
+            false => Multiplier::on_one_thread(true),
+        });
+        plain.panels.as_mut().unwrap().kernel = portable;
+        for (m, n, k) in
+            [(1, 1, 1), (9, 49, 2), (50, 97, 33), (3, 2, 2 * TERMS + 31), (22 * WIDTH + 1, 5, 7), (2, 64 * WIDTH + 3, 4)]
         {
             let (stored_a, stored_b, row) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 3));
             let start = numbers(m * n, 4);
@@ -343,9 +416,11 @@ mod tests {
             {
                 let at = |x: Mat<f32>, i: usize, j: usize| f64::from(bf16::from_f32(x.data[i * x.row + j * x.col]));
                 for onto in [Onto::Nothing, Onto::Itself, Onto::Row(&row)] {
-                    for rounded in [&mut ours, &mut plain] {
+                    for multiplier in [&mut ours, &mut plain, &mut alone] {
                         let mut out = start.clone();
-                        rounded.product(&mut out, (m, n, k), (a, b), onto);
+                        let elements = (Scattered::new(&mut out), 0, n);
+                        // SAFETY: `out` is this test's.
+                        unsafe { multiplier.product(elements, (m, n, k), (a, b), 0.5, onto) };
                         for (e, &got) in out.iter().enumerate() {
                             let (i, j) = (e / n, e % n);
                             let before = match onto {
@@ -355,7 +430,7 @@ mod tests {
                             };
                             let products = (0..k).map(|p| at(a, i, p) * at(b, p, j));
                             let (sum, size) = products.fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs()));
-                            let (want, bound) = (f64::from(before) + sum, 1e-6 * size);
+                            let (want, bound) = (f64::from(before) + 0.5 * sum, 1e-6 * size);
                             assert!((f64::from(got) - want).abs() <= bound, "{m} x {n} x {k}, ({i}, {j}): {got}, not {want}");
                         }
                     }

@@ -6,7 +6,7 @@ use num_traits::{Float, NumAssign};
 use crate::ops::DType;
 
 /// Lanes of a running sum; two AVX-512 registers of f32.
-const LANES: usize = 32;
+pub const LANES: usize = 32;
 
 pub trait Real: Float + NumAssign + Send + Sync + 'static {
     const DTYPE: DType;
@@ -152,23 +152,6 @@ pub fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
     lanes[0]
 }
 
-/// Largest of f(i); NaN where any is NaN.
-#[inline(always)]
-pub fn max<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
-    let larger = |a: T, b: T| if a > b || a.is_nan() { a } else { b };
-    let mut lanes = [T::neg_infinity(); LANES];
-    let whole = n / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane = larger(*lane, f(start + l));
-        }
-    }
-    for (lane, i) in lanes.iter_mut().zip(whole..n) {
-        *lane = larger(*lane, f(i));
-    }
-    lanes.into_iter().fold(T::neg_infinity(), larger)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,11 +182,9 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_maxima() {
+    fn sums() {
         for n in [0, 1, 31, 32, 33, 100] {
             assert_eq!(sum(n, |i| i as f64), (n * n.saturating_sub(1) / 2) as f64);
-            assert_eq!(max(n, |i| -(i as f32)), if n == 0 { f32::NEG_INFINITY } else { 0.0 });
         }
-        assert!(max(40, |i| if i == 35 { f32::NAN } else { i as f32 }).is_nan());
     }
 }
