@@ -11,7 +11,8 @@ use warpfit::data::pack::PackedBatch;
 use warpfit::model::config::Config;
 use warpfit::model::plan::Use;
 use warpfit::model::{Hyper, Model};
-use warpfit::ops::{Arithmetic, Backend, DType, Rows};
+use warpfit::ops::{Arithmetic, Backend, DType, DropSite, Rows, Step};
+use warpfit::random::{philox, step_key, threshold};
 
 use crate::rounded::Rounded;
 
@@ -68,6 +69,20 @@ impl On {
             _ => 2f64.powi(-23),
         }
     }
+
+    /// The same of an operand of a product.
+    pub fn product_epsilon(self) -> f64 {
+        if self == On::CpuBf16 { 2f64.powi(-8) } else { self.epsilon() }
+    }
+}
+
+/// The factor of an element, as [`DropSite`] says.
+pub fn factor(step: &Step, drop: DropSite, row: u32, column: u32) -> f64 {
+    if !step.train || drop.p == 0.0 {
+        return 1.0;
+    }
+    let words = philox(step_key(step.seed, step.update, step.micro), [[column / 4], [row], [drop.site], [0]]);
+    if words[column as usize % 4][0] < threshold(drop.p) { 0.0 } else { 1.0 / (1.0 - f64::from(drop.p)) }
 }
 
 /// The virtual GPU stands in for a real one, but with WARPFIT_TEST_DEVICE=real.

@@ -257,14 +257,27 @@ fn adamw(on: On, case: &str) {
     }
 }
 
-/// Everything that a step computes: hidden states, logits, losses, and every gradient.
+/// The bias before the head's activation, moved until no unit is near 0 in this batch: at a ReLU's corner, rounding of any
+/// size decides on the whole of a gradient.
+fn bias_off_the_corner(case: &str) -> Vec<f64> {
+    let batch = inputs(case);
+    let mut model = model(On::CpuF64, &format!("{case}/hf"), Rows::Seqs, &batch, Hyper::default());
+    model.accumulate(&batch, &step(&batch)).unwrap();
+    let [units, bias] = [model.plan.head.pre_act, model.plan.head.dense.b].map(|view| model.read(view).unwrap());
+    let near = |unit: usize, moved: f64| units.chunks(bias.len()).any(|units| (units[unit] + moved).abs() < 0.02);
+    let moved = |unit: usize| (0..).map(|i| 0.02 * f64::from(i)).find(|&moved| !near(unit, moved)).unwrap();
+    bias.iter().enumerate().map(|(unit, bias)| bias + moved(unit)).collect()
+}
+
+/// Everything that a step computes: hidden states, logits, and every gradient.
 fn results(on: On, case: &str, last_rows: Rows) -> Vec<(String, Vec<f64>)> {
     let batch = inputs(case);
     let mut model = model(on, &format!("{case}/hf"), last_rows, &batch, Hyper::default());
+    model.write(model.plan.head.dense.b, &bias_off_the_corner(case)).unwrap();
     model.accumulate(&batch, &step(&batch)).unwrap();
     let mut views = vec![("embeddings".to_string(), model.plan.embeddings.out)];
     views.extend(model.plan.layers.iter().enumerate().map(|(l, layer)| (format!("layer.{l}"), layer.out)));
-    views.extend([("logits".to_string(), model.plan.head.logits), ("losses".to_string(), model.plan.head.loss)]);
+    views.push(("logits".to_string(), model.plan.head.logits));
     views.extend(model.plan.slots.iter().map(|slot| (slot.param.name.clone(), model.plan.grad(slot.view))));
     views.into_iter().map(|(name, view)| (name, model.read(view).unwrap())).collect()
 }
@@ -282,8 +295,12 @@ fn golden_bf16() {
     for (on, (case, last_rows)) in runs.flat_map(|run| [On::CudaBf16, On::CpuBf16].map(|on| (on, run))) {
         let [got, plain, exact] = [on, on.plain(), On::CpuF64].map(|on| results(on, case, last_rows));
         for ((name, got), ((_, plain), (_, exact))) in got.iter().zip(plain.iter().zip(&exact)) {
-            // The gradient of a key bias is what rounding leaves, of the gradients of the scores too.
-            let bounds = if is_key_bias(name) { [4.0, 1e-6] } else { [2.0, 3e-6 * max_abs(exact)] };
+            // The gradient of a key bias is what rounding leaves, of the gradients of the scores too; the error of a few
+            // numbers is up to chance.
+            let bounds = match () {
+                () if is_key_bias(name) => [4.0, 1e-6],
+                () => [if exact.len() < 16 { 4.0 } else { 2.0 }, 3e-6 * max_abs(exact)],
+            };
             assert_as_good(got, plain, exact, bounds, &format!("{case}, {last_rows:?}: {name} on {on:?}"));
         }
     }
@@ -293,13 +310,17 @@ fn golden_bf16() {
 fn golden_bf16_training() {
     for (on, case) in [On::CudaBf16, On::CpuBf16].into_iter().flat_map(|on| CASES.map(|case| (on, case))) {
         let (batches, _) = batches(&Tensors::read(&format!("{case}/adamw.safetensors")));
+        // From several starts: one has too few losses to tell an error from chance.
         let [got, plain, exact] = [on, on.plain(), On::CpuF64].map(|on| {
-            let mut model = to_train(on, case, &batches);
-            let losses = batches.iter().take(10).zip(1..).map(|(batch, update)| {
-                let step = Step { update, learning_rate: SCHEDULE.lr(update as usize), ..step(batch) };
-                model.accumulate(batch, &step).unwrap();
-                model.update().unwrap();
-                model.take_status().unwrap().loss_sum
+            let losses = (0..4).flat_map(|first| {
+                let mut model = to_train(on, case, &batches);
+                let losses = batches.iter().cycle().skip(first).take(8).zip(1..).map(|(batch, update)| {
+                    let step = Step { update, learning_rate: SCHEDULE.lr(update as usize), ..step(batch) };
+                    model.accumulate(batch, &step).unwrap();
+                    model.update().unwrap();
+                    model.take_status().unwrap().loss_sum
+                });
+                losses.collect::<Vec<f64>>()
             });
             losses.collect::<Vec<f64>>()
         });

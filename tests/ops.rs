@@ -8,9 +8,9 @@ use std::path::Path;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use warpfit::ops::*;
-use warpfit::random::{philox, step_key, threshold};
+use warpfit::random::philox;
 
-use crate::fixtures::{On, allocations, is_virtual, max_abs, max_abs_difference, rms};
+use crate::fixtures::{On, allocations, factor, is_virtual, max_abs, max_abs_difference, rms};
 use cases::*;
 
 pub mod cases;
@@ -377,12 +377,6 @@ fn not_finite_is_where_it_is_in_f64(on: On) {
     });
 }
 
-/// The factor of an element, as [`DropSite`] says.
-fn factor(step: &Step, drop: DropSite, row: u32, column: u32) -> f64 {
-    let words = philox(step_key(step.seed, step.update, step.micro), [[column / 4], [row], [drop.site], [0]]);
-    if words[column as usize % 4][0] < threshold(drop.p) { 0.0 } else { 1.0 / (1.0 - f64::from(drop.p)) }
-}
-
 /// The factors that dropout, add_norm and attention apply are those that ops.rs says, for tokens and for [CLS].
 fn masks_are_those_of_the_page(on: On) {
     let batch = batch(&[33, 1, 200, 2]);
@@ -429,7 +423,7 @@ fn masks_are_those_of_the_page(on: On) {
                     let (head, first) = (c / head_dim, c % head_dim);
                     let of_key = |key| factor(&case.step, drop, row * heads as u32 + head as u32, key as u32);
                     let want = (first..len).step_by(head_dim).map(of_key).sum::<f64>() / len as f64;
-                    let same = (got - want).abs() <= 2.0 * on.epsilon() * want;
+                    let same = (got - want).abs() <= 2.0 * on.product_epsilon() * want;
                     assert!(same, "{}: row {r}, head {head}, key {first}: {got}, not {want}", case.name);
                 }
             }

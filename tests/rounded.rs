@@ -1,6 +1,6 @@
 //! A plain computation in bf16, to judge another by: each op in f64 on the CPU, but what is stored in bf16 is rounded when it
-//! is written, and what a linear layer or attention multiplies when it is read (but not what attention has in between). Takes the plans of a GPU, and those of a CPU that round
-//! products alone.
+//! is written, and what a linear layer or attention multiplies when it is read. Takes the plans of a GPU, and those of a CPU
+//! that round products alone.
 
 use half::bf16;
 use warpfit::Result;
@@ -8,15 +8,27 @@ use warpfit::cpu::Cpu;
 use warpfit::data::pack::PackedBatch;
 use warpfit::ops::*;
 
+use crate::fixtures::factor;
+
 pub struct Rounded {
     cpu: Cpu<f64>,
     /// Of the layout.
     bytes: usize,
+    cu_seqlens: Vec<i32>,
+    step: Step,
+}
+
+fn to_bf16(x: f64) -> f64 {
+    bf16::from_f32(x as f32).into()
+}
+
+fn round(values: Vec<f64>) -> Vec<f64> {
+    values.into_iter().map(to_bf16).collect()
 }
 
 impl Rounded {
     pub fn new() -> Rounded {
-        Rounded { cpu: Cpu::poisoned(), bytes: 0 }
+        Rounded { cpu: Cpu::poisoned(), bytes: 0, cu_seqlens: Vec::new(), step: Step::INFER }
     }
 
     fn cpu(&mut self) -> &mut (dyn Backend + 'static) {
@@ -44,7 +56,7 @@ impl Rounded {
 
     fn round_in_place(&mut self, view: View) -> Result<()> {
         let place = self.place(view);
-        let values: Vec<f64> = self.cpu().read(place)?.into_iter().map(|x| bf16::from_f32(x as f32).into()).collect();
+        let values = round(self.cpu().read(place)?);
         self.cpu().write(place, &values)
     }
 
@@ -57,11 +69,73 @@ impl Rounded {
         places.iter().zip(before).try_for_each(|(&place, before)| self.cpu().write(place, &before))
     }
 
-    fn placed_attn(&self, op: &Attn) -> Attn {
-        let place = |view| self.place(view);
-        let ([q, k, v, y, lse], [dy, dq, dk, dv]) =
-            ([op.q, op.k, op.v, op.y, op.lse].map(place), [op.dy, op.dq, op.dk, op.dv].map(place));
-        Attn { q, k, v, y, lse, dy, dq, dk, dv, ..*op }
+    /// Attention as the page has it, one query after the other; whatever a product takes is rounded.
+    fn attn(&mut self, op: &Attn, backward: bool) -> Result<()> {
+        let (heads, d, dim) = (op.heads, op.head_dim, op.heads * op.head_dim);
+        let scale = 1.0 / (d as f64).sqrt();
+        let exact = |rounded: &mut Self, view: View| {
+            let place = rounded.place(view);
+            rounded.cpu().read(place)
+        };
+        let [q, k, v] = [op.q, op.k, op.v].map(|view| exact(self, view).map(round));
+        let (q, k, v) = (q?, k?, v?);
+        let (mut y, mut lse) = (exact(self, op.y)?, exact(self, op.lse)?);
+        let [dy, mut dq, mut dk, mut dv] = match backward {
+            true => [exact(self, op.dy)?, exact(self, op.dq)?, vec![0.0; k.len()], vec![0.0; v.len()]],
+            false => Default::default(),
+        };
+        let rounded_dy = round(dy.clone());
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let add = |to: &mut [f64], x: &[f64], factor: f64| to.iter_mut().zip(x).for_each(|(to, x)| *to += factor * x);
+        for (seq, ends) in self.cu_seqlens.windows(2).enumerate() {
+            let (start, end) = (ends[0] as usize, ends[1] as usize);
+            let queries = if op.q_rows == Rows::Tokens { start..end } else { seq..seq + 1 };
+            for (row, head) in queries.clone().flat_map(|row| (0..heads).map(move |head| (row, head))) {
+                let column = head * d;
+                let [q_at, y_at] = [row * op.q_stride, row * dim].map(|at| at + column..at + column + d);
+                let kv_at = |key: usize| key * op.kv_stride + column..key * op.kv_stride + column + d;
+                let scores: Vec<f64> = (start..end).map(|key| scale * dot(&q[q_at.clone()], &k[kv_at(key)])).collect();
+                let lse = &mut lse[row * heads + head];
+                if !backward {
+                    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    *lse = largest + scores.iter().map(|s| (s - largest).exp()).sum::<f64>().ln();
+                    y[y_at.clone()].fill(0.0);
+                } else {
+                    dq[q_at.clone()].fill(0.0);
+                }
+                let delta = if backward { dot(&dy[y_at.clone()], &y[y_at.clone()]) } else { 0.0 };
+                for (key, s) in (start..end).zip(scores) {
+                    let dropout_row = (start + row - queries.start) * heads + head;
+                    let factor = factor(&self.step, op.drop, dropout_row as u32, (key - start) as u32);
+                    let p = (s - *lse).exp();
+                    let dropped = to_bf16(p * factor);
+                    if !backward {
+                        add(&mut y[y_at.clone()], &v[kv_at(key)], dropped);
+                        continue;
+                    }
+                    let dp = dot(&rounded_dy[y_at.clone()], &v[kv_at(key)]);
+                    let ds = scale * to_bf16(p * (dp * factor - delta));
+                    add(&mut dq[q_at.clone()], &k[kv_at(key)], ds);
+                    add(&mut dk[kv_at(key)], &q[q_at.clone()], ds);
+                    add(&mut dv[kv_at(key)], &rounded_dy[y_at.clone()], dropped);
+                }
+            }
+        }
+        let written = match backward {
+            true => vec![(op.dq, dq, op.q_stride, dim), (op.dk, dk, op.kv_stride, dim), (op.dv, dv, op.kv_stride, dim)],
+            false => vec![(op.y, y, dim, dim), (op.lse, lse, heads, heads)],
+        };
+        // The three gradients may lie side by side.
+        for (view, values, stride, width) in written {
+            let mut all = exact(self, view)?;
+            for (all, values) in all.chunks_mut(stride).zip(values.chunks(stride)) {
+                all[..width].copy_from_slice(&values[..width]);
+            }
+            let place = self.place(view);
+            self.cpu().write(place, &all)?;
+            self.round(view)?;
+        }
+        Ok(())
     }
 
     fn placed(&self, op: &Linear) -> Linear {
@@ -137,6 +211,7 @@ impl Backend for Rounded {
     }
 
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
+        (self.cu_seqlens, self.step) = (batch.cu_seqlens.clone(), *step);
         self.cpu.stage(batch, step)
     }
 
@@ -176,15 +251,11 @@ impl Backend for Rounded {
     }
 
     fn attn_fwd(&mut self, op: &Attn) -> Result<()> {
-        let placed = self.placed_attn(op);
-        self.on_rounded([op.q, op.k, op.v], |rounded| rounded.cpu.attn_fwd(&placed))?;
-        [op.y, op.lse].into_iter().try_for_each(|view| self.round(view))
+        self.attn(op, false)
     }
 
     fn attn_bwd(&mut self, op: &Attn) -> Result<()> {
-        let placed = self.placed_attn(op);
-        self.on_rounded([op.q, op.k, op.v, op.dy], |rounded| rounded.cpu.attn_bwd(&placed))?;
-        [op.dq, op.dk, op.dv].into_iter().try_for_each(|view| self.round(view))
+        self.attn(op, true)
     }
 
     /// Two ops: the norm is that of the sum as stored.
