@@ -11,6 +11,7 @@ import time
 import numpy as np
 import torch
 import transformers
+from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -24,6 +25,8 @@ parser.add_argument("--eval-batch-size", type=int, default=64)
 parser.add_argument("--max-length", type=int, default=512)
 parser.add_argument("--learning-rate", type=float, default=2e-5)
 parser.add_argument("--weight-decay", type=float, default=0.01)
+parser.add_argument("--class-weights", choices=["balanced"])
+parser.add_argument("--label-smoothing-factor", type=float, default=0.0)
 parser.add_argument("--seed", type=int, default=42)
 parser.add_argument("--logging-steps", type=int, default=100)
 parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="bf16")
@@ -35,7 +38,11 @@ begin = time.perf_counter()
 
 
 def read(path):
-    """Texts, and labels as numbers."""
+    """Texts and labels."""
+    if path.endswith(".txt"):
+        lines = [line.rstrip("\n").rsplit(";", 1) for line in open(path, encoding="utf-8")]
+        rows = lines[1:] if lines[0][0] == "text" else lines
+        return [text for text, _ in rows], [label for _, label in rows]
     if path.endswith(".parquet"):
         import pyarrow.parquet
 
@@ -45,9 +52,7 @@ def read(path):
 
         table = pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
     column = lambda *names: next(table[name].to_pylist() for name in names if name in table.column_names)
-    texts, labels = column("text", "review", "sentence"), column("label", "sentiment")
-    names = sorted(set(labels))
-    return texts, [names.index(label) for label in labels]
+    return column("text", "review", "sentence"), column("label", "sentiment")
 
 
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{args.model}/tokenizer.json", pad_token="[PAD]", model_max_length=args.max_length)
@@ -57,17 +62,30 @@ tokenizer._tokenizer.no_padding()
 
 def encode(path):
     texts, labels = read(path)
+    if not names:
+        names.extend(sorted(set(labels)))
     ids = tokenizer(texts, truncation=True, max_length=args.max_length, return_token_type_ids=False)["input_ids"]
-    return [{"input_ids": row, "labels": label} for row, label in zip(ids, labels)]
+    return [{"input_ids": row, "labels": names.index(label)} for row, label in zip(ids, labels)]
 
 
-def accuracy(prediction):
-    return {"accuracy": float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
+def metrics(prediction):
+    predicted, labels = np.argmax(prediction.predictions, -1), prediction.label_ids
+    return {"accuracy": accuracy_score(labels, predicted), "f1_weighted": f1_score(labels, predicted, average="weighted")}
 
 
+def loss(outputs, labels, num_items_in_batch=None):
+    """As torch means both together; Trainer's own smoothing knows no weights."""
+    weight = None
+    if args.class_weights:
+        counts = np.bincount([row["labels"] for row in rows], minlength=len(names))
+        weight = torch.tensor(len(rows) / (len(names) * counts), dtype=torch.float32, device=labels.device)
+    return torch.nn.functional.cross_entropy(outputs.logits, labels, weight, label_smoothing=args.label_smoothing_factor)
+
+
+names = []
 rows, validation = encode(args.train_file), encode(args.validation_file) if args.validation_file else None
 tokenized = time.perf_counter()
-model = AutoModelForSequenceClassification.from_pretrained(args.model, attn_implementation=args.attention)
+model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=len(names), attn_implementation=args.attention)
 with tempfile.TemporaryDirectory() as out:
     settings = TrainingArguments(
         output_dir=out,
@@ -93,7 +111,8 @@ with tempfile.TemporaryDirectory() as out:
         train_dataset=rows,
         eval_dataset=validation,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=accuracy,
+        compute_metrics=metrics,
+        compute_loss_func=loss if args.class_weights or args.label_smoothing_factor else None,
     )
     trained = trainer.train()
     evaluated = trainer.evaluate() if validation else {}
@@ -110,6 +129,7 @@ result = {
     "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     "eval_loss": evaluated.get("eval_loss"),
     "eval_accuracy": evaluated.get("eval_accuracy"),
+    "eval_f1_weighted": evaluated.get("eval_f1_weighted"),
     "peak_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
 }
 print(json.dumps(result))
