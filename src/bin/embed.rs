@@ -6,24 +6,21 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser, ValueEnum};
-use serde_json::{Value, json};
-use warpfit::checkpoint::run_dir::{PartialFile, RunDir, write_file, write_json};
+use serde_json::{Map, Value, json};
+use warpfit::checkpoint::run_dir::{PartialFile, RunDir, write_json};
 use warpfit::checkpoint::weights;
 use warpfit::cli::{Reading, note, print};
 use warpfit::data::dataset::{Dataset, Table, class_names};
 use warpfit::data::inputs::{self, Batches, Content, Input, LineFormat};
 use warpfit::data::loader::randperm;
 use warpfit::data::tokenize::Encoded;
-use warpfit::embed::pca::Pca;
 use warpfit::embed::probe::Probe;
-use warpfit::embed::tsne::{Neighbours, STEPS, tsne};
+use warpfit::embed::projection::{self, Method, Projection};
 use warpfit::embed::{Embedder, Features, Pooling, npy};
 use warpfit::error::{Error, Result};
 use warpfit::hub;
 use warpfit::metrics::Metrics;
-use warpfit::report::evaluation::inert;
 use warpfit::report::log::{Count, Progress, table};
-use warpfit::report::plot::densities;
 use warpfit::train::args::{count, same_file};
 use warpfit::train::data::encode;
 
@@ -38,12 +35,12 @@ struct Args {
     /// Folder of a model, trained or not, or its id on the Hugging Face hub: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
-    /// Texts, in any format that predict reads; with --project, labelled or not, in any that train reads [default: a text a
-    /// line on standard input]
+    /// Texts, in any format that predict reads; with --project in any that train reads, labelled or, but for lines, not
+    /// [default: a text a line on standard input]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// What the lines of standard input or of --input are, then without labels [default: by the file's ending; text for
-    /// standard input]
+    /// What the lines of standard input or of --input are; with --project, lines without labels [default: by the file's
+    /// ending; text for standard input]
     #[arg(long, value_name = "FORMAT")]
     input_format: Option<LineFormat>,
     /// Write to this file, which is there once it is complete, instead of to standard output
@@ -88,14 +85,6 @@ struct Args {
     label_column: Option<String>,
     #[command(flatten)]
     reading: Reading,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Method {
-    /// Principal components: the plane in which the vectors vary most
-    Pca,
-    /// t-SNE: who is near whom, at the price of distances and densities
-    Tsne,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -205,93 +194,52 @@ fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
 
 fn project(args: &Args, method: Method, folder: &Path, embedder: &mut Embedder) -> Result<()> {
     let max_length = embedder.source.max_length(args.reading.max_length)?;
-    let (names, rows) = labelled(args, embedder)?;
+    let (classes, mut rows) = labelled(args, embedder)?;
     let of = rows.len();
-    let rows = match of > args.max_samples {
-        true => {
-            let [most, all] = [args.max_samples, of].map(|texts| Count(texts as u64));
-            note(format!("{most} of {all} texts, drawn by --seed {}: --max-samples takes more", args.seed));
-            let mut drawn = randperm(of, args.seed);
-            drawn.truncate(args.max_samples);
-            drawn.sort_unstable();
-            drawn.into_iter().map(|row| rows[row as usize].clone()).collect()
-        }
-        false => rows,
-    };
+    if of > args.max_samples {
+        let [most, all] = [args.max_samples, of].map(|texts| Count(texts as u64));
+        note(format!("{most} of {all} texts, drawn by --seed {}; --max-samples takes more", args.seed));
+        let mut drawn = randperm(of, args.seed);
+        drawn.truncate(args.max_samples);
+        drawn.sort_unstable();
+        rows = drawn.into_iter().map(|row| rows[row as usize].clone()).collect();
+    }
     let (inputs, labels): (Vec<Input>, Vec<u32>) = rows.into_iter().unzip();
     let encoded = embedder.source.encode(&inputs, max_length)?;
     let progress = Progress::new("embedding", encoded.rows() as u64, &["texts", "tokens"]);
     let vectors = embedder.embed(&encoded, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
     progress.finish(&cut(encoded.truncated(), max_length));
+    let projection = Projection::of(method, &vectors, embedder.dim());
 
-    let Pca { points, shares } = Pca::of(&vectors, embedder.dim());
-    let (name, points, axes, faithful, summary) = match method {
-        Method::Pca => {
-            let [x, y] = shares.map(|share| format!("{:.1} % of the variance", 100.0 * share));
-            let axes = [format!("component 1: {x}"), format!("component 2: {y}")];
-            let summary = format!("{}; together {:.1} %", axes.join(", "), 100.0 * (shares[0] + shares[1]));
-            ("PCA", points, axes, json!({"explained_variance_ratio": shares}), summary)
-        }
-        Method::Tsne => {
-            let progress = Progress::new("neighbours", inputs.len() as u64, &["texts"]);
-            let neighbours = Neighbours::of(&vectors, embedder.dim(), || progress.add(&[1]));
-            progress.finish("");
-            let progress = Progress::new("t-SNE", STEPS as u64, &["steps"]);
-            let (points, divergence) = tsne(&neighbours, &points, || progress.add(&[1]));
-            progress.finish("");
-            let perplexity = neighbours.perplexity;
-            let faithful = json!({"kl_divergence": divergence, "perplexity": perplexity, "steps": STEPS});
-            let summary = format!("KL divergence {divergence:.4} at a perplexity of {perplexity:.0}");
-            ("t-SNE", points, [1, 2].map(|axis| format!("t-SNE {axis}")), faithful, summary)
-        }
-    };
-
-    let file = |ending| folder.join(format!("{}.{ending}", name_of(method)));
-    let mut csv = csv::Writer::from_writer(Vec::new());
-    csv.write_record(["id", "label", "x", "y"]).expect("memory takes it");
-    for ((input, &label), point) in inputs.iter().zip(&labels).zip(&points) {
-        let id = input.id.as_str().map_or_else(|| input.id.to_string(), inert);
-        let label = names.get(label as usize).map(|name| inert(name)).unwrap_or_default();
-        let [x, y] = point.map(|value| (value as f32).to_string());
-        csv.write_record([id, label, x, y]).expect("memory takes it");
-    }
-    write_file(&file("csv"), &csv.into_inner().expect("memory takes it"))?;
-    let mut about = json!({
-        "method": name_of(method),
-        "rows": inputs.len(),
-        "of": of,
-        "seed": args.seed,
-        "classes": names,
-        "layer": args.layer,
-        "pooling": name_of(args.pooling),
-        "normalize": args.normalize,
-    });
-    about.as_object_mut().into_iter().for_each(|about| about.extend(faithful.as_object().cloned().unwrap_or_default()));
-    write_json(&file("json"), &about)?;
     let layer = match args.layer {
         -1 => "last layer".to_string(),
         0 => "embeddings".to_string(),
         layer => format!("layer {layer}"),
     };
+    let pooling = match args.pooling {
+        Pooling::Cls => "[CLS]",
+        Pooling::Mean => "mean of the tokens",
+    };
     let model = args.model.file_name().unwrap_or(args.model.as_os_str()).to_string_lossy();
-    let title = format!("{name} of {} texts: {model}, {layer}, {}", Count(inputs.len() as u64), name_of(args.pooling));
-    let panels = if names.is_empty() { &["all".to_string()] } else { &names[..] };
-    let picture = file("svg");
-    write_file(&picture, densities(&title, axes.each_ref().map(String::as_str), panels, &points, &labels).as_bytes())?;
-    print(summary)?;
+    let title = format!("{} texts: {model}, {layer}, {pooling}", Count(inputs.len() as u64));
+    let mut about = features(args);
+    about.extend([("rows", inputs.len().into()), ("of", of.into()), ("seed", args.seed.into())].map(|(k, v)| (k.into(), v)));
+    about.insert("classes".into(), json!(classes));
+    let rows = projection::Rows { ids: inputs.into_iter().map(|input| input.id).collect(), labels, classes };
+    let picture = projection.write(folder, &rows, &title, about)?;
+    print(projection.summary)?;
     print(picture.display())
 }
 
-/// What to project, with the names of the classes, which are none where there are no labels.
+/// The rows to project with their labels, and the names of these; without labels no names, and 0 for each row.
 fn labelled(args: &Args, embedder: &Embedder) -> Result<(Vec<String>, Vec<(Input, u32)>)> {
     let Some(file) = args.input.as_deref().filter(|_| args.input_format.is_none()) else {
-        let read = batches(args, embedder)?.collect::<Result<Vec<_>>>()?;
-        let rows: Vec<_> = read.into_iter().flatten().map(|input| (input, 0)).collect();
-        return match (rows.is_empty(), &args.input) {
-            (false, _) => Ok((Vec::new(), rows)),
-            (true, Some(file)) => Err(Error::user(file.display(), "no rows", "give at least one")),
-            (true, None) => Err(Error::user("standard input", "no rows", "give at least one")),
-        };
+        let batches = batches(args, embedder)?.collect::<Result<Vec<_>>>()?;
+        if batches.is_empty() {
+            let place = args.input.as_deref().unwrap_or(Path::new("standard input"));
+            return Err(Error::user(place.display(), "no rows", "give at least one"));
+        }
+        return Ok((Vec::new(), batches.into_iter().flatten().map(|input| (input, 0)).collect()));
     };
     let mut table = Table::read(file, &args.reading.columns(args.label_column.as_deref()))?;
     let config = &embedder.source.config;
@@ -311,9 +259,11 @@ fn labelled(args: &Args, embedder: &Embedder) -> Result<(Vec<String>, Vec<(Input
     Ok((names, texts.into_iter().zip(labels).enumerate().map(row).collect()))
 }
 
-/// As it is typed.
-fn name_of(value: impl ValueEnum) -> String {
-    value.to_possible_value().expect("none is hidden").get_name().to_string()
+/// Which vectors, for a file of figures.
+fn features(args: &Args) -> Map<String, Value> {
+    let pooling = args.pooling.to_possible_value().expect("none is hidden").get_name().to_string();
+    let features = [("layer", json!(args.layer)), ("pooling", json!(pooling)), ("normalize", json!(args.normalize))];
+    features.map(|(key, value)| (key.to_string(), value)).into_iter().collect()
 }
 
 fn probe(args: &Args, folder: Option<&Path>, embedder: &mut Embedder) -> Result<()> {
@@ -356,10 +306,8 @@ fn probe(args: &Args, folder: Option<&Path>, embedder: &mut Embedder) -> Result<
     let rows = names.iter().zip(&metrics.confusion_matrix).map(counts);
     print(table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()).trim_end())?;
     if let Some(folder) = folder {
-        let about = json!({
-            "layer": args.layer,
-            "pooling": name_of(args.pooling),
-            "normalize": args.normalize,
+        let mut about = features(args);
+        let figures = json!({
             "classes": names,
             "iterations": probe.iterations,
             "gradient": probe.gradient,
@@ -368,7 +316,8 @@ fn probe(args: &Args, folder: Option<&Path>, embedder: &mut Embedder) -> Result<
             "majority": {"class": names[majority], "metrics": baseline},
             "probe": metrics,
         });
-        write_json(&folder.join("probe.json"), &about)?;
+        about.extend(figures.as_object().cloned().into_iter().flatten());
+        write_json(&folder.join("probe.json"), &Value::from(about))?;
     }
     Ok(())
 }

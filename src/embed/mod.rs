@@ -4,6 +4,7 @@
 pub mod npy;
 pub mod pca;
 pub mod probe;
+pub mod projection;
 pub mod tsne;
 
 use std::path::Path;

@@ -2,6 +2,7 @@
 //! scikit-learn's. Every repulsion is computed, none approximated, so that time grows with the square of the rows; nothing
 //! is drawn at random, and every sum has one order: the same vectors give the same bits on any number of threads.
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// About how many neighbours of a vector count.
@@ -10,8 +11,6 @@ pub const STEPS: usize = 1000;
 /// Of the steps, the first, in which neighbours attract each other this much more: clusters form.
 const EARLY: usize = 250;
 const EXAGGERATION: f64 = 12.0;
-/// Sums side by side, which the processor adds at once.
-const LANES: usize = 8;
 
 /// How near each vector is to its neighbours: a symmetric matrix whose sum is 1.
 pub struct Neighbours {
@@ -28,33 +27,26 @@ impl Neighbours {
         let perplexity = PERPLEXITY.min((count - 1) as f64 / 3.0).max(1.0);
         // Those beyond have next to no weight.
         let kept = (3.0 * perplexity) as usize;
-        let weighed: Vec<Vec<(u32, f64)>> = (0..count)
-            .into_par_iter()
-            .map(|row| {
-                let mut near = pulp::Arch::new().dispatch(
-                    #[inline(always)]
-                    || distances(vectors, dim, row),
-                );
-                if kept < near.len() {
-                    near.select_nth_unstable_by(kept, |a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
-                    near.truncate(kept);
-                }
-                weigh(&mut near, perplexity);
-                done();
-                near
-            })
-            .collect();
+        let weighed = |row| {
+            let mut near = pulp::Arch::new().dispatch(Distances { vectors, dim, row });
+            if kept < near.len() {
+                near.select_nth_unstable_by(kept, |a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
+                near.truncate(kept);
+            }
+            done();
+            weigh(&near, perplexity)
+        };
+        let weighed: Vec<Vec<(u32, f64)>> = (0..count).into_par_iter().map(weighed).collect();
         let mut rows = weighed.clone();
         for (row, near) in weighed.iter().enumerate() {
             near.iter().for_each(|&(other, weight)| rows[other as usize].push((row as u32, weight)));
         }
         for row in &mut rows {
             row.sort_by_key(|entry| entry.0);
-            row.dedup_by(|later, kept| {
-                later.0 == kept.0 && {
-                    kept.1 += later.1;
-                    true
-                }
+            row.dedup_by(|later, entry| {
+                let twice = later.0 == entry.0;
+                entry.1 += if twice { later.1 } else { 0.0 };
+                twice
             });
             row.iter_mut().for_each(|entry| entry.1 /= 2.0 * count as f64);
         }
@@ -62,36 +54,47 @@ impl Neighbours {
     }
 }
 
-/// Squared, from one vector to each of the others.
-#[inline(always)]
-fn distances(vectors: &[f32], dim: usize, row: usize) -> Vec<(u32, f64)> {
-    let from = &vectors[row * dim..][..dim];
-    let distance = |to: &[f32]| {
-        let mut sums = [0.0; LANES];
-        for (a, b) in from.chunks(LANES).zip(to.chunks(LANES)) {
-            sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (&a, &b))| {
-                let difference = f64::from(a) - f64::from(b);
-                *sum += difference * difference;
-            });
-        }
-        sums.iter().sum()
-    };
-    let others = vectors.chunks_exact(dim).enumerate().filter(|(other, _)| *other != row);
-    others.map(|(other, to)| (other as u32, distance(to))).collect()
+/// From one vector to each of the others, squared.
+struct Distances<'a> {
+    vectors: &'a [f32],
+    dim: usize,
+    row: usize,
 }
 
-/// Turns the squared distances of the neighbours into weights that sum to 1 and have this perplexity: a Gaussian as wide
-/// as that takes, found by bisection.
-fn weigh(near: &mut [(u32, f64)], perplexity: f64) {
-    let least = near.iter().map(|entry| entry.1).fold(f64::INFINITY, f64::min);
-    near.iter_mut().for_each(|entry| entry.1 -= least);
-    let (mut low, mut high, mut sharpness) = (0.0, f64::INFINITY, 1.0);
+impl WithSimd for Distances<'_> {
+    type Output = Vec<(u32, f32)>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<(u32, f32)> {
+        let (from, from_rest) = S::as_simd_f32s(&self.vectors[self.row * self.dim..][..self.dim]);
+        let mut distances = Vec::with_capacity(self.vectors.len() / self.dim);
+        for (other, to) in self.vectors.chunks_exact(self.dim).enumerate().filter(|(other, _)| *other != self.row) {
+            let (to, to_rest) = S::as_simd_f32s(to);
+            let mut sums = simd.splat_f32s(0.0);
+            for (&a, &b) in from.iter().zip(to) {
+                let difference = simd.sub_f32s(a, b);
+                sums = simd.mul_add_f32s(difference, difference, sums);
+            }
+            let rest: f32 = from_rest.iter().zip(to_rest).map(|(a, b)| (a - b) * (a - b)).sum();
+            // What is too far for a number is as far as numbers go.
+            distances.push((other as u32, (simd.reduce_sum_f32s(sums) + rest).min(f32::MAX)));
+        }
+        distances
+    }
+}
+
+/// The weights of neighbours at these squared distances, which sum to 1 and have this perplexity: those of a Gaussian as
+/// wide as that takes, found by bisection.
+fn weigh(near: &[(u32, f32)], perplexity: f64) -> Vec<(u32, f64)> {
+    let least = near.iter().map(|entry| entry.1).fold(f32::INFINITY, f32::min);
+    let beyond: Vec<f64> = near.iter().map(|entry| f64::from(entry.1 - least)).collect();
     let sums = |sharpness: f64| {
-        near.iter().fold((0.0, 0.0), |(sum, mean), &(_, distance)| {
+        beyond.iter().fold((0.0, 0.0), |(sum, mean), distance| {
             let weight = (-sharpness * distance).exp();
             (sum + weight, mean + weight * distance)
         })
     };
+    let (mut low, mut high, mut sharpness) = (0.0, f64::INFINITY, 1.0);
     for _ in 0..200 {
         let (sum, mean) = sums(sharpness);
         let over = sum.ln() + sharpness * mean / sum - perplexity.ln();
@@ -102,7 +105,7 @@ fn weigh(near: &mut [(u32, f64)], perplexity: f64) {
         sharpness = if high == f64::INFINITY { 2.0 * sharpness } else { (low + high) / 2.0 };
     }
     let (sum, _) = sums(sharpness);
-    near.iter_mut().for_each(|entry| entry.1 = (-sharpness * entry.1).exp() / sum);
+    near.iter().zip(beyond).map(|(entry, distance)| (entry.0, (-sharpness * distance).exp() / sum)).collect()
 }
 
 /// Points (rows) for the vectors with these neighbours, and the Kullback-Leibler divergence that is left between the
@@ -148,39 +151,50 @@ pub fn tsne(neighbours: &Neighbours, start: &[[f64; 2]], mut heard: impl FnMut()
         };
         near.iter().map(entry).sum::<f64>()
     };
-    let divergence = neighbours.rows.iter().enumerate().map(divergence).sum();
+    let divergence = neighbours.rows.iter().enumerate().map(divergence).fold(0.0, |sum, of_row| sum + of_row);
     (at[0].iter().zip(&at[1]).map(|(&x, &y)| [x, y]).collect(), divergence)
 }
 
 /// What pushes each point away from all others, before it is divided by the sum of all nearnesses 1 / (1 + distance^2),
 /// which is the second.
 fn repulsions(at: &[Vec<f64>; 2]) -> (Vec<[f64; 2]>, f64) {
-    let pushes: Vec<[f64; 3]> = (0..at[0].len())
-        .into_par_iter()
-        .map(|row| {
-            pulp::Arch::new().dispatch(
-                #[inline(always)]
-                || push(&at[0], &at[1], row),
-            )
-        })
-        .collect();
-    // Less what each point was to itself.
-    let total = pushes.iter().map(|push| push[2] - 1.0).sum();
+    let push = |row| pulp::Arch::new().dispatch(Push { xs: &at[0], ys: &at[1], row });
+    let pushes: Vec<[f64; 3]> = (0..at[0].len()).into_par_iter().map(push).collect();
+    // Less what each point was to itself; above 0 also for a point alone.
+    let total = pushes.iter().map(|push| push[2] - 1.0).sum::<f64>().max(f64::MIN_POSITIVE);
     (pushes.into_iter().map(|[x, y, _]| [x, y]).collect(), total)
 }
 
-#[inline(always)]
-fn push(xs: &[f64], ys: &[f64], row: usize) -> [f64; 3] {
-    let (x, y) = (xs[row], ys[row]);
-    let mut sums = [[0.0; LANES]; 3];
-    for (xs, ys) in xs.chunks(LANES).zip(ys.chunks(LANES)) {
-        for (lane, (other_x, other_y)) in xs.iter().zip(ys).enumerate() {
+/// On one point, along x and y, and the sum of its nearnesses.
+struct Push<'a> {
+    xs: &'a [f64],
+    ys: &'a [f64],
+    row: usize,
+}
+
+impl WithSimd for Push<'_> {
+    type Output = [f64; 3];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> [f64; 3] {
+        let (x, y) = (self.xs[self.row], self.ys[self.row]);
+        let ((xs, xs_rest), (ys, ys_rest)) = (S::as_simd_f64s(self.xs), S::as_simd_f64s(self.ys));
+        let [all_x, all_y, ones, zeros] = [x, y, 1.0, 0.0].map(|value| simd.splat_f64s(value));
+        let mut sums = [zeros; 3];
+        for (&other_x, &other_y) in xs.iter().zip(ys) {
+            let (dx, dy) = (simd.sub_f64s(all_x, other_x), simd.sub_f64s(all_y, other_y));
+            let nearness = simd.div_f64s(ones, simd.mul_add_f64s(dx, dx, simd.mul_add_f64s(dy, dy, ones)));
+            let squared = simd.mul_f64s(nearness, nearness);
+            sums[0] = simd.mul_add_f64s(squared, dx, sums[0]);
+            sums[1] = simd.mul_add_f64s(squared, dy, sums[1]);
+            sums[2] = simd.add_f64s(sums[2], nearness);
+        }
+        let mut sums = sums.map(|lanes| simd.reduce_sum_f64s(lanes));
+        for (other_x, other_y) in xs_rest.iter().zip(ys_rest) {
             let (dx, dy) = (x - other_x, y - other_y);
             let nearness = 1.0 / (1.0 + dx * dx + dy * dy);
-            sums[0][lane] += nearness * nearness * dx;
-            sums[1][lane] += nearness * nearness * dy;
-            sums[2][lane] += nearness;
+            sums = [sums[0] + nearness * nearness * dx, sums[1] + nearness * nearness * dy, sums[2] + nearness];
         }
+        sums
     }
-    sums.map(|lanes| lanes.iter().sum())
 }

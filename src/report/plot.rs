@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use super::density::{Density, MARGIN};
+use super::log::Count;
 
 /// Told apart on white and on black.
 const COLOURS: [&str; 8] = ["#3b7dd8", "#e07b39", "#2e9e6b", "#c94f7c", "#8d6cc9", "#a8862a", "#3aa3b8", "#7f8790"];
@@ -265,13 +266,17 @@ pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64;
     let side = (760.0 / columns as f64 - GAP).clamp(110.0, 340.0).floor();
     let widest = |ticks: &[f64], format: &dyn Fn(f64) -> String| ticks.iter().map(|&x| width(&format(x))).fold(0.0, f64::max);
     let (wide, high) = (widest(&x_ticks, &x_format), widest(&y_ticks, &y_format));
-    let (left, top) = (34.0 + high, 34.0);
+    let note = "grey: all points; coloured: the densest 20, 40, 60, 80 and 95 % of those that the panel is for";
+    let drawn = columns as f64 * (side + GAP) - GAP;
+    let full = [34.0 + high + drawn + 16.0, width(title) * 1.3 + 20.0, width(note)].into_iter().fold(0.0, f64::max);
+    let (left, top) = (34.0 + high + (full - 34.0 - high - drawn - 16.0) / 2.0, 34.0);
     let mut canvas = Canvas::default();
     canvas.define_dots("all", &unit, side);
     for (class, name) in names.iter().enumerate() {
         let (x, y) = (left + (class % columns) as f64 * (side + GAP), top + (class / columns) as f64 * (side + HEAD) + HEAD);
         let x_of = |value: f64| x + (value - lows[0]) / extent * side;
         let y_of = |value: f64| y + side - (value - lows[1]) / extent * side;
+        canvas.rect([x, y], [side, side], "currentColor", 0.03, name);
         // Where panels are small, not every tick is labelled.
         let spacing = |ticks: &[f64], room: f64| (room * ticks.len() as f64 / side).ceil().max(1.0) as usize;
         for (i, &tick) in x_ticks.iter().enumerate() {
@@ -295,18 +300,14 @@ pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64;
             let about = format!("the densest {:.0} % of {name}", 100.0 * share);
             canvas.region(outlines.collect(), COLOURS[class % COLOURS.len()], &about);
         }
-        let count = mine().count().to_string();
-        canvas.text(x, y - 6.0, "start", "name", &shortened(name, ((side - width(&count)) / CHARACTER) as usize));
+        let count = Count(mine().count() as u64).to_string();
+        canvas.text(x, y - 6.0, "start", "name", &shortened(name, ((side - width(&count) - 8.0) / CHARACTER / 1.1) as usize));
         canvas.text(x + side, y - 6.0, "end", "", &count);
     }
-    let (right, rows) = (left + columns as f64 * (side + GAP) - GAP, names.len().div_ceil(columns));
-    let bottom = top + rows as f64 * (side + HEAD);
-    let middle = (left + right) / 2.0;
-    canvas.text(middle, bottom + 36.0, "middle", "", axes[0]);
-    canvas.turned(14.0, (top + HEAD + bottom) / 2.0, "middle", axes[1]);
-    let note = "grey: all texts; coloured: the densest 20, 40, 60, 80 and 95 % of a class";
-    let full = [right + 16.0, width(title) * 1.3 + 20.0, width(note) + 20.0].into_iter().fold(0.0, f64::max);
+    let bottom = top + names.len().div_ceil(columns) as f64 * (side + HEAD);
     canvas.text(full / 2.0, 20.0, "middle", "title", title);
+    canvas.text(left + drawn / 2.0, bottom + 36.0, "middle", "", axes[0]);
+    canvas.turned(left - high - 20.0, (top + HEAD + bottom) / 2.0, "middle", axes[1]);
     canvas.text(full / 2.0, bottom + 56.0, "middle", "small", note);
     canvas.finish(full, bottom + 68.0, title)
 }
@@ -406,10 +407,10 @@ impl Canvas {
             from = [x, y];
         }
         self.add(format_args!(
-            "<defs><path id=\"{id}\" d=\"{path}\" transform=\"scale({})\" stroke=\"currentColor\" stroke-opacity=\"0.18\" \
+            "<defs><path id=\"{id}\" d=\"{path}\" transform=\"scale({})\" stroke=\"currentColor\" stroke-opacity=\"0.3\" \
              stroke-width=\"{}\" stroke-linecap=\"round\" fill=\"none\"/></defs>",
             1.0 / FINE,
-            2.0 * FINE
+            2.5 * FINE
         ));
     }
 
