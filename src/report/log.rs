@@ -225,7 +225,7 @@ pub fn duration(time: Duration) -> String {
 }
 
 /// Rows under each other, one a line: the first column to the left, the others, being numbers, to the right.
-pub fn table(rows: &[impl AsRef<[String]>]) -> String {
+pub fn table<Row: AsRef<[String]>>(rows: &[Row]) -> String {
     let width = |column: usize| rows.iter().map(|row| row.as_ref()[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows.first().map_or(0, |row| row.as_ref().len())).map(width).collect();
     let mut text = String::new();
