@@ -35,8 +35,8 @@ struct Args {
     /// Folder of a model, trained or not, or its id on the Hugging Face hub: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
-    /// Texts, in any format that predict reads; with --project in any that train reads, labelled or, but for lines, not
-    /// [default: a text a line on standard input]
+    /// Texts, in any format that predict reads; with --project in any that train reads, with labels or without [default:
+    /// a text a line on standard input]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// What the lines of standard input or of --input are; with --project, lines without labels [default: by the file's

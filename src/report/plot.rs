@@ -266,7 +266,7 @@ pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64;
     let side = (760.0 / columns as f64 - GAP).clamp(110.0, 340.0).floor();
     let widest = |ticks: &[f64], format: &dyn Fn(f64) -> String| ticks.iter().map(|&x| width(&format(x))).fold(0.0, f64::max);
     let (wide, high) = (widest(&x_ticks, &x_format), widest(&y_ticks, &y_format));
-    let note = "grey: all points; coloured: the densest 20, 40, 60, 80 and 95 % of those that the panel is for";
+    let note = "grey: all points; coloured: the densest 20, 40, 60, 80 and 95 % of the panel's own";
     let drawn = columns as f64 * (side + GAP) - GAP;
     let full = [34.0 + high + drawn + 16.0, width(title) * 1.3 + 20.0, width(note)].into_iter().fold(0.0, f64::max);
     let (left, top) = (34.0 + high + (full - 34.0 - high - drawn - 16.0) / 2.0, 34.0);
@@ -293,12 +293,14 @@ pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64;
         }
         canvas.add(format_args!("<use href=\"#all\" x=\"{x:.1}\" y=\"{y:.1}\"/>"));
         let mine = || unit.iter().zip(classes).filter(|(_, of)| **of as usize == class).map(|(&point, _)| point);
+        // Less the last one, which is grey itself.
+        let colour = COLOURS[class % (COLOURS.len() - 1)];
         let density = Density::of(mine());
         for share in SHARES {
             let placed = |[a, b]: [f64; 2]| [x + a * side, y + b * side];
             let outlines = density.outlines(share).into_iter().map(|outline| outline.into_iter().map(placed).collect());
             let about = format!("the densest {:.0} % of {name}", 100.0 * share);
-            canvas.region(outlines.collect(), COLOURS[class % COLOURS.len()], &about);
+            canvas.region(outlines.collect(), colour, &about);
         }
         let count = Count(mine().count() as u64).to_string();
         canvas.text(x, y - 6.0, "start", "name", &shortened(name, ((side - width(&count) - 8.0) / CHARACTER / 1.1) as usize));
