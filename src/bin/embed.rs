@@ -194,17 +194,16 @@ fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
 
 fn project(args: &Args, method: Method, folder: &Path, embedder: &mut Embedder) -> Result<()> {
     let max_length = embedder.source.max_length(args.reading.max_length)?;
-    let (classes, mut rows) = labelled(args, embedder)?;
-    let of = rows.len();
+    let (classes, mut inputs, mut labels) = labelled(args, embedder)?;
+    let of = inputs.len();
     if of > args.max_samples {
         let [most, all] = [args.max_samples, of].map(|texts| Count(texts as u64));
         note(format!("{most} of {all} texts, drawn by --seed {}; --max-samples takes more", args.seed));
         let mut drawn = randperm(of, args.seed);
         drawn.truncate(args.max_samples);
         drawn.sort_unstable();
-        rows = drawn.into_iter().map(|row| rows[row as usize].clone()).collect();
+        (inputs, labels) = drawn.into_iter().map(|row| (inputs[row as usize].clone(), labels[row as usize])).unzip();
     }
-    let (inputs, labels): (Vec<Input>, Vec<u32>) = rows.into_iter().unzip();
     let encoded = embedder.source.encode(&inputs, max_length)?;
     let progress = Progress::new("embedding", encoded.rows() as u64, &["texts", "tokens"]);
     let vectors = embedder.embed(&encoded, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
@@ -231,15 +230,17 @@ fn project(args: &Args, method: Method, folder: &Path, embedder: &mut Embedder) 
     print(picture.display())
 }
 
-/// The rows to project with their labels, and the names of these; without labels no names, and 0 for each row.
-fn labelled(args: &Args, embedder: &Embedder) -> Result<(Vec<String>, Vec<(Input, u32)>)> {
+/// The names of the classes, the rows to project, and their labels; without labels no names, and 0 for each row.
+fn labelled(args: &Args, embedder: &Embedder) -> Result<(Vec<String>, Vec<Input>, Vec<u32>)> {
     let Some(file) = args.input.as_deref().filter(|_| args.input_format.is_none()) else {
         let batches = batches(args, embedder)?.collect::<Result<Vec<_>>>()?;
         if batches.is_empty() {
             let place = args.input.as_deref().unwrap_or(Path::new("standard input"));
             return Err(Error::user(place.display(), "no rows", "give at least one"));
         }
-        return Ok((Vec::new(), batches.into_iter().flatten().map(|input| (input, 0)).collect()));
+        let inputs = batches.concat();
+        let labels = vec![0; inputs.len()];
+        return Ok((Vec::new(), inputs, labels));
     };
     let mut table = Table::read(file, &args.reading.columns(args.label_column.as_deref()))?;
     let config = &embedder.source.config;
@@ -252,11 +253,11 @@ fn labelled(args: &Args, embedder: &Embedder) -> Result<(Vec<String>, Vec<(Input
         }
         None => (Vec::new(), Dataset { labels: vec![0; table.texts.len()], texts: table.texts }),
     };
-    let row = |(row, (text, label)): (usize, (String, u32))| {
+    let input = |(row, text)| {
         let id = ids.get(row).cloned().unwrap_or(Value::from(row));
-        (Input { id, content: Content::Text(text), place: file.display().to_string() }, label)
+        Input { id, content: Content::Text(text), place: file.display().to_string() }
     };
-    Ok((names, texts.into_iter().zip(labels).enumerate().map(row).collect()))
+    Ok((names, texts.into_iter().enumerate().map(input).collect(), labels))
 }
 
 /// Which vectors, for a file of figures.
