@@ -12,11 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
 use clap::error::ErrorKind;
-use clap::{ArgMatches, Command, Parser};
+use clap::{ArgMatches, Args, Command, Parser};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use crate::data::dataset::Options;
+use crate::device::{Device, Precision};
 use crate::error::{Error, Kind, Result};
+use crate::train::args::{count, delimiter};
 
 /// The body of every binary: runs `main` on the flags that `parse` makes of what was typed, prints its error as one line, and
 /// gives the exit code.
@@ -84,6 +87,39 @@ pub fn matches(command: &Command, args: impl IntoIterator<Item = OsString>) -> R
             let name = command.get_name();
             Err(Error::user(name, fact, format!("see {name} --help")))
         }
+    }
+}
+
+/// How texts are read and a model runs over them: flags of evaluate, predict and embed.
+#[derive(Args)]
+pub struct Reading {
+    /// Column or JSON key of the texts, where its name does not say it
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// Between the fields of a CSV file
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+    /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
+    #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
+    pub max_length: Option<usize>,
+    /// The most tokens of a batch
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 8192)]
+    pub max_batch_tokens: usize,
+    /// What computes: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Of activations and products; the CPU has fp32 and bf16
+    #[arg(long, default_value = "fp32")]
+    pub precision: Precision,
+}
+
+impl Reading {
+    pub fn columns(&self, label_column: Option<&str>) -> Options {
+        Options { delimiter: self.delimiter, text_column: self.text_column.clone(), label_column: label_column.map(String::from) }
+    }
+
+    pub fn device(&self) -> Result<Device> {
+        self.device.parse()
     }
 }
 

@@ -22,8 +22,8 @@
 //! | [`metrics`] | accuracy to curves, as scikit-learn has them |
 //! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (what `from_pretrained` loads), `run_dir` (nothing half-written) |
 //! | [`classifier`] | a trained model opened to classify |
-//! | [`embed`] | hidden states as features; `probe` (logistic regression on them), `npy` |
-//! | [`report`] | `log` (progress, tables), `predictions`, `plot` (SVG), `curves` (of a run), `tensorboard`, `evaluation` (its folder), `page` (HTML), `compare` |
+//! | [`embed`] | hidden states as features; `probe` (logistic regression on them), `projection` (two dimensions of them: `pca`, `tsne`), `npy` |
+//! | [`report`] | `log` (progress, tables), `predictions`, `plot` (SVG; `density` of points), `curves` (of a run), `tensorboard`, `evaluation` (its folder), `page` (HTML), `compare` |
 //! | [`serve`] | a model behind HTTP: `api` (the routes), `queue` (batches made of the requests that wait), `metrics`, `page.html` |
 //! | [`sample`] | the bundled reviews of the default run |
 //! | [`cli`], [`error`] | what the binaries share; one error type: what, where, what to do |

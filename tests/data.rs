@@ -483,7 +483,9 @@ fn label_faults() {
     assert_error(bad("a,0\nb,  \n"), "a.csv:3", "the label is missing");
     assert_error(bad("a,0\nb,1\nc,0.5\n"), "a.csv:4", "0.5 is not a whole number");
     assert_error(bad("a,0\nb,-1\n"), "a.csv:3", "-1 is negative");
-    assert_error(bad("a,0\nb,0\n"), "a.csv", "every label is \"0\"");
+    let one = csv("text,label\na,0\nb, 0\n");
+    assert_error(one.check_classes(), "a.csv", "every label is \"0\"");
+    assert_eq!(label(one, None).unwrap(), (strings(&["LABEL_0"]), vec![0, 0]), "enough to look at");
     let names = strings(&["neg", "pos"]);
     let against = |labels: &str| csv(&format!("text,label\n{labels}")).into_dataset(&names);
     assert_eq!(against("a,1\n").unwrap().labels, [1], "one class is enough to evaluate");

@@ -1,4 +1,5 @@
-//! Vectors against golden hidden states, on every layer and both backends; the probe against scikit-learn.
+//! Vectors against golden hidden states, on every layer and both backends; the probe against scikit-learn; projections
+//! against what is known of made-up vectors.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +7,9 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use warpfit::embed::pca::Pca;
 use warpfit::embed::probe::Probe;
+use warpfit::embed::tsne::{Neighbours, tsne};
 use warpfit::model::config::Config;
 use warpfit::model::plan::Use;
 use warpfit::model::{Hyper, Model};
@@ -15,6 +18,7 @@ use warpfit::ops::Rows;
 use crate::checkpoint::{save, tensors};
 use crate::cli::{PREDICT, Ran, path, run};
 use crate::fixtures::{On, Tensors, golden, max_abs_difference, pack};
+use crate::report::assert_well_formed;
 
 const EMBED: &str = env!("CARGO_BIN_EXE_embed");
 const CASES: [&str; 2] = ["distilbert-a", "bert-a"];
@@ -219,6 +223,159 @@ fn the_probe_is_shown_beside_the_majority() {
     );
     assert_eq!((&file["converged"], &file["majority"]["class"]), (&json!(true), &file["classes"][0]));
     assert!(probe["accuracy"].as_f64() > majority["accuracy"].as_f64(), "{file}");
+}
+
+#[test]
+fn the_components_of_a_turned_ellipsoid() {
+    // Two points on each half-axis, away from the origin. The largest entry of an axis is positive, as of a component.
+    let axes = [[2.0, 3.0, 6.0], [-3.0, 6.0, -2.0], [6.0, 2.0, -3.0]].map(|axis| axis.map(|x: f64| x / 7.0));
+    let along = [(0, 3.0), (0, -3.0), (1, 2.0), (1, -2.0), (2, 1.0), (2, -1.0)];
+    let vectors = along.iter().flat_map(|&(axis, x)| [0, 1, 2].map(|i| (5.0 + i as f64 + axes[axis][i] * x) as f32));
+    let Pca { points, shares } = Pca::of(&vectors.collect::<Vec<f32>>(), 3);
+    // 2 * 9, 2 * 4 and 2 * 1 of 28.
+    assert!(max_abs_difference(&shares, &[18.0 / 28.0, 8.0 / 28.0]) < 1e-6, "{shares:?}");
+    let wanted = along.map(|(axis, x)| [0, 1].map(|i| if axis == i { x } else { 0.0 }));
+    assert!(max_abs_difference(points.as_flattened(), wanted.as_flattened()) < 1e-5, "{points:?}");
+
+    // Nothing varies, or in one direction only, or there is but one.
+    for (vectors, dim, share) in [(&[0.1f32, 7.0].repeat(3)[..], 2, 0.0), (&[1.0, 2.0, 4.0], 1, 1.0), (&[1.0, 2.0], 2, 0.0)] {
+        let Pca { points, shares } = Pca::of(vectors, dim);
+        assert!(shares == [share, 0.0] && points.iter().all(|point| point[1] == 0.0 && point[0].is_finite()), "{points:?}");
+    }
+}
+
+#[test]
+fn t_sne_keeps_clusters_apart_on_any_number_of_threads() {
+    // Three clusters of 40 in 19 dimensions; of noise alone a third would have a neighbour of their own.
+    let (rows, dim) = (120, 19);
+    let noise = |i: usize| ((i as f64 * 12.9898).sin() * 43758.5453).fract() as f32;
+    let vectors: Vec<f32> = (0..rows * dim).map(|i| noise(i) + if i % dim == i / dim % 3 { 3.0 } else { 0.0 }).collect();
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let neighbours = Neighbours::of(&vectors, dim, || ());
+            tsne(&neighbours, &Pca::of(&vectors, dim).points, || ())
+        })
+    };
+    let (points, divergence) = run(1);
+    let bits = |points: &[[f64; 2]]| points.as_flattened().iter().map(|x| x.to_bits()).collect::<Vec<u64>>();
+    for threads in [2, 3] {
+        let (others, other) = run(threads);
+        assert_eq!((bits(&points), divergence.to_bits()), (bits(&others), other.to_bits()), "{threads} threads");
+    }
+    let squared = |a: usize, b: usize| (points[a][0] - points[b][0]).powi(2) + (points[a][1] - points[b][1]).powi(2);
+    for row in 0..rows {
+        let others = (0..rows).filter(|&other| other != row);
+        let nearest = others.min_by(|&a, &b| squared(row, a).total_cmp(&squared(row, b))).unwrap();
+        assert_eq!(row % 3, nearest % 3, "{row} lies beside {nearest}");
+    }
+    // With as many neighbours as a cluster has, their differences within it are what is lost.
+    assert!(divergence > 0.0 && divergence < 0.8, "{divergence}");
+
+    // Too few to have neighbours, or no difference between them.
+    for rows in [1, 2, 3, 5] {
+        for vectors in [vec![1.0; rows * dim], vectors[..rows * dim].to_vec()] {
+            let neighbours = Neighbours::of(&vectors, dim, || ());
+            let (points, divergence) = tsne(&neighbours, &Pca::of(&vectors, dim).points, || ());
+            assert_eq!(points.len(), rows);
+            assert!(divergence.is_finite() && points.as_flattened().iter().all(|x| x.is_finite()), "{points:?}");
+        }
+    }
+}
+
+#[test]
+fn a_projection_has_a_panel_a_class_and_a_line_a_text() {
+    let dir = TempDir::new().unwrap();
+    let (model, input, out) = (golden("text/hf"), dir.path().join("in.csv"), dir.path().join("out"));
+    let text = |row: usize| ["good ", "bad ", "film the ", "a "][row % 4].repeat(1 + row * 7 % 11);
+    let project = |file: &str, method: &str, more: &[&str]| {
+        fs::write(&input, file).unwrap();
+        let args = ["--project", method, "--input", path(&input), "--output-dir", path(&out)];
+        embed(&model, &[&args[..], more].concat(), "")
+    };
+    let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+    for (classes, rows, method) in
+        [(1, 1, "pca"), (1, 2, "tsne"), (2, 9, "pca"), (6, 40, "tsne"), (30, 60, "pca"), (0, 7, "tsne")]
+    {
+        let hostile = |row: usize| format!("=\"\"{}\"\" <b> & 'x'", row % classes.max(1));
+        let file: String = (0..rows).map(|row| format!("x{row},{},\"{}\"\n", text(row), hostile(row))).collect();
+        let header = if classes > 0 { "id,text,label\n" } else { "id,text,note\n" };
+        let ran = project(&format!("{header}{file}"), method, &[]).done();
+        assert!(ran.out.contains("%") || ran.out.contains("KL divergence"), "{}", ran.out);
+        let svg = read(&format!("{method}.svg"));
+        assert_well_formed(&format!("{method} of {classes} classes"), &svg);
+        assert_eq!(svg.matches("<use ").count(), classes.max(1), "{classes} classes");
+        assert!(svg.matches("the densest 95 %").count() == classes.max(1), "each has points");
+        let mut csv = csv::Reader::from_path(out.join(format!("{method}.csv"))).unwrap();
+        let lines: Vec<csv::StringRecord> = csv.records().map(Result::unwrap).collect();
+        assert_eq!(lines.len(), rows);
+        for (row, line) in lines.iter().enumerate() {
+            let label = if classes > 0 { format!("'=\"{}\" <b> & 'x'", row % classes) } else { String::new() };
+            assert_eq!((&line[0], &line[1]), (&*format!("x{row}"), &*label));
+            assert!(line[2].parse::<f32>().unwrap().is_finite() && line[3].parse::<f32>().unwrap().is_finite());
+        }
+    }
+
+    // A class of the model that the file does not have; lines without labels.
+    let ran = project("text,label\ngood,POSITIVE\nbad,POSITIVE\ngood bad,POSITIVE\n", "pca", &[]).done();
+    let figures: Value = serde_json::from_str(&read("pca.json")).unwrap();
+    let shares = figures["explained_variance_ratio"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap());
+    assert!((shares.sum::<f64>() - 1.0).abs() < 1e-9, "three points lie in a plane: {figures}");
+    assert!(ran.out.contains("together 100.0 %"), "{}", ran.out);
+    let svg = read("pca.svg");
+    assert_eq!((svg.matches("<use ").count(), svg.matches("the densest 95 %").count()), (2, 1));
+    assert!(svg.contains("PCA of 3 texts") && svg.contains("component 2: ") && svg.contains(">POSITIVE<"));
+    project("good;1\nbad;2\n", "pca", &["--input-format", "text"]).done();
+    assert_eq!(read("pca.csv").lines().map(|line| line.split(',').nth(1).unwrap()).collect::<Vec<_>>(), ["label", "", ""]);
+
+    // More texts than asked for: the seed says which.
+    let many: String = (0..50).map(|row| format!("{},c{}\n", text(row), row % 2)).collect();
+    let drawn = |seed: &str| {
+        let ran = project(&format!("text,label\n{many}"), "pca", &["--max-samples", "20", "--seed", seed]).done();
+        assert!(ran.err.contains(&format!("20 of 50 texts, drawn by --seed {seed}")), "{}", ran.err);
+        read("pca.csv")
+    };
+    let (first, second) = (drawn("1"), drawn("2"));
+    assert!(first != second && first == drawn("1") && first.lines().count() == 21);
+}
+
+#[test]
+fn a_projection_refuses_what_it_cannot_do() {
+    let dir = TempDir::new().unwrap();
+    let (model, out, input) = (golden("text/hf"), dir.path().join("out"), dir.path().join("a.csv"));
+    let out = path(&out);
+    let fails = |args: &[&str], stdin: &str, part: &str| drop(embed(&model, args, stdin).failed(2, part));
+    fails(&["--project", "umap", "--output-dir", out], "a", "possible values: pca, tsne");
+    fails(&["--project", "pca"], "a", "--output-dir");
+    fails(&["--project", "pca", "--output-dir", out, "--probe"], "a", "--probe");
+    fails(&["--project", "pca", "--output-dir", out, "--output", "a.npy"], "a", "--output");
+    fails(&["--output-dir", out], "a", "--project");
+    fails(&["--seed", "1"], "a", "--project");
+    fails(&["--project", "pca", "--output-dir", out, "--max-samples", "0"], "a", "1 or above");
+    assert!(!Path::new(out).exists());
+    fails(&["--project", "pca", "--output-dir", out], "", "`standard input`: no rows");
+    for (content, part) in [("text,label\n", "no rows"), ("text,label\na,\n", "a.csv:2`: the label is missing")] {
+        fs::write(&input, content).unwrap();
+        fails(&["--project", "tsne", "--output-dir", out, "--input", path(&input)], "", part);
+    }
+    assert_eq!(fs::read_dir(out).unwrap().count(), 0, "nothing half-done");
+
+    // Weights so large that a state overflows.
+    let broken = dir.path().join("broken");
+    fs::create_dir(&broken).unwrap();
+    for file in fs::read_dir(&model).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), broken.join(file.file_name())).unwrap();
+    }
+    let mut tensors = tensors(&model);
+    for (name, _, _, bytes) in &mut tensors {
+        if name.ends_with("output_layer_norm.weight") {
+            bytes.chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&f32::MAX.to_le_bytes()));
+        }
+    }
+    save(&broken.join("model.safetensors"), &tensors);
+    embed(&broken, &["--project", "tsne", "--output-dir", out], "a good film\nbad\n").failed(1, "is not finite");
+    assert_eq!(fs::read_dir(out).unwrap().count(), 0, "nothing half-done");
 }
 
 #[test]

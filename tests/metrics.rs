@@ -526,5 +526,5 @@ fn numbers_and_tables_are_easy_to_read() {
     let row = |name: &str, size: &str, share: &str| [name.to_string(), size.to_string(), share.to_string()];
     let rows = [row("", "bytes", "share"), row("weights", "255.41 MiB", "9 %"), row("résumé", "1 B", "")];
     assert_eq!(log::table(&rows), "              bytes  share\nweights  255.41 MiB    9 %\nrésumé          1 B\n");
-    assert_eq!(log::table::<2>(&[]), "");
+    assert_eq!(log::table::<[String; 2]>(&[]), "");
 }

@@ -19,7 +19,7 @@ fn entries(folder: &Path) -> Vec<String> {
 }
 
 /// Whether tags open and close as they should; panics where they do not. Knows no comments and no scripts.
-fn assert_well_formed(name: &str, xml: &str) {
+pub fn assert_well_formed(name: &str, xml: &str) {
     let mut open: Vec<&str> = Vec::new();
     for part in xml.split('<').skip(1) {
         let (tag, rest) = part.split_once('>').unwrap_or_else(|| panic!("{name}: <{part}"));

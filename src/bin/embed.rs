@@ -1,48 +1,53 @@
-//! Writes the hidden states of texts as vectors, or measures what a linear classifier makes of them.
+//! Writes the hidden states of texts as vectors, draws them in two dimensions, or measures what a linear classifier makes
+//! of them.
 
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
-use serde_json::{Value, json};
-use warpfit::checkpoint::run_dir::{PartialFile, write_json};
+use clap::{ArgGroup, Parser, ValueEnum};
+use serde_json::{Map, Value, json};
+use warpfit::checkpoint::run_dir::{PartialFile, RunDir, write_json};
 use warpfit::checkpoint::weights;
-use warpfit::cli::{note, print};
-use warpfit::data::dataset::{Options, Table, class_names};
-use warpfit::data::inputs::{self, LineFormat};
+use warpfit::cli::{Reading, note, print};
+use warpfit::data::dataset::{Dataset, Table, class_names};
+use warpfit::data::inputs::{self, Batches, Content, Input, LineFormat};
+use warpfit::data::loader::randperm;
 use warpfit::data::tokenize::Encoded;
-use warpfit::device::{Device, Precision};
 use warpfit::embed::probe::Probe;
+use warpfit::embed::projection::{self, Method, Projection};
 use warpfit::embed::{Embedder, Features, Pooling, npy};
 use warpfit::error::{Error, Result};
 use warpfit::hub;
 use warpfit::metrics::Metrics;
 use warpfit::report::log::{Count, Progress, table};
-use warpfit::train::args::{count, delimiter, same_file};
+use warpfit::train::args::{count, same_file};
 use warpfit::train::data::encode;
 
 /// Turn texts into vectors: the hidden states of any layer, of [CLS] or averaged.
 ///
-/// With --probe instead: fit a logistic regression to the vectors of one labelled file and measure it on another, beside
-/// the majority class. That is what the model knows without fine-tuning.
+/// With --project instead: draw where each class lies among them, in two dimensions. With --probe instead: fit a logistic
+/// regression to the vectors of one labelled file and measure it on another, beside the majority class. That is what the
+/// model knows without fine-tuning.
 #[derive(Parser)]
-#[command(name = "embed", version)]
+#[command(name = "embed", version, group(ArgGroup::new("instead").args(["project", "probe"])))]
 struct Args {
     /// Folder of a model, trained or not, or its id on the Hugging Face hub: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
-    /// Texts, in any format that predict reads [default: a text a line on standard input]
+    /// Texts, in any format that predict reads; with --project in any that train reads, with labels or without [default:
+    /// a text a line on standard input]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// What the lines of standard input or of --input are [default: by the file's ending; text for standard input]
+    /// What the lines of standard input or of --input are; with --project, lines without labels [default: by the file's
+    /// ending; text for standard input]
     #[arg(long, value_name = "FORMAT")]
     input_format: Option<LineFormat>,
     /// Write to this file, which is there once it is complete, instead of to standard output
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "instead")]
     output: Option<PathBuf>,
     /// How to write the vectors [default: by the ending of --output, else jsonl]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with = "instead")]
     format: Option<Format>,
     /// 0 for the embeddings, 1 for the first layer, and so on; -1 for the last, counted from the end
     #[arg(long, value_name = "N", default_value_t = -1)]
@@ -53,8 +58,17 @@ struct Args {
     /// Scale every vector to length 1
     #[arg(long)]
     normalize: bool,
+    /// Project the vectors to two dimensions, and draw where each class lies
+    #[arg(long, value_enum, value_name = "METHOD", requires = "output_dir")]
+    project: Option<Method>,
+    /// Project this many texts at most, drawn by --seed; the time of t-SNE grows with the square
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 5000, requires = "project")]
+    max_samples: usize,
+    /// Which texts are drawn
+    #[arg(long, value_name = "N", default_value_t = 42, requires = "project")]
+    seed: u64,
     /// Fit a logistic regression to the vectors of --train-file and measure it on --test-file
-    #[arg(long, requires_all = ["train_file", "test_file"], conflicts_with_all = ["input", "input_format", "output", "format"])]
+    #[arg(long, requires_all = ["train_file", "test_file"], conflicts_with_all = ["input", "input_format"])]
     probe: bool,
     /// Labelled texts to fit, in any format that train reads
     #[arg(long, value_name = "FILE", requires = "probe")]
@@ -62,30 +76,15 @@ struct Args {
     /// Labelled texts to measure on
     #[arg(long, value_name = "FILE", requires = "probe")]
     test_file: Option<PathBuf>,
-    /// Folder for probe.json, the figures of --probe
-    #[arg(long, value_name = "DIR", requires = "probe")]
+    /// Folder for the picture of --project (pca.svg), its points (pca.csv) and how faithful they are (pca.json); or for
+    /// probe.json, the figures of --probe
+    #[arg(long, value_name = "DIR", requires = "instead")]
     output_dir: Option<PathBuf>,
-    /// Column or JSON key of the texts, where its name does not say it
-    #[arg(long, value_name = "NAME")]
-    text_column: Option<String>,
     /// Column of the labels, where its name does not say it
-    #[arg(long, value_name = "NAME", requires = "probe")]
+    #[arg(long, value_name = "NAME", requires = "instead")]
     label_column: Option<String>,
-    /// Between the fields of a CSV file
-    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
-    delimiter: Option<u8>,
-    /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
-    #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
-    max_length: Option<usize>,
-    /// The most tokens of a batch
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 8192)]
-    max_batch_tokens: usize,
-    /// What computes: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// Of activations and products; all but fp32 need a GPU
-    #[arg(long, default_value = "fp32")]
-    precision: Precision,
+    #[command(flatten)]
+    reading: Reading,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -103,7 +102,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let device: Device = args.device.parse()?;
+    let reading = &args.reading;
+    let device = reading.device()?;
     let ending = args.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str()).unwrap_or_default();
     let format = args.format.or(Format::from_str(ending, true).ok()).unwrap_or(Format::Jsonl);
     if format != Format::Jsonl && args.output.is_none() {
@@ -115,33 +115,46 @@ fn run(args: Args) -> Result<()> {
         return Err(Error::user("--output", "is the file of --input", "give another one"));
     }
     let features = Features { layer: args.layer, pooling: args.pooling, normalize: args.normalize };
-    let mut embedder = Embedder::open(&hub::model(&args.model)?, device, args.precision, args.max_batch_tokens, features)?;
-    if args.probe { probe(&args, &mut embedder) } else { embed(&args, format, &mut embedder) }
+    let (precision, tokens) = (reading.precision, reading.max_batch_tokens);
+    let mut embedder = Embedder::open(&hub::model(&args.model)?, device, precision, tokens, features)?;
+    let folder = args.output_dir.as_deref().map(|folder| RunDir::create(folder, true)).transpose()?;
+    match (args.project, &folder) {
+        (Some(method), Some(folder)) => project(&args, method, &folder.path, &mut embedder),
+        _ if args.probe => probe(&args, folder.as_ref().map(|folder| folder.path.as_path()), &mut embedder),
+        _ => embed(&args, format, &mut embedder),
+    }
 }
 
-fn columns(args: &Args) -> Options {
-    Options { delimiter: args.delimiter, text_column: args.text_column.clone(), label_column: args.label_column.clone() }
-}
-
-/// JSON lines go out as they come; the other formats begin with the number of rows and are written at the end.
-fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
-    let max_length = embedder.source.max_length(args.max_length)?;
-    let batches = match &args.input {
-        Some(file) => inputs::open(file, args.input_format, &columns(args), embedder.limits())?,
+/// The rows of --input or of standard input, without labels.
+fn batches(args: &Args, embedder: &Embedder) -> Result<Batches> {
+    let columns = args.reading.columns(None);
+    match &args.input {
+        Some(file) => inputs::open(file, args.input_format, &columns, embedder.limits()),
         None => {
             if std::io::stdin().is_terminal() {
                 note("type a text a line; Ctrl-D ends");
             }
             let line_format = args.input_format.unwrap_or(LineFormat::Text);
             let reader = BufReader::new(std::io::stdin());
-            inputs::lines(reader, "standard input", line_format, args.text_column.clone(), embedder.limits())
+            Ok(inputs::lines(reader, "standard input", line_format, columns.text_column, embedder.limits()))
         }
-    };
+    }
+}
+
+/// How many texts were cut, in words; "" for none.
+fn cut(texts: usize, max_length: usize) -> String {
+    if texts > 0 { format!("{} texts cut to {max_length} tokens", Count(texts as u64)) } else { String::new() }
+}
+
+/// JSON lines go out as they come; the other formats begin with the number of rows and are written at the end.
+fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
+    let max_length = embedder.source.max_length(args.reading.max_length)?;
+    let batches = batches(args, embedder)?;
     let streamed = args.output.as_deref().filter(|_| format == Format::Jsonl);
     let mut lines = streamed.map(PartialFile::create).transpose()?;
     let progress = args.output.is_some().then(|| Progress::new("embedding", None, &["texts", "tokens"]));
     let dim = embedder.dim();
-    let (mut rows, mut cut, mut vectors) = (0, 0, Vec::new());
+    let (mut rows, mut truncated, mut vectors) = (0, 0, Vec::new());
     for batch in batches {
         let batch = batch?;
         let encoded = embedder.source.encode(&batch, max_length)?;
@@ -149,7 +162,7 @@ fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
             progress.iter().for_each(|progress| progress.add(&[texts as u64, tokens as u64]));
         })?;
         rows += batch.len();
-        cut += encoded.truncated();
+        truncated += encoded.truncated();
         if format != Format::Jsonl {
             vectors.extend(embedded);
             continue;
@@ -174,19 +187,93 @@ fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
         _ => lines.map_or(Ok(()), PartialFile::finish)?,
     }
     if let Some(progress) = progress {
-        let cut = if cut > 0 { format!("{} texts cut to {max_length} tokens", Count(cut as u64)) } else { String::new() };
-        progress.finish(&cut);
+        progress.finish(&cut(truncated, max_length));
     }
     Ok(())
 }
 
-fn probe(args: &Args, embedder: &mut Embedder) -> Result<()> {
+fn project(args: &Args, method: Method, folder: &Path, embedder: &mut Embedder) -> Result<()> {
+    let max_length = embedder.source.max_length(args.reading.max_length)?;
+    let (classes, mut inputs, mut labels) = labelled(args, embedder)?;
+    let of = inputs.len();
+    if of > args.max_samples {
+        let [most, all] = [args.max_samples, of].map(|texts| Count(texts as u64));
+        note(format!("{most} of {all} texts, drawn by --seed {}; --max-samples takes more", args.seed));
+        let mut drawn = randperm(of, args.seed);
+        drawn.truncate(args.max_samples);
+        drawn.sort_unstable();
+        (inputs, labels) = drawn.into_iter().map(|row| (inputs[row as usize].clone(), labels[row as usize])).unzip();
+    }
+    let encoded = embedder.source.encode(&inputs, max_length)?;
+    let progress = Progress::new("embedding", encoded.rows() as u64, &["texts", "tokens"]);
+    let vectors = embedder.embed(&encoded, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
+    progress.finish(&cut(encoded.truncated(), max_length));
+    let projection = Projection::of(method, &vectors, embedder.dim());
+
+    let layer = match args.layer {
+        -1 => "last layer".to_string(),
+        0 => "embeddings".to_string(),
+        layer => format!("layer {layer}"),
+    };
+    let pooling = match args.pooling {
+        Pooling::Cls => "[CLS]",
+        Pooling::Mean => "mean of the tokens",
+    };
+    let model = args.model.file_name().unwrap_or(args.model.as_os_str()).to_string_lossy();
+    let title = format!("{} texts: {model}, {layer}, {pooling}", Count(inputs.len() as u64));
+    let mut about = features(args);
+    about.extend([("rows", inputs.len().into()), ("of", of.into()), ("seed", args.seed.into())].map(|(k, v)| (k.into(), v)));
+    about.insert("classes".into(), json!(classes));
+    let rows = projection::Rows { ids: inputs.into_iter().map(|input| input.id).collect(), labels, classes };
+    let picture = projection.write(folder, &rows, &title, about)?;
+    print(projection.summary)?;
+    print(picture.display())
+}
+
+/// The names of the classes, the rows to project, and their labels; without labels no names, and 0 for each row.
+fn labelled(args: &Args, embedder: &Embedder) -> Result<(Vec<String>, Vec<Input>, Vec<u32>)> {
+    let Some(file) = args.input.as_deref().filter(|_| args.input_format.is_none()) else {
+        let batches = batches(args, embedder)?.collect::<Result<Vec<_>>>()?;
+        if batches.is_empty() {
+            let place = args.input.as_deref().unwrap_or(Path::new("standard input"));
+            return Err(Error::user(place.display(), "no rows", "give at least one"));
+        }
+        let inputs = batches.concat();
+        let labels = vec![0; inputs.len()];
+        return Ok((Vec::new(), inputs, labels));
+    };
+    let mut table = Table::read(file, &args.reading.columns(args.label_column.as_deref()))?;
+    let config = &embedder.source.config;
+    let ids = std::mem::take(&mut table.ids);
+    let (names, Dataset { texts, labels }) = match table.labels {
+        Some(_) => {
+            let names = class_names(&[&table], config.labels_named.then_some(&config.labels))?;
+            let data = table.into_dataset(&names)?;
+            (names, data)
+        }
+        None => (Vec::new(), Dataset { labels: vec![0; table.texts.len()], texts: table.texts }),
+    };
+    let input = |(row, text)| {
+        let id = ids.get(row).cloned().unwrap_or(Value::from(row));
+        Input { id, content: Content::Text(text), place: file.display().to_string() }
+    };
+    Ok((names, texts.into_iter().enumerate().map(input).collect(), labels))
+}
+
+/// Which vectors, for a file of figures.
+fn features(args: &Args) -> Map<String, Value> {
+    let pooling = args.pooling.to_possible_value().expect("none is hidden").get_name().to_string();
+    let features = [("layer", json!(args.layer)), ("pooling", json!(pooling)), ("normalize", json!(args.normalize))];
+    features.map(|(key, value)| (key.to_string(), value)).into_iter().collect()
+}
+
+fn probe(args: &Args, folder: Option<&Path>, embedder: &mut Embedder) -> Result<()> {
     let files = args.train_file.as_deref().zip(args.test_file.as_deref()).expect("clap asks for both");
-    let columns = columns(args);
+    let columns = args.reading.columns(args.label_column.as_deref());
     let (train, test) = (Table::read(files.0, &columns)?, Table::read(files.1, &columns)?);
     let config = &embedder.source.config;
     let names = class_names(&[&train, &test], config.labels_named.then_some(&config.labels))?;
-    let max_length = embedder.source.max_length(args.max_length)?;
+    let max_length = embedder.source.max_length(args.reading.max_length)?;
     let [train, test] = [("training", train), ("test", test)].map(|(what, table)| -> Result<(Vec<f32>, Vec<u32>)> {
         let encoded: Encoded = encode(what, table.into_dataset(&names)?, embedder.source.tokenizer()?, max_length)?;
         let progress = Progress::new(&format!("embedding {what}"), encoded.rows() as u64, &["texts", "tokens"]);
@@ -214,13 +301,14 @@ fn probe(args: &Args, embedder: &mut Embedder) -> Result<()> {
     let always = format!("always {}", names[majority]);
     print(table(&[head, row(always, &baseline), row("logistic regression".into(), &metrics)]))?;
     print(metrics.classification_report(&names, 4))?;
-    print(confusion(&names, &metrics.confusion_matrix).trim_end())?;
-    if let Some(folder) = &args.output_dir {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let about = json!({
-            "layer": args.layer,
-            "pooling": args.pooling.to_possible_value().expect("none is hidden").get_name(),
-            "normalize": args.normalize,
+    let head = [vec!["true \\ predicted".to_string()], names.clone()].concat();
+    let counts =
+        |(name, counts): (&String, &Vec<u64>)| [vec![name.clone()], counts.iter().map(u64::to_string).collect()].concat();
+    let rows = names.iter().zip(&metrics.confusion_matrix).map(counts);
+    print(table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()).trim_end())?;
+    if let Some(folder) = folder {
+        let mut about = features(args);
+        let figures = json!({
             "classes": names,
             "iterations": probe.iterations,
             "gradient": probe.gradient,
@@ -229,18 +317,8 @@ fn probe(args: &Args, embedder: &mut Embedder) -> Result<()> {
             "majority": {"class": names[majority], "metrics": baseline},
             "probe": metrics,
         });
-        write_json(&folder.join("probe.json"), &about)?;
+        about.extend(figures.as_object().cloned().into_iter().flatten());
+        write_json(&folder.join("probe.json"), &Value::from(about))?;
     }
     Ok(())
-}
-
-/// True classes down, predicted ones across.
-fn confusion(names: &[String], matrix: &[Vec<u64>]) -> String {
-    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(6);
-    let line = |name: &str, cells: Vec<String>| {
-        cells.into_iter().fold(format!("{name:<width$}"), |line, cell| line + &format!("  {cell:>width$}")) + "\n"
-    };
-    let head = line("true \\ predicted", names.to_vec());
-    let rows = names.iter().zip(matrix).map(|(name, row)| line(name, row.iter().map(u64::to_string).collect()));
-    head + &rows.collect::<String>()
 }

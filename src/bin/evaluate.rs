@@ -6,17 +6,17 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde_json::Value;
 use warpfit::classifier::Classifier;
-use warpfit::cli::print;
-use warpfit::data::dataset::{Options, Table};
+use warpfit::cli::{Reading, print};
+use warpfit::data::dataset::Table;
 use warpfit::data::scored::Scored;
-use warpfit::device::{Device, Precision};
+use warpfit::device::Device;
 use warpfit::error::Result;
 use warpfit::hub;
 use warpfit::metrics::{Metrics, softmax};
 use warpfit::report::compare::Comparison;
 use warpfit::report::evaluation::Evaluated;
 use warpfit::report::log::Progress;
-use warpfit::train::args::{count, delimiter, fail_under};
+use warpfit::train::args::{count, fail_under};
 use warpfit::train::data::encode;
 use warpfit::train::evaluate::{check, cross_entropy};
 
@@ -46,30 +46,14 @@ struct Args {
     /// classification_report.txt; predictions.jsonl
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
-    /// Column of the texts, where its name does not say it
-    #[arg(long, value_name = "NAME")]
-    text_column: Option<String>,
     /// Column of the labels, where its name does not say it
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
-    /// Between the fields of a CSV file
-    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
-    delimiter: Option<u8>,
-    /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
-    #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
-    max_length: Option<usize>,
     /// The most texts of a batch
     #[arg(long, value_name = "N", alias = "eval_batch_size", value_parser = count, default_value_t = 256)]
     batch_size: usize,
-    /// The most tokens of a batch
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 8192)]
-    max_batch_tokens: usize,
-    /// What computes: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// Of activations and products; the CPU has fp32 and bf16
-    #[arg(long, default_value = "fp32")]
-    precision: Precision,
+    #[command(flatten)]
+    reading: Reading,
     /// Exit with 1 unless this is reached, as in accuracy=0.9 (for loss: stays at or below it)
     #[arg(long, value_name = "METRIC=VALUE")]
     fail_under: Option<String>,
@@ -80,7 +64,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let device: Device = args.device.parse()?;
+    let device = args.reading.device()?;
     let bound = args.fail_under.as_deref().map(fail_under).transpose()?;
     if !args.compare.is_empty() {
         let comparison = Comparison::read(&args.compare)?;
@@ -117,11 +101,11 @@ fn read_predictions(scored: Scored) -> Result<Evaluated> {
 /// The model of `args` over their file, and what both are called.
 fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let (model, file) = args.model.as_deref().zip(args.file.as_deref()).expect("clap asks for both");
-    let columns =
-        Options { delimiter: args.delimiter, text_column: args.text_column.clone(), label_column: args.label_column.clone() };
-    let mut table = Table::read(file, &columns)?;
-    let mut classifier = Classifier::open(&hub::model(model)?, device, args.precision, args.max_batch_tokens, args.batch_size)?;
-    let max_length = classifier.source.max_length(args.max_length)?;
+    let reading = &args.reading;
+    let mut table = Table::read(file, &reading.columns(args.label_column.as_deref()))?;
+    let (precision, tokens) = (reading.precision, reading.max_batch_tokens);
+    let mut classifier = Classifier::open(&hub::model(model)?, device, precision, tokens, args.batch_size)?;
+    let max_length = classifier.source.max_length(reading.max_length)?;
     let names = classifier.source.config.labels.clone();
     let mut ids = std::mem::take(&mut table.ids);
     let data = table.into_dataset(&names)?;

@@ -7,15 +7,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use warpfit::checkpoint::run_dir::PartialFile;
 use warpfit::classifier::Classifier;
-use warpfit::cli::{note, print};
-use warpfit::data::dataset::Options;
+use warpfit::cli::{Reading, note, print};
 use warpfit::data::inputs::{self, LineFormat};
-use warpfit::device::{Device, Precision};
 use warpfit::error::{Error, Result};
 use warpfit::hub;
 use warpfit::report::log::{Count, Progress};
 use warpfit::report::predictions::{Format, Lines, positive_class};
-use warpfit::train::args::{count, delimiter, same_file};
+use warpfit::train::args::{count, same_file};
 
 /// Classify texts: given here, a line each on standard input, or in a file.
 ///
@@ -39,12 +37,6 @@ struct Args {
     /// What the lines of standard input or of --input are [default: by the file's ending; text for standard input]
     #[arg(long, value_name = "FORMAT", conflicts_with_all = ["texts", "text"])]
     input_format: Option<LineFormat>,
-    /// Column or JSON key of the texts, where its name does not say it
-    #[arg(long, value_name = "NAME")]
-    text_column: Option<String>,
-    /// Between the fields of a CSV file
-    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
-    delimiter: Option<u8>,
     /// Write to this file, which is there once it is complete, instead of to standard output
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -60,21 +52,11 @@ struct Args {
     /// Add 1 to 10 stars for the probability of the positive class
     #[arg(long)]
     stars: bool,
-    /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
-    #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
-    max_length: Option<usize>,
     /// The most texts of a batch
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 256)]
     batch_size: usize,
-    /// The most tokens of a batch
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 8192)]
-    max_batch_tokens: usize,
-    /// What computes: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// Of activations and products; the CPU has fp32 and bf16
-    #[arg(long, default_value = "fp32")]
-    precision: Precision,
+    #[command(flatten)]
+    reading: Reading,
 }
 
 fn main() -> ExitCode {
@@ -82,21 +64,22 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let device: Device = args.device.parse()?;
+    let device = args.reading.device()?;
     if let (Some(input), Some(output)) = (&args.input, &args.output)
         && same_file(input, output)
     {
         return Err(Error::user("--output", "is the file of --input", "give another one"));
     }
-    let mut classifier =
-        Classifier::open(&hub::model(&args.model)?, device, args.precision, args.max_batch_tokens, args.batch_size)?;
-    let max_length = classifier.source.max_length(args.max_length)?;
+    let reading = &args.reading;
+    let (precision, tokens) = (reading.precision, reading.max_batch_tokens);
+    let mut classifier = Classifier::open(&hub::model(&args.model)?, device, precision, tokens, args.batch_size)?;
+    let max_length = classifier.source.max_length(reading.max_length)?;
     let labels = classifier.source.config.labels.clone();
     let stars = args.stars.then(|| positive_class(&labels)).transpose()?;
     let lines = Lines { format: args.format, labels, top_k: args.top_k, raw: args.raw_scores, stars };
 
     let typed = [args.texts, args.text].concat();
-    let options = Options { delimiter: args.delimiter, text_column: args.text_column, label_column: None };
+    let options = reading.columns(None);
     let batches = match &args.input {
         Some(file) => inputs::open(file, args.input_format, &options, classifier.limits())?,
         None if !typed.is_empty() => inputs::texts(typed),

@@ -2,7 +2,10 @@
 //! for [CLS] alone the last one runs on its rows only.
 
 pub mod npy;
+pub mod pca;
 pub mod probe;
+pub mod projection;
+pub mod tsne;
 
 use std::path::Path;
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
-/// Converged once no element of the gradient of the mean loss is larger.
+/// Converged once no element of the gradient of the mean loss is larger: ten times closer than scikit-learn goes by default.
 const TOLERANCE: f64 = 1e-5;
 const MAX_ITERATIONS: usize = 10_000;
 /// Past steps that stand in for the curvature.

@@ -280,7 +280,7 @@ impl Evaluated {
 }
 
 /// What a spreadsheet would take for a formula is a text.
-fn inert(text: &str) -> String {
+pub fn inert(text: &str) -> String {
     match text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
         true => format!("'{text}"),
         false => text.to_string(),

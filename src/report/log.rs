@@ -225,16 +225,17 @@ pub fn duration(time: Duration) -> String {
 }
 
 /// Rows under each other, one a line: the first column to the left, the others, being numbers, to the right.
-pub fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
-    let width: [usize; COLUMNS] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+pub fn table<Row: AsRef<[String]>>(rows: &[Row]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row.as_ref()[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows.first().map_or(0, |row| row.as_ref().len())).map(width).collect();
     let mut text = String::new();
     for row in rows {
-        let cell = |column: usize| match column {
-            0 => format!("{:<1$}", row[0], width[0]),
-            _ => format!("{:>1$}", row[column], width[column]),
+        let cell = |(column, (cell, &width)): (usize, (&String, &usize))| match column {
+            0 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
         };
-        text += (0..COLUMNS).map(cell).collect::<Vec<_>>().join("  ").trim_end();
+        let cells: Vec<String> = row.as_ref().iter().zip(&widths).enumerate().map(cell).collect();
+        text += cells.join("  ").trim_end();
         text += "\n";
     }
     text

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod curves;
+mod density;
 pub mod evaluation;
 pub mod log;
 pub mod page;

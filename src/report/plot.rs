@@ -1,16 +1,21 @@
-//! Plots as SVG: curves and histograms on two axes, a matrix of counts, horizontal bars. Text is text, and the colours of
-//! text and axes follow the light or dark scheme of whoever looks, in a file and within a page.
+//! Plots as SVG: curves and histograms on two axes, a matrix of counts, horizontal bars, densities of classes. Text is
+//! text, and the colours of text and axes follow the light or dark scheme of whoever looks, in a file and within a page.
 
 use std::fmt::Write;
+
+use super::density::{Density, MARGIN};
+use super::log::Count;
 
 /// Told apart on white and on black.
 const COLOURS: [&str; 8] = ["#3b7dd8", "#e07b39", "#2e9e6b", "#c94f7c", "#8d6cc9", "#a8862a", "#3aa3b8", "#7f8790"];
 const STYLE: &str = ".plot{color:#1f2328;background:#fff;font:12px system-ui,sans-serif}.plot text{fill:currentColor}\
-.plot .title{font-weight:600;font-size:14px}.plot .small{font-size:10px}.plot .faint{stroke:currentColor;opacity:.14}\
+.plot .title{font-weight:600;font-size:14px}.plot .small{font-size:10px}.plot .name{font-weight:600}.plot .faint{stroke:currentColor;opacity:.14}\
 @media(prefers-color-scheme:dark){.plot{color:#e6e6e6;background:#16181c}}";
 const WIDTH: f64 = 480.0;
 /// Of a character of 12 pixels, on the generous side.
 const CHARACTER: f64 = 6.8;
+/// Whole steps to a pixel where there are too many points for decimals.
+const FINE: f64 = 4.0;
 
 /// Curves and bars on two axes.
 pub struct Plot {
@@ -239,6 +244,76 @@ pub fn bars(title: &str, label: &str, names: &[String], series: &[(&str, Vec<u64
     canvas.finish(WIDTH, height, title)
 }
 
+/// Where the points of each class lie dense, over all points in grey: a panel a class, the same square in all. `classes`,
+/// (points), are indices into `names`; a class may have no points.
+pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64; 2]], classes: &[u32]) -> String {
+    const GAP: f64 = 14.0;
+    const HEAD: f64 = 22.0;
+    const SHARES: [f64; 5] = [0.95, 0.8, 0.6, 0.4, 0.2];
+    // One unit is as long on either axis: distances are what there is to see.
+    let ends = [0, 1].map(|axis| {
+        let values = points.iter().map(|point| point[axis]);
+        values.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], x| [low.min(x), high.max(x)])
+    });
+    let extent = ends.iter().map(|[low, high]| high - low).fold(0.0, f64::max);
+    let extent = if extent > 0.0 { extent / (1.0 - 2.0 * MARGIN) } else { 1.0 };
+    let lows = ends.map(|[low, high]| (low + high - extent) / 2.0);
+    let shown = lows.map(|low| Axis { label: String::new(), range: Some([low, low + extent]) });
+    let [(_, x_ticks, x_format), (_, y_ticks, y_format)] = shown.each_ref().map(|axis| axis.scale([].into_iter(), false));
+    let unit: Vec<[f64; 2]> = points.iter().map(|[x, y]| [(x - lows[0]) / extent, 1.0 - (y - lows[1]) / extent]).collect();
+
+    let columns = if names.len() <= 3 { names.len() } else { (names.len() as f64).sqrt().ceil() as usize };
+    let side = (760.0 / columns as f64 - GAP).clamp(110.0, 340.0).floor();
+    let widest = |ticks: &[f64], format: &dyn Fn(f64) -> String| ticks.iter().map(|&x| width(&format(x))).fold(0.0, f64::max);
+    let (wide, high) = (widest(&x_ticks, &x_format), widest(&y_ticks, &y_format));
+    let note = "grey: all points; coloured: the densest 20, 40, 60, 80 and 95 % of the panel's own";
+    let drawn = columns as f64 * (side + GAP) - GAP;
+    let full = [34.0 + high + drawn + 16.0, width(title) * 1.3 + 20.0, width(note)].into_iter().fold(0.0, f64::max);
+    let (left, top) = (34.0 + high + (full - 34.0 - high - drawn - 16.0) / 2.0, 34.0);
+    let mut canvas = Canvas::default();
+    canvas.define_dots("all", &unit, side);
+    for (class, name) in names.iter().enumerate() {
+        let (x, y) = (left + (class % columns) as f64 * (side + GAP), top + (class / columns) as f64 * (side + HEAD) + HEAD);
+        let x_of = |value: f64| x + (value - lows[0]) / extent * side;
+        let y_of = |value: f64| y + side - (value - lows[1]) / extent * side;
+        canvas.rect([x, y], [side, side], "currentColor", 0.03, name);
+        // Where panels are small, not every tick is labelled.
+        let spacing = |ticks: &[f64], room: f64| (room * ticks.len() as f64 / side).ceil().max(1.0) as usize;
+        for (i, &tick) in x_ticks.iter().enumerate() {
+            canvas.line([x_of(tick), y], [x_of(tick), y + side], "class=\"faint\"");
+            if class + columns >= names.len() && i % spacing(&x_ticks, wide + 8.0) == 0 {
+                canvas.text(x_of(tick), y + side + 16.0, "middle", "", &x_format(tick));
+            }
+        }
+        for (i, &tick) in y_ticks.iter().enumerate() {
+            canvas.line([x, y_of(tick)], [x + side, y_of(tick)], "class=\"faint\"");
+            if class % columns == 0 && i % spacing(&y_ticks, 16.0) == 0 {
+                canvas.text(x - 6.0, y_of(tick) + 4.0, "end", "", &y_format(tick));
+            }
+        }
+        canvas.add(format_args!("<use href=\"#all\" x=\"{x:.1}\" y=\"{y:.1}\"/>"));
+        let mine = || unit.iter().zip(classes).filter(|(_, of)| **of as usize == class).map(|(&point, _)| point);
+        // Less the last one, which is grey itself.
+        let colour = COLOURS[class % (COLOURS.len() - 1)];
+        let density = Density::of(mine());
+        for share in SHARES {
+            let placed = |[a, b]: [f64; 2]| [x + a * side, y + b * side];
+            let outlines = density.outlines(share).into_iter().map(|outline| outline.into_iter().map(placed).collect());
+            let about = format!("the densest {:.0} % of {name}", 100.0 * share);
+            canvas.region(outlines.collect(), colour, &about);
+        }
+        let count = Count(mine().count() as u64).to_string();
+        canvas.text(x, y - 6.0, "start", "name", &shortened(name, ((side - width(&count) - 8.0) / CHARACTER / 1.1) as usize));
+        canvas.text(x + side, y - 6.0, "end", "", &count);
+    }
+    let bottom = top + names.len().div_ceil(columns) as f64 * (side + HEAD);
+    canvas.text(full / 2.0, 20.0, "middle", "title", title);
+    canvas.text(left + drawn / 2.0, bottom + 36.0, "middle", "", axes[0]);
+    canvas.turned(left - high - 20.0, (top + HEAD + bottom) / 2.0, "middle", axes[1]);
+    canvas.text(full / 2.0, bottom + 56.0, "middle", "small", note);
+    canvas.finish(full, bottom + 68.0, title)
+}
+
 /// Text for HTML and SVG. Control characters, which XML does not know, are shown as replaced.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -320,6 +395,48 @@ impl Canvas {
             }
         }
         self.add(format_args!("<polyline points=\"{path}{:.1},{:.1}\" fill=\"none\" {look}/>", last[0], last[1]));
+    }
+
+    /// Small grey dots at points of the unit square, drawn `side` wide wherever `id` is used.
+    fn define_dots(&mut self, id: &str, points: &[[f64; 2]], side: f64) {
+        let mut drawn: Vec<[i64; 2]> =
+            points.iter().map(|[x, y]| [y, x].map(|value| (value * side * FINE).round() as i64)).collect();
+        drawn.sort_unstable();
+        drawn.dedup();
+        let (mut path, mut from) = (String::new(), [0; 2]);
+        for [y, x] in drawn {
+            write!(path, "m{} {}h0", x - from[0], y - from[1]).expect("memory takes it");
+            from = [x, y];
+        }
+        self.add(format_args!(
+            "<defs><path id=\"{id}\" d=\"{path}\" transform=\"scale({})\" stroke=\"currentColor\" stroke-opacity=\"0.3\" \
+             stroke-width=\"{}\" stroke-linecap=\"round\" fill=\"none\"/></defs>",
+            1.0 / FINE,
+            2.5 * FINE
+        ));
+    }
+
+    /// What closed outlines enclose; one within another is a hole.
+    fn region(&mut self, outlines: Vec<Vec<[f64; 2]>>, colour: &str, about: &str) {
+        let mut path = String::new();
+        for outline in &outlines {
+            let mut from = [0; 2];
+            for (i, point) in outline.iter().enumerate() {
+                let to = point.map(|value| (value * FINE).round() as i64);
+                let command = ["M", "l", " "][i.min(2)];
+                write!(path, "{command}{} {}", to[0] - from[0], to[1] - from[1]).expect("memory takes it");
+                from = to;
+            }
+            path.push('z');
+        }
+        if !path.is_empty() {
+            let about = escape(about);
+            self.add(format_args!(
+                "<path d=\"{path}\" transform=\"scale({})\" fill=\"{colour}\" fill-opacity=\"0.25\" \
+                 fill-rule=\"evenodd\"><title>{about}</title></path>",
+                1.0 / FINE
+            ));
+        }
     }
 
     /// Names beside their colours from `y` down, in as many lines as they need; gives where the drawing ends.

@@ -104,6 +104,7 @@ impl Data {
         let read = |paths: &[_]| (!paths.is_empty()).then(|| Table::read_all(paths, &columns)).transpose();
         let (validation, test) = (read(&files.validation)?, read(&files.test)?);
         let tables: Vec<&Table> = [Some(&train), validation.as_ref(), test.as_ref()].into_iter().flatten().collect();
+        train.check_classes()?;
         let names = dataset::class_names(&tables, config.labels_named.then_some(&config.labels))?;
 
         let mut train = train.into_dataset(&names)?;

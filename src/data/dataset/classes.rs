@@ -23,6 +23,17 @@ impl Table {
         Ok(Dataset { texts: self.texts, labels })
     }
 
+    /// An error where one class is all there is, which nothing can be learnt from.
+    pub fn check_classes(&self) -> Result<()> {
+        match self.distinct_labels()?[..] {
+            [(label, _)] => {
+                let fact = format!("every label is \"{}\"", brief(label));
+                Err(Error::user(self.path().display(), fact, "training needs at least two classes"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Each distinct label, trimmed, with the first row that has it; in order of appearance.
     fn distinct_labels(&self) -> Result<Vec<(&str, usize)>> {
         let Some(labels) = &self.labels else {
@@ -39,22 +50,16 @@ impl Table {
     }
 }
 
-/// Chooses the class names for training on the first table, with the others for validation:
+/// Chooses the class names of these tables:
 /// `model` where every label is one of these names or an index into them; else the names that the files give;
 /// else LABEL_0, LABEL_1, ... where the labels are exactly 0, 1, ...; else the labels themselves, sorted (numbers by
 /// value). Pass `None` for a model that names no labels itself.
 ///
-/// An error: a missing label or column of labels, a fractional or negative one, one class only in the first table, files
-/// that name different classes.
+/// An error: a missing label or column of labels, a fractional or negative one, files that name different classes.
 pub fn class_names(tables: &[&Table], model: Option<&[String]>) -> Result<Vec<String>> {
     let mut labels = Vec::new();
     for table in tables {
-        let distinct = table.distinct_labels()?;
-        if labels.is_empty() && distinct.len() == 1 {
-            let fact = format!("every label is \"{}\"", brief(distinct[0].0));
-            return Err(Error::user(table.path().display(), fact, "training needs at least two classes"));
-        }
-        labels.extend(distinct.into_iter().map(|(label, row)| (label, *table, row)));
+        labels.extend(table.distinct_labels()?.into_iter().map(|(label, row)| (label, *table, row)));
     }
     if let Some(names) = model.filter(|names| classes(labels.iter().map(|l| l.0), names).is_ok()) {
         return Ok(names.to_vec());
