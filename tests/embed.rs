@@ -16,7 +16,7 @@ use crate::checkpoint::{save, tensors};
 use crate::cli::{PREDICT, Ran, path, run};
 use crate::fixtures::{On, Tensors, golden, max_abs_difference, pack};
 
-const EMBED: &str = env!("CARGO_BIN_EXE_embed");
+pub const EMBED: &str = env!("CARGO_BIN_EXE_embed");
 const CASES: [&str; 2] = ["distilbert-a", "bert-a"];
 
 fn embed(model: &Path, more: &[&str], stdin: &str) -> Ran {
