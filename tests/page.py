@@ -129,6 +129,8 @@ def check_report(page, shoot):
     shoot("report")
     rows, said = page.locator("#errors tbody tr:visible"), page.locator(".tools output")
     every = rows.count()
+    box = rows.first.locator("td").last.bounding_box()
+    assert box["x"] + box["width"] <= page.viewport_size["width"], "the texts cannot be seen"
     cells = lambda column: rows.locator(f"td:nth-child({column})").all_text_contents()
     heads = page.locator("#errors th button")
     names = heads.all_text_contents()
