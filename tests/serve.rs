@@ -336,7 +336,7 @@ fn a_model_without_a_head_embeds_and_does_not_classify() {
     server.signal("-TERM");
     let (code, err) = server.end();
     assert_eq!(code, Some(0));
-    assert!(err.contains("no trained head: it serves /embed, not /predict"), "{err}");
+    assert!(err.contains("pre_classifier.weight") && err.contains(": it serves /embed, not /predict"), "{err}");
 }
 
 #[test]

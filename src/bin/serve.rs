@@ -36,7 +36,7 @@ struct Args {
     port: u16,
     #[command(flatten)]
     options: Options,
-    /// Which states /embed takes of a text. For `mean` the last layer runs on all tokens, for /predict too, which needs [CLS] alone
+    /// States of a text that /embed takes; for mean the last layer runs on all tokens, for /predict too
     #[arg(long, value_enum, default_value_t = Pooling::Cls)]
     pooling: Pooling,
     /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]

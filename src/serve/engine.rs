@@ -27,9 +27,9 @@ pub enum Wanted {
 
 pub struct Engine {
     pub source: Arc<ModelDir>,
-    pub pooling: Pooling,
     /// Whether the folder has a trained head; without, there are vectors alone.
     pub classifies: bool,
+    pooling: Pooling,
     model: Model,
 }
 
@@ -48,12 +48,12 @@ impl Engine {
         let Opened { backend, arithmetic, notes } = device.open(precision)?;
         let what_for = Use { train: false, last_rows, tokens, seqs: SEQS.min(tokens), arithmetic };
         let mut model = Model::new(&source.config, what_for, Hyper::default(), backend)?;
-        let classifies = source.load_weights(&mut model, 0)?.is_empty();
+        let drawn = source.load_weights(&mut model, 0)?;
         notes.into_iter().for_each(note);
-        if !classifies {
-            note("the model has no trained head: it serves /embed, not /predict");
+        if !drawn.is_empty() {
+            note(format!("{}: has no {}: it serves /embed, not /predict", path.display(), drawn.join(", ")));
         }
-        Ok(Engine { source: Arc::new(source), pooling, classifies, model })
+        Ok(Engine { source: Arc::new(source), classifies: drawn.is_empty(), pooling, model })
     }
 
     /// What is wanted of each row, in order.
