@@ -134,7 +134,7 @@ def check_report(page, shoot):
     cells = lambda column: rows.locator(f"td:nth-child({column})").all_text_contents()
     heads = page.locator("#errors th button")
     names = heads.all_text_contents()
-    for column in [names.index("loss"), names.index("text")]:
+    for column in [names.index("loss"), len(names) - 1]:
         values = [float(text) if names[column] == "loss" else text for text in cells(column + 1)]
         collated = "texts => texts.toSorted((a, b) => typeof a === 'number' ? a - b : a.localeCompare(b))"
         heads.nth(column).click()
