@@ -24,7 +24,7 @@
 //! | [`classifier`] | a trained model opened to classify |
 //! | [`embed`] | hidden states as features; `probe` (logistic regression on them), `projection` (two dimensions of them: `pca`, `tsne`), `npy` |
 //! | [`report`] | `log` (progress, tables), `predictions`, `plot` (SVG; `density` of points), `curves` (of a run), `tensorboard`, `evaluation` (its folder), `page` (HTML), `compare` |
-//! | [`serve`] | a model behind HTTP: `api` (the routes), `queue` (batches made of the requests that wait), `metrics`, `page.html` |
+//! | [`serve`] | a model behind HTTP: `api` (the routes), `queue` (batches made of the requests that wait), `engine` (what computes them), `metrics`, `page.html` |
 //! | [`sample`] | the bundled reviews of the default run |
 //! | [`cli`], [`error`] | what the binaries share; one error type: what, where, what to do |
 //!

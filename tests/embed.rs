@@ -20,7 +20,7 @@ use crate::cli::{PREDICT, Ran, path, run};
 use crate::fixtures::{On, Tensors, golden, max_abs_difference, pack};
 use crate::report::assert_well_formed;
 
-const EMBED: &str = env!("CARGO_BIN_EXE_embed");
+pub const EMBED: &str = env!("CARGO_BIN_EXE_embed");
 const CASES: [&str; 2] = ["distilbert-a", "bert-a"];
 
 fn embed(model: &Path, more: &[&str], stdin: &str) -> Ran {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Shows that the tests can fail: breaks the engine in one place at a time, in a copy of the sources, and runs the test that
-must notice; where it does not, all tests of the ops and of the model. A break of a kernel is compiled into the virtual GPU
-alone, for the test binary of before. Exits 1 when a break goes unnoticed, or not by the test named.
+"""Shows that the tests can fail: breaks the engine or the server in one place at a time, in a copy of the sources, and runs
+the test that must notice; where it does not, all tests of the ops, the model and the server. A break of a kernel is compiled
+into the virtual GPU alone, for the test binary of before. Exits 1 when a break goes unnoticed, or not by the test named.
 
     tests/mutants.py [WORD...]     only the breaks whose row has one of the words
 """
@@ -58,6 +58,28 @@ MUTANTS = [
     ("src/cpu/adamw.rs", "loss.is_finite() && s.grad_norm.is_finite()", "loss.is_finite()", "model::not_finite_is_left_out"),
     ("src/model/encoder.rs", "dy: d.context,", "dy: d.projected.slice(0, d.context.len),", "model::ops_share_what_they_may"),
     ("src/model/plan.rs", "out: if train || pruned {", "out: if pruned {", "model::views_are_identical_or_disjoint"),
+    ("src/serve/queue.rs", "Semaphore::new(places)", "Semaphore::new(places + 1)", "serve::a_full_queue_refuses_at_once_and_recovers"),
+    ("src/serve/queue.rs", "        Some(batch).filter(|batch| !batch.is_empty())", "        batch.reverse();\n        Some(batch).filter(|batch| !batch.is_empty())", "serve::what_waits_is_one_batch_in_order"),
+    ("src/serve/queue.rs", "answer, .. } in batch {", "answer, .. } in batch.into_iter().rev() {", "serve::what_waits_is_one_batch_in_order"),
+    ("src/serve/queue.rs", "if entry.answer.is_closed() {", "if false {", "serve::who_has_gone_is_not_computed"),
+    ("src/serve/queue.rs", "tokens + entry.rows.ids.len() > self.max_tokens", "tokens > self.max_tokens", "serve::what_waits_is_one_batch_in_order"),
+    ("src/serve/queue.rs", "wanted.resize(rows.rows(), entry.wanted);", "wanted.resize(rows.rows(), batch[0].wanted);", "serve::what_waits_is_one_batch_in_order"),
+    ("src/serve/queue.rs", "Err(_) if batch.len() > 1 =>", "Err(_) if batch.is_empty() =>", "serve::one_text_that_breaks_the_model_is_alone_in_that"),
+    ("src/serve/queue.rs", "self.well.store(computed.is_ok(), ", "self.well.store(true, ", "serve::the_answers_of_cuda_are_those_of_the_cpu"),
+    ("src/serve/queue.rs", "self.metrics.queue_size.dec();", "", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
+    ("src/serve/engine.rs", "Rows::Seqs => row..row + 1,", "Rows::Seqs => 0..1,", "serve::the_vectors_of_embed"),
+    ("src/serve/engine.rs", "logits[row * classes..]", "logits[..]", "serve::the_scores_of_predict"),
+    ("src/serve/api.rs", ".route(\"/info\", get(info))\n        .route_layer(middleware::from_fn_with_state(service.clone(), check_key))", ".route_layer(middleware::from_fn_with_state(service.clone(), check_key))\n        .route(\"/info\", get(info))", "serve::keys_and_origins"),
+    ("src/serve/api.rs", "if size > limit {", "if size > limit + 1 {", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
+    ("src/serve/api.rs", "n if n > most =>", "n if n > most + 1 =>", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
+    ("src/serve/api.rs", "cut && !truncate", "cut && false", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
+    ("src/serve/api.rs", "tokio::time::timeout(service.patience, read)", "tokio::time::timeout(60 * service.patience, read)", "serve::slow_clients_hold_up_nobody_and_are_let_go"),
+    ("src/serve/api.rs", "request.raw_scores)", "false)", "serve::the_scores_of_predict"),
+    ("src/serve/api.rs", "normalize: request.normalize.unwrap_or(true)", "normalize: true", "serve::the_vectors_of_embed"),
+    ("src/serve/api.rs", "metrics.requests.with_label_values(&[method]).inc();", "", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
+    ("src/serve/api.rs", "service.metrics.failures.with_label_values(&[error_type]).inc();", "", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
+    ("src/serve/mod.rs", "open.shutdown().await;", "", "serve::what_was_asked_before_the_signal_is_answered"),
+    ("src/report/predictions.rs", "logits[b].total_cmp(&logits[a])", "logits[a].total_cmp(&logits[b])", "serve::what_waits_is_one_batch_in_order"),
     ("kernels/gpu.cuh", "for (int step = 16; step > 0; step /= 2) x += ", "for (int step = 8; step > 0; step /= 2) x += ", "ops::f32_on_cuda"),
     ("kernels/gpu.cuh", "if (lane() == 0) parts[warp()] = x;\n    __syncthreads();", "if (lane() == 0) parts[warp()] = x;", "ops::f32_on_cuda"),
     ("kernels/gpu.cuh", "const int at = start + i * step, r = at < end ? row(at) : -1;", "const int at = start + i * step, r = at <= end ? row(at) : -1;", "ops::f32_on_cuda"),
@@ -234,7 +256,7 @@ def failing(binary, emulator, order, *tests):
 def judge(binary, emulator, test):
     if any(failing(binary, emulator, order, "--exact", test) for order in ORDERS):
         return "caught", [test]
-    failed = failing(binary, emulator, "0", "ops::", "model::")
+    failed = failing(binary, emulator, "0", "ops::", "model::", "serve::")
     return (f"caught, but not by {test}" if failed else "SURVIVED"), failed
 
 
@@ -297,7 +319,7 @@ def main():
         binary, emulator = build(copy) or sys.exit("without a break: does not build")
         # The next build would take its place.
         binary = shutil.copy(binary, Path(folder) / "tests")
-        if failed := failing(binary, emulator, "0", "ops::", "model::"):
+        if failed := failing(binary, emulator, "0", "ops::", "model::", "serve::"):
             sys.exit(f"without a break: {failed}")
         if racy := [test for test in {test for *_, test in chosen if test.startswith("thread: ")} if races(copy, test)]:
             sys.exit(f"without a break: {racy}")

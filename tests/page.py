@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""The page of `serve` in a browser, from end to end; screenshots go to a folder, to be looked at.
+"""The page of `serve`, and the one that `evaluate` writes, in a browser, from end to end; screenshots go to a folder, to be
+looked at.
 
-    page.py --model FOLDER [--out screenshots]
+    page.py [--model FOLDER] [--report FOLDER/report.html] [--out screenshots]
 
 Needs `pip install playwright`, a Chromium (`apt-get install chromium`) and `cargo build --release --bin serve`. The model
 has two labels, one of them POSITIVE.
@@ -16,7 +17,8 @@ from pathlib import Path
 from playwright.sync_api import expect, sync_playwright
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", required=True)
+parser.add_argument("--model")
+parser.add_argument("--report", type=Path)
 parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
 parser.add_argument("--serve", default=str(Path(__file__).parents[1] / "target/release/serve"))
 parser.add_argument("--chromium", default="/usr/bin/chromium")
@@ -110,10 +112,59 @@ def check_key(context):
     assert process.wait() == 0
 
 
-process, address = serve()
-with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
-    for name, options in {
+def check_serve(page, shoot):
+    expect(page.locator("#model")).to_contain_text("reads up to")
+    shoot("empty")
+    check_one(page)
+    shoot("one")
+    check_keyboard(page)
+    check_script_is_text(page)
+    shoot("many")
+    check_file(page)
+    check_faults(page)
+    shoot("fault")
+
+
+def check_report(page, shoot):
+    shoot("report")
+    rows, said = page.locator("#errors tbody tr:visible"), page.locator(".tools output")
+    every = rows.count()
+    box = rows.first.locator("td").last.bounding_box()
+    assert box["x"] + box["width"] <= page.viewport_size["width"], "the texts cannot be seen"
+    cells = lambda column: rows.locator(f"td:nth-child({column})").all_text_contents()
+    heads = page.locator("#errors th button")
+    names = heads.all_text_contents()
+    for column in [names.index("loss"), len(names) - 1]:
+        values = [float(text) if names[column] == "loss" else text for text in cells(column + 1)]
+        collated = "texts => texts.toSorted((a, b) => typeof a === 'number' ? a - b : a.localeCompare(b))"
+        heads.nth(column).click()
+        rising = [float(text) if names[column] == "loss" else text for text in cells(column + 1)]
+        assert rising == page.evaluate(collated, values) and rising != values, names[column]
+        heads.nth(column).press("Enter")  # the keyboard sorts too
+        assert cells(column + 1)[0] != cells(column + 1)[-1] and page.locator("[aria-sort=descending]").count() == 1
+    page.get_by_label("only wrong ones").check()
+    wrong = rows.count()
+    assert 0 < wrong < every and all(a != b for a, b in zip(cells(1), cells(2)))
+    assert said.text_content() == f"{wrong} of {every}"
+    word = max(cells(len(names))[0].split(), key=len)
+    page.get_by_label("Only rows with").fill(word.upper())
+    assert 0 < rows.count() < wrong and all(word.lower() in text.lower() for text in rows.all_text_contents())
+    shoot("report-filtered")
+    page.get_by_label("Only rows with").fill("no text has this")
+    assert rows.count() == 0
+    page.get_by_label("Only rows with").fill("")
+    page.get_by_label("only wrong ones").uncheck()
+    assert rows.count() == every
+    if folded := page.locator("#errors details").all():
+        folded[0].locator("summary").click()
+        assert folded[0].evaluate("details => details.open")
+    for figure in page.locator("figure").all():
+        assert figure.evaluate("figure => figure.scrollWidth - figure.clientWidth") == 0, figure.inner_text()
+
+
+def check(browser, name, address, check_page):
+    """Light, dark and on a phone: without a warning, a request elsewhere, or a page wider than the screen."""
+    for look, options in {
         "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 900}},
         "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 900}},
         "phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}, "device_scale_factor": 2},
@@ -125,24 +176,24 @@ with sync_playwright() as playwright:
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: problems.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
         page.goto(address)
-        expect(page.locator("#model")).to_contain_text("reads up to")
-        page.screenshot(path=args.out / f"{name}-empty.png", full_page=True)
-        check_one(page)
-        page.screenshot(path=args.out / f"{name}-one.png", full_page=True)
-        check_keyboard(page)
-        check_script_is_text(page)
-        page.screenshot(path=args.out / f"{name}-many.png", full_page=True)
-        check_file(page)
-        check_faults(page)
-        page.screenshot(path=args.out / f"{name}-fault.png", full_page=True)
+        check_page(page, lambda what: page.screenshot(path=args.out / f"{look}-{what}.png", full_page=True))
         wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        assert wide <= 0, f"{name}: {wide} px too wide"
+        assert wide <= 0, f"{look}: {wide} px too wide"
         assert not problems, problems
         context.close()
-        print(f"{name}: passed")
-    check_key(browser.new_context())
-    print("key: passed")
+        print(f"{name}, {look}: passed")
+
+
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
+    if args.model:
+        process, address = serve()
+        check(browser, "serve", address, check_serve)
+        check_key(browser.new_context())
+        print("key: passed")
+        process.terminate()
+        assert process.wait() == 0
+    if args.report:
+        check(browser, "report", args.report.resolve().as_uri(), check_report)
     browser.close()
-process.terminate()
-assert process.wait() == 0
 print(f"screenshots: {args.out}")

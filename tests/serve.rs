@@ -1,9 +1,10 @@
-//! `serve` over real sockets: the binary with the golden text model, and the server in this process around a model that
-//! waits, panics or fails when it is told to.
+//! `serve` over real sockets: the binary with the golden text model, on both backends, and the server in this process around
+//! a model that waits, panics or fails when it is told to.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,12 +13,17 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
 use warpfit::data::tokenize::{Encoded, Tokenizer};
+use warpfit::embed::Pooling;
 use warpfit::error::{Error, Kind, Result};
+use warpfit::serve::engine::Wanted;
 use warpfit::serve::{Options, Served, listen, serve};
 
+use crate::checkpoint::{save, tensors};
 use crate::cli::{PREDICT, path, run};
+use crate::embed::EMBED;
 use crate::fixtures::golden;
 
 const SERVE: &str = env!("CARGO_BIN_EXE_serve");
@@ -90,9 +96,15 @@ struct Server {
 
 impl Server {
     fn start(flags: &[&str]) -> Server {
-        let model = golden("text/hf");
+        Server::of(&golden("text/hf"), flags, &[])
+    }
+
+    fn of(model: &Path, flags: &[&str], vars: &[(&str, &str)]) -> Server {
         let mut command = Command::new(SERVE);
-        command.args(["--model", path(&model), "--port", "0", "--device", "cpu"]).args(flags);
+        command.args(["--model", path(model), "--port", "0"]).args(flags).envs(vars.iter().copied());
+        if !flags.contains(&"--device") {
+            command.args(["--device", "cpu"]);
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -180,8 +192,14 @@ fn bad_requests_have_their_status_and_the_server_lives_on() {
         let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {metrics}"));
         line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
     };
-    assert_eq!(value("te_request_success{method=\"single\"}"), 5);
-    assert_eq!(value("te_request_success{method=\"batch\"}"), 1);
+    let counts =
+        ["count", "success"].map(|name| ["single", "batch"].map(|m| value(&format!("te_request_{name}{{method=\"{m}\"}}"))));
+    assert_eq!(counts, [[5 + 1, 1 + 2], [5, 1]]); // refused: 100,000 tokens, no texts, 33 texts
+    for name in ["request_duration", "request_tokenization_duration", "request_queue_duration", "request_inference_duration"] {
+        assert_eq!(value(&format!("te_{name}_count")), 6, "{name}");
+    }
+    assert_eq!((value("te_batch_next_size_sum"), value("te_batch_next_size_count")), (5 + 32, 6));
+    assert_eq!(value("te_batch_next_tokens_sum"), value("te_request_input_length_sum"));
     assert_eq!(value("te_request_failure{err=\"empty\"}"), 1);
     assert_eq!(value("te_request_failure{err=\"validation\"}"), bad.len() - 1 + 1 + 6);
     assert_eq!((value("te_queue_size"), value("te_request_input_length_count")), (0, 5 + 32));
@@ -191,43 +209,159 @@ fn bad_requests_have_their_status_and_the_server_lives_on() {
 #[test]
 fn the_scores_of_predict() {
     let server = Server::start(&["--max-length", "40"]);
-    let file = golden("text/texts.jsonl");
-    let lines = std::fs::read_to_string(&file).unwrap();
-    let texts: Vec<Value> = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].clone()).collect();
-    let model = golden("text/hf");
+    let texts = texts();
     for raw in [false, true] {
-        let mut command = Command::new(PREDICT);
-        command.args(["--model", path(&model), "--input", path(&file), "--top-k", "0", "--max-length", "40", "--device", "cpu"]);
-        let ran = run(if raw { command.arg("--raw-scores") } else { &mut command }, b"").done();
-        let rows: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let ask = |inputs: &Value| {
-            let body = json!({ "inputs": inputs, "raw_scores": raw }).to_string();
-            Asked::post(server.address, "/predict", body.as_bytes()).reply()
-        };
-        let of_predict = |name: &str| rows.iter().map(|row| row[name].clone()).collect::<Vec<Value>>();
+        let flags = ["--top-k", "0", "--raw-scores"];
+        let flags = if raw { &flags[..] } else { &flags[..2] };
+        let of_predict = |name: &str| written(PREDICT, &golden("text/hf"), flags, name);
+        let ask = |inputs: &Value| post(server.address, "/predict", &json!({ "inputs": inputs, "raw_scores": raw }));
         let all = ask(&json!(texts));
         close(&all.json(), &json!(of_predict("scores")));
+        assert!(all.json().as_array().unwrap().iter().all(|scores| scores[0]["score"].as_f64() >= scores[1]["score"].as_f64()));
         let sum: u64 = of_predict("tokens").iter().map(|n| n.as_u64().unwrap()).sum();
         let cut = of_predict("truncated").iter().filter(|cut| **cut == true).count();
         assert_eq!(all.header("x-compute-tokens"), Some(&*sum.to_string()));
         assert!(cut > 0 && all.header("x-truncated-texts") == Some(&*cut.to_string()));
-        for (text, row) in texts.iter().zip(&rows) {
-            close(&ask(text).json(), &row["scores"]);
+        for (text, scores) in texts.iter().zip(of_predict("scores")) {
+            close(&ask(text).json(), &scores);
         }
     }
 }
 
-/// The same labels, and scores to the rounding of another batch.
+/// The same labels, and numbers to the rounding of another batch.
 fn close(a: &Value, b: &Value) {
     match (a, b) {
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => a.iter().zip(b).for_each(|(a, b)| close(a, b)),
         (Value::Object(_), Value::Object(_)) => {
             assert_eq!(a["label"], b["label"]);
-            let (a, b) = (a["score"].as_f64().unwrap(), b["score"].as_f64().unwrap());
-            assert!((a - b).abs() < 1e-6, "{a} {b}");
+            close(&a["score"], &b["score"]);
+        }
+        (Value::Number(a), Value::Number(b)) => {
+            let difference = a.as_f64().unwrap() - b.as_f64().unwrap();
+            assert!(difference.abs() < 2e-6, "{a} {b}");
         }
         _ => panic!("{a} {b}"),
     }
+}
+
+/// What a binary writes of the golden texts: that key of each line.
+fn written(binary: &str, model: &Path, flags: &[&str], key: &str) -> Vec<Value> {
+    let file = golden("text/texts.jsonl");
+    let mut command = Command::new(binary);
+    command.args(["--model", path(model), "--input", path(&file), "--max-length", "40", "--device", "cpu"]).args(flags);
+    let ran = run(&mut command, b"").done();
+    ran.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()[key].clone()).collect()
+}
+
+fn texts() -> Vec<Value> {
+    let lines = std::fs::read_to_string(golden("text/texts.jsonl")).unwrap();
+    lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].clone()).collect()
+}
+
+fn post(address: SocketAddr, path: &str, body: &Value) -> Reply {
+    Asked::post(address, path, body.to_string().as_bytes()).reply()
+}
+
+#[test]
+fn the_vectors_of_embed() {
+    let (model, texts) = (golden("text/hf"), texts());
+    for pooling in ["cls", "mean"] {
+        let server = Server::start(&["--max-length", "40", "--pooling", pooling]);
+        let address = server.address;
+        let [plain, normalized] = [&[][..], &["--normalize"]]
+            .map(|more| written(EMBED, &model, &[&["--pooling", pooling], more].concat(), "embedding"));
+        let all = post(address, "/embed", &json!({ "inputs": texts }));
+        close(&all.json(), &json!(normalized));
+        close(&post(address, "/embed", &json!({ "inputs": texts, "normalize": false })).json(), &json!(plain));
+        assert!(all.header("x-compute-tokens").is_some() && all.header("x-truncated-texts") != Some("0"));
+        // One text is a list of one.
+        close(&post(address, "/embed", &json!({ "inputs": texts[0] })).json(), &json!([normalized[0]]));
+        close(
+            &post(address, "/predict", &json!({ "inputs": texts })).json(),
+            &json!(written(PREDICT, &model, &["--top-k", "0"], "scores")),
+        );
+        assert_eq!(get(address, "/info").json()["pooling"], pooling);
+        for (body, status, error_type) in [
+            (json!({ "inputs": "good ".repeat(100), "truncate": false }), 413, "validation"),
+            (json!({ "inputs": vec!["good"; 33] }), 413, "validation"),
+            (json!({ "inputs": [] }), 400, "empty"),
+            (json!({ "inputs": "good", "normalize": "yes" }), 422, "validation"),
+        ] {
+            let reply = post(address, "/embed", &body);
+            assert_eq!((reply.status, reply.json()["error_type"].as_str()), (status, Some(error_type)), "{}", reply.body);
+        }
+    }
+}
+
+#[test]
+fn both_at_once_by_many() {
+    let (model, texts) = (golden("text/hf"), texts());
+    let server = Server::start(&["--max-length", "40", "--max-batch-tokens", "300"]);
+    let vectors = written(EMBED, &model, &["--normalize"], "embedding");
+    let scores = written(PREDICT, &model, &["--top-k", "0"], "scores");
+    std::thread::scope(|scope| {
+        for client in 0..8 {
+            let (texts, vectors, scores, address) = (&texts, &vectors, &scores, server.address);
+            scope.spawn(move || {
+                for turn in 0..40 {
+                    let (from, count) = ((7 * client + turn) % texts.len(), 1 + turn % 5);
+                    let range = from..(from + count).min(texts.len());
+                    let (path, wanted) = if (client + turn) % 2 == 0 { ("/embed", vectors) } else { ("/predict", scores) };
+                    let reply = post(address, path, &json!({ "inputs": texts[range.clone()] }));
+                    assert_eq!(reply.status, 200, "{}", reply.body);
+                    close(&reply.json(), &json!(wanted[range]));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_model_without_a_head_embeds_and_does_not_classify() {
+    let (model, folder) = (golden("text/hf"), TempDir::new().unwrap());
+    for file in std::fs::read_dir(&model).unwrap().map(|file| file.unwrap()) {
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let mut base = tensors(&model);
+    base.retain(|tensor| !tensor.0.contains("classifier"));
+    save(&folder.path().join("model.safetensors"), &base);
+    let server = Server::of(folder.path(), &["--pooling", "mean", "--max-length", "40"], &[]);
+    let vectors = written(EMBED, folder.path(), &["--pooling", "mean", "--normalize"], "embedding");
+    close(&post(server.address, "/embed", &json!({ "inputs": texts() })).json(), &json!(vectors));
+    let refused = post(server.address, "/predict", &json!({ "inputs": "good" }));
+    assert_eq!((refused.status, refused.json()["error_type"].as_str()), (424, Some("backend")));
+    assert!(refused.body.contains("no trained head"), "{}", refused.body);
+    assert_eq!(get(server.address, "/info").json()["model_type"], json!({ "embedding": { "pooling": "mean" } }));
+    assert_eq!(get(server.address, "/health").status, 200);
+    server.signal("-TERM");
+    let (code, err) = server.end();
+    assert_eq!(code, Some(0));
+    assert!(err.contains("pre_classifier.weight") && err.contains(": it serves /embed, not /predict"), "{err}");
+}
+
+#[test]
+fn the_answers_of_cuda_are_those_of_the_cpu() {
+    let (model, texts) = (golden("text/hf"), texts());
+    let libraries = vgpu::directory();
+    let vars = [("LD_LIBRARY_PATH", path(&libraries))];
+    for pooling in ["cls", "mean"] {
+        let flags = ["--device", "cuda", "--max-length", "40", "--max-batch-tokens", "2048", "--pooling", pooling];
+        let server = Server::of(&model, &flags, &vars);
+        let vectors = written(EMBED, &model, &["--normalize", "--pooling", pooling], "embedding");
+        let scores = written(PREDICT, &model, &["--top-k", "0"], "scores");
+        close(&post(server.address, "/embed", &json!({ "inputs": texts })).json(), &json!(vectors));
+        close(&post(server.address, "/predict", &json!({ "inputs": texts })).json(), &json!(scores));
+        server.signal("-TERM");
+        assert_eq!(server.end(), (Some(0), String::new()));
+    }
+    // A GPU that fails fails its request, and no more is promised.
+    let server = Server::of(&model, &["--device", "cuda"], &[vars[0], ("VGPU_FAIL_LAUNCH", "5")]);
+    let reply = post(server.address, "/predict", &json!({ "inputs": "good" }));
+    assert_eq!((reply.status, reply.json()["error_type"].as_str()), (503, Some("unhealthy")), "{}", reply.body);
+    assert_eq!(get(server.address, "/health").status, 503);
+    server.signal("-TERM");
+    let (code, err) = server.end();
+    assert!(code == Some(0) && err.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{code:?} {err}");
 }
 
 #[test]
@@ -275,7 +409,7 @@ fn keys_and_origins() {
     for headers in
         [&[][..], &["Authorization: Bearer sesam"], &["Authorization: Bearer sesame2"], &["Authorization: Basic sesame"]]
     {
-        for (method, path) in [("POST", "/predict"), ("POST", "/tokenize"), ("GET", "/info")] {
+        for (method, path) in [("POST", "/predict"), ("POST", "/embed"), ("POST", "/tokenize"), ("GET", "/info")] {
             let reply = ask(method, path, headers);
             assert_eq!((reply.status, reply.json()["error_type"].as_str()), (401, Some("unauthorized")), "{headers:?} {path}");
         }
@@ -392,12 +526,13 @@ impl Fake {
         let address = listener.local_addr().unwrap();
         let options = Flags::parse_from([&["serve"], flags].concat()).options;
         let source = Arc::new(ModelDir::read(&golden("text/hf")).unwrap());
-        let served = Served { name: "fake".to_string(), source, max_length: 48, dtype: "float32" };
+        let (name, pooling) = ("fake".to_string(), Pooling::Cls);
+        let served = Served { name, source, max_length: 48, dtype: "float32", pooling, classifies: true };
         let ((begun, batches), (held, gate)) = (channel(), channel::<()>());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let [panics, breaks, not_finite] = [PANICS, BREAKS, NOT_FINITE].map(id);
         let thread = std::thread::spawn(move || {
-            let mut compute = |rows: &Encoded| {
+            let mut compute = |rows: &Encoded, wanted: &[Wanted]| {
                 let words: Vec<i32> = (0..rows.rows()).map(|row| rows.row(row).0).map(|ids| ids[ids.len() - 2]).collect();
                 let _ = begun.send(words.clone());
                 let _ = gate.recv(); // ends as the other end goes
@@ -405,8 +540,12 @@ impl Fake {
                 if words.contains(&breaks) {
                     return Err(Error::new(Kind::Device, "cuda", "an illegal address", "start anew"));
                 }
-                let logit = |word: &i32| if *word == not_finite { f32::NAN } else { *word as f32 };
-                Ok(words.iter().flat_map(|word| [0.0, logit(word)]).collect())
+                let number = |word: i32| if word == not_finite { f32::NAN } else { word as f32 };
+                let answer = |(&word, &wanted): (&i32, &Wanted)| match wanted {
+                    Wanted::Logits => vec![0.0, number(word)],
+                    Wanted::Vector { normalize } => vec![number(word), f32::from(normalize), 0.5],
+                };
+                Ok(words.iter().zip(wanted).map(answer).collect())
             };
             serve(listener, served, &options, async { drop(stopped.await) }, &mut compute)
         });
@@ -425,14 +564,20 @@ impl Fake {
         }
     }
 
-    /// Asks for each of `words` while the model is busy with another text, so that they wait; nothing holds the model then.
-    fn together(mut self, words: &[&str]) -> (Fake, Vec<Reply>) {
+    /// Asks for the logits of each of `words`, as [`Fake::all_at_once`] does.
+    fn together(self, words: &[&str]) -> (Fake, Vec<Reply>) {
+        let bodies: Vec<_> = words.iter().map(|word| ("/predict", json!({ "inputs": [word], "raw_scores": true }))).collect();
+        self.all_at_once(&bodies)
+    }
+
+    /// Sends requests while the model is busy with another text, so that they wait; nothing holds the model then.
+    fn all_at_once(mut self, requests: &[(&str, Value)]) -> (Fake, Vec<Reply>) {
         let first = Asked::predict(self.address, "movie");
         self.begun();
         let asked: Vec<Asked> = (0..)
-            .zip(words)
-            .map(|(n, word)| {
-                let asked = Asked::predict(self.address, word);
+            .zip(requests)
+            .map(|(n, (path, body))| {
+                let asked = Asked::post(self.address, path, body.to_string().as_bytes());
                 self.until_queued(n + 1);
                 asked
             })
@@ -463,11 +608,21 @@ fn what_waits_is_one_batch_in_order() {
     let (fake, replies) = Fake::start(&[]).together(&words);
     assert_eq!(fake.begun(), words.map(id));
     for (reply, word) in replies.iter().zip(words) {
-        assert_eq!(reply.status, 200);
-        let body = json!({ "inputs": [word], "raw_scores": true }).to_string();
-        let raw = Asked::post(fake.address, "/predict", body.as_bytes()).reply().json();
-        assert_eq!(raw[0][0], json!({ "label": "POSITIVE", "score": id(word) as f32 }));
+        let score = |label, score: i32| json!({ "label": label, "score": score as f32 });
+        assert_eq!(reply.json(), json!([[score("POSITIVE", id(word)), score("NEGATIVE", 0)]]), "{word}");
     }
+    // Each gets its own, of its own kind and in its own order.
+    let (fake, replies) = Fake::start(&[]).all_at_once(&[
+        ("/embed", json!({ "inputs": ["good", "great"], "normalize": false })),
+        ("/predict", json!({ "inputs": ["boring", "good"], "raw_scores": true })),
+        ("/embed", json!({ "inputs": "movie" })),
+    ]);
+    assert_eq!(fake.begun(), ["good", "great", "boring", "good", "movie"].map(id));
+    let vector = |word, normalized: f32| json!([id(word) as f32, normalized, 0.5]);
+    assert_eq!(replies[0].json(), json!([vector("good", 0.0), vector("great", 0.0)]));
+    let scores: Vec<Value> = replies[1].json().as_array().unwrap().iter().map(|scores| scores[0]["score"].clone()).collect();
+    assert_eq!(scores, ["boring", "good"].map(|word| json!(id(word) as f32)));
+    assert_eq!(replies[2].json(), json!([vector("movie", 1.0)]));
     // Three tokens a text; one text is always taken.
     let (fake, _) = Fake::start(&["--max-batch-tokens", "7"]).together(&words);
     let sizes: Vec<usize> = (0..3).map(|_| fake.begun().len()).collect();

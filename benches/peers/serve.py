@@ -1,5 +1,5 @@
 """`serve` of warpfit beside the same model behind FastAPI and transformers, on loopback, in one run: texts a second and
-latency with 1, 8 and 64 clients; then many more clients than the queue holds, in three rounds, with recovery and memory.
+latency with 1, 8 and 64 clients; then ten times the clients that the queue holds, in three rounds, with recovery and memory.
 
 serve.py --model FOLDER --file reviews.parquet [--seconds 20] [--json serve.json]
 
@@ -9,8 +9,11 @@ text at a time over a connection of its own and waits for the answer.
 
 import argparse
 import asyncio
+import datetime
+import importlib.metadata
 import json
 import os
+import platform
 import random
 import re
 import resource
@@ -164,6 +167,14 @@ texts = random.Random(0).sample(pyarrow.parquet.read_table(args.file)["text"].to
 ours = [args.serve, "--model", args.model, "--device", args.device, "--precision", args.precision, "--port"]
 theirs = [sys.executable, __file__, "--model", args.model, "--device", args.device, "--precision", args.precision, "--peer"]
 print(f"{len(texts)} texts of {sum(map(len, texts)) / len(texts):.0f} characters on average; {os.cpu_count()} cores, {args.device}, {args.precision}")
+cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+hardware = {"cpu": cpu, "cores": os.cpu_count(), "device": args.device, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+if args.device == "cuda":
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    hardware["gpu"] = subprocess.check_output(query, text=True).strip()
+versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "fastapi", "uvicorn")}
+versions["warpfit"] = subprocess.check_output([args.serve, "--version"], text=True).split()[-1]
+print(f"{cpu}; {', '.join(f'{name} {version}' for name, version in versions.items())}")
 rows = []
 for name, command, port in [("warpfit", ours, 3917), ("fastapi", theirs, 3918)]:
     process = start([*command, str(port)], port)
@@ -182,4 +193,6 @@ print(f"memory {megabytes(process):.0f} MB")
 process.terminate()
 print("exit code", process.wait())
 if args.json:
-    Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    settings = {name: getattr(args, name) for name in ("precision", "clients", "crowd", "places", "seconds")}
+    everything = {"hardware": hardware, "versions": versions, "settings": settings, "results": rows}
+    Path(args.json).write_text(json.dumps(everything, indent=1) + "\n")

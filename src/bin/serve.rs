@@ -5,18 +5,22 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use warpfit::classifier::Classifier;
 use warpfit::cli::{check_interrupt, notice_interrupts, print};
 use warpfit::device::{Device, Precision};
+use warpfit::embed::Pooling;
 use warpfit::error::Result;
 use warpfit::hub;
+use warpfit::serve::engine::Engine;
 use warpfit::serve::{Options, Served, listen, serve};
 use warpfit::train::args::count;
 
 /// Serve a trained model over HTTP: a page at /, and the interface of text-embeddings-inference.
 ///
 /// POST /predict {"inputs": "a text" or ["several", "texts"], "truncate": true, "raw_scores": false} gives the labels with
-/// their scores, highest first; a list of texts, a list of these. POST /tokenize, GET /info, /health, /metrics.
+/// their scores, highest first; a list of texts, a list of these. POST /embed {"inputs": ..., "normalize": true} gives a
+/// list of vectors, the last layer's states, from the same pass of the same model: it takes no memory of its own. A model
+/// without a trained head serves /embed alone. POST /tokenize, GET /info, /health, /metrics.
+///
 /// SIGINT and SIGTERM end it once what has been asked is answered, with exit code 0; a second one ends it at once.
 #[derive(Parser)]
 #[command(name = "serve", version)]
@@ -32,6 +36,9 @@ struct Args {
     port: u16,
     #[command(flatten)]
     options: Options,
+    /// States of a text that /embed takes; for mean the last layer runs on all tokens, for /predict too
+    #[arg(long, value_enum, default_value_t = Pooling::Cls)]
+    pooling: Pooling,
     /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
     #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
     max_length: Option<usize>,
@@ -43,9 +50,6 @@ struct Args {
     precision: Precision,
 }
 
-/// The most rows of a batch.
-const ROWS: usize = 1024;
-
 fn main() -> ExitCode {
     warpfit::cli::run(warpfit::cli::parse, run)
 }
@@ -54,15 +58,17 @@ fn run(args: Args) -> Result<()> {
     let device: Device = args.device.parse()?;
     // Before the model, which takes longer.
     let listener = listen(&args.hostname, args.port)?;
-    let mut classifier =
-        Classifier::open(&hub::model(&args.model)?, device, args.precision, args.options.max_batch_tokens, ROWS)?;
-    let max_length = classifier.source.max_length(args.max_length)?;
-    classifier.source.tokenizer()?.encode(&[""], max_length, &|_| ())?;
+    let mut engine =
+        Engine::open(&hub::model(&args.model)?, device, args.precision, args.options.max_batch_tokens, args.pooling)?;
+    let max_length = engine.source.max_length(args.max_length)?;
+    engine.source.tokenizer()?.encode(&[""], max_length, &|_| ())?;
     let served = Served {
         name: args.model.display().to_string(),
-        source: classifier.source.clone(),
+        source: engine.source.clone(),
         max_length,
         dtype: if args.precision == Precision::Bf16 { "bfloat16" } else { "float32" },
+        pooling: args.pooling,
+        classifies: engine.classifies,
     };
     notice_interrupts()?;
     if let Ok(address) = listener.local_addr() {
@@ -73,5 +79,5 @@ fn run(args: Args) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    serve(listener, served, &args.options, stop, &mut |rows| classifier.logits(rows, |_, _| ()))
+    serve(listener, served, &args.options, stop, &mut |rows, wanted| engine.compute(rows, wanted))
 }

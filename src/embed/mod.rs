@@ -33,6 +33,20 @@ pub enum Pooling {
     Mean,
 }
 
+impl Pooling {
+    /// A text's states, (rows, dim), as its vector, (dim); scaled to length 1 where it is to be normalised.
+    pub fn vector(self, states: &[f64], dim: usize, normalized: bool) -> Vec<f32> {
+        let mut vector = match self {
+            Pooling::Cls => states[..dim].to_vec(),
+            Pooling::Mean => mean(states, dim),
+        };
+        if normalized {
+            normalize(&mut vector);
+        }
+        vector.into_iter().map(|x| x as f32).collect()
+    }
+}
+
 /// Which hidden states.
 #[derive(Clone, Copy, Debug)]
 pub struct Features {
@@ -100,14 +114,7 @@ impl Embedder {
                     Rows::Tokens => ends[0] as usize..ends[1] as usize,
                 };
                 let states = &hidden[states.start * dim..states.end * dim];
-                let mut vector = match self.features.pooling {
-                    Pooling::Cls => states[..dim].to_vec(),
-                    Pooling::Mean => mean(states, dim),
-                };
-                if self.features.normalize {
-                    normalize(&mut vector);
-                }
-                vectors.extend(vector.into_iter().map(|x| x as f32));
+                vectors.extend(self.features.pooling.vector(states, dim, self.features.normalize));
             }
             done(batch.seqs(), batch.rows());
         }

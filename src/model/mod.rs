@@ -123,6 +123,11 @@ impl Model {
     /// The last hidden states of a batch, packed: (tokens, dim), or (seqs, dim) where the plan keeps [CLS] alone.
     pub fn hidden(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
         self.encode(batch)?;
+        self.last(batch)
+    }
+
+    /// As [`Model::hidden`], of the batch that ran last.
+    pub fn last(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
         let rows = match self.plan.what_for.last_rows {
             Rows::Tokens => batch.rows(),
             Rows::Seqs => batch.seqs(),

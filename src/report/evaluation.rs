@@ -245,7 +245,7 @@ impl Evaluated {
         let points = counts.iter().enumerate().map(|(bin, &count)| [(bin * wide) as f64, count as f64]).collect();
         Plot {
             title: "Lengths of the texts".to_string(),
-            x: Axis::from_zero("tokens"),
+            x: Axis::from_zero("tokens read by the model"),
             y: Axis::from_zero("texts"),
             series: vec![Series::new("", Shape::Bars(wide as f64 * 0.92), points)],
         }
@@ -272,7 +272,7 @@ impl Evaluated {
             vec![[0.0, self.metrics.accuracy], [self.tokens.iter().copied().max().unwrap_or(0) as f64, self.metrics.accuracy]];
         Plot {
             title: "Accuracy by length".to_string(),
-            x: Axis::from_zero("tokens"),
+            x: Axis::from_zero("tokens read by the model"),
             y: Axis::unit("accuracy"),
             series: vec![series, Series::new(format!("of all {:.4}", self.metrics.accuracy), Shape::Guide, all)],
         }

@@ -87,7 +87,8 @@ fn errors(all: &Evaluated) -> String {
     let columns = ["label", "predicted", "loss", "score", "tokens", if modelled { "text" } else { "id" }];
     let columns = columns.into_iter().filter(|&column| modelled || column != "tokens");
     let head = |name| match name {
-        "loss" | "score" | "tokens" => format!("<th class=\"number\" aria-sort=\"none\">{name}</th>"),
+        "loss" => "<th class=\"number\" aria-sort=\"descending\">loss</th>".to_string(),
+        "score" | "tokens" => format!("<th class=\"number\" aria-sort=\"none\">{name}</th>"),
         _ => format!("<th aria-sort=\"none\">{name}</th>"),
     };
     let head: String = columns.map(head).collect();

@@ -12,7 +12,9 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use base64::prelude::{BASE64_STANDARD, Engine};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use clap::ValueEnum;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +22,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use super::engine::Wanted;
 use super::metrics::Metrics;
 use super::queue::{Place, Queue};
 use super::{Options, Served};
@@ -77,6 +80,7 @@ impl From<Error> for Refusal {
 pub fn router(service: Arc<Service>) -> Router {
     let router = Router::new()
         .route("/predict", post(predict))
+        .route("/embed", post(embed))
         .route("/tokenize", post(tokenize))
         .route("/info", get(info))
         .route_layer(middleware::from_fn_with_state(service.clone(), check_key))
@@ -84,7 +88,11 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .fallback(|| async {
-            refusal(StatusCode::NOT_FOUND, "validation", "no such path; see /, /predict, /tokenize, /info, /health, /metrics")
+            refusal(
+                StatusCode::NOT_FOUND,
+                "validation",
+                "no such path; see /, /predict, /embed, /tokenize, /info, /health, /metrics",
+            )
         })
         .method_not_allowed_fallback(|method: Method| async move {
             refusal(StatusCode::METHOD_NOT_ALLOWED, "validation", format!("{method} is not for this path; see the Allow header"))
@@ -214,17 +222,50 @@ struct Predict {
     raw_scores: bool,
 }
 
-/// Of an answer of /predict: milliseconds, tokens read by the model, texts that were cut.
+/// Of an answer of /predict and /embed: milliseconds, tokens read by the model, texts that were cut.
 const FIGURES: [&str; 6] =
     ["x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time", "x-compute-tokens", "x-truncated-texts"];
 
 async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answered {
-    let Service { served, options, queue, metrics, .. } = &*service;
+    let (served, one) = (&service.served, request.inputs.is_one());
+    if !served.classifies {
+        let error = "the model has no trained head: fine-tune it with train, or ask /embed";
+        return Err(refusal(StatusCode::FAILED_DEPENDENCY, "backend", error));
+    }
+    let (figures, rows) = compute(&service, request.inputs, request.truncate, Wanted::Logits).await?;
+    let mut lists: Vec<_> = rows.iter().map(|logits| ranked(served.labels(), logits, request.raw_scores)).collect();
+    let body = if one { Json(lists.remove(0)).into_response() } else { Json(lists).into_response() };
+    Ok((figures, body).into_response())
+}
+
+#[derive(Deserialize)]
+struct Embed {
+    inputs: Inputs,
+    truncate: Option<bool>,
+    /// To length 1; true unless said.
+    normalize: Option<bool>,
+}
+
+/// A list of vectors, for one text too.
+async fn embed(State(service): Shared, Asked(request): Asked<Embed>) -> Answered {
+    let wanted = Wanted::Vector { normalize: request.normalize.unwrap_or(true) };
+    let (figures, vectors) = compute(&service, request.inputs, request.truncate, wanted).await?;
+    Ok((figures, Json(vectors)).into_response())
+}
+
+/// What is wanted of each text, and the figures of its making.
+async fn compute(
+    service: &Arc<Service>,
+    inputs: Inputs,
+    truncate: Option<bool>,
+    wanted: Wanted,
+) -> Answered<(HeaderMap, Vec<Vec<f32>>)> {
+    let Service { options, queue, metrics, .. } = &**service;
     let start = Instant::now();
-    let (one, method) = (request.inputs.is_one(), request.inputs.method());
+    let method = inputs.method();
     metrics.requests.with_label_values(&[method]).inc();
-    let texts = request.inputs.texts(options.max_client_batch_size)?;
-    let truncate = request.truncate.unwrap_or(true);
+    let texts = inputs.texts(options.max_client_batch_size)?;
+    let truncate = truncate.unwrap_or(true);
     let tokenise = move |service: &Service| {
         let (tokenizer, max_length) = (service.served.tokenizer(), service.served.max_length);
         let rows = tokenizer.encode(&texts, max_length, &|_| ()).map_err(untokenised)?;
@@ -236,18 +277,15 @@ async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answ
             None => Ok(rows),
         }
     };
-    let (rows, place) = in_background(&service, tokenise).await?;
+    let (rows, place) = in_background(service, tokenise).await?;
     let tokenization = start.elapsed();
     let (tokens, cut) = (rows.ids.len(), rows.truncated());
     rows.offsets.windows(2).for_each(|row| metrics.input_length.observe((row[1] - row[0]) as f64));
-    let answer = queue.answer(place, rows).await?;
-    if answer.logits.iter().any(|logit| !logit.is_finite()) {
+    let answer = queue.answer(place, rows, wanted).await?;
+    if answer.rows.iter().flatten().any(|x| !x.is_finite()) {
         let remedy = "the model is broken: go back to an earlier checkpoint";
-        return Err(Error::new(Kind::Unusable, "model", "the logits are not finite", remedy).into());
+        return Err(Error::new(Kind::Unusable, "model", "its answer is not finite", remedy).into());
     }
-    let rows = answer.logits.chunks_exact(served.labels().len());
-    let mut lists: Vec<_> = rows.map(|logits| ranked(served.labels(), logits, request.raw_scores)).collect();
-    let body = if one { Json(lists.remove(0)).into_response() } else { Json(lists).into_response() };
     let total = start.elapsed();
     metrics.successes.with_label_values(&[method]).inc();
     let [total, tokenization, queued, inference] = [
@@ -262,7 +300,7 @@ async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answ
     });
     let figures = [total, tokenization, queued, inference, tokens.to_string(), cut.to_string()];
     let headers = FIGURES.map(HeaderName::from_static).into_iter().zip(figures.map(|figure| figure.parse().expect("digits")));
-    Ok((HeaderMap::from_iter(headers), body).into_response())
+    Ok((HeaderMap::from_iter(headers), answer.rows))
 }
 
 #[derive(Deserialize)]
@@ -304,13 +342,18 @@ async fn in_background<T: Send + 'static>(
 async fn info(State(service): Shared) -> Json<Value> {
     let Service { served, options, cores, .. } = &*service;
     let labels = || served.labels().iter().enumerate();
+    let pooling = served.pooling.to_possible_value().expect("none is hidden").get_name().to_string();
     let id2label: Map<String, Value> = labels().map(|(id, label)| (id.to_string(), json!(label))).collect();
     let label2id: Map<String, Value> = labels().map(|(id, label)| (label.clone(), json!(id))).collect();
+    let model_type = match served.classifies {
+        true => json!({ "classifier": { "id2label": id2label, "label2id": label2id } }),
+        false => json!({ "embedding": { "pooling": pooling } }),
+    };
     Json(json!({
         "model_id": served.name,
         "model_sha": null,
         "model_dtype": served.dtype,
-        "model_type": { "classifier": { "id2label": id2label, "label2id": label2id } },
+        "model_type": model_type,
         "max_concurrent_requests": options.max_concurrent_requests,
         "max_input_length": served.max_length,
         "max_batch_tokens": options.max_batch_tokens,
@@ -319,7 +362,8 @@ async fn info(State(service): Shared) -> Json<Value> {
         "auto_truncate": true,
         "tokenization_workers": cores,
         "version": env!("CARGO_PKG_VERSION"),
-        // Beyond text-embeddings-inference, for the page: of two labels the one that stars are for.
+        // Beyond text-embeddings-inference: what /embed takes; and for the page, of two labels the one that stars are for.
+        "pooling": pooling,
         "positive_label": positive_class(served.labels()).ok().map(|class| &served.labels()[class]),
         "payload_limit": options.payload_limit,
     }))
@@ -334,7 +378,7 @@ async fn health(State(service): Shared) -> Answered<()> {
         |service: &Service| service.served.tokenizer().encode(&[""], service.served.max_length, &|_| ()).map_err(untokenised);
     let (rows, place) = in_background(&service, probe).await?;
     let unhealthy = |e: Error| refusal(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", e.to_string());
-    service.queue.answer(place, rows).await.map(|_| ()).map_err(unhealthy)
+    service.queue.answer(place, rows, Wanted::Logits).await.map(|_| ()).map_err(unhealthy)
 }
 
 async fn metrics(State(service): Shared) -> impl IntoResponse {

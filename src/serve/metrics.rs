@@ -46,8 +46,8 @@ impl Metrics {
         let seconds = |name, help| histogram(name, help, buckets(1e-4, 2.0, 20));
         let sizes = |name, help| histogram(name, help, buckets(1.0, 2.0, 16));
         Metrics {
-            requests: counter("te_request_count", "Requests to classify", "method"),
-            successes: counter("te_request_success", "Requests classified", "method"),
+            requests: counter("te_request_count", "Requests to classify or embed", "method"),
+            successes: counter("te_request_success", "Requests answered", "method"),
             failures: counter("te_request_failure", "Requests refused or failed", "err"),
             total: seconds("te_request_duration", "Seconds from a request to its answer"),
             tokenization: seconds("te_request_tokenization_duration", "Seconds of tokenising"),

@@ -2,6 +2,7 @@
 //! thread that calls [`serve`]; connections and tokenising have threads of their own.
 
 mod api;
+pub mod engine;
 mod metrics;
 mod queue;
 
@@ -21,11 +22,13 @@ use hyper_util::service::TowerToHyperService;
 use tokio::time::sleep;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::data::tokenize::{Encoded, Tokenizer};
+use crate::data::tokenize::Tokenizer;
+use crate::embed::Pooling;
 use crate::error::{Error, Kind, Result};
 use crate::train::args::count;
 use api::Service;
 use metrics::Metrics;
+use queue::Compute;
 
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -61,6 +64,10 @@ pub struct Served {
     pub max_length: usize,
     /// Of activations: float32, bfloat16.
     pub dtype: &'static str,
+    /// What /embed makes of a text's states.
+    pub pooling: Pooling,
+    /// Whether there is a trained head for /predict.
+    pub classifies: bool,
 }
 
 impl Served {
@@ -86,7 +93,7 @@ pub fn listen(hostname: &str, port: u16) -> Result<TcpListener> {
 }
 
 /// Serves until `stop` is ready; then no connection is taken any more, and what has been asked is answered.
-/// `compute` makes of rows their logits, (rows, classes).
+/// `compute` makes of each row what is wanted of it.
 ///
 /// # Errors
 /// The threads cannot be had.
@@ -95,7 +102,7 @@ pub fn serve(
     served: Served,
     options: &Options,
     stop: impl Future<Output = ()> + Send + 'static,
-    compute: &mut dyn FnMut(&Encoded) -> Result<Vec<f32>>,
+    compute: Compute,
 ) -> Result<()> {
     let failed = |e: std::io::Error| Error::new(Kind::Device, "threads", e.to_string(), "stop other programs");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::engine::Wanted;
 use super::metrics::Metrics;
 use crate::cli::note;
 use crate::data::tokenize::Encoded;
@@ -39,6 +40,7 @@ pub struct Place {
 /// The rows of one request, until the model has them.
 struct Entry {
     rows: Encoded,
+    wanted: Wanted,
     since: Instant,
     answer: oneshot::Sender<Result<Answer>>,
     /// Not the request's, which may be gone: what waits is bounded all the same.
@@ -46,8 +48,8 @@ struct Entry {
 }
 
 pub struct Answer {
-    /// (rows, classes)
-    pub logits: Vec<f32>,
+    /// What was wanted of each row.
+    pub rows: Vec<Vec<f32>>,
     /// From the request's end of tokenising to the start of its batch.
     pub queued: Duration,
     /// Of the whole batch.
@@ -69,15 +71,16 @@ impl Queue {
         self.places.clone().try_acquire_owned().ok().map(|permit| Place { _permit: permit })
     }
 
-    /// What the model says of `rows`. Rows whose caller no longer waits are not computed.
+    /// What is wanted of `rows`. Rows whose caller no longer waits are not computed.
     ///
     /// # Errors
     /// The device's, and a panic of the model.
-    pub async fn answer(&self, place: Place, rows: Encoded) -> Result<Answer> {
+    pub async fn answer(&self, place: Place, rows: Encoded, wanted: Wanted) -> Result<Answer> {
         let (answer, answered) = oneshot::channel();
         let gone = || Error::new(Kind::Device, "model", "has stopped", "start the server anew");
         self.metrics.queue_size.inc();
-        self.entries.send(Entry { rows, since: Instant::now(), answer, _place: place }).map_err(|_| gone())?;
+        let entry = Entry { rows, wanted, since: Instant::now(), answer, _place: place };
+        self.entries.send(entry).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 
@@ -87,8 +90,8 @@ impl Queue {
     }
 }
 
-/// Rows to their logits, (rows, classes).
-type Compute<'a> = &'a mut dyn FnMut(&Encoded) -> Result<Vec<f32>>;
+/// Makes of each row what is wanted of it.
+pub type Compute<'a> = &'a mut dyn FnMut(&Encoded, &[Wanted]) -> Result<Vec<Vec<f32>>>;
 
 impl Batches {
     /// Answers until the queue's other end is gone.
@@ -128,25 +131,25 @@ impl Batches {
 
     fn answer(&self, batch: Vec<Entry>, compute: Compute) {
         let start = Instant::now();
-        let mut rows = Encoded::default();
+        let (mut rows, mut wanted) = (Encoded::default(), Vec::new());
         for entry in &batch {
             (0..entry.rows.rows()).for_each(|row| rows.append_row(&entry.rows, row));
+            wanted.resize(rows.rows(), entry.wanted);
         }
         // A panic leaves nothing behind but scratch memory, which the next batch overwrites.
-        let computed = catch_unwind(AssertUnwindSafe(|| compute(&rows))).unwrap_or_else(|panic| {
+        let computed = catch_unwind(AssertUnwindSafe(|| compute(&rows, &wanted))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             let fact = format!("a broken invariant of warpfit ({})", text.unwrap_or("no message"));
             Err(Error::new(Kind::Unusable, "model", fact, "please report it with this line"))
         });
         self.well.store(computed.is_ok(), Ordering::Relaxed);
         match computed {
-            Ok(logits) => {
-                let (classes, computed) = (logits.len() / rows.rows(), start.elapsed());
-                let mut logits = logits.into_iter();
+            Ok(answers) => {
+                let (mut answers, computed) = (answers.into_iter(), start.elapsed());
                 for Entry { rows, since, answer, .. } in batch {
-                    let logits = logits.by_ref().take(rows.rows() * classes).collect();
+                    let rows = answers.by_ref().take(rows.rows()).collect();
                     // Whoever left in the meantime needs none.
-                    let _ = answer.send(Ok(Answer { logits, queued: start - since, computed }));
+                    let _ = answer.send(Ok(Answer { rows, queued: start - since, computed }));
                 }
             }
             // One of them may be to blame: the others are not to pay for it.
