@@ -158,14 +158,19 @@ impl Plot {
                 let drawn: Vec<[f64; 2]> = part.iter().map(|&[a, b]| [x(a), y(b)]).collect();
                 canvas.path(&drawn, &stroke);
             }
+            let mut written: Option<[f64; 3]> = None;
             for (i, &[a, b]) in series.points.iter().enumerate().filter(|(_, point)| point.iter().all(|v| v.is_finite())) {
                 if series.shape == Shape::Dots || series.points.len() == 1 {
                     canvas.dot([x(a), y(b)], colour);
                 }
                 if let Some(note) = series.notes.get(i) {
-                    // Above the dot, or below where that would leave the axes.
-                    let above = y(b) - 8.0 > top;
-                    canvas.text(x(a), y(b) + if above { -8.0 } else { 16.0 }, "middle", "small", note);
+                    // Above the dot, or below where that would leave the axes or lie over the note before.
+                    let (wide, high) = (0.9 * width(note), 11.0);
+                    let covers = |[x0, y0, wide0]: [f64; 3]| x(a) - x0 < (wide + wide0) / 2.0 && (y(b) - 8.0 - y0).abs() < high;
+                    let above = y(b) - 8.0 > top && !written.is_some_and(covers);
+                    let at = y(b) + if above { -8.0 } else { 16.0 };
+                    canvas.text(x(a), at, "middle", "small", note);
+                    written = Some([x(a), at, wide]);
                 }
             }
         }
