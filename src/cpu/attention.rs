@@ -107,6 +107,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
             // SAFETY: these columns of these rows are this task's.
             unsafe { multiplier.product(out, (queries, head_dim, h.len), (probs, v), T::one(), Onto::Nothing) };
             for (i, (largest, total)) in largest.into_iter().zip(total).take(queries).enumerate() {
+                // SAFETY: these too.
                 let (y, lse) = unsafe { (y.row((row + i) * dim + h.column, head_dim), lse.row((row + i) * heads + h.head, 1)) };
                 lse[0] = largest + total.ln();
                 simd!(y.iter_mut().for_each(|y| *y /= total));
