@@ -45,7 +45,7 @@ struct Args {
     /// What computes: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Of activations and products; all but fp32 need a GPU
+    /// Of activations and products; the CPU has fp32 and bf16
     #[arg(long, default_value = "fp32")]
     precision: Precision,
 }
