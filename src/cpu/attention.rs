@@ -16,7 +16,7 @@ const BLOCK: usize = 192;
 pub struct Scratch<T> {
     /// Two blocks of scores: a row has those of one key with all queries, filled up to whole vectors.
     scores: Vec<T>,
-    multiplier: Multiplier,
+    multiplier: Multiplier<T>,
 }
 
 impl<T: Real> Scratch<T> {

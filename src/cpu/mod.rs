@@ -4,6 +4,8 @@
 mod adamw;
 mod arena;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod dropout;
 mod embed;
 mod linear;
@@ -11,6 +13,7 @@ mod loss;
 mod norm;
 mod product;
 mod real;
+mod rounded;
 
 use std::sync::Mutex;
 
@@ -22,9 +25,10 @@ use crate::ops::*;
 use crate::random;
 use arena::{Arena, Scattered};
 use product::Multiplier;
-pub use product::has_avx512_bf16;
+
 pub use real::Real;
 use real::simd;
+pub use rounded::has_avx512_bf16;
 
 /// The backend in f32 or f64; the layout's type must be T's.
 pub struct Cpu<T> {
@@ -38,7 +42,7 @@ pub struct Cpu<T> {
     /// Distinct tokens of the batch.
     distinct: usize,
     /// Of linear layers.
-    multiplier: Mutex<Multiplier>,
+    multiplier: Mutex<Multiplier<T>>,
     /// Working memory of attention, one a thread.
     scratch: Vec<Mutex<attention::Scratch<T>>>,
     /// Working memory of the gradient norm.

@@ -3,6 +3,7 @@
 
 use num_traits::{Float, NumAssign};
 
+use super::rounded::Instructions;
 use crate::ops::DType;
 
 /// Lanes of a running sum; two AVX-512 registers of f32.
@@ -20,6 +21,11 @@ pub trait Real: Float + NumAssign + Send + Sync + 'static {
 
     /// The normal distribution's cumulative function and density at x: gelu(x) = x cdf, gelu'(x) = cdf + x density.
     fn normal(self) -> (Self, Self);
+
+    /// What this machine has for products of rounded numbers.
+    fn instructions() -> Option<Instructions<Self>> {
+        None
+    }
 }
 
 impl Real for f64 {
@@ -102,6 +108,11 @@ impl Real for f32 {
         let e = (-0.5 * self * self).vexp();
         let tail = sum * t * e;
         (if self > 0.0 { 1.0 - tail } else { tail }, e * 0.398_942_3)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn instructions() -> Option<Instructions<f32>> {
+        super::avx512::instructions()
     }
 }
 

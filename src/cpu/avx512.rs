@@ -1,0 +1,142 @@
+//! Packs and multiplies panels of bf16 pairs by AVX512-BF16.
+
+use std::arch::is_x86_feature_detected as detected;
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+use super::product::Mat;
+use super::rounded::{Instructions, Pairs, ROWS, Tile, WIDTH, portable};
+
+const REGISTERS: usize = WIDTH / 16;
+
+pub fn instructions() -> Option<Instructions<f32>> {
+    let has = detected!("avx512f") && detected!("avx512bw") && detected!("avx512bf16");
+    has.then_some(Instructions {
+        // SAFETY: the machine has what it is compiled for.
+        pack: |panel, x, terms, columns| unsafe { pack(panel, x, terms, columns) },
+        // SAFETY: the same.
+        multiply: |a, column, b, width| unsafe {
+            match width.div_ceil(16) {
+                1 => multiply::<1>(a, column, b),
+                2 => multiply::<2>(a, column, b),
+                _ => multiply::<REGISTERS>(a, column, b),
+            }
+        },
+    })
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn pack(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
+    if x.row == 1 {
+        pack_columns(panel, x, terms, columns);
+    } else if x.col == 1 {
+        pack_rows(panel, x, terms, columns);
+    } else {
+        portable::pack(panel, x, terms, columns);
+    }
+}
+
+/// Of contiguous rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack_rows(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
+    for (p, pairs) in panel.iter_mut().enumerate() {
+        for (block, pairs) in pairs.as_chunks_mut().0.iter_mut().enumerate() {
+            let numbers = |row: usize| match columns.checked_sub(16 * block) {
+                Some(columns) if row < terms => load(&x.data[row * x.row + 16 * block..], columns),
+                _ => _mm512_setzero_ps(),
+            };
+            store(pairs, interleave(round(numbers(2 * p), numbers(2 * p + 1))));
+        }
+    }
+}
+
+/// Of contiguous columns: blocks of 16 columns and 16 pairs, transposed in registers.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn pack_columns(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
+    for first in (0..WIDTH).step_by(16) {
+        for (block, panel) in panel.chunks_mut(16).enumerate() {
+            let mut pairs = [_mm512_setzero_si512(); 16];
+            for (j, pairs) in pairs.iter_mut().enumerate() {
+                if first + j < columns {
+                    let numbers = &x.data[(first + j) * x.col..][32 * block..terms];
+                    *pairs = round(load(numbers, 16), numbers.get(16..).map_or(_mm512_setzero_ps(), |rest| load(rest, 16)));
+                }
+            }
+            for (to, pairs) in panel.iter_mut().zip(transpose(pairs)) {
+                store((&mut to[first..first + 16]).try_into().expect("as long"), pairs);
+            }
+        }
+    }
+}
+
+/// At most 16 of the numbers, and at most `n`; the rest is 0.
+#[target_feature(enable = "avx512f")]
+fn load(numbers: &[f32], n: usize) -> __m512 {
+    let n = n.min(numbers.len()).min(16);
+    // SAFETY: the mask allows only what the slice has.
+    unsafe { _mm512_maskz_loadu_ps(((1u32 << n) - 1) as u16, numbers.as_ptr()) }
+}
+
+#[target_feature(enable = "avx512f")]
+fn store(to: &mut [u32; 16], pairs: __m512i) {
+    // SAFETY: as long as a register.
+    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs) }
+}
+
+/// 32 numbers in bf16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn round(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: the types are of one size, and any bits are integers.
+    unsafe { transmute(_mm512_cvtne2ps_pbh(high, low)) }
+}
+
+/// The lower 16 numbers of 16 bits and the upper 16, in turn.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn interleave(halves: __m512i) -> __m512i {
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            order[i] = (i / 2 + 16 * (i % 2)) as u16;
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: the types are of one size.
+    _mm512_permutexvar_epi16(unsafe { transmute::<[u16; 32], __m512i>(ORDER) }, halves)
+}
+
+/// Of 16 x 16 numbers. Each time the first half and the second are interleaved, the highest bit of an index becomes the lowest.
+#[target_feature(enable = "avx512f")]
+fn transpose(mut from: [__m512i; 16]) -> [__m512i; 16] {
+    let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    for _ in 0..4 {
+        let mut to = from;
+        for i in 0..8 {
+            to[2 * i] = _mm512_permutex2var_epi32(from[i], low, from[8 + i]);
+            to[2 * i + 1] = _mm512_permutex2var_epi32(from[i], high, from[8 + i]);
+        }
+        from = to;
+    }
+    from
+}
+
+/// With so many registers of `b`'s columns.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs]) -> Tile {
+    let mut sums = [[_mm512_setzero_ps(); REGISTERS]; ROWS];
+    for (a, b) in a.iter().zip(b) {
+        // SAFETY: the types are of one size, and any bits are pairs of bf16.
+        let b: [__m512bh; REGISTERS] = unsafe { transmute(*b) };
+        for (sums, &a) in sums.iter_mut().zip(&a[column..][..ROWS]) {
+            // SAFETY: the same.
+            let a: __m512bh = unsafe { transmute(_mm512_set1_epi32(a as i32)) };
+            for (sum, &b) in sums[..N].iter_mut().zip(&b) {
+                *sum = _mm512_dpbf16_ps(*sum, a, b);
+            }
+        }
+    }
+    // SAFETY: the types are of one size, and any bits are floats.
+    unsafe { transmute(sums) }
+}

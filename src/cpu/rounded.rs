@@ -1,0 +1,240 @@
+//! Products of matrices whose operands are rounded to bf16, with sums in f32. Both operands are packed into panels of bf16
+//! pairs, and a tile of the result stays in registers, by AVX512-BF16 where there is such. Each element is summed in one
+//! order, whatever the threads.
+
+use gemm::Parallelism;
+use half::bf16;
+
+use super::arena::Scattered;
+use super::product::{Mat, Onto, for_each};
+use super::real::{Real, simd};
+
+/// Columns of a panel: three registers of sums. A tile of the result is `ROWS` of them high: 24 of the 32 registers.
+pub const WIDTH: usize = 48;
+pub const ROWS: usize = 8;
+/// Terms of the sums that are packed at a time.
+const TERMS: usize = 1024;
+/// Rows and columns of the result that make one parallel task.
+const TASK: (usize, usize) = (3 * WIDTH, 4 * WIDTH);
+
+/// At [p][j] terms 2p and 2p + 1 of row j of `a`, or column j of `b`; the first is the lower half.
+pub type Pairs = [u32; WIDTH];
+pub type Tile = [[f32; WIDTH]; ROWS];
+
+/// Operands rounded and packed, of a size that stays in the caches, and what packs and multiplies them.
+pub struct Panels<T> {
+    a: Vec<Pairs>,
+    b: Vec<Pairs>,
+    instructions: Instructions<T>,
+}
+
+/// How a machine goes about panels.
+#[derive(Clone, Copy)]
+pub struct Instructions<T> {
+    /// Fills a panel with so many rows and columns of a matrix; what lies beyond becomes 0.
+    pub pack: fn(&mut [Pairs], Mat<T>, usize, usize),
+    /// The product of `ROWS` of a panel's columns, from the given one, with so many of another panel; others are anything.
+    pub multiply: fn(&[Pairs], usize, &[Pairs], usize) -> Tile,
+}
+
+impl<T: Real> Panels<T> {
+    /// For so many rows of `a` and columns of `b` at a time, each a multiple of `WIDTH`.
+    pub fn new(rows: usize, columns: usize) -> Panels<T> {
+        let panels = |columns: usize| vec![[0; WIDTH]; columns / WIDTH * TERMS / 2];
+        let portable = Instructions { pack: portable::pack, multiply: portable::multiply };
+        Panels { a: panels(rows), b: panels(columns), instructions: T::instructions().unwrap_or(portable) }
+    }
+
+    /// As [`Multiplier::product`](super::product::Multiplier::product), with the elements of `a` and `b` rounded to bf16, to
+    /// the nearest, ties to even.
+    ///
+    /// # Safety
+    /// The same.
+    pub unsafe fn product(
+        &mut self,
+        (out, at, stride): (Scattered<T>, usize, usize),
+        (m, n, k): (usize, usize, usize),
+        (a, b): (Mat<T>, Mat<T>),
+        scale: T,
+        onto: Onto<T>,
+        parallelism: Parallelism,
+    ) {
+        let Instructions { pack, multiply } = self.instructions;
+        let [a_rows, b_columns] = [&self.a, &self.b].map(|panels| 2 * panels.len() / TERMS * WIDTH);
+        for k0 in (0..k).step_by(TERMS) {
+            let terms = TERMS.min(k - k0);
+            let onto = if k0 == 0 { onto } else { Onto::Itself };
+            for n0 in (0..n).step_by(b_columns) {
+                let columns = b_columns.min(n - n0);
+                let b = fill(&mut self.b, pack, b.from(k0, n0), (terms, columns), parallelism);
+                for m0 in (0..m).step_by(a_rows) {
+                    let rows = a_rows.min(m - m0);
+                    let a = fill(&mut self.a, pack, a.from(m0, k0).t(), (terms, rows), parallelism);
+                    let down = rows.div_ceil(TASK.0);
+                    for_each(parallelism, down * columns.div_ceil(TASK.1), |task| {
+                        let (i0, j0) = (task % down * TASK.0, task / down * TASK.1);
+                        simd!({
+                            for j in (j0..columns.min(j0 + TASK.1)).step_by(WIDTH) {
+                                let width = WIDTH.min(columns - j);
+                                for i in (i0..rows.min(i0 + TASK.0)).step_by(ROWS) {
+                                    let tile = multiply(panel(a, i, terms), i % WIDTH, panel(b, j, terms), width);
+                                    for (r, sums) in tile[..ROWS.min(rows - i)].iter().enumerate() {
+                                        // SAFETY: this part of the row is this task's, by contract.
+                                        let out = unsafe { out.row(at + (m0 + i + r) * stride + n0 + j, width) };
+                                        finish(out, &sums[..width], scale, onto, n0 + j);
+                                    }
+                                }
+                            }
+                        });
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The panel with a column.
+fn panel(panels: &[Pairs], column: usize, terms: usize) -> &[Pairs] {
+    let pairs = terms.div_ceil(2);
+    &panels[column / WIDTH * pairs..][..pairs]
+}
+
+#[inline(always)]
+fn finish<T: Real>(out: &mut [T], sums: &[f32], scale: T, onto: Onto<T>, column: usize) {
+    let sums = sums.iter().map(|&sum| scale * T::of(f64::from(sum)));
+    match onto {
+        Onto::Nothing => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum),
+        Onto::Itself => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+        Onto::Row(row) => out.iter_mut().zip(sums).zip(&row[column..]).for_each(|((out, sum), &start)| *out = start + sum),
+    }
+}
+
+/// The first `terms` rows and `columns` columns of `x`, in panels one after the other.
+fn fill<'a, T: Real>(
+    panels: &'a mut [Pairs],
+    pack: fn(&mut [Pairs], Mat<T>, usize, usize),
+    x: Mat<T>,
+    (terms, columns): (usize, usize),
+    parallelism: Parallelism,
+) -> &'a [Pairs] {
+    let pairs = terms.div_ceil(2);
+    let panels = &mut panels[..columns.div_ceil(WIDTH) * pairs];
+    let all = Scattered::new(panels);
+    for_each(parallelism, columns.div_ceil(WIDTH), |p| {
+        // SAFETY: this task's alone.
+        let panel = unsafe { all.row(p * pairs, pairs) };
+        pack(panel, x.from(0, p * WIDTH), terms, WIDTH.min(columns - p * WIDTH));
+    });
+    panels
+}
+
+/// Whether this machine multiplies bf16 by itself. Elsewhere rounded products are slower than those in f32.
+pub fn has_avx512_bf16() -> bool {
+    f32::instructions().is_some()
+}
+
+pub mod portable {
+    use super::*;
+
+    pub fn pack<T: Real>(panel: &mut [Pairs], x: Mat<T>, terms: usize, columns: usize) {
+        let number = |i: usize, j: usize| match i < terms && j < columns {
+            true => u32::from(bf16::from_f32(x.data[i * x.row + j * x.col].f64() as f32).to_bits()),
+            false => 0,
+        };
+        for (p, pairs) in panel.iter_mut().enumerate() {
+            for (j, pair) in pairs.iter_mut().enumerate() {
+                *pair = number(2 * p, j) | number(2 * p + 1, j) << 16;
+            }
+        }
+    }
+
+    pub fn multiply(a: &[Pairs], column: usize, b: &[Pairs], _width: usize) -> Tile {
+        let [even, odd]: [fn(u32) -> f32; 2] = [|pair| f32::from_bits(pair << 16), |pair| f32::from_bits(pair & 0xffff_0000)];
+        let mut tile = [[0.0; WIDTH]; ROWS];
+        simd!({
+            for (a, b) in a.iter().zip(b) {
+                for (sums, &a) in tile.iter_mut().zip(&a[column..]) {
+                    for (sum, &b) in sums.iter_mut().zip(b) {
+                        *sum += even(a) * even(b);
+                        *sum += odd(a) * odd(b);
+                    }
+                }
+            }
+        });
+        tile
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(len: usize, seed: u32) -> Vec<f32> {
+        let word = |i: u32| i.wrapping_mul(2_654_435_761).wrapping_add(seed).wrapping_mul(2_246_822_519) >> 8;
+        (0..len as u32).map(|i| word(i) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    const PORTABLE: Instructions<f32> = Instructions { pack: portable::pack, multiply: portable::multiply };
+
+    /// To the nearest, ties to even, and NaN stays. Hardware takes what has no normal exponent for 0.
+    #[test]
+    fn rounding() {
+        let mut bits: Vec<u32> = (0..=u32::MAX).step_by(4_099).collect();
+        bits.extend([0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, !0]);
+        let x: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+        for (machine, instructions) in [f32::instructions(), Some(PORTABLE)].into_iter().enumerate() {
+            let Some(Instructions { pack, .. }) = instructions else { continue };
+            let mut panel = vec![[0; WIDTH]; x.len().div_ceil(2)];
+            for (column, matrix) in [Mat::new(&x, x.len()).t(), Mat::new(&x, 1)].into_iter().enumerate() {
+                pack(&mut panel, matrix, x.len(), 1);
+                for (i, &x) in x.iter().enumerate() {
+                    let got = bf16::from_bits((panel[i / 2][0] >> (16 * (i % 2))) as u16);
+                    let want = bf16::from_f32(x);
+                    let flushed = machine == 0 && x.abs() < f32::MIN_POSITIVE && got.to_f32() == 0.0;
+                    let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                    assert!(same || flushed, "{x:e} becomes {got:e}, not {want:e}, by {machine}, stored way {column}");
+                }
+            }
+        }
+    }
+
+    /// Against sums in f64, at sizes that no panel, tile or block divides, each operand stored either way.
+    #[test]
+    fn rounded_products() {
+        let panels = || Panels::new(2 * WIDTH, 3 * WIDTH);
+        let threads = Parallelism::Rayon(0);
+        let portable = Panels { instructions: PORTABLE, ..panels() };
+        let mut all = [(panels(), threads), (panels(), Parallelism::None), (portable, threads)];
+        for (m, n, k) in
+            [(1, 1, 1), (9, 49, 2), (50, 97, 33), (3, 2, 2 * TERMS + 31), (2 * WIDTH + 1, 5, 7), (2, 3 * WIDTH + 3, 4)]
+        {
+            let (stored_a, stored_b, row) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 3));
+            let start = numbers(m * n, 4);
+            for (a, b) in
+                [(Mat::new(&stored_a, k), Mat::new(&stored_b, n)), (Mat::new(&stored_a, m).t(), Mat::new(&stored_b, k).t())]
+            {
+                let at = |x: Mat<f32>, i: usize, j: usize| f64::from(bf16::from_f32(x.data[i * x.row + j * x.col]));
+                for onto in [Onto::Nothing, Onto::Itself, Onto::Row(&row)] {
+                    for (panels, parallelism) in &mut all {
+                        let mut out = start.clone();
+                        let elements = (Scattered::new(&mut out), 0, n);
+                        // SAFETY: `out` is this test's.
+                        unsafe { panels.product(elements, (m, n, k), (a, b), 0.5, onto, *parallelism) };
+                        for (e, &got) in out.iter().enumerate() {
+                            let (i, j) = (e / n, e % n);
+                            let before = match onto {
+                                Onto::Nothing => 0.0,
+                                Onto::Itself => start[e],
+                                Onto::Row(row) => row[j],
+                            };
+                            let products = (0..k).map(|p| at(a, i, p) * at(b, p, j));
+                            let (sum, size) = products.fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs()));
+                            let (want, bound) = (f64::from(before) + 0.5 * sum, 1e-6 * size);
+                            assert!((f64::from(got) - want).abs() <= bound, "{m} x {n} x {k}, ({i}, {j}): {got}, not {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
