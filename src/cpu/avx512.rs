@@ -4,7 +4,7 @@ use std::arch::is_x86_feature_detected as detected;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::product::Mat;
+use super::product::{Mat, Onto};
 use super::rounded::{Instructions, Pairs, ROWS, Tile, WIDTH, portable};
 
 const REGISTERS: usize = WIDTH / 16;
@@ -15,11 +15,11 @@ pub fn instructions() -> Option<Instructions<f32>> {
         // SAFETY: the machine has what it is compiled for.
         pack: |panel, x, terms, columns| unsafe { pack(panel, x, terms, columns) },
         // SAFETY: the same.
-        multiply: |a, column, b, width| unsafe {
-            match width.div_ceil(16) {
-                1 => multiply::<1>(a, column, b),
-                2 => multiply::<2>(a, column, b),
-                _ => multiply::<REGISTERS>(a, column, b),
+        multiply: |a, column, b, tile| unsafe {
+            match tile.width.div_ceil(16) {
+                1 => multiply::<1>(a, column, b, tile),
+                2 => multiply::<2>(a, column, b, tile),
+                _ => multiply::<REGISTERS>(a, column, b, tile),
             }
         },
     })
@@ -72,9 +72,14 @@ fn pack_columns(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) 
 /// At most 16 of the numbers, and at most `n`; the rest is 0.
 #[target_feature(enable = "avx512f")]
 fn load(numbers: &[f32], n: usize) -> __m512 {
-    let n = n.min(numbers.len()).min(16);
+    let n = n.min(numbers.len());
     // SAFETY: the mask allows only what the slice has.
-    unsafe { _mm512_maskz_loadu_ps(((1u32 << n) - 1) as u16, numbers.as_ptr()) }
+    unsafe { _mm512_maskz_loadu_ps(lanes(n), numbers.as_ptr()) }
+}
+
+/// The first `n`.
+fn lanes(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as __mmask16
 }
 
 #[target_feature(enable = "avx512f")]
@@ -124,19 +129,43 @@ fn transpose(mut from: [__m512i; 16]) -> [__m512i; 16] {
 
 /// With so many registers of `b`'s columns.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs]) -> Tile {
-    let mut sums = [[_mm512_setzero_ps(); REGISTERS]; ROWS];
+fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs], tile: Tile<f32>) {
+    let Tile { rows, width, stride, .. } = tile;
+    let out = tile.out.pointer(tile.at, (rows - 1) * stride + width);
+    let masks: [__mmask16; N] = std::array::from_fn(|register| lanes(width - 16 * register));
+    for r in 0..rows {
+        for register in 0..N {
+            _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride + 16 * register).cast());
+        }
+    }
+    let mut sums = [[_mm512_setzero_ps(); N]; ROWS];
     for (a, b) in a.iter().zip(b) {
         // SAFETY: the types are of one size, and any bits are pairs of bf16.
         let b: [__m512bh; REGISTERS] = unsafe { transmute(*b) };
         for (sums, &a) in sums.iter_mut().zip(&a[column..][..ROWS]) {
             // SAFETY: the same.
             let a: __m512bh = unsafe { transmute(_mm512_set1_epi32(a as i32)) };
-            for (sum, &b) in sums[..N].iter_mut().zip(&b) {
+            for (sum, &b) in sums.iter_mut().zip(&b) {
                 *sum = _mm512_dpbf16_ps(*sum, a, b);
             }
         }
     }
-    // SAFETY: the types are of one size, and any bits are floats.
-    unsafe { transmute(sums) }
+    let scale = _mm512_set1_ps(tile.scale);
+    for (r, sums) in sums.iter().enumerate() {
+        if r < rows {
+            for (register, (&mask, &sum)) in masks.iter().zip(sums).enumerate() {
+                let sum = _mm512_mul_ps(scale, sum);
+                // SAFETY: the mask allows only what is the tile's.
+                unsafe {
+                    let out = out.add(r * stride + 16 * register);
+                    let sum = match tile.onto {
+                        Onto::Nothing => sum,
+                        Onto::Itself => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum),
+                        Onto::Row(row) => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, row[..width].as_ptr().add(16 * register)), sum),
+                    };
+                    _mm512_mask_storeu_ps(out, mask, sum);
+                }
+            }
+        }
+    }
 }

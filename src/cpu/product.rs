@@ -128,6 +128,6 @@ impl<T: Real> Multiplier<T> {
 pub fn for_each(parallelism: Parallelism, n: usize, f: impl Fn(usize) + Sync + Send) {
     match parallelism {
         Parallelism::None => (0..n).for_each(f),
-        _ => (0..n).into_par_iter().for_each(f),
+        _ => (0..n).into_par_iter().with_max_len(1).for_each(f),
     }
 }

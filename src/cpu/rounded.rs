@@ -19,7 +19,6 @@ const TASK: (usize, usize) = (3 * WIDTH, 4 * WIDTH);
 
 /// At [p][j] terms 2p and 2p + 1 of row j of `a`, or column j of `b`; the first is the lower half.
 pub type Pairs = [u32; WIDTH];
-pub type Tile = [[f32; WIDTH]; ROWS];
 
 /// Operands rounded and packed, of a size that stays in the caches, and what packs and multiplies them.
 pub struct Panels<T> {
@@ -33,8 +32,30 @@ pub struct Panels<T> {
 pub struct Instructions<T> {
     /// Fills a panel with so many rows and columns of a matrix; what lies beyond becomes 0.
     pub pack: fn(&mut [Pairs], Mat<T>, usize, usize),
-    /// The product of `ROWS` of a panel's columns, from the given one, with so many of another panel; others are anything.
-    pub multiply: fn(&[Pairs], usize, &[Pairs], usize) -> Tile,
+    /// Brings the product of a panel's columns, from the given one, with those of another panel to where it belongs.
+    pub multiply: fn(&[Pairs], usize, &[Pairs], Tile<T>),
+}
+
+/// A part of the result: at most `ROWS` rows, `stride` apart from `at`, of at most `WIDTH` columns.
+pub struct Tile<'a, T> {
+    pub out: Scattered<'a, T>,
+    pub at: usize,
+    pub stride: usize,
+    pub rows: usize,
+    pub width: usize,
+    pub scale: T,
+    /// A row is the tile's.
+    pub onto: Onto<'a, T>,
+}
+
+impl<T> Tile<'_, T> {
+    /// # Safety
+    /// A tile is its task's, so that nothing else touches it; one row at a time.
+    #[inline(always)]
+    pub unsafe fn row(&self, r: usize) -> &mut [T] {
+        // SAFETY: by contract.
+        unsafe { self.out.row(self.at + r * self.stride, self.width) }
+    }
 }
 
 impl<T: Real> Panels<T> {
@@ -73,19 +94,18 @@ impl<T: Real> Panels<T> {
                     let down = rows.div_ceil(TASK.0);
                     for_each(parallelism, down * columns.div_ceil(TASK.1), |task| {
                         let (i0, j0) = (task % down * TASK.0, task / down * TASK.1);
-                        simd!({
-                            for j in (j0..columns.min(j0 + TASK.1)).step_by(WIDTH) {
-                                let width = WIDTH.min(columns - j);
-                                for i in (i0..rows.min(i0 + TASK.0)).step_by(ROWS) {
-                                    let tile = multiply(panel(a, i, terms), i % WIDTH, panel(b, j, terms), width);
-                                    for (r, sums) in tile[..ROWS.min(rows - i)].iter().enumerate() {
-                                        // SAFETY: this part of the row is this task's, by contract.
-                                        let out = unsafe { out.row(at + (m0 + i + r) * stride + n0 + j, width) };
-                                        finish(out, &sums[..width], scale, onto, n0 + j);
-                                    }
-                                }
+                        for j in (j0..columns.min(j0 + TASK.1)).step_by(WIDTH) {
+                            let onto = match onto {
+                                Onto::Row(row) => Onto::Row(&row[n0 + j..]),
+                                other => other,
+                            };
+                            for i in (i0..rows.min(i0 + TASK.0)).step_by(ROWS) {
+                                let at = at + (m0 + i) * stride + n0 + j;
+                                let (rows, width) = (ROWS.min(rows - i), WIDTH.min(columns - j));
+                                let tile = Tile { out, at, stride, rows, width, scale, onto };
+                                multiply(panel(a, i, terms), i % WIDTH, panel(b, j, terms), tile);
                             }
-                        });
+                        }
                     });
                 }
             }
@@ -97,16 +117,6 @@ impl<T: Real> Panels<T> {
 fn panel(panels: &[Pairs], column: usize, terms: usize) -> &[Pairs] {
     let pairs = terms.div_ceil(2);
     &panels[column / WIDTH * pairs..][..pairs]
-}
-
-#[inline(always)]
-fn finish<T: Real>(out: &mut [T], sums: &[f32], scale: T, onto: Onto<T>, column: usize) {
-    let sums = sums.iter().map(|&sum| scale * T::of(f64::from(sum)));
-    match onto {
-        Onto::Nothing => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum),
-        Onto::Itself => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-        Onto::Row(row) => out.iter_mut().zip(sums).zip(&row[column..]).for_each(|((out, sum), &start)| *out = start + sum),
-    }
 }
 
 /// The first `terms` rows and `columns` columns of `x`, in panels one after the other.
@@ -148,12 +158,12 @@ pub mod portable {
         }
     }
 
-    pub fn multiply(a: &[Pairs], column: usize, b: &[Pairs], _width: usize) -> Tile {
+    pub fn multiply<T: Real>(a: &[Pairs], column: usize, b: &[Pairs], tile: Tile<T>) {
         let [even, odd]: [fn(u32) -> f32; 2] = [|pair| f32::from_bits(pair << 16), |pair| f32::from_bits(pair & 0xffff_0000)];
-        let mut tile = [[0.0; WIDTH]; ROWS];
+        let mut sums = [[0.0; WIDTH]; ROWS];
         simd!({
             for (a, b) in a.iter().zip(b) {
-                for (sums, &a) in tile.iter_mut().zip(&a[column..]) {
+                for (sums, &a) in sums.iter_mut().zip(&a[column..]) {
                     for (sum, &b) in sums.iter_mut().zip(b) {
                         *sum += even(a) * even(b);
                         *sum += odd(a) * odd(b);
@@ -161,7 +171,16 @@ pub mod portable {
                 }
             }
         });
-        tile
+        for (r, sums) in sums[..tile.rows].iter().enumerate() {
+            // SAFETY: the tile is ours.
+            let out = unsafe { tile.row(r) };
+            let sums = sums.iter().map(|&sum| tile.scale * T::of(f64::from(sum)));
+            match tile.onto {
+                Onto::Nothing => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum),
+                Onto::Itself => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                Onto::Row(row) => out.iter_mut().zip(sums).zip(row).for_each(|((out, sum), &start)| *out = start + sum),
+            }
+        }
     }
 }
 
