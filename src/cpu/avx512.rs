@@ -161,7 +161,9 @@ fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs], tile: Tile<
                     let sum = match tile.onto {
                         Onto::Nothing => sum,
                         Onto::Itself => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum),
-                        Onto::Row(row) => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, row[..width].as_ptr().add(16 * register)), sum),
+                        Onto::Row(row) => {
+                            _mm512_add_ps(_mm512_maskz_loadu_ps(mask, row[..width].as_ptr().add(16 * register)), sum)
+                        }
                     };
                     _mm512_mask_storeu_ps(out, mask, sum);
                 }
