@@ -133,6 +133,7 @@ fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs], tile: Tile<
     let Tile { rows, width, stride, .. } = tile;
     let out = tile.out.pointer(tile.at, (rows - 1) * stride + width);
     let masks: [__mmask16; N] = std::array::from_fn(|register| lanes(width - 16 * register));
+    // Asked for now, here when the sums are done.
     for r in 0..rows {
         for register in 0..N {
             _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride + 16 * register).cast());

@@ -36,7 +36,8 @@ pub struct Instructions<T> {
     pub multiply: fn(&[Pairs], usize, &[Pairs], Tile<T>),
 }
 
-/// A part of the result: at most `ROWS` rows, `stride` apart from `at`, of at most `WIDTH` columns.
+/// A part of the result: at most `ROWS` rows, `stride` apart from `at`, of at most `WIDTH` columns. Nothing else touches
+/// its elements while it lives.
 pub struct Tile<'a, T> {
     pub out: Scattered<'a, T>,
     pub at: usize,
@@ -46,16 +47,6 @@ pub struct Tile<'a, T> {
     pub scale: T,
     /// A row is the tile's.
     pub onto: Onto<'a, T>,
-}
-
-impl<T> Tile<'_, T> {
-    /// # Safety
-    /// A tile is its task's, so that nothing else touches it; one row at a time.
-    #[inline(always)]
-    pub unsafe fn row(&self, r: usize) -> &mut [T] {
-        // SAFETY: by contract.
-        unsafe { self.out.row(self.at + r * self.stride, self.width) }
-    }
 }
 
 impl<T: Real> Panels<T> {
@@ -172,8 +163,8 @@ pub mod portable {
             }
         });
         for (r, sums) in sums[..tile.rows].iter().enumerate() {
-            // SAFETY: the tile is ours.
-            let out = unsafe { tile.row(r) };
+            // SAFETY: the tile is this call's.
+            let out = unsafe { tile.out.row(tile.at + r * tile.stride, tile.width) };
             let sums = sums.iter().map(|&sum| tile.scale * T::of(f64::from(sum)));
             match tile.onto {
                 Onto::Nothing => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum),
