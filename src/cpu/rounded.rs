@@ -192,17 +192,24 @@ mod tests {
         let mut bits: Vec<u32> = (0..=u32::MAX).step_by(4_099).collect();
         bits.extend([0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, !0]);
         let x: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+        let apart: Vec<f32> = x.iter().flat_map(|&x| [x, 1.0]).collect();
+        // One column: contiguous, the first of two in contiguous rows, and neither.
+        let stored = [Mat::new(&x, x.len()).t(), Mat::new(&apart, 2), Mat { data: &apart, row: 2, col: apart.len() }];
         for (machine, instructions) in [f32::instructions(), Some(PORTABLE)].into_iter().enumerate() {
             let Some(Instructions { pack, .. }) = instructions else { continue };
-            let mut panel = vec![[0; WIDTH]; x.len().div_ceil(2)];
-            for (column, matrix) in [Mat::new(&x, x.len()).t(), Mat::new(&x, 1)].into_iter().enumerate() {
+            for (way, matrix) in stored.into_iter().enumerate() {
+                let mut panel = vec![[0; WIDTH]; x.len().div_ceil(2)];
                 pack(&mut panel, matrix, x.len(), 1);
+                assert!(
+                    panel.iter().all(|pairs| pairs[1..].iter().all(|&pair| pair == 0)),
+                    "beyond the column, by {machine}, {way}"
+                );
                 for (i, &x) in x.iter().enumerate() {
                     let got = bf16::from_bits((panel[i / 2][0] >> (16 * (i % 2))) as u16);
                     let want = bf16::from_f32(x);
                     let flushed = machine == 0 && x.abs() < f32::MIN_POSITIVE && got.to_f32() == 0.0;
                     let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
-                    assert!(same || flushed, "{x:e} becomes {got:e}, not {want:e}, by {machine}, stored way {column}");
+                    assert!(same || flushed, "{x:e} becomes {got:e}, not {want:e}, by {machine}, {way}");
                 }
             }
         }
