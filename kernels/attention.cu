@@ -47,8 +47,10 @@ template <class T> struct AttnBwd {
 // Of every kernel here.
 constexpr int THREADS = 128;
 
-// The sequence that a block works on. Blocks are (head, tile), so that the longest sequences of all heads come first.
+// What a block works on. Blocks are (head, tile) with heads changing fastest, so that the longest sequences of all heads come
+// first, along the one dimension of a grid that may exceed 65,535; then (part of a tile).
 struct Sequence {
+    int head;
     int start;    // packed row of its first token
     int keys;     // its tokens
     int queries;  // its rows of q: as many, or one
@@ -57,9 +59,10 @@ struct Sequence {
 };
 
 template <class Args> __device__ __forceinline__ Sequence sequence(const Args& a, bool one_row) {
-    const int2 tile = one_row ? int2{int(blockIdx.y), 0} : a.tiles[blockIdx.y];
+    const int head = blockIdx.x % a.heads, index = blockIdx.x / a.heads;
+    const int2 tile = one_row ? int2{index, 0} : a.tiles[index];
     const int start = a.cu_seqlens[tile.x], keys = a.cu_seqlens[tile.x + 1] - start;
-    return {start, keys, a.cls ? 1 : keys, a.cls ? tile.x : start, tile.y};
+    return {head, start, keys, a.cls ? 1 : keys, a.cls ? tile.x : start, tile.y};
 }
 
 // ---- dropout: a call of Philox has the words of four keys of one query, which belong to several lanes. Each lane makes the
@@ -203,7 +206,7 @@ template <class T, int D> __device__ void attn_fwd(const AttnFwd<T>& a) {
     float* v = k + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
     float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, a.cls);
-    const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
+    const int head = seq.head, first = seq.tile + blockIdx.y * ROWS<D>;
     if (first >= seq.queries) return;
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
     const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
@@ -277,7 +280,7 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
     float* v = k + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
     float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, a.cls);
-    const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
+    const int head = seq.head, first = seq.tile + blockIdx.y * ROWS<D>;
     if (first >= seq.queries) return;
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
     const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
@@ -336,7 +339,7 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
     float* dy = q + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
     float* buffer = dy + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, false);
-    const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
+    const int head = seq.head, first = seq.tile + blockIdx.y * ROWS<D>;
     if (first >= seq.keys) return;
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.keys - first;
     const size_t key = size_t(seq.start + first) * a.kv_stride + column;
@@ -539,7 +542,7 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
     if (seq.tile % (2 * TILE) != 0) return;
-    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16 * M;
+    const int head = seq.head, column = head * D, dim = a.heads * D, row = uniform_warp() * 16 * M;
     const int valid = seq.queries - seq.tile - row;  // the warp's queries
     const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
     const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
@@ -641,7 +644,7 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
     constexpr int N = 4;
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
-    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
+    const int head = seq.head, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.queries - seq.tile - row;
     const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
     const bf16* dy = a.dy + size_t(seq.query) * dim + column;
@@ -714,7 +717,7 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     DYNAMIC_SHARED(bf16, shared);  // two stages of q, dy: (TILE, PITCH) each
     __shared__ float2 statistics[2][TILE];  // two stages of the queries' lse (to base 2) and delta
     const Sequence seq = sequence(a, false);
-    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
+    const int head = seq.head, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.keys - seq.tile - row;
     const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
     const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;

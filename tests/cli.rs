@@ -426,6 +426,24 @@ fn a_dry_run_and_a_validation_split() {
     assert!(!out.path().join("metrics.jsonl").exists());
 }
 
+/// Rows of an evaluation batch are at most those asked for; its tokens are at most those of a training batch.
+#[test]
+fn a_large_evaluation_batch_takes_no_more_memory() {
+    let out = TempDir::new().unwrap();
+    let flags =
+        words("--validation-split 0.5 --batch-size 2 --max-steps 1 --eval-strategy steps --eval-steps 1 --eval-batch-size");
+    let run = |name: &str, more: &[&str]| train(&out.path().join(name), &[&flags[..], more].concat()).done().out;
+    let [small, large] = ["2", "64"].map(|rows| {
+        let plan = run("never", &[rows, "--dry-run"]);
+        let (_, tokens) = plan.split_once("batches of at most ").expect(&plan);
+        run(rows, &[rows]);
+        (tokens.split_once(',').unwrap().0.to_string(), read(&out.path().join(rows), "all_results.json"))
+    });
+    assert_eq!(small.0, large.0);
+    let loss = |results: &Value| results["eval_loss"].as_f64().unwrap();
+    assert!((loss(&small.1) - loss(&large.1)).abs() < 1e-6);
+}
+
 #[test]
 fn a_result_that_is_not_usable_exits_with_1() {
     let out = TempDir::new().unwrap();

@@ -8,15 +8,13 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
+use warpfit::cuda::OVERHEAD;
 use warpfit::model::plan::{Plan, Use};
 use warpfit::ops::{Arithmetic, Rows};
 
 use crate::cli::{PREDICT, Ran, TRAIN, path, run};
 use crate::fixtures::{golden, max_abs_difference};
 use crate::nvcc::archs;
-
-/// What the engine takes of a GPU beside its plan: OVERHEAD in src/cuda/arena.rs.
-const OVERHEAD: usize = 34 << 20;
 
 /// Classifies one text; libraries come from a folder, variables are for the virtual GPU.
 fn predict(libraries: &Path, vars: &[(&str, &str)], more: &[&str]) -> Ran {
@@ -108,6 +106,13 @@ fn memory_that_is_one_byte_short() {
     with(needed).done();
     with(needed - 1).failed(3, " are free; the largest batch that fits has 7 rows");
     with(OVERHEAD + 1000).failed(3, " are free; not even a batch of one row fits");
+}
+
+/// cuBLASLt takes memory of its own, on the first use of a kernel.
+#[test]
+fn cublaslt_without_memory() {
+    let ran = predict(&vgpu::directory(), &[("VGPU_FAULT", "cublaslt_memory")], &["--device", "cuda"]);
+    ran.failed(3, "CUBLAS_STATUS_ALLOC_FAILED; end what else uses the GPU, or lower --batch-size");
 }
 
 #[test]

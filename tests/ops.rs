@@ -184,6 +184,21 @@ fn f32_on_cuda() {
     each(cases(), |case| check_f32(case, On::Cuda));
 }
 
+/// More texts, and tiles of attention, than the second dimension of a grid has room for.
+#[test]
+fn seventy_thousand_short_texts_on_cuda() {
+    let (many, on) = (batch(&[1; 70_000]), DropSite { p: 0.1, site: 3 });
+    let cases = vec![
+        attn(&many, 1, 8, Rows::Tokens, on),
+        attn(&many, 1, 32, Rows::Seqs, on),
+        first_row(&many, 8, false),
+        xent(&many, 2, 0.0, false),
+        embed(&many, 8, 0, None),
+    ];
+    each(cases, |case| check_f32(case, On::Cuda));
+    each(vec![attn(&many, 1, 32, Rows::Tokens, on)], |case| check_bf16(case, On::CudaBf16));
+}
+
 /// The errors in bf16 are at most twice those of a plain computation that rounds what it writes and nothing else; but for
 /// those, what is summed in f32 is as good as that.
 fn check_bf16(case: &Case, on: On) {

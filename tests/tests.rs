@@ -12,6 +12,7 @@ mod metrics;
 mod model;
 mod nvcc;
 mod ops;
+mod products;
 mod report;
 mod rounded;
 mod serve;

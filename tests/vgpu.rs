@@ -11,6 +11,10 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 use half::bf16;
+use warpfit::cuda::Cuda;
+use warpfit::ops::{Activation, Arithmetic, DropSite, Rows};
+
+use crate::ops::cases::*;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -419,6 +423,33 @@ fn pinned_buffers_are_read_and_written_late() {
     assert_eq!(pinned.as_slice().unwrap()[..2], [20.0, 10.0]);
 }
 
+/// Launches of the engine at sizes that are too large to run here: none is beyond what a GPU takes, and what is beyond the
+/// engine's working memory is an error.
+#[test]
+fn launches_of_large_batches() {
+    let (t, s, on) = (Rows::Tokens, Rows::Seqs, DropSite { p: 0.1, site: 3 });
+    let ops = |lengths: &[usize], heads: usize, dim: usize| {
+        let batch = &batch(lengths);
+        let norms = [t, s].map(|rows| add_norm(batch, dim, rows, true, on));
+        let products = [linear(batch, dim, 3 * dim, t, false), classifier(batch, dim, 2)];
+        let others = [embed(batch, dim, 2, Some(0)), act(batch, Activation::Gelu, 4 * dim, t), dropout(batch, dim, t, on)];
+        let rest = [first_row(batch, dim, false), xent(batch, 2, 0.1, true)];
+        let attention = [t, s].map(|rows| attn(batch, heads, dim / heads, rows, on));
+        norms.into_iter().chain(products).chain(others).chain(rest).chain(attention).collect::<Vec<_>>()
+    };
+    let run = |case: &Case, arithmetic| vgpu::only_checking(|| case.run_blank(arithmetic, &mut crate::fixtures::gpu()));
+    // Many short texts; a million tokens; wide rows.
+    for (lengths, heads, dim) in [(&[2; 70_000][..], 2, 64), (&[512; 2000], 4, 256), (&[300; 8], 100, 8200)] {
+        for case in ops(lengths, heads, dim) {
+            for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+                run(&case, arithmetic).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            }
+        }
+    }
+    let error = run(&attn(&batch(&[512; 2000]), 12, 64, t, on), Arithmetic::Bf16).unwrap_err();
+    assert!(error.fact().contains("49152000 bytes of working memory, of which there are 33554432"), "{error}");
+}
+
 /// Pageable memory is copied when the call is made.
 #[test]
 fn pageable_buffers_are_read_at_once() {
@@ -657,8 +688,17 @@ const PLAIN: Matmul = Matmul {
 
 const WORKSPACE: usize = 1 << 20;
 
-/// D = op(A) op(B) + bias + beta D at these addresses; the algorithm is asked for with `k` terms.
-fn matmul(gpu: &Gpu, p: &Matmul, [a, b, d, bias, workspace]: [u64; 5], k: usize) -> Result<(), blas_sys::cublasStatus_t> {
+use blas_sys::cublasLtReductionScheme_t as Reduction;
+const NO_REDUCTION: u32 = Reduction::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
+
+/// D = op(A) op(B) + bias + beta D at these addresses; the algorithm is asked for with `k` terms, and may reduce by `schemes`.
+fn matmul(
+    gpu: &Gpu,
+    p: &Matmul,
+    [a, b, d, bias, workspace]: [u64; 5],
+    k: usize,
+    schemes: u32,
+) -> Result<(), blas_sys::cublasStatus_t> {
     use blas_sys::cublasLtMatmulDescAttributes_t as Attribute;
     use blas_sys::cublasLtMatmulPreferenceAttributes_t as Preference;
     use blas_sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
@@ -695,6 +735,8 @@ fn matmul(gpu: &Gpu, p: &Matmul, [a, b, d, bias, workspace]: [u64; 5], k: usize)
         let most = WORKSPACE;
         let attribute = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         blas::set_matmul_pref_attribute(preference, attribute, (&raw const most).cast(), 8).unwrap();
+        let attribute = Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+        blas::set_matmul_pref_attribute(preference, attribute, (&raw const schemes).cast(), 4).unwrap();
         let alignment = 16u32;
         for attribute in [
             Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
@@ -758,7 +800,7 @@ fn products_of_cublas() {
         };
         let on_gpu = [up(&a, p.half), up(&b, p.half), up(&d, p.half_result), up(&bias, p.half_result)];
         let [pa, pb, pd, pbias] = [0, 1, 2, 3].map(|i: usize| gpu.address(&on_gpu[i]));
-        matmul(&gpu, &p, [pa, pb, pd, pbias, gpu.address(&workspace)], p.k).unwrap();
+        matmul(&gpu, &p, [pa, pb, pd, pbias, gpu.address(&workspace)], p.k, NO_REDUCTION).unwrap();
         let bytes = gpu.stream.clone_dtoh(&on_gpu[2]).unwrap();
         let found: Vec<f32> = match p.half_result {
             true => bytes.chunks(2).map(|x| bf16::from_le_bytes([x[0], x[1]]).to_f32()).collect(),
@@ -785,11 +827,11 @@ fn products_of_cublas() {
 fn products_that_cublas_refuses() {
     use blas_sys::cublasStatus_t::*;
     let gpu = Gpu::new();
-    let take = || gpu.address(&*Box::leak(Box::new(gpu.stream.alloc_zeros::<f32>(4096).unwrap())));
+    let take = || gpu.address(&*Box::leak(Box::new(gpu.stream.alloc_zeros::<f32>(1 << 14).unwrap())));
     let workspace = gpu.stream.alloc_zeros::<u8>(WORKSPACE).unwrap();
     let good = [take(), take(), take(), take(), gpu.address(&workspace)];
     let with_bias = Matmul { bias: true, ..PLAIN };
-    let run = |p: &Matmul, pointers| matmul(&gpu, p, pointers, p.k);
+    let run = |p: &Matmul, pointers| matmul(&gpu, p, pointers, p.k, NO_REDUCTION);
     assert_eq!(run(&with_bias, good), Ok(()));
     for i in 0..5 {
         let mut pointers = good;
@@ -799,12 +841,35 @@ fn products_that_cublas_refuses() {
     // Rows that are no multiple of 16 bytes, in A and B, and in D.
     assert_eq!(run(&Matmul { k: 42, ..PLAIN }, good), Err(CUBLAS_STATUS_NOT_SUPPORTED));
     assert_eq!(run(&Matmul { m: 30, ..PLAIN }, good), Err(CUBLAS_STATUS_NOT_SUPPORTED));
-    // An algorithm serves its class of shapes.
+    // An algorithm serves its class of shapes; of small ones, the one that was asked about.
     let tall = Matmul { transposed: (false, true), ..PLAIN };
-    assert_eq!(matmul(&gpu, &tall, good, 128), Ok(()));
-    assert_eq!(matmul(&gpu, &tall, good, 256), Err(CUBLAS_STATUS_NOT_SUPPORTED));
+    assert_eq!(matmul(&gpu, &tall, good, 128, NO_REDUCTION), Err(CUBLAS_STATUS_NOT_SUPPORTED));
+    let tall = Matmul { k: 300, ..tall };
+    assert_eq!(matmul(&gpu, &tall, good, 384, NO_REDUCTION), Ok(()));
+    assert_eq!(matmul(&gpu, &tall, good, 512, NO_REDUCTION), Err(CUBLAS_STATUS_NOT_SUPPORTED));
+    // Partial sums are added in f32 and in a fixed order, or not at all.
+    for (scheme, answer) in [
+        (Reduction::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, Ok(())),
+        (Reduction::CUBLASLT_REDUCTION_SCHEME_INPLACE, Err(CUBLAS_STATUS_NOT_SUPPORTED)),
+        (Reduction::CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE, Err(CUBLAS_STATUS_NOT_SUPPORTED)),
+    ] {
+        assert_eq!(matmul(&gpu, &tall, good, tall.k, scheme as u32), answer);
+    }
     gpu.stream.synchronize().unwrap();
     // Memory that is too small is found when the product runs.
-    assert_eq!(run(&Matmul { m: 128, n: 128, ..PLAIN }, good), Ok(()));
-    gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["cublasLt: A, 20480 bytes"]);
+    assert_eq!(run(&Matmul { m: 512, ..PLAIN }, good), Ok(()));
+    gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["cublasLt: A, 81920 bytes"]);
+}
+
+/// cuBLASLt holds on to the kernels that it loaded into a context after that was destroyed; so no context of the engine is.
+#[test]
+fn a_gpu_whose_last_backend_was_dropped_opens_again() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    vgpu::install();
+    let case = linear(&batch(&[3, 5]), 16, 24, Rows::Tokens, false);
+    for _ in 0..2 {
+        case.on(Arithmetic::F32, Box::new(Cuda::open(1).unwrap())).forward();
+    }
+    // SAFETY: nobody else uses the device.
+    unsafe { sys::cuDevicePrimaryCtxReset_v2(1) };
 }

@@ -9,7 +9,7 @@ const CHUNK: usize = 1 << 14;
 
 pub fn grad_norm(cuda: &Cuda, op: &GradNorm) -> Result<()> {
     let count = op.grads.len.div_ceil(CHUNK);
-    let parts = cuda.scratch(count * size_of::<f64>());
+    let parts = cuda.scratch(count * size_of::<f64>())?;
     let squares = kernels::GradNormParts { grads: cuda.at(op.grads), parts, len: len(op.grads.len), chunk: CHUNK as i32 };
     cuda.launch(&cuda.kernels().grad_norm_parts, [count, 1, 1], 0, &squares)?;
     let root = kernels::GradNorm { parts, status: cuda.at(op.status), count: count as i32 };
@@ -17,7 +17,7 @@ pub fn grad_norm(cuda: &Cuda, op: &GradNorm) -> Result<()> {
 }
 
 pub fn adamw(cuda: &Cuda, op: &AdamW) -> Result<()> {
-    let clip = cuda.scratch(size_of::<f32>());
+    let clip = cuda.scratch(size_of::<f32>())?;
     let decide = kernels::AdamWDecide { status: cuda.at(op.status), clip, max_norm: op.max_norm };
     cuda.launch(&cuda.kernels().adamw_decide, [1, 1, 1], 0, &decide)?;
 

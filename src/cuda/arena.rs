@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, PinnedHostSlice, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result};
 
-use super::device::{Gpu, failed};
+use super::device::failed;
 use super::kernels::Ptr;
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
@@ -13,22 +13,48 @@ use crate::ops::{Layout, View};
 
 /// Working memory: partial sums, and cuBLASLt's workspace (32 MiB is what its manual asks for on Hopper).
 pub const SCRATCH: usize = 32 << 20;
-/// What an arena takes beside its layout.
-pub const OVERHEAD: usize = SCRATCH + (2 << 20);
+/// What a run takes beside its layout: working memory, the list of tiles, and what the driver and cuBLASLt load on first use,
+/// some 50 kernels of cuBLASLt among it.
+pub const OVERHEAD: usize = SCRATCH + (352 << 20);
 /// Rows of one tile of attention.
 pub const TILE: usize = 64;
 
 pub struct Arena {
     pub layout: Layout,
-    base: Ptr,
-    scratch: Ptr,
+    memory: Memory,
+    scratch: Memory,
     /// (sequence, first row) of each tile of attention.
-    tiles: Ptr,
+    tiles: Memory,
     staging: [Staging; 2],
     /// Which of them is next.
     turn: usize,
-    // Freed when the arena is dropped.
-    _memory: [CudaSlice<u8>; 3],
+}
+
+/// Device memory, freed at once when it is dropped; a pool would keep it.
+struct Memory {
+    address: Ptr,
+    context: Arc<CudaContext>,
+}
+
+impl Memory {
+    /// Takes `bytes`, which are zero for all that `stream` does from now on.
+    fn zeroed(stream: &CudaStream, bytes: usize) -> Result<Memory> {
+        let context = stream.context().clone();
+        context.bind_to_thread().map_err(failed("device memory"))?;
+        // SAFETY: freed once, by `drop`.
+        let address = unsafe { result::malloc_sync(bytes) }.map_err(failed("device memory"))?;
+        let memory = Memory { address, context };
+        // SAFETY: just allocated.
+        unsafe { result::memset_d8_async(address, 0, bytes, stream.cu_stream()) }.map_err(failed("device memory"))?;
+        Ok(memory)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated above. The driver waits for what uses it; where that has failed, all memory is lost anyway.
+        let _ = self.context.bind_to_thread().and_then(|()| unsafe { result::free_sync(self.address) });
+    }
 }
 
 /// Page-locked memory that the GPU fetches a batch from, on its own time.
@@ -39,27 +65,21 @@ struct Staging {
 }
 
 impl Arena {
-    pub fn new(gpu: &Gpu, stream: &Arc<CudaStream>, layout: &Layout) -> Result<Arena> {
+    pub fn new(stream: &CudaStream, layout: &Layout) -> Result<Arena> {
         let inputs = layout.inputs;
         let most_tiles = inputs.ids.len / TILE + inputs.labels.len;
-        let take = |bytes: usize| {
-            // SAFETY: set to zero by the next line, before anything reads it.
-            let mut memory: CudaSlice<u8> = unsafe { stream.alloc(bytes) }.map_err(failed("device memory"))?;
-            stream.memset_zeros(&mut memory).map_err(failed("device memory"))?;
-            let (address, _) = memory.device_ptr(stream);
-            Ok((address, memory))
-        };
-        let ((base, arena), (scratch, working), (tiles, list)) = (take(layout.bytes)?, take(SCRATCH)?, take(8 * most_tiles)?);
+        let take = |bytes: usize| Memory::zeroed(stream, bytes);
+        let (memory, scratch, tiles) = (take(layout.bytes)?, take(SCRATCH)?, take(8 * most_tiles)?);
         let views = [inputs.ids, inputs.positions, inputs.types, inputs.cu_seqlens, inputs.labels, inputs.rows_by_token];
         let most: usize = views.iter().map(|view| view.len).sum::<usize>() + inputs.token_starts.len + 2 * most_tiles;
         let staging = || -> Result<Staging> {
             // SAFETY: written before it is read.
-            let buffer = unsafe { gpu.context.alloc_pinned(most) }.map_err(failed("page-locked memory"))?;
-            let fetched = gpu.context.new_event(None).map_err(failed("event"))?;
+            let buffer = unsafe { stream.context().alloc_pinned(most) }.map_err(failed("page-locked memory"))?;
+            let fetched = stream.context().new_event(None).map_err(failed("event"))?;
             Ok(Staging { buffer, fetched })
         };
         let staging = [staging()?, staging()?];
-        Ok(Arena { layout: *layout, base, scratch, tiles, staging, turn: 0, _memory: [arena, working, list] })
+        Ok(Arena { layout: *layout, memory, scratch, tiles, staging, turn: 0 })
     }
 
     /// The address of a view; null for none.
@@ -68,15 +88,15 @@ impl Arena {
             return 0;
         }
         assert!(view.offset + view.bytes() <= self.layout.bytes, "{view:?} is not in the arena");
-        self.base + view.offset as u64
+        self.memory.address + view.offset as u64
     }
 
     pub fn scratch(&self) -> Ptr {
-        self.scratch
+        self.scratch.address
     }
 
     pub fn tiles(&self) -> Ptr {
-        self.tiles
+        self.tiles.address
     }
 
     /// Sends a batch up, and the tiles of attention; returns how many.
@@ -92,7 +112,7 @@ impl Arena {
             (self.at(inputs.labels), inputs.labels, &batch.labels),
             (self.at(inputs.rows_by_token), inputs.rows_by_token, &batch.rows_by_token),
             (self.at(inputs.token_starts), inputs.token_starts, &batch.token_starts),
-            (self.tiles, list, &tiles),
+            (self.tiles.address, list, &tiles),
         ];
         let Staging { buffer, fetched } = &mut self.staging[self.turn];
         self.turn ^= 1;

@@ -1,8 +1,8 @@
-//! Attention: which kernel, how many blocks. A block is a (head, tile of rows); of a launch with one query a sequence, a
-//! (head, sequence).
+//! Attention: which kernel, how many blocks. A block is a (head, tile of rows), or a (head, sequence) where each sequence has
+//! one query; heads change fastest.
 
 use super::Cuda;
-use super::kernels::{AttnBwd, AttnFwd, Kernel};
+use super::kernels::{AttnBwd, AttnFwd, Kernel, Kernels};
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Attn, DType, Rows};
 
@@ -20,8 +20,7 @@ struct Path<'a> {
 
 impl Path<'_> {
     /// Any head of up to `width` elements, on the plain cores.
-    fn general(cuda: &Cuda, dtype: DType, width: usize) -> Path<'_> {
-        let kernels = cuda.kernels();
+    fn general(kernels: &Kernels, dtype: DType, width: usize) -> Path<'_> {
         let (fwd, bwd_q, bwd_kv) = match width {
             32 => (&kernels.attn_fwd_d32, &kernels.attn_bwd_q_d32, &kernels.attn_bwd_kv_d32),
             64 => (&kernels.attn_fwd_d64, &kernels.attn_bwd_q_d64, &kernels.attn_bwd_kv_d64),
@@ -40,8 +39,7 @@ impl Path<'_> {
     }
 
     /// Heads of just `width` elements of bf16, on tensor cores.
-    fn tensor_cores(cuda: &Cuda, width: usize) -> Path<'_> {
-        let kernels = cuda.kernels();
+    fn tensor_cores(kernels: &Kernels, width: usize) -> Path<'_> {
         let (fwd, bwd_q, bwd_kv) = match width {
             32 => (&kernels.attn_fwd_mma_d32_bf16, &kernels.attn_bwd_q_mma_d32_bf16, &kernels.attn_bwd_kv_mma_d32_bf16),
             _ => (&kernels.attn_fwd_mma_d64_bf16, &kernels.attn_bwd_q_mma_d64_bf16, &kernels.attn_bwd_kv_mma_d64_bf16),
@@ -52,12 +50,13 @@ impl Path<'_> {
     }
 
     fn of<'a>(cuda: &'a Cuda, op: &Attn) -> Result<Path<'a>> {
+        let kernels = cuda.kernels();
         match op.head_dim {
             // Rows and parts of rows begin at multiples of 16 bytes, the unit of copies into shared memory.
-            width @ (32 | 64) if op.y.dtype == DType::Bf16 => Ok(Path::tensor_cores(cuda, width)),
-            ..=32 => Ok(Path::general(cuda, op.y.dtype, 32)),
-            33..=64 => Ok(Path::general(cuda, op.y.dtype, 64)),
-            65..=128 => Ok(Path::general(cuda, op.y.dtype, 128)),
+            width @ (32 | 64) if op.y.dtype == DType::Bf16 => Ok(Path::tensor_cores(kernels, width)),
+            ..=32 => Ok(Path::general(kernels, op.y.dtype, 32)),
+            33..=64 => Ok(Path::general(kernels, op.y.dtype, 64)),
+            65..=128 => Ok(Path::general(kernels, op.y.dtype, 128)),
             _ => {
                 let fact = format!("attention heads of {} elements: the kernels take up to 128", op.head_dim);
                 Err(Error::new(Kind::Device, cuda.gpu.name.clone(), fact, "pass --device cpu"))
@@ -67,10 +66,10 @@ impl Path<'_> {
 }
 
 /// Lets the kernels have the shared memory they need.
-pub fn prepare(cuda: &Cuda) -> Result<()> {
+pub fn prepare(kernels: &Kernels) -> Result<()> {
     for dtype in [DType::F32, DType::Bf16] {
         for width in [32, 64, 128] {
-            let path = Path::general(cuda, dtype, width);
+            let path = Path::general(kernels, dtype, width);
             path.fwd.allow_shared(path.fwd_shared)?;
             path.bwd_q.allow_shared(path.bwd_shared)?;
             path.bwd_kv.allow_shared(path.bwd_shared)?;
@@ -82,9 +81,14 @@ pub fn prepare(cuda: &Cuda) -> Result<()> {
 /// Blocks that the queries take.
 fn query_grid(cuda: &Cuda, op: &Attn, path: &Path) -> [usize; 3] {
     match op.q_rows {
-        Rows::Tokens => [op.heads, cuda.tiles, path.parts],
-        Rows::Seqs => [op.heads, cuda.seqs, 1],
+        Rows::Tokens => key_grid(cuda, op, path),
+        Rows::Seqs => [op.heads * cuda.seqs, 1, 1],
     }
+}
+
+/// Blocks that the keys take.
+fn key_grid(cuda: &Cuda, op: &Attn, path: &Path) -> [usize; 3] {
+    [op.heads * cuda.tiles, path.parts, 1]
 }
 
 fn scale(op: &Attn) -> f32 {
@@ -121,7 +125,7 @@ pub fn bwd(cuda: &Cuda, op: &Attn) -> Result<()> {
         y: cuda.at(op.y),
         dy: cuda.at(op.dy),
         lse: cuda.at(op.lse),
-        delta: cuda.scratch(4 * cuda.rows(op.q_rows) * op.heads),
+        delta: cuda.scratch(4 * cuda.rows(op.q_rows) * op.heads)?,
         dq: cuda.at(op.dq),
         dk: cuda.at(op.dk),
         dv: cuda.at(op.dv),
@@ -136,5 +140,5 @@ pub fn bwd(cuda: &Cuda, op: &Attn) -> Result<()> {
         drop: cuda.drop(op.drop),
     };
     cuda.launch(path.bwd_q, query_grid(cuda, op, &path), path.bwd_shared, &arguments)?;
-    cuda.launch(path.bwd_kv, [op.heads, cuda.tiles, path.parts], path.bwd_shared, &arguments)
+    cuda.launch(path.bwd_kv, key_grid(cuda, op, &path), path.bwd_shared, &arguments)
 }

@@ -23,7 +23,7 @@ pub fn sum(cuda: &Cuda, matrix: &Matrix, out: Ptr) -> Result<()> {
     let Matrix { x, dtype, rows, width, only } = *matrix;
     let chunk = rows.div_ceil(CHUNKS).max(CHUNK);
     let chunks = rows.div_ceil(chunk);
-    let sums = cuda.scratch(chunks * width * size_of::<f32>());
+    let sums = cuda.scratch(chunks * width * size_of::<f32>())?;
     let arguments = ColumnSums {
         x,
         types: if only.is_some() { cuda.at(cuda.inputs().types) } else { 0 },

@@ -1,19 +1,27 @@
 //! Finding a GPU, and saying in one line why there is none.
 
+use std::collections::BTreeMap;
 use std::ffi::CStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::cublaslt;
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
 
+use super::attention;
+use super::gemm::Gemm;
 use super::kernels::{ARCHS, Image, Kernels, Loader, NVCC};
 use crate::error::{Error, Kind, Result};
+
+/// The GPUs opened so far. They stay open for the life of the process: cuBLASLt keeps state about a context that it would take
+/// for its successor's, and loading the kernels takes a while.
+static OPEN: Mutex<BTreeMap<usize, Arc<Gpu>>> = Mutex::new(BTreeMap::new());
 
 /// A GPU, ready to run the kernels.
 pub struct Gpu {
     pub context: Arc<CudaContext>,
     pub kernels: Kernels,
+    gemm: Mutex<Gemm>,
     /// "NVIDIA H100 80GB HBM3".
     pub name: String,
     /// Compute capability: 9.0 is (9, 0).
@@ -23,7 +31,23 @@ pub struct Gpu {
 impl Gpu {
     /// # Errors
     /// One line that says which of the many things needed is missing, and what to do.
-    pub fn open(index: usize) -> Result<Gpu> {
+    pub fn open(index: usize) -> Result<Arc<Gpu>> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gpu) = open.get(&index) {
+            gpu.context.bind_to_thread().map_err(failed("device"))?;
+            return Ok(gpu.clone());
+        }
+        let gpu = Arc::new(Gpu::find(index)?);
+        open.insert(index, gpu.clone());
+        Ok(gpu)
+    }
+
+    /// cuBLASLt, for one thread at a time.
+    pub fn gemm(&self) -> MutexGuard<'_, Gemm> {
+        self.gemm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(index: usize) -> Result<Gpu> {
         let missing = |fact: &str, remedy: &str| error(index, fact, format!("{remedy}, or pass --device cpu"));
         // cudarc panics where a library is not there.
         // SAFETY: asks the loader alone.
@@ -68,7 +92,8 @@ impl Gpu {
         let capability = context.compute_capability().map_err(failed("compute capability"))?;
         let name = context.name().map_err(failed("name of the device"))?;
         let kernels = Kernels::load(&Loader::new(&context)?)?;
-        Ok(Gpu { context, kernels, name, capability })
+        attention::prepare(&kernels)?;
+        Ok(Gpu { context, kernels, gemm: Mutex::new(Gemm::new()?), name, capability })
     }
 }
 
@@ -92,12 +117,15 @@ pub fn describe(e: DriverError) -> String {
     format!("{}: {}", text(e.error_name()), text(e.error_string()))
 }
 
+/// What to do where the memory of a GPU is used up.
+pub const OUT_OF_MEMORY: &str = "end what else uses the GPU, or lower --batch-size";
+
 /// A call of the driver that failed: `place` is the kernel or what was asked for. What ran before may be at fault: errors
 /// surface late, and after one the context is dead.
 pub fn failed(place: &str) -> impl Fn(DriverError) -> Error {
     move |e| {
         let remedy = match e.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => "end what else uses the GPU, or lower --batch-size",
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => OUT_OF_MEMORY,
             _ => "all that was on the GPU is lost: start again, a training run with --resume-from-checkpoint",
         };
         Error::new(Kind::Device, place, describe(e), remedy)

@@ -1,6 +1,7 @@
-//! Products by cuBLASLt, column-major as it has them. An algorithm is asked for once a shape (rows rounded up to a bucket) and
-//! kept, so the same shapes give the same bits. What cuBLASLt does not take, rows that are not 16-byte aligned, goes to our own
-//! kernel. f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 sums in f32.
+//! Products by cuBLASLt, column-major as it has them. An algorithm is asked for once per shape, with large numbers of rows
+//! rounded up to a bucket, and kept. The choice is a function of the shape, the library and the GPU alone, so the same shapes
+//! give the same bits. What cuBLASLt does not take, rows that are not 16-byte aligned, goes to our own kernel. f32 is f32
+//! (COMPUTE_32F) unless the plan allows TF32; bf16 sums in f32.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -8,9 +9,11 @@ use std::ffi::c_void;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     self, cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreferenceAttributes_t as Preference,
+    cublasStatus_t as Status,
 };
 
 use super::arena::SCRATCH;
+use super::device::OUT_OF_MEMORY;
 use super::kernels::Ptr;
 use super::{Cuda, linear};
 use crate::error::{Error, Kind, Result};
@@ -48,7 +51,7 @@ pub struct Gemm {
     algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
 }
 
-// SAFETY: the handle may be used by any one thread at a time.
+// SAFETY: the handle may be used by any thread, one at a time.
 unsafe impl Send for Gemm {}
 
 /// What the choice of an algorithm depends on.
@@ -60,15 +63,39 @@ struct Shape {
     strides: (usize, usize, usize),
     bias: bool,
     add: bool,
+    split_k: bool,
 }
 
-/// Numbers of rows are rounded up to a multiple of this where an algorithm is chosen.
+/// Large numbers of rows are rounded up to a multiple of this where an algorithm is chosen.
 const BUCKET: usize = 128;
+/// Up to here they are not: what suits 128 rows is slow for 16, and may split a sum of 16 terms into empty parts.
+const EXACT: usize = 256;
+
+/// Sums are split over k only where k is a multiple of this. cuBLASLt was seen to drop up to a tile's last terms otherwise
+/// (<https://github.com/facebookexperimental/triton/pull/2767>), which no loss curve would show.
+const SPLITTABLE: usize = 64;
 
 impl Gemm {
     pub fn new() -> Result<Gemm> {
         let handle = result::create_handle().map_err(|e| failed("cublasLtCreate", e))?;
         Ok(Gemm { handle, algorithms: HashMap::new() })
+    }
+
+    /// The algorithm for a shape, which cuBLASLt is asked for the first time.
+    fn algorithm(
+        &mut self,
+        shape: Shape,
+        description: &Description,
+        p: &Product,
+    ) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
+        if let Some(algorithm) = self.algorithms.get(&shape) {
+            return Ok(*algorithm);
+        }
+        let (m, n, k) = shape.size;
+        let matrices = Matrices::new(&Product { m, n, k, ..*p })?;
+        let algorithm = choose(self.handle, description, &matrices, shape.split_k)?;
+        self.algorithms.insert(shape, algorithm);
+        Ok(algorithm)
     }
 }
 
@@ -80,16 +107,15 @@ impl Drop for Gemm {
 }
 
 fn failed(call: &str, e: CublasError) -> Error {
-    Error::new(
-        Kind::Device,
-        call,
-        format!("{:?}", e.0),
-        "check the cuBLAS installation; with one of the driver's CUDA version it works",
-    )
+    let remedy = match e.0 {
+        Status::CUBLAS_STATUS_ALLOC_FAILED => OUT_OF_MEMORY,
+        _ => "check the cuBLAS installation; with one of the driver's CUDA version it works",
+    };
+    Error::new(Kind::Device, call, format!("{:?}", e.0), remedy)
 }
 
 /// `y = x W^T + b`, that is, column-major, `y = W^T x`.
-pub fn fwd(cuda: &mut Cuda, op: &Linear) -> Result<()> {
+pub fn fwd(cuda: &Cuda, op: &Linear) -> Result<()> {
     let Linear { k, n, .. } = *op;
     let product = Product {
         a: cuda.at(op.w),
@@ -112,7 +138,7 @@ pub fn fwd(cuda: &mut Cuda, op: &Linear) -> Result<()> {
 }
 
 /// `dx = dy W`, `dw += dy^T x`, `db += column sums of dy`.
-pub fn bwd(cuda: &mut Cuda, op: &Linear) -> Result<()> {
+pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
     let Linear { k, n, .. } = *op;
     let rows = cuda.rows(op.rows);
     let input = Product {
@@ -148,51 +174,57 @@ pub fn bwd(cuda: &mut Cuda, op: &Linear) -> Result<()> {
     linear::bias_bwd(cuda, op)
 }
 
-fn run(cuda: &mut Cuda, p: &Product) -> Result<()> {
+fn run(cuda: &Cuda, p: &Product) -> Result<()> {
     let aligned = |address: Ptr, ld: usize, dtype: DType| address.is_multiple_of(16) && (ld * dtype.size()).is_multiple_of(16);
     let all = aligned(p.a, p.lda, p.input) && aligned(p.b, p.ldb, p.input) && aligned(p.d, p.ldd, p.output);
     // A bias is aligned where the rows are: the parts of one begin at multiples of a row.
     if all { by_cublas(cuda, p) } else { linear::matmul(cuda, p) }
 }
 
-fn by_cublas(cuda: &mut Cuda, p: &Product) -> Result<()> {
-    let handle = cuda.gemm.handle;
+fn by_cublas(cuda: &Cuda, p: &Product) -> Result<()> {
     let tf32 = p.input == DType::F32 && cuda.arena().layout.arithmetic == Arithmetic::Tf32;
-    let mut description = Description::new(tf32)?;
-    description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(p.transpose_a))?;
-    description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(p.transpose_b))?;
-    if p.bias != 0 {
-        description.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
-        description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &data_type(p.output))?;
-        description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias)?;
-    }
-
-    let bucket = |rows: usize| rows.next_multiple_of(BUCKET);
-    // Rows are n in a forward product, k in one for a weight.
-    let (n, k) = if p.transpose_b { (p.n, bucket(p.k)) } else { (bucket(p.n), p.k) };
-    let shape = Shape {
+    let exact = Shape {
         types: (p.input, p.output, tf32),
         transposed: (p.transpose_a, p.transpose_b),
-        size: (p.m, n, k),
+        size: (p.m, p.n, p.k),
         strides: (p.lda, p.ldb, p.ldd),
         bias: p.bias != 0,
         add: p.add,
+        split_k: cuda.always_splits || p.k.is_multiple_of(SPLITTABLE),
     };
-    let algorithm = match cuda.gemm.algorithms.get(&shape) {
-        Some(algorithm) => *algorithm,
-        None => {
-            let algorithm = choose(handle, &description, &Matrices::new(&Product { n, k, ..*p })?)?;
-            cuda.gemm.algorithms.insert(shape, algorithm);
-            algorithm
+    // Rows are n in a forward product, k in one for a weight.
+    let bucket = |rows: usize| if rows <= EXACT { rows } else { rows.next_multiple_of(BUCKET) };
+    let (n, k) = if p.transpose_b { (p.n, bucket(p.k)) } else { (bucket(p.n), p.k) };
+    let bucket = Shape { size: (p.m, n, k), ..exact };
+
+    // The exact shape is there where the bucket's algorithm was refused.
+    let mut gemm = cuda.gpu.gemm();
+    let shape = if gemm.algorithms.contains_key(&exact) { exact } else { bucket };
+    match multiply(cuda, &mut gemm, p, shape) {
+        Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_INVALID_VALUE)) if shape != exact => {
+            cuda.refused_products.update(|count| count + 1);
+            multiply(cuda, &mut gemm, p, exact)
         }
-    };
+        done => done,
+    }
+    .map_err(|e| {
+        let place = format!("product of ({}, {}) and ({}, {}) by cuBLASLt", p.m, p.k, p.k, p.n);
+        // What ran before may be at fault.
+        cuda.stream().synchronize().map_or_else(super::device::failed(&place), |()| failed(&place, e))
+    })
+}
+
+/// Runs a product with the algorithm for a shape.
+fn multiply(cuda: &Cuda, gemm: &mut Gemm, p: &Product, shape: Shape) -> Result<(), CublasError> {
+    let description = Description::of(p, shape.types.2)?;
+    let algorithm = gemm.algorithm(shape, &description, p)?;
     let matrices = Matrices::new(p)?;
     let (alpha, beta) = (1f32, if p.add { 1f32 } else { 0f32 });
     let scalar = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
     // SAFETY: the addresses hold matrices of these shapes; descriptors live to the end of the call, which copies them.
     unsafe {
         result::matmul(
-            handle,
+            gemm.handle,
             description.0,
             scalar(&alpha),
             scalar(&beta),
@@ -205,18 +237,23 @@ fn by_cublas(cuda: &mut Cuda, p: &Product) -> Result<()> {
             p.d as *mut c_void,
             matrices.d.0,
             &algorithm,
-            cuda.scratch(SCRATCH) as *mut c_void,
+            cuda.arena().scratch() as *mut c_void,
             SCRATCH,
             cuda.stream().cu_stream().cast(),
         )
     }
-    .map_err(|e| failed("cublasLtMatmul", e))
 }
 
-/// The first of cuBLASLt's suggestions. Sums split over k come together in a fixed order: no reduction in place.
-fn choose(handle: sys::cublasLtHandle_t, description: &Description, matrices: &Matrices) -> Result<sys::cublasLtMatmulAlgo_t> {
+/// The first of cuBLASLt's suggestions. Partial sums of a split k are added in a fixed order, in f32: neither in place, whose
+/// order is left to chance, nor rounded to D's type.
+fn choose(
+    handle: sys::cublasLtHandle_t,
+    description: &Description,
+    matrices: &Matrices,
+    split_k: bool,
+) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
     use sys::cublasLtReductionScheme_t::*;
-    let schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32 | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE as u32;
+    let schemes = if split_k { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE } else { CUBLASLT_REDUCTION_SCHEME_NONE } as u32;
     let choice = Choice::new()?;
     choice.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &SCRATCH)?;
     choice.set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
@@ -230,8 +267,7 @@ fn choose(handle: sys::cublasLtHandle_t, description: &Description, matrices: &M
     }
     let Matrices { a, b, d } = matrices;
     // SAFETY: all of them are alive.
-    let found = unsafe { result::get_matmul_algo_heuristic(handle, description.0, a.0, b.0, d.0, d.0, choice.0) };
-    Ok(found.map_err(|e| failed("cublasLtMatmulAlgoGetHeuristic", e))?.algo)
+    Ok(unsafe { result::get_matmul_algo_heuristic(handle, description.0, a.0, b.0, d.0, d.0, choice.0) }?.algo)
 }
 
 /// cublasOperation_t: N is 0, T is 1.
@@ -251,18 +287,24 @@ fn data_type(dtype: DType) -> sys::cudaDataType_t {
 struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
-    fn new(tf32: bool) -> Result<Description> {
+    fn of(p: &Product, tf32: bool) -> Result<Description, CublasError> {
         use sys::cublasComputeType_t::*;
         let compute = if tf32 { CUBLAS_COMPUTE_32F_FAST_TF32 } else { CUBLAS_COMPUTE_32F };
-        let made = result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F);
-        made.map(Description).map_err(|e| failed("cublasLtMatmulDescCreate", e))
+        let mut description = Description(result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F)?);
+        description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(p.transpose_a))?;
+        description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(p.transpose_b))?;
+        if p.bias != 0 {
+            description.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &data_type(p.output))?;
+            description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias)?;
+        }
+        Ok(description)
     }
 
-    fn set<T>(&mut self, attribute: Attribute, value: &T) -> Result<()> {
+    fn set<T>(&mut self, attribute: Attribute, value: &T) -> Result<(), CublasError> {
         let pointer = std::ptr::from_ref(value).cast();
         // SAFETY: the value is copied.
         unsafe { result::set_matmul_desc_attribute(self.0, attribute, pointer, size_of::<T>()) }
-            .map_err(|e| failed("cublasLtMatmulDescSetAttribute", e))
     }
 }
 
@@ -277,15 +319,14 @@ impl Drop for Description {
 struct Choice(sys::cublasLtMatmulPreference_t);
 
 impl Choice {
-    fn new() -> Result<Choice> {
-        result::create_matmul_pref().map(Choice).map_err(|e| failed("cublasLtMatmulPreferenceCreate", e))
+    fn new() -> Result<Choice, CublasError> {
+        result::create_matmul_pref().map(Choice)
     }
 
-    fn set<T>(&self, attribute: Preference, value: &T) -> Result<()> {
+    fn set<T>(&self, attribute: Preference, value: &T) -> Result<(), CublasError> {
         let pointer = std::ptr::from_ref(value).cast();
         // SAFETY: the value is copied.
         unsafe { result::set_matmul_pref_attribute(self.0, attribute, pointer, size_of::<T>()) }
-            .map_err(|e| failed("cublasLtMatmulPreferenceSetAttribute", e))
     }
 }
 
@@ -306,11 +347,11 @@ struct Matrices {
 struct Matrix(sys::cublasLtMatrixLayout_t);
 
 impl Matrices {
-    fn new(p: &Product) -> Result<Matrices> {
+    fn new(p: &Product) -> Result<Matrices, CublasError> {
         let matrix = |dtype, transposed: bool, (rows, columns): (usize, usize), ld: usize| {
             let (rows, columns) = if transposed { (columns, rows) } else { (rows, columns) };
             let made = result::create_matrix_layout(data_type(dtype), rows as u64, columns as u64, ld as i64);
-            made.map(Matrix).map_err(|e| failed("cublasLtMatrixLayoutCreate", e))
+            made.map(Matrix)
         };
         Ok(Matrices {
             a: matrix(p.input, p.transpose_a, (p.m, p.k), p.lda)?,

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchCo
 use cudarc::nvrtc::Ptx;
 
 use super::device::{failed, image_error};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::ops::DType;
 
 /// An address in device memory; 0 stands for null.
@@ -25,6 +25,9 @@ pub struct Drop {
     pub scale: f32,
 }
 
+/// Blocks of a grid, at most, on every GPU.
+const LARGEST_GRID: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];
+
 /// A kernel that takes `A`.
 pub struct Kernel<A> {
     name: &'static str,
@@ -39,6 +42,10 @@ impl<A: DeviceRepr> Kernel<A> {
     /// # Safety
     /// The addresses in `arguments` hold what the kernel reads and writes there.
     pub unsafe fn launch(&self, stream: &CudaStream, grid: [usize; 3], shared: usize, arguments: &A) -> Result<()> {
+        if grid.iter().zip(LARGEST_GRID).any(|(&blocks, largest)| blocks > largest) {
+            let fact = format!("a grid of {grid:?} blocks, where {LARGEST_GRID:?} is the limit");
+            return Err(Error::new(Kind::Device, self.name, fact, "lower --batch-size"));
+        }
         let [x, y, z] = grid.map(|blocks| blocks as u32);
         let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (self.threads, 1, 1), shared_mem_bytes: shared as u32 };
         // SAFETY: by contract; the struct is the kernel's own, generated from its source.

@@ -15,6 +15,7 @@ mod linear;
 mod loss;
 mod norm;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DeviceRepr, result};
@@ -25,17 +26,18 @@ use crate::ops::*;
 use crate::random::{step_key, threshold};
 use arena::Arena;
 use device::{Gpu, failed};
-use gemm::Gemm;
 use kernels::{Drop, Kernel, Kernels, Ptr};
 
+pub use arena::OVERHEAD;
 pub use kernels::NVCC;
 
 /// The backend on one GPU, in f32 or bf16.
 pub struct Cuda {
     arena: Option<Arena>,
-    gemm: Gemm,
     stream: Arc<CudaStream>,
-    gpu: Gpu,
+    gpu: Arc<Gpu>,
+    always_splits: bool,
+    refused_products: Cell<u64>,
     step: Step,
     tokens: usize,
     seqs: usize,
@@ -52,20 +54,30 @@ impl Cuda {
     pub fn open(index: usize) -> Result<Cuda> {
         let gpu = Gpu::open(index)?;
         let stream = gpu.context.new_stream().map_err(failed("stream"))?;
-        let cuda = Cuda {
+        Ok(Cuda {
             arena: None,
-            gemm: Gemm::new()?,
             stream,
             gpu,
+            always_splits: false,
+            refused_products: Cell::new(0),
             step: Step::INFER,
             tokens: 0,
             seqs: 0,
             longest: 0,
             distinct: 0,
             tiles: 0,
-        };
-        attention::prepare(&cuda)?;
-        Ok(cuda)
+        })
+    }
+
+    /// For tests: products may split their sums over any k, to see whether cuBLASLt drops terms of them.
+    pub fn always_splits(self) -> Cuda {
+        Cuda { always_splits: true, ..self }
+    }
+
+    /// How many products cuBLASLt has refused to compute with the algorithm for a similar number of rows; it was then asked for
+    /// one for just this number.
+    pub fn refused_products(&self) -> u64 {
+        self.refused_products.get()
     }
 
     /// Copies `src` over `dst`, as large, on the GPU: what no kernel that reads and writes so much is faster than.
@@ -107,9 +119,12 @@ impl Cuda {
     }
 
     /// Working memory until the next op.
-    fn scratch(&self, bytes: usize) -> Ptr {
-        assert!(bytes <= arena::SCRATCH, "{bytes} bytes of working memory");
-        self.arena().scratch()
+    fn scratch(&self, bytes: usize) -> Result<Ptr> {
+        if bytes > arena::SCRATCH {
+            let fact = format!("an op needs {bytes} bytes of working memory, of which there are {}", arena::SCRATCH);
+            return Err(Error::new(Kind::Device, self.name(), fact, "lower --batch-size"));
+        }
+        Ok(self.arena().scratch())
     }
 
     /// (sequence, first row) of each tile of attention.
@@ -170,7 +185,7 @@ impl Backend for Cuda {
         }
         // Free what was taken before.
         self.arena = None;
-        self.arena = Some(Arena::new(&self.gpu, &self.stream, layout)?);
+        self.arena = Some(Arena::new(&self.stream, layout)?);
         Ok(())
     }
 

@@ -1,11 +1,12 @@
 //! Residual, dropout and layer norm.
 
+use super::arena::SCRATCH;
 use super::kernels::{NormBwd, NormFwd};
 use super::{Cuda, columns};
 use crate::error::Result;
 use crate::ops::AddNorm;
 
-/// Chunks of rows in the backward pass, at the most, and what their rows are a multiple of.
+/// Chunks of rows in the backward pass, at most, and what their rows are a multiple of.
 const CHUNKS: usize = 512;
 const CHUNK: usize = 4;
 
@@ -31,9 +32,10 @@ pub fn fwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
 pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
     let rows = cuda.rows(op.rows);
     let kernel = cuda.kernels().norm_bwd.of(op.dy.dtype);
-    let chunk = rows.div_ceil(CHUNKS).next_multiple_of(CHUNK);
+    let bytes = 2 * op.dim * size_of::<f32>(); // of a chunk's sums
+    let chunk = rows.div_ceil(CHUNKS.min(SCRATCH / bytes)).next_multiple_of(CHUNK);
     let chunks = rows.div_ceil(chunk);
-    let partials = cuda.scratch(2 * chunks * op.dim * size_of::<f32>());
+    let partials = cuda.scratch(chunks * bytes)?;
     let arguments = NormBwd {
         z: cuda.at(op.x),
         gamma: cuda.at(op.gamma),

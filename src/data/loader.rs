@@ -37,15 +37,26 @@ impl Loader {
     /// When `batch_size` is 0; while iterating, when a row of `order` does not exist.
     pub fn new(data: Arc<Encoded>, order: Vec<u32>, batch_size: usize, first: usize) -> Loader {
         assert!(batch_size > 0, "a batch holds at least one row");
+        Loader::spawn(move |send| {
+            let batch = |rows: &[u32]| PackedBatch::new(rows.iter().map(|&row| data.row(row as usize)));
+            // It ends where the loader was dropped.
+            order.chunks(batch_size).skip(first).map(batch).all(send);
+        })
+    }
+
+    /// Packs all rows in order, into batches of at most `tokens` tokens and `seqs` rows.
+    ///
+    /// # Panics
+    /// While iterating, when a row is longer than `tokens`.
+    pub fn in_order(data: Arc<Encoded>, tokens: usize, seqs: usize) -> Loader {
+        Loader::spawn(move |send| {
+            data.batches(tokens, seqs).all(send);
+        })
+    }
+
+    fn spawn(pack: impl FnOnce(&mut dyn FnMut(PackedBatch) -> bool) + Send + 'static) -> Loader {
         let (sender, batches) = sync_channel(2);
-        let packer = std::thread::spawn(move || {
-            for rows in order.chunks(batch_size).skip(first) {
-                let batch = PackedBatch::new(rows.iter().map(|&row| data.row(row as usize)));
-                if sender.send(batch).is_err() {
-                    return; // the loader was dropped
-                }
-            }
-        });
+        let packer = std::thread::spawn(move || pack(&mut |batch| sender.send(batch).is_ok()));
         Loader { batches, packer: Some(packer) }
     }
 }

@@ -50,7 +50,7 @@ impl Encoded {
         (&self.ids[range], types, self.labels.get(row).copied().unwrap_or(0))
     }
 
-    /// The rows in order, packed: as many a batch as fit into `tokens` and `seqs`.
+    /// The rows in order, packed: batches of at most `tokens` tokens and `seqs` rows.
     ///
     /// # Panics
     /// When a row is longer than `tokens`.

@@ -114,7 +114,7 @@ pub struct Args {
     /// Rows of a micro-batch [default: 8]
     #[arg(long, alias = "per_device_train_batch_size", value_parser = count, help_heading = "Optimisation")]
     pub batch_size: Option<usize>,
-    /// Rows of a batch in evaluation [default: 8]
+    /// Rows of an evaluation batch, at most; it has no more tokens than one in training [default: 8]
     #[arg(long, alias = "per_device_eval_batch_size", value_parser = count, help_heading = "Optimisation")]
     pub eval_batch_size: Option<usize>,
     /// Micro-batches of one update [default: 1]

@@ -24,7 +24,8 @@ pub struct Evaluation {
     pub seconds: f64,
 }
 
-/// Runs all rows in file order, unless it is interrupted. `class_weights` are those of the loss, whose mean is over the rows' summed weights.
+/// Runs all rows in file order, unless it is interrupted, at most `batch_size` at a time and no more tokens than the model is
+/// planned for. `class_weights` are those of the loss, whose mean is over the rows' summed weights.
 pub fn evaluate(
     model: &mut Model,
     data: &Arc<Encoded>,
@@ -35,7 +36,7 @@ pub fn evaluate(
     let begin = Instant::now();
     let progress = Progress::new(what, data.rows() as u64, &["reviews", "tokens"]);
     let (mut logits, mut losses, mut batches) = (Vec::new(), Vec::new(), 0);
-    for batch in Loader::new(data.clone(), (0..data.rows() as u32).collect(), batch_size, 0) {
+    for batch in Loader::in_order(data.clone(), model.plan.what_for.tokens, batch_size) {
         check_interrupt()?;
         let (batch_logits, batch_losses) = model.infer(&batch)?;
         logits.extend(batch_logits.into_iter().map(|x| x as f32));

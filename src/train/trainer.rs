@@ -102,9 +102,9 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
     };
 
     let (mut tokens, mut seqs) = largest_batch(&data.train, settings.batch_size);
+    // An evaluation keeps to the tokens of a training batch, which needs far more memory for each.
     for rows in [&data.validation, &data.test].into_iter().flatten() {
-        let largest = largest_batch(rows, settings.eval_batch_size);
-        (tokens, seqs) = (tokens.max(largest.0), seqs.max(largest.1));
+        (tokens, seqs) = (tokens.max(largest_batch(rows, 1).0), seqs.max(settings.eval_batch_size.min(rows.rows())));
     }
     let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, arithmetic };
     let batches = data.train.rows().div_ceil(settings.batch_size);

@@ -214,6 +214,27 @@ impl Builder<'_> {
         tensor.view
     }
 
+    fn inputs(&mut self) -> Inputs {
+        let batch = self.batch;
+        let mut input = |values: &[i32]| self.take(values.len(), DType::I32);
+        Inputs {
+            ids: input(&batch.ids),
+            positions: input(&batch.positions),
+            types: input(&batch.types),
+            cu_seqlens: input(&batch.cu_seqlens),
+            labels: input(&batch.labels),
+            rows_by_token: input(&batch.rows_by_token),
+            token_starts: input(&batch.token_starts),
+        }
+    }
+
+    /// Of all that was placed, with a guard at the end.
+    fn layout(&self, arithmetic: Arithmetic, inputs: Inputs) -> Layout {
+        let bytes = (self.bytes + GUARD).next_multiple_of(ALIGN);
+        let params = self.tensors.iter().map(|t| t.view.len).max().unwrap();
+        Layout { bytes, arithmetic, inputs, longest: self.batch.longest, params }
+    }
+
     pub fn status(&mut self, status: Status) -> View {
         let view = self.take(Status::LEN, DType::F64);
         let (extent, start) = (Extent::Fixed(1), status.to_array().to_vec());
@@ -270,6 +291,17 @@ impl Case {
         Builder { batch: &self.batch, dtype, random, bytes: 0, places: Vec::new(), tensors: Vec::new(), blank: false }
     }
 
+    /// Runs the op forward and backward on tensors of any content.
+    pub fn run_blank(&self, arithmetic: Arithmetic, backend: &mut dyn Backend) -> Result<()> {
+        let mut builder = Builder { blank: true, ..self.builder(arithmetic.dtype()) };
+        let inputs = builder.inputs();
+        let op = (self.build)(&mut builder);
+        backend.reserve(&builder.layout(arithmetic, inputs))?;
+        backend.stage(&self.batch, &self.step)?;
+        op.forward(backend)?;
+        op.backward(backend)
+    }
+
     /// Lays the case out on `backend`, everything set for the forward pass.
     pub fn on(&self, arithmetic: Arithmetic, backend: Box<dyn Backend>) -> Run {
         self.copies(1, arithmetic, backend).0
@@ -278,28 +310,16 @@ impl Case {
     /// The same `count` times over, for who wants memory that no cache holds. The run is the first; the ops are all of them,
     /// each on tensors of its own that hold the same numbers.
     pub fn copies(&self, count: usize, arithmetic: Arithmetic, mut backend: Box<dyn Backend>) -> (Run, Vec<Op>) {
-        let batch = &self.batch;
         let mut builder = self.builder(arithmetic.dtype());
-        let mut input = |values: &[i32]| builder.take(values.len(), DType::I32);
-        let inputs = Inputs {
-            ids: input(&batch.ids),
-            positions: input(&batch.positions),
-            types: input(&batch.types),
-            cu_seqlens: input(&batch.cu_seqlens),
-            labels: input(&batch.labels),
-            rows_by_token: input(&batch.rows_by_token),
-            token_starts: input(&batch.token_starts),
-        };
+        let inputs = builder.inputs();
         let first = builder.places.len();
         let mut ops = vec![(self.build)(&mut builder)];
-        let tensors = std::mem::take(&mut builder.tensors);
+        let tensors = builder.tensors.clone();
         let (start, end) = (builder.places[first].offset, builder.bytes);
         builder.blank = true;
         ops.extend((1..count).map(|_| (self.build)(&mut builder)));
-        let bytes = (builder.bytes + GUARD).next_multiple_of(ALIGN);
-        let places = builder.places;
-        let params = tensors.iter().map(|t| t.view.len).max().unwrap();
-        let layout = Layout { bytes, arithmetic, inputs, longest: batch.longest, params };
+        let layout = builder.layout(arithmetic, inputs);
+        let (bytes, places) = (layout.bytes, builder.places);
         backend.reserve(&layout).unwrap();
         let arena = View { offset: 0, len: bytes / 4, dtype: DType::I32 };
         backend.upload(arena, &vec![GUARD_BYTE; bytes]).unwrap();
@@ -310,7 +330,7 @@ impl Case {
         let copies: Vec<View> = run.places[first..].iter().step_by(run.tensors.len()).map(|place| at(place.offset)).collect();
         run.backend.download(copies[0], &mut content).unwrap();
         copies[1..].iter().for_each(|&copy| run.backend.upload(copy, &content).unwrap());
-        run.backend.stage(batch, &self.step).unwrap();
+        run.backend.stage(&self.batch, &self.step).unwrap();
         (run, ops)
     }
 }

@@ -1,6 +1,8 @@
 // libcublasLt.so: D = alpha op(A) op(B) + beta C (+ bias over the columns), column-major, as far as the engine uses it: f32 or
-// bf16 factors, f32 sums, epilogues DEFAULT and BIAS. It is stricter than cuBLASLt where that leaves room: an algorithm
-// serves only problems like the one that the heuristic was asked about, and needs a workspace, which is filled with NaN.
+// bf16 factors, f32 sums, epilogues DEFAULT and BIAS. It is stricter than cuBLASLt where that leaves room: an algorithm needs a
+// workspace, which is filled with NaN, and serves sizes of up to EXACT only as the heuristic was asked about them. Beyond, it
+// serves those that round up to the same multiple of SHAPE_CLASS, but for some that it refuses by the seed. Where sums may be
+// split over k, it drops the last terms as cuBLASLt was seen to do.
 #include "runtime.h"
 
 #include <algorithm>
@@ -11,15 +13,16 @@ using namespace vgpu;
 namespace {
 
 // cublasStatus_t
-enum Status : int { OK = 0, NOT_INITIALISED = 1, BAD_VALUE = 7, EXECUTION_FAILED = 13, UNSUPPORTED = 15 };
+enum Status : int { OK = 0, NOT_INITIALISED = 1, ALLOC_FAILED = 3, BAD_VALUE = 7, EXECUTION_FAILED = 13, UNSUPPORTED = 15 };
 // cudaDataType_t, cublasComputeType_t, cublasLtEpilogue_t
 enum Type : int { F32 = 0, BF16 = 14 };
 enum Compute : int { COMPUTE_32F = 68, COMPUTE_32F_FAST_TF32 = 77 };
 enum Epilogue : int { DEFAULT = 1, BIAS = 4 };
+// cublasLtReductionScheme_t
+enum Reduction : uint32_t { IN_PLACE = 1, IN_COMPUTE_TYPE = 2, IN_OUTPUT_TYPE = 4 };
 
 constexpr size_t WORKSPACE = 64 * 1024;
-// An algorithm serves all sizes that round up to the same multiple of this.
-constexpr size_t SHAPE_CLASS = 128;
+constexpr size_t EXACT = 256, SHAPE_CLASS = 128;
 
 size_t round_up(size_t x, size_t unit) { return (x + unit - 1) / unit * unit; }
 
@@ -45,7 +48,17 @@ struct Description {
 
 struct Preference {
     uint64_t workspace = 0;
+    uint32_t reductions = IN_PLACE | IN_COMPUTE_TYPE | IN_OUTPUT_TYPE;
     uint32_t alignment[4] = {256, 256, 256, 256};  // of A, B, C and D
+};
+
+struct Hash {
+    uint64_t value = 14695981039346656037u;
+
+    Hash& mix(uint64_t x) {
+        value = (value ^ x) * 1099511628211u ^ value >> 29;
+        return *this;
+    }
 };
 
 struct Handle {};
@@ -79,17 +92,12 @@ struct Problem {
         return OK;
     }
 
+    // All that an algorithm depends on but the sizes.
     uint64_t key() const {
-        uint64_t hash = 14695981039346656037u;
-        auto mix = [&](uint64_t value) { hash = (hash ^ value) * 1099511628211u ^ hash >> 29; };
-        for (int value : {description.compute, description.transposed_a, description.transposed_b, description.epilogue, description.bias_type}) mix(value);
-        for (const Layout* matrix : {&a, &b, &c, &d}) {
-            mix(matrix->type);
-            mix(round_up(matrix->rows, SHAPE_CLASS));
-            mix(round_up(matrix->columns, SHAPE_CLASS));
-            mix(matrix->stride);
-        }
-        return hash;
+        Hash hash;
+        for (int value : {description.compute, description.transposed_a, description.transposed_b, description.epilogue, description.bias_type}) hash.mix(value);
+        for (const Layout* matrix : {&a, &b, &c, &d}) hash.mix(matrix->type).mix(matrix->stride);
+        return hash.value;
     }
 };
 
@@ -97,8 +105,31 @@ struct Problem {
 struct Algorithm {
     uint64_t key;
     uint32_t alignment[4];
-    uint64_t unused[5];
+    uint64_t sizes[3];       // that the heuristic was asked about
+    uint32_t splits, tile;  // parts of a sum over k, and the terms that each takes at a time
+    uint64_t unused;
+
+    bool serves(const Problem& problem) const {
+        if (key != problem.key()) return false;
+        bool same = true;
+        Hash hash;
+        hash.mix(key).mix(seed());
+        for (auto [asked, size] : {std::pair{sizes[0], problem.m()}, {sizes[1], problem.n()}, {sizes[2], problem.k()}}) {
+            hash.mix(asked).mix(size);
+            if (asked == size) continue;
+            if (size <= EXACT || round_up(asked, SHAPE_CLASS) != round_up(size, SHAPE_CLASS)) return false;
+            same = false;
+        }
+        return same || !seed() || hash.value >> 20 & 3;
+    }
+
+    // The terms of a sum that are computed. https://github.com/facebookexperimental/triton/pull/2767
+    size_t computed(size_t k) const {
+        size_t rest = k % tile;
+        return splits > rest && k / tile % splits == 0 ? k - rest : k;
+    }
 };
+static_assert(sizeof(Algorithm) == 64);
 struct HeuristicResult {
     Algorithm algorithm;
     size_t workspace;
@@ -179,8 +210,8 @@ __attribute__((target_clones("arch=x86-64-v3", "default"))) void multiply_panels
     for (size_t j = 0; j < COLUMNS; j++) memcpy(sums + j * stride, total[j], sizeof total[j]);
 }
 
-template <class Element> std::vector<float> multiply(const Problem& problem, const Operands& operands) {
-    size_t m = problem.m(), n = problem.n(), k = problem.k(), stride = round_up(m, ROWS);
+template <class Element> std::vector<float> multiply(const Problem& problem, size_t k, const Operands& operands) {
+    size_t m = problem.m(), n = problem.n(), stride = round_up(m, ROWS);
     bool tf32 = problem.description.compute == COMPUTE_32F_FAST_TF32;
     size_t a_stride = problem.a.stride, b_stride = problem.b.stride;
     bool ta = problem.description.transposed_a, tb = problem.description.transposed_b;
@@ -205,8 +236,8 @@ float read(const void* data, int type, size_t i) {
     return type == F32 ? static_cast<const float*>(data)[i] : widened(static_cast<const uint16_t*>(data)[i]);
 }
 
-void run(const Problem& problem, const Operands& operands) {
-    std::vector<float> sums = problem.a.type == F32 ? multiply<float>(problem, operands) : multiply<uint16_t>(problem, operands);
+void run(const Problem& problem, size_t terms, const Operands& operands) {
+    std::vector<float> sums = problem.a.type == F32 ? multiply<float>(problem, terms, operands) : multiply<uint16_t>(problem, terms, operands);
     size_t m = problem.m(), stride = round_up(m, ROWS);
     int type = problem.d.type;
     const void* bias = problem.description.epilogue == BIAS ? problem.description.bias : nullptr;
@@ -231,7 +262,7 @@ struct Span {
     bool overlaps(const Span& other) const { return begin < other.begin + other.bytes && other.begin < begin + bytes; }
 };
 
-void run_checked(Device& device, const Problem& problem, const Operands& operands, void* workspace) {
+void run_checked(Device& device, const Problem& problem, size_t terms, const Operands& operands, void* workspace) {
     auto span = [](const char* name, const void* begin, size_t bytes) { return Span{name, reinterpret_cast<uint64_t>(begin), bytes}; };
     std::vector<Span> outputs = {span("D", operands.d, problem.d.bytes()), span("the workspace", workspace, WORKSPACE)};
     std::vector<Span> inputs = {span("A", operands.a, problem.a.bytes()), span("B", operands.b, problem.b.bytes())};
@@ -247,7 +278,7 @@ void run_checked(Device& device, const Problem& problem, const Operands& operand
     for (auto& [one, other] : apart)
         if (one.overlaps(other)) return break_context(device, LAUNCH_FAILED, format("cublasLt: %s lies over %s", one.name, other.name));
     memset(workspace, 0xff, WORKSPACE);
-    run(problem, operands);
+    run(problem, terms, operands);
     products++;
 }
 
@@ -321,11 +352,10 @@ int cublasLtMatmulPreferenceDestroy(void* preference) { return preferences.remov
 int cublasLtMatmulPreferenceSetAttribute(void* handle, int attribute, const void* buffer, size_t bytes) {
     auto preference = preferences.find(handle);
     if (!preference) return bad_value("a preference that does not exist");
-    uint32_t reduction_schemes;
     bool taken = false;
     switch (attribute) {
         case 1: taken = take(preference->workspace, buffer, bytes); break;
-        case 3: taken = take(reduction_schemes, buffer, bytes); break;
+        case 3: taken = take(preference->reductions, buffer, bytes); break;
         case 5: case 6: case 7: case 8: taken = take(preference->alignment[attribute - 5], buffer, bytes); break;
     }
     return taken ? OK : refuse(BAD_VALUE, format("cublasLt: preference %d, or its value, is not known here", attribute));
@@ -340,8 +370,15 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* description, void* a, voi
     Problem problem;
     if (int status = find_problem(description, a, b, c, d, &problem)) return status;
     if (preference->workspace < WORKSPACE) return unsupported("every algorithm here needs 64 KiB of workspace");
+    if (preference->reductions & IN_PLACE) return unsupported("partial sums added in an order that is left to chance");
+    if (preference->reductions & IN_OUTPUT_TYPE) return unsupported("partial sums rounded to the type of D");
     HeuristicResult result{};
     result.algorithm.key = problem.key();
+    uint64_t sizes[] = {problem.m(), problem.n(), problem.k()};
+    std::copy_n(sizes, 3, result.algorithm.sizes);
+    uint64_t choice = Hash().mix(problem.key()).mix(seed()).mix(sizes[2]).value >> 20;
+    result.algorithm.tile = 32 << (choice & 1);
+    result.algorithm.splits = preference->reductions & IN_COMPUTE_TYPE ? 2 + (choice >> 1) % 15 : 0;
     std::copy_n(preference->alignment, 4, result.algorithm.alignment);
     result.workspace = WORKSPACE;
     result.waves = 1;
@@ -357,8 +394,10 @@ int cublasLtMatmul(void* handle, void* description, const float* alpha, const vo
     if (!current_device() || current_device()->error) return EXECUTION_FAILED;
     Problem problem;
     if (int status = find_problem(description, layout_a, layout_b, layout_c, layout_d, &problem)) return status;
+    if (injected("cublaslt_memory")) return refuse(ALLOC_FAILED, "cublasLt: no memory for a kernel that is loaded on first use");
+    if (current_device()->left_behind) return refuse(EXECUTION_FAILED, "cublasLt: its kernels are those of a context that is gone");
     if (!algorithm) return bad_value("no algorithm; ask the heuristic for one");
-    if (algorithm->key != problem.key()) return unsupported("an algorithm that the heuristic gave for another problem");
+    if (!algorithm->serves(problem)) return UNSUPPORTED;  // without a message: the engine asks for another
     const void* bias = problem.description.epilogue == BIAS ? problem.description.bias : nullptr;
     if (problem.description.epilogue == BIAS && !bias) return bad_value("a bias that is null");
     const void* pointers[] = {a, b, c, d, bias};
@@ -367,7 +406,9 @@ int cublasLtMatmul(void* handle, void* description, const float* alpha, const vo
             return unsupported("a pointer that is not aligned to 16 bytes, or to what the preference promised");
     if (workspace_bytes < WORKSPACE || reinterpret_cast<uintptr_t>(workspace) % 256) return unsupported("a workspace that is too small or not aligned to 256 bytes");
     Operands operands{a, b, c, d, *alpha, *beta};
-    int error = submit(stream, {[=](Device& device) { run_checked(device, problem, operands, workspace); }});
+    size_t terms = algorithm->computed(problem.k());
+    current_device()->kernels_loaded = true;
+    int error = submit(stream, {[=](Device& device) { run_checked(device, problem, terms, operands, workspace); }});
     return error ? EXECUTION_FAILED : OK;
 }
 

@@ -2,7 +2,7 @@
 // errors of a real driver. The environment is read by cuInit:
 //   VGPU_SEED=n          the order of threads, blocks and streams; 0 is the order of the sources
 //   VGPU_MEMORY=bytes    of each device, 4 GiB if not given
-//   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch or old_driver
+//   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch, old_driver, or cublaslt_memory: it has none
 //   VGPU_FAIL_LAUNCH=n   the n-th launch that runs is an illegal address
 #include "runtime.h"
 #include "streams.h"
@@ -85,9 +85,10 @@ uint64_t environment_number(const char* name) {
 
 // Small, as they lie in the static thread-local storage that is left for opened libraries.
 __thread Device* current __attribute__((tls_model("initial-exec")));
-__thread uint64_t seed __attribute__((tls_model("initial-exec")));
+__thread uint64_t current_seed __attribute__((tls_model("initial-exec")));
 __thread uint64_t random_state __attribute__((tls_model("initial-exec")));
 __thread bool seed_is_set __attribute__((tls_model("initial-exec")));
+__thread bool only_checks __attribute__((tls_model("initial-exec")));
 
 std::string& last_error() {
     thread_local std::string detail;
@@ -95,7 +96,7 @@ std::string& last_error() {
 }
 
 void set_seed(uint64_t value) {
-    seed = value;
+    current_seed = value;
     random_state = value * 0x9e3779b97f4a7c15 + 1;
     seed_is_set = true;
 }
@@ -104,6 +105,12 @@ void set_seed(uint64_t value) {
 int ready() {
     if (!initialised) return NOT_INITIALIZED;
     return current ? current->error.load() : INVALID_CONTEXT;
+}
+
+void destroy_context(Device& device) {
+    reset_streams(device);
+    release_all(device);
+    device.error = SUCCESS;
 }
 
 int ready_for_unsafe(const char* call) {
@@ -115,9 +122,13 @@ int ready_for_unsafe(const char* call) {
 
 Device* current_device() { return current; }
 
-bool seeded() {
+bool checks_only() { return only_checks; }
+
+bool injected(const char* fault) { return injected_fault == fault; }
+
+uint64_t seed() {
     if (!seed_is_set) set_seed(environment_number("VGPU_SEED"));
-    return seed != 0;
+    return current_seed;
 }
 
 uint64_t random_below(uint64_t limit) {
@@ -338,16 +349,26 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
 int cuDevicePrimaryCtxRetain(Device** context, int device) {
     if (device < 0 || device >= DEVICES) return INVALID_DEVICE;
     *context = &devices[device];
+    devices[device].retained++;
     return SUCCESS;
 }
 
-int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+// The last one destroys the context.
+int cuDevicePrimaryCtxRelease_v2(int ordinal) {
+    if (ordinal < 0 || ordinal >= DEVICES) return INVALID_DEVICE;
+    Device& device = devices[ordinal];
+    if (device.retained == 0) return refuse(INVALID_CONTEXT, "a primary context that nobody retains");
+    if (--device.retained) return SUCCESS;
+    destroy_context(device);
+    device.left_behind = device.left_behind || device.kernels_loaded;
+    return SUCCESS;
+}
 
+// For tests: as good as new.
 int cuDevicePrimaryCtxReset_v2(int device) {
     if (device < 0 || device >= DEVICES) return INVALID_DEVICE;
-    reset_streams(devices[device]);
-    release_all(devices[device]);
-    devices[device].error = SUCCESS;
+    destroy_context(devices[device]);
+    devices[device].kernels_loaded = devices[device].left_behind = false;
     return SUCCESS;
 }
 
@@ -639,6 +660,8 @@ static size_t give(const std::string& text, char* buffer, size_t bytes) {
 }
 
 void vgpu_set_seed(uint64_t value) { set_seed(value); }
+
+void vgpu_set_only_checks(int on) { only_checks = on; }
 
 size_t vgpu_last_error(char* buffer, size_t bytes) { return give(last_error(), buffer, bytes); }
 

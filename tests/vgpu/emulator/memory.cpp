@@ -29,12 +29,14 @@ struct Allocation {
     char* mapping;  // a page without access, the first canaries, the bytes, the last canaries, a page without access
     size_t mapped;
     bool live;
+    bool hollow;  // without content, and not counted
 
     char* first_page() const { return mapping + PAGE; }
     char* end() const { return mapping + mapped - PAGE; }
     char* begin() const { return end() - round_up(bytes, 16); }
 
     bool intact() const {
+        if (hollow) return true;
         for (const char* p = first_page(); p < begin(); p++)
             if (static_cast<unsigned char>(*p) != CANARY) return false;
         for (const char* p = begin() + bytes; p < end(); p++)
@@ -50,7 +52,7 @@ std::map<const Device*, size_t> used;
 std::map<uintptr_t, std::shared_ptr<HostBuffer>> host_buffers;
 
 void bury(uint64_t address, Allocation& allocation) {
-    used[allocation.device] -= allocation.bytes;
+    if (!allocation.hollow) used[allocation.device] -= allocation.bytes;
     allocation.live = false;
     if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(allocation.mapping, allocation.mapped);
     madvise(allocation.mapping, allocation.mapped, MADV_DONTNEED);
@@ -78,11 +80,15 @@ size_t memory_used(const Device& device) {
 int allocate(Device& device, size_t bytes, uint64_t* address) {
     if (bytes == 0) return INVALID_VALUE;
     std::lock_guard lock(mutex);
-    if (bytes > memory_total() - used[&device]) return OUT_OF_MEMORY;
+    bool hollow = checks_only();
+    if (!hollow && bytes > memory_total() - used[&device]) return OUT_OF_MEMORY;
     size_t mapped = round_up(bytes, PAGE) + 2 * PAGE;
     void* mapping = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) return OUT_OF_MEMORY;
-    Allocation allocation{&device, bytes, static_cast<char*>(mapping), mapped, true};
+    Allocation allocation{&device, bytes, static_cast<char*>(mapping), mapped, true, hollow};
+    *address = reinterpret_cast<uint64_t>(allocation.begin());
+    allocations[*address] = allocation;
+    if (hollow) return SUCCESS;
     mprotect(allocation.first_page(), mapped - 2 * PAGE, PROT_READ | PROT_WRITE);
     memset(allocation.first_page(), CANARY, allocation.begin() - allocation.first_page());
     memset(allocation.begin(), 0xff, bytes);
@@ -93,8 +99,6 @@ int allocate(Device& device, size_t bytes, uint64_t* address) {
         __asan_poison_memory_region(end, allocation.end() - end);
     }
     used[&device] += bytes;
-    *address = reinterpret_cast<uint64_t>(allocation.begin());
-    allocations[*address] = allocation;
     return SUCCESS;
 }
 

@@ -45,6 +45,10 @@ enum Result : int {
 struct Device {
     int ordinal;
     std::atomic<int> error{SUCCESS};  // sticky
+    std::atomic<int> retained{0};
+    // Whether cuBLASLt has loaded kernels into the context; and whether it holds on to those of one that was destroyed since,
+    // as libraries of CUDA's runtime do.
+    std::atomic<bool> kernels_loaded{false}, left_behind{false};
 };
 
 // The context of this thread of the host, or null.
@@ -53,6 +57,9 @@ Device* current_device();
 // Says what is wrong on stderr, keeps it for vgpu_last_error of this thread, and gives the code back.
 int refuse(int code, const std::string& detail);
 
+// Whether VGPU_FAULT names this one.
+bool injected(const char* fault);
+
 // Breaks the device's context: every later call gets the code.
 void break_context(Device& device, int code, const std::string& detail);
 
@@ -60,9 +67,13 @@ std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)
 
 // ---- chance, by the seed of this thread; with seed 0 nothing is left to chance
 
-bool seeded();
+uint64_t seed();
+inline bool seeded() { return seed() != 0; }
 uint64_t random_below(uint64_t limit);
 inline bool coin() { return seeded() && random_below(2); }
+
+// Whether this thread only checks what it submits and runs nothing; memory that it takes then has addresses and no content.
+bool checks_only();
 
 // ---- memory.cpp
 

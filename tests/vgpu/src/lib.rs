@@ -61,6 +61,17 @@ pub fn set_seed(seed: u64) {
     unsafe { function::<unsafe extern "C" fn(u64)>(&installed().cuda, "vgpu_set_seed")(seed) }
 }
 
+/// What this thread submits within `f` is checked as ever and not run, and memory that it takes there has no content: for launches
+/// too large to run here.
+pub fn only_checking<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: as driver.cpp has it.
+    let set = |on: i32| unsafe { function::<unsafe extern "C" fn(i32)>(&installed().cuda, "vgpu_set_only_checks")(on) };
+    set(1);
+    let result = f();
+    set(0);
+    result
+}
+
 /// What was wrong the last time that this thread got an error: kernel, block, thread, allocation, line.
 pub fn last_error() -> String {
     text("vgpu_last_error")
