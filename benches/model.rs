@@ -7,7 +7,7 @@ use warpfit::error::{Error, Kind, Result};
 use warpfit::model::config::Config;
 use warpfit::model::plan::Use;
 use warpfit::model::{Hyper, Model};
-use warpfit::ops::{Rows, Step};
+use warpfit::ops::{Rows, Step, Update};
 
 use crate::measure::{name, time};
 use crate::{Args, Report, reviews};
@@ -45,11 +45,11 @@ fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precis
         for _ in 0..n {
             if train {
                 update += 1;
-                let step = Step { seed: 1, update, micro: 0, denominator: seqs as f64, learning_rate: 2e-5, train };
+                let step = Step { seed: 1, update, micro: 0, loss_normalizer: seqs as f64, train };
                 model.accumulate(&batch, &step)?;
-                model.update()?;
+                model.update(&Update { number: update, learning_rate: 2e-5 })?;
             } else {
-                let (logits, _) = model.infer(&batch)?;
+                let logits = model.infer(&batch)?;
                 skipped += f64::from(u8::from(!logits.iter().all(|x| x.is_finite())));
             }
         }

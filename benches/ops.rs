@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use warpfit::cli::print;
-use warpfit::cost::{Costs, Size};
+use warpfit::cost::{Cost, Size};
 use warpfit::cpu::Cpu;
 use warpfit::device::Opened;
 use warpfit::error::Result;
@@ -39,53 +39,54 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
     };
     line(["op", "shape", "", "cold us (p10-p90)", "warm us (p10-p90)", "speed", "% roof", "error", "same bits"])?;
     for entry in entries(args) {
-        let op = entry.case.op();
+        let call = entry.case.call();
         for precision in args.precisions() {
-            let passes: &[&str] = if op.methods().len() == 2 { &["fwd", "bwd"] } else { &[""] };
-            let passes = passes.iter().enumerate().map(|(i, pass)| (i, format!("{} {pass}", entry.name).trim_end().to_string()));
+            let name_of = |pass: Pass| match call {
+                Call::Op(_) => format!("{} {pass}", entry.name),
+                _ => entry.name.clone(),
+            };
+            let passes = passes(&call).iter().map(|&pass| (pass, name_of(pass)));
             let passes: Vec<_> = passes.filter(|(_, name)| args.wants(name)).collect();
             if passes.is_empty() {
                 continue;
             }
             let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
-            match op {
+            match call {
                 // Only products are others than in f32.
-                Op::Linear(_) => (),
-                Op::Attn(_) if arithmetic == Arithmetic::Bf16Products => (),
-                Op::Cast(_) if arithmetic != Arithmetic::Bf16 => continue,
+                Call::Op(Op::Linear(_)) => (),
+                Call::Op(Op::Attn(_)) if arithmetic == Arithmetic::Bf16Products => (),
+                Call::Cast(_) if arithmetic != Arithmetic::Bf16 => continue,
                 _ if matches!(arithmetic, Arithmetic::Tf32 | Arithmetic::Bf16Products) => continue,
                 _ => (),
             }
             let size = Size::from(&entry.case.batch);
-            let least = costs(&op).forward(&size).bytes / (DType::F32.size() / arithmetic.dtype().size());
+            let least = cost(&call, Pass::Forward, &size).bytes / (DType::F32.size() / arithmetic.dtype().size());
             let copies = if args.small { 1 } else { COLD.div_ceil(least).min(COPIES) };
-            let (mut run, ops) = entry.case.copies(copies, arithmetic, backend);
+            let (mut run, calls) = entry.case.copies(copies, arithmetic, backend);
             let errors = errors(&mut run, &entry.case);
             let repeats = repeats(&mut run, args.repeats);
             for (pass, name_of_pass) in passes {
                 // What the backward pass reads, and for the caches the whole way round.
-                ops.iter().try_for_each(|op| op.forward(run.backend.as_mut()))?;
-                let mut timed = |ops: &[Op]| {
-                    let mut next = ops.iter().cycle();
+                calls.iter().try_for_each(|call| call.run(run.backend.as_mut(), Pass::Forward))?;
+                let mut timed = |calls: &[Call]| {
+                    let mut next = calls.iter().cycle();
                     let backend = run.backend.as_mut();
                     time(args.samples, |n| {
-                        for op in next.by_ref().take(n) {
-                            if pass == 0 { op.forward(backend)? } else { op.backward(backend)? }
-                        }
+                        next.by_ref().take(n).try_for_each(|call| call.run(backend, pass))?;
                         backend.wait()
                     })
                 };
-                let cost = if pass == 0 { costs(&run.op).forward(&size) } else { costs(&run.op).backward(&size) };
+                let cost = cost(&run.call, pass, &size);
                 // Half as much is still far more than caches hold.
                 let is_cold = cost.bytes * copies >= COLD / 2;
-                let cold = if is_cold { Some(timed(&ops)?) } else { None };
-                let warm = if copies > 1 || !is_cold { Some(timed(&ops[..1])?) } else { None };
+                let cold = if is_cold { Some(timed(&calls)?) } else { None };
+                let warm = if copies > 1 || !is_cold { Some(timed(&calls[..1])?) } else { None };
                 let median = cold.or(warm).expect("one of them").median;
                 let (speed, unit) =
                     if cost.flops > 0 { (cost.flops as f64 * 1e-6, "TFLOP/s") } else { (cost.bytes as f64 * 1e-3, "GB/s") };
                 let speed = speed / median;
                 let share = 100.0 * ceilings.floor(cost, precision) / median;
-                let error = errors.map(|errors| errors[pass]);
+                let error = errors.map(|errors| errors[pass as usize]);
                 line([
                     &name_of_pass,
                     &entry.shape,
@@ -160,19 +161,17 @@ fn entries(args: &Args) -> Vec<Entry> {
     entries
 }
 
-fn costs(op: &Op) -> &dyn Costs {
-    match op {
-        Op::Embed(op) => op,
-        Op::Linear(op) => op,
-        Op::Attn(op) => op,
-        Op::AddNorm(op) => op,
-        Op::Act(op) => op,
-        Op::Dropout(op) => op,
-        Op::FirstRow(op) => op,
-        Op::Xent(op) => op,
-        Op::Cast(op) => op,
-        Op::GradNorm(op) => op,
-        Op::AdamW(op) => op,
+fn passes(call: &Call) -> &'static [Pass] {
+    if let Call::Op(_) = call { &Pass::BOTH } else { &[Pass::Forward] }
+}
+
+fn cost(call: &Call, pass: Pass, size: &Size) -> Cost {
+    match (call, pass) {
+        (Call::Op(op), pass) => op.cost(pass, size),
+        (Call::Cast(op), Pass::Forward) => op.cost(),
+        (Call::GradNorm(op), Pass::Forward) => op.cost(),
+        (Call::AdamW(op, _), Pass::Forward) => op.cost(),
+        (_, Pass::Backward) => Cost::default(),
     }
 }
 
@@ -180,7 +179,7 @@ fn costs(op: &Op) -> &dyn Costs {
 fn errors(run: &mut Run, case: &Case) -> Option<[f64; 2]> {
     let size = Size::from(&case.batch);
     let numbers: usize = run.tensors.iter().map(|tensor| tensor.extent.rows(&case.batch) * tensor.width).sum();
-    let flops = costs(&run.op).forward(&size).flops + costs(&run.op).backward(&size).flops;
+    let flops: usize = Pass::BOTH.iter().map(|&pass| cost(&run.call, pass, &size).flops).sum();
     if numbers > CHECKED[0] || flops > CHECKED[1] {
         return None;
     }

@@ -33,7 +33,7 @@ struct XentFwd {
     const int* labels;    // (seqs)
     float* loss;          // (seqs)
     double* status;       // Status in src/ops.rs
-    double denominator;
+    double loss_normalizer;
     double smoothing;
     int seqs;
     int classes;
@@ -59,7 +59,7 @@ __device__ void losses(const XentFwd& a) {
         }
     }
     total = block_sum<THREADS>(total);
-    if (threadIdx.x == 0 && a.train) a.status[0] += total / a.denominator;
+    if (threadIdx.x == 0 && a.train) a.status[0] += total / a.loss_normalizer;
 }
 KERNEL(xent_fwd, losses, XentFwd, 512)
 
@@ -68,7 +68,7 @@ template <class T> struct XentBwd {
     const float* weights; // (classes)
     const int* labels;    // (seqs)
     T* dlogits;           // (seqs, classes)
-    double denominator;
+    double loss_normalizer;
     double smoothing;
     int seqs;
     int classes;
@@ -83,7 +83,7 @@ template <class T> __device__ void xent_bwd(const XentBwd<T>& a) {
     for (int c = lane(); c < a.classes; c += 32) shares += row.share(c);
     shares = warp_sum(shares);
     for (int c = lane(); c < a.classes; c += 32) {
-        const double dlogit = (exp(row.log_p(c)) * shares - row.share(c)) / a.denominator;
+        const double dlogit = (exp(row.log_p(c)) * shares - row.share(c)) / a.loss_normalizer;
         a.dlogits[size_t(seq) * a.classes + c] = from_float<T>(float(dlogit));
     }
 }

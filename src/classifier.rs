@@ -58,7 +58,7 @@ impl Classifier {
         let Use { tokens, seqs, .. } = self.model.plan.what_for;
         let mut logits = Vec::new();
         for batch in rows.batches(tokens, seqs) {
-            logits.extend(self.model.infer(&batch)?.0.into_iter().map(|x| x as f32));
+            logits.extend(self.model.infer(&batch)?.into_iter().map(|x| x as f32));
             done(batch.seqs(), batch.rows());
         }
         Ok(logits)

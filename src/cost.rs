@@ -46,12 +46,6 @@ impl Size {
     }
 }
 
-/// The cost of an op, forward and backward.
-pub trait Costs {
-    fn forward(&self, size: &Size) -> Cost;
-    fn backward(&self, size: &Size) -> Cost;
-}
-
 /// Bytes of `len` elements of the type of `view`; none where there is no view.
 fn bytes(view: View, len: usize) -> usize {
     if view.is_none() { 0 } else { len * view.dtype.size() }
@@ -61,140 +55,86 @@ fn moves(bytes: usize) -> Cost {
     Cost { bytes, flops: 0 }
 }
 
-impl Costs for Embed {
-    fn forward(&self, size: &Size) -> Cost {
-        let rows = size.distinct + size.longest;
-        moves(bytes(self.word, rows * self.dim) + bytes(self.y, size.tokens * self.dim) + 12 * size.tokens)
-    }
-
-    fn backward(&self, size: &Size) -> Cost {
-        let rows = 2 * (size.distinct + size.longest);
-        moves(bytes(self.dword, rows * self.dim) + bytes(self.dy, size.tokens * self.dim) + 12 * size.tokens)
-    }
-}
-
-impl Costs for Linear {
-    fn forward(&self, size: &Size) -> Cost {
-        let (rows, Linear { k, n, .. }) = (size.rows(self.rows), *self);
-        let bytes = bytes(self.x, rows * k) + bytes(self.w, n * k) + bytes(self.b, n) + bytes(self.y, rows * n);
-        Cost { bytes, flops: 2 * rows * k * n }
-    }
-
-    fn backward(&self, size: &Size) -> Cost {
-        let (rows, Linear { k, n, .. }) = (size.rows(self.rows), *self);
-        let read = bytes(self.x, rows * k) + bytes(self.w, n * k) + bytes(self.dy, rows * n);
-        let dx = bytes(self.dx, rows * k) * if self.add { 2 } else { 1 };
-        let parameters = 2 * (bytes(self.dw, n * k) + bytes(self.db, n));
-        Cost { bytes: read + dx + parameters, flops: 4 * rows * k * n }
-    }
-}
-
-impl Attn {
-    fn pairs(&self, size: &Size) -> usize {
-        let pairs = if self.q_rows == Rows::Tokens { size.pairs } else { size.tokens };
-        pairs * self.heads * self.head_dim
-    }
-}
-
-impl Costs for Attn {
-    fn forward(&self, size: &Size) -> Cost {
-        let (rows, dim) = (size.rows(self.q_rows), self.heads * self.head_dim);
-        let read = bytes(self.q, rows * dim) + 2 * bytes(self.k, size.tokens * dim);
-        let bytes = read + bytes(self.y, rows * dim) + bytes(self.lse, rows * self.heads);
-        Cost { bytes, flops: 4 * self.pairs(size) }
-    }
-
-    fn backward(&self, size: &Size) -> Cost {
-        let (rows, dim) = (size.rows(self.q_rows), self.heads * self.head_dim);
-        let queries = 4 * bytes(self.q, rows * dim) + bytes(self.lse, rows * self.heads);
-        Cost { bytes: queries + 4 * bytes(self.k, size.tokens * dim), flops: 10 * self.pairs(size) }
-    }
-}
-
-impl Costs for AddNorm {
-    fn forward(&self, size: &Size) -> Cost {
-        let len = size.rows(self.rows) * self.dim;
-        // The sum is written where it is not what came in.
-        let sum = if self.skip.is_none() && self.drop.p == 0.0 { 0 } else { bytes(self.x, len) };
-        moves(2 * bytes(self.x, len) + bytes(self.skip, len) + sum)
-    }
-
-    fn backward(&self, size: &Size) -> Cost {
-        let len = size.rows(self.rows) * self.dim;
-        let dropped = if self.dx == self.dy { 0 } else { bytes(self.dx, len) };
-        moves(bytes(self.x, len) + 2 * bytes(self.dy, len) + dropped)
+impl Op {
+    /// On a batch of this size.
+    pub fn cost(&self, pass: Pass, size: &Size) -> Cost {
+        match (self, pass) {
+            (Op::Embed(op), Pass::Forward) => {
+                let rows = size.distinct + size.longest;
+                moves(bytes(op.word, rows * op.dim) + bytes(op.y, size.tokens * op.dim) + 12 * size.tokens)
+            }
+            (Op::Embed(op), Pass::Backward) => {
+                let rows = 2 * (size.distinct + size.longest);
+                moves(bytes(op.dword, rows * op.dim) + bytes(op.dy, size.tokens * op.dim) + 12 * size.tokens)
+            }
+            (Op::Linear(op), Pass::Forward) => {
+                let (rows, Linear { k, n, .. }) = (size.rows(op.rows), *op);
+                let bytes = bytes(op.x, rows * k) + bytes(op.w, n * k) + bytes(op.b, n) + bytes(op.y, rows * n);
+                Cost { bytes, flops: 2 * rows * k * n }
+            }
+            (Op::Linear(op), Pass::Backward) => {
+                let (rows, Linear { k, n, .. }) = (size.rows(op.rows), *op);
+                let read = bytes(op.x, rows * k) + bytes(op.w, n * k) + bytes(op.dy, rows * n);
+                let dx = bytes(op.dx, rows * k) * if op.add { 2 } else { 1 };
+                let parameters = 2 * (bytes(op.dw, n * k) + bytes(op.db, n));
+                Cost { bytes: read + dx + parameters, flops: 4 * rows * k * n }
+            }
+            (Op::Attn(op), pass) => attn(op, pass, size),
+            (Op::AddNorm(op), Pass::Forward) => {
+                let len = size.rows(op.rows) * op.dim;
+                // The sum is written where it is not what came in.
+                let sum = if op.skip.is_none() && op.drop.p == 0.0 { 0 } else { bytes(op.x, len) };
+                moves(2 * bytes(op.x, len) + bytes(op.skip, len) + sum)
+            }
+            (Op::AddNorm(op), Pass::Backward) => {
+                let len = size.rows(op.rows) * op.dim;
+                let dropped = if op.dx == op.dy { 0 } else { bytes(op.dx, len) };
+                moves(bytes(op.x, len) + 2 * bytes(op.dy, len) + dropped)
+            }
+            (Op::Act(op), Pass::Forward) => moves(2 * bytes(op.x, size.rows(op.rows) * op.width)),
+            (Op::Act(op), Pass::Backward) => moves(3 * bytes(op.x, size.rows(op.rows) * op.width)),
+            (Op::Dropout(op), _) => moves(2 * bytes(op.x, size.rows(op.rows) * op.width)),
+            (Op::FirstRow(op), Pass::Forward) => moves(2 * bytes(op.x, size.seqs * op.dim)),
+            (Op::FirstRow(op), Pass::Backward) => {
+                let written = if op.add { 2 * size.seqs } else { size.tokens };
+                moves(bytes(op.dx, written * op.dim) + bytes(op.dy, size.seqs * op.dim))
+            }
+            (Op::Xent(op), Pass::Forward) => {
+                moves(bytes(op.logits, size.seqs * op.classes) + bytes(op.loss, size.seqs) + 4 * size.seqs)
+            }
+            (Op::Xent(op), Pass::Backward) => {
+                let len = size.seqs * op.classes;
+                moves(bytes(op.logits, len) + bytes(op.dlogits, len) + 4 * size.seqs)
+            }
+        }
     }
 }
 
-impl Costs for Act {
-    fn forward(&self, size: &Size) -> Cost {
-        moves(2 * bytes(self.x, size.rows(self.rows) * self.width))
-    }
-
-    fn backward(&self, size: &Size) -> Cost {
-        moves(3 * bytes(self.x, size.rows(self.rows) * self.width))
-    }
-}
-
-impl Costs for Dropout {
-    fn forward(&self, size: &Size) -> Cost {
-        moves(2 * bytes(self.x, size.rows(self.rows) * self.width))
-    }
-
-    fn backward(&self, size: &Size) -> Cost {
-        self.forward(size)
+fn attn(op: &Attn, pass: Pass, size: &Size) -> Cost {
+    let (rows, dim) = (size.rows(op.q_rows), op.heads * op.head_dim);
+    let pairs = dim * if op.q_rows == Rows::Tokens { size.pairs } else { size.tokens };
+    let (q, kv, lse) = (bytes(op.q, rows * dim), bytes(op.k, size.tokens * dim), bytes(op.lse, rows * op.heads));
+    match pass {
+        Pass::Forward => Cost { bytes: q + 2 * kv + bytes(op.y, rows * dim) + lse, flops: 4 * pairs },
+        Pass::Backward => Cost { bytes: 4 * q + lse + 4 * kv, flops: 10 * pairs },
     }
 }
 
-impl Costs for FirstRow {
-    fn forward(&self, size: &Size) -> Cost {
-        moves(2 * bytes(self.x, size.seqs * self.dim))
-    }
-
-    fn backward(&self, size: &Size) -> Cost {
-        let written = if self.add { 2 * size.seqs } else { size.tokens };
-        moves(bytes(self.dx, written * self.dim) + bytes(self.dy, size.seqs * self.dim))
-    }
-}
-
-impl Costs for Xent {
-    fn forward(&self, size: &Size) -> Cost {
-        moves(bytes(self.logits, size.seqs * self.classes) + bytes(self.loss, size.seqs) + 4 * size.seqs)
-    }
-
-    fn backward(&self, size: &Size) -> Cost {
-        let len = size.seqs * self.classes;
-        moves(bytes(self.logits, len) + bytes(self.dlogits, len) + 4 * size.seqs)
-    }
-}
-
-impl Costs for Cast {
-    fn forward(&self, _: &Size) -> Cost {
+impl Cast {
+    pub fn cost(&self) -> Cost {
         moves(self.x.bytes() + self.y.bytes())
     }
-
-    fn backward(&self, _: &Size) -> Cost {
-        Cost::default()
-    }
 }
 
-impl Costs for GradNorm {
-    fn forward(&self, _: &Size) -> Cost {
+impl GradNorm {
+    pub fn cost(&self) -> Cost {
         moves(self.grads.bytes())
     }
-
-    fn backward(&self, _: &Size) -> Cost {
-        Cost::default()
-    }
 }
 
-impl Costs for AdamW {
-    fn forward(&self, _: &Size) -> Cost {
+impl AdamW {
+    pub fn cost(&self) -> Cost {
         // Each of the four is read and written.
         moves(2 * 4 * self.params.bytes() + bytes(self.copy, self.params.len))
-    }
-
-    fn backward(&self, _: &Size) -> Cost {
-        Cost::default()
     }
 }

@@ -1,6 +1,9 @@
-//! THE page: what the engine computes. One struct an op, its maths written once here; the trait [`Backend`] runs them.
+//! The operator definitions: one struct per op, with its maths. A model is a list of [`Op`]s, its backward pass the list
+//! reversed; a [`Backend`] runs them.
 //! Notation: rows = packed tokens (or sequences), dim = hidden size, `d` + name = gradient of name.
 //! Parameter gradients accumulate (`+=`); activation gradients are overwritten (`=`) unless a field says otherwise.
+
+use std::fmt;
 
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
@@ -85,7 +88,7 @@ impl View {
     }
 }
 
-/// The arrays of a batch, as [`PackedBatch`] has them. All I32.
+/// The arrays of a batch, like [`PackedBatch`]. All I32.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
     pub ids: View,           // (tokens)
@@ -95,6 +98,38 @@ pub struct Inputs {
     pub labels: View,        // (seqs)
     pub rows_by_token: View, // (tokens)
     pub token_starts: View,  // (distinct tokens + 1)
+}
+
+impl Inputs {
+    /// Room for batches of at most `tokens` tokens and `seqs` sequences; `take` places an array of the given name and length.
+    pub fn place(tokens: usize, seqs: usize, mut take: impl FnMut(&'static str, usize) -> View) -> Inputs {
+        Inputs {
+            ids: take("ids", tokens),
+            positions: take("positions", tokens),
+            types: take("types", tokens),
+            cu_seqlens: take("cu_seqlens", seqs + 1),
+            labels: take("labels", seqs),
+            rows_by_token: take("rows_by_token", tokens),
+            token_starts: take("token_starts", tokens + 1),
+        }
+    }
+
+    /// Each array with its content of a batch, in the order of [`Inputs::place`].
+    pub fn with<'a>(&self, batch: &'a PackedBatch) -> [(View, &'a [i32]); 7] {
+        [
+            (self.ids, &batch.ids),
+            (self.positions, &batch.positions),
+            (self.types, &batch.types),
+            (self.cu_seqlens, &batch.cu_seqlens),
+            (self.labels, &batch.labels),
+            (self.rows_by_token, &batch.rows_by_token),
+            (self.token_starts, &batch.token_starts),
+        ]
+    }
+
+    pub fn views(&self) -> [View; 7] {
+        self.with(&PackedBatch::default()).map(|(view, _)| view)
+    }
 }
 
 /// The memory that a backend takes, once.
@@ -110,7 +145,7 @@ pub struct Layout {
     pub params: usize,
 }
 
-/// What changes from step to step; everything else is fixed when the plan is built.
+/// What changes from one micro-batch to the next; everything else is fixed when the plan is built.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
     pub seed: u64,
@@ -119,15 +154,22 @@ pub struct Step {
     /// The micro-batch within the update, from 0.
     pub micro: u32,
     /// What the summed loss is divided by: the rows of the whole update, or their summed class weights.
-    pub denominator: f64,
-    pub learning_rate: f64,
+    pub loss_normalizer: f64,
     /// Dropout on; the loss counted in the status block.
     pub train: bool,
 }
 
 impl Step {
     /// For evaluation and prediction.
-    pub const INFER: Step = Step { seed: 0, update: 0, micro: 0, denominator: 1.0, learning_rate: 0.0, train: false };
+    pub const INFER: Step = Step { seed: 0, update: 0, micro: 0, loss_normalizer: 1.0, train: false };
+}
+
+/// What changes from one optimizer update to the next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// From 1.
+    pub number: u64,
+    pub learning_rate: f64,
 }
 
 /// How many rows an op runs on.
@@ -279,7 +321,7 @@ pub struct FirstRow {
 /// Cross-entropy with label smoothing e (Szegedy et al., arXiv 1512.00567) and class weights w, as
 /// `torch.nn.CrossEntropyLoss(weight, label_smoothing)`: with `lp = log softmax(logits)` and label t,
 /// `loss = -(1 - e) w[t] lp[t] - e / classes * sum_c w[c] lp[c]`; the update's loss is their sum over rows divided by
-/// `Step::denominator`, added to the status block. Backward: `dlogits = dloss / dlogits / denominator`.
+/// `Step::loss_normalizer`, added to the status block. Backward: `dlogits = dloss / dlogits / loss_normalizer`.
 #[derive(Clone, Copy, Debug)]
 pub struct Xent {
     pub logits: View,  // (seqs, classes)
@@ -289,6 +331,58 @@ pub struct Xent {
     pub status: View, // F64, see Status
     pub smoothing: f32,
     pub classes: usize,
+}
+
+/// A differentiable step of a model.
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    Embed(Embed),
+    Linear(Linear),
+    Attn(Attn),
+    AddNorm(AddNorm),
+    Act(Act),
+    Dropout(Dropout),
+    FirstRow(FirstRow),
+    Xent(Xent),
+}
+
+/// In which direction an op runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    Forward,
+    Backward,
+}
+
+impl Pass {
+    pub const BOTH: [Pass; 2] = [Pass::Forward, Pass::Backward];
+}
+
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Pass::Forward => "fwd",
+            Pass::Backward => "bwd",
+        })
+    }
+}
+
+impl Op {
+    /// Its kind, and what tells it from others of its kind: "linear fwd 768 -> 3072 [CLS]".
+    pub fn label(&self, pass: Pass) -> String {
+        let (kind, detail, rows) = match self {
+            Op::Embed(_) => ("embed", String::new(), Rows::Tokens),
+            Op::Linear(op) => ("linear", format!("{} -> {}", op.k, op.n), op.rows),
+            Op::Attn(op) => ("attn", String::new(), op.q_rows),
+            Op::AddNorm(op) => ("add norm", String::new(), op.rows),
+            Op::Act(op) => ("act", format!("{:?} {}", op.kind, op.width).to_lowercase(), op.rows),
+            Op::Dropout(op) => ("dropout", String::new(), op.rows),
+            Op::FirstRow(_) => ("first row", String::new(), Rows::Tokens),
+            Op::Xent(_) => ("xent", String::new(), Rows::Tokens),
+        };
+        let rows = if rows == Rows::Seqs { "[CLS]" } else { "" };
+        let words = [kind, &pass.to_string(), &detail, rows];
+        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// `grad_norm = sqrt(sum of squares of grads)`, into the status block.
@@ -305,7 +399,7 @@ pub struct Cast {
     pub y: View, // (len)
 }
 
-/// AdamW (Loshchilov & Hutter, arXiv 1711.05101; `torch.optim.AdamW`) over all parameters at once, t = `Step::update`:
+/// AdamW (Loshchilov & Hutter, arXiv 1711.05101; `torch.optim.AdamW`) over all parameters at once, t = `Update::number`:
 /// n the gradient norm in the status block, `g = grads * min(1, max_norm / (n + 1e-6))`, `p *= 1 - lr * decay`, `m = b1 m + (1 - b1) g`,
 /// `v = b2 v + (1 - b2) g^2`, `p -= lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`. The gradients are zero afterwards.
 /// The first `decayed` elements have weight decay. Where the loss or n is not finite nothing changes, the gradients
@@ -375,28 +469,22 @@ pub trait Backend: Send {
     /// Makes `batch` and `step` what the following ops run on.
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()>;
 
-    fn embed_fwd(&mut self, op: &Embed) -> Result<()>;
-    fn embed_bwd(&mut self, op: &Embed) -> Result<()>;
-    fn linear_fwd(&mut self, op: &Linear) -> Result<()>;
-    fn linear_bwd(&mut self, op: &Linear) -> Result<()>;
-    fn attn_fwd(&mut self, op: &Attn) -> Result<()>;
-    fn attn_bwd(&mut self, op: &Attn) -> Result<()>;
-    fn add_norm_fwd(&mut self, op: &AddNorm) -> Result<()>;
-    fn add_norm_bwd(&mut self, op: &AddNorm) -> Result<()>;
-    fn act_fwd(&mut self, op: &Act) -> Result<()>;
-    fn act_bwd(&mut self, op: &Act) -> Result<()>;
-    fn dropout_fwd(&mut self, op: &Dropout) -> Result<()>;
-    fn dropout_bwd(&mut self, op: &Dropout) -> Result<()>;
-    fn first_row_fwd(&mut self, op: &FirstRow) -> Result<()>;
-    fn first_row_bwd(&mut self, op: &FirstRow) -> Result<()>;
-    fn xent_fwd(&mut self, op: &Xent) -> Result<()>;
-    fn xent_bwd(&mut self, op: &Xent) -> Result<()>;
+    fn forward(&mut self, op: &Op) -> Result<()>;
+    fn backward(&mut self, op: &Op) -> Result<()>;
+
     fn cast(&mut self, op: &Cast) -> Result<()>;
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()>;
-    fn adamw(&mut self, op: &AdamW) -> Result<()>;
+    fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()>;
 }
 
 impl dyn Backend + '_ {
+    pub fn run(&mut self, op: &Op, pass: Pass) -> Result<()> {
+        match pass {
+            Pass::Forward => self.forward(op),
+            Pass::Backward => self.backward(op),
+        }
+    }
+
     /// Returns once all work given before is done.
     pub fn wait(&mut self) -> Result<()> {
         self.download(View { offset: 0, len: 1, dtype: DType::I32 }, &mut [0; 4])

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::checkpoint::run_dir::write_file;
-use crate::cost::{Cost, Costs, Size};
+use crate::cost::{Cost, Size};
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::ops::*;
@@ -44,16 +44,7 @@ impl Ceilings {
         };
         let ids = vec![0; edge];
         let batch = PackedBatch::new([(&ids[..], &[][..], 0)]);
-        let mut input = |len: usize| take(len, DType::I32);
-        let inputs = Inputs {
-            ids: input(edge),
-            positions: input(edge),
-            types: input(edge),
-            cu_seqlens: input(2),
-            labels: input(1),
-            rows_by_token: input(edge),
-            token_starts: input(2),
-        };
+        let inputs = Inputs::place(edge, 1, |_, len| take(len, DType::I32));
         let copy = Cast { x: take(bytes / 4, DType::F32), y: take(bytes / 4, DType::F32) };
         let product = Linear {
             x: take(square, dtype),
@@ -77,7 +68,7 @@ impl Ceilings {
         }
         backend.stage(&batch, &Step::INFER)?;
         let copied = best(backend, |backend| backend.cast(&copy))?;
-        let multiplied = best(backend, |backend| backend.linear_fwd(&product))?;
+        let multiplied = best(backend, |backend| backend.forward(&Op::Linear(product)))?;
         let flops = 2.0 * square as f64 * edge as f64;
         Ok(Ceilings { copy: 2.0 * copy.x.bytes() as f64 / copied, product: flops / multiplied })
     }
@@ -258,38 +249,10 @@ impl Profiled {
         record.events.push(Event { op: op(), start, took, cost });
         Ok(())
     }
-}
 
-/// An op by its name and what tells it from others of its kind.
-macro_rules! timed {
-    ($($name:ident $cost:ident $op:ident => $detail:expr;)*) => {$(
-        fn $name(&mut self, op: &$op) -> Result<()> {
-            let label = || {
-                let detail: fn(&$op) -> String = $detail;
-                format!("{} {}", stringify!($name).replace('_', " "), detail(op)).trim_end().to_string()
-            };
-            self.timed(label, |size| op.$cost(size), |backend| backend.$name(op))
-        }
-    )*};
-}
-
-fn none<T>(_: &T) -> String {
-    String::new()
-}
-
-fn of(rows: Rows) -> &'static str {
-    match rows {
-        Rows::Tokens => "",
-        Rows::Seqs => " [CLS]",
+    fn timed_op(&mut self, op: &Op, pass: Pass) -> Result<()> {
+        self.timed(|| op.label(pass), |size| op.cost(pass, size), |backend| backend.run(op, pass))
     }
-}
-
-fn linear(op: &Linear) -> String {
-    format!("{} -> {}{}", op.k, op.n, of(op.rows))
-}
-
-fn act(op: &Act) -> String {
-    format!("{:?} {}{}", op.kind, op.width, of(op.rows)).to_lowercase()
 }
 
 impl Backend for Profiled {
@@ -319,34 +282,29 @@ impl Backend for Profiled {
 
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
         self.profile.record().size = Size::from(batch);
-        let bytes = 4 * (4 * batch.rows() + 2 * batch.seqs() + 1 + batch.token_starts.len());
-        self.timed(|| "stage".to_string(), |_| Cost { bytes, flops: 0 }, |backend| backend.stage(batch, step))
+        let cost = Cost { bytes: batch.bytes(), flops: 0 };
+        self.timed(|| "stage".to_string(), |_| cost, |backend| backend.stage(batch, step))
     }
 
-    timed! {
-        embed_fwd forward Embed => none;
-        embed_bwd backward Embed => none;
-        linear_fwd forward Linear => linear;
-        linear_bwd backward Linear => linear;
-        attn_fwd forward Attn => |op| of(op.q_rows).to_string();
-        attn_bwd backward Attn => |op| of(op.q_rows).to_string();
-        add_norm_fwd forward AddNorm => |op| of(op.rows).to_string();
-        add_norm_bwd backward AddNorm => |op| of(op.rows).to_string();
-        act_fwd forward Act => act;
-        act_bwd backward Act => act;
-        dropout_fwd forward Dropout => |op| of(op.rows).to_string();
-        dropout_bwd backward Dropout => |op| of(op.rows).to_string();
-        first_row_fwd forward FirstRow => none;
-        first_row_bwd backward FirstRow => none;
-        xent_fwd forward Xent => none;
-        xent_bwd backward Xent => none;
-        cast forward Cast => none;
-        grad_norm forward GradNorm => none;
+    fn forward(&mut self, op: &Op) -> Result<()> {
+        self.timed_op(op, Pass::Forward)
+    }
+
+    fn backward(&mut self, op: &Op) -> Result<()> {
+        self.timed_op(op, Pass::Backward)
+    }
+
+    fn cast(&mut self, op: &Cast) -> Result<()> {
+        self.timed(|| "cast".to_string(), |_| op.cost(), |backend| backend.cast(op))
+    }
+
+    fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {
+        self.timed(|| "grad norm".to_string(), |_| op.cost(), |backend| backend.grad_norm(op))
     }
 
     /// The last op of an update.
-    fn adamw(&mut self, op: &AdamW) -> Result<()> {
-        self.timed(|| "adamw".to_string(), |size| op.forward(size), |backend| backend.adamw(op))?;
+    fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
+        self.timed(|| "adamw".to_string(), |_| op.cost(), |backend| backend.adamw(op, update))?;
         let mut record = self.profile.record();
         if record.begun <= record.updates {
             self.inner.wait()?;

@@ -1,24 +1,24 @@
 //! The model against golden numbers: forward, every gradient, twelve updates (tolerances: tests/golden/README.md). Then
 //! against itself: numerical gradients with every dropout on, pruned and not, packed and alone; and what a plan shares.
 
-use std::fmt::Debug;
+use std::mem::discriminant;
 use std::ops::Range;
 
 use rand_mt::Mt64;
 use serde_json::Value;
-use warpfit::Result;
 use warpfit::cpu::Cpu;
 use warpfit::data::pack::PackedBatch;
 use warpfit::model::config::{Arch, Config};
 use warpfit::model::names::Init;
-use warpfit::model::plan::{Plan, Use};
+use warpfit::model::plan::{Buffer, Plan, Use};
 use warpfit::model::{Hyper, Model};
 use warpfit::ops::*;
 use warpfit::random::philox;
 use warpfit::train::schedule::{Schedule, ScheduleKind};
 
 use crate::fixtures::*;
-use crate::ops::cases::{VOCAB, batch};
+use crate::ops::cases::{Call, VOCAB, batch, cases};
+use crate::ops::views::{views, written};
 
 const CASES: [&str; 3] = ["distilbert-a", "distilbert-b", "bert-a"];
 
@@ -34,8 +34,10 @@ fn inputs(case: &str) -> PackedBatch {
 }
 
 fn step(batch: &PackedBatch) -> Step {
-    Step { denominator: batch.seqs() as f64, train: true, update: 1, ..Step::INFER }
+    Step { loss_normalizer: batch.seqs() as f64, train: true, update: 1, ..Step::INFER }
 }
+
+const UPDATE: Update = Update { number: 1, learning_rate: 1e-3 };
 
 fn forward(on: On, case: &str, scale: f64) {
     let batch = inputs(case);
@@ -99,7 +101,7 @@ fn backward(on: On, case: &str, last_rows: Rows, scale: f64) {
     let want = want.scalar("grad_norm");
     assert!(error < 1e-5 * scale * want, "{case} all gradients: {error:e}");
     assert!((norm / want - 1.0).abs() < 5e-6, "{case} gradient norm {norm}");
-    model.update().unwrap();
+    model.update(&UPDATE).unwrap();
     let reported = model.take_status().unwrap().grad_norm;
     assert!((reported / want - 1.0).abs() < 5e-6, "{case} reported gradient norm {reported}");
 }
@@ -130,13 +132,15 @@ fn golden_loss_variants() {
         let want = Tensors::read(&format!("{case}/variants.safetensors"));
         let weights = want.get("class_weighted.class_weights");
         let total: f64 = batch.labels.iter().map(|&label| weights[label as usize]).sum();
-        for (variant, smoothing, denominator) in [("label_smoothing", 0.1, batch.seqs() as f64), ("class_weighted", 0.0, total)] {
+        for (variant, smoothing, loss_normalizer) in
+            [("label_smoothing", 0.1, batch.seqs() as f64), ("class_weighted", 0.0, total)]
+        {
             let hyper = Hyper { label_smoothing: smoothing, ..Hyper::default() };
             let mut model = model(on, &format!("{case}/hf"), Rows::Seqs, &batch, hyper);
             if variant == "class_weighted" {
                 model.set_class_weights(weights).unwrap();
             }
-            model.accumulate(&batch, &Step { denominator, ..step(&batch) }).unwrap();
+            model.accumulate(&batch, &Step { loss_normalizer, ..step(&batch) }).unwrap();
             let loss = model.take_status().unwrap().loss;
             assert!((loss - want.scalar(&format!("{variant}.loss"))).abs() < 2e-6, "{case} {variant} loss {loss}");
             let slots = model.plan.slots.clone();
@@ -203,8 +207,9 @@ fn adamw(on: On, case: &str) {
         assert!((learning_rate - golden.get("lr")[i]).abs() < 1e-15, "{case} learning rate {learning_rate}");
         kept *= 1.0 - 0.01 * learning_rate;
         rates += learning_rate;
-        model.accumulate(batch, &Step { update: i as u64 + 1, learning_rate, ..step(batch) }).unwrap();
-        model.update().unwrap();
+        let number = i as u64 + 1;
+        model.accumulate(batch, &Step { update: number, ..step(batch) }).unwrap();
+        model.update(&Update { number, learning_rate }).unwrap();
         let status = model.take_status().unwrap();
         assert!(
             (status.loss_sum - golden.get(&format!("{run}.loss"))[i]).abs() < 3e-6 * scale,
@@ -314,10 +319,9 @@ fn golden_bf16_training() {
         let [got, plain, exact] = [on, on.plain(), On::CpuF64].map(|on| {
             let losses = (0..4).flat_map(|first| {
                 let mut model = to_train(on, case, &batches);
-                let losses = batches.iter().cycle().skip(first).take(8).zip(1..).map(|(batch, update)| {
-                    let step = Step { update, learning_rate: SCHEDULE.lr(update as usize), ..step(batch) };
-                    model.accumulate(batch, &step).unwrap();
-                    model.update().unwrap();
+                let losses = batches.iter().cycle().skip(first).take(8).zip(1..).map(|(batch, number)| {
+                    model.accumulate(batch, &Step { update: number, ..step(batch) }).unwrap();
+                    model.update(&Update { number, learning_rate: SCHEDULE.lr(number as usize) }).unwrap();
                     model.take_status().unwrap().loss_sum
                 });
                 losses.collect::<Vec<f64>>()
@@ -420,7 +424,7 @@ fn numerical_gradients() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
         let mut model = random_model(On::CpuF64, &small(arch), last_rows, true, &batch);
-        let step = Step { seed: 9, denominator: 5.5, ..step(&batch) };
+        let step = Step { seed: 9, loss_normalizer: 5.5, ..step(&batch) };
         model.accumulate(&batch, &step).unwrap();
         let gradients = gradients(&mut model);
         let scale = rms(gradients.iter().flatten().copied());
@@ -437,7 +441,7 @@ fn numerical_gradients() {
                 let mut loss_at = |h: f64| {
                     model.write(slot.view.slice(i, 1), &[start[i] + h]).unwrap();
                     model.accumulate(&batch, &step).unwrap();
-                    model.read(model.plan.head.loss).unwrap().iter().sum::<f64>() / step.denominator
+                    model.read(model.plan.head.loss).unwrap().iter().sum::<f64>() / step.loss_normalizer
                 };
                 let [near, far] = [5e-4, 1e-3].map(|h| (loss_at(h) - loss_at(-h)) / (2.0 * h));
                 loss_at(0.0);
@@ -493,12 +497,12 @@ fn accumulated_is_at_once() {
 fn packed_is_one_by_one() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
-        let infer = |train| random_model(On::CpuF64, &small(arch), last_rows, train, &batch).infer(&batch).unwrap();
+        let infer = |train| random_model(On::CpuF64, &small(arch), last_rows, train, &batch).evaluate(&batch).unwrap();
         let (logits, losses) = infer(true);
         assert!(infer(false) == (logits.clone(), losses.clone()), "{arch:?}, {last_rows:?}: inference differs from training");
         let mut model = random_model(On::CpuF64, &small(arch), last_rows, false, &batch);
         for b in 0..batch.seqs() {
-            let (alone, loss) = model.infer(&part(&batch, b..b + 1)).unwrap();
+            let (alone, loss) = model.evaluate(&part(&batch, b..b + 1)).unwrap();
             assert!(max_abs_difference(&alone, &logits[3 * b..][..3]) < 1e-13, "{arch:?}, {last_rows:?}: logits of {b}");
             assert!((loss[0] - losses[b]).abs() < 1e-13, "{arch:?}, {last_rows:?}: loss of {b}");
         }
@@ -512,8 +516,8 @@ fn everything_moves() {
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
         let mut model = random_model(On::Cpu, &small(arch), last_rows, true, &batch);
         let before = model.read_all(model.plan.params).unwrap();
-        model.accumulate(&batch, &Step { learning_rate: 1e-3, ..step(&batch) }).unwrap();
-        model.update().unwrap();
+        model.accumulate(&batch, &step(&batch)).unwrap();
+        model.update(&UPDATE).unwrap();
         let after = model.read_all(model.plan.params).unwrap();
         for (slot, (before, after)) in model.plan.slots.iter().zip(before.iter().zip(&after)) {
             let (name, dim) = (&slot.param.name, model.plan.config.dim);
@@ -548,9 +552,9 @@ fn not_finite_is_left_out() {
     let batch = labelled(&LENGTHS);
     for (arch, bad) in ARCHS.into_iter().zip([f64::NAN, f64::INFINITY]) {
         let mut model = random_model(On::Cpu, &small(arch), Rows::Seqs, true, &batch);
-        let step = Step { learning_rate: 1e-3, ..step(&batch) };
+        let step = step(&batch);
         model.accumulate(&batch, &step).unwrap();
-        model.update().unwrap();
+        model.update(&UPDATE).unwrap();
         assert_eq!(model.take_status().unwrap().skipped, 0.0);
         let (params, m, v) = (model.plan.params, model.plan.m, model.plan.v);
         let state = |model: &mut Model| [params, m, v].map(|view| model.read(view).unwrap());
@@ -560,7 +564,7 @@ fn not_finite_is_left_out() {
         let grads = gradients(&mut model);
         let weight = model.plan.slots[5].view;
         model.write(model.plan.grad(weight).slice(7, 1), &[bad]).unwrap();
-        model.update().unwrap();
+        model.update(&UPDATE).unwrap();
         let status = model.take_status().unwrap();
         assert!(status.skipped == 1.0 && status.loss_sum == 0.0 && !status.grad_norm.is_finite(), "{status:?}");
         assert!(state(&mut model) == before, "a gradient of {bad} moved a weight");
@@ -572,27 +576,11 @@ fn not_finite_is_left_out() {
         model.write(logits_bias, &[bad; 3]).unwrap();
         model.write(model.plan.grads, &vec![0.0; model.plan.grads.len]).unwrap();
         model.accumulate(&batch, &step).unwrap();
-        model.update().unwrap();
+        model.update(&UPDATE).unwrap();
         assert_eq!(model.take_status().unwrap().skipped, 1.0, "a loss of {bad}");
         model.write(logits_bias, &bias).unwrap();
         assert!(state(&mut model) == before, "a loss of {bad} moved a weight");
     }
-}
-
-/// The views in something's debug print, with their fields: all of them, those of fields to come too.
-fn views(of: &impl Debug) -> Vec<(String, View)> {
-    let print = format!("{of:?}");
-    let mut pieces = print.split(": View { offset: ");
-    let mut before = pieces.next().unwrap();
-    let views = pieces.map(|piece| {
-        let field = before.rsplit([' ', '{', '(']).next().unwrap().to_string();
-        before = piece;
-        let (offset, rest) = piece.split_once(", len: ").unwrap();
-        let (len, rest) = rest.split_once(", dtype: ").unwrap();
-        let dtype = [DType::F32, DType::F64, DType::I32].into_iter().find(|d| rest.starts_with(&format!("{d:?}"))).unwrap();
-        (field, View { offset: offset.parse().unwrap(), len: len.parse().unwrap(), dtype })
-    });
-    views.filter(|(_, view)| !view.is_none()).collect()
 }
 
 fn range(view: View) -> Range<usize> {
@@ -630,107 +618,66 @@ fn views_are_identical_or_disjoint() {
                 assert!(!overlap(a.view, b.view), "{} and {}", a.param.name, b.param.name);
             }
         }
-
-        // Every field is a whole buffer, or stands among the parameters.
-        let fields = views(&(&plan.layout.inputs, &plan.embeddings, &plan.layers, &plan.head, &plan.backward));
-        let mut activations: Vec<View> = Vec::new();
-        for (field, view) in fields {
-            let buffer = plan.buffers.iter().find(|buffer| buffer.view == view);
-            assert!(buffer.is_some() || overlap(view, plan.params), "{field} {view:?}");
-            activations.extend(buffer.map(|_| view));
-        }
-        // In training a layer's input is the output of the one before, the head's first rows are those of a pruned layer,
-        // and nothing else is shared.
-        if plan.what_for.train {
-            let pruned = usize::from(plan.what_for.last_rows == Rows::Seqs);
-            let shared = plan.layers.len() + pruned;
-            let count = activations.len();
-            activations.sort_by_key(|view| view.offset);
-            activations.dedup();
-            assert_eq!(activations.len(), count - shared);
-        }
     }
 }
 
-/// Passes the ops on after a look at their tensors.
-struct Watch(Box<dyn Backend>);
-
-impl Watch {
-    /// No op has one place under two fields, but for those whose page says so.
-    fn look(op: impl Debug) {
-        let print = format!("{op:?}");
-        let name = print.split(' ').next().unwrap();
-        let views = views(&op);
-        for (i, (a, a_view)) in views.iter().enumerate() {
-            for (b, b_view) in &views[..i] {
-                let shared = match (name, b.as_str(), a.as_str()) {
-                    ("AddNorm", "dy", "dx") | ("Act", "x", "y") => a_view == b_view,
-                    // Columns of one tensor.
-                    ("Attn", "q" | "k", "k" | "v") | ("Attn", "dq" | "dk", "dk" | "dv") => true,
-                    _ => false,
-                };
-                assert!(shared || !overlap(*a_view, *b_view), "{b} and {a} of {print}");
-            }
-        }
-    }
-}
-
-macro_rules! watch {
-    ($($method:ident: $op:ident),*) => {
-        impl Backend for Watch {
-            fn name(&self) -> String {
-                self.0.name()
-            }
-
-            fn available(&self) -> Result<Option<usize>> {
-                self.0.available()
-            }
-
-            fn reserve(&mut self, layout: &Layout) -> Result<()> {
-                self.0.reserve(layout)
-            }
-
-            fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
-                self.0.upload(dst, src)
-            }
-
-            fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()> {
-                self.0.download(src, dst)
-            }
-
-            fn zero(&mut self, dst: View) -> Result<()> {
-                self.0.zero(dst)
-            }
-
-            fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
-                self.0.stage(batch, step)
-            }
-
-            $(fn $method(&mut self, op: &$op) -> Result<()> {
-                Watch::look(op);
-                self.0.$method(op)
-            })*
-        }
+/// Every op of the plans' models, with the plan.
+fn models() -> impl Iterator<Item = Model> {
+    let model = |Plan { config, what_for, .. }: Plan| {
+        Model::new(&config, what_for, Hyper::default(), Box::new(Cpu::<f32>::new())).unwrap()
     };
+    plans().into_iter().map(model)
 }
 
-watch! {
-    embed_fwd: Embed, embed_bwd: Embed, linear_fwd: Linear, linear_bwd: Linear, attn_fwd: Attn, attn_bwd: Attn,
-    add_norm_fwd: AddNorm, add_norm_bwd: AddNorm, act_fwd: Act, act_bwd: Act, dropout_fwd: Dropout, dropout_bwd: Dropout,
-    first_row_fwd: FirstRow, first_row_bwd: FirstRow, xent_fwd: Xent, xent_bwd: Xent, cast: Cast, grad_norm: GradNorm, adamw: AdamW
-}
-
-/// What the slices of a backend rest on: the tensors of an op are disjoint.
+/// What the slices of a backend rest on: the tensors of an op lie in buffers of the plan, and no two of them in one place, but
+/// for those whose definition says so.
 #[test]
-fn ops_share_what_they_may() {
-    let batch = labelled(&LENGTHS);
-    for Plan { config, what_for, .. } in plans() {
-        let backend = Box::new(Watch(Box::new(Cpu::<f32>::poisoned())));
-        let mut model = Model::new(&config, what_for, Hyper::default(), backend).unwrap();
-        model.infer(&batch).unwrap();
-        if what_for.train {
-            model.accumulate(&batch, &step(&batch)).unwrap();
-            model.update().unwrap();
+fn tensors_of_an_op_are_disjoint() {
+    for model in models() {
+        for mut op in model.ops().to_vec() {
+            let name = format!("{op:?}");
+            let views: Vec<_> = views(&mut op).into_iter().map(|(field, view)| (field, *view)).collect();
+            let views: Vec<_> = views.into_iter().filter(|(_, view)| !view.is_none()).collect();
+            for (i, (a, a_view)) in views.iter().enumerate() {
+                let inside =
+                    |buffer: &Buffer| range(buffer.view).start <= a_view.offset && range(*a_view).end <= range(buffer.view).end;
+                assert!(model.plan.buffers.iter().any(inside), "{a} of {name}");
+                for (b, b_view) in &views[..i] {
+                    let shared = match (&op, *b, *a) {
+                        (Op::AddNorm(_), "dy", "dx") | (Op::Act(_), "x", "y") => a_view == b_view,
+                        // Columns of one tensor.
+                        (Op::Attn(_), "q" | "k", "k" | "v") | (Op::Attn(_), "dq" | "dk", "dk" | "dv") => true,
+                        _ => false,
+                    };
+                    assert!(shared || !overlap(*a_view, *b_view), "{b} and {a} of {name}");
+                }
+            }
         }
+    }
+}
+
+/// In training nothing that a forward pass leaves for the backward pass is overwritten: each tensor is written by one op, but
+/// for what dropout and layer norm change in place.
+#[test]
+fn activations_are_written_once() {
+    for model in models().filter(|model| model.plan.what_for.train) {
+        let results = model.ops().iter().flat_map(|op| match op {
+            Op::Dropout(_) => Vec::new(),
+            Op::AddNorm(op) => vec![op.y, op.stats],
+            op => written(op, Pass::Forward),
+        });
+        let results: Vec<View> = results.collect();
+        for (i, a) in results.iter().enumerate() {
+            assert!(results[..i].iter().all(|b| !overlap(*a, *b)), "{a:?} of {:?}", model.plan.what_for);
+        }
+    }
+}
+
+#[test]
+fn every_op_of_a_model_has_a_case() {
+    let tested: Vec<_> = cases().iter().map(|case| case.call()).collect();
+    for op in models().flat_map(|model| model.ops().to_vec()) {
+        let same = |call: &Call| matches!(call, Call::Op(other) if discriminant(other) == discriminant(&op));
+        assert!(tested.iter().any(same), "{op:?}");
     }
 }

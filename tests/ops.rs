@@ -14,6 +14,7 @@ use crate::fixtures::{On, allocations, factor, is_virtual, max_abs, max_abs_diff
 use cases::*;
 
 pub mod cases;
+pub mod views;
 
 /// The checks that hold wherever an op runs.
 macro_rules! everywhere {
@@ -75,7 +76,7 @@ fn gradient(run: &mut Run, tensor: &str) -> Vec<f64> {
 /// Entries of a tensor to look at: all of a small one, else some of every sequence.
 fn sample(tensor: &Tensor, case: &Case) -> BTreeSet<usize> {
     // Attention costs the square of its length.
-    let count = if case.batch.longest > 128 && matches!(case.op(), Op::Attn(_)) { 24 } else { 128 };
+    let count = if case.batch.longest > 128 && matches!(case.call(), Call::Op(Op::Attn(_))) { 24 } else { 128 };
     let len = tensor.start.len();
     if len <= count {
         return (0..len).collect();
@@ -123,8 +124,8 @@ fn check_gradients(case: &Case) {
     let gradients: Vec<Vec<f64>> = inputs.iter().map(|t| gradient(&mut run, t.grad.unwrap())).collect();
     for (input, gradient) in inputs.iter().zip(gradients) {
         let scale = rms(gradient.iter().copied());
-        let frozen = match run.op {
-            Op::Embed(Embed { pad: Some(pad), dim, .. }) if input.name == "word" => pad * dim..(pad + 1) * dim,
+        let frozen = match run.call {
+            Call::Op(Op::Embed(Embed { pad: Some(pad), dim, .. })) if input.name == "word" => pad * dim..(pad + 1) * dim,
             _ => 0..0,
         };
         assert!(gradient[frozen.clone()].iter().all(|&g| g == 0.0), "{}: the row of PAD has a gradient", case.name);
@@ -187,14 +188,8 @@ fn f32_on_cuda() {
 /// More texts, and tiles of attention, than the second dimension of a grid has room for.
 #[test]
 fn seventy_thousand_short_texts_on_cuda() {
-    let (many, on) = (batch(&[1; 70_000]), DropSite { p: 0.1, site: 3 });
-    let cases = vec![
-        attn(&many, 1, 8, Rows::Tokens, on),
-        attn(&many, 1, 32, Rows::Seqs, on),
-        first_row(&many, 8, false),
-        xent(&many, 2, 0.0, false),
-        embed(&many, 8, 0, None),
-    ];
+    let (many, on) = (batch(&[2; 70_000]), DropSite { p: 0.1, site: 3 });
+    let cases = vec![attn(&many, 1, 8, Rows::Seqs, on), first_row(&many, 8, false), xent(&many, 2, 0.0, false)];
     each(cases, |case| check_f32(case, On::Cuda));
     each(vec![attn(&many, 1, 32, Rows::Tokens, on)], |case| check_bf16(case, On::CudaBf16));
 }
@@ -234,7 +229,7 @@ fn bf16_on_the_cpu() {
 }
 
 fn multiplies(case: &Case) -> bool {
-    matches!(case.op(), Op::Linear(_) | Op::Attn(_))
+    matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attn(_)))
 }
 
 /// With what is computed otherwise in bf16.
@@ -342,7 +337,7 @@ fn check_nan(case: &Case, backward: bool) {
                     assert!(values.iter().any(|x| x.is_nan()), "{place} does not reach {}", output.name);
                     continue;
                 };
-                let same_row = input.extent == output.extent && !matches!(run.op, Op::Attn(_));
+                let same_row = input.extent == output.extent && !matches!(run.call, Call::Op(Op::Attn(_)));
                 for (r, to) in to.iter().enumerate() {
                     let may = if same_row { r == row } else { *to == from[row] };
                     assert!(may || !nan(r), "{place} reaches row {r} of {}", output.name);
@@ -585,14 +580,14 @@ fn xent_counts_its_loss(on: On) {
         run.forward();
         run.forward();
         let sum: f64 = run.read("loss").iter().sum();
-        let want = if train { 0.25 + 2.0 * sum / case.step.denominator } else { 0.25 };
+        let want = if train { 0.25 + 2.0 * sum / case.step.loss_normalizer } else { 0.25 };
         let got = run.read("status")[0];
         assert!((got - want).abs() < 1e-6, "{classes} classes, train {train}: {got}, not {want}");
     }
 }
 
 fn grad_norm_is_the_root_of_the_sum_of_squares(on: On) {
-    for case in cases().into_iter().filter(|case| matches!(case.op(), Op::GradNorm(_))) {
+    for case in cases().into_iter().filter(|case| matches!(case.call(), Call::GradNorm(_))) {
         let mut run = start(&case, on);
         run.forward();
         let want = run.tensor("grads").start.iter().map(|g| g * g).sum::<f64>().sqrt();
@@ -604,13 +599,13 @@ fn grad_norm_is_the_root_of_the_sum_of_squares(on: On) {
 
 /// One element after another, as [`AdamW`] says.
 fn adamw_is_that_of_the_page(on: On) {
-    for case in cases().into_iter().filter(|case| matches!(case.op(), Op::AdamW(_))) {
+    for case in cases().into_iter().filter(|case| matches!(case.call(), Call::AdamW(..))) {
         let mut run = start(&case, on);
-        let Op::AdamW(op) = run.op else { unreachable!() };
+        let Call::AdamW(op, Update { number, learning_rate: lr }) = run.call else { unreachable!() };
         run.forward();
         let [params, grads, m, v] = ["params", "grads", "m", "v"].map(|name| (run.tensor(name).start.clone(), run.read(name)));
         let norm = run.tensor("status").start[2];
-        let (t, lr) = (case.step.update as f64, case.step.learning_rate);
+        let t = number as f64;
         for i in 0..params.0.len() {
             let g = if op.max_norm > 0.0 { grads.0[i] * f64::min(1.0, op.max_norm / (norm + 1e-6)) } else { grads.0[i] };
             let want_m = op.beta1 * m.0[i] + (1.0 - op.beta1) * g;
@@ -680,15 +675,7 @@ fn stage_smaller(on: On, n: usize) {
     let case = linear(&batch(&SHORT), 24, n, Rows::Tokens, false);
     let mut run = start(&case, on);
     run.backend.stage(&small, &case.step).unwrap();
-    for (view, values) in [
-        (run.layout.inputs.ids, &small.ids),
-        (run.layout.inputs.positions, &small.positions),
-        (run.layout.inputs.types, &small.types),
-        (run.layout.inputs.cu_seqlens, &small.cu_seqlens),
-        (run.layout.inputs.labels, &small.labels),
-        (run.layout.inputs.rows_by_token, &small.rows_by_token),
-        (run.layout.inputs.token_starts, &small.token_starts),
-    ] {
+    for (view, values) in run.layout.inputs.with(&small) {
         let got = run.backend.read(view.slice(0, values.len())).unwrap();
         assert!(got.iter().zip(values).all(|(&a, &b)| a == f64::from(b)));
     }
@@ -721,18 +708,6 @@ fn batches_follow_each_other(on: On) {
     assert!(got == want);
 }
 
-/// Every method of the trait is run by a case, or is one of those above.
-#[test]
-fn every_method_has_a_case() {
-    let page = include_str!("../src/ops.rs");
-    let body = page.split_once("pub trait Backend").unwrap().1.split_once("\n}\n").unwrap().0;
-    let methods = body.lines().filter_map(|line| line.trim().strip_prefix("fn ")?.split_once('('));
-    let methods: BTreeSet<_> = methods.map(|(name, _)| name).collect();
-    let mut run: BTreeSet<_> = cases().iter().flat_map(|case| case.op().methods()).collect();
-    run.extend(["name", "available", "reserve", "upload", "download", "zero", "stage"]);
-    assert_eq!(methods, run);
-}
-
 #[test]
 fn nothing_is_allocated() {
     // All work on this thread, whose allocations are counted.
@@ -747,7 +722,7 @@ fn nothing_is_allocated() {
             both_ways();
             let count = allocations(both_ways);
             // The crate gemm takes working memory of its own in every product.
-            let by_gemm = on == On::Cpu && matches!(case.op(), Op::Linear(_) | Op::Attn(_));
+            let by_gemm = on == On::Cpu && matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attn(_)));
             assert!(count == 0 || by_gemm, "{} allocated {count} times", case.name);
         }
     });

@@ -9,6 +9,7 @@ use warpfit::data::pack::PackedBatch;
 use warpfit::ops::*;
 
 use crate::fixtures::factor;
+use crate::ops::views::{views, written};
 
 pub struct Rounded {
     cpu: Cpu<f64>,
@@ -138,27 +139,49 @@ impl Rounded {
         Ok(())
     }
 
-    fn placed(&self, op: &Linear) -> Linear {
-        let place = |view| self.place(view);
-        let [x, w, b, y] = [op.x, op.w, op.b, op.y].map(place);
-        let [dy, dx, dw, db] = [op.dy, op.dx, op.dw, op.db].map(place);
-        Linear { x, w, b, y, dy, dx, dw, db, ..*op }
+    fn placed(&self, op: &Op) -> Op {
+        let mut placed = *op;
+        views(&mut placed).into_iter().for_each(|(_, view)| *view = self.place(*view));
+        placed
+    }
+
+    /// The op in f64, and what it writes rounded.
+    fn plain(&mut self, op: &Op, pass: Pass) -> Result<()> {
+        let placed = self.placed(op);
+        self.cpu().run(&placed, pass)?;
+        written(op, pass).into_iter().try_for_each(|view| self.round(view))
+    }
+
+    fn linear(&mut self, op: &Linear, pass: Pass) -> Result<()> {
+        let placed = self.placed(&Op::Linear(*op));
+        if pass == Pass::Forward {
+            self.on_rounded([op.x, op.w], |rounded| rounded.cpu.forward(&placed))?;
+            return self.round(op.y);
+        }
+        // The bias's gradient is a sum, no product: it comes of a pass of its own, over what is not rounded.
+        let [dx, dw, db] = [op.dx, op.dw, op.db].map(|view| self.place(view));
+        let before = [dx, dw].map(|view| self.cpu().read(view));
+        self.cpu.backward(&placed)?;
+        let bias = self.cpu().read(db)?;
+        for (view, values) in [dx, dw].into_iter().zip(before) {
+            self.cpu().write(view, &values?)?;
+        }
+        self.on_rounded([op.x, op.w, op.dy], |rounded| rounded.cpu.backward(&placed))?;
+        self.cpu().write(db, &bias)?;
+        [op.dx, op.dw, op.db].into_iter().try_for_each(|view| self.round(view))
+    }
+
+    /// Two ops: the norm is that of the sum as stored.
+    fn add_norm(&mut self, op: &AddNorm) -> Result<()> {
+        let placed = self.placed(&Op::AddNorm(*op));
+        self.cpu.forward(&placed)?;
+        self.round(op.x)?;
+        let Op::AddNorm(sum) = placed else { unreachable!() };
+        self.cpu.forward(&Op::AddNorm(AddNorm { skip: View::NONE, drop: DropSite::NONE, ..sum }))?;
+        self.round(op.y)
     }
 }
 
-/// The methods of the ops: the views of each, and those that it writes.
-macro_rules! ops {
-    ($($method:ident: $op:ident { $($view:ident),* } -> $($written:ident),*;)*) => {
-        $(fn $method(&mut self, op: &$op) -> Result<()> {
-            let op = *op;
-            self.cpu.$method(&$op { $($view: self.place(op.$view),)* ..op })?;
-            $(self.round(op.$written)?;)*
-            Ok(())
-        })*
-    };
-}
-
-#[allow(clippy::needless_update)] // of an op that is all views
 impl Backend for Rounded {
     fn name(&self) -> String {
         "CPU, rounding to bf16".into()
@@ -170,16 +193,8 @@ impl Backend for Rounded {
 
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         self.bytes = layout.bytes;
-        let i = layout.inputs;
-        let inputs = Inputs {
-            ids: self.place(i.ids),
-            positions: self.place(i.positions),
-            types: self.place(i.types),
-            cu_seqlens: self.place(i.cu_seqlens),
-            labels: self.place(i.labels),
-            rows_by_token: self.place(i.rows_by_token),
-            token_starts: self.place(i.token_starts),
-        };
+        let mut views = layout.inputs.views().into_iter();
+        let inputs = Inputs::place(0, 0, |_, _| self.place(views.next().expect("as many")));
         self.cpu.reserve(&Layout { bytes: 8 * layout.bytes, arithmetic: Arithmetic::F64, inputs, ..*layout })
     }
 
@@ -215,68 +230,33 @@ impl Backend for Rounded {
         self.cpu.stage(batch, step)
     }
 
-    ops! {
-        embed_fwd: Embed { word, position, types, y, dy, dword, dposition, dtypes } -> y;
-        embed_bwd: Embed { word, position, types, y, dy, dword, dposition, dtypes } -> dword, dposition, dtypes;
-        add_norm_bwd: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta } -> dy, dx, dgamma, dbeta;
-        act_fwd: Act { x, y, dy } -> y;
-        act_bwd: Act { x, y, dy } -> dy;
-        dropout_fwd: Dropout { x, dy } -> x;
-        dropout_bwd: Dropout { x, dy } -> dy;
-        first_row_fwd: FirstRow { x, y, dy, dx } -> y;
-        first_row_bwd: FirstRow { x, y, dy, dx } -> dx;
-        xent_fwd: Xent { logits, weights, loss, dlogits, status } -> loss;
-        xent_bwd: Xent { logits, weights, loss, dlogits, status } -> dlogits;
-        cast: Cast { x, y } -> y;
-        grad_norm: GradNorm { grads, status } -> status;
+    fn forward(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Linear(op) => self.linear(op, Pass::Forward),
+            Op::Attn(op) => self.attn(op, false),
+            Op::AddNorm(op) => self.add_norm(op),
+            _ => self.plain(op, Pass::Forward),
+        }
     }
 
-    fn linear_fwd(&mut self, op: &Linear) -> Result<()> {
-        let placed = self.placed(op);
-        self.on_rounded([op.x, op.w], |rounded| rounded.cpu.linear_fwd(&placed))?;
+    fn backward(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Linear(op) => self.linear(op, Pass::Backward),
+            Op::Attn(op) => self.attn(op, true),
+            _ => self.plain(op, Pass::Backward),
+        }
+    }
+
+    fn cast(&mut self, op: &Cast) -> Result<()> {
+        self.cpu.cast(&Cast { x: self.place(op.x), y: self.place(op.y) })?;
         self.round(op.y)
     }
 
-    /// The bias's gradient is a sum, no product: it comes of a pass of its own, over what is not rounded.
-    fn linear_bwd(&mut self, op: &Linear) -> Result<()> {
-        let placed = self.placed(op);
-        let [dx, dw] = [placed.dx, placed.dw].map(|view| self.cpu().read(view));
-        self.cpu.linear_bwd(&placed)?;
-        let db = self.cpu().read(placed.db)?;
-        self.cpu().write(placed.dx, &dx?)?;
-        self.cpu().write(placed.dw, &dw?)?;
-        self.on_rounded([op.x, op.w, op.dy], |rounded| rounded.cpu.linear_bwd(&placed))?;
-        self.cpu().write(placed.db, &db)?;
-        [op.dx, op.dw, op.db].into_iter().try_for_each(|view| self.round(view))
+    fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {
+        self.cpu.grad_norm(&GradNorm { grads: self.place(op.grads), status: self.place(op.status) })
     }
 
-    fn attn_fwd(&mut self, op: &Attn) -> Result<()> {
-        self.attn(op, false)
-    }
-
-    fn attn_bwd(&mut self, op: &Attn) -> Result<()> {
-        self.attn(op, true)
-    }
-
-    /// Two ops: the norm is that of the sum as stored.
-    fn add_norm_fwd(&mut self, op: &AddNorm) -> Result<()> {
-        let place = |view| self.place(view);
-        let sum = AddNorm {
-            x: place(op.x),
-            skip: place(op.skip),
-            gamma: place(op.gamma),
-            beta: place(op.beta),
-            y: place(op.y),
-            stats: place(op.stats),
-            ..*op
-        };
-        self.cpu.add_norm_fwd(&sum)?;
-        self.round(op.x)?;
-        self.cpu.add_norm_fwd(&AddNorm { skip: View::NONE, drop: DropSite::NONE, ..sum })?;
-        self.round(op.y)
-    }
-
-    fn adamw(&mut self, op: &AdamW) -> Result<()> {
+    fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
         let place = |view| self.place(view);
         let placed = AdamW {
             params: place(op.params),
@@ -286,7 +266,7 @@ impl Backend for Rounded {
             status: place(op.status),
             ..*op
         };
-        self.cpu.adamw(&placed)?;
+        self.cpu.adamw(&placed, update)?;
         if op.copy.is_none() {
             return Ok(());
         }

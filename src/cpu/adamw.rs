@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::real::{Real, simd, sum};
-use crate::ops::{AdamW, GradNorm, Status};
+use crate::ops::{AdamW, GradNorm, Status, Update};
 
 /// Elements of one task.
 pub const CHUNK: usize = 1 << 16;
@@ -19,7 +19,7 @@ pub fn grad_norm<T: Real>(cpu: &mut Cpu<T>, op: &GradNorm) {
     cpu.partials = partials;
 }
 
-pub fn adamw<T: Real>(cpu: &Cpu<T>, op: &AdamW) {
+pub fn adamw<T: Real>(cpu: &Cpu<T>, op: &AdamW, update: &Update) {
     let len = op.params.len;
     // SAFETY: distinct buffers.
     let status = unsafe { cpu.status(op.status) };
@@ -36,9 +36,9 @@ pub fn adamw<T: Real>(cpu: &Cpu<T>, op: &AdamW) {
         return;
     }
 
-    let lr = cpu.step.learning_rate;
-    let bias1 = 1.0 - op.beta1.powf(cpu.step.update as f64);
-    let bias2 = 1.0 - op.beta2.powf(cpu.step.update as f64);
+    let Update { number, learning_rate: lr } = *update;
+    let bias1 = 1.0 - op.beta1.powf(number as f64);
+    let bias2 = 1.0 - op.beta2.powf(number as f64);
     let clip = if op.max_norm > 0.0 { (op.max_norm / (s.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
     let (clip, rate, root_bias2) = (T::of(clip), T::of(lr / bias1), T::of(bias2.sqrt()));
     let (beta1, beta2, eps) = (T::of(op.beta1), T::of(op.beta2), T::of(op.eps));

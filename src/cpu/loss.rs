@@ -35,7 +35,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Xent) {
         total += sum;
     }
     if cpu.step.train {
-        status[0] += total / cpu.step.denominator;
+        status[0] += total / cpu.step.loss_normalizer;
     }
 }
 
@@ -50,7 +50,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Xent) {
         let mut shares = 0.0;
         row(logits, weights, label as usize, f64::from(op.smoothing), |_, _, share| shares += share);
         row(logits, weights, label as usize, f64::from(op.smoothing), |c, p, share| {
-            dlogits[c] = T::of((p * shares - share) / cpu.step.denominator);
+            dlogits[c] = T::of((p * shares - share) / cpu.step.loss_normalizer);
         });
     }
 }

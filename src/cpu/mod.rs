@@ -227,15 +227,7 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
         let inputs = self.inputs.expect("reserve comes first");
-        for (view, values) in [
-            (inputs.ids, &batch.ids),
-            (inputs.positions, &batch.positions),
-            (inputs.types, &batch.types),
-            (inputs.cu_seqlens, &batch.cu_seqlens),
-            (inputs.labels, &batch.labels),
-            (inputs.rows_by_token, &batch.rows_by_token),
-            (inputs.token_starts, &batch.token_starts),
-        ] {
+        for (view, values) in inputs.with(batch) {
             // SAFETY: `&mut self`: no other slice lives.
             unsafe { self.arena.slice::<i32>(view.slice(0, values.len())) }.copy_from_slice(values);
         }
@@ -246,83 +238,31 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(())
     }
 
-    fn embed_fwd(&mut self, op: &Embed) -> Result<()> {
-        embed::fwd(self, op);
+    fn forward(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Embed(op) => embed::fwd(self, op),
+            Op::Linear(op) => linear::fwd(self, op),
+            Op::Attn(op) => attention::fwd(self, op),
+            Op::AddNorm(op) => norm::fwd(self, op),
+            Op::Act(op) => linear::act_fwd(self, op),
+            Op::Dropout(op) => dropout::apply(self, op, op.x),
+            Op::FirstRow(op) => embed::first_row_fwd(self, op),
+            Op::Xent(op) => loss::fwd(self, op),
+        }
         Ok(())
     }
 
-    fn embed_bwd(&mut self, op: &Embed) -> Result<()> {
-        embed::bwd(self, op);
-        Ok(())
-    }
-
-    fn linear_fwd(&mut self, op: &Linear) -> Result<()> {
-        linear::fwd(self, op);
-        Ok(())
-    }
-
-    fn linear_bwd(&mut self, op: &Linear) -> Result<()> {
-        linear::bwd(self, op);
-        Ok(())
-    }
-
-    fn attn_fwd(&mut self, op: &Attn) -> Result<()> {
-        attention::fwd(self, op);
-        Ok(())
-    }
-
-    fn attn_bwd(&mut self, op: &Attn) -> Result<()> {
-        attention::bwd(self, op);
-        Ok(())
-    }
-
-    fn add_norm_fwd(&mut self, op: &AddNorm) -> Result<()> {
-        norm::fwd(self, op);
-        Ok(())
-    }
-
-    fn add_norm_bwd(&mut self, op: &AddNorm) -> Result<()> {
-        norm::bwd(self, op);
-        Ok(())
-    }
-
-    fn act_fwd(&mut self, op: &Act) -> Result<()> {
-        linear::act_fwd(self, op);
-        Ok(())
-    }
-
-    fn act_bwd(&mut self, op: &Act) -> Result<()> {
-        linear::act_bwd(self, op);
-        Ok(())
-    }
-
-    fn dropout_fwd(&mut self, op: &Dropout) -> Result<()> {
-        dropout::apply(self, op, op.x);
-        Ok(())
-    }
-
-    fn dropout_bwd(&mut self, op: &Dropout) -> Result<()> {
-        dropout::apply(self, op, op.dy);
-        Ok(())
-    }
-
-    fn first_row_fwd(&mut self, op: &FirstRow) -> Result<()> {
-        embed::first_row_fwd(self, op);
-        Ok(())
-    }
-
-    fn first_row_bwd(&mut self, op: &FirstRow) -> Result<()> {
-        embed::first_row_bwd(self, op);
-        Ok(())
-    }
-
-    fn xent_fwd(&mut self, op: &Xent) -> Result<()> {
-        loss::fwd(self, op);
-        Ok(())
-    }
-
-    fn xent_bwd(&mut self, op: &Xent) -> Result<()> {
-        loss::bwd(self, op);
+    fn backward(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Embed(op) => embed::bwd(self, op),
+            Op::Linear(op) => linear::bwd(self, op),
+            Op::Attn(op) => attention::bwd(self, op),
+            Op::AddNorm(op) => norm::bwd(self, op),
+            Op::Act(op) => linear::act_bwd(self, op),
+            Op::Dropout(op) => dropout::apply(self, op, op.dy),
+            Op::FirstRow(op) => embed::first_row_bwd(self, op),
+            Op::Xent(op) => loss::bwd(self, op),
+        }
         Ok(())
     }
 
@@ -338,8 +278,8 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(())
     }
 
-    fn adamw(&mut self, op: &AdamW) -> Result<()> {
-        adamw::adamw(self, op);
+    fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
+        adamw::adamw(self, op, update);
         Ok(())
     }
 }

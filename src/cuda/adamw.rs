@@ -2,7 +2,7 @@
 
 use super::{Cuda, kernels};
 use crate::error::Result;
-use crate::ops::{AdamW, Cast, DType, GradNorm};
+use crate::ops::{AdamW, Cast, DType, GradNorm, Update};
 
 /// Elements that a block of the gradient norm sums.
 const CHUNK: usize = 1 << 14;
@@ -16,15 +16,15 @@ pub fn grad_norm(cuda: &Cuda, op: &GradNorm) -> Result<()> {
     cuda.launch(&cuda.kernels().grad_norm, [1, 1, 1], 0, &root)
 }
 
-pub fn adamw(cuda: &Cuda, op: &AdamW) -> Result<()> {
+pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
     let clip = cuda.scratch(size_of::<f32>())?;
     let decide = kernels::AdamWDecide { status: cuda.at(op.status), clip, max_norm: op.max_norm };
     cuda.launch(&cuda.kernels().adamw_decide, [1, 1, 1], 0, &decide)?;
 
-    let lr = cuda.step.learning_rate;
-    let bias1 = 1.0 - op.beta1.powf(cuda.step.update as f64);
-    let bias2 = 1.0 - op.beta2.powf(cuda.step.update as f64);
-    let update = kernels::AdamW {
+    let Update { number, learning_rate: lr } = *update;
+    let bias1 = 1.0 - op.beta1.powf(number as f64);
+    let bias2 = 1.0 - op.beta2.powf(number as f64);
+    let arguments = kernels::AdamW {
         params: cuda.at(op.params),
         copy: cuda.at(op.copy),
         grads: cuda.at(op.grads),
@@ -43,7 +43,7 @@ pub fn adamw(cuda: &Cuda, op: &AdamW) -> Result<()> {
         eps: op.eps as f32,
     };
     let kernel = &cuda.kernels().adamw;
-    cuda.launch(kernel, [op.params.len.div_ceil(4 * kernel.threads()), 1, 1], 0, &update)
+    cuda.launch(kernel, [op.params.len.div_ceil(4 * kernel.threads()), 1, 1], 0, &arguments)
 }
 
 /// `x` is in f32.

@@ -70,8 +70,7 @@ impl Arena {
         let most_tiles = inputs.ids.len / TILE + inputs.labels.len;
         let take = |bytes: usize| Memory::zeroed(stream, bytes);
         let (memory, scratch, tiles) = (take(layout.bytes)?, take(SCRATCH)?, take(8 * most_tiles)?);
-        let views = [inputs.ids, inputs.positions, inputs.types, inputs.cu_seqlens, inputs.labels, inputs.rows_by_token];
-        let most: usize = views.iter().map(|view| view.len).sum::<usize>() + inputs.token_starts.len + 2 * most_tiles;
+        let most = inputs.views().iter().map(|view| view.len).sum::<usize>() + 2 * most_tiles;
         let staging = || -> Result<Staging> {
             // SAFETY: written before it is read.
             let buffer = unsafe { stream.context().alloc_pinned(most) }.map_err(failed("page-locked memory"))?;
@@ -104,16 +103,8 @@ impl Arena {
         let tiles = tiles(batch);
         let inputs = self.layout.inputs;
         let list = View { offset: 0, len: tiles.len(), ..inputs.ids };
-        let parts = [
-            (self.at(inputs.ids), inputs.ids, &batch.ids),
-            (self.at(inputs.positions), inputs.positions, &batch.positions),
-            (self.at(inputs.types), inputs.types, &batch.types),
-            (self.at(inputs.cu_seqlens), inputs.cu_seqlens, &batch.cu_seqlens),
-            (self.at(inputs.labels), inputs.labels, &batch.labels),
-            (self.at(inputs.rows_by_token), inputs.rows_by_token, &batch.rows_by_token),
-            (self.at(inputs.token_starts), inputs.token_starts, &batch.token_starts),
-            (self.tiles.address, list, &tiles),
-        ];
+        let parts = inputs.with(batch).map(|(view, values)| (self.at(view), view, values));
+        let parts = parts.into_iter().chain([(self.tiles.address, list, &tiles[..])]);
         let Staging { buffer, fetched } = &mut self.staging[self.turn];
         self.turn ^= 1;
         // The GPU may still be fetching the batch before last from here.

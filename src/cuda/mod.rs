@@ -221,68 +221,30 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn embed_fwd(&mut self, op: &Embed) -> Result<()> {
-        embed::fwd(self, op)
+    fn forward(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Embed(op) => embed::fwd(self, op),
+            Op::Linear(op) => gemm::fwd(self, op),
+            Op::Attn(op) => attention::fwd(self, op),
+            Op::AddNorm(op) => norm::fwd(self, op),
+            Op::Act(op) => linear::act_fwd(self, op),
+            Op::Dropout(op) => dropout::apply(self, op, op.x),
+            Op::FirstRow(op) => embed::first_row_fwd(self, op),
+            Op::Xent(op) => loss::fwd(self, op),
+        }
     }
 
-    fn embed_bwd(&mut self, op: &Embed) -> Result<()> {
-        embed::bwd(self, op)
-    }
-
-    fn linear_fwd(&mut self, op: &Linear) -> Result<()> {
-        gemm::fwd(self, op)
-    }
-
-    fn linear_bwd(&mut self, op: &Linear) -> Result<()> {
-        gemm::bwd(self, op)
-    }
-
-    fn attn_fwd(&mut self, op: &Attn) -> Result<()> {
-        attention::fwd(self, op)
-    }
-
-    fn attn_bwd(&mut self, op: &Attn) -> Result<()> {
-        attention::bwd(self, op)
-    }
-
-    fn add_norm_fwd(&mut self, op: &AddNorm) -> Result<()> {
-        norm::fwd(self, op)
-    }
-
-    fn add_norm_bwd(&mut self, op: &AddNorm) -> Result<()> {
-        norm::bwd(self, op)
-    }
-
-    fn act_fwd(&mut self, op: &Act) -> Result<()> {
-        linear::act_fwd(self, op)
-    }
-
-    fn act_bwd(&mut self, op: &Act) -> Result<()> {
-        linear::act_bwd(self, op)
-    }
-
-    fn dropout_fwd(&mut self, op: &Dropout) -> Result<()> {
-        dropout::apply(self, op, op.x)
-    }
-
-    fn dropout_bwd(&mut self, op: &Dropout) -> Result<()> {
-        dropout::apply(self, op, op.dy)
-    }
-
-    fn first_row_fwd(&mut self, op: &FirstRow) -> Result<()> {
-        embed::first_row_fwd(self, op)
-    }
-
-    fn first_row_bwd(&mut self, op: &FirstRow) -> Result<()> {
-        embed::first_row_bwd(self, op)
-    }
-
-    fn xent_fwd(&mut self, op: &Xent) -> Result<()> {
-        loss::fwd(self, op)
-    }
-
-    fn xent_bwd(&mut self, op: &Xent) -> Result<()> {
-        loss::bwd(self, op)
+    fn backward(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Embed(op) => embed::bwd(self, op),
+            Op::Linear(op) => gemm::bwd(self, op),
+            Op::Attn(op) => attention::bwd(self, op),
+            Op::AddNorm(op) => norm::bwd(self, op),
+            Op::Act(op) => linear::act_bwd(self, op),
+            Op::Dropout(op) => dropout::apply(self, op, op.dy),
+            Op::FirstRow(op) => embed::first_row_bwd(self, op),
+            Op::Xent(op) => loss::bwd(self, op),
+        }
     }
 
     fn cast(&mut self, op: &Cast) -> Result<()> {
@@ -293,7 +255,7 @@ impl Backend for Cuda {
         adamw::grad_norm(self, op)
     }
 
-    fn adamw(&mut self, op: &AdamW) -> Result<()> {
-        adamw::adamw(self, op)
+    fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
+        adamw::adamw(self, op, update)
     }
 }

@@ -31,6 +31,11 @@ impl PackedBatch {
         self.labels.len()
     }
 
+    /// Of all arrays.
+    pub fn bytes(&self) -> usize {
+        size_of::<i32>() * (4 * self.rows() + self.cu_seqlens.len() + self.seqs() + self.token_starts.len())
+    }
+
     /// Packs sequences of (ids, token types, label). An empty list of types stands for all zero.
     ///
     /// # Panics

@@ -1,205 +1,135 @@
-//! The encoder as a list of ops, forward, and the same list backwards. It names no device.
-//! Post-norm, as DistilBERT (Sanh et al., arXiv 1910.01108) and BERT (Devlin et al., arXiv 1810.04805) have it.
+//! The encoder as a list of ops. Post-norm, like DistilBERT (Sanh et al., arXiv 1910.01108) and BERT (Devlin et al.,
+//! arXiv 1810.04805).
 
 use super::config::{Arch, Config};
 use super::plan::{self, Affine, Plan};
-use crate::error::Result;
 use crate::ops::*;
 
-pub struct Encoder {
-    embed: Embed,
-    embed_norm: AddNorm,
-    embed_drop: Dropout,
-    layers: Vec<Layer>,
-}
-
-struct Layer {
-    project: Project,
-    attn: Attn,
-    output: Linear,
-    attn_norm: AddNorm,
-    up: Linear,
-    act: Act,
-    down: Linear,
-    ffn_norm: AddNorm,
-}
-
-/// Query, key and value of every token by one product; or, in a pruned last layer, key and value of every token
-/// and the query of [CLS] alone.
-#[allow(clippy::large_enum_variant)] // one a layer
-enum Project {
-    All { qkv: Linear },
-    Pruned { kv: Linear, first: FirstRow, q: Linear },
-}
-
-/// The places of dropout: 4 a layer from 0, then these.
+/// The places of dropout: four per layer from 0, then these.
 const EMBED_SITE: u32 = u32::MAX;
 pub(super) const HEAD_SITE: u32 = u32::MAX - 1;
 
-impl Encoder {
-    pub fn new(plan: &Plan) -> Encoder {
-        let Config { dim, norm_eps: eps, dropout: p, pad_token_id: pad, .. } = plan.config;
-        let (e, d) = (&plan.embeddings, &plan.backward);
-        let embed = Embed {
-            word: e.word,
-            position: e.position,
-            types: e.types,
-            y: e.sum,
-            dy: d.hidden,
-            dword: plan.grad(e.word),
-            dposition: plan.grad(e.position),
-            dtypes: plan.grad(e.types),
-            pad,
-            dim,
-        };
-        let embed_norm = AddNorm {
-            x: e.sum,
-            skip: View::NONE,
-            gamma: e.norm.w,
-            beta: e.norm.b,
-            y: e.out,
-            stats: e.stats,
-            dy: d.hidden,
-            dx: d.hidden,
-            dgamma: plan.grad(e.norm.w),
-            dbeta: plan.grad(e.norm.b),
-            drop: DropSite::NONE,
-            eps,
-            dim,
-            rows: Rows::Tokens,
-        };
-        let drop = DropSite { p, site: EMBED_SITE };
-        let embed_drop = Dropout { x: e.out, dy: d.hidden, drop, width: dim, rows: Rows::Tokens };
-        let layers = plan.layers.iter().enumerate().map(|(l, layer)| Layer::new(plan, layer, l)).collect();
-        Encoder { embed, embed_norm, embed_drop, layers }
-    }
-
-    pub fn forward(&self, b: &mut dyn Backend) -> Result<()> {
-        b.embed_fwd(&self.embed)?;
-        b.add_norm_fwd(&self.embed_norm)?;
-        b.dropout_fwd(&self.embed_drop)?;
-        self.layers.iter().try_for_each(|layer| layer.forward(b))
-    }
-
-    /// From the gradient of the last hidden state (of its [CLS] rows, where the plan prunes) to those of the parameters.
-    pub fn backward(&self, b: &mut dyn Backend) -> Result<()> {
-        self.layers.iter().rev().try_for_each(|layer| layer.backward(b))?;
-        b.dropout_bwd(&self.embed_drop)?;
-        b.add_norm_bwd(&self.embed_norm)?;
-        b.embed_bwd(&self.embed)
-    }
+/// From token ids to the last hidden states (of [CLS] alone, where the plan prunes).
+pub fn ops(plan: &Plan) -> Vec<Op> {
+    let Config { dim, norm_eps: eps, dropout: p, pad_token_id: pad, .. } = plan.config;
+    let (e, d) = (&plan.embeddings, &plan.backward);
+    let embed = Embed {
+        word: e.word,
+        position: e.position,
+        types: e.types,
+        y: e.sum,
+        dy: d.hidden,
+        dword: plan.grad(e.word),
+        dposition: plan.grad(e.position),
+        dtypes: plan.grad(e.types),
+        pad,
+        dim,
+    };
+    let embed_norm = AddNorm {
+        x: e.sum,
+        skip: View::NONE,
+        gamma: e.norm.w,
+        beta: e.norm.b,
+        y: e.out,
+        stats: e.stats,
+        dy: d.hidden,
+        dx: d.hidden,
+        dgamma: plan.grad(e.norm.w),
+        dbeta: plan.grad(e.norm.b),
+        drop: DropSite::NONE,
+        eps,
+        dim,
+        rows: Rows::Tokens,
+    };
+    let drop = DropSite { p, site: EMBED_SITE };
+    let embed_drop = Dropout { x: e.out, dy: d.hidden, drop, width: dim, rows: Rows::Tokens };
+    let embedding = [Op::Embed(embed), Op::AddNorm(embed_norm), Op::Dropout(embed_drop)];
+    let layers = plan.layers.iter().enumerate().flat_map(|(l, layer)| ops_of_layer(plan, layer, l));
+    embedding.into_iter().chain(layers).collect()
 }
 
-impl Layer {
-    fn new(plan: &Plan, layer: &plan::Layer, l: usize) -> Layer {
-        let Config { arch, dim, heads, ffn, norm_eps: eps, dropout, attention_dropout, .. } = plan.config;
-        let rows = layer.rows;
-        let pruned = rows == Rows::Seqs;
-        let d = &plan.backward;
-        // The gradient that flows from layer to layer; a pruned layer's own output has a small one.
-        let dh = if pruned { d.last_first } else { d.hidden };
-        let site = |place: u32, p: f32| DropSite { p, site: 4 * l as u32 + place };
-        // BERT drops the output of both dense blocks, DistilBERT only the second's.
-        let attn_out_p = if arch == Arch::Bert { dropout } else { 0.0 };
+fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
+    let Config { arch, dim, heads, ffn, norm_eps: eps, dropout, attention_dropout, .. } = plan.config;
+    let rows = layer.rows;
+    let pruned = rows == Rows::Seqs;
+    let d = &plan.backward;
+    // The gradient that flows from layer to layer; a pruned layer's own output has a small one.
+    let dh = if pruned { d.last_first } else { d.hidden };
+    let site = |place: u32, p: f32| DropSite { p, site: 4 * l as u32 + place };
+    // BERT drops the output of both dense blocks, DistilBERT only the second's.
+    let attn_out_p = if arch == Arch::Bert { dropout } else { 0.0 };
 
-        // The gradient of a linear's output is that of the sum it goes into, unless there is dropout in between.
-        let branch = |p: f32| if p > 0.0 { d.branch } else { dh };
+    // The gradient of a linear's output is that of the sum it goes into, unless there is dropout in between.
+    let branch = |p: f32| if p > 0.0 { d.branch } else { dh };
 
-        // The gradient of a residual joins that of the branch beside it.
-        let adding = |linear: Linear| Linear { add: true, ..linear };
-        let norm = |x: View, skip: View, weights: Affine, y: View, stats: View, drop: DropSite| AddNorm {
-            x,
-            skip,
-            gamma: weights.w,
-            beta: weights.b,
-            y,
-            stats,
-            dy: dh,
-            dx: branch(drop.p),
-            dgamma: plan.grad(weights.w),
-            dbeta: plan.grad(weights.b),
-            drop,
-            eps,
-            dim,
-            rows,
-        };
+    // The gradient of a residual joins that of the branch beside it.
+    let adding = |linear: Linear| Linear { add: true, ..linear };
+    let norm = |x: View, skip: View, weights: Affine, y: View, stats: View, drop: DropSite| AddNorm {
+        x,
+        skip,
+        gamma: weights.w,
+        beta: weights.b,
+        y,
+        stats,
+        dy: dh,
+        dx: branch(drop.p),
+        dgamma: plan.grad(weights.w),
+        dbeta: plan.grad(weights.b),
+        drop,
+        eps,
+        dim,
+        rows,
+    };
 
-        // Key and value stand after the query in each row of `projected`, or are all there is in a pruned layer.
-        let (kv_stride, kv_at) = if pruned { (2 * dim, 0) } else { (3 * dim, dim) };
-        let columns = |view: View, start: usize| if view.is_none() { view } else { view.from(start) };
-        let split = Affine { w: layer.qkv.w.slice(0, dim * dim), b: layer.qkv.b.slice(0, dim) };
-        let split_kv = Affine { w: layer.qkv.w.from(dim * dim), b: layer.qkv.b.from(dim) };
-        let (t, s) = (Rows::Tokens, Rows::Seqs);
-        let project = if pruned {
-            let dkv = if d.projected.is_none() { View::NONE } else { d.projected.slice(0, layer.projected.len) };
-            Project::Pruned {
-                kv: plan.linear(split_kv, [layer.input, layer.projected], [dkv, d.hidden], t),
-                first: FirstRow { x: layer.input, y: layer.first, dy: dh, dx: d.hidden, add: true, dim },
-                q: adding(plan.linear(split, [layer.first, layer.query], [d.last_query, dh], s)),
-            }
-        } else {
-            Project::All { qkv: adding(plan.linear(layer.qkv, [layer.input, layer.projected], [d.projected, dh], t)) }
-        };
-        let attn = Attn {
-            q: if pruned { layer.query } else { layer.projected },
-            k: layer.projected.from(kv_at),
-            v: layer.projected.from(kv_at + dim),
-            y: layer.context,
-            lse: layer.lse,
-            dy: d.context,
-            dq: if pruned { d.last_query } else { d.projected },
-            dk: columns(d.projected, kv_at),
-            dv: columns(d.projected, kv_at + dim),
-            q_stride: if pruned { dim } else { 3 * dim },
-            kv_stride,
-            heads,
-            head_dim: dim / heads,
-            drop: site(0, attention_dropout),
-            q_rows: rows,
-        };
-        let output = plan.linear(layer.output, [layer.context, layer.attn_sum], [branch(attn_out_p), d.context], rows);
-        let skip = if pruned { layer.first } else { layer.input };
-        let attn_norm = norm(layer.attn_sum, skip, layer.attn_norm, layer.attn_out, layer.attn_stats, site(1, attn_out_p));
-        let up = adding(plan.linear(layer.up, [layer.attn_out, layer.pre_act], [d.ffn, dh], rows));
-        let act = Act { kind: Activation::Gelu, x: layer.pre_act, y: layer.act, dy: d.ffn, width: ffn, rows };
-        let down = plan.linear(layer.down, [layer.act, layer.ffn_sum], [branch(dropout), d.ffn], rows);
-        let ffn_norm = norm(layer.ffn_sum, layer.attn_out, layer.ffn_norm, layer.out, layer.ffn_stats, site(2, dropout));
-        Layer { project, attn, output, attn_norm, up, act, down, ffn_norm }
-    }
-
-    fn forward(&self, b: &mut dyn Backend) -> Result<()> {
-        match &self.project {
-            Project::All { qkv } => b.linear_fwd(qkv)?,
-            Project::Pruned { kv, first, q } => {
-                b.linear_fwd(kv)?;
-                b.first_row_fwd(first)?;
-                b.linear_fwd(q)?;
-            }
-        }
-        b.attn_fwd(&self.attn)?;
-        b.linear_fwd(&self.output)?;
-        b.add_norm_fwd(&self.attn_norm)?;
-        b.linear_fwd(&self.up)?;
-        b.act_fwd(&self.act)?;
-        b.linear_fwd(&self.down)?;
-        b.add_norm_fwd(&self.ffn_norm)
-    }
-
-    fn backward(&self, b: &mut dyn Backend) -> Result<()> {
-        b.add_norm_bwd(&self.ffn_norm)?;
-        b.linear_bwd(&self.down)?;
-        b.act_bwd(&self.act)?;
-        b.linear_bwd(&self.up)?;
-        b.add_norm_bwd(&self.attn_norm)?;
-        b.linear_bwd(&self.output)?;
-        b.attn_bwd(&self.attn)?;
-        match &self.project {
-            Project::All { qkv } => b.linear_bwd(qkv),
-            Project::Pruned { kv, first, q } => {
-                b.linear_bwd(q)?;
-                b.linear_bwd(kv)?;
-                b.first_row_bwd(first)
-            }
-        }
-    }
+    // Key and value stand after the query in each row of `projected`, or are all there is in a pruned layer.
+    let (kv_stride, kv_at) = if pruned { (2 * dim, 0) } else { (3 * dim, dim) };
+    let columns = |view: View, start: usize| if view.is_none() { view } else { view.from(start) };
+    let split = Affine { w: layer.qkv.w.slice(0, dim * dim), b: layer.qkv.b.slice(0, dim) };
+    let split_kv = Affine { w: layer.qkv.w.from(dim * dim), b: layer.qkv.b.from(dim) };
+    let (t, s) = (Rows::Tokens, Rows::Seqs);
+    // Query, key and value of every token by one product; or key and value of every token and the query of [CLS] alone. What
+    // comes last overwrites the gradient of the input, to which the others add.
+    let project = if pruned {
+        let dkv = if d.projected.is_none() { View::NONE } else { d.projected.slice(0, layer.projected.len) };
+        let first = FirstRow { x: layer.input, y: layer.first, dy: dh, dx: d.hidden, add: true, dim };
+        let kv = plan.linear(split_kv, [layer.input, layer.projected], [dkv, d.hidden], t);
+        let q = adding(plan.linear(split, [layer.first, layer.query], [d.last_query, dh], s));
+        vec![Op::FirstRow(first), Op::Linear(kv), Op::Linear(q)]
+    } else {
+        vec![Op::Linear(adding(plan.linear(layer.qkv, [layer.input, layer.projected], [d.projected, dh], t)))]
+    };
+    let attn = Attn {
+        q: if pruned { layer.query } else { layer.projected },
+        k: layer.projected.from(kv_at),
+        v: layer.projected.from(kv_at + dim),
+        y: layer.context,
+        lse: layer.lse,
+        dy: d.context,
+        dq: if pruned { d.last_query } else { d.projected },
+        dk: columns(d.projected, kv_at),
+        dv: columns(d.projected, kv_at + dim),
+        q_stride: if pruned { dim } else { 3 * dim },
+        kv_stride,
+        heads,
+        head_dim: dim / heads,
+        drop: site(0, attention_dropout),
+        q_rows: rows,
+    };
+    let output = plan.linear(layer.output, [layer.context, layer.attn_sum], [branch(attn_out_p), d.context], rows);
+    let skip = if pruned { layer.first } else { layer.input };
+    let attn_norm = norm(layer.attn_sum, skip, layer.attn_norm, layer.attn_out, layer.attn_stats, site(1, attn_out_p));
+    let up = adding(plan.linear(layer.up, [layer.attn_out, layer.pre_act], [d.ffn, dh], rows));
+    let act = Act { kind: Activation::Gelu, x: layer.pre_act, y: layer.act, dy: d.ffn, width: ffn, rows };
+    let down = plan.linear(layer.down, [layer.act, layer.ffn_sum], [branch(dropout), d.ffn], rows);
+    let ffn_norm = norm(layer.ffn_sum, layer.attn_out, layer.ffn_norm, layer.out, layer.ffn_stats, site(2, dropout));
+    let rest = [
+        Op::Attn(attn),
+        Op::Linear(output),
+        Op::AddNorm(attn_norm),
+        Op::Linear(up),
+        Op::Act(act),
+        Op::Linear(down),
+        Op::AddNorm(ffn_norm),
+    ];
+    project.into_iter().chain(rest).collect()
 }

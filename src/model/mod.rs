@@ -8,7 +8,7 @@ pub mod plan;
 
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
-use crate::ops::{AdamW, Backend, Cast, DType, GradNorm, Rows, Status, Step, View};
+use crate::ops::{AdamW, Backend, Cast, DType, GradNorm, Op, Rows, Status, Step, Update, View};
 use plan::{Plan, Use};
 
 /// The constants of the loss and of the optimizer; see [`crate::ops`] for their maths.
@@ -33,8 +33,10 @@ impl Default for Hyper {
 /// A classifier laid out on a backend: weights, and the ops of a step.
 pub struct Model {
     pub plan: Plan,
-    encoder: encoder::Encoder,
-    head: head::Head,
+    /// From token ids to the last hidden states, from these to the logits, and the loss.
+    ops: Vec<Op>,
+    /// How many of them lead to the last hidden states.
+    encoder: usize,
     grad_norm: GradNorm,
     adamw: AdamW,
     /// Makes the copy of the parameters that products read, where there is one.
@@ -74,9 +76,10 @@ impl Model {
             weight_decay: hyper.weight_decay,
             max_norm: hyper.max_grad_norm,
         };
+        let encoder = encoder::ops(&plan);
         let mut model = Model {
-            encoder: encoder::Encoder::new(&plan),
-            head: head::Head::new(&plan, hyper.label_smoothing),
+            encoder: encoder.len(),
+            ops: [encoder, head::ops(&plan), vec![head::loss(&plan, hyper.label_smoothing)]].concat(),
             grad_norm: GradNorm { grads: plan.grads, status: plan.status },
             adamw,
             copy: (plan.weights != plan.params).then_some(Cast { x: plan.params, y: plan.weights }),
@@ -92,32 +95,39 @@ impl Model {
         self.backend.as_ref()
     }
 
-    /// Forward and backward of one micro-batch; its gradients add to those that stand.
+    /// The list that a step runs forwards and then backwards.
+    pub fn ops(&self) -> &[Op] {
+        &self.ops
+    }
+
+    /// Forward and backward of one micro-batch; its gradients are added to those of the micro-batches before.
     pub fn accumulate(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
         self.renew_copy()?;
         let b = self.backend.as_mut();
         b.stage(batch, step)?;
-        self.encoder.forward(b)?;
-        self.head.forward(b)?;
-        self.head.loss(b)?;
-        self.head.backward(b)?;
-        self.encoder.backward(b)
+        self.ops.iter().try_for_each(|op| b.forward(op))?;
+        self.ops.iter().rev().try_for_each(|op| b.backward(op))
     }
 
     /// The optimizer's update from the gradients accumulated, which are zero afterwards.
-    pub fn update(&mut self) -> Result<()> {
+    pub fn update(&mut self, update: &Update) -> Result<()> {
         self.backend.grad_norm(&self.grad_norm)?;
-        self.backend.adamw(&self.adamw)
+        self.backend.adamw(&self.adamw, update)
+    }
+
+    /// The logits of a batch, (seqs, classes).
+    pub fn infer(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
+        self.encode(batch)?;
+        let head = self.encoder..self.ops.len() - 1;
+        self.ops[head].iter().try_for_each(|op| self.backend.forward(op))?;
+        self.read(self.plan.head.logits.slice(0, batch.seqs() * self.plan.config.classes()))
     }
 
     /// The logits of a batch, (seqs, classes), and the loss of each row, (seqs).
-    pub fn infer(&mut self, batch: &PackedBatch) -> Result<(Vec<f64>, Vec<f64>)> {
-        self.encode(batch)?;
-        let b = self.backend.as_mut();
-        self.head.forward(b)?;
-        self.head.loss(b)?;
-        let (logits, loss) = (self.plan.head.logits, self.plan.head.loss);
-        Ok((self.read(logits.slice(0, batch.seqs() * self.plan.config.classes()))?, self.read(loss.slice(0, batch.seqs()))?))
+    pub fn evaluate(&mut self, batch: &PackedBatch) -> Result<(Vec<f64>, Vec<f64>)> {
+        let logits = self.infer(batch)?;
+        self.backend.forward(self.ops.last().expect("the loss"))?;
+        Ok((logits, self.read(self.plan.head.loss.slice(0, batch.seqs()))?))
     }
 
     /// The last hidden states of a batch, packed: (tokens, dim), or (seqs, dim) where the plan keeps [CLS] alone.
@@ -139,7 +149,7 @@ impl Model {
         self.renew_copy()?;
         let b = self.backend.as_mut();
         b.stage(batch, &Step::INFER)?;
-        self.encoder.forward(b)
+        self.ops[..self.encoder].iter().try_for_each(|op| b.forward(op))
     }
 
     /// One weight a class in the loss; all 1 unless set.

@@ -194,16 +194,7 @@ impl Plan {
         let exact = if dtype == DType::Bf16 { DType::F32 } else { dtype };
         let mut arena = Arena { dtype, exact, train, bytes: 0, buffers: Vec::new() };
 
-        let mut input = |name: &str, len| arena.typed(Part::Inputs, name, len, DType::I32);
-        let inputs = Inputs {
-            ids: input("ids", tokens),
-            positions: input("positions", tokens),
-            types: input("types", tokens),
-            cu_seqlens: input("cu_seqlens", seqs + 1),
-            labels: input("labels", seqs),
-            rows_by_token: input("rows_by_token", tokens),
-            token_starts: input("token_starts", tokens + 1),
-        };
+        let inputs = Inputs::place(tokens, seqs, |name, len| arena.typed(Part::Inputs, name, len, DType::I32));
         let status = arena.typed(Part::Inputs, "status", Status::LEN, DType::F64);
         let class_weights = arena.exact(Part::Inputs, "class weights", classes);
 

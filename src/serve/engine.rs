@@ -62,7 +62,7 @@ impl Engine {
         let (dim, classes) = (self.source.config.dim, self.source.config.classes());
         let (mut answers, mut wanted) = (Vec::with_capacity(rows.rows()), wanted);
         for batch in rows.batches(tokens, seqs) {
-            let (logits, _) = self.model.infer(&batch)?;
+            let logits = self.model.infer(&batch)?;
             let of_batch = wanted.split_off(..batch.seqs()).expect("one for each row");
             let vectors = of_batch.iter().any(|wanted| *wanted != Wanted::Logits);
             let hidden = if vectors { self.model.last(&batch)? } else { Vec::new() };

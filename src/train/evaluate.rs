@@ -38,7 +38,7 @@ pub fn evaluate(
     let (mut logits, mut losses, mut batches) = (Vec::new(), Vec::new(), 0);
     for batch in Loader::in_order(data.clone(), model.plan.what_for.tokens, batch_size) {
         check_interrupt()?;
-        let (batch_logits, batch_losses) = model.infer(&batch)?;
+        let (batch_logits, batch_losses) = model.evaluate(&batch)?;
         logits.extend(batch_logits.into_iter().map(|x| x as f32));
         losses.extend(batch_losses);
         batches += 1;

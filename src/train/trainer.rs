@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::hub;
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
-use crate::ops::{Rows, Status, Step, View};
+use crate::ops::{Rows, Status, Step, Update, View};
 use crate::profile::{Ceilings, Profile};
 use crate::report::curves;
 use crate::report::log::{Count, Progress};
@@ -313,15 +313,15 @@ impl Trainer<'_> {
     /// The micro-batches of an update that are not done yet, and the update.
     fn update(&mut self, micro_batches: &[PackedBatch]) -> Result<()> {
         let labels = micro_batches.iter().flat_map(|batch| &batch.labels);
-        let denominator = labels.map(|&label| self.class_weights[label as usize]).sum();
+        let loss_normalizer = labels.map(|&label| self.class_weights[label as usize]).sum();
         let (seed, update) = (self.settings.seed, self.step as u64 + 1);
         let learning_rate = self.schedule.lr(self.step + 1);
         for (micro, batch) in (0..).zip(micro_batches).skip(self.micro_batch) {
             check_interrupt()?;
-            self.model.accumulate(batch, &Step { seed, update, micro, denominator, learning_rate, train: true })?;
+            self.model.accumulate(batch, &Step { seed, update, micro, loss_normalizer, train: true })?;
             self.micro_batch += 1;
         }
-        self.model.update()?;
+        self.model.update(&Update { number: update, learning_rate })?;
         (self.step, self.micro_batch) = (self.step + 1, 0);
         Ok(())
     }

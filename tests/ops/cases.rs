@@ -6,53 +6,32 @@ use warpfit::data::pack::PackedBatch;
 use warpfit::error::Result;
 use warpfit::ops::*;
 
-/// Every op, with its methods in the trait.
-macro_rules! ops {
-    ($($op:ident: $forward:ident $($backward:ident)?;)*) => {
-        #[derive(Clone, Copy, Debug)]
-        pub enum Op {
-            $($op($op)),*
-        }
-
-        impl Op {
-            pub fn forward(&self, backend: &mut dyn Backend) -> Result<()> {
-                match self {
-                    $(Op::$op(op) => backend.$forward(op)),*
-                }
-            }
-
-            /// Nothing where an op has no backward.
-            pub fn backward(&self, backend: &mut dyn Backend) -> Result<()> {
-                match self {
-                    $(Op::$op(_op) => {
-                        $(backend.$backward(_op)?;)?
-                    })*
-                }
-                Ok(())
-            }
-
-            /// The methods that these two call.
-            pub fn methods(&self) -> Vec<&'static str> {
-                match self {
-                    $(Op::$op(_) => vec![stringify!($forward) $(, stringify!($backward))?]),*
-                }
-            }
-        }
-    };
+/// What a case runs: an op of a model, or one of those that follow its backward pass.
+#[derive(Clone, Copy, Debug)]
+pub enum Call {
+    Op(Op),
+    Cast(Cast),
+    GradNorm(GradNorm),
+    AdamW(AdamW, Update),
 }
 
-ops! {
-    Embed: embed_fwd embed_bwd;
-    Linear: linear_fwd linear_bwd;
-    Attn: attn_fwd attn_bwd;
-    AddNorm: add_norm_fwd add_norm_bwd;
-    Act: act_fwd act_bwd;
-    Dropout: dropout_fwd dropout_bwd;
-    FirstRow: first_row_fwd first_row_bwd;
-    Xent: xent_fwd xent_bwd;
-    Cast: cast;
-    GradNorm: grad_norm;
-    AdamW: adamw;
+impl Call {
+    /// Nothing where it has no such pass.
+    pub fn run(&self, backend: &mut dyn Backend, pass: Pass) -> Result<()> {
+        match (self, pass) {
+            (Call::Op(op), pass) => backend.run(op, pass),
+            (Call::Cast(op), Pass::Forward) => backend.cast(op),
+            (Call::GradNorm(op), Pass::Forward) => backend.grad_norm(op),
+            (Call::AdamW(op, update), Pass::Forward) => backend.adamw(op, update),
+            (_, Pass::Backward) => Ok(()),
+        }
+    }
+}
+
+impl From<Op> for Call {
+    fn from(op: Op) -> Call {
+        Call::Op(op)
+    }
 }
 
 /// The rows of a tensor: those of the batch, or a number.
@@ -216,16 +195,7 @@ impl Builder<'_> {
 
     fn inputs(&mut self) -> Inputs {
         let batch = self.batch;
-        let mut input = |values: &[i32]| self.take(values.len(), DType::I32);
-        Inputs {
-            ids: input(&batch.ids),
-            positions: input(&batch.positions),
-            types: input(&batch.types),
-            cu_seqlens: input(&batch.cu_seqlens),
-            labels: input(&batch.labels),
-            rows_by_token: input(&batch.rows_by_token),
-            token_starts: input(&batch.token_starts),
-        }
+        Inputs::place(batch.rows(), batch.seqs(), |_, len| self.take(len, DType::I32))
     }
 
     /// Of all that was placed, with a guard at the end.
@@ -261,12 +231,12 @@ pub struct Case {
     pub name: String,
     pub batch: PackedBatch,
     pub step: Step,
-    build: Box<dyn Fn(&mut Builder) -> Op + Send + Sync>,
+    build: Box<dyn Fn(&mut Builder) -> Call + Send + Sync>,
 }
 
 /// An op on a backend.
 pub struct Run {
-    pub op: Op,
+    pub call: Call,
     pub tensors: Vec<Tensor>,
     pub layout: Layout,
     pub backend: Box<dyn Backend>,
@@ -275,14 +245,18 @@ pub struct Run {
 
 impl Case {
     /// `name` is also the seed of the numbers.
-    pub fn new(name: String, batch: &PackedBatch, build: impl Fn(&mut Builder) -> Op + Send + Sync + 'static) -> Case {
-        let step = Step { seed: 7, update: 3, micro: 1, denominator: 2.0, learning_rate: 1e-2, train: true };
+    pub fn new<C: Into<Call>>(
+        name: String,
+        batch: &PackedBatch,
+        build: impl Fn(&mut Builder) -> C + Send + Sync + 'static,
+    ) -> Case {
+        let step = Step { seed: 7, update: 3, micro: 1, loss_normalizer: 2.0, train: true };
         let name = format!("{name}, {} tokens", batch.rows());
-        Case { name, batch: batch.clone(), step, build: Box::new(build) }
+        Case { name, batch: batch.clone(), step, build: Box::new(move |b| build(b).into()) }
     }
 
-    /// The op without a backend, for what it is.
-    pub fn op(&self) -> Op {
+    /// What it runs, without a backend.
+    pub fn call(&self) -> Call {
         (self.build)(&mut self.builder(DType::F32))
     }
 
@@ -291,15 +265,15 @@ impl Case {
         Builder { batch: &self.batch, dtype, random, bytes: 0, places: Vec::new(), tensors: Vec::new(), blank: false }
     }
 
-    /// Runs the op forward and backward on tensors of any content.
+    /// Runs both passes on tensors of any content.
+    #[allow(dead_code)] // not in the benchmarks
     pub fn run_blank(&self, arithmetic: Arithmetic, backend: &mut dyn Backend) -> Result<()> {
         let mut builder = Builder { blank: true, ..self.builder(arithmetic.dtype()) };
         let inputs = builder.inputs();
-        let op = (self.build)(&mut builder);
+        let call = (self.build)(&mut builder);
         backend.reserve(&builder.layout(arithmetic, inputs))?;
         backend.stage(&self.batch, &self.step)?;
-        op.forward(backend)?;
-        op.backward(backend)
+        Pass::BOTH.into_iter().try_for_each(|pass| call.run(backend, pass))
     }
 
     /// Lays the case out on `backend`, everything set for the forward pass.
@@ -309,21 +283,21 @@ impl Case {
 
     /// The same `count` times over, for who wants memory that no cache holds. The run is the first; the ops are all of them,
     /// each on tensors of its own that hold the same numbers.
-    pub fn copies(&self, count: usize, arithmetic: Arithmetic, mut backend: Box<dyn Backend>) -> (Run, Vec<Op>) {
+    pub fn copies(&self, count: usize, arithmetic: Arithmetic, mut backend: Box<dyn Backend>) -> (Run, Vec<Call>) {
         let mut builder = self.builder(arithmetic.dtype());
         let inputs = builder.inputs();
         let first = builder.places.len();
-        let mut ops = vec![(self.build)(&mut builder)];
+        let mut calls = vec![(self.build)(&mut builder)];
         let tensors = builder.tensors.clone();
         let (start, end) = (builder.places[first].offset, builder.bytes);
         builder.blank = true;
-        ops.extend((1..count).map(|_| (self.build)(&mut builder)));
+        calls.extend((1..count).map(|_| (self.build)(&mut builder)));
         let layout = builder.layout(arithmetic, inputs);
         let (bytes, places) = (layout.bytes, builder.places);
         backend.reserve(&layout).unwrap();
         let arena = View { offset: 0, len: bytes / 4, dtype: DType::I32 };
         backend.upload(arena, &vec![GUARD_BYTE; bytes]).unwrap();
-        let mut run = Run { op: ops[0], tensors, layout, backend, places };
+        let mut run = Run { call: calls[0], tensors, layout, backend, places };
         run.reset();
         let mut content = vec![0; (end - start).next_multiple_of(4)];
         let at = |offset: usize| View { offset, len: content.len() / 4, dtype: DType::I32 };
@@ -331,7 +305,7 @@ impl Case {
         run.backend.download(copies[0], &mut content).unwrap();
         copies[1..].iter().for_each(|&copy| run.backend.upload(copy, &content).unwrap());
         run.backend.stage(&self.batch, &self.step).unwrap();
-        (run, ops)
+        (run, calls)
     }
 }
 
@@ -344,11 +318,11 @@ impl Run {
     }
 
     pub fn forward(&mut self) {
-        self.op.forward(self.backend.as_mut()).unwrap();
+        self.call.run(self.backend.as_mut(), Pass::Forward).unwrap();
     }
 
     pub fn backward(&mut self) {
-        self.op.backward(self.backend.as_mut()).unwrap();
+        self.call.run(self.backend.as_mut(), Pass::Backward).unwrap();
     }
 
     pub fn tensor(&self, name: &str) -> &Tensor {
@@ -541,7 +515,7 @@ pub fn first_row(batch: &PackedBatch, dim: usize, add: bool) -> Case {
     })
 }
 
-/// The labels become random classes. The gradient that comes in is 1 / denominator for every row.
+/// The labels become random classes. The gradient that comes in is 1 / loss_normalizer for every row.
 pub fn xent(batch: &PackedBatch, classes: usize, smoothing: f32, weighted: bool) -> Case {
     let mut batch = batch.clone();
     let mut random = Mt64::new(classes as u64);
@@ -563,7 +537,7 @@ pub fn xent(batch: &PackedBatch, classes: usize, smoothing: f32, weighted: bool)
 pub fn grad_norm(len: usize) -> Case {
     Case::new(format!("grad_norm {len}"), &batch(&[1]), move |b| {
         let (grads, status) = (b.random("grads", 1, len), b.status(Status::default()));
-        Op::GradNorm(GradNorm { grads, status })
+        Call::GradNorm(GradNorm { grads, status })
     })
 }
 
@@ -571,7 +545,7 @@ pub fn grad_norm(len: usize) -> Case {
 pub fn cast(len: usize) -> Case {
     Case::new(format!("cast {len}"), &batch(&[1]), move |b| {
         let (x, y) = (b.random("params", 1, len), b.empty("copy", 1, len));
-        Op::Cast(Cast { x, y })
+        Call::Cast(Cast { x, y })
     })
 }
 
@@ -584,7 +558,8 @@ pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
         let status = b.status(Status { loss: 0.5, loss_sum: 0.25, grad_norm: norm, skipped: 1.0 });
         let copy = if b.dtype == DType::Bf16 { b.empty("copy", 1, len) } else { View::NONE };
         let (beta1, beta2, eps, weight_decay) = (0.9, 0.999, 1e-8, 0.1);
-        Op::AdamW(AdamW { params, copy, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm })
+        let op = AdamW { params, copy, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm };
+        Call::AdamW(op, Update { number: 3, learning_rate: 1e-2 })
     })
 }
 

@@ -1,0 +1,51 @@
+//! The tensors of an op: all of them, and those that it writes.
+
+use warpfit::ops::*;
+
+/// Takes a struct apart into its views and all else, so that a new field does not go unnoticed.
+macro_rules! views {
+    ($op:ident: $Struct:ident { $($view:ident),* } $($other:ident)*) => {{
+        let $Struct { $($view,)* $($other: _),* } = $op;
+        vec![$((stringify!($view), $view)),*]
+    }};
+}
+
+/// Every view of an op under the name of its field.
+pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
+    match op {
+        Op::Embed(op) => views!(op: Embed { word, position, types, y, dy, dword, dposition, dtypes } pad dim),
+        Op::Linear(op) => views!(op: Linear { x, w, b, y, dy, dx, dw, db } add k n rows),
+        Op::Attn(op) => {
+            views!(op: Attn { q, k, v, y, lse, dy, dq, dk, dv } q_stride kv_stride heads head_dim drop q_rows)
+        }
+        Op::AddNorm(op) => {
+            views!(op: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta } drop eps dim rows)
+        }
+        Op::Act(op) => views!(op: Act { x, y, dy } kind width rows),
+        Op::Dropout(op) => views!(op: Dropout { x, dy } drop width rows),
+        Op::FirstRow(op) => views!(op: FirstRow { x, y, dy, dx } add dim),
+        Op::Xent(op) => views!(op: Xent { logits, weights, loss, dlogits, status } smoothing classes),
+    }
+}
+
+/// What a pass of an op writes, the status block aside.
+pub fn written(op: &Op, pass: Pass) -> Vec<View> {
+    match (op, pass) {
+        (Op::Embed(op), Pass::Forward) => vec![op.y],
+        (Op::Embed(op), Pass::Backward) => vec![op.dword, op.dposition, op.dtypes],
+        (Op::Linear(op), Pass::Forward) => vec![op.y],
+        (Op::Linear(op), Pass::Backward) => vec![op.dx, op.dw, op.db],
+        (Op::Attn(op), Pass::Forward) => vec![op.y, op.lse],
+        (Op::Attn(op), Pass::Backward) => vec![op.dq, op.dk, op.dv],
+        (Op::AddNorm(op), Pass::Forward) => vec![op.x, op.y, op.stats],
+        (Op::AddNorm(op), Pass::Backward) => vec![op.dy, op.dx, op.dgamma, op.dbeta],
+        (Op::Act(op), Pass::Forward) => vec![op.y],
+        (Op::Act(op), Pass::Backward) => vec![op.dy],
+        (Op::Dropout(op), Pass::Forward) => vec![op.x],
+        (Op::Dropout(op), Pass::Backward) => vec![op.dy],
+        (Op::FirstRow(op), Pass::Forward) => vec![op.y],
+        (Op::FirstRow(op), Pass::Backward) => vec![op.dx],
+        (Op::Xent(op), Pass::Forward) => vec![op.loss],
+        (Op::Xent(op), Pass::Backward) => vec![op.dlogits],
+    }
+}
