@@ -13,11 +13,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use rand_mt::Mt64;
 use serde_json::{Value, json};
-use warpfit::checkpoint::run_dir::write_json;
-use warpfit::cli::print;
+use warpfit::console::print;
 use warpfit::data::pack::PackedBatch;
 use warpfit::device::{Device, Precision};
 use warpfit::error::{Error, Result};
+use warpfit::files::write_json;
 
 use measure::Ceilings;
 
@@ -112,7 +112,10 @@ fn reviews(count: usize, vocab: usize, shorter: usize) -> PackedBatch {
 }
 
 fn main() -> ExitCode {
-    warpfit::cli::run(warpfit::cli::parse, run)
+    warpfit::commands::exit(|| match warpfit::flags::parse(std::env::args_os())? {
+        Some(args) => run(args),
+        None => Ok(()),
+    })
 }
 
 fn run(args: Args) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The whole model with weights drawn at random: training steps and inference.
 
 use serde_json::json;
-use warpfit::cli::print;
+use warpfit::console::print;
 use warpfit::device::{Opened, Precision};
 use warpfit::error::{Error, Kind, Result};
 use warpfit::model::config::Config;

@@ -1,7 +1,7 @@
 //! Every op by itself.
 
 use serde_json::json;
-use warpfit::cli::print;
+use warpfit::console::print;
 use warpfit::cost::{Cost, Size};
 use warpfit::cpu::Cpu;
 use warpfit::device::Opened;

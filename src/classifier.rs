@@ -7,7 +7,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::cli::note;
+use crate::console::note;
 use crate::data::inputs::{Batches, Input, Limits};
 use crate::data::tokenize::Encoded;
 use crate::device::{Device, Opened, Precision};

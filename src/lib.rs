@@ -51,7 +51,8 @@
 
 pub mod checkpoint;
 pub mod classifier;
-pub mod cli;
+pub mod commands;
+pub mod console;
 pub mod cost;
 pub mod cpu;
 pub mod cuda;
@@ -59,6 +60,8 @@ pub mod data;
 pub mod device;
 pub mod embed;
 pub mod error;
+pub mod files;
+pub mod flags;
 pub mod hub;
 pub mod metrics;
 pub mod model;

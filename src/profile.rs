@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::checkpoint::run_dir::write_file;
 use crate::cost::{Cost, Size};
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
+use crate::files::write_file;
 use crate::ops::*;
 
 /// What memory and products reach with nothing of ours in the way.

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use crate::checkpoint::run_dir::write_file;
 use crate::error::{Error, Result};
+use crate::files::write_file;
 
 const FILES: [(&str, &[u8]); 8] = [
     ("README.md", include_bytes!("sample/README.md")),

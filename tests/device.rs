@@ -4,7 +4,6 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
 
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
@@ -12,14 +11,14 @@ use warpfit::cuda::OVERHEAD;
 use warpfit::model::plan::{Plan, Use};
 use warpfit::ops::{Arithmetic, Rows};
 
-use crate::cli::{PREDICT, Ran, TRAIN, path, run};
+use crate::cli::{PREDICT, Ran, TRAIN, path, program, run};
 use crate::fixtures::{golden, max_abs_difference};
 use crate::nvcc::archs;
 
 /// Classifies one text; libraries come from a folder, variables are for the virtual GPU.
 fn predict(libraries: &Path, vars: &[(&str, &str)], more: &[&str]) -> Ran {
     let model = golden("text/hf");
-    let mut command = Command::new(PREDICT);
+    let mut command = program(PREDICT);
     command.args(["--model", path(&model), "--text", "a film"]).args(more);
     run(command.env("LD_LIBRARY_PATH", libraries).envs(vars.iter().copied()), b"")
 }
@@ -120,7 +119,7 @@ fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_goes_on_from_there() {
     let (model, file, folder) = (golden("train/hf_init"), golden("train/train.csv"), TempDir::new().unwrap());
     let out = folder.path().join("run");
     let train = |failing: &str, more: &[&str]| {
-        let mut command = Command::new(TRAIN);
+        let mut command = program(TRAIN);
         command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out)]);
         command.args(["--max-steps", "6", "--batch-size", "8", "--save-strategy", "steps", "--save-steps", "2"]).args(more);
         run(command.env("LD_LIBRARY_PATH", vgpu::directory()).env("VGPU_FAIL_LAUNCH", failing), b"")

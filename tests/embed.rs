@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,15 +15,15 @@ use warpfit::model::{Hyper, Model};
 use warpfit::ops::Rows;
 
 use crate::checkpoint::{save, tensors};
-use crate::cli::{PREDICT, Ran, path, run};
+use crate::cli::{PREDICT, Ran, path, program, run};
 use crate::fixtures::{On, Tensors, golden, max_abs_difference, pack};
 use crate::report::assert_well_formed;
 
-pub const EMBED: &str = env!("CARGO_BIN_EXE_embed");
+pub const EMBED: &str = "embed";
 const CASES: [&str; 2] = ["distilbert-a", "bert-a"];
 
 fn embed(model: &Path, more: &[&str], stdin: &str) -> Ran {
-    run(Command::new(EMBED).args(["--model", path(model)]).args(more).env("HF_HUB_OFFLINE", "1"), stdin.as_bytes())
+    run(program(EMBED).args(["--model", path(model)]).args(more).env("HF_HUB_OFFLINE", "1"), stdin.as_bytes())
 }
 
 /// The golden states of a layer: those of every token of each sequence.
@@ -389,7 +388,7 @@ fn predict_keeps_the_order_of_a_large_file() {
     let predict = |more: &[&str]| -> Vec<Value> {
         let args =
             ["--model", path(&golden("text/hf")), "--input", path(&input), "--raw-scores", "--top-k", "0"].map(String::from);
-        let ran = run(Command::new(PREDICT).args(args).args(more).env("HF_HUB_OFFLINE", "1"), b"").done();
+        let ran = run(program(PREDICT).args(args).args(more).env("HF_HUB_OFFLINE", "1"), b"").done();
         ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     let (rows, alone) = (predict(&[]), predict(&["--batch-size", "1"]));

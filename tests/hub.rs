@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::cli::{PREDICT, Ran, TRAIN, path, run};
+use crate::cli::{PREDICT, Ran, TRAIN, path, program, run};
 use crate::fixtures::golden;
 
-const EVALUATE: &str = env!("CARGO_BIN_EXE_evaluate");
-const PUSH: &str = env!("CARGO_BIN_EXE_push");
+const EVALUATE: &str = "evaluate";
+const PUSH: &str = "push";
 const COMMIT: &str = "5f7fe2d31a4d4ac3a2e4b8f8e0d6c5b4a3928170";
 const TOKEN: &str = "hf_secret";
 
@@ -167,9 +167,9 @@ impl Hub {
         Hub { server, storage, home: TempDir::new().unwrap(), cuts }
     }
 
-    /// A binary, of this hub and with a home folder of its own.
-    fn command(&self, binary: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(binary);
+    /// A command, of this hub and with a home folder of its own.
+    fn command(&self, command: &str, args: &[&str]) -> Command {
+        let mut command = program(command);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HF_") || name.to_lowercase().ends_with("_proxy")) {
             command.env_remove(name);
         }
@@ -177,12 +177,12 @@ impl Hub {
         command
     }
 
-    fn ran(&self, binary: &str, args: &[&str]) -> Ran {
-        run(&mut self.command(binary, args), b"")
+    fn ran(&self, command: &str, args: &[&str]) -> Ran {
+        run(&mut self.command(command, args), b"")
     }
 
-    fn offline(&self, binary: &str, args: &[&str]) -> Ran {
-        run(self.command(binary, args).env("HF_HUB_OFFLINE", "1").env("HF_ENDPOINT", "http://127.0.0.1:9"), b"")
+    fn offline(&self, command: &str, args: &[&str]) -> Ran {
+        run(self.command(command, args).env("HF_HUB_OFFLINE", "1").env("HF_ENDPOINT", "http://127.0.0.1:9"), b"")
     }
 
     fn cache(&self, repo: &str) -> PathBuf {

@@ -22,11 +22,11 @@ use warpfit::serve::engine::Wanted;
 use warpfit::serve::{Options, Served, listen, serve};
 
 use crate::checkpoint::{save, tensors};
-use crate::cli::{PREDICT, path, run};
+use crate::cli::{PREDICT, path, program, run};
 use crate::embed::EMBED;
 use crate::fixtures::golden;
 
-const SERVE: &str = env!("CARGO_BIN_EXE_serve");
+const SERVE: &str = "serve";
 
 struct Reply {
     status: u16,
@@ -100,7 +100,7 @@ impl Server {
     }
 
     fn of(model: &Path, flags: &[&str], vars: &[(&str, &str)]) -> Server {
-        let mut command = Command::new(SERVE);
+        let mut command = program(SERVE);
         command.args(["--model", path(model), "--port", "0"]).args(flags).envs(vars.iter().copied());
         if !flags.contains(&"--device") {
             command.args(["--device", "cpu"]);
@@ -244,10 +244,10 @@ fn close(a: &Value, b: &Value) {
     }
 }
 
-/// What a binary writes of the golden texts: that key of each line.
-fn written(binary: &str, model: &Path, flags: &[&str], key: &str) -> Vec<Value> {
+/// What a command writes of the golden texts: that key of each line.
+fn written(command: &str, model: &Path, flags: &[&str], key: &str) -> Vec<Value> {
     let file = golden("text/texts.jsonl");
-    let mut command = Command::new(binary);
+    let mut command = program(command);
     command.args(["--model", path(model), "--input", path(&file), "--max-length", "40", "--device", "cpu"]).args(flags);
     let ran = run(&mut command, b"").done();
     ran.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()[key].clone()).collect()
@@ -431,7 +431,7 @@ fn a_server_that_cannot_start() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let model = golden("text/hf");
-    let start = |flags: &[&str]| run(Command::new(SERVE).args(["--model", path(&model), "--device", "cpu"]).args(flags), b"");
+    let start = |flags: &[&str]| run(program(SERVE).args(["--model", path(&model), "--device", "cpu"]).args(flags), b"");
     start(&["--port", &port]).failed(2, &format!("`--port {port}`: another program has it"));
     start(&["--port", "0", "--hostname", "192.0.2.1"]).failed(2, "`--hostname 192.0.2.1`: ");
     start(&["--port", "0", "--max-length", "2"]).failed(2, "2 leaves no room for text");

@@ -16,7 +16,7 @@ use warpfit::data::cache;
 use warpfit::data::tokenize::{Encoded, Tokenizer};
 use warpfit::data::wordpiece::WordPiece;
 
-use crate::cli::{Ran, TRAIN, path, run};
+use crate::cli::{Ran, TRAIN, path, program, run};
 use crate::data::assert_error;
 use crate::fixtures::golden;
 
@@ -353,7 +353,7 @@ proptest! {
 /// A dry run on a file of a folder, with or without what an earlier one kept.
 fn dry_run(data: &Path, kept: &Path, more: &[&str]) -> Ran {
     let (model, out) = (golden("train/hf_init"), data.with_file_name("out"));
-    let mut command = Command::new(TRAIN);
+    let mut command = program(TRAIN);
     command.args(["--model", path(&model), "--train-file", path(data), "--output-dir", path(&out), "--dry-run"]).args(more);
     run(command.env("WARPFIT_CACHE", kept), b"").done()
 }
@@ -393,7 +393,7 @@ fn a_second_run_takes_the_tokens_of_the_first() {
     let runs = ["one", "two", "three"].map(|name| {
         let out = folder.path().join(name);
         let model = golden("train/hf_init");
-        let mut command = Command::new(TRAIN);
+        let mut command = program(TRAIN);
         command.args(["--model", path(&model), "--train-file", path(&data), "--output-dir", path(&out), "--device", "cpu"]);
         command.args(["--max-steps", "5", "--validation-split", "0.2"]);
         let ran = run(command.env("WARPFIT_CACHE", if name == "three" { Path::new("") } else { &kept }), b"").done();
@@ -429,7 +429,7 @@ fn other_data_or_settings_are_tokenised_anew() {
     ];
     assert!(settings.iter().all(|more| fresh(more)));
     assert!(dry_run(&data, &kept, &["--seed", "7"]).is_from_cache(), "without a split the seed decides nothing");
-    let mut command = Command::new(TRAIN);
+    let mut command = program(TRAIN);
     command.args([
         "--model",
         path(&other),
@@ -501,7 +501,7 @@ fn a_folder_that_cannot_be_written_is_one_note() {
     let ran = dry_run(&data, &file, &[]);
     assert_eq!(ran.err.matches("not kept for the next run: `").count(), 1, "{}", ran.err);
     assert!(!dry_run(&data, &file, &[]).is_from_cache());
-    let mut command = Command::new(TRAIN);
+    let mut command = program(TRAIN);
     let model = golden("train/hf_init");
     command.args([
         "--model",

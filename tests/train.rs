@@ -15,16 +15,16 @@ use warpfit::sample;
 use warpfit::train::args::{Args, Settings};
 use warpfit::train::trainer::{Outcome, train};
 
-use crate::cli::TRAIN;
+use crate::cli::{TRAIN, program};
 use crate::fixtures::*;
 
 /// The settings that these words on the command line give; on the CPU unless they name a device.
 fn settings(flags: &str, out: &Path) -> Settings {
-    warpfit::cli::be_quiet();
+    warpfit::console::be_quiet();
     let device = if flags.contains("--device") { "" } else { "--device cpu" };
     let words = ["train"].into_iter().chain(flags.split_whitespace()).chain(device.split_whitespace()).map(OsString::from);
     let words = words.chain(["--output-dir".into(), out.into()]);
-    warpfit::cli::parse::<Args>(words).unwrap().unwrap().settings().unwrap()
+    warpfit::flags::parse::<Args>(words).unwrap().unwrap().settings().unwrap()
 }
 
 fn read_json(path: &Path) -> Value {
@@ -274,7 +274,7 @@ fn lasting(folder: &Path) -> (Vec<u8>, Vec<serde_json::Map<String, Value>>) {
 fn stopped_again_and_again(device: &str, flags: &str) {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let start = |folder: &Path, more: &[&str]| {
-        let mut command = Command::new(TRAIN);
+        let mut command = program(TRAIN);
         command.args(flags.split_whitespace()).args(["--device", device, "--quiet", "--output-dir"]).arg(folder).args(more);
         command.env("LD_LIBRARY_PATH", vgpu::directory()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     };

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::run_dir::write_file;
 use super::weights::{self, Weights};
 use crate::data::inputs::{Content, Input};
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Result};
+use crate::files::write_file;
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::View;

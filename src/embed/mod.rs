@@ -12,7 +12,7 @@ use std::path::Path;
 use clap::ValueEnum;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::cli::note;
+use crate::console::note;
 use crate::data::inputs::Limits;
 use crate::data::tokenize::Encoded;
 use crate::device::{Device, Opened, Precision};

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::checkpoint::run_dir::PartialFile;
 use crate::error::Result;
+use crate::files::PartialFile;
 
 /// Writes rows of `dim` numbers; the file is complete before it gets its name.
 pub fn write(path: &Path, rows: &[f32], dim: usize) -> Result<()> {

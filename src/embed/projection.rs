@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::pca::Pca;
 use super::tsne::{Neighbours, STEPS, tsne};
-use crate::checkpoint::run_dir::{write_file, write_json};
 use crate::error::Result;
+use crate::files::{write_file, write_json};
 use crate::report::evaluation::inert;
 use crate::report::log::Progress;
 use crate::report::plot::densities;

@@ -10,9 +10,9 @@ use sha2::{Digest, Sha256};
 
 use super::client::{Client, Failure, TRIES, json, pause};
 use super::{Repo, escape};
-use crate::checkpoint::run_dir::write_file;
-use crate::cli::note;
+use crate::console::note;
 use crate::error::{Error, Result};
+use crate::files::write_file;
 use crate::report::log::Progress;
 
 pub struct Cache {

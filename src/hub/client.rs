@@ -8,7 +8,7 @@ use ureq::http::{Request, Response, header};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body, SendBody};
 
-use crate::cli::check_interrupt;
+use crate::console::check_interrupt;
 use crate::error::{Error, Result};
 
 /// How often a request is made that is cut off or answered with a fault of the server.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::cache::sha256;
 use super::client::{Client, Failure, JSON, LFS_JSON, NDJSON, json};
 use super::{Kind, MAIN, Repo, explain};
-use crate::cli::check_interrupt;
+use crate::console::check_interrupt;
 use crate::error::{Error, Result};
 use crate::report::log::Progress;
 use crate::report::tensorboard;

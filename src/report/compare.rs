@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::evaluation::{mean_curve, points, stairs};
 use super::page;
 use super::plot::{Axis, Plot, Series, Shape, escape};
-use crate::checkpoint::run_dir::write_file;
 use crate::error::{Error, Result};
+use crate::files::write_file;
 use crate::metrics::Metric;
 
 /// What `evaluate --output-dir` left in folders.

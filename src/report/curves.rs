@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::plot::{Axis, Plot, Series, Shape};
-use crate::checkpoint::run_dir::write_file;
 use crate::error::{Error, Result};
+use crate::files::write_file;
 
 /// Of plots/, each as .svg.
 pub const NAMES: [&str; 4] = ["loss", "metrics", "learning_rate", "grad_norm"];

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::page;
 use super::plot::{Axis, Plot, Series, Shape, bars, matrix};
-use crate::checkpoint::run_dir::{PartialFile, write_file, write_json};
 use crate::data::scored::Scored;
 use crate::error::{Error, Result};
+use crate::files::{PartialFile, write_file, write_json};
 use crate::metrics::{Metrics, Tenth, calibration};
 
 /// What was found of each row of a labelled file.

@@ -53,7 +53,7 @@ impl Progress {
     /// A task called `what` that has `total` of the first of `units` to do; `None` where nobody knows. The other units
     /// are counted beside it: their rates are shown then, instead of the first one's.
     pub fn new(what: &str, total: impl Into<Option<u64>>, units: &[&str]) -> Progress {
-        if crate::cli::is_quiet() {
+        if crate::console::is_quiet() {
             return Progress::lines(Box::new(std::io::sink()), Duration::MAX, what, total, units);
         }
         let target = ProgressDrawTarget::stderr();

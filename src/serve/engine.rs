@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::cli::note;
+use crate::console::note;
 use crate::data::tokenize::Encoded;
 use crate::device::{Device, Opened, Precision};
 use crate::embed::Pooling;

@@ -25,7 +25,7 @@ use crate::checkpoint::model_dir::ModelDir;
 use crate::data::tokenize::Tokenizer;
 use crate::embed::Pooling;
 use crate::error::{Error, Kind, Result};
-use crate::train::args::count;
+use crate::flags::count;
 use api::Service;
 use metrics::Metrics;
 use queue::Compute;

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::engine::Wanted;
 use super::metrics::Metrics;
-use crate::cli::note;
+use crate::console::note;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 

@@ -1,17 +1,20 @@
 //! The flags of `train`: as typed (everything optional), then as meant (everything decided, checked against each other).
 //! Defaults are those of Hugging Face's TrainingArguments.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
+use super::evaluate::fail_under;
 use super::recipe;
 use super::schedule::ScheduleKind;
 use crate::checkpoint::run_dir::RunDir;
 use crate::data::dataset::{self, Splits};
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
+use crate::files::same_file;
+use crate::flags::{count, delimiter, not_negative, open_unit, positive, unit};
 use crate::hub;
 use crate::metrics::Metric;
 use crate::sample::RUNS;
@@ -473,53 +476,6 @@ impl Settings {
             text_column: self.text_column.clone(),
             label_column: self.label_column.clone(),
         }
-    }
-}
-
-/// Whether both paths lead to one file or folder that exists.
-pub fn same_file(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
-}
-
-/// METRIC=VALUE of `--fail-under`.
-pub fn fail_under(text: &str) -> Result<(Metric, f64)> {
-    let bad = |fact: String| Error::user(format!("--fail-under {text}"), fact, "write it as accuracy=0.9");
-    let (name, value) = text.split_once('=').ok_or_else(|| bad("has no =".to_string()))?;
-    let value = value.parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| bad(format!("{value} is no number")))?;
-    Ok((Metric::parse("--fail-under", name)?, value))
-}
-
-fn number(text: &str, holds: fn(f64) -> bool, what: &str) -> std::result::Result<f64, String> {
-    text.parse().ok().filter(|&x: &f64| x.is_finite() && holds(x)).ok_or_else(|| format!("give {what}"))
-}
-
-fn positive(text: &str) -> std::result::Result<f64, String> {
-    number(text, |x| x > 0.0, "a number above 0")
-}
-
-fn not_negative(text: &str) -> std::result::Result<f64, String> {
-    number(text, |x| x >= 0.0, "a number, 0 or above")
-}
-
-fn unit(text: &str) -> std::result::Result<f64, String> {
-    number(text, |x| (0.0..1.0).contains(&x), "a number from 0 to below 1")
-}
-
-fn open_unit(text: &str) -> std::result::Result<f64, String> {
-    number(text, |x| x > 0.0 && x < 1.0, "a number between 0 and 1")
-}
-
-/// 1 or above.
-pub fn count(text: &str) -> std::result::Result<usize, String> {
-    text.parse().ok().filter(|&n| n > 0 && n <= u32::MAX as usize).ok_or_else(|| "give a whole number, 1 or above".to_string())
-}
-
-/// One ASCII character, or `\t`.
-pub fn delimiter(text: &str) -> std::result::Result<u8, String> {
-    match text.as_bytes() {
-        b"\\t" | b"tab" => Ok(b'\t'),
-        &[byte] if byte.is_ascii() && byte != b'"' => Ok(byte),
-        _ => Err("give one character, or tab".to_string()),
     }
 }
 

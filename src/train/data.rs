@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::args::Settings;
-use crate::cli::note;
+use crate::console::note;
 use crate::data::cache;
 use crate::data::dataset::{self, Dataset, Table};
 use crate::data::tokenize::{Encoded, Tokenizer};

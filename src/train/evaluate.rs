@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::check_interrupt;
+use crate::console::check_interrupt;
 use crate::data::loader::Loader;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
@@ -58,6 +58,14 @@ pub fn cross_entropy(labels: &[u32], logits: &[f32], classes: usize) -> Vec<f64>
         max + sum.ln() - logits[label as usize] as f64
     };
     logits.chunks_exact(classes).zip(labels).map(loss).collect()
+}
+
+/// METRIC=VALUE of `--fail-under`.
+pub fn fail_under(text: &str) -> Result<(Metric, f64)> {
+    let bad = |fact: String| Error::user(format!("--fail-under {text}"), fact, "write it as accuracy=0.9");
+    let (name, value) = text.split_once('=').ok_or_else(|| bad("has no =".to_string()))?;
+    let value = value.parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| bad(format!("{value} is no number")))?;
+    Ok((Metric::parse("--fail-under", name)?, value))
 }
 
 /// An error unless the figure reaches the bound: at least that much, or for the loss at most.

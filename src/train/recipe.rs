@@ -6,12 +6,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Command, Parser};
 use toml::de::{DeTable, DeValue};
 
-use super::args::Args;
-use crate::cli;
 use crate::error::{Error, Result};
+use crate::flags;
 
 const RECIPES: [(&str, &str); 5] = [
     ("imdb", include_str!("recipes/imdb.toml")),
@@ -30,28 +29,28 @@ pub fn names() -> [&'static str; RECIPES.len()] {
 ///
 /// # Errors
 /// A flag that is wrong; a file that cannot be read; a setting in it that is wrong, with its line.
-pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> {
-    let command = cli::command::<Args>();
-    let words: Vec<OsString> = typed.into_iter().collect();
-    let Some(matches) = cli::matches(&command, words.clone())? else { return Ok(None) };
-    let mut flags = Flags { command, words, matches };
-    if let Some(file) = flags.matches.get_one::<PathBuf>("config").cloned() {
+pub fn parse<A: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Option<A>> {
+    let command = flags::command::<A>();
+    let words: Vec<OsString> = words.into_iter().collect();
+    let Some(matches) = flags::matches(&command, words.clone())? else { return Ok(None) };
+    let mut typed = Flags { command, words, matches };
+    if let Some(file) = typed.matches.get_one::<PathBuf>("config").cloned() {
         let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
-        flags.put_under(&file.display().to_string(), &text)?;
+        typed.put_under(&file.display().to_string(), &text)?;
     }
-    if !["recipe", "model", "dataset", "data_dir", "train_file", "validation_file"].iter().any(|id| flags.has(id)) {
-        flags.put_under("flags", "recipe = 'sample'")?;
+    if !["recipe", "model", "dataset", "data_dir", "train_file", "validation_file"].iter().any(|id| typed.has(id)) {
+        typed.put_under("flags", "recipe = 'sample'")?;
     }
-    if let Some(recipe) = flags.matches.get_one::<String>("recipe") {
+    if let Some(recipe) = typed.matches.get_one::<String>("recipe") {
         let (name, text) = RECIPES.iter().find(|(name, _)| name == recipe).expect("clap knows their names");
-        flags.put_under(name, text)?;
+        typed.put_under(name, text)?;
     }
-    Ok(Some(Args::from_arg_matches(&flags.matches).expect("clap has checked the values")))
+    Ok(Some(A::from_arg_matches(&typed.matches).expect("clap has checked the values")))
 }
 
 struct Flags {
     command: Command,
-    /// The name of the binary, then its flags.
+    /// The name of the program, then its flags.
     words: Vec<OsString>,
     matches: ArgMatches,
 }
@@ -74,7 +73,7 @@ impl Flags {
         let words = settings.into_iter().filter(|(flag, _)| self.leaves_room_for(flag)).map(|(_, word)| word);
         let words: Vec<OsString> = words.collect();
         self.words.splice(1..1, words);
-        self.matches = cli::matches(&self.command, self.words.clone())?.expect("a file asks for no help");
+        self.matches = flags::matches(&self.command, self.words.clone())?.expect("a file asks for no help");
         Ok(())
     }
 }
@@ -108,7 +107,7 @@ fn settings(command: &Command, file: &str, text: &str) -> Result<Vec<(Arg, OsStr
         };
         words.push(word.clone().into());
         // Alone, so that an error is told from one in what was typed, and has its line.
-        cli::matches(command, words.clone()).map_err(|error| bad(at, error.fact().to_string()))?;
+        flags::matches(command, words.clone()).map_err(|error| bad(at, error.fact().to_string()))?;
         found.push((flag.clone(), word.into()));
     }
     Ok(found)

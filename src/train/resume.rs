@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use twox_hash::XxHash64;
 
 use super::args::Settings;
-use crate::checkpoint::run_dir::{RunDir, write_json};
+use crate::checkpoint::run_dir::RunDir;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
+use crate::files::write_json;
 use crate::model::config::Config;
 use crate::ops::Status;
 

@@ -14,14 +14,15 @@ use super::evaluate::{Evaluation, check, evaluate};
 use super::resume::{self, Position};
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
 use crate::checkpoint::model_dir::{ModelDir, read_tensors, write_tensors};
-use crate::checkpoint::run_dir::{RunDir, write_file, write_json};
+use crate::checkpoint::run_dir::RunDir;
 use crate::checkpoint::weights;
-use crate::cli::{check_interrupt, note, notice_interrupts};
+use crate::console::{check_interrupt, note, notice_interrupts};
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
 use crate::device::Opened;
 use crate::error::{Error, Kind, Result};
+use crate::files::{write_file, write_json};
 use crate::hub;
 use crate::model::plan::Use;
 use crate::model::{Hyper, Model};
@@ -126,7 +127,7 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
     };
     if settings.dry_run {
         let plan = crate::model::plan::Plan::new(&config, what_for);
-        crate::cli::print(format!(
+        crate::console::print(format!(
             "{} parameters, {} rows to train on, batches of at most {} tokens, {total} updates\n{plan}",
             Count(plan.parameters() as u64),
             Count(data.train.rows() as u64),

@@ -3,26 +3,27 @@
 
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
+use crate::checkpoint::run_dir::RunDir;
+use crate::checkpoint::weights;
+use crate::console::{note, print};
+use crate::data::dataset::{Dataset, Table, class_names};
+use crate::data::inputs::{self, Batches, Content, Input, LineFormat};
+use crate::data::loader::randperm;
+use crate::data::tokenize::Encoded;
+use crate::embed::probe::Probe;
+use crate::embed::projection::{self, Method, Projection};
+use crate::embed::{Embedder, Features, Pooling, npy};
+use crate::error::{Error, Result};
+use crate::files::same_file;
+use crate::files::{PartialFile, write_json};
+use crate::flags::{InputArgs, RunArgs, count};
+use crate::hub;
+use crate::metrics::Metrics;
+use crate::report::log::{Count, Progress, table};
+use crate::train::data::encode;
 use clap::{ArgGroup, Parser, ValueEnum};
 use serde_json::{Map, Value, json};
-use warpfit::checkpoint::run_dir::{PartialFile, RunDir, write_json};
-use warpfit::checkpoint::weights;
-use warpfit::cli::{Reading, note, print};
-use warpfit::data::dataset::{Dataset, Table, class_names};
-use warpfit::data::inputs::{self, Batches, Content, Input, LineFormat};
-use warpfit::data::loader::randperm;
-use warpfit::data::tokenize::Encoded;
-use warpfit::embed::probe::Probe;
-use warpfit::embed::projection::{self, Method, Projection};
-use warpfit::embed::{Embedder, Features, Pooling, npy};
-use warpfit::error::{Error, Result};
-use warpfit::hub;
-use warpfit::metrics::Metrics;
-use warpfit::report::log::{Count, Progress, table};
-use warpfit::train::args::{count, same_file};
-use warpfit::train::data::encode;
 
 /// Turn texts into vectors: the hidden states of any layer, of [CLS] or averaged.
 ///
@@ -31,7 +32,7 @@ use warpfit::train::data::encode;
 /// model knows without fine-tuning.
 #[derive(Parser)]
 #[command(name = "embed", version, group(ArgGroup::new("instead").args(["project", "probe"])))]
-struct Args {
+pub struct Args {
     /// Folder of a model, trained or not, or its id on the Hugging Face hub: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
@@ -84,7 +85,9 @@ struct Args {
     #[arg(long, value_name = "NAME", requires = "instead")]
     label_column: Option<String>,
     #[command(flatten)]
-    reading: Reading,
+    reading: InputArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -97,13 +100,9 @@ enum Format {
     Jsonl,
 }
 
-fn main() -> ExitCode {
-    warpfit::cli::run(warpfit::cli::parse, run)
-}
-
-fn run(args: Args) -> Result<()> {
+pub fn run(args: Args) -> Result<()> {
     let reading = &args.reading;
-    let device = reading.device()?;
+    let device = args.run.device()?;
     let ending = args.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str()).unwrap_or_default();
     let format = args.format.or(Format::from_str(ending, true).ok()).unwrap_or(Format::Jsonl);
     if format != Format::Jsonl && args.output.is_none() {
@@ -115,7 +114,7 @@ fn run(args: Args) -> Result<()> {
         return Err(Error::user("--output", "is the file of --input", "give another one"));
     }
     let features = Features { layer: args.layer, pooling: args.pooling, normalize: args.normalize };
-    let (precision, tokens) = (reading.precision, reading.max_batch_tokens);
+    let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
     let mut embedder = Embedder::open(&hub::model(&args.model)?, device, precision, tokens, features)?;
     let folder = args.output_dir.as_deref().map(|folder| RunDir::create(folder, true)).transpose()?;
     match (args.project, &folder) {
@@ -148,7 +147,7 @@ fn cut(texts: usize, max_length: usize) -> String {
 
 /// JSON lines go out as they come; the other formats begin with the number of rows and are written at the end.
 fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
-    let max_length = embedder.source.max_length(args.reading.max_length)?;
+    let max_length = embedder.source.max_length(args.run.max_length)?;
     let batches = batches(args, embedder)?;
     let streamed = args.output.as_deref().filter(|_| format == Format::Jsonl);
     let mut lines = streamed.map(PartialFile::create).transpose()?;
@@ -193,7 +192,7 @@ fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
 }
 
 fn project(args: &Args, method: Method, folder: &Path, embedder: &mut Embedder) -> Result<()> {
-    let max_length = embedder.source.max_length(args.reading.max_length)?;
+    let max_length = embedder.source.max_length(args.run.max_length)?;
     let (classes, mut inputs, mut labels) = labelled(args, embedder)?;
     let of = inputs.len();
     if of > args.max_samples {
@@ -273,7 +272,7 @@ fn probe(args: &Args, folder: Option<&Path>, embedder: &mut Embedder) -> Result<
     let (train, test) = (Table::read(files.0, &columns)?, Table::read(files.1, &columns)?);
     let config = &embedder.source.config;
     let names = class_names(&[&train, &test], config.labels_named.then_some(&config.labels))?;
-    let max_length = embedder.source.max_length(args.reading.max_length)?;
+    let max_length = embedder.source.max_length(args.run.max_length)?;
     let [train, test] = [("training", train), ("test", test)].map(|(what, table)| -> Result<(Vec<f32>, Vec<u32>)> {
         let encoded: Encoded = encode(what, table.into_dataset(&names)?, embedder.source.tokenizer()?, max_length)?;
         let progress = Progress::new(&format!("embedding {what}"), encoded.rows() as u64, &["texts", "tokens"]);

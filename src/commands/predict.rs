@@ -2,25 +2,25 @@
 
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::classifier::Classifier;
+use crate::console::{note, print};
+use crate::data::inputs::{self, LineFormat};
+use crate::error::{Error, Result};
+use crate::files::PartialFile;
+use crate::files::same_file;
+use crate::flags::{InputArgs, RunArgs, count};
+use crate::hub;
+use crate::report::log::{Count, Progress};
+use crate::report::predictions::{Format, Lines, positive_class};
 use clap::Parser;
-use warpfit::checkpoint::run_dir::PartialFile;
-use warpfit::classifier::Classifier;
-use warpfit::cli::{Reading, note, print};
-use warpfit::data::inputs::{self, LineFormat};
-use warpfit::error::{Error, Result};
-use warpfit::hub;
-use warpfit::report::log::{Count, Progress};
-use warpfit::report::predictions::{Format, Lines, positive_class};
-use warpfit::train::args::{count, same_file};
 
 /// Classify texts: given here, a line each on standard input, or in a file.
 ///
 /// Prints a line a text, in the order of the texts: its id (its own, else its number from 0), the label and its score.
 #[derive(Parser)]
 #[command(name = "predict", version)]
-struct Args {
+pub struct Args {
     /// Folder of a trained model, or its id on the Hugging Face hub: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
@@ -56,24 +56,22 @@ struct Args {
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 256)]
     batch_size: usize,
     #[command(flatten)]
-    reading: Reading,
+    reading: InputArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
-fn main() -> ExitCode {
-    warpfit::cli::run(warpfit::cli::parse, run)
-}
-
-fn run(args: Args) -> Result<()> {
-    let device = args.reading.device()?;
+pub fn run(args: Args) -> Result<()> {
+    let device = args.run.device()?;
     if let (Some(input), Some(output)) = (&args.input, &args.output)
         && same_file(input, output)
     {
         return Err(Error::user("--output", "is the file of --input", "give another one"));
     }
     let reading = &args.reading;
-    let (precision, tokens) = (reading.precision, reading.max_batch_tokens);
+    let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
     let mut classifier = Classifier::open(&hub::model(&args.model)?, device, precision, tokens, args.batch_size)?;
-    let max_length = classifier.source.max_length(reading.max_length)?;
+    let max_length = classifier.source.max_length(args.run.max_length)?;
     let labels = classifier.source.config.labels.clone();
     let stars = args.stars.then(|| positive_class(&labels)).transpose()?;
     let lines = Lines { format: args.format, labels, top_k: args.top_k, raw: args.raw_scores, stars };

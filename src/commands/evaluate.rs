@@ -1,24 +1,23 @@
 //! Measures a classifier: a model over a labelled file, or predictions that were made before.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::classifier::Classifier;
+use crate::console::print;
+use crate::data::dataset::Table;
+use crate::data::scored::Scored;
+use crate::device::Device;
+use crate::error::Result;
+use crate::flags::{InputArgs, RunArgs, count};
+use crate::hub;
+use crate::metrics::{Metrics, softmax};
+use crate::report::compare::Comparison;
+use crate::report::evaluation::Evaluated;
+use crate::report::log::Progress;
+use crate::train::data::encode;
+use crate::train::evaluate::{check, cross_entropy, fail_under};
 use clap::Parser;
 use serde_json::Value;
-use warpfit::classifier::Classifier;
-use warpfit::cli::{Reading, print};
-use warpfit::data::dataset::Table;
-use warpfit::data::scored::Scored;
-use warpfit::device::Device;
-use warpfit::error::Result;
-use warpfit::hub;
-use warpfit::metrics::{Metrics, softmax};
-use warpfit::report::compare::Comparison;
-use warpfit::report::evaluation::Evaluated;
-use warpfit::report::log::Progress;
-use warpfit::train::args::{count, fail_under};
-use warpfit::train::data::encode;
-use warpfit::train::evaluate::{check, cross_entropy};
 
 /// Measure a model on a labelled file, or predictions that were made before.
 ///
@@ -26,7 +25,7 @@ use warpfit::train::evaluate::{check, cross_entropy};
 /// areas), and a report of every class.
 #[derive(Parser)]
 #[command(name = "evaluate", version)]
-struct Args {
+pub struct Args {
     /// Folder of a trained model, or its id on the Hugging Face hub: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     #[arg(required_unless_present_any = ["predictions", "compare"])]
@@ -53,18 +52,16 @@ struct Args {
     #[arg(long, value_name = "N", alias = "eval_batch_size", value_parser = count, default_value_t = 256)]
     batch_size: usize,
     #[command(flatten)]
-    reading: Reading,
+    reading: InputArgs,
+    #[command(flatten)]
+    run: RunArgs,
     /// Exit with 1 unless this is reached, as in accuracy=0.9 (for loss: stays at or below it)
     #[arg(long, value_name = "METRIC=VALUE")]
     fail_under: Option<String>,
 }
 
-fn main() -> ExitCode {
-    warpfit::cli::run(warpfit::cli::parse, run)
-}
-
-fn run(args: Args) -> Result<()> {
-    let device = args.reading.device()?;
+pub fn run(args: Args) -> Result<()> {
+    let device = args.run.device()?;
     let bound = args.fail_under.as_deref().map(fail_under).transpose()?;
     if !args.compare.is_empty() {
         let comparison = Comparison::read(&args.compare)?;
@@ -103,9 +100,9 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let (model, file) = args.model.as_deref().zip(args.file.as_deref()).expect("clap asks for both");
     let reading = &args.reading;
     let mut table = Table::read(file, &reading.columns(args.label_column.as_deref()))?;
-    let (precision, tokens) = (reading.precision, reading.max_batch_tokens);
+    let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
     let mut classifier = Classifier::open(&hub::model(model)?, device, precision, tokens, args.batch_size)?;
-    let max_length = classifier.source.max_length(reading.max_length)?;
+    let max_length = classifier.source.max_length(args.run.max_length)?;
     let names = classifier.source.config.labels.clone();
     let mut ids = std::mem::take(&mut table.ids);
     let data = table.into_dataset(&names)?;

@@ -1,0 +1,88 @@
+//! The commands of the program: what is typed becomes a call of one of these, and its result an exit code.
+
+pub mod embed;
+pub mod evaluate;
+pub mod predict;
+pub mod push;
+pub mod serve;
+pub mod train;
+
+use std::ffi::OsString;
+use std::panic::UnwindSafe;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use clap::{Arg, Command, value_parser};
+
+use crate::console::complain;
+use crate::error::{Kind, Result};
+use crate::flags;
+use crate::train::recipe;
+
+/// A command: its name, its flags for the overview, and what runs it on its words.
+type Entry = (&'static str, fn() -> Command, fn(Vec<OsString>) -> Result<()>);
+
+const COMMANDS: [Entry; 6] = [
+    ("train", flags::command::<crate::train::args::Args>, train),
+    ("predict", flags::command::<predict::Args>, |words| flags::parse(words)?.map_or(Ok(()), predict::run)),
+    ("evaluate", flags::command::<evaluate::Args>, |words| flags::parse(words)?.map_or(Ok(()), evaluate::run)),
+    ("embed", flags::command::<embed::Args>, |words| flags::parse(words)?.map_or(Ok(()), embed::run)),
+    ("serve", flags::command::<serve::Args>, |words| flags::parse(words)?.map_or(Ok(()), serve::run)),
+    ("push", flags::command::<push::Args>, |words| flags::parse(words)?.map_or(Ok(()), push::run)),
+];
+
+/// `warpfit COMMAND [FLAGS]`
+pub fn warpfit(words: Vec<OsString>) -> Result<()> {
+    // The flags are the command's own business, --help among them.
+    let rest = || {
+        let words = Arg::new("flags").num_args(0..).value_parser(value_parser!(OsString));
+        words.allow_hyphen_values(true).trailing_var_arg(true)
+    };
+    let listed = COMMANDS.map(|(name, command, _)| {
+        let about = command().get_about().cloned().unwrap_or_default();
+        Command::new(name).about(about).disable_help_flag(true).arg(rest())
+    });
+    let program = Command::new("warpfit")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Fine-tune BERT-family encoders for text classification, and use them")
+        .after_help("warpfit COMMAND --help describes the flags of a command.")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommands(listed);
+    let Some(matches) = flags::matches(&program, words)? else { return Ok(()) };
+    let (chosen, matches) = matches.subcommand().expect("clap requires one");
+    let (name, _, run) = COMMANDS.into_iter().find(|(name, ..)| *name == chosen).expect("clap knows their names");
+    let flags = matches.get_many::<OsString>("flags").into_iter().flatten().cloned();
+    run([format!("warpfit {name}").into()].into_iter().chain(flags).collect())
+}
+
+/// `train [FLAGS]`
+pub fn train(words: Vec<OsString>) -> Result<()> {
+    recipe::parse(words)?.map_or(Ok(()), train::run)
+}
+
+/// The body of a program: prints an error of `main` as one line, and gives the exit code.
+pub fn exit(main: impl FnOnce() -> Result<()> + UnwindSafe) -> ExitCode {
+    // Printed only where nothing catches the panic.
+    static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
+    std::panic::set_hook(Box::new(|info| {
+        let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+        let text = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
+        let line = format!("error: `{at}`: internal error ({text}); please report it with this line");
+        LAST_PANIC.lock().map(|mut last| *last = line).unwrap_or_default();
+    }));
+    match std::panic::catch_unwind(main) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            if error.kind != Kind::BrokenPipe {
+                complain(format!("error: {error}"));
+            }
+            ExitCode::from(error.kind as u8)
+        }
+        Err(_) => {
+            complain(LAST_PANIC.lock().map(|last| last.clone()).unwrap_or_default());
+            ExitCode::from(Kind::Unusable as u8)
+        }
+    }
+}

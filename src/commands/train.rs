@@ -1,0 +1,64 @@
+//! Fine-tunes a classifier, or without arguments trains a small one on the bundled sample.
+
+use crate::classifier::Classifier;
+use crate::console::{be_quiet, note, print};
+use crate::data::cache;
+use crate::error::Result;
+use crate::hub::push::Target;
+use crate::metrics::{argmax, softmax};
+use crate::report::log::{Count, duration, rate};
+use crate::sample;
+use crate::train::args::Args;
+use crate::train::trainer::train;
+
+pub fn run(args: Args) -> Result<()> {
+    if args.quiet {
+        be_quiet();
+    }
+    let on_sample = args.recipe.as_deref() == Some("sample");
+    if on_sample {
+        note("recipe sample: a small DistilBERT from scratch on 2,000 bundled film reviews");
+        sample::unpack(sample::FOLDER.as_ref())?;
+    }
+    let hub = args.push_to_hub.as_deref().map(Target::check).transpose()?;
+    let settings = args.settings()?;
+    let Some(outcome) = train(&settings, cache::folder().as_deref())? else { return Ok(()) };
+
+    let took = duration(std::time::Duration::from_secs_f64(outcome.seconds));
+    let updates = rate(outcome.updates as f64 / outcome.seconds);
+    print(format!(
+        "trained     {} updates in {took} ({updates}/s), mean loss {:.4}",
+        Count(outcome.updates as u64),
+        outcome.train_loss
+    ))?;
+    if let Some(evaluation) = &outcome.evaluation {
+        print(format!("validation  {}", evaluation.metrics.summary()))?;
+    }
+    if let Some(test) = &outcome.test {
+        print(format!("test        {}", test.metrics.summary()))?;
+    }
+    let out = settings.output_dir.display();
+    print(format!("saved       {out}"))?;
+    if let Some(hub) = hub {
+        print(format!("published   {}", hub.push(&settings.output_dir)?))?;
+    }
+    if on_sample {
+        let mut classifier =
+            Classifier::open(&settings.output_dir, settings.device, settings.precision, 2048, sample::SENTENCES.len())?;
+        let length = classifier.source.max_length(None)?;
+        let encoded = classifier.source.tokenizer()?.encode(&sample::SENTENCES, length, &|_| ())?;
+        let logits = classifier.logits(&encoded, |_, _| ())?;
+        print("")?;
+        for (text, logits) in sample::SENTENCES.iter().zip(logits.chunks(classifier.source.config.classes())) {
+            let class = argmax(logits);
+            print(format!("{:<9} {:.3}  {text}", classifier.source.config.labels[class], softmax(logits)[class]))?;
+        }
+        print(format!(
+            "\nThis model is small and saw 2,000 reviews. For a real one, give a pre-trained model and your own file:\n  \
+             cargo run --release -- --model distilbert/distilbert-base-uncased --train-file reviews.csv --validation-split 0.1\n\
+             To classify with the one just trained:\n  \
+             cargo run --release --bin warpfit -- predict --model {out} --text \"What a film!\""
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Command-line flags: how they are parsed, their value types, and the groups that several commands share.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, Command, Parser};
+
+use crate::console::print;
+use crate::data::dataset::Options;
+use crate::device::{Device, Precision};
+use crate::error::{Error, Result};
+
+/// Parses the words of a command line, the name of the program first. `None` where help or the version was asked for, which is
+/// then printed.
+pub fn parse<A: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Option<A>> {
+    Ok(matches(&command::<A>(), words)?.map(|matches| A::from_arg_matches(&matches).expect("clap has checked the values")))
+}
+
+/// The flags of a command. Every `--kebab-case` flag is also known by its Hugging Face `--snake_case` name.
+pub fn command<A: Parser>() -> Command {
+    A::command().mut_args(|arg| {
+        // Otherwise -1 would be an unknown flag, and not a value out of range.
+        let arg = arg.allow_negative_numbers(true);
+        match arg.get_long() {
+            Some(long) if long.contains('-') => {
+                let snake = long.replace('-', "_");
+                arg.alias(snake)
+            }
+            _ => arg,
+        }
+    })
+}
+
+/// The values by flag; `None` as of [`parse`].
+pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> Result<Option<ArgMatches>> {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let name = words.first().and_then(|word| Path::new(word).file_name()).unwrap_or_default().display().to_string();
+    match command.clone().try_get_matches_from(words) {
+        Ok(matches) => Ok(Some(matches)),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            print(error.render().to_string().trim_end())?;
+            Ok(None)
+        }
+        Err(error) => {
+            // The first paragraph is the fact; the usage that follows is also in --help.
+            let text = error.render().to_string();
+            let fact = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+            let fact = fact.split_whitespace().collect::<Vec<_>>().join(" ");
+            Err(Error::user(&name, fact, format!("see {name} --help")))
+        }
+    }
+}
+
+/// How a trained model runs.
+#[derive(Args)]
+pub struct RunArgs {
+    /// Truncate texts to this many tokens [default: the smallest of the tokenizer's limit, the model's positions and 512]
+    #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
+    pub max_length: Option<usize>,
+    /// Device: auto (the first GPU that opens, else the CPU), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Precision of activations and matrix products; the CPU has fp32 and bf16
+    #[arg(long, default_value = "fp32")]
+    pub precision: Precision,
+}
+
+impl RunArgs {
+    pub fn device(&self) -> Result<Device> {
+        self.device.parse()
+    }
+}
+
+/// How texts are read from files.
+#[derive(Args)]
+pub struct InputArgs {
+    /// Column or JSON key of the texts [default: found by its name]
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// CSV field delimiter [default: found in the file]
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+    /// Tokens of a batch, at most
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 8192)]
+    pub max_batch_tokens: usize,
+}
+
+impl InputArgs {
+    pub fn columns(&self, label_column: Option<&str>) -> Options {
+        Options { delimiter: self.delimiter, text_column: self.text_column.clone(), label_column: label_column.map(String::from) }
+    }
+}
+
+fn number(text: &str, holds: fn(f64) -> bool, what: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|&x: &f64| x.is_finite() && holds(x)).ok_or_else(|| format!("give {what}"))
+}
+
+pub fn positive(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x > 0.0, "a number above 0")
+}
+
+pub fn not_negative(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x >= 0.0, "a number, 0 or above")
+}
+
+pub fn unit(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| (0.0..1.0).contains(&x), "a number from 0 to below 1")
+}
+
+pub fn open_unit(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| x > 0.0 && x < 1.0, "a number between 0 and 1")
+}
+
+/// 1 or above.
+pub fn count(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0 && n <= u32::MAX as usize).ok_or_else(|| "give a whole number, 1 or above".to_string())
+}
+
+/// One ASCII character, or `\t`.
+pub fn delimiter(text: &str) -> std::result::Result<u8, String> {
+    match text.as_bytes() {
+        b"\\t" | b"tab" => Ok(b'\t'),
+        &[byte] if byte.is_ascii() && byte != b'"' => Ok(byte),
+        _ => Err("give one character, or tab".to_string()),
+    }
+}
