@@ -50,7 +50,6 @@
 //! 10. What stands on disk under a final name is complete.
 
 pub mod checkpoint;
-pub mod classifier;
 pub mod commands;
 pub mod console;
 pub mod cost;
@@ -58,11 +57,11 @@ pub mod cpu;
 pub mod cuda;
 pub mod data;
 pub mod device;
-pub mod embed;
 pub mod error;
 pub mod files;
 pub mod flags;
 pub mod hub;
+pub mod infer;
 pub mod metrics;
 pub mod model;
 pub mod ops;

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use warpfit::embed::pca::Pca;
-use warpfit::embed::probe::Probe;
-use warpfit::embed::tsne::{Neighbours, tsne};
+use warpfit::infer::pca::Pca;
+use warpfit::infer::probe::Probe;
+use warpfit::infer::tsne::{Neighbours, tsne};
 use warpfit::model::config::Config;
 use warpfit::model::plan::Use;
 use warpfit::model::{Hyper, Model};

@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
 use warpfit::data::tokenize::{Encoded, Tokenizer};
-use warpfit::embed::Pooling;
 use warpfit::error::{Error, Kind, Result};
-use warpfit::serve::engine::Wanted;
-use warpfit::serve::{Options, Served, listen, serve};
+use warpfit::infer::Output;
+use warpfit::infer::pooling::Pooling;
+use warpfit::serve::{Served, Serving, listen, serve};
 
 use crate::checkpoint::{save, tensors};
 use crate::cli::{PREDICT, path, program, run};
@@ -501,7 +501,7 @@ struct Fake {
 #[derive(Parser)]
 struct Flags {
     #[command(flatten)]
-    options: Options,
+    options: Serving,
 }
 
 /// How the ids of these words make the model fail.
@@ -532,7 +532,7 @@ impl Fake {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let [panics, breaks, not_finite] = [PANICS, BREAKS, NOT_FINITE].map(id);
         let thread = std::thread::spawn(move || {
-            let mut compute = |rows: &Encoded, wanted: &[Wanted]| {
+            let mut compute = |rows: &Encoded, wanted: &[Output]| {
                 let words: Vec<i32> = (0..rows.rows()).map(|row| rows.row(row).0).map(|ids| ids[ids.len() - 2]).collect();
                 let _ = begun.send(words.clone());
                 let _ = gate.recv(); // ends as the other end goes
@@ -541,9 +541,9 @@ impl Fake {
                     return Err(Error::new(Kind::Device, "cuda", "an illegal address", "start anew"));
                 }
                 let number = |word: i32| if word == not_finite { f32::NAN } else { word as f32 };
-                let answer = |(&word, &wanted): (&i32, &Wanted)| match wanted {
-                    Wanted::Logits => vec![0.0, number(word)],
-                    Wanted::Vector { normalize } => vec![number(word), f32::from(normalize), 0.5],
+                let answer = |(&word, &wanted): (&i32, &Output)| match wanted {
+                    Output::Logits => vec![0.0, number(word)],
+                    Output::Vector { normalize } => vec![number(word), f32::from(normalize), 0.5],
                 };
                 Ok(words.iter().zip(wanted).map(answer).collect())
             };

@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 use warpfit::checkpoint::weights::Weights;
-use warpfit::classifier::Classifier;
 use warpfit::data::dataset::{Options, Table};
 use warpfit::device::{Device, Precision};
+use warpfit::infer::Session;
 use warpfit::sample;
 use warpfit::train::args::{Args, Settings};
 use warpfit::train::trainer::{Outcome, train};
@@ -94,7 +94,7 @@ fn golden_trainer_runs_on(device: Device) {
 
         // The saved folder, opened anew.
         let golden_logits = Tensors::read(&format!("{case}/test_logits.safetensors"));
-        let mut classifier = Classifier::open(dir.path(), device, Precision::Fp32, 512, 8).unwrap();
+        let mut classifier = Session::classifier(dir.path(), device, Precision::Fp32, 512, 8).unwrap();
         let table = Table::read(&golden(case).join("test.csv"), &Options::default()).unwrap();
         let encoded = classifier.source.tokenizer().unwrap().encode(&table.texts, 64, &|_| ()).unwrap();
         let logits: Vec<f64> = classifier.logits(&encoded, |_, _| ()).unwrap().into_iter().map(f64::from).collect();
@@ -409,7 +409,7 @@ fn golden_minilm() {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     let (sentences, want) = (lines("sentences.jsonl"), lines("logits_head0.jsonl"));
-    let mut classifier = Classifier::open(Path::new(&folder), Device::Cpu, Precision::Fp32, 2048, 4).unwrap();
+    let mut classifier = Session::classifier(Path::new(&folder), Device::Cpu, Precision::Fp32, 2048, 4).unwrap();
     let texts: Vec<&str> = sentences.iter().map(|line| line["text"].as_str().unwrap()).collect();
     let encoded = classifier.source.tokenizer().unwrap().encode(&texts, 512, &|_| ()).unwrap();
     for (row, line) in sentences.iter().enumerate() {

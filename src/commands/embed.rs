@@ -11,14 +11,15 @@ use crate::data::dataset::{Dataset, Table, class_names};
 use crate::data::inputs::{self, Batches, Content, Input, LineFormat};
 use crate::data::loader::randperm;
 use crate::data::tokenize::Encoded;
-use crate::embed::probe::Probe;
-use crate::embed::projection::{self, Method, Projection};
-use crate::embed::{Embedder, Features, Pooling, npy};
 use crate::error::{Error, Result};
 use crate::files::same_file;
 use crate::files::{PartialFile, write_json};
 use crate::flags::{InputArgs, RunArgs, count};
 use crate::hub;
+use crate::infer::pooling::Pooling;
+use crate::infer::probe::Probe;
+use crate::infer::projection::{self, Method, Projection};
+use crate::infer::{Options, Session, npy};
 use crate::metrics::Metrics;
 use crate::report::log::{Count, Progress, table};
 use crate::train::data::encode;
@@ -90,6 +91,9 @@ pub struct Args {
     run: RunArgs,
 }
 
+/// Texts of a batch, at most.
+const BATCH: usize = 1024;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// NumPy's array file, (rows, dim), f32
@@ -113,29 +117,35 @@ pub fn run(args: Args) -> Result<()> {
     {
         return Err(Error::user("--output", "is the file of --input", "give another one"));
     }
-    let features = Features { layer: args.layer, pooling: args.pooling, normalize: args.normalize };
-    let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
-    let mut embedder = Embedder::open(&hub::model(&args.model)?, device, precision, tokens, features)?;
+    let options = Options {
+        device,
+        precision: args.run.precision,
+        tokens: reading.max_batch_tokens,
+        texts: BATCH,
+        layer: args.layer,
+        pooling: args.pooling,
+    };
+    let mut session = Session::open(&hub::model(&args.model)?, &options)?;
     let folder = args.output_dir.as_deref().map(|folder| RunDir::create(folder, true)).transpose()?;
     match (args.project, &folder) {
-        (Some(method), Some(folder)) => project(&args, method, &folder.path, &mut embedder),
-        _ if args.probe => probe(&args, folder.as_ref().map(|folder| folder.path.as_path()), &mut embedder),
-        _ => embed(&args, format, &mut embedder),
+        (Some(method), Some(folder)) => project(&args, method, &folder.path, &mut session),
+        _ if args.probe => probe(&args, folder.as_ref().map(|folder| folder.path.as_path()), &mut session),
+        _ => embed(&args, format, &mut session),
     }
 }
 
 /// The rows of --input or of standard input, without labels.
-fn batches(args: &Args, embedder: &Embedder) -> Result<Batches> {
+fn batches(args: &Args, session: &Session) -> Result<Batches> {
     let columns = args.reading.columns(None);
     match &args.input {
-        Some(file) => inputs::open(file, args.input_format, &columns, embedder.limits()),
+        Some(file) => inputs::open(file, args.input_format, &columns, session.limits()),
         None => {
             if std::io::stdin().is_terminal() {
                 note("type a text a line; Ctrl-D ends");
             }
             let line_format = args.input_format.unwrap_or(LineFormat::Text);
             let reader = BufReader::new(std::io::stdin());
-            Ok(inputs::lines(reader, "standard input", line_format, columns.text_column, embedder.limits()))
+            Ok(inputs::lines(reader, "standard input", line_format, columns.text_column, session.limits()))
         }
     }
 }
@@ -146,18 +156,18 @@ fn cut(texts: usize, max_length: usize) -> String {
 }
 
 /// JSON lines go out as they come; the other formats begin with the number of rows and are written at the end.
-fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
-    let max_length = embedder.source.max_length(args.run.max_length)?;
-    let batches = batches(args, embedder)?;
+fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
+    let max_length = session.source.max_length(args.run.max_length)?;
+    let batches = batches(args, session)?;
     let streamed = args.output.as_deref().filter(|_| format == Format::Jsonl);
     let mut lines = streamed.map(PartialFile::create).transpose()?;
     let progress = args.output.is_some().then(|| Progress::new("embedding", None, &["texts", "tokens"]));
-    let dim = embedder.dim();
+    let dim = session.dim();
     let (mut rows, mut truncated, mut vectors) = (0, 0, Vec::new());
     for batch in batches {
         let batch = batch?;
-        let encoded = embedder.source.encode(&batch, max_length)?;
-        let embedded = embedder.embed(&encoded, |texts, tokens| {
+        let encoded = session.source.encode(&batch, max_length)?;
+        let embedded = session.vectors(&encoded, args.normalize, |texts, tokens| {
             progress.iter().for_each(|progress| progress.add(&[texts as u64, tokens as u64]));
         })?;
         rows += batch.len();
@@ -191,9 +201,9 @@ fn embed(args: &Args, format: Format, embedder: &mut Embedder) -> Result<()> {
     Ok(())
 }
 
-fn project(args: &Args, method: Method, folder: &Path, embedder: &mut Embedder) -> Result<()> {
-    let max_length = embedder.source.max_length(args.run.max_length)?;
-    let (classes, mut inputs, mut labels) = labelled(args, embedder)?;
+fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) -> Result<()> {
+    let max_length = session.source.max_length(args.run.max_length)?;
+    let (classes, mut inputs, mut labels) = labelled(args, session)?;
     let of = inputs.len();
     if of > args.max_samples {
         let [most, all] = [args.max_samples, of].map(|texts| Count(texts as u64));
@@ -203,11 +213,11 @@ fn project(args: &Args, method: Method, folder: &Path, embedder: &mut Embedder) 
         drawn.sort_unstable();
         (inputs, labels) = drawn.into_iter().map(|row| (inputs[row as usize].clone(), labels[row as usize])).unzip();
     }
-    let encoded = embedder.source.encode(&inputs, max_length)?;
+    let encoded = session.source.encode(&inputs, max_length)?;
     let progress = Progress::new("embedding", encoded.rows() as u64, &["texts", "tokens"]);
-    let vectors = embedder.embed(&encoded, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
+    let vectors = session.vectors(&encoded, args.normalize, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
     progress.finish(&cut(encoded.truncated(), max_length));
-    let projection = Projection::of(method, &vectors, embedder.dim());
+    let projection = Projection::of(method, &vectors, session.dim());
 
     let layer = match args.layer {
         -1 => "last layer".to_string(),
@@ -230,9 +240,9 @@ fn project(args: &Args, method: Method, folder: &Path, embedder: &mut Embedder) 
 }
 
 /// The names of the classes, the rows to project, and their labels; without labels no names, and 0 for each row.
-fn labelled(args: &Args, embedder: &Embedder) -> Result<(Vec<String>, Vec<Input>, Vec<u32>)> {
+fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, Vec<u32>)> {
     let Some(file) = args.input.as_deref().filter(|_| args.input_format.is_none()) else {
-        let batches = batches(args, embedder)?.collect::<Result<Vec<_>>>()?;
+        let batches = batches(args, session)?.collect::<Result<Vec<_>>>()?;
         if batches.is_empty() {
             let place = args.input.as_deref().unwrap_or(Path::new("standard input"));
             return Err(Error::user(place.display(), "no rows", "give at least one"));
@@ -242,7 +252,7 @@ fn labelled(args: &Args, embedder: &Embedder) -> Result<(Vec<String>, Vec<Input>
         return Ok((Vec::new(), inputs, labels));
     };
     let mut table = Table::read(file, &args.reading.columns(args.label_column.as_deref()))?;
-    let config = &embedder.source.config;
+    let config = &session.source.config;
     let ids = std::mem::take(&mut table.ids);
     let (names, Dataset { texts, labels }) = match table.labels {
         Some(_) => {
@@ -266,17 +276,17 @@ fn features(args: &Args) -> Map<String, Value> {
     features.map(|(key, value)| (key.to_string(), value)).into_iter().collect()
 }
 
-fn probe(args: &Args, folder: Option<&Path>, embedder: &mut Embedder) -> Result<()> {
+fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()> {
     let files = args.train_file.as_deref().zip(args.test_file.as_deref()).expect("clap asks for both");
     let columns = args.reading.columns(args.label_column.as_deref());
     let (train, test) = (Table::read(files.0, &columns)?, Table::read(files.1, &columns)?);
-    let config = &embedder.source.config;
+    let config = &session.source.config;
     let names = class_names(&[&train, &test], config.labels_named.then_some(&config.labels))?;
-    let max_length = embedder.source.max_length(args.run.max_length)?;
+    let max_length = session.source.max_length(args.run.max_length)?;
     let [train, test] = [("training", train), ("test", test)].map(|(what, table)| -> Result<(Vec<f32>, Vec<u32>)> {
-        let encoded: Encoded = encode(what, table.into_dataset(&names)?, embedder.source.tokenizer()?, max_length)?;
+        let encoded: Encoded = encode(what, table.into_dataset(&names)?, session.source.tokenizer()?, max_length)?;
         let progress = Progress::new(&format!("embedding {what}"), encoded.rows() as u64, &["texts", "tokens"]);
-        let vectors = embedder.embed(&encoded, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
+        let vectors = session.vectors(&encoded, args.normalize, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
         progress.finish("");
         Ok((vectors, encoded.labels))
     });

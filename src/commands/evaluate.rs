@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::classifier::Classifier;
 use crate::console::print;
 use crate::data::dataset::Table;
 use crate::data::scored::Scored;
@@ -10,6 +9,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::flags::{InputArgs, RunArgs, count};
 use crate::hub;
+use crate::infer::Session;
 use crate::metrics::{Metrics, softmax};
 use crate::report::compare::Comparison;
 use crate::report::evaluation::Evaluated;
@@ -101,7 +101,7 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let reading = &args.reading;
     let mut table = Table::read(file, &reading.columns(args.label_column.as_deref()))?;
     let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
-    let mut classifier = Classifier::open(&hub::model(model)?, device, precision, tokens, args.batch_size)?;
+    let mut classifier = Session::classifier(&hub::model(model)?, device, precision, tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.run.max_length)?;
     let names = classifier.source.config.labels.clone();
     let mut ids = std::mem::take(&mut table.ids);

@@ -3,7 +3,6 @@
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
-use crate::classifier::Classifier;
 use crate::console::{note, print};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
@@ -11,6 +10,7 @@ use crate::files::PartialFile;
 use crate::files::same_file;
 use crate::flags::{InputArgs, RunArgs, count};
 use crate::hub;
+use crate::infer::Session;
 use crate::report::log::{Count, Progress};
 use crate::report::predictions::{Format, Lines, positive_class};
 use clap::Parser;
@@ -70,7 +70,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let reading = &args.reading;
     let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
-    let mut classifier = Classifier::open(&hub::model(&args.model)?, device, precision, tokens, args.batch_size)?;
+    let mut classifier = Session::classifier(&hub::model(&args.model)?, device, precision, tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.run.max_length)?;
     let labels = classifier.source.config.labels.clone();
     let stars = args.stars.then(|| positive_class(&labels)).transpose()?;

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::console::{check_interrupt, notice_interrupts, print};
+use crate::console::{check_interrupt, note, notice_interrupts, print};
 use crate::device::Precision;
-use crate::embed::Pooling;
 use crate::error::Result;
 use crate::flags::RunArgs;
 use crate::hub;
-use crate::serve::engine::Engine;
-use crate::serve::{Options, Served, listen, serve};
+use crate::infer::pooling::Pooling;
+use crate::infer::{Options, Session};
+use crate::serve::{Served, Serving, listen, serve};
 use clap::Parser;
 
 /// Serve a trained model over HTTP: a page at /, and the interface of text-embeddings-inference.
@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 3000)]
     port: u16,
     #[command(flatten)]
-    options: Options,
+    serving: Serving,
     /// States of a text that /embed takes; for mean the last layer runs on all tokens, for /predict too
     #[arg(long, value_enum, default_value_t = Pooling::Cls)]
     pooling: Pooling,
@@ -42,21 +42,34 @@ pub struct Args {
     run: RunArgs,
 }
 
+/// Texts of a batch, at most.
+const BATCH: usize = 1024;
+
 pub fn run(args: Args) -> Result<()> {
     let device = args.run.device()?;
     // Before the model, which takes longer.
     let listener = listen(&args.hostname, args.port)?;
-    let mut engine =
-        Engine::open(&hub::model(&args.model)?, device, args.run.precision, args.options.max_batch_tokens, args.pooling)?;
-    let max_length = engine.source.max_length(args.run.max_length)?;
-    engine.source.tokenizer()?.encode(&[""], max_length, &|_| ())?;
+    let options = Options {
+        device,
+        precision: args.run.precision,
+        tokens: args.serving.max_batch_tokens,
+        texts: BATCH,
+        layer: -1,
+        pooling: args.pooling,
+    };
+    let mut session = Session::open(&hub::model(&args.model)?, &options)?;
+    if !session.missing.is_empty() {
+        note(format!("{}: has no {}: it serves /embed, not /predict", args.model.display(), session.missing.join(", ")));
+    }
+    let max_length = session.source.max_length(args.run.max_length)?;
+    session.source.tokenizer()?.encode(&[""], max_length, &|_| ())?;
     let served = Served {
         name: args.model.display().to_string(),
-        source: engine.source.clone(),
+        source: session.source.clone(),
         max_length,
         dtype: if args.run.precision == Precision::Bf16 { "bfloat16" } else { "float32" },
         pooling: args.pooling,
-        classifies: engine.classifies,
+        classifies: session.missing.is_empty(),
     };
     notice_interrupts()?;
     if let Ok(address) = listener.local_addr() {
@@ -67,5 +80,5 @@ pub fn run(args: Args) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    serve(listener, served, &args.options, stop, &mut |rows, wanted| engine.compute(rows, wanted))
+    serve(listener, served, &args.serving, stop, &mut |rows, wanted| session.run(rows, wanted, |_, _| ()))
 }

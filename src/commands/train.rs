@@ -1,10 +1,10 @@
 //! Fine-tunes a classifier, or without arguments trains a small one on the bundled sample.
 
-use crate::classifier::Classifier;
 use crate::console::{be_quiet, note, print};
 use crate::data::cache;
 use crate::error::Result;
 use crate::hub::push::Target;
+use crate::infer::Session;
 use crate::metrics::{argmax, softmax};
 use crate::report::log::{Count, duration, rate};
 use crate::sample;
@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     if on_sample {
         let mut classifier =
-            Classifier::open(&settings.output_dir, settings.device, settings.precision, 2048, sample::SENTENCES.len())?;
+            Session::classifier(&settings.output_dir, settings.device, settings.precision, 2048, sample::SENTENCES.len())?;
         let length = classifier.source.max_length(None)?;
         let encoded = classifier.source.tokenizer()?.encode(&sample::SENTENCES, length, &|_| ())?;
         let logits = classifier.logits(&encoded, |_, _| ())?;

@@ -22,17 +22,17 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::engine::Wanted;
 use super::metrics::Metrics;
 use super::queue::{Place, Queue};
-use super::{Options, Served};
+use super::{Served, Serving};
 use crate::error::{Error, Kind};
+use crate::infer::Output;
 use crate::report::predictions::{positive_class, ranked};
 
 /// What every request sees.
 pub struct Service {
     pub served: Served,
-    pub options: Options,
+    pub options: Serving,
     /// How long the parts of a request may take to arrive.
     pub patience: Duration,
     pub cores: usize,
@@ -232,7 +232,7 @@ async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answ
         let error = "the model has no trained head: fine-tune it with train, or ask /embed";
         return Err(refusal(StatusCode::FAILED_DEPENDENCY, "backend", error));
     }
-    let (figures, rows) = compute(&service, request.inputs, request.truncate, Wanted::Logits).await?;
+    let (figures, rows) = compute(&service, request.inputs, request.truncate, Output::Logits).await?;
     let mut lists: Vec<_> = rows.iter().map(|logits| ranked(served.labels(), logits, request.raw_scores)).collect();
     let body = if one { Json(lists.remove(0)).into_response() } else { Json(lists).into_response() };
     Ok((figures, body).into_response())
@@ -248,17 +248,17 @@ struct Embed {
 
 /// A list of vectors, for one text too.
 async fn embed(State(service): Shared, Asked(request): Asked<Embed>) -> Answered {
-    let wanted = Wanted::Vector { normalize: request.normalize.unwrap_or(true) };
-    let (figures, vectors) = compute(&service, request.inputs, request.truncate, wanted).await?;
+    let output = Output::Vector { normalize: request.normalize.unwrap_or(true) };
+    let (figures, vectors) = compute(&service, request.inputs, request.truncate, output).await?;
     Ok((figures, Json(vectors)).into_response())
 }
 
-/// What is wanted of each text, and the figures of its making.
+/// The output of each text, and how it was made.
 async fn compute(
     service: &Arc<Service>,
     inputs: Inputs,
     truncate: Option<bool>,
-    wanted: Wanted,
+    output: Output,
 ) -> Answered<(HeaderMap, Vec<Vec<f32>>)> {
     let Service { options, queue, metrics, .. } = &**service;
     let start = Instant::now();
@@ -281,7 +281,7 @@ async fn compute(
     let tokenization = start.elapsed();
     let (tokens, cut) = (rows.ids.len(), rows.truncated());
     rows.offsets.windows(2).for_each(|row| metrics.input_length.observe((row[1] - row[0]) as f64));
-    let answer = queue.answer(place, rows, wanted).await?;
+    let answer = queue.answer(place, rows, output).await?;
     if answer.rows.iter().flatten().any(|x| !x.is_finite()) {
         let remedy = "the model is broken: go back to an earlier checkpoint";
         return Err(Error::new(Kind::Unusable, "model", "its answer is not finite", remedy).into());
@@ -378,7 +378,7 @@ async fn health(State(service): Shared) -> Answered<()> {
         |service: &Service| service.served.tokenizer().encode(&[""], service.served.max_length, &|_| ()).map_err(untokenised);
     let (rows, place) = in_background(&service, probe).await?;
     let unhealthy = |e: Error| refusal(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", e.to_string());
-    service.queue.answer(place, rows, Wanted::Logits).await.map(|_| ()).map_err(unhealthy)
+    service.queue.answer(place, rows, Output::Logits).await.map(|_| ()).map_err(unhealthy)
 }
 
 async fn metrics(State(service): Shared) -> impl IntoResponse {

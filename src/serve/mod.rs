@@ -2,7 +2,6 @@
 //! thread that calls [`serve`]; connections and tokenising have threads of their own.
 
 mod api;
-pub mod engine;
 mod metrics;
 mod queue;
 
@@ -23,15 +22,15 @@ use tokio::time::sleep;
 
 use crate::checkpoint::model_dir::ModelDir;
 use crate::data::tokenize::Tokenizer;
-use crate::embed::Pooling;
 use crate::error::{Error, Kind, Result};
 use crate::flags::count;
+use crate::infer::pooling::Pooling;
 use api::Service;
 use metrics::Metrics;
 use queue::Compute;
 
 #[derive(Args, Clone, Debug)]
-pub struct Options {
+pub struct Serving {
     /// Requests at a time; what comes beyond is refused with 429
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 512)]
     pub max_concurrent_requests: usize,
@@ -100,7 +99,7 @@ pub fn listen(hostname: &str, port: u16) -> Result<TcpListener> {
 pub fn serve(
     listener: TcpListener,
     served: Served,
-    options: &Options,
+    options: &Serving,
     stop: impl Future<Output = ()> + Send + 'static,
     compute: Compute,
 ) -> Result<()> {

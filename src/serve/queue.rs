@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::engine::Wanted;
 use super::metrics::Metrics;
 use crate::console::note;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
+use crate::infer::Output;
 
 /// The requests' end.
 pub struct Queue {
@@ -40,7 +40,7 @@ pub struct Place {
 /// The rows of one request, until the model has them.
 struct Entry {
     rows: Encoded,
-    wanted: Wanted,
+    output: Output,
     since: Instant,
     answer: oneshot::Sender<Result<Answer>>,
     /// Not the request's, which may be gone: what waits is bounded all the same.
@@ -48,7 +48,7 @@ struct Entry {
 }
 
 pub struct Answer {
-    /// What was wanted of each row.
+    /// The output of each row.
     pub rows: Vec<Vec<f32>>,
     /// From the request's end of tokenising to the start of its batch.
     pub queued: Duration,
@@ -71,15 +71,15 @@ impl Queue {
         self.places.clone().try_acquire_owned().ok().map(|permit| Place { _permit: permit })
     }
 
-    /// What is wanted of `rows`. Rows whose caller no longer waits are not computed.
+    /// The output of `rows`. Rows whose caller no longer waits are not computed.
     ///
     /// # Errors
     /// The device's, and a panic of the model.
-    pub async fn answer(&self, place: Place, rows: Encoded, wanted: Wanted) -> Result<Answer> {
+    pub async fn answer(&self, place: Place, rows: Encoded, output: Output) -> Result<Answer> {
         let (answer, answered) = oneshot::channel();
         let gone = || Error::new(Kind::Device, "model", "has stopped", "start the server anew");
         self.metrics.queue_size.inc();
-        let entry = Entry { rows, wanted, since: Instant::now(), answer, _place: place };
+        let entry = Entry { rows, output, since: Instant::now(), answer, _place: place };
         self.entries.send(entry).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
@@ -90,8 +90,8 @@ impl Queue {
     }
 }
 
-/// Makes of each row what is wanted of it.
-pub type Compute<'a> = &'a mut dyn FnMut(&Encoded, &[Wanted]) -> Result<Vec<Vec<f32>>>;
+/// Computes the output asked for of each row.
+pub type Compute<'a> = &'a mut dyn FnMut(&Encoded, &[Output]) -> Result<Vec<Vec<f32>>>;
 
 impl Batches {
     /// Answers until the queue's other end is gone.
@@ -131,15 +131,15 @@ impl Batches {
 
     fn answer(&self, batch: Vec<Entry>, compute: Compute) {
         let start = Instant::now();
-        let (mut rows, mut wanted) = (Encoded::default(), Vec::new());
+        let (mut rows, mut outputs) = (Encoded::default(), Vec::new());
         for entry in &batch {
             (0..entry.rows.rows()).for_each(|row| rows.append_row(&entry.rows, row));
-            wanted.resize(rows.rows(), entry.wanted);
+            outputs.resize(rows.rows(), entry.output);
         }
         // A panic leaves nothing behind but scratch memory, which the next batch overwrites.
-        let computed = catch_unwind(AssertUnwindSafe(|| compute(&rows, &wanted))).unwrap_or_else(|panic| {
+        let computed = catch_unwind(AssertUnwindSafe(|| compute(&rows, &outputs))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            let fact = format!("a broken invariant of warpfit ({})", text.unwrap_or("no message"));
+            let fact = format!("internal error ({})", text.unwrap_or("no message"));
             Err(Error::new(Kind::Unusable, "model", fact, "please report it with this line"))
         });
         self.well.store(computed.is_ok(), Ordering::Relaxed);

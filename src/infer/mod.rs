@@ -1,0 +1,224 @@
+//! A trained model opened for inference: what `predict`, `evaluate`, `embed` and `serve` run.
+
+pub mod npy;
+pub mod pca;
+pub mod pooling;
+pub mod probe;
+pub mod projection;
+pub mod tsne;
+
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use crate::checkpoint::model_dir::ModelDir;
+use crate::console::note;
+use crate::data::inputs::{Batches, Input, Limits};
+use crate::data::tokenize::Encoded;
+use crate::device::{Device, Opened, Precision};
+use crate::error::{Error, Kind, Result};
+use crate::model::config::Config;
+use crate::model::plan::Use;
+use crate::model::{Hyper, Model};
+use crate::ops::Rows;
+use pooling::Pooling;
+
+/// How a model is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub device: Device,
+    pub precision: Precision,
+    /// Tokens and texts of a batch, at most; one text always fits.
+    pub tokens: usize,
+    pub texts: usize,
+    /// The layer whose states become vectors: 0 for the embeddings, 1 for the first layer, -1 for the last, counted from the
+    /// end. The layers behind it are not laid out.
+    pub layer: i64,
+    /// With [`Pooling::Cls`] the last layer runs on the [CLS] rows alone.
+    pub pooling: Pooling,
+}
+
+/// What is computed of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// (classes)
+    Logits,
+    /// (dim), scaled to length 1 with `normalize`.
+    Vector { normalize: bool },
+}
+
+/// The classification of one text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// (classes), finite
+    pub logits: Vec<f32>,
+    /// Tokens that the model read, special ones included.
+    pub tokens: usize,
+    /// Whether the text was longer.
+    pub truncated: bool,
+}
+
+pub struct Session {
+    pub source: Arc<ModelDir>,
+    /// Parameters of the head that the folder does not have.
+    pub missing: Vec<String>,
+    pooling: Pooling,
+    model: Model,
+}
+
+impl Session {
+    /// Opens a model folder. A base model has no trained head, but vectors.
+    ///
+    /// # Errors
+    /// What is wrong with the folder or the device; a layer that the model does not have.
+    pub fn open(path: &Path, options: &Options) -> Result<Session> {
+        let Options { device, precision, pooling, .. } = *options;
+        let source = ModelDir::read(path)?;
+        let most = source.config.layers as i64;
+        let layer = if options.layer < 0 { options.layer + most + 1 } else { options.layer };
+        if !(0..=most).contains(&layer) {
+            let fact = format!("{} is not among the model's {most} layers", options.layer);
+            return Err(Error::user("--layer", fact, format!("give 0 (the embeddings) to {most}, or -1 for the last")));
+        }
+        let config = Config { layers: layer as usize, ..source.config.clone() };
+        // The embeddings have no layer to prune.
+        let last_rows = if pooling == Pooling::Cls && layer > 0 { Rows::Seqs } else { Rows::Tokens };
+        let tokens = options.tokens.max(config.positions);
+        let seqs = options.texts.min(tokens); // a text has at least one token
+        let Opened { backend, arithmetic, notes } = device.open(precision)?;
+        let what_for = Use { train: false, last_rows, tokens, seqs, arithmetic };
+        let mut model = Model::new(&config, what_for, Hyper::default(), backend)?;
+        let missing = source.load_weights(&mut model, 0)?;
+        notes.into_iter().for_each(note);
+        Ok(Session { source: Arc::new(source), missing, pooling, model })
+    }
+
+    /// Opens a model folder to classify.
+    ///
+    /// # Errors
+    /// Those of [`Session::open`]; a folder without a trained head.
+    pub fn classifier(path: &Path, device: Device, precision: Precision, tokens: usize, texts: usize) -> Result<Session> {
+        let session = Session::open(path, &Options { device, precision, tokens, texts, layer: -1, pooling: Pooling::Cls })?;
+        if !session.missing.is_empty() {
+            let fact = format!("has no {}: it is not a trained classifier", session.missing.join(", "));
+            return Err(Error::user(path.display(), fact, "fine-tune it first with train"));
+        }
+        Ok(session)
+    }
+
+    /// Elements of a vector.
+    pub fn dim(&self) -> usize {
+        self.source.config.dim
+    }
+
+    /// The token ids that the model takes.
+    pub fn limits(&self) -> Limits {
+        let config = &self.source.config;
+        Limits { vocab: config.vocab, positions: config.positions, types: config.types }
+    }
+
+    /// The output asked for of each row, in order. `done` is called with the texts and tokens of each batch.
+    pub fn run(&mut self, rows: &Encoded, outputs: &[Output], mut done: impl FnMut(usize, usize)) -> Result<Vec<Vec<f32>>> {
+        let Use { tokens, seqs, last_rows, .. } = self.model.plan.what_for;
+        let (dim, classes) = (self.source.config.dim, self.source.config.classes());
+        let (mut results, mut outputs) = (Vec::with_capacity(rows.rows()), outputs);
+        for batch in rows.batches(tokens, seqs) {
+            let of_batch = outputs.split_off(..batch.seqs()).expect("one for each row");
+            let classifies = of_batch.contains(&Output::Logits);
+            let embeds = of_batch.iter().any(|output| *output != Output::Logits);
+            let logits = if classifies { self.model.infer(&batch)? } else { Vec::new() };
+            let hidden = match (embeds, classifies) {
+                (false, _) => Vec::new(),
+                (true, true) => self.model.last(&batch)?,
+                (true, false) => self.model.hidden(&batch)?,
+            };
+            for (row, (ends, output)) in batch.cu_seqlens.windows(2).zip(of_batch).enumerate() {
+                let states = match last_rows {
+                    Rows::Seqs => row..row + 1,
+                    Rows::Tokens => ends[0] as usize..ends[1] as usize,
+                };
+                results.push(match *output {
+                    Output::Logits => logits[row * classes..][..classes].iter().map(|&x| x as f32).collect(),
+                    Output::Vector { normalize } => {
+                        self.pooling.vector(&hidden[states.start * dim..states.end * dim], dim, normalize)
+                    }
+                });
+            }
+            done(batch.seqs(), batch.rows());
+        }
+        Ok(results)
+    }
+
+    /// The logits of every row, (rows, classes), in order.
+    pub fn logits(&mut self, rows: &Encoded, done: impl FnMut(usize, usize)) -> Result<Vec<f32>> {
+        Ok(self.run(rows, &vec![Output::Logits; rows.rows()], done)?.concat())
+    }
+
+    /// The vector of every row, (rows, dim), in order.
+    ///
+    /// # Errors
+    /// A vector that is not finite.
+    pub fn vectors(&mut self, rows: &Encoded, normalize: bool, done: impl FnMut(usize, usize)) -> Result<Vec<f32>> {
+        let vectors = self.run(rows, &vec![Output::Vector { normalize }; rows.rows()], done)?;
+        match vectors.iter().position(|vector| vector.iter().any(|x| !x.is_finite())) {
+            None => Ok(vectors.concat()),
+            Some(row) => {
+                let fact = format!("the vector of row {} of these is not finite", row + 1);
+                Err(Error::new(Kind::Unusable, self.source.path.display(), fact, "the model is broken: fetch it again"))
+            }
+        }
+    }
+
+    /// A prediction for every input, in order. Texts are truncated to `max_length` tokens; token ids are taken as they are.
+    ///
+    /// # Errors
+    /// A text for a folder without a tokenizer; logits that are not finite.
+    pub fn predict(&mut self, inputs: &[Input], max_length: usize) -> Result<Vec<Prediction>> {
+        let encoded = self.source.encode(inputs, max_length)?;
+        self.classify(inputs, &encoded)
+    }
+
+    /// A prediction for every row of `batches`, in order. The next rows are read and tokenised while the model runs; `each`
+    /// is called with every batch once it is done. Memory holds a few batches.
+    ///
+    /// # Errors
+    /// Those of [`Session::predict`], of `batches` and of `each`, after all that comes before.
+    pub fn predict_all(
+        &mut self,
+        batches: Batches,
+        max_length: usize,
+        mut each: impl FnMut(&[Input], &[Prediction]) -> Result<()>,
+    ) -> Result<()> {
+        let (source, (send, receive)) = (self.source.clone(), sync_channel(1));
+        // Not a scoped thread: after an error nobody waits for the next line of a slow stream.
+        let reader = thread::spawn(move || {
+            let encode = |inputs: Vec<Input>| source.encode(&inputs, max_length).map(|encoded| (inputs, encoded));
+            for batch in batches {
+                if send.send(batch.and_then(encode)).is_err() {
+                    return; // nobody listens any more
+                }
+            }
+        });
+        for batch in receive {
+            let (inputs, encoded) = batch?;
+            each(&inputs, &self.classify(&inputs, &encoded)?)?;
+        }
+        reader.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok(())
+    }
+
+    fn classify(&mut self, inputs: &[Input], encoded: &Encoded) -> Result<Vec<Prediction>> {
+        let logits = self.run(encoded, &vec![Output::Logits; inputs.len()], |_, _| ())?;
+        let rows = inputs.iter().zip(logits).enumerate();
+        rows.map(|(row, (input, logits))| {
+            if logits.iter().any(|logit| !logit.is_finite()) {
+                let remedy = "the model is broken: go back to an earlier checkpoint";
+                return Err(Error::new(Kind::Unusable, &input.place, "the logits are not finite", remedy));
+            }
+            Ok(Prediction { logits, tokens: encoded.row(row).0.len(), truncated: encoded.cut[row] })
+        })
+        .collect()
+    }
+}

@@ -1,0 +1,39 @@
+//! One vector per text, from the hidden states of its tokens.
+
+use clap::ValueEnum;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Pooling {
+    /// The state of [CLS]
+    Cls,
+    /// The mean over all tokens, [CLS] and [SEP] included
+    Mean,
+}
+
+impl Pooling {
+    /// A text's states, (rows, dim), as its vector, (dim); scaled to length 1 where it is to be normalised.
+    pub fn vector(self, states: &[f64], dim: usize, normalized: bool) -> Vec<f32> {
+        let mut vector = match self {
+            Pooling::Cls => states[..dim].to_vec(),
+            Pooling::Mean => mean(states, dim),
+        };
+        if normalized {
+            normalize(&mut vector);
+        }
+        vector.into_iter().map(|x| x as f32).collect()
+    }
+}
+
+/// The mean of rows, (dim).
+fn mean(rows: &[f64], dim: usize) -> Vec<f64> {
+    let count = (rows.len() / dim) as f64;
+    (0..dim).map(|column| rows[column..].iter().step_by(dim).sum::<f64>() / count).collect()
+}
+
+/// To length 1; zeros stay.
+fn normalize(vector: &mut [f64]) {
+    let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
+    if length > 0.0 {
+        vector.iter_mut().for_each(|x| *x /= length);
+    }
+}
