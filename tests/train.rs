@@ -13,7 +13,8 @@ use warpfit::device::{Device, Precision};
 use warpfit::infer::Session;
 use warpfit::sample;
 use warpfit::train::args::{Args, Settings};
-use warpfit::train::trainer::{Outcome, train};
+use warpfit::train::results::Outcome;
+use warpfit::train::trainer::train;
 
 use crate::cli::{TRAIN, program};
 use crate::fixtures::*;

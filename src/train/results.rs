@@ -1,0 +1,112 @@
+//! The end of a run: the best model, the last evaluations, and the files of results under the names of Hugging Face's Trainer.
+
+use serde_json::{Map, Value, json};
+
+use super::args::Cadence;
+use super::card::model_card;
+use super::evaluate::{Evaluation, check};
+use super::trainer::Trainer;
+use crate::console::note;
+use crate::error::Result;
+use crate::files::{write_file, write_json};
+use crate::report::curves;
+
+/// The result of a finished run.
+pub struct Outcome {
+    /// Mean loss over all updates.
+    pub train_loss: f64,
+    /// Of the model that was saved, on the validation data.
+    pub evaluation: Option<Evaluation>,
+    pub test: Option<Evaluation>,
+    /// Of the training loop.
+    pub seconds: f64,
+    pub updates: usize,
+}
+
+impl Trainer<'_> {
+    /// trainer_state.json, with the keys of Hugging Face's Trainer.
+    pub(super) fn trainer_state(&self) -> Value {
+        let best = self.best_evaluation();
+        let saved = self.best.as_ref().is_some_and(|best| best.saved);
+        let checkpoint = best.filter(|_| saved).map(|(step, _)| self.run.checkpoint_path(step));
+        let steps = |cadence| match cadence {
+            Cadence::Steps(n) => n,
+            _ => 500,
+        };
+        json!({
+            "best_global_step": best.map(|(step, _)| step),
+            "best_metric": best.map(|(_, value)| value),
+            "best_model_checkpoint": checkpoint.map(|path| path.display().to_string()),
+            "epoch": self.epoch(),
+            "eval_steps": steps(self.settings.eval),
+            "global_step": self.state.step,
+            "is_hyper_param_search": false,
+            "is_local_process_zero": true,
+            "is_world_process_zero": true,
+            "log_history": self.log,
+            "logging_steps": self.settings.logging_steps,
+            "max_steps": self.schedule.total,
+            "num_train_epochs": self.schedule.total.div_ceil(self.updates_per_epoch),
+            "save_steps": steps(self.settings.save),
+            "train_batch_size": self.settings.batch_size,
+        })
+    }
+
+    /// Loads the best model, evaluates what is left to evaluate, and writes all results.
+    pub(super) fn finish(mut self, seconds: f64) -> Result<Outcome> {
+        let (rows, updates) = (self.data.train.rows(), self.state.step);
+        let train_loss = self.state.loss_sum / updates as f64;
+        let mut train = Map::from_iter([
+            ("epoch".to_string(), json!(self.epoch())),
+            ("train_loss".to_string(), json!(train_loss)),
+            ("train_runtime".to_string(), json!(seconds)),
+            ("train_samples".to_string(), json!(rows)),
+            ("train_samples_per_second".to_string(), json!(self.epoch() * rows as f64 / seconds)),
+            ("train_steps_per_second".to_string(), json!(updates as f64 / seconds)),
+        ]);
+        self.log_entry(train.clone())?;
+
+        let mut evaluation = self.evaluated.take().filter(|(step, _)| *step == updates).map(|(_, evaluation)| evaluation);
+        if let Some(best) = self.best.take_if(|best| !best.weights.is_empty()) {
+            self.model.write_all(self.model.plan.params, &best.weights)?;
+            let (step, value) = self.best_evaluation().expect("there is a best model");
+            note(format!("kept: the model of update {step}, {} {value:.4}", self.settings.metric_for_best_model.name()));
+            evaluation = best.evaluation.clone();
+            self.best = Some(best);
+        }
+        self.source.write(&self.run.path, &mut self.model)?;
+        if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
+            evaluation = Some(self.run_over(&data, "evaluating")?);
+        }
+        let test = self.data.test.clone().map(|data| self.run_over(&data, "testing")).transpose()?;
+
+        let path = |name: &str| self.run.path.join(name);
+        write_json(&path("train_results.json"), &json!(train))?;
+        for (prefix, found, data) in [("eval", &evaluation, &self.data.validation), ("test", &test, &self.data.test)] {
+            if let (Some(found), Some(data)) = (found, data) {
+                let mut results = found.log_entry(prefix);
+                results.insert(format!("{prefix}_samples"), json!(data.rows()));
+                write_json(&path(&format!("{prefix}_results.json")), &json!(results))?;
+                train.extend(results);
+            }
+        }
+        write_json(&path("all_results.json"), &json!(train))?;
+        write_json(&path("trainer_state.json"), &self.trainer_state())?;
+        curves::write(&self.run.path, &self.log)?;
+        write_json(&path("training_args.json"), &json!(self.settings))?;
+        let shown = test.as_ref().or(evaluation.as_ref());
+        write_file(
+            &path("README.md"),
+            model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown).as_bytes(),
+        )?;
+
+        let outcome = Outcome { train_loss, evaluation, test, seconds, updates };
+        match self.settings.fail_under {
+            Some((metric, bound)) => {
+                let shown = outcome.test.as_ref().or(outcome.evaluation.as_ref());
+                check(shown.map(|evaluation| &evaluation.metrics), metric, bound).map(|()| outcome)
+            }
+            None => Ok(outcome),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! From settings to a trainer that is ready to run: the device, the model folder, the data, the memory, the weights.
+
+use std::path::Path;
+
+use super::args::{ClassWeights, ReportTo, Settings};
+use super::data::Data;
+use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
+use super::state::{self, RunState};
+use super::trainer::Trainer;
+use crate::checkpoint::model_dir::ModelDir;
+use crate::checkpoint::run_dir::RunDir;
+use crate::console::note;
+use crate::data::tokenize::Encoded;
+use crate::device::Opened;
+use crate::error::{Error, Result};
+use crate::hub;
+use crate::model::config::Config;
+use crate::model::plan::{Plan, Use};
+use crate::model::{Hyper, Model};
+use crate::ops::Rows;
+use crate::profile::{Ceilings, Profile};
+use crate::report::log::Count;
+use crate::report::tensorboard::Events;
+
+/// A run that was read and checked, before it takes any memory of the device.
+pub struct Setup<'a> {
+    settings: &'a Settings,
+    device: Opened,
+    source: ModelDir,
+    data: Data,
+    config: Config,
+    class_weights: Vec<f64>,
+    what_for: Use,
+    schedule: Schedule,
+    updates_per_epoch: usize,
+}
+
+impl<'a> Setup<'a> {
+    /// Tokenised texts are kept in the folder `cache`, if any.
+    pub fn read(settings: &'a Settings, cache: Option<&Path>) -> Result<Setup<'a>> {
+        let device = settings.device.open(settings.precision)?;
+        let source = ModelDir::read(&hub::model(&settings.model)?)?;
+        let max_length = source.max_length(settings.max_length)?;
+        let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
+        let config = (source.config.clone())
+            .with_labels(data.names.clone())?
+            .with_dropout(settings.dropout.map(|p| p as f32), settings.classifier_dropout.map(|p| p as f32))?;
+        let class_weights = class_weights(settings, &data)?;
+
+        let (tokens, seqs) = largest_batch(settings, &data);
+        let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, arithmetic: device.arithmetic };
+        let batches = data.train.rows().div_ceil(settings.batch_size);
+        let updates_per_epoch = updates_per_epoch(batches, settings.gradient_accumulation_steps);
+        let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
+        let warmup = warmup_updates(settings.warmup_steps, total)?;
+        let schedule = Schedule { kind: settings.lr_scheduler_type, base_lr: settings.learning_rate, warmup, total };
+        Ok(Setup { settings, device, source, data, config, class_weights, what_for, schedule, updates_per_epoch })
+    }
+
+    /// What would run, and the memory that it would take.
+    pub fn summary(&self) -> String {
+        let plan = Plan::new(&self.config, self.what_for);
+        let [parameters, rows, tokens] =
+            [plan.parameters(), self.data.train.rows(), self.what_for.tokens].map(|count| Count(count as u64));
+        let updates = self.schedule.total;
+        format!("{parameters} parameters, {rows} rows to train on, batches of at most {tokens} tokens, {updates} updates\n{plan}")
+    }
+
+    /// Takes the memory, sets the weights, makes the output folder, and goes back to a checkpoint where that is asked for.
+    pub fn trainer(self) -> Result<Trainer<'a>> {
+        let Setup { settings, device, source, data, config, class_weights, what_for, schedule, updates_per_epoch } = self;
+        let Opened { backend, arithmetic, notes } = device;
+        notes.into_iter().for_each(note);
+        let (backend, profile) = match settings.profile {
+            None => (backend, None),
+            Some(updates) => {
+                let mut other = settings.device.open(settings.precision)?.backend;
+                let ceilings = Ceilings::measure(other.as_mut(), arithmetic)?;
+                let (backend, profile) = Profile::of(backend, updates);
+                (backend, Some((profile, ceilings)))
+            }
+        };
+        let mut model = Model::new(&config, what_for, hyperparameters(settings), backend)?;
+        model.set_class_weights(&class_weights)?;
+        set_weights(&mut model, settings, &source, &config)?;
+        let resumes = settings.resume_from_checkpoint.is_some();
+        let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir || resumes)?;
+        let mut trainer = Trainer {
+            state: RunState::new(settings, &data.train),
+            settings,
+            source,
+            data,
+            model,
+            class_weights,
+            schedule,
+            updates_per_epoch,
+            run,
+            log: Vec::new(),
+            events: None,
+            evaluated: None,
+            best: None,
+            profile,
+        };
+        if let Some(asked) = &settings.resume_from_checkpoint {
+            trainer.resume(&state::checkpoint(asked, &trainer.run)?)?;
+        }
+        if settings.report_to.contains(&ReportTo::Tensorboard) {
+            trainer.events = Some(Events::open(&trainer.run.path, resumes.then_some(trainer.state.step))?);
+        }
+        Ok(trainer)
+    }
+}
+
+fn class_weights(settings: &Settings, data: &Data) -> Result<Vec<f64>> {
+    match &settings.class_weights {
+        None => Ok(vec![1.0; data.names.len()]),
+        Some(ClassWeights::Balanced) => Ok(data.balanced_weights()),
+        Some(ClassWeights::Given(weights)) if weights.len() == data.names.len() => Ok(weights.clone()),
+        Some(ClassWeights::Given(weights)) => {
+            let fact = format!("{} weights for the {} classes {}", weights.len(), data.names.len(), data.names.join(", "));
+            Err(Error::user("--class-weights", fact, "give one number per class, in this order"))
+        }
+    }
+}
+
+/// Tokens and rows of a batch, at most. An evaluation keeps to the tokens of a training batch, which needs far more memory for
+/// each.
+fn largest_batch(settings: &Settings, data: &Data) -> (usize, usize) {
+    let longest = |rows: &Encoded, batch: usize| {
+        let mut lengths: Vec<usize> = rows.offsets.windows(2).map(|row| row[1] - row[0]).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.truncate(batch);
+        (lengths.iter().sum::<usize>(), lengths.len())
+    };
+    let (mut tokens, mut seqs) = longest(&data.train, settings.batch_size);
+    for rows in [&data.validation, &data.test].into_iter().flatten() {
+        (tokens, seqs) = (tokens.max(longest(rows, 1).0), seqs.max(settings.eval_batch_size.min(rows.rows())));
+    }
+    (tokens, seqs)
+}
+
+fn hyperparameters(settings: &Settings) -> Hyper {
+    Hyper {
+        label_smoothing: settings.label_smoothing_factor as f32,
+        weight_decay: settings.weight_decay,
+        beta1: settings.adam_beta1,
+        beta2: settings.adam_beta2,
+        eps: settings.adam_epsilon,
+        max_grad_norm: settings.max_grad_norm,
+    }
+}
+
+/// The weights of the model folder; those that it does not have are drawn from the seed.
+fn set_weights(model: &mut Model, settings: &Settings, source: &ModelDir, config: &Config) -> Result<()> {
+    let parameters = Count(model.plan.parameters() as u64);
+    if settings.from_scratch {
+        let std = config.initializer_range;
+        let values: Vec<_> = model.plan.slots.iter().map(|slot| slot.param.initialise(settings.seed, std)).collect();
+        model.write_all(model.plan.params, &values)?;
+        note(format!("model: {parameters} parameters, all drawn from seed {}", settings.seed));
+        return Ok(());
+    }
+    let drawn = source.load_weights(model, settings.seed)?;
+    note(format!("model: {parameters} parameters from {}", source.path.display()));
+    if !drawn.is_empty() {
+        note(format!("model: the folder has no {}; drawn from seed {}", drawn.join(", "), settings.seed));
+    }
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! The state of a run: what a checkpoint holds beside the model, so that resuming is bit-identical to an uninterrupted run. The
+//! weights and moments are tensors; row order, dropout and schedule follow from the step alone.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use twox_hash::XxHash64;
+
+use super::args::{ReportTo, Settings};
+use super::trainer::{BestModel, Trainer};
+use crate::checkpoint::model_dir::{read_tensors, write_tensors};
+use crate::checkpoint::run_dir::RunDir;
+use crate::checkpoint::weights;
+use crate::console::note;
+use crate::data::tokenize::Encoded;
+use crate::error::{Error, Result};
+use crate::files::write_json;
+use crate::model::Model;
+use crate::model::config::Config;
+use crate::ops::{Status, View};
+use crate::report::log::Count;
+
+/// The state between two micro-batches; state.json of a checkpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunState {
+    /// Updates done.
+    pub step: usize,
+    /// Micro-batches done of the update under way; their gradients are in gradients.safetensors. 0 unless interrupted.
+    pub micro_batch: usize,
+    /// The status block when this was saved; null for what is not finite.
+    pub status: [Option<f64>; Status::LEN],
+    /// The evaluation that follows this step is not done yet.
+    pub evaluation_due: bool,
+    /// Summed loss of all updates.
+    pub loss_sum: f64,
+    /// Evaluations in a row that were not the best.
+    #[serde(rename = "stale")]
+    pub evals_without_improvement: usize,
+    /// The best evaluation's step, and its value of the metric where that is defined.
+    pub best: Option<(usize, Option<f64>)>,
+    /// What must be the same when the run goes on.
+    #[serde(rename = "run")]
+    pub fingerprint: Value,
+}
+
+impl RunState {
+    /// Of a run that has not begun.
+    pub fn new(settings: &Settings, train: &Encoded) -> RunState {
+        RunState {
+            step: 0,
+            micro_batch: 0,
+            status: [Some(0.0); Status::LEN],
+            evaluation_due: false,
+            loss_sum: 0.0,
+            evals_without_improvement: 0,
+            best: None,
+            fingerprint: fingerprint(settings, train),
+        }
+    }
+
+    /// Reads the state of a checkpoint that belongs to the run of `fingerprint`, of a model with this config.
+    ///
+    /// # Errors
+    /// No such checkpoint, or one of a run or a model that differs, with the first difference named.
+    fn read(checkpoint: &Path, fingerprint: &Value, config: &Config) -> Result<RunState> {
+        let path = checkpoint.join("state.json");
+        let json = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let state: RunState = serde_json::from_slice(&json)
+            .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "give another checkpoint"))?;
+        let [was, is] = [&Config::read(&checkpoint.join("config.json"))?, config]
+            .map(|config| serde_json::from_str(&config.to_json()).expect("JSON of our own"));
+        for (was, is) in [(&state.fingerprint, fingerprint), (&was, &is)] {
+            let Some((key, is)) = is.as_object().into_iter().flatten().find(|(key, is)| was[*key] != **is) else { continue };
+            let fact = match key.as_str() {
+                "data" => "was made with other training data, another tokenizer or another --max-length".to_string(),
+                _ => format!("was made with {key} {}, this run has {is}", was[key]),
+            };
+            return Err(Error::user(checkpoint.display(), fact, "go on with the same, or start anew"));
+        }
+        Ok(state)
+    }
+}
+
+/// What must be the same when a run goes on.
+fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
+    let hash = |bytes: &[u8], seed| XxHash64::oneshot(seed, bytes);
+    let data = hash(bytemuck::cast_slice(&train.ids), hash(bytemuck::cast_slice(&train.labels), train.rows() as u64));
+    json!({
+        "data": format!("{data:016x}"),
+        "batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "precision": settings.precision,
+        "seed": settings.seed,
+        "shuffle": settings.shuffle,
+    })
+}
+
+/// The checkpoint that `--resume-from-checkpoint` means.
+pub fn checkpoint(asked: &Path, run: &RunDir) -> Result<PathBuf> {
+    if asked.as_os_str() != "newest" {
+        return Ok(asked.into());
+    }
+    match run.checkpoints()?.last() {
+        Some(&step) => Ok(run.checkpoint_path(step)),
+        None => {
+            Err(Error::user(run.path.display(), "there is no checkpoint in this folder", "leave out --resume-from-checkpoint"))
+        }
+    }
+}
+
+/// The optimizer's state, as a checkpoint names it.
+fn moments(model: &Model) -> [(&'static str, View); 2] {
+    [("m.", model.plan.m), ("v.", model.plan.v)]
+}
+
+impl Trainer<'_> {
+    /// Writes a checkpoint.
+    pub(super) fn save(&mut self) -> Result<PathBuf> {
+        let (trainer_state, settings) = (self.trainer_state(), json!(self.settings));
+        self.state.status = self.model.status()?.to_array().map(|x| Some(x).filter(|x| x.is_finite()));
+        let (run, source, model, state) = (&self.run, &self.source, &mut self.model, &self.state);
+        // Best weights that no checkpoint holds travel with this one.
+        let unsaved = self.best.as_ref().filter(|best| !best.saved && !best.weights.is_empty());
+        let path = run.checkpoint(state.step, |folder| {
+            source.write(folder, model)?;
+            write_tensors(&folder.join("optimizer.safetensors"), model, &moments(model))?;
+            if state.micro_batch > 0 {
+                write_tensors(&folder.join("gradients.safetensors"), model, &[("", model.plan.grads)])?;
+            }
+            if let Some(best) = unsaved {
+                let slots = &model.plan.slots;
+                let tensors: Vec<_> = slots.iter().map(|slot| (&slot.param.name, &slot.param.shape)).collect();
+                let copy = |i: usize, out: &mut [f32]| {
+                    out.copy_from_slice(&best.weights[i]);
+                    Ok(())
+                };
+                weights::write(&folder.join("best.safetensors"), &tensors, copy)?;
+            }
+            write_json(&folder.join("state.json"), &json!(state))?;
+            write_json(&folder.join("trainer_state.json"), &trainer_state)?;
+            write_json(&folder.join("training_args.json"), &settings)
+        })?;
+        if let Some(limit) = self.settings.save_total_limit {
+            self.run.rotate(limit, self.state.best.map(|(step, _)| step))?;
+        }
+        Ok(path)
+    }
+
+    /// Goes back to the state of a checkpoint.
+    pub(super) fn resume(&mut self, checkpoint: &Path) -> Result<()> {
+        self.state = RunState::read(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
+        let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
+        // Of no use where the best model is not loaded at the end.
+        self.state.best = self.state.best.filter(|_| self.settings.load_best_model_at_end);
+        if let Some((step, _)) = self.state.best {
+            let homes = [self.run.checkpoint_path(step).join("model.safetensors"), checkpoint.join("best.safetensors")];
+            let Some((home, path)) = homes.iter().enumerate().find(|(_, path)| path.exists()) else {
+                let fact = format!("the weights of the best evaluation, of update {step}, are gone");
+                return Err(Error::user(homes[0].display(), fact, "pass --load-best-model-at-end false, or start anew"));
+            };
+            read_tensors(path, &mut self.model, &params)?;
+            let weights = self.model.read_all(self.model.plan.params)?;
+            self.best = Some(BestModel { evaluation: None, weights, saved: home == 0 });
+        }
+        read_tensors(&checkpoint.join("model.safetensors"), &mut self.model, &params)?;
+        read_tensors(&checkpoint.join("optimizer.safetensors"), &mut self.model, &moments)?;
+        if self.state.micro_batch > 0 {
+            let grads = [("", self.model.plan.grads)];
+            read_tensors(&checkpoint.join("gradients.safetensors"), &mut self.model, &grads)?;
+        }
+        self.model.set_status(&Status::from_slice(&self.state.status.map(|x| x.unwrap_or(f64::NAN))))?;
+
+        let path = checkpoint.join("trainer_state.json");
+        let saved = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let saved: Value = serde_json::from_slice(&saved)
+            .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "give another checkpoint"))?;
+        self.log = saved["log_history"].as_array().cloned().unwrap_or_default();
+        if self.settings.report_to.contains(&ReportTo::Jsonl) {
+            self.run.restart_log(&self.log)?;
+        }
+        note(format!("resumed: {} of {} updates are done", Count(self.state.step as u64), Count(self.schedule.total as u64)));
+        Ok(())
+    }
+}
