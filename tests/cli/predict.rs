@@ -1,0 +1,258 @@
+//! `predict`: what it reads and writes, and its flags.
+
+use crate::fixtures::golden;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+use super::*;
+
+#[test]
+fn predictions_are_those_of_hugging_face() {
+    let dir = TempDir::new().unwrap();
+    for (expected, max_length) in [("text/expected.jsonl", "48"), ("text/expected_max16.jsonl", "16")] {
+        let wanted = json_lines(&golden(expected));
+        // The texts, and the ids that Hugging Face made of them; with and without a tokenizer.
+        let no_tokenizer = copy("text/hf");
+        fs::remove_file(no_tokenizer.path().join("tokenizer.json")).unwrap();
+        let (texts, ids) = (golden("text/texts.jsonl"), golden(expected));
+        for (model, input) in [(golden("text/hf"), &texts), (golden("text/hf"), &ids), (no_tokenizer.path().into(), &ids)] {
+            let over = |more: &[&str]| {
+                let output = dir.path().join("out.jsonl");
+                let args =
+                    ["--model", path(&model), "--input", path(input), "--output", path(&output), "--max-length", max_length];
+                let ran = ran(PREDICT, &[&args, more].concat()).done();
+                assert_eq!(ran.out, "");
+                json_lines(&output)
+            };
+            // Small batches, and all at once.
+            let (one, all) = (over(&["--batch-size", "3"]), over(&["--top-k", "0"]));
+            let raw = over(&["--top-k", "2", "--raw-scores"]);
+            assert_eq!((one.len(), all.len(), raw.len()), (wanted.len(), wanted.len(), wanted.len()));
+            for (((wanted, one), all), raw) in wanted.iter().zip(&one).zip(&all).zip(&raw) {
+                assert_eq!(Vec::from_iter(one.as_object().unwrap().keys()), ["id", "label", "score", "tokens", "truncated"]);
+                assert_eq!(Vec::from_iter(all.as_object().unwrap().keys()), ["id", "scores", "tokens", "truncated"]);
+                let tokens = wanted["input_ids"].as_array().unwrap().len();
+                assert_eq!((&one["id"], &one["label"]), (&wanted["id"], &wanted["label"]));
+                assert_eq!(one["tokens"], tokens);
+                let close = |a: &Value, b: &Value, tolerance: f64| {
+                    assert!((a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < tolerance, "{a}, not {b}, for {wanted}");
+                };
+                close(&one["score"], &wanted["score"], 2e-5);
+                assert_eq!(all["scores"][0]["label"], wanted["label"], "highest first");
+                for (scores, key, tolerance) in [(&all["scores"], "probs", 2e-5), (&raw["scores"], "logits", 5e-5)] {
+                    for scored in scores.as_array().unwrap() {
+                        let class = usize::from(scored["label"] == "POSITIVE");
+                        close(&scored["score"], &wanted[key][class], tolerance);
+                    }
+                }
+            }
+            let cut = one.iter().filter(|row| row["truncated"] == true).count();
+            let longer = |row: &Value| row["input_ids"].as_array().unwrap().len() > max_length.parse().unwrap();
+            let longer = if max_length == "16" {
+                json_lines(&golden("text/expected.jsonl")).iter().filter(|row| longer(row)).count()
+            } else {
+                3
+            };
+            assert_eq!(cut, if input == &texts { longer } else { 0 });
+        }
+    }
+}
+
+#[test]
+fn predict_takes_what_is_typed() {
+    let rows = predict(&["The movie was great!", "-1"]).done().json();
+    assert_eq!((&rows[0]["id"], &rows[0]["label"], &rows[1]["id"]), (&json!(0), &json!("NEGATIVE"), &json!(1)));
+    assert_eq!(rows, predict(&["--text", "The movie was great!", "--text", "-1"]).done().json());
+
+    // Hugging Face's pipeline on texts 0 and 7, as a table and for people.
+    let texts = json_lines(&golden("text/texts.jsonl"));
+    let (short, long) = (texts[0]["text"].as_str().unwrap(), texts[7]["text"].as_str().unwrap());
+    let lines = |more: &[&str]| {
+        let ran = predict(&[more, &["--stars", short, long]].concat()).done();
+        ran.out.lines().map(String::from).collect::<Vec<String>>()
+    };
+    let csv = lines(&["--format", "csv", "--top-k", "0"]);
+    assert_eq!(csv.len(), 5);
+    assert_eq!(csv[0], "id,label,score,tokens,truncated,stars");
+    assert!(csv[1].starts_with("0,NEGATIVE,0.548") && csv[1].ends_with(",7,false,5"), "{}", csv[1]);
+    assert!(csv[2].starts_with("0,POSITIVE,0.451") && csv[2].ends_with(",7,false,5"), "{}", csv[2]);
+    assert!(csv[3].starts_with("1,POSITIVE,0.602") && csv[3].ends_with(",48,true,6"), "{}", csv[3]);
+    let text = lines(&["--format", "text"]);
+    assert_eq!(text[0], format!("NEGATIVE 0.5482   5/10  {short}"));
+    assert!(text[1].starts_with("POSITIVE 0.60") && text[1].contains("   6/10  the film was good and") && text[1].len() < 250);
+}
+
+#[test]
+fn predict_answers_each_line_of_a_stream_before_the_next_one_comes() {
+    // From another folder, with a relative path.
+    let model = golden("text/hf");
+    let mut command = program(PREDICT);
+    command.current_dir(model.parent().unwrap()).args(["--model", "hf", "--input-format", "jsonl", "--device", "cpu"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (sender, answers) = mpsc::channel();
+    let reader = std::thread::spawn(move || BufReader::new(stdout).lines().for_each(|line| sender.send(line.unwrap()).unwrap()));
+    let ids = [json!("a"), json!(7), json!({"k": [1, null]}), Value::Null];
+    for id in &ids {
+        writeln!(stdin, "{}", json!({"id": id, "text": "good"})).unwrap();
+        let answer = answers.recv_timeout(Duration::from_secs(60)).expect("an answer while the stream is open");
+        assert_eq!(&serde_json::from_str::<Value>(&answer).unwrap()["id"], id);
+    }
+    // What stands before a line that is wrong is answered.
+    stdin.write_all(b"{\"text\": \"bad\"}\n\n{\"input_ids\": [2, 3]}\n{\"input_ids\": []}\n{\"text\": \"lost\"}\n").unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    reader.join().unwrap();
+    let left: Vec<Value> = answers.iter().map(|line| serde_json::from_str(&line).unwrap()).collect();
+    assert_eq!(left.iter().map(|row| row["id"].clone()).collect::<Vec<_>>(), [json!(4), json!(5)]);
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), err.as_str()),
+        (Some(2), "error: `standard input:8`: input_ids is empty; give at least [CLS] and [SEP]\n")
+    );
+}
+
+#[test]
+fn predict_reads_every_kind_of_file() {
+    let dir = TempDir::new().unwrap();
+    let texts = ["plain", "with, comma", "", "gut 😀"];
+    let labels = |rows: &[Value]| rows.iter().map(|row| (row["label"].clone(), row["tokens"].clone())).collect::<Vec<_>>();
+    let wanted = labels(&predict(&texts).done().json());
+    for (name, content, ids) in [
+        ("a.txt", "\u{feff}plain\r\nwith, comma\r\n\r\ngut 😀", json!([0, 1, 2, 3])),
+        ("b.csv", "text\nplain\n\"with, comma\"\n\"\"\ngut 😀\n", json!([0, 1, 2, 3])),
+        ("c.csv", "id,body\n7,plain\nx,\"with, comma\"\n,\n-1,gut 😀\n", json!([7, "x", "", -1])),
+        ("d.tsv", "label\ttext\nyes\tplain\nno\twith, comma\n\t\n\tgut 😀\n", json!([0, 1, 2, 3])),
+        (
+            "e.jsonl",
+            "{\"sentence\": \"plain\", \"id\": 0.5}\n{\"sentence\": \"with, comma\"}\n\n{\"sentence\": \"\"}\n{\"sentence\": \"gut 😀\"}\n",
+            json!([0.5, 1, 2, 3]),
+        ),
+        (
+            "f.json",
+            "[{\"id\": \"a\", \"text\": \"plain\"}, {\"text\": \"with, comma\", \"id\": 1},\n{\"id\": 2, \"text\": \"\"}, {\"text\": \"gut 😀\"}]",
+            json!(["a", 1, 2, null]),
+        ),
+        ("g.ft", "__label__1 plain\n__label__1 with, comma\n__label__2\n__label__2 gut 😀\n", json!([0, 1, 2, 3])),
+    ] {
+        let file = dir.path().join(name);
+        fs::write(&file, content).unwrap();
+        let rows = predict(&["--input", path(&file)]).done().json();
+        assert_eq!(labels(&rows), wanted, "{name}");
+        assert_eq!(Value::from_iter(rows.iter().map(|row| row["id"].clone())), ids, "{name}");
+    }
+    let sample = golden("../../src/sample/validation.parquet");
+    assert_eq!(predict(&["--input", path(&sample)]).done().out.lines().count(), 500);
+    // Token types, for a model that has them and no tokenizer; DistilBERT does not look at them.
+    let segments = dir.path().join("segments.jsonl");
+    let over = |model: &Path, types: Value| {
+        let row = |types: &Value| json!({"input_ids": [2, 9, 3, 9, 3], "token_type_ids": types}).to_string() + "\n";
+        fs::write(&segments, row(&Value::Null) + &row(&types)).unwrap();
+        ran(PREDICT, &["--model", path(model), "--input", path(&segments)])
+    };
+    let scores = |ran: Ran| ran.done().json().iter().map(|row| row["score"].clone()).collect::<Vec<_>>();
+    let bert = scores(over(&golden("bert-a/hf"), json!([0, 0, 0, 1, 1])));
+    assert_ne!(bert[0], bert[1]);
+    over(&golden("bert-a/hf"), json!([0, 0, 0, 1, 2])).failed(2, "segments.jsonl:2`: the token type 2 is beyond the model's 2");
+    let distilbert = scores(over(&golden("text/hf"), json!([0, 0, 0, 1, 9])));
+    assert_eq!(distilbert[0], distilbert[1]);
+    // Both at once: the ids win.
+    let both = dir.path().join("both.jsonl");
+    fs::write(&both, "{\"text\": \"good good good\", \"input_ids\": [2, 3]}\n{\"text\": \"good\", \"input_ids\": null}\n")
+        .unwrap();
+    let rows = predict(&["--input", path(&both)]).done().json();
+    assert_eq!((&rows[0]["tokens"], &rows[1]["tokens"]), (&json!(2), &json!(3)));
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
+    let model = golden("text/hf");
+    let mut command = program(PREDICT);
+    command
+        .args(["--model", path(&model), "--device", "cpu"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let mut stdin = child.stdin.take().unwrap();
+    // It leaves in its turn, and this pipe breaks too.
+    while stdin.write_all(b"good\n").is_ok() {}
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
+
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = program(PREDICT).args(["--model", path(&model), "--device", "cpu", "good"]).stdout(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("error: `standard output`: "));
+    predict(&["--output", "/dev/full", "good"]).failed(2, "`/dev/full`: ");
+    // Nobody needs to be reading what is said on the way.
+    let out = TempDir::new().unwrap();
+    let (hf, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let args = ["--model", path(&hf), "--train-file", path(&file), "--output-dir", path(out.path()), "--max-steps", "1"];
+    let status = program(TRAIN).args(args).env("WARPFIT_CACHE", "").stdout(Stdio::null()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert!(out.path().join("model.safetensors").exists());
+}
+
+#[test]
+fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
+    let (model, file) = (golden("text/hf"), golden("train/test.csv"));
+    let (model, file) = (path(&model), path(&file));
+    let dir = TempDir::new().unwrap();
+    let scored = |content: &str| {
+        let file = dir.path().join("p.jsonl");
+        fs::write(&file, content).unwrap();
+        ran(EVALUATE, &["--predictions", path(&file)])
+    };
+    assert_none([
+        ran(PREDICT, &[]).fault(2, "--model <DIR_OR_ID>"),
+        ran(PREDICT, &["--model", "nowhere", "x"]).fault(2, "`nowhere`: there is no such folder here, nor a model in the cache"),
+        ran(PREDICT, &["--model", "./nowhere", "x"]).fault(2, "`./nowhere`: no such folder"),
+        ran(PREDICT, &["--model", file, "x"]).fault(2, "test.csv`: is not a folder"),
+        predict(&["x", "--text", "y"]).fault(2, "cannot be used with"),
+        predict(&["x", "--input", file]).fault(2, "cannot be used with"),
+        predict(&["x", "--top-k", "-1"]).fault(2, "invalid value '-1' for '--top-k"),
+        predict(&["x", "--max-length", "49"]).fault(2, "49 is over the model's 48 positions"),
+        predict(&["x", "--max-length", "2"]).fault(2, "2 leaves no room for text"),
+        predict(&["x", "--format", "xml"]).fault(2, "invalid value 'xml'"),
+        predict(&["x", "--batch-size", "0"]).fault(2, "invalid value '0' for '--batch-size"),
+        predict(&["x", "--device", "cuda"]).fault(3, "`--device cuda`: "),
+        predict(&["--input", file, "--text-column", "nope"]).fault(2, "no column is named nope"),
+        ran_with(PREDICT, &["--model", model], b"one\ntwo\xff\n").fault(2, "`standard input:2`: not UTF-8"),
+        ran_with(PREDICT, &["--model", model], b"one\ntwo\0\n").fault(2, "`standard input:2`: a NUL byte"),
+        ran_with(PREDICT, &["--model", model, "--input-format", "jsonl"], b"good\n").fault(2, "`standard input:1`: "),
+        ran(EVALUATE, &["--model", model]).fault(2, "--file <FILE>"),
+        ran(EVALUATE, &["--file", file]).fault(2, "--model <DIR_OR_ID>"),
+        ran(EVALUATE, &["--model", model, "--file", file, "--predictions", "x"]).fault(2, "cannot be used with"),
+        ran(EVALUATE, &["--model", model, "--file", file, "--fail-under", "accuracy=1.1"]).fault(1, "accuracy is "),
+        ran(EVALUATE, &["--model", model, "--file", file, "--fail-under", "beauty=1"]).fault(2, "there is no metric `beauty`"),
+        ran(EVALUATE, &["--model", model, "--file", file, "--label-column", "text"]).fault(2, "cannot be both text and label"),
+        scored("").fault(2, "the file is empty"),
+        scored("{}").fault(2, "p.jsonl:1`: there is no list of scores"),
+        scored("{\"label\": \"POSITIVE\", \"score\": 0.9}").fault(2, "p.jsonl:1`: there is no list of scores"),
+        scored("{\"label\": 0, \"scores\": []}").fault(2, "p.jsonl:1`: the scores are neither numbers nor objects"),
+        scored("{\"label\": 0, \"scores\": [1]}").fault(2, "one class is no choice"),
+        scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"label\": 0, \"scores\": [1, 0, 0]}")
+            .fault(2, "p.jsonl:2`: 3 scores where"),
+        scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"label\": 2, \"scores\": [1, 0]}")
+            .fault(2, "p.jsonl:2`: the label 2 is out of range"),
+        scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"scores\": [1, 0]}").fault(2, "p.jsonl:2`: the label is missing"),
+        scored("{\"label\": 0, \"scores\": [1, null]}").fault(2, "p.jsonl:1`: "),
+        scored("{\"label\": 0, \"scores\": [1, NaN]}").fault(2, "p.jsonl:1`: "),
+        scored("{\"label\": \"a\", \"scores\": [1, 0]}").fault(2, "1 names among the labels, 2 scores a row"),
+        scored("{\"label\": \"c\", \"scores\": [{\"label\": \"a\", \"score\": 1}, {\"label\": \"b\", \"score\": 0}]}")
+            .fault(2, "p.jsonl:1`: the label \"c\" is none of the classes; the classes are a, b"),
+    ]);
+    // The labels of another data set.
+    let other = dir.path().join("other.csv");
+    fs::write(&other, "text,label\na,joy\n").unwrap();
+    ran(EVALUATE, &["--model", model, "--file", path(&other)])
+        .failed(2, "other.csv:2`: the label \"joy\" is none of the classes");
+}
