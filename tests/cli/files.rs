@@ -3,7 +3,6 @@
 use crate::fixtures::golden;
 use serde_json::json;
 use std::fs;
-use std::io::BufRead;
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
