@@ -13,8 +13,7 @@ use warpfit::device::{Device, Precision};
 use warpfit::infer::Session;
 use warpfit::sample;
 use warpfit::train::args::{Args, Settings};
-use warpfit::train::results::Outcome;
-use warpfit::train::trainer::train;
+use warpfit::train::{Outcome, train};
 
 use crate::cli::{TRAIN, program};
 use crate::fixtures::*;

@@ -12,7 +12,7 @@ use crate::hub;
 use crate::infer::Session;
 use crate::metrics::{Metrics, softmax};
 use crate::report::compare::Comparison;
-use crate::report::evaluation::Evaluated;
+use crate::report::evaluated::Evaluated;
 use crate::report::log::Progress;
 use crate::train::data::encode;
 use crate::train::evaluate::{check, cross_entropy, fail_under};

@@ -9,7 +9,7 @@ use crate::metrics::{argmax, softmax};
 use crate::report::log::{Count, duration, rate};
 use crate::sample;
 use crate::train::args::Args;
-use crate::train::trainer::train;
+use crate::train::train;
 
 pub fn run(args: Args) -> Result<()> {
     if args.quiet {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result};
 
-use super::device::failed;
+use super::error::failed;
 use super::kernels::Ptr;
 use crate::data::pack::PackedBatch;
 use crate::error::Result;

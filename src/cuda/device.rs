@@ -1,7 +1,6 @@
 //! Finding a GPU, and saying in one line why there is none.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::cublaslt;
@@ -9,9 +8,10 @@ use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
 
 use super::attention;
+use super::error::{describe, error, failed};
 use super::gemm::Gemm;
-use super::kernels::{ARCHS, Image, Kernels, Loader, NVCC};
-use crate::error::{Error, Kind, Result};
+use super::kernels::{Kernels, Loader, NVCC};
+use crate::error::Result;
 
 /// The GPUs opened so far. They stay open for the life of the process: cuBLASLt keeps state about a context that it would take
 /// for its successor's, and loading the kernels takes a while.
@@ -97,11 +97,6 @@ impl Gpu {
     }
 }
 
-fn error(index: usize, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
-    let place = if index == 0 { "--device cuda".into() } else { format!("--device cuda:{index}") };
-    Error::new(Kind::Device, place, fact, remedy)
-}
-
 /// The newest CUDA that the driver knows: 13.0 is (13, 0).
 fn driver_version() -> std::result::Result<(u32, u32), DriverError> {
     let mut version = 0;
@@ -109,48 +104,4 @@ fn driver_version() -> std::result::Result<(u32, u32), DriverError> {
     unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
     let version = version as u32;
     Ok((version / 1000, version % 1000 / 10))
-}
-
-/// "CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered".
-pub fn describe(e: DriverError) -> String {
-    let text = |s: std::result::Result<&CStr, DriverError>| s.map_or("?".into(), |s| s.to_string_lossy().into_owned());
-    format!("{}: {}", text(e.error_name()), text(e.error_string()))
-}
-
-/// What to do where the memory of a GPU is used up.
-pub const OUT_OF_MEMORY: &str = "end what else uses the GPU, or lower --batch-size";
-
-/// A call of the driver that failed: `place` is the kernel or what was asked for. What ran before may be at fault: errors
-/// surface late, and after one the context is dead.
-pub fn failed(place: &str) -> impl Fn(DriverError) -> Error {
-    move |e| {
-        let remedy = match e.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => OUT_OF_MEMORY,
-            _ => "all that was on the GPU is lost: start again, a training run with --resume-from-checkpoint",
-        };
-        Error::new(Kind::Device, place, describe(e), remedy)
-    }
-}
-
-/// Why an image does not load.
-pub fn image_error(context: &CudaContext, image: &Image, e: DriverError) -> Error {
-    let index = context.ordinal();
-    if NVCC.is_none() {
-        let remedy = "install nvcc (README.md, \"nvcc\") and build again, or pass --device cpu";
-        return error(index, "this binary holds no GPU code: it was built without nvcc", remedy);
-    }
-    match (e.0, context.compute_capability()) {
-        // With machine code it asks for nothing newer.
-        (CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, Ok((major, minor))) => {
-            let fact = format!("this binary has no GPU code for sm_{major}{minor}, only for sm_{}", ARCHS.replace(' ', ", sm_"));
-            let remedy = match (major, minor) {
-                (..=6, _) | (7, ..=4) => {
-                    "the kernels need a GPU of compute capability 7.5 or more; pass --device cpu".to_string()
-                }
-                _ => format!("build with WARPFIT_CUDA_ARCHS={major}{minor}, or pass --device cpu"),
-            };
-            error(index, fact, remedy)
-        }
-        _ => error(index, format!("{}: {}", image.file, describe(e)), "see what nvidia-smi says, or pass --device cpu"),
-    }
 }

@@ -13,7 +13,7 @@ use cudarc::cublaslt::sys::{
 };
 
 use super::arena::SCRATCH;
-use super::device::OUT_OF_MEMORY;
+use super::error::OUT_OF_MEMORY;
 use super::kernels::Ptr;
 use super::{Cuda, linear};
 use crate::error::{Error, Kind, Result};
@@ -210,7 +210,7 @@ fn by_cublas(cuda: &Cuda, p: &Product) -> Result<()> {
     .map_err(|e| {
         let place = format!("product of ({}, {}) and ({}, {}) by cuBLASLt", p.m, p.k, p.k, p.n);
         // What ran before may be at fault.
-        cuda.stream().synchronize().map_or_else(super::device::failed(&place), |()| failed(&place, e))
+        cuda.stream().synchronize().map_or_else(super::error::failed(&place), |()| failed(&place, e))
     })
 }
 

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, sys};
+use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;
 
-use super::device::{failed, image_error};
+use super::error::{describe, error, failed};
 use crate::error::{Error, Kind, Result};
 use crate::ops::DType;
 
@@ -114,6 +115,29 @@ impl Loader {
     fn kernel<A>(&self, name: &'static str, threads: u32) -> Result<Kernel<A>> {
         let function = self.functions[name].clone();
         Ok(Kernel { name, function, threads, arguments: PhantomData })
+    }
+}
+
+/// Why an image does not load.
+fn image_error(context: &CudaContext, image: &Image, e: DriverError) -> Error {
+    let index = context.ordinal();
+    if NVCC.is_none() {
+        let remedy = "install nvcc (README.md, \"nvcc\") and build again, or pass --device cpu";
+        return error(index, "this binary holds no GPU code: it was built without nvcc", remedy);
+    }
+    match (e.0, context.compute_capability()) {
+        // With machine code it asks for nothing newer.
+        (CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, Ok((major, minor))) => {
+            let fact = format!("this binary has no GPU code for sm_{major}{minor}, only for sm_{}", ARCHS.replace(' ', ", sm_"));
+            let remedy = match (major, minor) {
+                (..=6, _) | (7, ..=4) => {
+                    "the kernels need a GPU of compute capability 7.5 or more; pass --device cpu".to_string()
+                }
+                _ => format!("build with WARPFIT_CUDA_ARCHS={major}{minor}, or pass --device cpu"),
+            };
+            error(index, fact, remedy)
+        }
+        _ => error(index, format!("{}: {}", image.file, describe(e)), "see what nvidia-smi says, or pass --device cpu"),
     }
 }
 

@@ -9,6 +9,7 @@ mod columns;
 mod device;
 mod dropout;
 mod embed;
+mod error;
 mod gemm;
 mod kernels;
 mod linear;
@@ -25,7 +26,8 @@ use crate::error::{Error, Kind, Result};
 use crate::ops::*;
 use crate::random::{step_key, threshold};
 use arena::Arena;
-use device::{Gpu, failed};
+use device::Gpu;
+use error::failed;
 use kernels::{Drop, Kernel, Kernels, Ptr};
 
 pub use arena::OVERHEAD;

@@ -5,54 +5,17 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::evaluated::Evaluated;
 use super::page;
 use super::plot::{Axis, Plot, Series, Shape, bars, matrix};
-use crate::data::scored::Scored;
 use crate::error::{Error, Result};
 use crate::files::{PartialFile, write_file, write_json};
-use crate::metrics::{Metrics, Tenth, calibration};
-
-/// What was found of each row of a labelled file.
-pub struct Evaluated {
-    pub scored: Scored,
-    /// (rows)
-    pub losses: Vec<f64>,
-    pub metrics: Metrics,
-    /// Texts and their lengths in tokens, (rows); both empty where no model was run.
-    pub texts: Vec<String>,
-    pub tokens: Vec<usize>,
-}
+use crate::metrics::{Tenth, calibration};
 
 /// Curves of more classes than this are not told apart.
 const MOST_CURVES: usize = 8;
 
 impl Evaluated {
-    pub fn rows(&self) -> usize {
-        self.losses.len()
-    }
-
-    /// Rows, (classes) scores each.
-    pub fn scores(&self, row: usize) -> &[f64] {
-        let classes = self.scored.names.len();
-        &self.scored.scores[row * classes..][..classes]
-    }
-
-    /// Names of the class that a row has, and of the one that it was given.
-    pub fn classes(&self, row: usize) -> [&str; 2] {
-        [self.scored.labels[row] as usize, self.metrics.pred[row]].map(|class| self.scored.names[class].as_str())
-    }
-
-    pub fn is_right(&self, row: usize) -> bool {
-        self.metrics.pred[row] == self.scored.labels[row] as usize
-    }
-
-    /// Rows by falling loss; of equals the first one.
-    pub fn by_loss(&self) -> Vec<usize> {
-        let mut rows: Vec<usize> = (0..self.rows()).collect();
-        rows.sort_by(|&a, &b| self.losses[b].total_cmp(&self.losses[a]));
-        rows
-    }
-
     /// Writes the report into `folder`, which is made if need be. `title` heads the page.
     pub fn write(&self, folder: &Path, title: &str) -> Result<()> {
         let plots = folder.join("plots");

@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod curves;
 mod density;
+pub mod evaluated;
 pub mod evaluation;
 pub mod log;
 pub mod page;

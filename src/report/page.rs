@@ -1,7 +1,7 @@
 //! Pages of HTML that need no other file: styles, script and plots within. They are whole without the script, which sorts
 //! and filters the table.
 
-use super::evaluation::Evaluated;
+use super::evaluated::Evaluated;
 use super::plot::{escape, shortened};
 use crate::metrics::{Metric, Metrics, Scores};
 use crate::report::log::Count;

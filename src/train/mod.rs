@@ -3,10 +3,70 @@
 pub mod args;
 mod card;
 pub mod data;
+mod epochs;
 pub mod evaluate;
 pub mod recipe;
-pub mod results;
+mod results;
 pub mod schedule;
 mod setup;
 mod state;
-pub mod trainer;
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::checkpoint::model_dir::ModelDir;
+use crate::checkpoint::run_dir::RunDir;
+use crate::console::print;
+use crate::error::Result;
+use crate::model::Model;
+use crate::profile::{Ceilings, Profile};
+use crate::report::tensorboard::Events;
+use args::Settings;
+use data::Data;
+use evaluate::Evaluation;
+use schedule::Schedule;
+use setup::Setup;
+use state::RunState;
+
+pub use results::Outcome;
+
+/// A run in progress.
+pub struct Trainer<'a> {
+    settings: &'a Settings,
+    source: ModelDir,
+    data: Data,
+    model: Model,
+    class_weights: Vec<f64>,
+    schedule: Schedule,
+    updates_per_epoch: usize,
+    run: RunDir,
+    state: RunState,
+    log: Vec<Value>,
+    events: Option<Events>,
+    /// The newest evaluation and its step.
+    evaluated: Option<(usize, Evaluation)>,
+    best: Option<BestModel>,
+    /// Under way, with what the hardware reaches at most.
+    profile: Option<(Profile, Ceilings)>,
+}
+
+/// The model of the best evaluation, whose step and value are in the state.
+pub struct BestModel {
+    /// None after a resume; it is run again at the end.
+    pub evaluation: Option<Evaluation>,
+    /// The weights, where they are to be loaded at the end.
+    pub weights: Vec<Vec<f32>>,
+    /// A checkpoint holds it.
+    pub saved: bool,
+}
+
+/// Trains as `settings` say, with tokenised texts kept in the folder `cache`, if any. `None` after a dry run.
+pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
+    let setup = Setup::read(settings, cache)?;
+    if settings.dry_run {
+        print(setup.summary())?;
+        return Ok(None);
+    }
+    setup.trainer()?.run().map(Some)
+}

@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
+use super::Trainer;
 use super::args::Cadence;
 use super::card::model_card;
 use super::evaluate::{Evaluation, check};
-use super::trainer::Trainer;
 use crate::console::note;
 use crate::error::Result;
 use crate::files::{write_file, write_json};

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use super::Trainer;
 use super::args::{ClassWeights, ReportTo, Settings};
 use super::data::Data;
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
 use super::state::{self, RunState};
-use super::trainer::Trainer;
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::note;

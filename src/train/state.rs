@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use twox_hash::XxHash64;
 
 use super::args::{ReportTo, Settings};
-use super::trainer::{BestModel, Trainer};
+use super::{BestModel, Trainer};
 use crate::checkpoint::model_dir::{read_tensors, write_tensors};
 use crate::checkpoint::run_dir::RunDir;
 use crate::checkpoint::weights;

@@ -1,75 +1,25 @@
 //! The training loop. One update is `accumulate` for each of its micro-batches, then `update`; around it are logging,
 //! evaluation, checkpoints, the best model and early stopping.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::args::{Cadence, ReportTo, Settings};
-use super::data::Data;
+use super::args::{Cadence, ReportTo};
 use super::evaluate::{Evaluation, evaluate};
-use super::results::Outcome;
-use super::schedule::Schedule;
-use super::setup::Setup;
-use super::state::RunState;
-use crate::checkpoint::model_dir::ModelDir;
-use crate::checkpoint::run_dir::RunDir;
-use crate::console::{check_interrupt, notice_interrupts, print};
+use super::{BestModel, Outcome, Trainer};
+use crate::console::{check_interrupt, notice_interrupts};
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::files::write_file;
-use crate::model::Model;
 use crate::ops::{Step, Update};
-use crate::profile::{Ceilings, Profile};
 use crate::report::log::Progress;
-use crate::report::tensorboard::Events;
-
-/// A run in progress.
-pub struct Trainer<'a> {
-    pub(super) settings: &'a Settings,
-    pub(super) source: ModelDir,
-    pub(super) data: Data,
-    pub(super) model: Model,
-    pub(super) class_weights: Vec<f64>,
-    pub(super) schedule: Schedule,
-    pub(super) updates_per_epoch: usize,
-    pub(super) run: RunDir,
-    pub(super) state: RunState,
-    pub(super) log: Vec<Value>,
-    pub(super) events: Option<Events>,
-    /// The newest evaluation and its step.
-    pub(super) evaluated: Option<(usize, Evaluation)>,
-    pub(super) best: Option<BestModel>,
-    /// Under way, with what the hardware reaches at most.
-    pub(super) profile: Option<(Profile, Ceilings)>,
-}
-
-/// The model of the best evaluation, whose step and value are in the state.
-pub struct BestModel {
-    /// None after a resume; it is run again at the end.
-    pub evaluation: Option<Evaluation>,
-    /// The weights, where they are to be loaded at the end.
-    pub weights: Vec<Vec<f32>>,
-    /// A checkpoint holds it.
-    pub saved: bool,
-}
-
-/// Trains as `settings` say, with tokenised texts kept in the folder `cache`, if any. `None` after a dry run.
-pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
-    let setup = Setup::read(settings, cache)?;
-    if settings.dry_run {
-        print(setup.summary())?;
-        return Ok(None);
-    }
-    setup.trainer()?.run().map(Some)
-}
 
 impl Trainer<'_> {
-    fn run(mut self) -> Result<Outcome> {
+    pub(super) fn run(mut self) -> Result<Outcome> {
         let begin = Instant::now();
         let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "reviews"]);
         let progress = progress.resumed_at(self.state.step as u64);

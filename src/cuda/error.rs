@@ -1,0 +1,35 @@
+//! Failures of the driver and of cuBLASLt as errors of one line.
+
+use std::ffi::CStr;
+
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
+
+use crate::error::{Error, Kind};
+
+/// Something is wrong with the GPU of this index.
+pub fn error(index: usize, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
+    let place = if index == 0 { "--device cuda".into() } else { format!("--device cuda:{index}") };
+    Error::new(Kind::Device, place, fact, remedy)
+}
+
+/// "CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered".
+pub fn describe(e: DriverError) -> String {
+    let text = |s: std::result::Result<&CStr, DriverError>| s.map_or("?".into(), |s| s.to_string_lossy().into_owned());
+    format!("{}: {}", text(e.error_name()), text(e.error_string()))
+}
+
+/// What to do where the memory of a GPU is used up.
+pub const OUT_OF_MEMORY: &str = "end what else uses the GPU, or lower --batch-size";
+
+/// A call of the driver that failed: `place` is the kernel or what was asked for. What ran before may be at fault: errors
+/// surface late, and after one the context is dead.
+pub fn failed(place: &str) -> impl Fn(DriverError) -> Error {
+    move |e| {
+        let remedy = match e.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => OUT_OF_MEMORY,
+            _ => "all that was on the GPU is lost: start again, a training run with --resume-from-checkpoint",
+        };
+        Error::new(Kind::Device, place, describe(e), remedy)
+    }
+}
