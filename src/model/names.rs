@@ -18,11 +18,39 @@ pub enum Init {
     Ones,
 }
 
+/// The part of a model that a parameter belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Module {
+    Word,
+    Position,
+    Types,
+    EmbeddingNorm,
+    /// Of a layer, from 0.
+    Layer(usize, Block),
+    HeadDense,
+    Classifier,
+}
+
+/// A part of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    Query,
+    Key,
+    Value,
+    Output,
+    AttentionNorm,
+    Up,
+    Down,
+    FfnNorm,
+}
+
 /// One parameter tensor. Linear weights are `[out, in]`, tables `[rows, dim]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Param {
     /// Its name in model.safetensors.
     pub name: String,
+    pub module: Module,
+    pub bias: bool,
     pub shape: Vec<usize>,
     /// Whether weight decay applies: to matrices and tables, not to biases and norms.
     pub decay: bool,
@@ -33,9 +61,10 @@ pub struct Param {
 
 /// All parameters of a model, in the order of Hugging Face's `named_parameters()`.
 pub fn params(config: &Config) -> Vec<Param> {
+    use Block::*;
     let (dim, ffn) = (config.dim, config.ffn);
     let root = config.arch.model_type();
-    let (layers, parts, dense) = match config.arch {
+    let (layers, names, dense) = match config.arch {
         Arch::DistilBert => (
             "distilbert.transformer.layer",
             [
@@ -65,46 +94,58 @@ pub fn params(config: &Config) -> Vec<Param> {
             "bert.pooler.dense",
         ),
     };
-    let [query, key, value, out, attention_norm, up, down, output_norm] = parts;
+    let blocks = [Query, Key, Value, Output, AttentionNorm, Up, Down, FfnNorm];
 
-    let mut list = Vec::new();
-    list.push(weight(format!("{root}.embeddings.word_embeddings"), vec![config.vocab, dim]));
-    list.push(weight(format!("{root}.embeddings.position_embeddings"), vec![config.positions, dim]));
+    let table = |name: &str, module, rows| weight(format!("{root}.embeddings.{name}"), module, vec![rows, dim]);
+    let mut list = vec![
+        table("word_embeddings", Module::Word, config.vocab),
+        table("position_embeddings", Module::Position, config.positions),
+    ];
     if config.types > 0 {
-        list.push(weight(format!("{root}.embeddings.token_type_embeddings"), vec![config.types, dim]));
+        list.push(table("token_type_embeddings", Module::Types, config.types));
     }
-    list.extend(norm(format!("{root}.embeddings.LayerNorm"), dim));
+    list.extend(norm(format!("{root}.embeddings.LayerNorm"), Module::EmbeddingNorm, dim));
     for layer in 0..config.layers {
-        let name = |part: &str| format!("{layers}.{layer}.{part}");
-        list.extend(linear(name(query), dim, dim));
-        list.extend(linear(name(key), dim, dim));
-        list.extend(linear(name(value), dim, dim));
-        list.extend(linear(name(out), dim, dim));
-        list.extend(norm(name(attention_norm), dim));
-        list.extend(linear(name(up), ffn, dim));
-        list.extend(linear(name(down), dim, ffn));
-        list.extend(norm(name(output_norm), dim));
+        for (block, name) in blocks.into_iter().zip(names) {
+            let (name, module) = (format!("{layers}.{layer}.{name}"), Module::Layer(layer, block));
+            list.extend(match block {
+                Query | Key | Value | Output => linear(name, module, dim, dim),
+                Up => linear(name, module, ffn, dim),
+                Down => linear(name, module, dim, ffn),
+                AttentionNorm | FfnNorm => norm(name, module, dim),
+            });
+        }
     }
-    let head = linear(dense.into(), dim, dim).into_iter().chain(linear("classifier".into(), config.classes(), dim));
+    let classifier = linear("classifier".into(), Module::Classifier, config.classes(), dim);
+    let head = linear(dense.into(), Module::HeadDense, dim, dim).into_iter().chain(classifier);
     list.extend(head.map(|param| Param { head: true, ..param }));
     list
 }
 
-fn weight(module: String, shape: Vec<usize>) -> Param {
-    Param { name: module + ".weight", shape, decay: true, init: Init::Normal, head: false }
+fn weight(name: String, module: Module, shape: Vec<usize>) -> Param {
+    Param { name: name + ".weight", module, bias: false, shape, decay: true, init: Init::Normal, head: false }
 }
 
-fn linear(module: String, out: usize, inputs: usize) -> [Param; 2] {
-    let bias = Param { name: format!("{module}.bias"), shape: vec![out], decay: false, init: Init::Zeros, head: false };
-    [weight(module, vec![out, inputs]), bias]
+fn bias(name: String, module: Module, len: usize) -> Param {
+    Param { name: name + ".bias", module, bias: true, shape: vec![len], decay: false, init: Init::Zeros, head: false }
 }
 
-fn norm(module: String, dim: usize) -> [Param; 2] {
-    let param = |part, init| Param { name: format!("{module}.{part}"), shape: vec![dim], decay: false, init, head: false };
-    [param("weight", Init::Ones), param("bias", Init::Zeros)]
+fn linear(name: String, module: Module, out: usize, inputs: usize) -> [Param; 2] {
+    [weight(name.clone(), module, vec![out, inputs]), bias(name, module, out)]
+}
+
+fn norm(name: String, module: Module, dim: usize) -> [Param; 2] {
+    let gamma = Param { decay: false, init: Init::Ones, ..weight(name.clone(), module, vec![dim]) };
+    [gamma, bias(name, module, dim)]
 }
 
 impl Param {
+    /// Whether it lies directly behind the one before it in memory: key behind query, value behind key, so that one product
+    /// computes all three.
+    pub fn follows_query(&self) -> bool {
+        matches!(self.module, Module::Layer(_, Block::Key | Block::Value))
+    }
+
     /// How many numbers it holds.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
@@ -145,10 +186,4 @@ impl Param {
             }
         }
     }
-}
-
-/// Whether a parameter stands directly after the one before it in memory: key after query, value after key, so that one
-/// product computes all three.
-pub fn follows_query(name: &str) -> bool {
-    [".k_lin.", ".v_lin.", ".self.key.", ".self.value."].iter().any(|part| name.contains(part))
 }

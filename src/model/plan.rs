@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::config::Config;
-use super::names::{self, Param};
+use super::names::{self, Block, Module, Param};
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Arithmetic, DType, Inputs, Layout, Linear, Rows, Status, View};
 
@@ -209,16 +209,14 @@ impl Plan {
             .map(|(start, param)| Slot { view: params.slice(start, param.shape.iter().product()), param })
             .collect();
 
-        // Both architectures list their parameters in the order in which the model uses them.
-        let mut next = slots.iter().map(|slot| slot.view);
-        let mut view = || next.next().expect("names::params lists every parameter");
-        let (word, position) = (view(), view());
-        let types = if config.types > 0 { view() } else { View::NONE };
+        let find = |module: Module, bias: bool| slots.iter().find(|slot| (slot.param.module, slot.param.bias) == (module, bias));
+        let view = |module, bias| find(module, bias).map_or(View::NONE, |slot| slot.view);
+        let affine = |module| Affine { w: view(module, false), b: view(module, true) };
         let embeddings = Embeddings {
-            word,
-            position,
-            types,
-            norm: Affine { w: view(), b: view() },
+            word: view(Module::Word, false),
+            position: view(Module::Position, false),
+            types: view(Module::Types, false),
+            norm: affine(Module::EmbeddingNorm),
             sum: arena.activation("embeddings.sum", tokens * dim),
             stats: arena.statistic("embeddings.stats", tokens * 2),
             out: arena.activation("embeddings.out", tokens * dim),
@@ -228,11 +226,12 @@ impl Plan {
         for l in 0..config.layers {
             let pruned = l + 1 == config.layers && last_rows == Rows::Seqs;
             let (rows, count) = if pruned { (Rows::Seqs, seqs) } else { (Rows::Tokens, tokens) };
-            let mut affine = || Affine { w: view(), b: view() };
-            // Query, key and value stand end to end (see `place`), so that one product computes all three.
-            let (query, _key, _value) = (affine(), affine(), affine());
+            let affine = |block| affine(Module::Layer(l, block));
+            // Query, key and value lie end to end (see `place`), so that one product computes all three.
+            let query = affine(Block::Query);
             let qkv = Affine { w: View { len: 3 * query.w.len, ..query.w }, b: View { len: 3 * query.b.len, ..query.b } };
-            let (output, attn_norm, up, down, ffn_norm) = (affine(), affine(), affine(), affine(), affine());
+            let [output, attn_norm, up, down, ffn_norm] =
+                [Block::Output, Block::AttentionNorm, Block::Up, Block::Down, Block::FfnNorm].map(affine);
             let input = layers.last().map_or(embeddings.out, |before| before.out);
             let layer = match layers.last() {
                 // Inference keeps nothing: all layers but a pruned one run in the buffers of the first.
@@ -273,11 +272,10 @@ impl Plan {
             layers.push(layer);
         }
 
-        let mut affine = || Affine { w: view(), b: view() };
         let last = layers.last().map_or(embeddings.out, |layer| layer.out);
         let head = Head {
-            dense: affine(),
-            classifier: affine(),
+            dense: affine(Module::HeadDense),
+            classifier: affine(Module::Classifier),
             weights: class_weights,
             first: if last_rows == Rows::Seqs { last } else { arena.activation("head.first", seqs * dim) },
             pre_act: arena.activation("head.pre_act", seqs * dim),
@@ -391,7 +389,7 @@ fn place(params: Vec<Param>) -> (Vec<(usize, Param)>, usize, usize) {
     let (mut at, mut decayed) = (0usize, 0);
     for decay in [true, false] {
         for (start, param) in starts.iter_mut().zip(&params).filter(|(_, param)| param.decay == decay) {
-            if !names::follows_query(&param.name) {
+            if !param.follows_query() {
                 at = at.next_multiple_of(PARAM_ALIGN);
             }
             *start = at;
