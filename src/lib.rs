@@ -5,7 +5,7 @@
 //! ```text
 //! dataset -> tokenize -> pack -> loader
 //!   -> embed -> (linear qkv, attention, linear out, add & norm, linear up, gelu, linear down, add & norm) x layers
-//!   -> head on [CLS] -> cross-entropy -> the same list backwards -> gradient norm -> AdamW -> checkpoint
+//!   -> head on `[CLS]` -> cross-entropy -> the same list backwards -> gradient norm -> AdamW -> checkpoint
 //! ```
 //! | place | content |
 //! | --- | --- |

@@ -2,6 +2,33 @@
 //! reversed; a [`Backend`] runs them.
 //! Notation: rows = packed tokens (or sequences), dim = hidden size, `d` + name = gradient of name.
 //! Parameter gradients accumulate (`+=`); activation gradients are overwritten (`=`) unless a field says otherwise.
+//!
+//! ```
+//! use warpfit::cpu::Cpu;
+//! use warpfit::data::pack::PackedBatch;
+//! use warpfit::ops::*;
+//!
+//! // One row of two numbers by a layer of three, y = x W^T + b.
+//! let mut bytes = 0;
+//! let mut place = |len: usize, dtype: DType| {
+//!     bytes += 256;
+//!     View { offset: bytes - 256, len, dtype }
+//! };
+//! let inputs = Inputs::place(1, 1, |_, len| place(len, DType::I32));
+//! let [x, w, b, y] = [2, 6, 3, 3].map(|len| place(len, DType::F32));
+//! let (dy, dx, dw, db) = (View::NONE, View::NONE, View::NONE, View::NONE);
+//! let linear = Op::Linear(Linear { x, w, b, y, dy, dx, dw, db, add: false, k: 2, n: 3, rows: Rows::Tokens });
+//!
+//! let backend: &mut dyn Backend = &mut Cpu::<f32>::new();
+//! backend.reserve(&Layout { bytes, arithmetic: Arithmetic::F32, inputs, longest: 1, params: 6 })?;
+//! backend.write(x, &[1.0, 2.0])?;
+//! backend.write(w, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0])?;
+//! backend.write(b, &[0.5, 0.5, 0.0])?;
+//! backend.stage(&PackedBatch::new([(&[7][..], &[][..], 0)]), &Step::INFER)?;
+//! backend.forward(&linear)?;
+//! assert_eq!(backend.read(y)?, [1.5, 2.5, 3.0]);
+//! # Ok::<(), warpfit::Error>(())
+//! ```
 
 use std::fmt;
 
@@ -177,12 +204,12 @@ pub struct Update {
 pub enum Rows {
     /// Every token of the packed batch.
     Tokens,
-    /// One row a sequence: its [CLS] token.
+    /// One row a sequence: its `[CLS]` token.
     Seqs,
 }
 
 /// Dropout: element (row, column) is zeroed where word `column % 4` of Philox(step key, [column / 4, row, site, 0]) is
-/// below p * 2^32, else multiplied by 1 / (1 - p). `row` is the packed row of the token (of [CLS] for [`Rows::Seqs`]), so
+/// below p * 2^32, else multiplied by 1 / (1 - p). `row` is the packed row of the token (of `[CLS]` for [`Rows::Seqs`]), so
 /// that a plan that prunes the last layer draws the same masks. Off unless `Step::train`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropSite {
@@ -306,7 +333,7 @@ pub struct Dropout {
     pub rows: Rows,
 }
 
-/// The [CLS] row of each sequence: `y[b] = x[cu_seqlens[b]]`.
+/// The `[CLS]` row of each sequence: `y[b] = x[cu_seqlens[b]]`.
 /// Backward: `dx[cu_seqlens[b]] += dy[b]`; the other rows of `dx` keep their value with `add`, else become 0.
 #[derive(Clone, Copy, Debug)]
 pub struct FirstRow {
@@ -367,7 +394,7 @@ impl fmt::Display for Pass {
 }
 
 impl Op {
-    /// Its kind, and what tells it from others of its kind: "linear fwd 768 -> 3072 [CLS]".
+    /// Its kind, and what tells it from others of its kind: `linear fwd 768 -> 3072 [CLS]`.
     pub fn label(&self, pass: Pass) -> String {
         let (kind, detail, rows) = match self {
             Op::Embed(_) => ("embed", String::new(), Rows::Tokens),

@@ -26,7 +26,7 @@ use crate::train::data::encode;
 use clap::{ArgGroup, Parser, ValueEnum};
 use serde_json::{Map, Value, json};
 
-/// Turn texts into vectors: the hidden states of any layer, of [CLS] or averaged.
+/// Turn texts into vectors: the hidden states of any layer, of the CLS token or averaged.
 ///
 /// With --project instead: draw where each class lies among them, in two dimensions. With --probe instead: fit a logistic
 /// regression to the vectors of one labelled file and measure it on another, beside the majority class. That is what the

@@ -1,4 +1,4 @@
-//! Embedding tables: gather forward, sums over the rows of each token in a fixed order backward. And the [CLS] rows.
+//! Embedding tables: gather forward, sums over the rows of each token in a fixed order backward. And the `[CLS]` rows.
 
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Embedding tables and the [CLS] rows.
+//! Embedding tables and the `[CLS]` rows.
 
 use super::Cuda;
 use super::columns::{self, Matrix, tiles};

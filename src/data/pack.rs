@@ -39,7 +39,7 @@ impl PackedBatch {
     /// Packs sequences of (ids, token types, label). An empty list of types stands for all zero.
     ///
     /// # Panics
-    /// When a sequence is empty: the tokenizer always gives [CLS] and [SEP].
+    /// When a sequence is empty: the tokenizer always gives `[CLS]` and `[SEP]`.
     pub fn new<'a>(sequences: impl IntoIterator<Item = (&'a [i32], &'a [i32], u32)>) -> PackedBatch {
         let mut batch = PackedBatch { cu_seqlens: vec![0], ..Default::default() };
         for (ids, types, label) in sequences {

@@ -1,4 +1,22 @@
 //! A trained model opened for inference: what `predict`, `evaluate`, `embed` and `serve` run.
+//!
+//! ```
+//! use std::path::Path;
+//! use warpfit::data::inputs;
+//! use warpfit::device::{Device, Precision};
+//! use warpfit::infer::Session;
+//!
+//! let model = Path::new("tests/golden/text/hf");
+//! let mut session = Session::classifier(model, Device::Cpu, Precision::Fp32, 512, 8)?;
+//! let texts = ["A fine film.", "Two hours of my life."].map(String::from).to_vec();
+//! session.predict_all(inputs::texts(texts), 40, |inputs, predictions| {
+//!     for (input, prediction) in inputs.iter().zip(predictions) {
+//!         println!("{}: {:?} from {} tokens", input.id, prediction.logits, prediction.tokens);
+//!     }
+//!     Ok(())
+//! })?;
+//! # Ok::<(), warpfit::Error>(())
+//! ```
 
 pub mod npy;
 pub mod pca;
@@ -36,7 +54,7 @@ pub struct Options {
     /// The layer whose states become vectors: 0 for the embeddings, 1 for the first layer, -1 for the last, counted from the
     /// end. The layers behind it are not laid out.
     pub layer: i64,
-    /// With [`Pooling::Cls`] the last layer runs on the [CLS] rows alone.
+    /// With [`Pooling::Cls`] the last layer runs on the `[CLS]` rows alone.
     pub pooling: Pooling,
 }
 

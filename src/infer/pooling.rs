@@ -4,9 +4,9 @@ use clap::ValueEnum;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Pooling {
-    /// The state of [CLS]
+    /// The state of the CLS token
     Cls,
-    /// The mean over all tokens, [CLS] and [SEP] included
+    /// The mean over all tokens, CLS and SEP included
     Mean,
 }
 

@@ -9,7 +9,7 @@ use crate::ops::*;
 const EMBED_SITE: u32 = u32::MAX;
 pub(super) const HEAD_SITE: u32 = u32::MAX - 1;
 
-/// From token ids to the last hidden states (of [CLS] alone, where the plan prunes).
+/// From token ids to the last hidden states (of `[CLS]` alone, where the plan prunes).
 pub fn ops(plan: &Plan) -> Vec<Op> {
     let Config { dim, norm_eps: eps, dropout: p, pad_token_id: pad, .. } = plan.config;
     let (e, d) = (&plan.embeddings, &plan.backward);

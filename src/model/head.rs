@@ -1,4 +1,4 @@
-//! The classification head on the [CLS] rows: dense, ReLU (DistilBERT) or tanh (BERT's pooler), dropout, linear; and the loss.
+//! The classification head on the `[CLS]` rows: dense, ReLU (DistilBERT) or tanh (BERT's pooler), dropout, linear; and the loss.
 
 use super::config::Arch;
 use super::encoder::HEAD_SITE;

@@ -130,7 +130,7 @@ impl Model {
         Ok((logits, self.read(self.plan.head.loss.slice(0, batch.seqs()))?))
     }
 
-    /// The last hidden states of a batch, packed: (tokens, dim), or (seqs, dim) where the plan keeps [CLS] alone.
+    /// The last hidden states of a batch, packed: (tokens, dim), or (seqs, dim) where the plan keeps `[CLS]` alone.
     pub fn hidden(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
         self.encode(batch)?;
         self.last(batch)

@@ -18,7 +18,7 @@ const PARAM_ALIGN: usize = 16;
 pub struct Use {
     /// Gradients, optimizer state and all activations kept; else one layer's buffers serve all layers.
     pub train: bool,
-    /// Rows that go on after the last layer's keys and values: [`Rows::Seqs`] where only [CLS] is needed (the head),
+    /// Rows that go on after the last layer's keys and values: [`Rows::Seqs`] where only `[CLS]` is needed (the head),
     /// [`Rows::Tokens`] where the last hidden states are.
     pub last_rows: Rows,
     /// The most tokens and the most sequences of a batch.
@@ -315,7 +315,7 @@ impl Plan {
         }
     }
 
-    /// The last hidden states, (tokens, dim), or (seqs, dim) where only those of [CLS] are left.
+    /// The last hidden states, (tokens, dim), or (seqs, dim) where only those of `[CLS]` are left.
     pub fn last(&self) -> View {
         self.layers.last().map_or(self.embeddings.out, |layer| layer.out)
     }

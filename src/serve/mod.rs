@@ -49,7 +49,7 @@ pub struct Serving {
     /// Ask for this key: "Authorization: Bearer KEY". The page, /health and /metrics stay open
     #[arg(long, value_name = "KEY", env = "WARPFIT_API_KEY", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub api_key: Option<String>,
-    /// Let pages from this origin ask, like https://example.org; may be given several times, * for all
+    /// Allow requests from pages of this origin, such as <https://example.org>; may be repeated; * for all
     #[arg(long, value_name = "ORIGIN")]
     pub cors_allow_origin: Vec<HeaderValue>,
 }
