@@ -41,11 +41,17 @@ enum Result : int {
     CAPTURED_EVENT = 907,
 };
 
+// Compute capability of the devices: 9.0 is 90.
+extern int capability;
+
 // A device is its primary context; there is no other.
 struct Device {
     int ordinal;
     std::atomic<int> error{SUCCESS};  // sticky
 };
+
+// Dynamic shared memory of a block on the largest GPU.
+constexpr int MAX_DYNAMIC_SHARED = 227 * 1024;
 
 // The context of this thread of the host, or null.
 Device* current_device();
@@ -63,6 +69,8 @@ std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)
 bool seeded();
 uint64_t random_below(uint64_t limit);
 inline bool coin() { return seeded() && random_below(2); }
+// Which errors the kernels' inexact instructions make; 0: none.
+uint64_t error_seed();
 
 // ---- memory.cpp
 
@@ -107,6 +115,7 @@ struct Kernel {
     unsigned threads;
     void (*body)(const void* arguments);
     std::atomic<uint64_t> launches{0};
+    std::atomic<size_t> dynamic_shared{0};  // the most that a launch asked for
 };
 std::map<std::string, std::unique_ptr<Kernel>>& kernels();
 
