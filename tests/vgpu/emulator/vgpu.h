@@ -200,7 +200,8 @@ inline __attribute__((noinline)) float inexact(double exact, int ulps, uint64_t 
     return nearest;
 }
 
-// ex2.approx.ftz.f32: 2 ulp, by the PTX ISA; results below the normal numbers are 0.
+// ex2.approx.ftz.f32: 2 ulp, as exp2f, which is made of it, has in the CUDA C++ Programming Guide, "Mathematical Functions";
+// results below the normal numbers are 0.
 inline float exp2_approx(float x) {
     const float y = errors() ? inexact(exp2(static_cast<double>(x)), 2, bits<uint32_t>(x)) : exp2f(x);
     return y < FLT_MIN ? 0.0f : y;
@@ -208,7 +209,7 @@ inline float exp2_approx(float x) {
 
 }  // namespace vgpu
 
-// The bounds of the intrinsics are those of the CUDA C++ Programming Guide, "Mathematical Functions", table of intrinsics.
+// The bounds are those of the Guide's table of intrinsics.
 
 // 2 + floor(|1.173 x|) ulp. glibc declares the name and does not define it.
 inline float vgpu_expf(float x) {
