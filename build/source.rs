@@ -133,15 +133,14 @@ const DROP: [&str; 5] = ["key_low", "key_high", "site", "threshold", "scale"];
 
 /// Where the fields of each struct lie on the host.
 fn layouts(structs: &[&Arguments], rust: &mut String) {
-    rust.push_str("/// Each struct of arguments: its size, and where its fields lie. A test holds nvcc to the same.\n");
-    rust.push_str("pub const LAYOUTS: &[(&str, usize, &[(&str, usize)])] = &[\n");
+    rust.push_str("/// Of each struct of arguments. A test holds nvcc to the same.\npub const LAYOUTS: &[Arguments] = &[\n");
     for Arguments { name, fields } in structs {
         let paths = fields.iter().flat_map(|Field { name, kind, .. }| match *kind {
             "Drop" => DROP.map(|inner| format!("{name}.{inner}")).to_vec(),
             _ => vec![name.clone()],
         });
-        let offsets = paths.map(|path| format!("(\"{path}\", std::mem::offset_of!({name}, {path})), ")).collect::<String>();
-        let _ = writeln!(rust, "    (\"{name}\", size_of::<{name}>(), &[{offsets}]),");
+        let fields = paths.map(|path| format!("(\"{path}\", std::mem::offset_of!({name}, {path})), ")).collect::<String>();
+        let _ = writeln!(rust, "    Arguments {{ name: \"{name}\", size: size_of::<{name}>(), fields: &[{fields}] }},");
     }
     rust.push_str("];\n\n");
 }

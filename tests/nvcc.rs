@@ -60,7 +60,7 @@ fn the_host_gets_the_structs_and_kernels_of_a_source() {
         "#[repr(C)]\n#[derive(Clone, Copy, Debug)]\npub struct Scale {\n    /// (rows, dim)\n    pub x: Ptr,\n    pub y: Ptr,\n    \
          pub drop: Drop,\n    /// of x\n    pub rows: u32,\n    pub factor: f32,\n}\n",
         "pub struct Sum {\n    pub x: Ptr,\n}\n",
-        "(\"Scale\", size_of::<Scale>(), &[(\"x\", std::mem::offset_of!(Scale, x)), ",
+        "Arguments { name: \"Scale\", size: size_of::<Scale>(), fields: &[(\"x\", std::mem::offset_of!(Scale, x)), ",
         "(\"drop.scale\", std::mem::offset_of!(Scale, drop.scale)), (\"rows\", std::mem::offset_of!(Scale, rows)), ",
         "pub struct Kernels {\n    pub scale: Typed<Scale>,\n    pub sum: Kernel<Sum>,\n}\n",
         "scale: Typed { f32: loader.kernel(\"scale_f32\", 128)?, bf16: loader.kernel(\"scale_bf16\", 256)? },",

@@ -653,7 +653,8 @@ fn errors_of_instructions_stay_within_their_bounds() {
     let n = x.len();
     let on_gpu = gpu.floats(&x);
     let run = |order: u64, errors: u64| {
-        (vgpu::set_seed(order), vgpu::set_errors(errors));
+        vgpu::set_seed(order);
+        vgpu::set_errors(errors);
         let y = gpu.floats(&vec![0.0; 3 * n]);
         gpu.launch("approximate_f32", (64, 64, 0), &Approximate { x: gpu.address(&on_gpu), y: gpu.address(&y), n: n as i32 });
         gpu.read(&y)

@@ -28,7 +28,7 @@ use device::{Gpu, failed};
 use gemm::Gemm;
 use kernels::{Drop, Kernel, Kernels, Ptr};
 
-pub use kernels::{LAYOUTS, NVCC};
+pub use kernels::{Arguments, LAYOUTS, NVCC};
 
 /// The backend on one GPU, in f32 or bf16.
 pub struct Cuda {

@@ -7,25 +7,30 @@ use std::fs;
 use std::process::Command;
 
 use tempfile::TempDir;
-use warpfit::cuda::LAYOUTS;
+use warpfit::cuda::{Arguments, LAYOUTS};
 
 use super::source::Source;
 use super::{Nvcc, archs, built, cuobjdump, folder, nvcc, run, sources};
 
-/// A source that nvcc refuses unless the arguments of every kernel have these sizes and offsets. Only what stands between
-/// the kernels' headers is compiled: KERNEL gives a name to the type of the arguments, and no kernel is made.
-fn assertions(sources: &[Source], layouts: &[(&str, usize, &[(&str, usize)])]) -> String {
+fn host(name: &str) -> &Arguments {
+    LAYOUTS.iter().find(|arguments| arguments.name == name).expect("every struct has a layout")
+}
+
+/// A source that nvcc refuses unless the arguments of every kernel have the sizes and offsets of the host, `change`d. KERNEL
+/// gives a name to the type of the arguments here, and makes no kernel.
+fn assertions(sources: &[Source], change: impl Fn(&str, usize) -> usize) -> String {
     let mut text = "#include \"mma.cuh\"\n#include <cstddef>\n#undef KERNEL\n".to_string();
     text.push_str("#define KERNEL(name, body, Args, threads) using name##_args = Args;\n");
     for Source { stem, kernels, .. } in sources {
         let _ = writeln!(text, "namespace {stem}_source {{\n#include \"{stem}.cu\"");
         for kernel in kernels {
             let (name, arguments) = (&kernel.name, &kernel.arguments);
-            let (_, size, fields) = layouts.iter().find(|layout| layout.0 == arguments).expect("every struct has a layout");
-            let _ = writeln!(text, "static_assert(sizeof({name}_args) == {size}, \"size of {arguments} of {name}\");");
-            for (field, offset) in *fields {
-                let place = format!("offsetof({name}_args, {field})");
-                let _ = writeln!(text, "static_assert({place} == {offset}, \"{field} in {arguments} of {name}\");");
+            let Arguments { size, fields, .. } = host(arguments);
+            let whole = [("size", format!("sizeof({name}_args)"), *size)];
+            let fields = fields.iter().map(|&(field, offset)| (field, format!("offsetof({name}_args, {field})"), offset));
+            for (what, of_device, of_host) in whole.into_iter().chain(fields) {
+                let what = format!("{what} of {arguments} of {name}");
+                let _ = writeln!(text, "static_assert({of_device} == {}, \"{what}\");", change(&what, of_host));
             }
         }
         text.push_str("}\n");
@@ -46,18 +51,10 @@ fn compile(nvcc: &Nvcc, text: &str) -> Result<String, String> {
 #[ignore = "needs nvcc"]
 fn nvcc_lays_out_arguments_as_rust_does() {
     let (nvcc, sources) = (nvcc(), sources());
-    compile(&nvcc, &assertions(&sources, LAYOUTS)).unwrap();
-
-    // A field or a size that is another one is seen.
-    let (name, size, fields) = LAYOUTS.iter().find(|layout| layout.0 == "AttnFwd").unwrap();
-    let moved: Vec<_> = fields.iter().map(|&(field, offset)| (field, offset + 4 * usize::from(field == "drop.scale"))).collect();
-    for (size, fields, message) in
-        [(size + 8, *fields, "size of AttnFwd of attn_fwd_d32_f32"), (*size, &moved, "drop.scale in AttnFwd of attn_fwd_d32_f32")]
-    {
-        let others = LAYOUTS.iter().filter(|layout| layout.0 != *name).copied();
-        let layouts: Vec<_> = others.chain([(*name, size, fields)]).collect();
-        let error = compile(&nvcc, &assertions(&sources, &layouts)).unwrap_err();
-        assert!(error.contains(message), "{error}");
+    compile(&nvcc, &assertions(&sources, |_, host| host)).unwrap();
+    for changed in ["size of AttnFwd of attn_fwd_d32_f32", "drop.scale of AttnFwd of attn_fwd_d32_f32"] {
+        let error = compile(&nvcc, &assertions(&sources, |what, host| host + 4 * usize::from(what == changed))).unwrap_err();
+        assert!(error.contains(changed), "{error}");
     }
 }
 
@@ -78,10 +75,7 @@ fn the_machine_code_takes_arguments_of_the_sizes_that_the_host_passes() {
     let arch = format!("sm_{}", archs().last().expect("built without nvcc; README.md says how to get one"));
     for (source, _) in built() {
         let elf = cuobjdump(&source, "-elf", &arch);
-        let expected = source.kernels.iter().map(|kernel| {
-            let (_, size, _) = LAYOUTS.iter().find(|layout| layout.0 == kernel.arguments).unwrap();
-            (kernel.name.as_str(), *size)
-        });
+        let expected = source.kernels.iter().map(|kernel| (kernel.name.as_str(), host(&kernel.arguments).size));
         assert_eq!(parameter_sizes(&elf), expected.collect(), "{arch}");
     }
 }

@@ -172,8 +172,8 @@ template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned step, int w
     return vgpu::shuffle_as(mask, value, from, "__shfl_up_sync", {file, line});
 }
 
-// ---- what a GPU does not compute exactly. With seed 0 it is exact here; other seeds draw the errors within their bounds. They
-// are functions of seed, kernel and operands alone, so that the same seed gives the same bits in any order of the threads.
+// ---- what a GPU does not compute exactly. Seed 0 has no errors; other seeds draw them within their bounds, as functions of seed,
+// kernel and operands alone, so that the same seed gives the same bits in any order of the threads.
 
 namespace vgpu {
 
@@ -238,9 +238,10 @@ inline int exponent(float x) {
     return (biased ? biased : 1) - 127;
 }
 
-// sum + a b, of 16 terms that lie 1 and 8 apart, as tensor cores have been measured to add (Fasi et al., doi.org/10.7717/peerj-cs.330, on V100, T4 and A100;
-// Khattak and Mikaitis, arXiv 2512.07004, on H100 and B200 too): the products of 8 or 16 terms and the sum so far are aligned
-// to the largest exponent among them and cut off one or two bits below an f32's last place, and so is their sum.
+// sum + a b, of 16 terms that are 1 and 8 elements apart, as tensor cores have been measured to add (Fasi et al.,
+// doi.org/10.7717/peerj-cs.330, on V100, T4 and A100; Khattak and Mikaitis, arXiv 2512.07004, on H100 and B200 too): 8 or 16
+// products and the sum so far are aligned to the largest exponent among them and truncated one or two bits below the last place
+// of an f32, and their sum is truncated to an f32.
 inline __attribute__((noinline)) float truncated_sum(float sum, const float* a, const float* b) {
     const int terms = errors() & 2 ? 8 : 16, extra = errors() & 4 ? 1 : 2;
     for (int first = 0; first < 16; first += terms) {
