@@ -123,7 +123,7 @@ fn archs(setting: Option<&str>, known: &[&str]) -> Result<Vec<String>, String> {
 }
 
 /// What a command printed; or the command and what it printed, where it failed.
-fn run(command: &mut Command) -> Result<String, String> {
+pub fn run(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     if output.status.success() { Ok(text) } else { Err(format!("{command:?}: {}\n{}", output.status, text.trim_end())) }

@@ -105,7 +105,7 @@ pub fn host(sources: &[Source], built: Option<((u32, u32), String)>) -> Result<S
         "/// What it made machine code for: \"80 90a\".\npub const ARCHS: &str = {:?};\n",
         archs.unwrap_or_default()
     );
-    for Arguments { name, fields } in structs {
+    for Arguments { name, fields } in &structs {
         let _ = writeln!(rust, "#[repr(C)]\n#[derive(Clone, Copy, Debug)]\npub struct {name} {{");
         for Field { name, kind, comment } in fields {
             let comment = if comment.is_empty() { String::new() } else { format!("    /// {comment}\n") };
@@ -116,6 +116,7 @@ pub fn host(sources: &[Source], built: Option<((u32, u32), String)>) -> Result<S
             "}}\n// SAFETY: plain old data, laid out as the kernel's own.\nunsafe impl DeviceRepr for {name} {{}}\n"
         );
     }
+    layouts(&structs, &mut rust);
     table(&kernels, &mut rust)?;
     let _ = writeln!(rust, "pub const IMAGES: &[Image] = &[");
     for Source { stem, kernels, .. } in sources {
@@ -125,6 +126,23 @@ pub fn host(sources: &[Source], built: Option<((u32, u32), String)>) -> Result<S
     }
     let _ = writeln!(rust, "];");
     Ok(rust)
+}
+
+/// The fields of `Drop`, which kernels/gpu.cuh has and src/cuda/kernels.rs writes out.
+const DROP: [&str; 5] = ["key_low", "key_high", "site", "threshold", "scale"];
+
+/// Where the fields of each struct lie on the host.
+fn layouts(structs: &[&Arguments], rust: &mut String) {
+    rust.push_str("/// Of each struct of arguments. A test holds nvcc to the same.\npub const LAYOUTS: &[Arguments] = &[\n");
+    for Arguments { name, fields } in structs {
+        let paths = fields.iter().flat_map(|Field { name, kind, .. }| match *kind {
+            "Drop" => DROP.map(|inner| format!("{name}.{inner}")).to_vec(),
+            _ => vec![name.clone()],
+        });
+        let fields = paths.map(|path| format!("(\"{path}\", std::mem::offset_of!({name}, {path})), ")).collect::<String>();
+        let _ = writeln!(rust, "    Arguments {{ name: \"{name}\", size: size_of::<{name}>(), fields: &[{fields}] }},");
+    }
+    rust.push_str("];\n\n");
 }
 
 /// One field a kernel; a pair `x_f32`, `x_bf16` is one field `x`.

@@ -15,7 +15,7 @@ template <class T> struct ColumnSums {
 // A block is 32 packs of columns of a chunk; its warps take every eighth row.
 template <bool WHOLE, class T> __device__ __forceinline__ void sum_chunk(const ColumnSums<T>& a) {
     constexpr int P = PACK<T>, THREADS = 256, WARPS = THREADS / 32;
-    __shared__ float parts[WARPS][32 * P];
+    __shared__ __align__(16) float parts[WARPS][32 * P];
     const int first = blockIdx.x * 32 * P, column = first + lane() * P;
     const int end = min(int(blockIdx.y + 1) * a.chunk, a.rows);
     float sum[P] = {};

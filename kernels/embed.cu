@@ -62,7 +62,7 @@ template <class T> struct EmbedBwdWord {
 // A block is 32 packs of columns of a distinct token; its warps take every eighth of the token's rows.
 template <bool WHOLE, class T> __device__ __forceinline__ void sum_token(const EmbedBwdWord<T>& a) {
     constexpr int P = PACK<T>;
-    __shared__ float parts[WARPS][32 * P];
+    __shared__ __align__(16) float parts[WARPS][32 * P];
     const int start = a.token_starts[blockIdx.x], end = a.token_starts[blockIdx.x + 1];
     const int token = a.ids[a.rows_by_token[start]];
     if (token == a.pad) return;

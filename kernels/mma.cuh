@@ -13,7 +13,7 @@ inline void ldmatrix4_trans(uint32_t (&r)[4], const void* p, VGPU_SITE) { vgpu::
 inline void cp_async16(void* dst, const void* src, bool valid, VGPU_SITE) { vgpu::copy_async(dst, src, valid, {file, line}); }
 inline void cp_async_commit() { vgpu::commit_copies(); }
 template <int N> void cp_async_wait() { vgpu::wait_copies(N); }
-inline float exp2_approx(float x) { return exp2f(x); }
+inline float exp2_approx(float x) { return vgpu::exp2_approx(x); }
 
 #else
 

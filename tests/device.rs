@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
@@ -131,4 +131,28 @@ fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_goes_on_from_there() {
     let last = checkpoints.filter(|name| name.starts_with("checkpoint-")).max().expect(&error);
     assert!(error.contains(&format!("the last good checkpoint is {}", path(&out.join(last)))), "{error}");
     train("0", &["--device", "cpu", "--resume-from-checkpoint"]).done();
+}
+
+#[test]
+fn a_gpu_of_compute_capability_7_5_trains_in_fp32_and_refuses_bf16() {
+    let (model, file, folder) = (golden("train/hf_init"), golden("train/train.csv"), TempDir::new().unwrap());
+    let train = |device: &str, precision: &str| {
+        let out = folder.path().join(device);
+        let mut command = program(TRAIN);
+        command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out)]);
+        command.args(["--max-steps", "4", "--batch-size", "8", "--logging-steps", "1", "--save-strategy", "no"]);
+        command.args(["--device", device, "--precision", precision, "--overwrite-output-dir"]);
+        let ran = run(command.env("LD_LIBRARY_PATH", vgpu::directory()).env("VGPU_CAPABILITY", "7.5"), b"");
+        (ran, out)
+    };
+    let losses = |(ran, out): (Ran, PathBuf)| {
+        ran.done();
+        let state: serde_json::Value = serde_json::from_slice(&fs::read(out.join("trainer_state.json")).unwrap()).unwrap();
+        let steps = state["log_history"].as_array().unwrap().iter();
+        steps.filter_map(|step| step["loss"].as_f64()).collect::<Vec<_>>()
+    };
+    let [cpu, cuda] = ["cpu", "cuda"].map(|device| losses(train(device, "fp32")));
+    assert_eq!(cpu.len(), 4);
+    assert!(max_abs_difference(&cpu, &cuda) < 1e-4, "{cpu:?} on the CPU, {cuda:?} on the GPU");
+    train("cuda", "bf16").0.failed(3, "compute capability 7.5: products of bf16 need 8.0");
 }

@@ -168,6 +168,7 @@ MUTANTS = [
     ("kernels/attention.cu", "const float shrink = exp2_approx((largest[m][h] - next) * scale)", "const float shrink = exp2_approx((largest[m][h] - next) * a.scale)", "ops::bf16_on_cuda"),
     ("kernels/attention.cu", "ds[0][n][e] = prob * (ds[0][n][e] * (keep ? a.drop.scale : 0.0f) - delta[e % 2]);", "ds[0][n][e] = prob * ds[0][n][e] * (keep ? a.drop.scale : 0.0f);", "ops::bf16_on_cuda"),
     ("kernels/attention.cu", "p[0][n][e] = keep ? prob : 0.0f;", "p[0][n][e] = prob;", "ops::bf16_on_cuda"),
+    ("kernels/attention.cu", "constexpr int PITCH = D + 8;", "constexpr int PITCH = D;", "ops::bf16_on_cuda"),
     ("kernels/attention.cu", "constexpr int STAGE = 2 * TILE * PITCH<D>;", "constexpr int STAGE = TILE * PITCH<D>;", "ops::bf16_on_cuda"),
     ("kernels/attention.cu", "    __syncwarp();\n#pragma unroll\n    for (int i = 0; i < R<D>; i++)\n#pragma unroll\n        for (int j = 0; j < N<D>; j++) buffer", "#pragma unroll\n    for (int i = 0; i < R<D>; i++)\n#pragma unroll\n        for (int j = 0; j < N<D>; j++) buffer", "thread: ops::f32_on_cuda"),
     ("kernels/attention.cu", "r < valid && c < head_dim ? to_float", "c < head_dim ? to_float", "ops::f32_on_cuda"),

@@ -11,6 +11,7 @@ use warpfit::ops::*;
 use warpfit::random::philox;
 
 use crate::fixtures::{On, allocations, factor, is_virtual, max_abs, max_abs_difference, rms};
+use crate::nvcc::occupancy::dynamic_shared;
 use cases::*;
 
 pub mod cases;
@@ -180,9 +181,21 @@ fn f32_on_the_cpu() {
     each(cases(), |case| check_f32(case, On::Cpu));
 }
 
+/// What a GPU computes inexactly errs on the virtual one too, as VGPU_SEED says or as 1 does.
+fn with_errors(checks: impl FnOnce()) {
+    let exact = is_virtual() && !std::env::var("VGPU_SEED").is_ok_and(|seed| seed != "0");
+    if exact {
+        vgpu::set_errors(1);
+    }
+    checks();
+    if exact {
+        vgpu::set_errors(0);
+    }
+}
+
 #[test]
 fn f32_on_cuda() {
-    each(cases(), |case| check_f32(case, On::Cuda));
+    with_errors(|| each(cases(), |case| check_f32(case, On::Cuda)));
 }
 
 /// More texts, and tiles of attention, than the second dimension of a grid has room for.
@@ -219,7 +232,7 @@ fn check_bf16(case: &Case, on: On) {
 
 #[test]
 fn bf16_on_cuda() {
-    each(cases(), |case| check_bf16(case, On::CudaBf16));
+    with_errors(|| each(cases(), |case| check_bf16(case, On::CudaBf16)));
 }
 
 /// Where the products round, on the CPU; the rest is as in f32.
@@ -433,7 +446,8 @@ fn masks_are_those_of_the_page(on: On) {
                     let (head, first) = (c / head_dim, c % head_dim);
                     let of_key = |key| factor(&case.step, drop, row * heads as u32 + head as u32, key as u32);
                     let want = (first..len).step_by(head_dim).map(of_key).sum::<f64>() / len as f64;
-                    let same = (got - want).abs() <= 2.0 * on.product_epsilon() * want;
+                    // A GPU's 2^0 need not be 1.
+                    let same = (got - want).abs() <= (2.0 * on.product_epsilon()).max(1e-5) * want;
                     assert!(same, "{}: row {r}, head {head}, key {first}: {got}, not {want}", case.name);
                 }
             }
@@ -753,7 +767,11 @@ fn every_kernel_has_a_case() {
     if !is_virtual() {
         return;
     }
-    let missing: Vec<_> = vgpu::launches().into_iter().filter(|(_, count)| *count == 0).collect();
+    let launches = vgpu::launches();
+    let missing: Vec<_> = launches.iter().filter(|(_, launched)| launched.times == 0).map(|(kernel, _)| kernel).collect();
     assert!(missing.is_empty(), "no case launches {missing:?}");
+    for (kernel, launched) in launches {
+        assert_eq!(launched.dynamic_shared, dynamic_shared(&kernel), "{kernel}: bytes of dynamic shared memory");
+    }
     assert!(vgpu::matmuls() > 0, "no case calls cuBLASLt");
 }

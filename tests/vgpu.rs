@@ -27,10 +27,10 @@ struct Gpu {
 
 /// The kernels of tests/vgpu/faults.cu and samples.cu.
 const KERNELS: &str = "past_the_end_f32 divergent_barrier_f32 barrier_after_exit_f32 divergent_shuffle_f32 \
-                       exit_before_shuffle_f32 deadlock_f32 misaligned_ldmatrix_f32 misaligned_vector_f32 \
+                       exit_before_shuffle_f32 deadlock_f32 misaligned_ldmatrix_f32 ldmatrix_of_rows_f32 mma_alone_f32 misaligned_vector_f32 \
                        copy_without_wait_f32 uninitialised_shared_f32 past_dynamic_shared_f32 past_fixed_shared_f32 \
                        race_f32 race_of_blocks_f32 scale_f32 row_sum_f32 product_f32 product_transposed_f32 barriers_f32 \
-                       shuffles_f32";
+                       shuffles_f32 approximate_f32";
 
 fn image(kernels: &str) -> Ptx {
     Ptx::from_binary(format!("warpfit kernels\n{}\n\0", kernels.replace(' ', "\n")).into_bytes())
@@ -69,17 +69,27 @@ struct Product {
     k: i32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Approximate {
+    x: u64,
+    y: u64,
+    n: i32,
+}
+
 // SAFETY: laid out as in faults.cu and samples.cu.
 unsafe impl DeviceRepr for Buffer {}
 unsafe impl DeviceRepr for Scale {}
 unsafe impl DeviceRepr for RowSum {}
 unsafe impl DeviceRepr for Product {}
+unsafe impl DeviceRepr for Approximate {}
 
 impl Gpu {
     fn new() -> Gpu {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         vgpu::install();
         vgpu::set_seed(0);
+        vgpu::set_errors(0);
         let context = CudaContext::new(1).unwrap();
         // SAFETY: before anything is allocated.
         unsafe { context.disable_event_tracking() };
@@ -237,6 +247,22 @@ mod faults {
     }
 
     #[test]
+    fn bank_conflicts_of_ldmatrix() {
+        let line = line_of("faults.cu", "ldmatrix4(r, tile + threadIdx.x * a.n);");
+        let gpu = Gpu::new();
+        let x = gpu.floats(&[0.0; 64]);
+        for free in [8, 24, 40, 72] {
+            gpu.launch("ldmatrix_of_rows_f32", (1, 32, 64 * free as u32), &Buffer { x: gpu.address(&x), n: free });
+            gpu.stream.synchronize().unwrap();
+        }
+        drop((x, gpu));
+        for shared in [16, 32, 64, 80] {
+            let parts = ["ldmatrix_of_rows_f32", "ldmatrix of rows that share banks", &line];
+            Gpu::new().breaks("ldmatrix_of_rows_f32", (1, 32, 64 * shared as u32), shared, CUDA_ERROR_LAUNCH_FAILED, &parts);
+        }
+    }
+
+    #[test]
     fn a_copy_that_is_not_waited_for() {
         let gpu = Gpu::new();
         for waits in [true, false] {
@@ -316,6 +342,27 @@ fn launches_that_a_gpu_refuses() {
     assert_eq!(allow(227 * 1024 + 1).unwrap_err().0, CUDA_ERROR_INVALID_VALUE);
     // Nothing of this has broken the context.
     gpu.stream.synchronize().unwrap();
+}
+
+/// In a process of its own, as all devices of one are alike.
+#[test]
+fn compute_capability_7_5() {
+    if std::env::var_os("VGPU_CAPABILITY").is_none() {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["virtual_gpu::compute_capability_7_5", "--exact", "--nocapture"]).env("VGPU_CAPABILITY", "7.5");
+        assert!(command.status().unwrap().success());
+        return;
+    }
+    let gpu = Gpu::new();
+    assert_eq!(gpu.context.compute_capability().unwrap(), (7, 5));
+    let function = gpu.module.load_function("past_dynamic_shared_f32").unwrap();
+    let allow = |bytes| function.set_attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes);
+    assert_eq!([64 << 10, (64 << 10) + 1].map(|bytes| allow(bytes).map_err(|e| e.0)), [Ok(()), Err(CUDA_ERROR_INVALID_VALUE)]);
+    drop(gpu);
+    for (kernel, shared, instruction) in [("mma_alone_f32", 0, "mma of bf16"), ("copy_without_wait_f32", 512, "cp.async")] {
+        let parts = [kernel, instruction, "needs compute capability 8.0"];
+        Gpu::new().breaks(kernel, (1, 32, shared), 1, CUDA_ERROR_LAUNCH_FAILED, &parts);
+    }
 }
 
 #[test]
@@ -590,10 +637,90 @@ fn products_on_tensor_cores() {
             // SAFETY: the kernel writes all of it.
             let d = unsafe { gpu.stream.alloc::<f32>(m * 16) }.unwrap();
             let arguments = Product { a: gpu.address(&a), b: gpu.address(&b), d: gpu.address(&d), k: k as i32 };
-            gpu.launch(kernel, (m as u32 / 16, 32, 2048), &arguments);
+            gpu.launch(kernel, (m as u32 / 16, 32, 3072), &arguments);
             assert_near(&gpu.read(&d), &wanted, 1e-4);
         }
     }
+}
+
+/// The sums of tensor cores are cut off, not rounded: of operands above 0 each is too small, by a little.
+#[test]
+fn sums_of_tensor_cores_are_truncated() {
+    let gpu = Gpu::new();
+    let (m, k) = (16, 512);
+    let positive = |salt| halves(&noise(m * k, salt).into_iter().map(f32::abs).collect::<Vec<_>>());
+    let (a, b) = (positive(2), positive(3));
+    let at = |x: &[bf16], i: usize| f64::from(x[i].to_f32());
+    let exact: Vec<f64> = (0..m * 16).map(|i| (0..k).map(|p| at(&a, i / 16 * k + p) * at(&b, p * 16 + i % 16)).sum()).collect();
+    let (a, b) = (gpu.stream.clone_htod(&a).unwrap(), gpu.stream.clone_htod(&b).unwrap());
+    let product = |errors: u64| {
+        vgpu::set_errors(errors);
+        let d = gpu.floats(&vec![0.0; m * 16]);
+        let arguments = Product { a: gpu.address(&a), b: gpu.address(&b), d: gpu.address(&d), k: k as i32 };
+        gpu.launch("product_f32", (1, 32, 3072), &arguments);
+        gpu.read(&d)
+    };
+    let mean = |found: &[f32]| found.iter().zip(&exact).map(|(&f, e)| (f64::from(f) - e) / e).sum::<f64>() / (m * 16) as f64;
+    let unit = 2f64.powi(-24);
+    assert!(mean(&product(0)).abs() < 2.0 * unit, "{:e}", mean(&product(0)));
+    let mut different = (1..9).map(product).collect::<Vec<_>>();
+    for found in &different {
+        // A truncation loses half a unit of the last place on average, and there are 32 or 64 of them, most near the end's size.
+        assert!((-80.0 * unit..-4.0 * unit).contains(&mean(found)), "{:e}", mean(found));
+        assert_near(found, &exact, 1e-3);
+    }
+    assert_eq!(product(1), different[0]);
+    different.sort_by(|x, y| x.partial_cmp(y).unwrap());
+    different.dedup();
+    assert_eq!(different.len(), 4, "8 or 16 terms at a time, one or two bits more than f32 has");
+}
+
+// ---- inexact instructions
+
+#[test]
+fn errors_of_instructions_stay_within_their_bounds() {
+    let gpu = Gpu::new();
+    let x: Vec<f32> = (0..4096).map(|i| (i as f32 - 2500.0) * 0.061).collect();
+    let n = x.len();
+    let on_gpu = gpu.floats(&x);
+    let run = |order: u64, errors: u64| {
+        vgpu::set_seed(order);
+        vgpu::set_errors(errors);
+        let y = gpu.floats(&vec![0.0; 3 * n]);
+        gpu.launch("approximate_f32", (64, 64, 0), &Approximate { x: gpu.address(&on_gpu), y: gpu.address(&y), n: n as i32 });
+        gpu.read(&y)
+    };
+    // In units of the last place of the exact result, which is a normal number.
+    let error = |found: f32, exact: f64| {
+        let exponent = i32::try_from((exact.abs().to_bits() >> 52) as i64 - 1023).unwrap();
+        (f64::from(found) - exact).abs() / 2f64.powi(exponent - 23)
+    };
+    let exact = |i: usize| {
+        let x = f64::from(x[i % n]);
+        [x.exp2(), x.exp(), 1.0 / x][i / n]
+    };
+    let bound = |i: usize| if i / n == 1 { 2.0 + (1.173 * x[i % n].abs()).floor() as f64 } else { 2.0 };
+    let (plain, normal) = (run(0, 0), f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX));
+    let mut different = 0;
+    for seed in 0..4 {
+        let found = run(0, seed);
+        assert_eq!(found, run(1, seed), "another order");
+        for (i, &y) in found.iter().enumerate() {
+            let exact = exact(i);
+            if normal.contains(&exact.abs()) {
+                let bound = if seed == 0 { 1.0 } else { bound(i) };
+                assert!(error(y, exact) <= bound, "{}: {y} for {exact}, {} units, seed {seed}", x[i % n], error(y, exact));
+            } else if i < n && exact < 1.0 {
+                assert_eq!(y, 0.0, "2^{} is below the normal numbers", x[i]);
+            }
+        }
+        different += found.iter().zip(&plain).filter(|(a, b)| a != b).count();
+        // The bound is reached, nearly.
+        let largest = (0..n).filter(|&i| normal.contains(&exact(i))).map(|i| error(found[i], exact(i))).fold(0.0, f64::max);
+        assert!(seed == 0 || largest > 1.9, "{largest}");
+    }
+    assert!(different > 2 * 3 * n, "{different}");
+    vgpu::set_errors(0);
 }
 
 // ---- graphs

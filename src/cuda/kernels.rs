@@ -87,6 +87,14 @@ impl<A> Typed<A> {
     }
 }
 
+/// How a struct of arguments is laid out on the host.
+pub struct Arguments {
+    pub name: &'static str,
+    pub size: usize,
+    /// Offsets by name.
+    pub fields: &'static [(&'static str, usize)],
+}
+
 /// What build.rs made of a source: machine code, where there was an nvcc, and the kernels' names.
 pub struct Image {
     pub file: &'static str,

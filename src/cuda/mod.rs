@@ -31,7 +31,7 @@ use error::failed;
 use kernels::{Drop, Kernel, Kernels, Ptr};
 
 pub use arena::OVERHEAD;
-pub use kernels::NVCC;
+pub use kernels::{Arguments, LAYOUTS, NVCC};
 
 /// The backend on one GPU, in f32 or bf16.
 pub struct Cuda {

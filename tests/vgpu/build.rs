@@ -1,5 +1,6 @@
 //! Compiles the emulator and the kernels with the host's C++ compiler into libcuda.so, libcublasLt.so and
-//! libvgpu_kernels.so. VGPU_SANITIZE=address or thread compiles the kernels for that sanitizer (sanitize.sh).
+//! libvgpu_kernels.so. VGPU_SANITIZE=address or thread compiles the kernels for that sanitizer (sanitize.sh); VGPU_FMA=1 lets the
+//! compiler contract products and sums into fused multiply-adds, as nvcc does (tests/full).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,11 +24,13 @@ fn main() {
         println!("cargo::rerun-if-changed={}", path.display());
     }
     println!("cargo::rerun-if-env-changed=VGPU_SANITIZE");
+    println!("cargo::rerun-if-env-changed=VGPU_FMA");
     let sanitizer = match env::var("VGPU_SANITIZE").as_deref() {
         Ok(name @ ("address" | "thread")) => format!("-fsanitize={name} -DVGPU_STATIC_SHARED"),
         Ok(other) => panic!("VGPU_SANITIZE={other}: address or thread"),
         Err(_) => String::new(),
     };
+    let contraction = if env::var_os("VGPU_FMA").is_some() { "-mfma -ffp-contract=fast" } else { "-ffp-contract=off" };
     let compiler = cc::Build::new().cpp(true).cargo_warnings(false).try_get_compiler();
     let compiler = Compiler { path: compiler.expect("a C++ compiler").path().into(), out };
 
@@ -40,7 +43,7 @@ fn main() {
     kernel_sources.extend(own_kernels);
     kernel_sources.sort();
     let (emulator_objects, kernel_objects) = thread::scope(|scope| {
-        let kernel_flags = format!("{KERNELS} {sanitizer} {include}");
+        let kernel_flags = format!("{KERNELS} {contraction} {sanitizer} {include}");
         let compile = |source: &Path, flags: String| {
             let (compiler, source) = (&compiler, source.to_owned());
             scope.spawn(move || compiler.compile(&source, &flags))

@@ -61,6 +61,26 @@ __device__ void misaligned_ldmatrix(const Buffer& a) {
 }
 KERNEL(misaligned_ldmatrix_f32, misaligned_ldmatrix, Buffer, 32)
 
+// Rows of n elements: with 64 all eight of a matrix begin in the same bank, with 72 they lie in different ones.
+__device__ void ldmatrix_of_rows(const Buffer& a) {
+    DYNAMIC_SHARED(bf16, tile);  // (32, n)
+    for (int i = threadIdx.x; i < 32 * a.n; i += 32) tile[i] = __float2bfloat16(0.0f);
+    __syncwarp();
+    uint32_t r[4];
+    ldmatrix4(r, tile + threadIdx.x * a.n);
+    a.x[threadIdx.x] = float(r[0]);
+}
+KERNEL(ldmatrix_of_rows_f32, ldmatrix_of_rows, Buffer, 32)
+
+// Wrong below compute capability 8.0.
+__device__ void mma_alone(const Buffer& a) {
+    float d[4] = {};
+    const uint32_t x[4] = {}, y[2] = {};
+    mma_bf16(d, x, y);
+    a.x[threadIdx.x] = d[0];
+}
+KERNEL(mma_alone_f32, mma_alone, Buffer, 32)
+
 __device__ void misaligned_vector(const Buffer& a) { *reinterpret_cast<float4*>(a.x + 1) = make_float4(1, 2, 3, 4); }
 KERNEL(misaligned_vector_f32, misaligned_vector, Buffer, 32)
 

@@ -36,16 +36,19 @@ struct Product {
     int k;          // a multiple of 16
 };
 
+// Of a tile's rows in shared memory: 48 bytes, so that ldmatrix reads 8 of them from different banks.
+constexpr int PITCH = 24;
+
 // A warp makes a tile of 16 x 16; its operands come 16 columns at a time, the next ones while the last ones are used.
 template <bool B_TRANSPOSED> __device__ void product(const Product& a) {
-    DYNAMIC_SHARED(bf16, tiles);  // (2, 2, 16, 16)
+    DYNAMIC_SHARED(bf16, tiles);  // (2, 2, 16, PITCH)
     const int row = lane() % 16, half = lane() / 16 * 8;
     const bf16* rows = a.a + size_t(blockIdx.x) * 16 * a.k;
     auto fetch = [&](int k, int buffer) {
-        bf16* tile = tiles + buffer * 512;
-        cp_async16(tile + row * 16 + half, rows + size_t(row) * a.k + k + half, true);
+        bf16* tile = tiles + buffer * 32 * PITCH;
+        cp_async16(tile + row * PITCH + half, rows + size_t(row) * a.k + k + half, true);
         const bf16* b = B_TRANSPOSED ? a.b + size_t(row) * a.k + k : a.b + (k + row) * 16;
-        cp_async16(tile + 256 + row * 16 + half, b + half, true);
+        cp_async16(tile + (16 + row) * PITCH + half, b + half, true);
         cp_async_commit();
     };
     float d[2][4] = {};
@@ -59,13 +62,13 @@ template <bool B_TRANSPOSED> __device__ void product(const Product& a) {
             cp_async_wait<0>();
         }
         __syncwarp();
-        const bf16* tile = tiles + buffer * 512;
+        const bf16* tile = tiles + buffer * 32 * PITCH;
         uint32_t fragment_a[4], fragment_b[4];
-        ldmatrix4(fragment_a, tile + row * 16 + half);
+        ldmatrix4(fragment_a, tile + row * PITCH + half);
         if (B_TRANSPOSED) {
-            ldmatrix4(fragment_b, tile + 256 + (lane() % 8 + lane() / 16 * 8) * 16 + lane() / 8 % 2 * 8);
+            ldmatrix4(fragment_b, tile + (16 + lane() % 8 + lane() / 16 * 8) * PITCH + lane() / 8 % 2 * 8);
         } else {
-            ldmatrix4_trans(fragment_b, tile + 256 + row * 16 + half);
+            ldmatrix4_trans(fragment_b, tile + (16 + row) * PITCH + half);
         }
         uint32_t left[2] = {fragment_b[0], fragment_b[1]}, right[2] = {fragment_b[2], fragment_b[3]};
         mma_bf16(d[0], fragment_a, left);
@@ -96,3 +99,18 @@ __device__ void shuffles(const Repeat& a) {
     a.x[blockIdx.x * blockDim.x + threadIdx.x] = x;
 }
 KERNEL(shuffles_f32, shuffles, Repeat, 256)
+
+struct Approximate {
+    const float* x;  // (n)
+    float* y;        // (3, n): 2^x, e^x, 1 / x
+    int n;
+};
+
+__device__ void approximate(const Approximate& a) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= a.n) return;
+    a.y[i] = exp2_approx(a.x[i]);
+    a.y[a.n + i] = __expf(a.x[i]);
+    a.y[2 * a.n + i] = __fdividef(1.0f, a.x[i]);
+}
+KERNEL(approximate_f32, approximate, Approximate, 64)

@@ -1,6 +1,8 @@
 // libcuda.so: the entry points of the CUDA driver that the engine reaches through cudarc, with two devices (0 and 1) and the
 // errors of a real driver. The environment is read by cuInit:
-//   VGPU_SEED=n          the order of threads, blocks and streams; 0 is the order of the sources
+//   VGPU_SEED=n          the order of threads, blocks and streams, and the errors of inexact instructions; 0 is the order of
+//                        the sources, and no errors
+//   VGPU_CAPABILITY=7.5  compute capability, 9.0 if not given; 8.0 and 8.6 are known too
 //   VGPU_MEMORY=bytes    of each device, 4 GiB if not given
 //   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch, old_driver, or cublaslt_memory: it has none
 //   VGPU_FAIL_LAUNCH=n   the n-th launch that runs is an illegal address
@@ -67,8 +69,34 @@ struct Function {
     std::atomic<size_t> dynamic_shared{48 * 1024};  // the most that a launch may ask for
 };
 
-constexpr int DEVICES = 2, MAX_DYNAMIC_SHARED = 227 * 1024;
+constexpr int DEVICES = 2;
 Device devices[DEVICES] = {{0}, {1}};
+
+struct Capability {
+    int major, minor;
+    int block_shared, shared;  // bytes of shared memory that a block may opt in to, and of a multiprocessor
+    int threads;               // of a multiprocessor
+};
+// CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+constexpr Capability CAPABILITIES[] = {
+    {9, 0, MAX_DYNAMIC_SHARED, 228 * 1024, 2048},
+    {8, 6, 99 * 1024, 100 * 1024, 1536},
+    {8, 0, 163 * 1024, 164 * 1024, 2048},
+    {7, 5, 64 * 1024, 64 * 1024, 1024},
+};
+Capability device_capability = CAPABILITIES[0];
+
+void set_capability(const std::string& name) {
+    for (const Capability& known : CAPABILITIES) {
+        if (format("%d.%d", known.major, known.minor) != name) continue;
+        device_capability = known;
+        capability = 10 * known.major + known.minor;
+        return;
+    }
+    fprintf(stderr, "vgpu: VGPU_CAPABILITY=%s: it is 7.5, 8.0, 8.6 or 9.0\n", name.c_str());
+    abort();
+}
+
 Handles<Module> modules;
 Handles<Function> functions;
 Handles<Graph> graphs;
@@ -89,6 +117,8 @@ __thread uint64_t current_seed __attribute__((tls_model("initial-exec")));
 __thread uint64_t random_state __attribute__((tls_model("initial-exec")));
 __thread bool seed_is_set __attribute__((tls_model("initial-exec")));
 __thread bool only_checks __attribute__((tls_model("initial-exec")));
+__thread uint64_t errors __attribute__((tls_model("initial-exec")));
+__thread bool errors_are_set __attribute__((tls_model("initial-exec")));
 
 std::string& last_error() {
     thread_local std::string detail;
@@ -120,6 +150,8 @@ int ready_for_unsafe(const char* call) {
 
 }  // namespace
 
+int capability = 90;
+
 Device* current_device() { return current; }
 
 bool checks_only() { return only_checks; }
@@ -129,6 +161,11 @@ bool injected(const char* fault) { return injected_fault == fault; }
 uint64_t seed() {
     if (!seed_is_set) set_seed(environment_number("VGPU_SEED"));
     return current_seed;
+}
+
+uint64_t error_seed() {
+    static const uint64_t from_environment = environment_number("VGPU_SEED");
+    return errors_are_set ? errors : from_environment;
 }
 
 uint64_t random_below(uint64_t limit) {
@@ -281,6 +318,7 @@ int cuInit(unsigned) {
     std::call_once(once, [] {
         if (const char* fault = getenv("VGPU_FAULT")) injected_fault = fault;
         failing_launch = environment_number("VGPU_FAIL_LAUNCH");
+        if (const char* name = getenv("VGPU_CAPABILITY")) set_capability(name);
         Dl_info here;
         dladdr(reinterpret_cast<void*>(&cuInit), &here);
         std::string path = here.dli_fname;
@@ -331,14 +369,15 @@ int cuDeviceTotalMem_v2(size_t* bytes, int) {
 
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     bool old = injected_fault == "unsupported_arch";
+    const Capability& gpu = device_capability;
     const std::map<int, int> attributes = {
         {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},      // threads of a block
         {5, 0x7fffffff}, {6, 65535}, {7, 65535},       // blocks of a grid
-        {8, 48 * 1024}, {97, MAX_DYNAMIC_SHARED},      // shared memory of a block, and with opting in
-        {81, 228 * 1024}, {82, 65536}, {12, 65536},    // shared memory and registers of a multiprocessor
-        {10, 32}, {16, 4}, {39, 2048},                 // lanes, multiprocessors, threads of one
+        {8, 48 * 1024}, {97, gpu.block_shared},        // shared memory of a block, and with opting in
+        {81, gpu.shared}, {82, 65536}, {12, 65536},    // shared memory and registers of a multiprocessor
+        {10, 32}, {16, 4}, {39, gpu.threads},          // lanes, multiprocessors, threads of one
         {13, 1000000}, {36, 1000000}, {37, 512}, {38, 4 << 20},  // clocks in kHz, bus width, L2 bytes
-        {41, 1}, {75, old ? 5 : 9}, {76, 0}, {115, 1},           // unified addresses, compute capability, memory pools
+        {41, 1}, {75, old ? 5 : gpu.major}, {76, old ? 0 : gpu.minor}, {115, 1},  // unified addresses, compute capability, memory pools
     };
     auto found = attributes.find(attribute);
     if (found == attributes.end()) return refuse(INVALID_VALUE, format("device attribute %d is not known here", attribute));
@@ -516,7 +555,7 @@ int cuFuncSetAttribute(void* handle, int attribute, int value) {
     auto function = functions.find(handle);
     if (!function) return INVALID_HANDLE;
     if (attribute == 9) return SUCCESS;  // how to share L1; a hint
-    if (attribute != 8 || value < 0 || value > MAX_DYNAMIC_SHARED)
+    if (attribute != 8 || value < 0 || value > device_capability.block_shared)
         return refuse(INVALID_VALUE, format("%s: attribute %d cannot be %d", function->kernel.name.c_str(), attribute, value));
     function->dynamic_shared = value;
     return SUCCESS;
@@ -663,13 +702,18 @@ void vgpu_set_seed(uint64_t value) { set_seed(value); }
 
 void vgpu_set_only_checks(int on) { only_checks = on; }
 
+void vgpu_set_errors(uint64_t value) {
+    errors = value;
+    errors_are_set = true;
+}
+
 size_t vgpu_last_error(char* buffer, size_t bytes) { return give(last_error(), buffer, bytes); }
 
-// `name launches`, of the kernels of the engine.
+// `name launches bytes`, of the kernels of the engine: how often launched, and with how much dynamic shared memory at most.
 size_t vgpu_launches(char* buffer, size_t bytes) {
     std::string lines;
     for (auto& [name, kernel] : kernels())
-        if (!kernel->is_test) lines += format("%s %lu\n", name.c_str(), kernel->launches.load());
+        if (!kernel->is_test) lines += format("%s %lu %zu\n", name.c_str(), kernel->launches.load(), kernel->dynamic_shared.load());
     return give(lines, buffer, bytes);
 }
 

@@ -41,6 +41,9 @@ enum Result : int {
     CAPTURED_EVENT = 907,
 };
 
+// Compute capability of the devices: 9.0 is 90.
+extern int capability;
+
 // A device is its primary context; there is no other.
 struct Device {
     int ordinal;
@@ -50,6 +53,9 @@ struct Device {
     // as libraries of CUDA's runtime do.
     std::atomic<bool> kernels_loaded{false}, left_behind{false};
 };
+
+// Dynamic shared memory of a block on the largest GPU.
+constexpr int MAX_DYNAMIC_SHARED = 227 * 1024;
 
 // The context of this thread of the host, or null.
 Device* current_device();
@@ -71,6 +77,8 @@ uint64_t seed();
 inline bool seeded() { return seed() != 0; }
 uint64_t random_below(uint64_t limit);
 inline bool coin() { return seeded() && random_below(2); }
+// Which errors the kernels' inexact instructions make; 0: none.
+uint64_t error_seed();
 
 // Whether this thread only checks what it submits and runs nothing; memory that it takes then has addresses and no content.
 bool checks_only();
@@ -118,6 +126,7 @@ struct Kernel {
     unsigned threads;
     void (*body)(const void* arguments);
     std::atomic<uint64_t> launches{0};
+    std::atomic<size_t> dynamic_shared{0};  // the most that a launch asked for
 };
 std::map<std::string, std::unique_ptr<Kernel>>& kernels();
 

@@ -65,7 +65,6 @@ namespace {
 
 constexpr size_t PAGE = 4096, STACK = 256 * 1024;
 constexpr unsigned MAX_THREADS = 1024, WARP = 32;
-constexpr size_t MAX_DYNAMIC_SHARED = 227 * 1024;
 
 bool sanitized() { return __tsan_acquire || __asan_unpoison_memory_region; }
 
@@ -498,7 +497,7 @@ template <class Put, class Finish> Slot& Runner::meet(unsigned mask, const char*
 
 // Orders nothing but itself: the whole warp's reads come before what any of its lanes does next, as ldmatrix is one
 // instruction of the warp, but writes of its lanes before it need a __syncwarp.
-void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32]), const char* operation, Site site) {
+void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32], Site site), const char* operation, Site site) {
     Meeting* joined;
     Slot* slots = &runner->meet(
         mask, operation, site,
@@ -507,7 +506,7 @@ void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32]), const c
             joined = &meeting;
         },
         [&](Slot(&slots)[WARP], Meeting& meeting) {
-            combine(slots);
+            combine(slots, site);
             tsan_release(&meeting.order);
         });
     tsan_acquire(&joined->order);
@@ -616,7 +615,8 @@ void Runner::launch(Kernel& launched, Grid grid, size_t dynamic_shared, const vo
     if (__tsan_get_current_fiber) main_tsan = __tsan_get_current_fiber();
     shared = static_shared();
     dynamic = {dynamic_end() - (dynamic_shared + 15) / 16 * 16, dynamic_shared};
-    block = {{}, {kernel->threads, 1, 1}, {grid.x, grid.y, grid.z}, dynamic.begin};
+    const uint64_t errors = error_seed() ? error_seed() * 0x9e3779b97f4a7c15 ^ std::hash<std::string>()(kernel->name) : 0;
+    block = {{}, {kernel->threads, 1, 1}, {grid.x, grid.y, grid.z}, dynamic.begin, errors};
 
     size_t blocks = size_t(grid.x) * grid.y * grid.z;
     std::vector<size_t> shuffled;
@@ -672,6 +672,7 @@ void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared
     runner->launch(kernel, grid, dynamic_shared, arguments);
     runner = nullptr;
     kernel.launches++;
+    for (size_t most = kernel.dynamic_shared; most < dynamic_shared && !kernel.dynamic_shared.compare_exchange_weak(most, dynamic_shared);) {}
     if (mine->error) break_context(device, mine->error, mine->detail);
     std::lock_guard lock(pool_mutex);
     pool.push_back(std::move(mine));

@@ -3,6 +3,7 @@
 #pragma once
 #define VGPU 1
 
+#include <algorithm>
 #include <cfloat>
 #include <climits>
 #include <cmath>
@@ -41,6 +42,7 @@ struct Block {
     uint3 index;
     dim3 threads, blocks;
     void* dynamic_shared;
+    uint64_t errors;  // which errors inexact instructions make in this launch; 0: none
 };
 
 // The CUDA thread that runs now on this thread of the host.
@@ -59,9 +61,9 @@ struct Site {
 void barrier(Site site);
 
 // What a lane brings to an operation of its warp, and takes from it.
-struct Slot { uint32_t words[8]; };
+struct Slot { uint32_t words[10]; };
 // Waits for all lanes of the mask; the last one to come runs `combine` over the slots; each gets its own slot back.
-void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32]), const char* operation, Site site);
+void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32], Site site), const char* operation, Site site);
 void sync_warp(unsigned mask, Site site);
 uint64_t shuffle(unsigned mask, uint64_t value, unsigned from, const char* operation, Site site);
 unsigned ballot(unsigned mask, bool vote, Site site);
@@ -81,6 +83,9 @@ const Copy* next_landing(unsigned groups);
 // ldmatrix and cp.async work on shared memory alone.
 void check_shared(const void* address, const char* operation, Site site);
 
+// 9.0 is 90.
+extern int capability;
+
 // Ends the launch with an error of the driver.
 [[noreturn]] void fault(int code, const char* what, Site site);
 
@@ -97,7 +102,7 @@ bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsig
 #define __host__
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __forceinline__ inline __attribute__((always_inline))
 
 // One block runs on one thread of the host, so a block's shared memory is that thread's. The sanitizers see the bounds of
@@ -167,21 +172,103 @@ template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned step, int w
     return vgpu::shuffle_as(mask, value, from, "__shfl_up_sync", {file, line});
 }
 
+// ---- what a GPU does not compute exactly. Seed 0 has no errors; other seeds draw them within their bounds, as functions of seed,
+// kernel and operands alone, so that the same seed gives the same bits in any order of the threads.
+
+namespace vgpu {
+
+template <class To, class From> To bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+inline uint64_t errors() { return current_thread->block->errors; }
+
+// A float that is at most `ulps` units in the last place from the exact result.
+inline __attribute__((noinline)) float inexact(double exact, int ulps, uint64_t operands) {
+    const float nearest = static_cast<float>(exact);
+    if (!(fabsf(nearest) >= FLT_MIN && fabsf(nearest) < FLT_MAX)) return nearest;
+    uint64_t hash = (errors() ^ operands) * 0x9e3779b97f4a7c15;
+    hash = (hash ^ hash >> 29) * 0xbf58476d1ce4e5b9;
+    const double bound = ulps * ldexp(1.0, ilogb(exact) - 23);
+    for (int steps = static_cast<int>((hash >> 32) % (2 * ulps + 1)) - ulps; steps; steps += steps < 0 ? 1 : -1) {
+        const float moved = bits<float>(bits<int>(nearest) + steps);
+        if (fabs(moved - exact) <= bound) return moved;
+    }
+    return nearest;
+}
+
+// ex2.approx.ftz.f32: 2 ulp, as exp2f, which is made of it, has in the CUDA C++ Programming Guide, "Mathematical Functions";
+// results below the normal numbers are 0.
+inline float exp2_approx(float x) {
+    const float y = errors() ? inexact(exp2(static_cast<double>(x)), 2, bits<uint32_t>(x)) : exp2f(x);
+    return y < FLT_MIN ? 0.0f : y;
+}
+
+}  // namespace vgpu
+
+// The bounds are those of the Guide's table of intrinsics.
+
+// 2 + floor(|1.173 x|) ulp. glibc declares the name and does not define it.
+inline float vgpu_expf(float x) {
+    if (!vgpu::errors() || !(fabsf(x) < 128.0f)) return expf(x);
+    return vgpu::inexact(exp(static_cast<double>(x)), 2 + static_cast<int>(fabsf(1.173f * x)), vgpu::bits<uint32_t>(x));
+}
+#define __expf vgpu_expf
+
+// 2 ulp where 2^-126 <= |b| <= 2^126; 0 beyond.
+inline float __fdividef(float a, float b) {
+    if (fabsf(b) > 0x1p126f && fabsf(b) <= FLT_MAX) return a * 0.0f;
+    if (!vgpu::errors()) return a / b;
+    return vgpu::inexact(static_cast<double>(a) / b, 2, static_cast<uint64_t>(vgpu::bits<uint32_t>(a)) << 32 | vgpu::bits<uint32_t>(b));
+}
+
 // ---- tensor cores and asynchronous copies; mma.cuh says what they do
 
 namespace vgpu {
 
-inline float low_bf16(uint32_t pair) {
-    uint32_t bits = pair << 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
+inline float low_bf16(uint32_t pair) { return bits<float>(pair << 16); }
+inline float high_bf16(uint32_t pair) { return bits<float>(pair & 0xffff0000u); }
+
+// Of a normal number; what lies below counts as the smallest.
+inline int exponent(float x) {
+    const int biased = bits<uint32_t>(x) >> 23 & 255;
+    return (biased ? biased : 1) - 127;
 }
 
-inline float high_bf16(uint32_t pair) { return low_bf16(pair >> 16); }
+// sum + a b, of 16 terms that are 1 and 8 elements apart, as tensor cores have been measured to add (Fasi et al.,
+// doi.org/10.7717/peerj-cs.330, on V100, T4 and A100; Khattak and Mikaitis, arXiv 2512.07004, on H100 and B200 too): 8 or 16
+// products and the sum so far are aligned to the largest exponent among them and truncated one or two bits below the last place
+// of an f32, and their sum is truncated to an f32.
+inline __attribute__((noinline)) float truncated_sum(float sum, const float* a, const float* b) {
+    const int terms = errors() & 2 ? 8 : 16, extra = errors() & 4 ? 1 : 2;
+    for (int first = 0; first < 16; first += terms) {
+        int largest = exponent(sum);
+        double plain = sum;
+        for (int k = first; k < first + terms; k++) {
+            const double product = static_cast<double>(a[k]) * b[8 * k];
+            plain += product;
+            if (product != 0) largest = std::max(largest, exponent(a[k]) + exponent(b[8 * k]));
+        }
+        if (!std::isfinite(plain)) {
+            sum = static_cast<float>(plain);
+            continue;
+        }
+        const int unit = largest - 23 - extra;
+        const double per_unit = bits<double>(static_cast<uint64_t>(1023 - unit) << 52);
+        int64_t units = static_cast<int64_t>(sum * per_unit);
+        for (int k = first; k < first + terms; k++) units += static_cast<int64_t>(static_cast<double>(a[k]) * b[8 * k] * per_unit);
+        const double total = static_cast<double>(units) / per_unit;
+        sum = static_cast<float>(total);
+        if (fabs(static_cast<double>(sum)) > fabs(total) && fabsf(sum) <= FLT_MAX) sum = bits<float>(bits<uint32_t>(sum) - 1);
+    }
+    return sum;
+}
 
-// Slots hold the fragments a (4 words) and b (2 words) of each lane, and then its 4 floats of the product.
-inline void multiply_tiles(Slot (&slots)[32]) {
+// Slots hold the fragments a (4 words), b (2 words) and d (4 floats) of each lane, and then its d + a b.
+inline void multiply_tiles(Slot (&slots)[32], Site) {
     float a[16][16], b[16][8], product[16][8] = {};
     for (int lane = 0; lane < 32; lane++) {
         const uint32_t* words = slots[lane].words;
@@ -195,30 +282,48 @@ inline void multiply_tiles(Slot (&slots)[32]) {
             b[pair + i * 8 + 1][group] = high_bf16(words[4 + i]);
         }
     }
-    for (int row = 0; row < 16; row++)
-        for (int k = 0; k < 16; k++)
-            for (int column = 0; column < 8; column++) product[row][column] += a[row][k] * b[k][column];
+    if (!errors())
+        for (int row = 0; row < 16; row++)
+            for (int k = 0; k < 16; k++)
+                for (int column = 0; column < 8; column++) product[row][column] += a[row][k] * b[k][column];
     for (int lane = 0; lane < 32; lane++) {
         int group = lane / 4, pair = lane % 4 * 2;
-        memcpy(slots[lane].words, &product[group][pair], 8);
-        memcpy(slots[lane].words + 2, &product[group + 8][pair], 8);
+        float d[4];
+        memcpy(d, slots[lane].words + 6, sizeof d);
+        for (int i = 0; i < 4; i++) {
+            int row = group + i / 2 * 8, column = pair + i % 2;
+            d[i] = errors() ? truncated_sum(d[i], a[row], &b[0][column]) : d[i] + product[row][column];
+        }
+        memcpy(slots[lane].words, d, sizeof d);
     }
 }
 
 inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+    if (capability < 80) fault(719, "mma of bf16, which needs compute capability 8.0", site);
     Slot slot;
     memcpy(slot.words, a, 16);
     memcpy(slot.words + 4, b, 8);
+    memcpy(slot.words + 6, d, 16);
     meet(0xffffffffu, slot, multiply_tiles, "mma", site);
-    float product[4];
-    memcpy(product, slot.words, 16);
-    for (int i = 0; i < 4; i++) d[i] += product[i];
+    memcpy(d, slot.words, 16);
+}
+
+// The 8 rows of a matrix are read at once if they lie in different banks: 16 bytes of 128 each, or the same bytes.
+inline void check_banks(const uint16_t* const* rows, Site site) {
+    const uint16_t* in_bank[8] = {};
+    for (int i = 0; i < 8; i++) {
+        const uint16_t* row = rows[i];
+        const uint16_t*& other = in_bank[reinterpret_cast<uintptr_t>(row) / 16 % 8];
+        if (other && other != row) fault(719, "ldmatrix of rows that share banks of shared memory", site);
+        other = row;
+    }
 }
 
 // Slots hold the address of a row each, lanes 8 i .. 8 i + 7 those of matrix i, and then one word of each matrix.
-template <bool TRANSPOSED> void load_matrices(Slot (&slots)[32]) {
+template <bool TRANSPOSED> void load_matrices(Slot (&slots)[32], Site site) {
     const uint16_t* rows[32];
     for (int lane = 0; lane < 32; lane++) memcpy(&rows[lane], slots[lane].words, sizeof rows[lane]);
+    for (int matrix = 0; matrix < 4; matrix++) check_banks(rows + 8 * matrix, site);
     for (int lane = 0; lane < 32; lane++) {
         int group = lane / 4, pair = lane % 4 * 2;
         for (int matrix = 0; matrix < 4; matrix++) {
@@ -240,6 +345,7 @@ template <bool TRANSPOSED> void load_fragments(uint32_t (&r)[4], const void* row
 
 // The destination is NaN until the copy lands.
 inline void copy_async(void* to, const void* from, bool valid, Site site) {
+    if (capability < 80) fault(719, "cp.async, which needs compute capability 8.0", site);
     check_shared(to, "cp.async", site);
     if (valid && reinterpret_cast<uintptr_t>(from) % 16) fault(716, "cp.async from an address that is not 16-byte aligned", site);
     *static_cast<uint4*>(to) = {~0u, ~0u, ~0u, ~0u};
@@ -270,12 +376,6 @@ inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
-inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-inline float vgpu_expf(float x) { return expf(x); }
-inline float vgpu_logf(float x) { return logf(x); }
-#define __expf vgpu_expf  // glibc declares these two and does not define them
-#define __logf vgpu_logf
-inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float __saturatef(float x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
 
@@ -283,15 +383,6 @@ inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-
-namespace vgpu {
-template <class To, class From> To bits(From from) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
-}
-}  // namespace vgpu
 
 inline int __float_as_int(float x) { return vgpu::bits<int>(x); }
 inline unsigned __float_as_uint(float x) { return vgpu::bits<unsigned>(x); }

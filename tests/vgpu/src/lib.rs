@@ -72,23 +72,32 @@ pub fn only_checking<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Sets which errors inexact instructions make in what this thread waits for; 0: none. VGPU_SEED sets them for threads that do not.
+pub fn set_errors(seed: u64) {
+    // SAFETY: as driver.cpp has it.
+    unsafe { function::<unsafe extern "C" fn(u64)>(&installed().cuda, "vgpu_set_errors")(seed) }
+}
+
 /// What was wrong the last time that this thread got an error: kernel, block, thread, allocation, line.
 pub fn last_error() -> String {
     text("vgpu_last_error")
 }
 
-/// The engine's kernels, and how often each was launched.
-pub fn launches() -> BTreeMap<String, u64> {
-    let parse = |line: &str| {
-        let (name, count) = line.split_once(' ').expect("a name and a number");
-        (name.to_string(), count.parse().expect("a number"))
-    };
-    text("vgpu_launches").lines().map(parse).collect()
+/// What was launched of a kernel.
+pub struct Launched {
+    pub times: u64,
+    /// The most bytes of dynamic shared memory that a launch asked for.
+    pub dynamic_shared: u32,
 }
 
-/// The names of the engine's kernels.
-pub fn kernels() -> Vec<String> {
-    launches().into_keys().collect()
+/// The engine's kernels.
+pub fn launches() -> BTreeMap<String, Launched> {
+    let parse = |line: &str| {
+        let [name, times, bytes] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("a name and two numbers: {line}") };
+        let launched = Launched { times: times.parse().expect("a number"), dynamic_shared: bytes.parse().expect("a number") };
+        (name.to_string(), launched)
+    };
+    text("vgpu_launches").lines().map(parse).collect()
 }
 
 /// How many products cuBLASLt has computed.

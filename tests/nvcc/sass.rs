@@ -1,0 +1,179 @@
+//! Instructions of the machine code for sm_90a, held to those in instructions.txt: a 16-byte access that became four, a loop that
+//! is no longer unrolled, or one more call of Philox in attention shows without a GPU. Counts may be 4 % off, for another
+//! version of nvcc. After a change that is meant, RENEW=1 writes the file anew; look at its diff.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{built, cuobjdump};
+
+struct Instruction<'a> {
+    address: usize,
+    opcode: &'a str,
+    operands: &'a str,
+}
+
+/// The code of each kernel in what `cuobjdump -sass` prints.
+fn kernels(sass: &str) -> BTreeMap<&str, Vec<Instruction<'_>>> {
+    let functions = sass.split("Function : ").skip(1).map(|function| function.split_once('\n').expect("a name, then code"));
+    functions.map(|(name, code)| (name.trim(), code.lines().filter_map(instruction).collect())).collect()
+}
+
+/// `/*0040*/  @P2 S2R R6, SR_CTAID.Y ;`
+fn instruction(line: &str) -> Option<Instruction<'_>> {
+    let (address, rest) = line.trim().strip_prefix("/*")?.split_once("*/")?;
+    let address = usize::from_str_radix(address, 16).ok()?;
+    let (text, _) = rest.split_once(';')?;
+    let text = text.trim();
+    let text = if text.starts_with('@') { text.split_once(' ')?.1.trim() } else { text };
+    let (opcode, operands) = text.split_once(' ').unwrap_or((text, ""));
+    Some(Instruction { address, opcode, operands })
+}
+
+/// The instructions of the innermost loop with tensor cores: from where a branch goes back to, to the branch.
+fn loop_of_tensor_cores<'a, 'b>(code: &'a [Instruction<'b>]) -> Option<&'a [Instruction<'b>]> {
+    let at = |address| code.iter().position(|instruction| instruction.address == address);
+    let back = code.iter().enumerate().filter(|(_, instruction)| instruction.opcode.starts_with("BRA"));
+    let loops = back.filter_map(|(end, branch)| {
+        let (_, target) = branch.operands.rsplit_once("0x")?;
+        let start = at(usize::from_str_radix(target.trim(), 16).ok()?)?;
+        (start < end).then(|| &code[start..=end])
+    });
+    loops.filter(|code| count(code, "HMMA", "") > 0).min_by_key(|code| code.len())
+}
+
+/// Opcodes that begin with `name`, and end with `ending`.
+fn count(code: &[Instruction], name: &str, ending: &str) -> usize {
+    let fits = |opcode: &str| opcode.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    code.iter().filter(|instruction| fits(instruction.opcode) && instruction.opcode.contains(ending)).count()
+}
+
+/// Counts by what is counted, which are not 0; by kernel, or by "kernel loop".
+type Counts = BTreeMap<String, BTreeMap<String, usize>>;
+
+fn counts(sass: &str) -> Counts {
+    let mut counts = Counts::new();
+    for (name, code) in kernels(sass) {
+        let wide = ["LDG", "STG", "LDGSTS", "LDS", "STS"].map(|access| (format!("{access}.128"), count(&code, access, ".128")));
+        let all = wide.into_iter().chain([("HMMA".to_string(), count(&code, "HMMA", ""))]);
+        counts.insert(name.to_string(), all.filter(|&(_, count)| count > 0).collect());
+        if let Some(code) = loop_of_tensor_cores(&code) {
+            let parts = ["HMMA", "IMAD.WIDE", "LOP3", "MUFU"].map(|part| (part.to_string(), count(code, part, "")));
+            let all = [("instructions".to_string(), code.len())].into_iter().chain(parts);
+            counts.insert(format!("{name} loop"), all.collect());
+        }
+    }
+    counts
+}
+
+fn write(counts: &Counts) -> String {
+    let mut text = String::new();
+    for (part, counts) in counts {
+        let counts: Vec<String> = counts.iter().map(|(what, count)| format!("{what} {count}")).collect();
+        let _ = writeln!(text, "{}", format!("{part:<31}{}", counts.join("  ")).trim_end());
+    }
+    text
+}
+
+fn read(text: &str) -> Counts {
+    let line = |line: &str| {
+        let (part, counts) = line.split_at(line.len().min(31));
+        let words: Vec<&str> = counts.split_whitespace().collect();
+        let counts = words.chunks(2).map(|pair| (pair[0].to_string(), pair[1].parse().expect("a count")));
+        (part.trim().to_string(), counts.collect())
+    };
+    text.lines().map(line).collect()
+}
+
+/// Where these are not those.
+fn differences(found: &Counts, golden: &Counts) -> Vec<String> {
+    let parts: BTreeSet<&String> = found.keys().chain(golden.keys()).collect();
+    let mut differences = Vec::new();
+    for part in parts {
+        let (Some(found), Some(golden)) = (found.get(part), golden.get(part)) else {
+            differences.push(format!("{part} is in one of the two alone"));
+            continue;
+        };
+        for what in found.keys().chain(golden.keys()).collect::<BTreeSet<_>>() {
+            let [found, golden] = [found, golden].map(|counts| counts.get(what).copied().unwrap_or(0));
+            if found.abs_diff(golden) * 25 > golden {
+                differences.push(format!("{part}: {found} {what}, where {golden} are expected"));
+            }
+        }
+    }
+    differences
+}
+
+#[test]
+fn instructions_that_are_missing_or_too_many_are_named() {
+    let sass = "
+        Function : copy
+        /*0000*/                   LDC R1, c[0x0][0x28] ;           /* 0x00000a00ff017b82 */
+                                                                    /* 0x000fe20000000800 */
+        /*0010*/               @P2 LDG.E.128.CONSTANT R4, desc[UR10][R6.64] ;  /* 0x0000 */
+        /*0020*/                   LDG.E.64 R6, desc[UR10][R6.64] ; /* 0x0000 */
+        /*0030*/                   LDGSTS.E.BYPASS.128 [R3], desc[UR10][R6.64] ; /* 0x0000 */
+        Function : multiply
+        /*0000*/                   HMMA.16816.F32.BF16 R4, R5, R6, R4 ; /* 0x0000 */
+        /*0010*/                   IMAD.WIDE.U32 R6, R3, 0x8, R6 ;  /* 0x0000 */
+        /*0020*/                   IMAD R6, R3, 0x8, R6 ;           /* 0x0000 */
+        /*0030*/               @P0 BRA 0x10 ;                       /* 0x0000 */
+        /*0040*/               @P0 BRA 0x0 ;                        /* 0x0000 */
+        /*0050*/               @P0 BRA 0x60 ;                       /* 0x0000 */
+        /*0060*/                   EXIT ;                           /* 0x0000 */
+";
+    let golden = "\
+copy                           LDG.128 1  LDGSTS.128 1
+multiply                       HMMA 1
+multiply loop                  HMMA 1  IMAD.WIDE 1  LOP3 0  MUFU 0  instructions 5
+";
+    let counts = counts(sass);
+    assert_eq!(write(&counts), golden);
+    assert_eq!(read(golden), counts);
+    assert_eq!(differences(&counts, &counts), [""; 0]);
+    let narrow = self::counts(&sass.replace("LDG.E.128", "LDG.E"));
+    assert_eq!(differences(&narrow, &counts), ["copy: 0 LDG.128, where 1 are expected"]);
+    let golden = golden.replace("instructions 5", "instructions 100");
+    let of = |instructions: usize| read(&golden.replace("100", &instructions.to_string()));
+    assert_eq!(differences(&of(104), &read(&golden)), [""; 0]);
+    assert_eq!(differences(&of(95), &read(&golden)), ["multiply loop: 95 instructions, where 100 are expected"]);
+    assert_eq!(differences(&Counts::new(), &read("copy")), ["copy is in one of the two alone"]);
+}
+
+#[test]
+#[ignore = "needs a build with nvcc for sm_90a, and cuobjdump and nvdisasm beside it"]
+fn the_machine_code_has_the_instructions_that_are_expected() {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvcc/instructions.txt");
+    let found: Counts = built().iter().flat_map(|(source, _)| counts(&cuobjdump(source, "-sass", "sm_90a"))).collect();
+    print!("{}", write(&found));
+    if std::env::var_os("RENEW").is_some() {
+        fs::write(&path, write(&found)).unwrap();
+    }
+    let differences = differences(&found, &read(&fs::read_to_string(&path).unwrap()));
+    assert!(differences.is_empty(), "{}\nif this is meant, RENEW=1 writes {}", differences.join("\n"), path.display());
+}
+
+#[test]
+#[ignore = "needs a build with nvcc for sm_80 and sm_90a, and cuobjdump and nvdisasm beside it"]
+fn nvcc_made_tensor_core_instructions_of_the_mma_kernels() {
+    let mut seen = BTreeSet::new();
+    for (source, _) in built() {
+        let wanted: BTreeSet<&str> =
+            source.kernels.iter().map(|k| k.name.as_str()).filter(|name| name.contains("_mma_")).collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        for arch in ["sm_80", "sm_90a"] {
+            let sass = cuobjdump(&source, "-sass", arch);
+            let with_mma = kernels(&sass).into_iter().filter(|(_, code)| count(code, "HMMA.16816.F32.BF16", "") > 0);
+            assert_eq!(with_mma.map(|(name, _)| name).collect::<BTreeSet<_>>(), wanted, "{arch}");
+        }
+        seen.extend(wanted.into_iter().map(str::to_string));
+    }
+    assert!(
+        seen.iter().any(|name| name.starts_with("attn_fwd")) && seen.iter().any(|name| name.starts_with("attn_bwd")),
+        "{seen:?}"
+    );
+}
