@@ -98,33 +98,28 @@ PROBE = ["--exact", "ops::cuda_bf16::dropout_off_is_the_identity"]
 NOT_OURS = "regex=nvjet|cublas|cutlass|gemm|splitK"
 
 
-def probe(part, tool):
-    """Whether a tool works here; NotAvailable, with its own words, where not."""
-    tests = part.bin("tests")
-    if tool == "torch":
-        code = "import torch, transformers, sklearn, pyarrow; assert torch.cuda.is_available(), 'no GPU for torch'"
-        works = part.attempt(sys.executable, "-c", code)
-        if works[0]:
-            raise NotAvailable(last_line(works[1]))
-        return
-    if not shutil.which(tool):
-        raise NotAvailable(f"{tool} is not installed")
-    if tool == "ncu":
-        file = part.scratch / "probe.csv"
-        _, output = part.attempt("ncu", *NCU, "--launch-count", "1", "--log-file", file, tests, *PROBE)
-        text = file.read_text(errors="replace") if file.exists() else ""
-        if not logs.launches(text):
-            errors = [line for line in (text + output).splitlines() if "==ERROR==" in line]
-            raise NotAvailable(errors[0] if errors else last_line(text + output))
-    if tool == "compute-sanitizer":
-        _, output = part.attempt("compute-sanitizer", "--tool", "memcheck", tests, *PROBE)
-        if "Device not supported" in output or logs.sanitizer(output) is None:
-            refused = [line for line in output.splitlines() if re.search("not supported|error|unable", line, re.I)]
-            raise NotAvailable(refused[0] if refused else last_line(output))
-
-
 NCU = ["--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--cache-control", "none"]
 NCU += ["--metrics", ",".join(logs.METRICS)]
+
+
+def probe(work, tool):
+    """Why a tool does not work here, in its own words; None where it does."""
+    if tool == "torch":
+        code = "import torch, transformers, accelerate, sklearn, pyarrow; assert torch.cuda.is_available(), 'torch sees no GPU'"
+        failed, output = work.attempt(sys.executable, "-c", code)
+        return last_line(output) if failed else None
+    if not shutil.which(tool):
+        return f"{tool} is not installed"
+    if tool == "ncu":
+        file = work.scratch / "probe.csv"
+        _, output = work.attempt("ncu", *NCU, "--launch-count", "1", "--log-file", file, work.bin("tests"), *PROBE)
+        output += file.read_text(errors="replace") if file.exists() else ""
+        works, complaint = logs.launches(output), "==ERROR=="
+    else:
+        _, output = work.attempt(tool, "--tool", "memcheck", work.bin("tests"), *PROBE)
+        works, complaint = logs.sanitizer(output) is not None and "Device not supported" not in output, "not supported|error|unable"
+    complaints = [line for line in output.splitlines() if re.search(complaint, line, re.I)]
+    return None if works else complaints[0] if complaints else last_line(output)
 
 
 def last_line(text):

@@ -30,12 +30,12 @@ def run(folder, names, small):
             raise SystemExit(f"gpu_check: no part {', '.join(unknown)}; {folder} has {', '.join(known)}")
         report = Report(out, log_folder, packed, small)
         monitor = machine.Monitor(log_folder / "nvidia-smi.csv")
-        env = machine.environment(pack.ROOT)
+        env, probed = machine.environment(pack.ROOT), {}
         try:
             for part in [known[name] for name in names] or list(known.values()):
                 limit = part.limit * (SMALL_TAKES if small else 1)
                 work = parts.Work(part, files, pack.ROOT, scratch, log_folder / f"{part.name}.log", env, limit, small)
-                report.add(part, one(part, work), work, monitor)
+                report.add(part, one(part, work, probed), work, monitor)
         finally:
             monitor.stop()
         print(report.text)
@@ -48,12 +48,15 @@ LONGEST = 200
 SMALL_TAKES = 3
 
 
-def one(part, work):
-    """Runs a part: (status, a line about it)."""
+def one(part, work, probed):
+    """Runs a part: (status, a line about it). What it needs is looked for once: `probed` says why it is not available."""
     print(f"==> {part.name}: {part.what}, at most {work.limit} s", flush=True)
     try:
         if part.needs:
-            machine.probe(work, part.needs)
+            if part.needs not in probed:
+                probed[part.needs] = machine.probe(work, part.needs)
+            if probed[part.needs]:
+                return NOT_AVAILABLE, probed[part.needs]
         part.run(work)
         return PASSED, work.headline
     except NotAvailable as error:

@@ -52,8 +52,9 @@ class Elsewhere:
 
         self.tools = folder / "tools"
         self.tools.mkdir()
-        for name in ("ldd", "date", "env", "python3"):
+        for name in ("ldd", "date", "env"):
             (self.tools / name).symlink_to(shutil.which(name))
+        (self.tools / "python3").symlink_to(sys.executable)
         (folder / "no-torch").mkdir()
         (folder / "no-torch/torch.py").write_text("raise ImportError('torch is not installed')")
 
