@@ -1,6 +1,7 @@
 """What goes to the machine with the GPU beside the checkout: binaries, texts, a tokenizer or a model, in one archive."""
 
 import json
+import lzma
 import os
 import shutil
 import struct
@@ -14,6 +15,8 @@ ARCHIVE = "files.tar.xz"
 LARGEST = 48 << 20
 
 BINARIES = {"contact": ["train", "tests", "bench"], "compare": ["train", "tests"]}
+# Of compression, as xz counts it: where space is short it takes a minute.
+EFFORTS = {"contact": 1, "compare": 6}
 BUILDS = {
     "train": ["build", "--release", "--bin", "train"],
     "tests": ["test", "--release", "--test", "tests", "--no-run"],
@@ -79,7 +82,7 @@ def pack(folder, preset, archs, without_gpu_code, train_file, validation_file, t
         if model:
             shutil.copy(model / "config.json", files / "model")
             in_f16(model / "model.safetensors", files / "model" / "model.safetensors")
-        archive(files, folder / ARCHIVE)
+        archive(files, folder / ARCHIVE, EFFORTS[preset])
         sizes = {str(file.relative_to(files)): file.stat().st_size for file in sorted(files.rglob("*")) if file.is_file()}
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     (folder / "pack.json").write_text(json.dumps({"preset": preset, "commit": commit, "archs": archs, "files": sizes}, indent=1))
@@ -91,14 +94,27 @@ def pack(folder, preset, archs, without_gpu_code, train_file, validation_file, t
         raise SystemExit(f"gpu_check: {folder} is larger than {LARGEST >> 20} MiB, and would not travel: pack fewer texts")
 
 
-def archive(files, target):
+def archive(files, target, effort):
+    """One tar, in two streams of xz: what the binaries share is far apart, and of two bytes of f16 the second alone looks random."""
+
     def anonymous(info):
         info.uid = info.gid = info.mtime = 0
         info.uname = info.gname = ""
         return info
 
-    with tarfile.open(target, "w:xz", preset=1) as tar:
-        tar.add(files, ".", filter=anonymous)
+    code = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": effort, "dict_size": 64 << 20}]
+    halves = [{"id": lzma.FILTER_LZMA2, "preset": 1, "lc": 0, "lp": 1, "pb": 1}]
+    weights = files / "model" / "model.safetensors"
+    with open(target, "wb") as out:
+        with lzma.open(out, "wb", filters=code) as stream:
+            tar = tarfile.open(fileobj=stream, mode="w")
+            for file in sorted(file for file in files.rglob("*") if file.is_file() and file != weights):
+                tar.add(file, file.relative_to(files), filter=anonymous)
+            if not weights.exists():
+                tar.close()
+        if weights.exists():
+            with lzma.open(out, "wb", filters=halves) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+                tar.add(weights, weights.relative_to(files), filter=anonymous)
 
 
 def unpack(folder, files):

@@ -195,6 +195,20 @@ class Contents(unittest.TestCase):
         self.assertAlmostEqual(values[2], 0.1, places=4)
 
 
+    def test_archive_with_weights(self):
+        with tempfile.TemporaryDirectory() as folder:
+            files, packed = Path(folder) / "files", Path(folder) / "packed"
+            contents = {"bin/train": b"code" * 999, "model/model.safetensors": bytes(range(256)) * 9, "model/config.json": b"{}"}
+            for name, content in contents.items():
+                (files / name).parent.mkdir(parents=True, exist_ok=True)
+                (files / name).write_bytes(content)
+            packed.mkdir()
+            pack.archive(files, packed / pack.ARCHIVE, 1)
+            (packed / "pack.json").write_text("{}")
+            pack.unpack(packed, Path(folder) / "again")
+            self.assertEqual({name: (Path(folder) / "again" / name).read_bytes() for name in contents}, contents)
+
+
 class Logs(unittest.TestCase):
     def test_ncu(self):
         text = """==PROF== Profiling "norm_fwd_bf16" - 0: 0%....50%....100% - 9 passes
