@@ -42,6 +42,9 @@ struct Args {
     /// How often an op is run to see whether its bits are always the same
     #[arg(long, default_value_t = 100)]
     repeats: usize,
+    /// Leave out the errors, for which a CPU computes in f64
+    #[arg(long)]
+    no_errors: bool,
     /// To see that it runs: the sizes of the tests, a small model, small ceilings
     #[arg(long)]
     small: bool,

@@ -30,14 +30,17 @@ def main():
 
     commands.add_parser("parts", help="list the presets' parts and their limits")
 
-    args = parser.parse_args()
+    # Parts may stand behind --small as well.
+    args, rest = parser.parse_known_args()
+    if rest and (args.command != "run" or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command == "parts":
         for preset, listed in parts.PRESETS.items():
             print(f"{preset}, {sum(part.limit for part in listed)} s at most")
             for part in listed:
                 print(f"  {part.name:<12}{part.limit:>4} s  {part.what}" + (f" (needs {part.needs})" if part.needs else ""))
     elif args.command == "run":
-        sys.exit(run.run(args.dir.resolve(), args.parts, args.small))
+        sys.exit(run.run(args.dir.resolve(), args.parts + rest, args.small))
     else:
         if (args.train_file is None) != (args.validation_file is None):
             parser.error("--train-file and --validation-file go together")
