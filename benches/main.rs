@@ -1,6 +1,7 @@
 //! Times every op alone, forward and backward, and the whole model, at the sizes of DistilBERT-base on film reviews. One table;
 //! `--json` for all of it. "Benchmarks" in README.md says how to run it and what it measures.
 
+#[allow(dead_code)] // the tests use more of it
 #[path = "../tests/ops/cases.rs"]
 mod cases;
 mod measure;

@@ -226,7 +226,9 @@ def ncu(work):
     work.facts = {"launches": len(launches), "step": [vars(launch) for launch in step]}
     if not step:
         raise Failed(f"no whole step among the {len(launches)} launches that ncu profiled")
-    work.headline = f"{len(step)} launches, {sum(launch.us for launch in step):,.0f} us in kernels"
+    # The first kernel has a warp for each token, eight in a block.
+    work.facts["tokens"] = tokens = 8 * int(step[0].grid.strip("()").split(",")[0])
+    work.headline = f"{len(step)} launches, {sum(launch.us for launch in step):,.0f} us in kernels, some {tokens:,} tokens"
 
 
 def algorithms(work):

@@ -159,39 +159,52 @@ def weighted(launches, metric):
     return sum(launch.us * launch.metrics[metric] for launch in with_it) / total if total else None
 
 
-def fill(facts, ours):
-    """The rows of predicted.json with what was measured: by ncu where it ran, else by the profile of the ops."""
-    table = predicted()
-    lines, source = [], None
-    if facts.get("ncu", {}).get("step"):
-        source = "ncu, one step"
-        launches = [logs.Launch(**launch) for launch in facts["ncu"]["step"]]
-        filled = from_launches(launches, ours, table["rows"])
-        for row in table["rows"] + [{"row": UNASSIGNED, "launches": 0, "us": 0, "floor_us": 0, "remark": ""}]:
-            took = filled.get(row["row"], [])
-            if not took and row["row"] == UNASSIGNED:
-                continue
-            seen = {"measured_us": sum(launch.us for launch in took), "measured_launches": len(took)}
-            seen |= {name: weighted(took, metric) for name, metric in (("dram", logs.DRAM), ("sm", logs.SM), ("warps", logs.WARPS))}
-            if row["row"] == UNASSIGNED:
-                seen["remark"] = ", ".join(sorted({launch.kernel for launch in took}))
+def by_kernels(step, ours, rows):
+    """The rows with the times and shares of their kernels, as ncu saw one step."""
+    filled = from_launches([logs.Launch(**launch) for launch in step], ours, rows)
+    lines = []
+    for row in rows + [{"row": UNASSIGNED, "launches": 0, "us": 0, "floor_us": 0}]:
+        launches = filled.get(row["row"], [])
+        seen = {"measured_us": sum(launch.us for launch in launches), "measured_launches": len(launches)}
+        seen |= {name: weighted(launches, metric) for name, metric in (("dram", logs.DRAM), ("sm", logs.SM), ("warps", logs.WARPS))}
+        if row["row"] != UNASSIGNED:
             lines.append(row | seen)
-    elif facts.get("profile", {}).get("calls"):
-        source = "`train --profile`, each op with a wait of some 20 us"
-        known = {row["row"]: row for row in table["rows"]}
-        for names, us in from_profile(facts["profile"]["calls"], table["rows"]):
-            parts = [known[name] for name in names if name in known]
-            joined = {key: sum(part[key] for part in parts) for key in ("launches", "us", "floor_us")}
-            lines.append({"row": " + ".join(names), "remark": "", "measured_us": us} | joined)
-    else:
-        lines = table["rows"]
+        elif launches:
+            lines.append(row | seen | {"remark": ", ".join(sorted({launch.kernel for launch in launches}))})
+    return lines
+
+
+def by_ops(calls, rows):
+    """The rows, joined where an op has kernels in several, with the times of their ops."""
+    known = {row["row"]: row for row in rows}
+    lines = []
+    for names, us in from_profile(calls, rows):
+        joined = [known[name] for name in names if name in known]
+        sums = {key: sum(row[key] for row in joined) for key in ("launches", "us", "floor_us")}
+        remark = joined[0]["remark"] if len(joined) == 1 else ""
+        lines.append({"row": " + ".join(names), "measured_us": us, "remark": remark} | sums)
+    return sorted(lines, key=lambda line: list(known).index(line["row"].split(" + ")[0]) if line["row"] != UNASSIGNED else len(known))
+
+
+def fill(facts, ours):
+    """predicted.json with what was measured: by ncu where it ran, else by the profile of the ops."""
+    table = predicted()
+    ncu, profile = facts.get("ncu", {}), facts.get("profile", {})
     step_ms = facts.get("steps", {}).get("train 16", {}).get("ms")
-    if step_ms and not source:
-        source = "the benchmark of a step alone"
-    kernels = sum(line.get("measured_us", 0) for line in lines)
-    outside = {"measured_us": step_ms * 1e3 - kernels} if step_ms and source == "ncu, one step" else {}
-    lines.append(table["outside_kernels"] | outside)
-    lines.append(table["step"] | ({"measured_us": step_ms * 1e3} if step_ms else {}))
+    outside, step = table["outside_kernels"], table["step"]
+    if step_ms:
+        step["measured_us"] = step_ms * 1e3
+    if ncu.get("step"):
+        source = f"ncu, one step of some {ncu['tokens']:,} tokens"
+        lines = by_kernels(ncu["step"], ours, table["rows"])
+        if step_ms:
+            outside["measured_us"] = step["measured_us"] - sum(line["measured_us"] for line in lines)
+    elif profile.get("calls"):
+        source = "`train --profile`, each op with a wait of some 20 us"
+        lines = by_ops(profile["calls"], table["rows"])
+    else:
+        source, lines = "the benchmark of a step alone" if step_ms else None, table["rows"]
+    lines += [outside, step]
     for line in lines:
         line.pop("of", None)
         line["ratio"] = line["measured_us"] / line["us"] if line.get("measured_us") and line["us"] else None
