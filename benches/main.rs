@@ -1,6 +1,7 @@
 //! Times every op alone, forward and backward, and the whole model, at the sizes of DistilBERT-base on film reviews. One table;
 //! `--json` for all of it. "Benchmarks" in README.md says how to run it and what it measures.
 
+#[allow(dead_code)] // the tests use more of it
 #[path = "../tests/ops/cases.rs"]
 mod cases;
 mod measure;
@@ -42,6 +43,9 @@ struct Args {
     /// How often an op is run to see whether its bits are always the same
     #[arg(long, default_value_t = 100)]
     repeats: usize,
+    /// Leave out the errors, for which a CPU computes in f64
+    #[arg(long)]
+    no_errors: bool,
     /// To see that it runs: the sizes of the tests, a small model, small ceilings
     #[arg(long)]
     small: bool,

@@ -63,7 +63,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
             let least = cost(&call, Pass::Forward, &size).bytes / (DType::F32.size() / arithmetic.dtype().size());
             let copies = if args.small { 1 } else { COLD.div_ceil(least).min(COPIES) };
             let (mut run, calls) = entry.case.copies(copies, arithmetic, backend);
-            let errors = errors(&mut run, &entry.case);
+            let errors = if args.no_errors { None } else { errors(&mut run, &entry.case) };
             let repeats = repeats(&mut run, args.repeats);
             for (pass, name_of_pass) in passes {
                 // What the backward pass reads, and for the caches the whole way round.

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 import transformers
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", required=True)
+parser.add_argument("--from-scratch", action="store_true", help="draw all weights from the seed")
 parser.add_argument("--train-file", required=True)
 parser.add_argument("--validation-file")
 parser.add_argument("--epochs", type=float, default=2)
@@ -70,7 +71,9 @@ def encode(path):
 
 def metrics(prediction):
     predicted, labels = np.argmax(prediction.predictions, -1), prediction.label_ids
-    return {"accuracy": accuracy_score(labels, predicted), "f1_weighted": f1_score(labels, predicted, average="weighted")}
+    f1 = {"f1": "binary" if len(names) == 2 else "macro", "f1_weighted": "weighted"}
+    scores = {name: f1_score(labels, predicted, average=average) for name, average in f1.items()}
+    return {"accuracy": accuracy_score(labels, predicted)} | scores
 
 
 def loss(outputs, labels, num_items_in_batch=None):
@@ -85,7 +88,14 @@ def loss(outputs, labels, num_items_in_batch=None):
 names = []
 rows, validation = encode(args.train_file), encode(args.validation_file) if args.validation_file else None
 tokenized = time.perf_counter()
-model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=len(names), attn_implementation=args.attention)
+if args.from_scratch:
+    transformers.set_seed(args.seed)
+    config = AutoConfig.from_pretrained(args.model, num_labels=len(names))
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=args.attention)
+else:
+    # Weights that are stored in f16 or bf16 are trained in f32 all the same.
+    load = {"num_labels": len(names), "attn_implementation": args.attention, "dtype": torch.float32}
+    model = AutoModelForSequenceClassification.from_pretrained(args.model, **load)
 with tempfile.TemporaryDirectory() as out:
     settings = TrainingArguments(
         output_dir=out,
@@ -129,6 +139,7 @@ result = {
     "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     "eval_loss": evaluated.get("eval_loss"),
     "eval_accuracy": evaluated.get("eval_accuracy"),
+    "eval_f1": evaluated.get("eval_f1"),
     "eval_f1_weighted": evaluated.get("eval_f1_weighted"),
     "peak_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
 }

@@ -266,7 +266,6 @@ impl Case {
     }
 
     /// Runs both passes on tensors of any content.
-    #[allow(dead_code)] // not in the benchmarks
     pub fn run_blank(&self, arithmetic: Arithmetic, backend: &mut dyn Backend) -> Result<()> {
         let mut builder = Builder { blank: true, ..self.builder(arithmetic.dtype()) };
         let inputs = builder.inputs();

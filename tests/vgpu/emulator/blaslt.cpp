@@ -406,6 +406,7 @@ int cublasLtMatmul(void* handle, void* description, const float* alpha, const vo
             return unsupported("a pointer that is not aligned to 16 bytes, or to what the preference promised");
     if (workspace_bytes < WORKSPACE || reinterpret_cast<uintptr_t>(workspace) % 256) return unsupported("a workspace that is too small or not aligned to 256 bytes");
     Operands operands{a, b, c, d, *alpha, *beta};
+    trace("cublasLtMatmul %zu %zu 1 128\n", round_up(problem.d.rows, 128) / 128, round_up(problem.d.columns, 128) / 128);
     size_t terms = algorithm->computed(problem.k());
     current_device()->kernels_loaded = true;
     int error = submit(stream, {[=](Device& device) { run_checked(device, problem, terms, operands, workspace); }});

@@ -6,6 +6,7 @@
 //   VGPU_MEMORY=bytes    of each device, 4 GiB if not given
 //   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch, old_driver, or cublaslt_memory: it has none
 //   VGPU_FAIL_LAUNCH=n   the n-th launch that runs is an illegal address
+//   VGPU_TRACE=file      gets a line for each launch and each product, in the order of the calls: name, grid, threads of a block
 #include "runtime.h"
 #include "streams.h"
 
@@ -182,6 +183,19 @@ std::string format(const char* pattern, ...) {
     vsnprintf(text, sizeof text, pattern, arguments);
     va_end(arguments);
     return text;
+}
+
+void trace(const char* pattern, ...) {
+    static FILE* file = [] {
+        const char* path = getenv("VGPU_TRACE");
+        return path ? fopen(path, "a") : nullptr;
+    }();
+    if (!file) return;
+    va_list arguments;
+    va_start(arguments, pattern);
+    vfprintf(file, pattern, arguments);
+    va_end(arguments);
+    fflush(file);
 }
 
 int refuse(int code, const std::string& detail) {
@@ -582,6 +596,7 @@ int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     // In units of the largest alignment, as the struct of arguments needs it.
     auto copy = std::make_shared<std::vector<std::max_align_t>>(kernel.argument_bytes / sizeof(std::max_align_t) + 1);
     memcpy(copy->data(), arguments[0], kernel.argument_bytes);
+    trace("%s %u %u %u %u\n", kernel.name.c_str(), grid_x, grid_y, grid_z, block_x);
     return submit(stream, {[=, &kernel](Device& device) { run_launch(device, kernel, grid, dynamic_shared, copy->data()); }});
 }
 

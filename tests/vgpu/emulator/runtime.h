@@ -71,6 +71,9 @@ void break_context(Device& device, int code, const std::string& detail);
 
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 
+// Adds a line to the file that VGPU_TRACE names, if any.
+void trace(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
+
 // ---- chance, by the seed of this thread; with seed 0 nothing is left to chance
 
 uint64_t seed();

@@ -1,0 +1,336 @@
+"""What is run: the parts of each preset in the order of what they are worth, each with a limit of seconds."""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import logs
+import machine
+import table
+from machine import Failed, NotAvailable
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    limit: int
+    what: str
+    run: Callable
+    needs: str = ""
+
+
+# Every test that uses the GPU of its own process: these filters without those names.
+TESTS = [
+    "ops::cuda::",
+    "ops::cuda_bf16::",
+    "ops::every_kernel_has_a_case",
+    "_on_cuda",
+    "model::golden_bf16",
+    "model::golden_loss_variants",
+    "train::cpu_and_cuda_run_alike",
+    "train::a_profile_names_every_op",
+]
+# They start the binaries where cargo put them, with the virtual GPU's libraries and faults.
+NOT_ON_A_REAL_GPU = [
+    "serve::the_answers_of_cuda_are_those_of_the_cpu",
+    "train::a_run_stopped_anywhere_goes_on_to_the_same_bits_on_cuda",
+]
+SMALL_TESTS = ["model::golden_bf16_training", "ops::cuda_bf16::stage"]
+OPS = ["linear", "attn", "norm", "gelu", "dropout", "embed", "first_row", "classifier", "xent", "adamw", "cast"]
+SMALL_OPS = ["gelu", "norm"]
+EVERY_KERNEL = ["--exact", "--test-threads", "1", "ops::every_kernel_has_a_case"]
+
+
+class Work:
+    """A part at work: its commands share its limit and its log."""
+
+    def __init__(self, part, files, root, scratch, log, env, limit, small):
+        self.part, self.files, self.root, self.scratch, self.log, self.env = part, files, root, scratch, log, env
+        self.limit, self.small = limit, small
+        self.facts, self.headline = {}, ""
+        self.end = time.monotonic() + limit
+
+    def bin(self, name):
+        return self.files / "bin" / name
+
+    def attempt(self, *argv, env=None):
+        """(exit code, output) of a command."""
+        return machine.command([str(arg) for arg in argv], self.env | (env or {}), self.log, self.end - time.monotonic())
+
+    def run(self, *argv, env=None):
+        """The output of a command that must succeed."""
+        code, output = self.attempt(*argv, env=env)
+        if code:
+            raise Failed(f"exit code {code}: {machine.last_line(output)}")
+        return output
+
+    def tests(self, *filters):
+        """Runs tests; that none has these names is a failure."""
+        env = {"WARPFIT_TEST_SMALL": "1"} if self.small else {}
+        code, output = self.attempt(self.bin("tests"), *filters, env=env)
+        result = logs.tests(output)
+        self.facts |= result or {}
+        if result and result["failed"]:
+            raise Failed(f"{len(result['failed'])} of {result['passed'] + len(result['failed'])}: {', '.join(result['failed'])}")
+        if code or not result:
+            raise Failed(f"exit code {code}: {machine.last_line(output)}")
+        if not result["passed"]:
+            raise Failed(f"no test is named {' '.join(filters)}")
+        self.headline = f"{result['passed']} tests"
+
+    def bench(self, *args):
+        """The JSON of the benchmarks."""
+        file = self.log.with_suffix(".json")
+        output = self.run(self.bin("bench"), *args, "--json", file, *(["--small"] if self.small else []))
+        return json.loads(file.read_text()) | {"text": output}
+
+    def model(self):
+        """A folder with the shape of DistilBERT-base and a tokenizer, for weights to be drawn."""
+        folder = self.scratch / "model"
+        if not folder.exists():
+            folder.mkdir()
+            packed = self.files / "tokenizer"
+            for file in (packed if packed.exists() and not self.small else self.root / "src/sample").iterdir():
+                if file.name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
+                    shutil.copy(file, folder)
+            (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "DistilBertTokenizer", "model_max_length": 512}')
+            (folder / "config.json").write_text(json.dumps(SMALL_BASE if self.small else BASE))
+        return folder
+
+    def texts(self):
+        """(file to train on, file to evaluate on): IMDb's where they are packed, else the bundled sample."""
+        packed = self.files / "texts"
+        folder = packed if packed.exists() and not self.small else self.root / "src/sample"
+        return next(folder.glob("train.*")), next(folder.glob("validation.*"))
+
+    def train(self, name, model=None, evaluate=False, env=None, through=(), **settings):
+        """Runs `train` on the texts: (its output folder, all_results.json). Without a model it draws the weights."""
+        out, (texts, others) = self.scratch / name, self.texts()
+        settings = TRAINING | settings | (SMALL_TRAINING if self.small else {})
+        args = ["--model", model or self.model(), *([] if model else ["--from-scratch"]), "--train-file", texts]
+        args += ["--validation-file", others, "--eval-strategy", "no"] if evaluate else []
+        args += [*flags(settings), "--device", "cuda", "--report-to", "jsonl", "--output-dir", out, "--overwrite-output-dir"]
+        self.run(*through, self.bin("train"), *args, env={"WARPFIT_CACHE": str(self.scratch / "cache")} | (env or {}))
+        return out, json.loads((out / "all_results.json").read_text())
+
+    def peer(self, model=None, evaluate=False, **settings):
+        """Hugging Face Trainer on the same texts: what it printed as JSON."""
+        file, (texts, others) = self.log.with_suffix(".json"), self.texts()
+        args = ["--model", model or self.model(), *([] if model else ["--from-scratch"]), "--train-file", texts]
+        args += ["--validation-file", others] if evaluate else []
+        settings = {name: value for name, value in (TRAINING | settings).items() if name != "save_strategy"}
+        self.run(sys.executable, self.root / "benches/peers/trainer.py", *args, *flags(settings), "--json", file)
+        return json.loads(file.read_text())
+
+
+def flags(settings):
+    return [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), value)]
+
+
+TRAINING = {
+    "precision": "bf16",
+    "batch_size": 16,
+    "eval_batch_size": 16,
+    "max_length": 512,
+    "learning_rate": 2e-5,
+    "weight_decay": 0.01,
+    "seed": 42,
+    "logging_steps": 100,
+    "save_strategy": "no",
+}
+SMALL_TRAINING = {"batch_size": 4, "eval_batch_size": 4, "max_length": 24, "max_train_samples": 64, "logging_steps": 2}
+BASE = {
+    "architectures": ["DistilBertForSequenceClassification"],
+    "model_type": "distilbert",
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "n_layers": 6,
+    "dim": 768,
+    "n_heads": 12,
+    "hidden_dim": 3072,
+    "activation": "gelu",
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "seq_classif_dropout": 0.2,
+    "initializer_range": 0.02,
+    "pad_token_id": 0,
+    "id2label": {"0": "NEGATIVE", "1": "POSITIVE"},
+    "label2id": {"NEGATIVE": 0, "POSITIVE": 1},
+}
+# The same launches in a step, on little work.
+SMALL_BASE = BASE | {"vocab_size": 4000, "dim": 64, "n_heads": 1, "hidden_dim": 128}
+
+
+def opens(work):
+    """Does it open, load and launch at all?"""
+    if shutil.which("nvidia-smi"):
+        work.attempt("nvidia-smi")
+    work.attempt("ldd", work.bin("train"))
+    result = work.bench("xent", "--precision", "fp32", "--samples", "3", "--repeats", "3")
+    work.facts = result["hardware"]
+    work.headline = result["hardware"]["device"]
+
+
+def products(work):
+    """Every number of rows through cuBLASLt: no refusal, and sums of ones that are exact."""
+    work.tests("products::")
+
+
+def tests(work):
+    skips = [word for name in NOT_ON_A_REAL_GPU for word in ("--skip", name)]
+    work.tests(*(SMALL_TESTS if work.small else TESTS), *skips)
+
+
+def steps(work):
+    """Milliseconds of a training step and of inference."""
+    result = work.bench("train", "infer", "--precision", "bf16", "--batch", "16,64", "--samples", "20")
+    for row in result["rows"]:
+        seen = {"ms": row["us_warm"]["median"] / 1e3, "tokens_per_s": row["tokens_per_s"], "bytes_planned": row["bytes_planned"]}
+        work.facts[f"{row['op']} {row['reviews']}"] = seen
+    work.facts["ceilings"] = result["ceilings"]
+    work.headline = ", ".join(f"{name}: {seen['ms']:.3f} ms" for name, seen in work.facts.items() if "ms" in seen)
+
+
+def sha256(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def imdb(work):
+    """Two epochs; then some updates, again, and again but resumed from the middle of the first: the same weights."""
+    out, results = work.train("two-epochs", evaluate=True, epochs=2, **({"max_steps": 6, "max_eval_samples": 8} if work.small else {}))
+    work.facts = {"seconds": results["train_runtime"], "results": results, "sha256": sha256(out)}
+    work.headline = f"{results['train_runtime']:.1f} s, eval accuracy {results['eval_accuracy']:.4f}"
+    updates = 4 if work.small else 200
+    first, _ = work.train("first", max_steps=updates, save_strategy="steps", save_steps=updates // 2)
+    again, _ = work.train("again", max_steps=updates)
+    resumed, _ = work.train("resumed", max_steps=updates, resume_from_checkpoint=first / f"checkpoint-{updates // 2}")
+    hashes = {"first": sha256(first), "again": sha256(again), "resumed": sha256(resumed)}
+    work.facts["weights"] = hashes
+    if len(set(hashes.values())) > 1:
+        raise Failed(f"{updates} updates do not repeat: {json.dumps(hashes)}")
+    work.headline += f"; {updates} updates, again and resumed: the same weights {hashes['first'][:12]}"
+
+
+def ncu(work):
+    """Every kernel of one training step. Some three steps warm up; two steps' launches hold a whole one."""
+    file = work.log.with_suffix(".csv")
+    window = ["--launch-skip", 700, "--launch-count", 480, "--log-file", file]
+    work.train("profiled", max_steps=12, through=["ncu", *machine.NCU, *window])
+    launches = logs.launches(file.read_text(errors="replace"))
+    step = table.one_step(launches, table.predicted()["first_kernel"])
+    work.facts = {"launches": len(launches), "step": [vars(launch) for launch in step]}
+    if not step:
+        raise Failed(f"no whole step among the {len(launches)} launches that ncu profiled")
+    # The first kernel has a warp for each token, eight in a block.
+    work.facts["tokens"] = tokens = 8 * int(step[0].grid.strip("()").split(",")[0])
+    work.headline = f"{len(step)} launches, {sum(launch.us for launch in step):,.0f} us in kernels, some {tokens:,} tokens"
+
+
+def algorithms(work):
+    """The algorithms that cuBLASLt chose."""
+    file = work.log.with_suffix(".cublaslt.txt")
+    work.train("algorithms", max_steps=2, env={"CUBLASLT_LOG_LEVEL": "5", "CUBLASLT_LOG_FILE": str(file)})
+    work.facts["chosen"] = chosen = logs.algorithms(file.read_text(errors="replace")) if file.exists() else []
+    if not chosen:
+        raise NotAvailable("this cuBLASLt logs no products")
+    split = sum("numSplitsK" in algorithm["algorithm"] for algorithm in chosen)
+    work.headline = f"{len(chosen)} products of different shape or algorithm, {split} split over k"
+
+
+def profile(work):
+    """Every op of some steps, each waited for."""
+    updates = 3 if work.small else 20
+    out, _ = work.train("profile", profile=updates, max_steps=updates + 2)
+    shutil.copy(out / "profile.txt", work.log.with_suffix(".txt"))
+    work.facts["calls"] = logs.profile((out / "profile.json").read_text())
+    work.headline = f"{len(work.facts['calls'])} ops timed"
+
+
+def ops(work):
+    """Every op cold and warm beside the ceilings. How exact they are is for the tests to say."""
+    filters = SMALL_OPS if work.small else OPS
+    result = work.bench(*filters, "--precision", "bf16", "--batch", "16", "--samples", "15", "--repeats", "3", "--no-errors")
+    work.facts = {"rows": result["rows"], "ceilings": result["ceilings"]}
+    changed = [row["op"] for row in result["rows"] if row["same_bits"] < row["of_runs"]]
+    if changed:
+        raise Failed(f"the bits do not repeat: {', '.join(changed)}")
+    work.headline = f"{len(result['rows'])} ops"
+
+
+def trainer(work):
+    """The first updates of the same run by Hugging Face Trainer."""
+    updates = 3 if work.small else 300
+    _, ours = work.train("beside-trainer", max_steps=updates)
+    theirs = work.peer(max_steps=updates)
+    seconds = [theirs["train_seconds"], ours["train_runtime"]]
+    work.facts = {"updates": updates, "warpfit": ours, "Trainer": theirs, "ratio": seconds[0] / seconds[1]}
+    work.headline = f"{updates} updates: Trainer {seconds[0]:.2f} s, warpfit {seconds[1]:.2f} s, {seconds[0] / seconds[1]:.2f}x as fast"
+
+
+def sanitize(tool):
+    def run(work):
+        options = ["--tool", tool, "--error-exitcode", "9", "--kernel-name-exclude", machine.NOT_OURS]
+        code, output = work.attempt("compute-sanitizer", *options, work.bin("tests"), *EVERY_KERNEL)
+        errors, result = logs.sanitizer(output), logs.tests(output)
+        work.facts = {"errors": errors} | (result or {})
+        if errors:
+            raise Failed(f"{errors} errors")
+        if code or errors is None or not result or result["passed"] != 1:
+            raise Failed(f"exit code {code}: {machine.last_line(output)}")
+        work.headline = "no errors in any kernel of ours"
+
+    return run
+
+
+COMPARED = {"batch_size": 64, "eval_batch_size": 64, "max_length": 128, "epochs": 2, "learning_rate": 5e-5, "logging_steps": 10}
+
+
+def weights(work):
+    """Fine-tuning of real weights."""
+    out, results = work.train("weights", work.files / "model", evaluate=True, **COMPARED, **({"max_steps": 4, "max_eval_samples": 8} if work.small else {}))
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    work.facts = results | {"losses": [entry["loss"] for entry in log if "loss" in entry]}
+    work.headline = f"{results['train_runtime']:.1f} s, {scores(results)}"
+
+
+def weights_of_trainer(work):
+    """The same batches through Hugging Face Trainer."""
+    work.facts = work.peer(work.files / "model", evaluate=True, **COMPARED, **({"max_steps": 4} if work.small else {}))
+    work.headline = f"{work.facts['train_seconds']:.1f} s, {scores(work.facts)}"
+
+
+def scores(results):
+    return ", ".join(f"{name} {results['eval_' + name]:.4f}" for name in ("loss", "accuracy", "f1"))
+
+
+# A command of ten minutes holds the parts of a preset with room to spare.
+LIMITS = {"contact": 420, "compare": 240}
+PRESETS = {
+    "contact": [
+        Part("opens", 15, "the GPU opens, kernels load and run", opens),
+        Part("products", 40, "every number of rows through cuBLASLt", products),
+        Part("tests", 70, "the tests that use the GPU", tests),
+        Part("steps", 25, "training and inference, batches of 16 and 64", steps),
+        Part("imdb", 50, "two epochs; the same bits again and resumed", imdb),
+        Part("ncu", 45, "every kernel of one step", ncu, "ncu"),
+        Part("algorithms", 12, "what cuBLASLt chose", algorithms),
+        Part("profile", 13, "every op of twenty steps", profile),
+        Part("ops", 40, "each op cold and warm, beside the ceilings", ops),
+        Part("trainer", 40, "300 updates beside Hugging Face Trainer", trainer, "torch"),
+        Part("memcheck", 35, "memory errors in any kernel", sanitize("memcheck"), "compute-sanitizer"),
+        Part("racecheck", 35, "races in shared memory in any kernel", sanitize("racecheck"), "compute-sanitizer"),
+    ],
+    "compare": [
+        Part("weights", 60, "fine-tuning of real weights", weights),
+        Part("trainer", 100, "the same by Hugging Face Trainer", weights_of_trainer, "torch"),
+        Part("synccheck", 40, "wrong barriers in any kernel", sanitize("synccheck"), "compute-sanitizer"),
+        Part("initcheck", 40, "reads of memory that nothing wrote", sanitize("initcheck"), "compute-sanitizer"),
+    ],
+}
+for preset, parts in PRESETS.items():
+    assert sum(part.limit for part in parts) <= LIMITS[preset], f"the parts of {preset} may take longer than {LIMITS[preset]} s"

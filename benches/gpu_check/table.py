@@ -1,0 +1,267 @@
+"""The table of predicted and measured times of one training step: which row of predicted.json a launch belongs to."""
+
+import json
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import logs
+
+PREDICTED = Path(__file__).with_name("predicted.json")
+BEYOND = 1.3
+UNASSIGNED = "launches that no row takes"
+
+# The kernels of each op of `train --profile`, for the times of ops to be put into rows of kernels.
+KERNELS_OF_OPS = {
+    "embed fwd": ["embed_fwd"],
+    "embed bwd": ["embed_bwd_word", "embed_bwd_position"],
+    "linear fwd": ["product"],
+    "linear bwd": ["product", "product", "column_sums", "columns_add"],
+    "attn fwd": ["attn_fwd"],
+    "attn bwd": ["attn_bwd_q", "attn_bwd_kv"],
+    "add norm fwd": ["norm_fwd"],
+    "add norm bwd": ["norm_bwd", "columns_add"],
+    "act fwd": ["act_fwd"],
+    "act bwd": ["act_bwd"],
+    "dropout fwd": ["dropout"],
+    "dropout bwd": ["dropout"],
+    "first row fwd": ["first_row_fwd"],
+    "first row bwd": ["first_row_bwd"],
+    "xent fwd": ["xent_fwd"],
+    "xent bwd": ["xent_bwd"],
+    "grad norm": ["grad_norm"],
+    "adamw": ["adamw"],
+}
+
+
+def predicted():
+    return json.loads(PREDICTED.read_text())
+
+
+def our_kernels(kernels):
+    """The names of the kernels in a folder of CUDA sources."""
+    return {name for file in Path(kernels).glob("*.cu") for name in re.findall(r"^KERNEL\((\w+),", file.read_text(), re.M)}
+
+
+@dataclass
+class Placed:
+    """A launch of a step and what tells it from others: the kernel without its type and width, whether it works on all tokens,
+    on [CLS] rows or on key and value of the pruned layer, and which kernels of ours stand before and behind it."""
+
+    launch: logs.Launch
+    kernel: str
+    ours: bool
+    place: str = "tokens"
+    after: str = ""
+    before: str = ""
+
+
+def one_step(launches, first):
+    """The launches from one of the kernel that begins a step to the next one."""
+    starts = [i for i, launch in enumerate(launches) if launch.kernel.startswith(first)]
+    for start, end in zip(starts, starts[1:]):
+        if any(launch.kernel.startswith("adamw") for launch in launches[start:end]):
+            return launches[start:end]
+    return []
+
+
+def place(launches, ours):
+    """Says of each launch of one step where in the step it stands."""
+    step = []
+    for launch in launches:
+        known = launch.kernel in ours
+        short = re.sub(r"(_mma)?(_d\d+)?(_f32|_bf16)*$", "", launch.kernel)
+        step.append(Placed(launch, short if known else "product", known))
+
+    def index(kernel, otherwise):
+        return next((i for i, placed in enumerate(step) if placed.kernel == kernel), otherwise)
+
+    backward, pruned, unpruned = index("xent_bwd", len(step)), index("first_row_fwd", len(step)), index("first_row_bwd", len(step))
+    for i, placed in enumerate(step):
+        if pruned <= i <= unpruned:
+            placed.place = "[CLS]"
+        placed.after = next((other.kernel for other in reversed(step[:i]) if other.ours), "")
+        placed.before = next((other.kernel for other in step[i + 1 :] if other.ours), "")
+
+    # A product may be several launches: the last ones add up what was split over k.
+    products = []
+    for i, placed in enumerate(step):
+        if not placed.ours:
+            if re.search("reduce", placed.launch.kernel, re.I) and products and not step[i - 1].ours:
+                products[-1].append(i)
+            else:
+                products.append([i])
+    forward = [product for product in products if product[0] < backward]
+    rest = products[len(forward) :]
+    # Backward, each linear layer computes dx and then dw. Where that is not what is seen, nothing is claimed.
+    if len(rest) != 2 * len(forward):
+        for i in (i for product in products for i in product):
+            step[i].kernel, step[i].place = "product, not told apart", ""
+        return step
+    # In the pruned layer key and value are of all tokens: the last product before it, and the last two in it backwards.
+    kv = [p for p in forward if p[-1] < pruned < len(step)][-1:] + [p for p in rest if p[0] < unpruned < len(step)][-2:]
+    kinds = ["y"] * len(forward) + ["dx", "dw"] * len(forward)
+    for product, kind in zip(products, kinds):
+        for i in product:
+            step[i].kernel = f"product {kind}"
+            if product in kv:
+                step[i].place = "kv"
+    return step
+
+
+def row_of(placed, rows):
+    """The first row that takes a launch."""
+    takes = lambda rule: all(fnmatch(getattr(placed, key), pattern.replace("[", "[[]")) for key, pattern in rule.items())
+    return next((row["row"] for row in rows if any(takes(rule) for rule in row["of"])), UNASSIGNED)
+
+
+def from_launches(launches, ours, rows):
+    """{row: launches} of one step."""
+    filled = {}
+    for placed in place(launches, ours):
+        filled.setdefault(row_of(placed, rows), []).append(placed.launch)
+    return filled
+
+
+def from_profile(calls, rows):
+    """[(rows, microseconds)]: the mean step of `train --profile`. An op that launches kernels of several rows joins them."""
+    pseudo, owner = [], []
+    updates = sum(op == "adamw" for op, _ in calls)
+    first_update = calls[: next(i for i, (op, _) in enumerate(calls) if op == "adamw") + 1]
+    for i, (op, _) in enumerate(first_update):
+        for kernel in next((k for name, k in KERNELS_OF_OPS.items() if op.startswith(name)), []):
+            pseudo.append(logs.Launch(kernel, 0.0))
+            owner.append(i)
+    ours = {kernel for kernels in KERNELS_OF_OPS.values() for kernel in kernels} - {"product"}
+    rows_of_op = {}
+    for i, placed in zip(owner, place(pseudo, ours)):
+        rows_of_op.setdefault(i, set()).add(row_of(placed, rows))
+    groups = []
+    for joined in rows_of_op.values():
+        for other in [group for group in groups if group & joined]:
+            groups.remove(other)
+            joined = joined | other
+        groups.append(joined)
+    times = [0.0] * len(groups)
+    for i, (_, us) in enumerate(calls):
+        found = rows_of_op.get(i % len(first_update))
+        if found:
+            times[next(g for g, group in enumerate(groups) if found <= group)] += us / updates
+    order = [row["row"] for row in rows] + [UNASSIGNED]
+    return [(sorted(group, key=order.index), us) for group, us in zip(groups, times)]
+
+
+def weighted(launches, metric):
+    """The mean of a metric over launches, by their times."""
+    with_it = [launch for launch in launches if metric in launch.metrics]
+    total = sum(launch.us for launch in with_it)
+    return sum(launch.us * launch.metrics[metric] for launch in with_it) / total if total else None
+
+
+def by_kernels(step, ours, rows):
+    """The rows with the times and shares of their kernels, as ncu saw one step."""
+    filled = from_launches([logs.Launch(**launch) for launch in step], ours, rows)
+    lines = []
+    for row in rows + [{"row": UNASSIGNED, "launches": 0, "us": 0, "floor_us": 0}]:
+        launches = filled.get(row["row"], [])
+        seen = {"measured_us": sum(launch.us for launch in launches), "measured_launches": len(launches)}
+        seen |= {name: weighted(launches, metric) for name, metric in (("dram", logs.DRAM), ("sm", logs.SM), ("warps", logs.WARPS))}
+        if row["row"] != UNASSIGNED:
+            lines.append(row | seen)
+        elif launches:
+            lines.append(row | seen | {"remark": ", ".join(sorted({launch.kernel for launch in launches}))})
+    return lines
+
+
+def by_ops(calls, rows):
+    """The rows, joined where an op has kernels in several, with the times of their ops."""
+    known = {row["row"]: row for row in rows}
+    lines = []
+    for names, us in from_profile(calls, rows):
+        joined = [known[name] for name in names if name in known]
+        sums = {key: sum(row[key] for row in joined) for key in ("launches", "us", "floor_us")}
+        remark = joined[0]["remark"] if len(joined) == 1 else ""
+        lines.append({"row": " + ".join(names), "measured_us": us, "remark": remark} | sums)
+    return sorted(lines, key=lambda line: list(known).index(line["row"].split(" + ")[0]) if line["row"] != UNASSIGNED else len(known))
+
+
+def fill(facts, ours):
+    """predicted.json with what was measured: by ncu where it ran, else by the profile of the ops."""
+    table = predicted()
+    ncu, profile = facts.get("ncu", {}), facts.get("profile", {})
+    step_ms = facts.get("steps", {}).get("train 16", {}).get("ms")
+    outside, step = table["outside_kernels"], table["step"]
+    if step_ms:
+        step["measured_us"] = step_ms * 1e3
+    if ncu.get("step"):
+        source = f"ncu, one step of some {ncu['tokens']:,} tokens"
+        lines = by_kernels(ncu["step"], ours, table["rows"])
+        if step_ms:
+            outside["measured_us"] = step["measured_us"] - sum(line["measured_us"] for line in lines)
+    elif profile.get("calls"):
+        source = "`train --profile`, each op with a wait of some 20 us"
+        lines = by_ops(profile["calls"], table["rows"])
+    else:
+        source, lines = "the benchmark of a step alone" if step_ms else None, table["rows"]
+    lines += [outside, step]
+    for line in lines:
+        line.pop("of", None)
+        line["ratio"] = line["measured_us"] / line["us"] if line.get("measured_us") and line["us"] else None
+    figures = []
+    for figure in table["figures"]:
+        value = facts
+        for key in figure["measured_by"]:
+            value = value.get(key) if isinstance(value, dict) else None
+        ratio = value / figure["predicted"] if value else None
+        figures.append({"figure": figure["figure"], "predicted": figure["predicted"], "measured": value, "ratio": ratio})
+    return {"what": table["what"], "origin": table["origin"], "source": source, "lines": lines, "figures": figures}
+
+
+def mark(ratio):
+    if ratio is None or 1 / BEYOND <= ratio <= BEYOND:
+        return ""
+    return "SLOWER" if ratio > 1 else "FASTER"
+
+
+def number(value, pattern="{:,.0f}"):
+    return "-" if value is None else pattern.format(value)
+
+
+def text(table):
+    """The table for people."""
+    out = [table["what"], table["origin"], f"Measured by: {table['source']}. SLOWER and FASTER: beyond {BEYOND} times."]
+    pattern = "{:<42}{:>10}{:>9}{:>10}{:>8}{:>7}  {:<7}{:>7}{:>6}{:>8}  {}"
+    out += ["", pattern.format("", "launches", "floor", "predicted", "us", "ratio", "", "DRAM %", "SM %", "warps %", "predicted as").rstrip()]
+    for line in table["lines"]:
+        seen = line.get("measured_launches")
+        launches = number(line.get("launches")) + ("" if seen in (None, line.get("launches")) else f" ({seen})")
+        name = line["row"]
+        if len(name) > 41:
+            out.append(name)
+            name = ""
+        cells = [name, launches, number(line["floor_us"]), number(line["us"]), number(line.get("measured_us"))]
+        cells += [number(line["ratio"], "{:.2f}"), mark(line["ratio"])]
+        cells += [number(line.get(key)) for key in ("dram", "sm", "warps")] + [line.get("remark", "")]
+        out.append(pattern.format(*cells).rstrip())
+    out.append("")
+    for figure in table["figures"]:
+        measured, ratio = number(figure["measured"], "{:.2f}"), number(figure["ratio"], "{:.2f}")
+        out.append(f"{figure['figure']:<42}{figure['predicted']:>10} predicted{measured:>10} measured{ratio:>7}  {mark(figure['ratio'])}".rstrip())
+    return "\n".join(out)
+
+
+def kernels(step):
+    """Every kernel of a step that ncu saw, the longest first."""
+    by_name = {}
+    for launch in step:
+        by_name.setdefault((launch["kernel"], launch["grid"]), []).append(logs.Launch(**launch))
+    rows = sorted(by_name.items(), key=lambda item: -sum(launch.us for launch in item[1]))
+    pattern = "{:<60}{:<18}{:>6}{:>9}{:>9}{:>8}{:>6}{:>8}{:>14}"
+    out = [pattern.format("kernel", "grid", "calls", "us", "us each", "DRAM %", "SM %", "warps %", "instructions")]
+    for (name, grid), launches in rows:
+        us = sum(launch.us for launch in launches)
+        instructions = sum(launch.metrics.get(logs.INSTRUCTIONS, 0) for launch in launches)
+        means = [number(weighted(launches, metric)) for metric in (logs.DRAM, logs.SM, logs.WARPS)]
+        out.append(pattern.format(name[:59], grid, len(launches), f"{us:.1f}", f"{us / len(launches):.1f}", *means, f"{instructions:,.0f}"))
+    return "\n".join(out)
