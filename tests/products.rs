@@ -24,7 +24,7 @@ fn layers() -> &'static [(usize, usize)] {
 /// So many tokens, in sequences of up to 512.
 fn batch(rows: usize) -> PackedBatch {
     let (ids, full) = ([0; 512], rows / 512);
-    let lengths = std::iter::repeat_n(512, full).chain((rows % 512 > 0).then_some(rows % 512));
+    let lengths = std::iter::repeat_n(512, full).chain((!rows.is_multiple_of(512)).then_some(rows % 512));
     PackedBatch::new(lengths.map(|len| (&ids[..len], &[][..], 0)))
 }
 
