@@ -78,7 +78,7 @@ pub struct InputArgs {
     /// Column or JSON key of the texts [default: found by its name]
     #[arg(long, value_name = "NAME")]
     pub text_column: Option<String>,
-    /// CSV field delimiter [default: found in the file]
+    /// Field delimiter [default: a comma in .csv, a tab in .tsv, a semicolon in .txt]
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
     pub delimiter: Option<u8>,
     /// Tokens of a batch, at most

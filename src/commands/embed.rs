@@ -28,33 +28,33 @@ use serde_json::{Map, Value, json};
 
 /// Turn texts into vectors: the hidden states of any layer, of the CLS token or averaged.
 ///
-/// With --project instead: draw where each class lies among them, in two dimensions. With --probe instead: fit a logistic
-/// regression to the vectors of one labelled file and measure it on another, beside the majority class. That is what the
-/// model knows without fine-tuning.
+/// --project draws where each class lies among the vectors, in two dimensions. --probe fits a logistic regression to the
+/// vectors of one labelled file and measures it on another, beside the majority class: what the model knows without
+/// fine-tuning.
 #[derive(Parser)]
 #[command(name = "embed", version, group(ArgGroup::new("instead").args(["project", "probe"])))]
 pub struct Args {
-    /// Folder of a model, trained or not, or its id on the Hugging Face hub: owner/name, or owner/name@revision
+    /// Model, trained or not: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
-    /// Texts, in any format that predict reads; with --project in any that train reads, with labels or without [default:
-    /// a text a line on standard input]
+    /// Texts, in any format that predict reads; with --project in any format that train reads, with or without labels
+    /// [default: one text per line on standard input]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// What the lines of standard input or of --input are; with --project, lines without labels [default: by the file's
-    /// ending; text for standard input]
+    /// Format of the lines of standard input or --input; with --project, lines without labels [default: by the file's
+    /// extension; text for standard input]
     #[arg(long, value_name = "FORMAT")]
     input_format: Option<LineFormat>,
-    /// Write to this file, which is there once it is complete, instead of to standard output
+    /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE", conflicts_with = "instead")]
     output: Option<PathBuf>,
-    /// How to write the vectors [default: by the ending of --output, else jsonl]
+    /// Format of the vectors [default: by the extension of --output, otherwise jsonl]
     #[arg(long, value_enum, conflicts_with = "instead")]
     format: Option<Format>,
-    /// 0 for the embeddings, 1 for the first layer, and so on; -1 for the last, counted from the end
+    /// Layer: 0 for the embeddings, 1 for the first layer, and so on; -1 for the last, counted from the end
     #[arg(long, value_name = "N", default_value_t = -1)]
     layer: i64,
-    /// Which states of a text
+    /// How the states of a text become one vector
     #[arg(long, value_enum, default_value_t = Pooling::Cls)]
     pooling: Pooling,
     /// Scale every vector to length 1
@@ -63,26 +63,25 @@ pub struct Args {
     /// Project the vectors to two dimensions, and draw where each class lies
     #[arg(long, value_enum, value_name = "METHOD", requires = "output_dir")]
     project: Option<Method>,
-    /// Project this many texts at most, drawn by --seed; the time of t-SNE grows with the square
+    /// Project at most this many texts, sampled with --seed; the time of t-SNE grows with their square
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 5000, requires = "project")]
     max_samples: usize,
-    /// Which texts are drawn
+    /// Random seed of that sample
     #[arg(long, value_name = "N", default_value_t = 42, requires = "project")]
     seed: u64,
     /// Fit a logistic regression to the vectors of --train-file and measure it on --test-file
     #[arg(long, requires_all = ["train_file", "test_file"], conflicts_with_all = ["input", "input_format"])]
     probe: bool,
-    /// Labelled texts to fit, in any format that train reads
+    /// Labelled texts to fit, in any format that train reads; for --probe
     #[arg(long, value_name = "FILE", requires = "probe")]
     train_file: Option<PathBuf>,
-    /// Labelled texts to measure on
+    /// Labelled texts to measure on; for --probe
     #[arg(long, value_name = "FILE", requires = "probe")]
     test_file: Option<PathBuf>,
-    /// Folder for the picture of --project (pca.svg), its points (pca.csv) and how faithful they are (pca.json); or for
-    /// probe.json, the figures of --probe
+    /// Folder for the results of --project (pca.svg, the points pca.csv, their quality pca.json) or of --probe (probe.json)
     #[arg(long, value_name = "DIR", requires = "instead")]
     output_dir: Option<PathBuf>,
-    /// Column of the labels, where its name does not say it
+    /// Column of the labels [default: found by its name]
     #[arg(long, value_name = "NAME", requires = "instead")]
     label_column: Option<String>,
     #[command(flatten)]
@@ -100,7 +99,7 @@ enum Format {
     Npy,
     /// One tensor, `embeddings`, (rows, dim), f32
     Safetensors,
-    /// An object a line: id and embedding
+    /// One object per line: id and embedding
     Jsonl,
 }
 

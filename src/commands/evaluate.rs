@@ -19,14 +19,14 @@ use crate::train::evaluate::{check, cross_entropy, fail_under};
 use clap::Parser;
 use serde_json::Value;
 
-/// Measure a model on a labelled file, or predictions that were made before.
+/// Measure a model on a labelled file, or earlier predictions.
 ///
-/// Prints the loss and the metrics of class 1 for two classes (for more, weighted precision, recall and F1 and macro
-/// areas), and a report of every class.
+/// Prints the loss, the metrics of class 1 for two classes (for more classes, weighted precision, recall and F1 and macro
+/// areas), and a report by class.
 #[derive(Parser)]
 #[command(name = "evaluate", version)]
 pub struct Args {
-    /// Folder of a trained model, or its id on the Hugging Face hub: owner/name, or owner/name@revision
+    /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     #[arg(required_unless_present_any = ["predictions", "compare"])]
     model: Option<PathBuf>,
@@ -34,28 +34,28 @@ pub struct Args {
     #[arg(long, value_name = "FILE", aliases = ["test-file", "test_file", "validation-file", "validation_file"])]
     #[arg(required_unless_present_any = ["predictions", "compare"])]
     file: Option<PathBuf>,
-    /// Instead of a model: a .jsonl file with "label" (an index or a name) and "scores" (a list of numbers in the order
-    /// of the labels, or objects as predict --top-k 0 writes them)
+    /// Predictions to measure instead of a model: a .jsonl file with "label" (an index or a name) and "scores" (a list of
+    /// numbers in the order of the labels, or the objects that predict --top-k 0 writes)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file"])]
     predictions: Option<PathBuf>,
-    /// Instead of a model: folders that --output-dir has written, to be put beside each other
+    /// Folders written by --output-dir, to compare side by side
     #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "file", "predictions", "fail_under"])]
     compare: Vec<PathBuf>,
-    /// Folder for the report: report.html, to be looked at; plots/; errors.csv, every row by falling loss; metrics.json;
-    /// classification_report.txt; predictions.jsonl
+    /// Folder for the report: report.html, plots/, errors.csv (every row, the highest loss first), metrics.json,
+    /// classification_report.txt, predictions.jsonl [default: none is written]
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
-    /// Column of the labels, where its name does not say it
+    /// Column of the labels [default: found by its name]
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
-    /// The most texts of a batch
+    /// Texts per batch, at most
     #[arg(long, value_name = "N", alias = "eval_batch_size", value_parser = count, default_value_t = 256)]
     batch_size: usize,
     #[command(flatten)]
     reading: InputArgs,
     #[command(flatten)]
     run: RunArgs,
-    /// Exit with 1 unless this is reached, as in accuracy=0.9 (for loss: stays at or below it)
+    /// Exit with 1 unless this is reached, such as accuracy=0.9; a loss must be at most that [default: none]
     #[arg(long, value_name = "METRIC=VALUE")]
     fail_under: Option<String>,
 }

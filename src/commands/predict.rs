@@ -15,44 +15,44 @@ use crate::report::log::{Count, Progress};
 use crate::report::predictions::{Format, Lines, positive_class};
 use clap::Parser;
 
-/// Classify texts: given here, a line each on standard input, or in a file.
+/// Classify texts: given as arguments, one per line on standard input, or in a file.
 ///
-/// Prints a line a text, in the order of the texts: its id (its own, else its number from 0), the label and its score.
+/// Prints one line per text, in order: its id (its own, otherwise its number from 0), the label and its score.
 #[derive(Parser)]
 #[command(name = "predict", version)]
 pub struct Args {
-    /// Folder of a trained model, or its id on the Hugging Face hub: owner/name, or owner/name@revision
+    /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
     /// Text to classify
     #[arg(value_name = "TEXT", conflicts_with_all = ["text", "input"])]
     texts: Vec<String>,
-    /// Text to classify; may be given several times
+    /// Text to classify; may be repeated
     #[arg(long, conflicts_with = "input")]
     text: Vec<String>,
-    /// Texts to classify: .txt (one a line), .csv, .tsv, .json, .parquet, .fasttext, or .jsonl with "text", or "input_ids"
-    /// and "token_type_ids", which are used as they are
+    /// Texts to classify: .txt (one per line), .csv, .tsv, .json, .parquet, .fasttext, or .jsonl with "text", or with
+    /// "input_ids" and "token_type_ids", which are used unchanged [default: one text per line on standard input]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// What the lines of standard input or of --input are [default: by the file's ending; text for standard input]
+    /// Format of the lines of standard input or --input [default: by the file's extension; text for standard input]
     #[arg(long, value_name = "FORMAT", conflicts_with_all = ["texts", "text"])]
     input_format: Option<LineFormat>,
-    /// Write to this file, which is there once it is complete, instead of to standard output
+    /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// How to write the predictions
+    /// Format of the predictions
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
     format: Format,
-    /// How many labels of each text, highest score first; 0 for all
+    /// Number of labels per text, highest score first; 0 for all
     #[arg(long, value_name = "N", default_value_t = 1)]
     top_k: usize,
-    /// Logits as scores, instead of probabilities
+    /// Print logits instead of probabilities
     #[arg(long)]
     raw_scores: bool,
     /// Add 1 to 10 stars for the probability of the positive class
     #[arg(long)]
     stars: bool,
-    /// The most texts of a batch
+    /// Texts per batch, at most
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 256)]
     batch_size: usize,
     #[command(flatten)]

@@ -9,14 +9,14 @@ use clap::Parser;
 
 /// Publish a trained model on the Hugging Face hub.
 ///
-/// The token that may write is that of HF_TOKEN, or of `hf auth login`.
+/// It needs a token with write access, from HF_TOKEN or from `hf auth login`.
 #[derive(Parser)]
 #[command(name = "push", version)]
 pub struct Args {
-    /// Folder of a trained model, as train leaves it; its checkpoints stay here
+    /// Folder of a trained model, as written by train; its checkpoints are not published
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Where to: owner/name, or name in the space of the token's account; a public repository is made if need be
+    /// Repository: owner/name, or name under the token's account; a missing repository is created, public
     id: String,
 }
 

@@ -13,29 +13,29 @@ use crate::infer::{Options, Session};
 use crate::serve::{Served, Serving, listen, serve};
 use clap::Parser;
 
-/// Serve a trained model over HTTP: a page at /, and the interface of text-embeddings-inference.
+/// Serve a trained model over HTTP: a page at /, and the protocol of text-embeddings-inference.
 ///
-/// POST /predict {"inputs": "a text" or ["several", "texts"], "truncate": true, "raw_scores": false} gives the labels with
-/// their scores, highest first; a list of texts, a list of these. POST /embed {"inputs": ..., "normalize": true} gives a
-/// list of vectors, the last layer's states, from the same pass of the same model: it takes no memory of its own. A model
-/// without a trained head serves /embed alone. POST /tokenize, GET /info, /health, /metrics.
+/// POST /predict {"inputs": "a text" or ["several", "texts"], "truncate": true, "raw_scores": false} returns the labels with
+/// their scores, highest first, or for a list of texts a list of these. POST /embed {"inputs": ..., "normalize": true}
+/// returns a list of vectors, the last layer's states, from the same pass of the same model, so it takes no memory of its own.
+/// A model without a trained head serves /embed alone. Also: POST /tokenize, GET /info, /health, /metrics.
 ///
-/// SIGINT and SIGTERM end it once what has been asked is answered, with exit code 0; a second one ends it at once.
+/// SIGINT and SIGTERM end it with exit code 0 once all accepted requests are answered; a second signal ends it at once.
 #[derive(Parser)]
 #[command(name = "serve", version)]
 pub struct Args {
-    /// Folder of a trained model, or its id on the Hugging Face hub: owner/name, or owner/name@revision
+    /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
-    /// Address to listen on; 0.0.0.0 for all of this machine
+    /// Address to listen on; 0.0.0.0 for all addresses of this machine
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     hostname: String,
-    /// Port to listen on; 0 for any that is free
+    /// Port to listen on; 0 for any free port
     #[arg(long, value_name = "N", default_value_t = 3000)]
     port: u16,
     #[command(flatten)]
     serving: Serving,
-    /// States of a text that /embed takes; for mean the last layer runs on all tokens, for /predict too
+    /// How /embed makes one vector of a text's states; with mean the last layer runs on all tokens, for /predict too
     #[arg(long, value_enum, default_value_t = Pooling::Cls)]
     pooling: Pooling,
     #[command(flatten)]

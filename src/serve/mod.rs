@@ -31,25 +31,25 @@ use queue::Compute;
 
 #[derive(Args, Clone, Debug)]
 pub struct Serving {
-    /// Requests at a time; what comes beyond is refused with 429
+    /// Concurrent requests, at most; further ones get 429
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 512)]
     pub max_concurrent_requests: usize,
-    /// The most tokens of a batch, which is made of the requests that wait
+    /// Tokens per batch of waiting requests, at most
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 16384)]
     pub max_batch_tokens: usize,
-    /// The most texts of a request
+    /// Texts per request, at most
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 32)]
     pub max_client_batch_size: usize,
-    /// The most bytes of a request's body
+    /// Bytes of a request's body, at most
     #[arg(long, value_name = "BYTES", value_parser = count, default_value_t = 2_000_000)]
     pub payload_limit: usize,
-    /// Seconds for the head of a request to arrive, and again for its body
+    /// Seconds that the head of a request, and then its body, may take to arrive
     #[arg(long, value_name = "SECONDS", value_parser = count, default_value_t = 30)]
     pub client_timeout: usize,
-    /// Ask for this key: "Authorization: Bearer KEY". The page, /health and /metrics stay open
+    /// Require this key, as "Authorization: Bearer KEY"; the page, /health and /metrics stay open [default: none]
     #[arg(long, value_name = "KEY", env = "WARPFIT_API_KEY", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub api_key: Option<String>,
-    /// Allow requests from pages of this origin, such as <https://example.org>; may be repeated; * for all
+    /// Allow requests from pages of this origin, such as `https://example.org`; may be repeated; * for all [default: none]
     #[arg(long, value_name = "ORIGIN")]
     pub cors_allow_origin: Vec<HeaderValue>,
 }
@@ -91,8 +91,8 @@ pub fn listen(hostname: &str, port: u16) -> Result<TcpListener> {
     )
 }
 
-/// Serves until `stop` is ready; then no connection is taken any more, and what has been asked is answered.
-/// `compute` makes of each row what is wanted of it.
+/// Serves until `stop` is ready; then it accepts no more connections, and answers all accepted requests. `compute` computes the
+/// output asked for of each row.
 ///
 /// # Errors
 /// The threads cannot be had.

@@ -1,4 +1,4 @@
-//! The flags of `train`: as typed (everything optional), then as meant (everything decided, checked against each other).
+//! The flags of `train`: raw (everything optional), then validated settings (everything decided and checked against each other).
 //! Defaults are those of Hugging Face's TrainingArguments.
 
 use std::path::PathBuf;
@@ -25,132 +25,137 @@ use crate::sample::RUNS;
 #[derive(Parser, Clone, Debug, Default)]
 #[command(name = "train", version)]
 pub struct Args {
-    /// Model to start from: a folder with config.json, model.safetensors and tokenizer.json, or an id of the Hugging Face
-    /// hub, such as distilbert/distilbert-base-uncased, with @revision behind it where it is not main
+    /// Model to start from: a folder with config.json, model.safetensors and tokenizer.json, or a Hugging Face hub id such as
+    /// distilbert/distilbert-base-uncased, optionally with @revision [default: none]
     #[arg(long, alias = "model_name_or_path", value_name = "DIR_OR_ID", help_heading = "Model and run")]
     pub model: Option<PathBuf>,
-    /// Set everything as in a run that is known; what else is given here stands over it
+    /// Use the settings of a published run; --config and other flags override them [default: sample where neither a model nor
+    /// data is given, otherwise none]
     #[arg(long, value_parser = recipe::names(), help_heading = "Model and run")]
     pub recipe: Option<String>,
-    /// Flags from a TOML file, as in `batch-size = 16`; what else is given here stands over them, and they over --recipe
+    /// Read flags from a TOML file, such as `batch-size = 16`; they override --recipe, and flags given here override them
+    /// [default: none]
     #[arg(long, value_name = "FILE", help_heading = "Model and run")]
     pub config: Option<PathBuf>,
-    /// Draw all weights from --seed instead of reading model.safetensors
+    /// Initialize all weights randomly from --seed instead of reading model.safetensors [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
     pub from_scratch: Option<bool>,
     /// Folder for the trained model, the checkpoints and the logs [default: the next number in ./runs]
     #[arg(long, help_heading = "Model and run")]
     pub output_dir: Option<PathBuf>,
-    /// Write into a folder that is not empty
+    /// Write into an output folder that is not empty [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
     pub overwrite_output_dir: Option<bool>,
-    /// Go on from a checkpoint of the same run: this folder, or without a value the newest in --output-dir
+    /// Continue from a checkpoint of the same run: the given folder, or without a value the newest in --output-dir
+    /// [default: start anew]
     #[arg(long, num_args = 0..=1, default_missing_value = "newest", value_name = "DIR", help_heading = "Model and run")]
     pub resume_from_checkpoint: Option<PathBuf>,
-    /// Read and check everything, print the plan and its memory, and stop
+    /// Read and check everything, print the plan and its memory, and exit
     #[arg(long, help_heading = "Model and run")]
     pub dry_run: bool,
 
-    /// Publish the trained model on the Hugging Face hub, as owner/name or name; a public repository is made if need be
+    /// Publish the trained model on the Hugging Face hub as owner/name or name; a missing repository is created, public
+    /// [default: not published]
     #[arg(long, alias = "hub_model_id", value_name = "ID", help_heading = "Model and run")]
     pub push_to_hub: Option<String>,
-    /// Show no progress and no notes
+    /// Print no progress and no notes
     #[arg(long, help_heading = "Model and run")]
     pub quiet: bool,
 
-    /// Folder of a data set, whose splits are found: train.csv, val.csv, test.csv (any format), the hub's
-    /// train-00000-of-00001.parquet, or train/ and test/ with reviews in neg/ and pos/
+    /// Folder with the splits of a data set: train.csv, val.csv, test.csv (in any format), train-00000-of-00001.parquet like the
+    /// hub's, or train/ and test/ with reviews in neg/ and pos/ [default: none]
     #[arg(long, help_heading = "Data")]
     pub data_dir: Option<PathBuf>,
-    /// Instead of --data-dir, the id of a data set of the Hugging Face hub, such as stanfordnlp/imdb
+    /// Data set of the Hugging Face hub, such as stanfordnlp/imdb, instead of --data-dir [default: none]
     #[arg(long, alias = "dataset_name", conflicts_with_all = ["data_dir", "train_file"], value_name = "DIR_OR_ID")]
     #[arg(help_heading = "Data")]
     pub dataset: Option<PathBuf>,
-    /// Which configuration of --dataset, where it has several
+    /// Configuration of --dataset [default: its only one]
     #[arg(long, alias = "dataset_config_name", conflicts_with_all = ["data_dir", "train_file"], value_name = "NAME")]
     #[arg(help_heading = "Data")]
     pub dataset_config: Option<String>,
-    /// Split of --data-dir or --dataset to evaluate on during training: test for sets that have no validation split
+    /// Split of --data-dir or --dataset to evaluate on during training; test for data sets without a validation split
+    /// [default: validation]
     #[arg(long, conflicts_with_all = ["train_file", "validation_file", "validation_split"], help_heading = "Data")]
     pub validation_split_name: Option<SplitName>,
-    /// Rows to train on, instead of those in --data-dir: .csv, .tsv, .json, .jsonl, .parquet, .txt with a text;label or a
-    /// __label__name text a line, or a folder with reviews in neg/ and pos/
+    /// Training data, instead of that in --data-dir: .csv, .tsv, .json, .jsonl, .parquet, .txt with one text;label or one
+    /// __label__name text per line, or a folder with reviews in neg/ and pos/ [default: none]
     #[arg(long, help_heading = "Data")]
     pub train_file: Option<PathBuf>,
-    /// Rows to evaluate on during training
+    /// Data to evaluate on during training [default: that of --data-dir or --dataset, if any]
     #[arg(long, help_heading = "Data")]
     pub validation_file: Option<PathBuf>,
-    /// Rows to evaluate on once, at the end
+    /// Data to evaluate on once, at the end [default: that of --data-dir or --dataset, if any]
     #[arg(long, help_heading = "Data")]
     pub test_file: Option<PathBuf>,
-    /// Take this share of the training data for validation, each class in proportion
+    /// Fraction of the training data to hold out for validation, stratified by class [default: none]
     #[arg(long, value_parser = open_unit, conflicts_with = "validation_file", help_heading = "Data")]
     pub validation_split: Option<f64>,
-    /// Between the fields of a CSV file
+    /// Field delimiter [default: a comma in .csv, a tab in .tsv, a semicolon in .txt]
     #[arg(long, value_parser = delimiter, help_heading = "Data")]
     pub delimiter: Option<u8>,
-    /// Column of the texts, where its name does not say it
+    /// Column of the texts [default: found by its name]
     #[arg(long, alias = "text_column_name", help_heading = "Data")]
     pub text_column: Option<String>,
-    /// Column of the labels, where its name does not say it
+    /// Column of the labels [default: found by its name]
     #[arg(long, alias = "label_column_name", help_heading = "Data")]
     pub label_column: Option<String>,
-    /// Cut texts to this many tokens [default: the least of the tokenizer's limit, the model's positions and 512]
+    /// Truncate texts to this many tokens [default: the smallest of the tokenizer's limit, the model's positions and 512]
     #[arg(long, alias = "max_seq_length", value_parser = count, help_heading = "Data")]
     pub max_length: Option<usize>,
-    /// Use only the first rows of the training data
+    /// Use only this many training rows, the first ones [default: all]
     #[arg(long, value_parser = count, help_heading = "Data")]
     pub max_train_samples: Option<usize>,
-    /// Use only the first rows of the validation data
+    /// Use only this many validation rows, the first ones [default: all]
     #[arg(long, value_parser = count, help_heading = "Data")]
     pub max_eval_samples: Option<usize>,
-    /// Keep the rows in file order instead of a new order each epoch
+    /// Keep the rows in file order instead of shuffling them every epoch
     #[arg(long, help_heading = "Data")]
     pub no_shuffle: bool,
 
-    /// Passes over the training data [default: 3]
+    /// Number of passes over the training data [default: 3]
     #[arg(long, alias = "num_train_epochs", value_parser = positive, help_heading = "Optimisation")]
     pub epochs: Option<f64>,
-    /// Stop after this many updates, whatever --epochs says
+    /// Number of updates, overriding --epochs [default: none]
     #[arg(long, value_parser = count, help_heading = "Optimisation")]
     pub max_steps: Option<usize>,
-    /// Rows of a micro-batch [default: 8]
+    /// Rows per micro-batch [default: 8]
     #[arg(long, alias = "per_device_train_batch_size", value_parser = count, help_heading = "Optimisation")]
     pub batch_size: Option<usize>,
-    /// Rows of an evaluation batch, at most; it has no more tokens than one in training [default: 8]
+    /// Rows per evaluation batch, at most; it has no more tokens than a training batch [default: 8]
     #[arg(long, alias = "per_device_eval_batch_size", value_parser = count, help_heading = "Optimisation")]
     pub eval_batch_size: Option<usize>,
-    /// Micro-batches of one update [default: 1]
+    /// Micro-batches per update [default: 1]
     #[arg(long, value_parser = count, help_heading = "Optimisation")]
     pub gradient_accumulation_steps: Option<usize>,
-    /// Highest learning rate [default: 5e-5]
+    /// Peak learning rate [default: 5e-5]
     #[arg(long, value_parser = not_negative, help_heading = "Optimisation")]
     pub learning_rate: Option<f64>,
-    /// AdamW's decoupled weight decay [default: 0]
+    /// Decoupled weight decay of AdamW [default: 0]
     #[arg(long, value_parser = not_negative, help_heading = "Optimisation")]
     pub weight_decay: Option<f64>,
-    /// [default: 0.9]
+    /// Decay rate of AdamW's first moment [default: 0.9]
     #[arg(long, value_parser = unit, help_heading = "Optimisation")]
     pub adam_beta1: Option<f64>,
-    /// [default: 0.999]
+    /// Decay rate of AdamW's second moment [default: 0.999]
     #[arg(long, value_parser = unit, help_heading = "Optimisation")]
     pub adam_beta2: Option<f64>,
-    /// [default: 1e-8]
+    /// Added to the denominator of AdamW's update [default: 1e-8]
     #[arg(long, value_parser = positive, help_heading = "Optimisation")]
     pub adam_epsilon: Option<f64>,
-    /// Updates over which the learning rate rises; below 1, their share of all [default: 0]
+    /// Number of warm-up updates, or below 1 their fraction of all updates [default: 0]
     #[arg(long, alias = "warmup_ratio", value_parser = not_negative, help_heading = "Optimisation")]
     pub warmup_steps: Option<f64>,
-    /// What the learning rate does after the warm-up [default: linear]
+    /// Learning rate schedule after the warm-up [default: linear]
     #[arg(long, help_heading = "Optimisation")]
     pub lr_scheduler_type: Option<ScheduleKind>,
-    /// Scale gradients down to this norm; 0 leaves them [default: 1]
+    /// Clip gradients to this norm; 0 disables clipping [default: 1]
     #[arg(long, value_parser = not_negative, help_heading = "Optimisation")]
     pub max_grad_norm: Option<f64>,
-    /// [default: 0]
+    /// Label smoothing of the loss [default: 0]
     #[arg(long, value_parser = unit, help_heading = "Optimisation")]
     pub label_smoothing_factor: Option<f64>,
-    /// Weigh the loss of each class: "balanced", or one number a label with commas between
+    /// Weights of the classes in the loss: "balanced", or one number per label, separated by commas [default: all 1]
     #[arg(long, value_parser = class_weights, help_heading = "Optimisation")]
     pub class_weights: Option<ClassWeights>,
     /// Embedding, attention and hidden dropout [default: the model's]
@@ -160,50 +165,51 @@ pub struct Args {
     #[arg(long, value_parser = unit, help_heading = "Optimisation")]
     pub classifier_dropout: Option<f64>,
 
-    /// What computes: auto, cpu, cuda or cuda:N [default: auto]
+    /// Device: auto (the first GPU that opens, else the CPU), cpu, cuda or cuda:N [default: auto]
     #[arg(long, help_heading = "Precision and device")]
     pub device: Option<String>,
-    /// Of activations and products; the CPU has fp32 and bf16 [default: fp32]
+    /// Precision of activations and matrix products; the CPU has fp32 and bf16 [default: fp32]
     #[arg(long, help_heading = "Precision and device")]
     pub precision: Option<Precision>,
-    /// Of row order, dropout and new weights [default: 42]
+    /// Random seed for shuffling, dropout and new weights [default: 42]
     #[arg(long, help_heading = "Precision and device")]
     pub seed: Option<u64>,
 
-    /// Updates between two logged losses [default: 10]
+    /// Log the loss every this many updates [default: 10]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub logging_steps: Option<usize>,
-    /// When to evaluate [default: epoch with validation data, else no]
+    /// When to evaluate [default: epoch with validation data, otherwise no]
     #[arg(long, alias = "evaluation_strategy", help_heading = "Cadence")]
     pub eval_strategy: Option<Strategy>,
-    /// Updates between two evaluations with --eval-strategy steps [default: --logging-steps]
+    /// Evaluate every this many updates, with --eval-strategy steps [default: --logging-steps]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub eval_steps: Option<usize>,
     /// When to write a checkpoint [default: epoch]
     #[arg(long, help_heading = "Cadence")]
     pub save_strategy: Option<Strategy>,
-    /// Updates between two checkpoints with --save-strategy steps [default: 500]
+    /// Write a checkpoint every this many updates, with --save-strategy steps [default: 500]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub save_steps: Option<usize>,
-    /// Keep at most this many checkpoints: the newest, and the best
+    /// Keep at most this many checkpoints, the newest and the best among them [default: all]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub save_total_limit: Option<usize>,
-    /// End with the weights of the best evaluation [default: true where there are evaluations]
+    /// Load the weights of the best evaluation at the end [default: true with evaluations]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Cadence")]
     pub load_best_model_at_end: Option<bool>,
-    /// What makes an evaluation the best: loss, accuracy, f1, precision, recall, roc_auc or average_precision [default: loss]
+    /// Metric of the best evaluation: loss, accuracy, f1, precision, recall, roc_auc or average_precision [default: loss]
     #[arg(long, help_heading = "Cadence")]
     pub metric_for_best_model: Option<String>,
-    /// Stop after this many evaluations in a row without a better one
+    /// Stop after this many evaluations in a row without an improvement [default: never]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub early_stopping_patience: Option<usize>,
-    /// Logs to write, with commas between: jsonl (metrics.jsonl), tensorboard (runs/), or none [default: jsonl,tensorboard]
+    /// Logs to write, separated by commas: jsonl (metrics.jsonl), tensorboard (runs/), or none [default: jsonl,tensorboard]
     #[arg(long, value_delimiter = ',', help_heading = "Cadence")]
     pub report_to: Option<Vec<ReportTo>>,
-    /// Time every op of this many updates: a table, and profile.json for chrome://tracing, in --output-dir
+    /// Time every op of this many updates; writes a table and profile.json, for chrome://tracing, to --output-dir
+    /// [default: none]
     #[arg(long, value_name = "UPDATES", value_parser = count, help_heading = "Cadence")]
     pub profile: Option<usize>,
-    /// Exit with 1 unless the final evaluation reaches this, as in accuracy=0.9 (for loss: stays at or below it)
+    /// Exit with 1 unless the final evaluation reaches this, such as accuracy=0.9; a loss must be at most that [default: none]
     #[arg(long, value_name = "METRIC=VALUE", help_heading = "Cadence")]
     pub fail_under: Option<String>,
 }
