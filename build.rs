@@ -42,7 +42,7 @@ fn build() -> Result<(), String> {
         ),
     }
     let archs = nvcc.as_ref().map(|nvcc| (nvcc.version, nvcc.archs.join(" ")));
-    write(&out.join("kernels.rs"), source::host(&sources, archs)?.as_bytes())?;
+    write(&out.join("kernels.rs"), source::host(&sources, &headers, archs)?.as_bytes())?;
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     for source in &sources {
         let mut image = Vec::new();

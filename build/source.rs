@@ -1,5 +1,5 @@
-//! Reads a kernel source as far as its host needs it: the `KERNEL(name, body, arguments, threads)` lines and the structs of
-//! arguments that they name; and writes both as Rust. kernels/gpu.cuh says how they are written.
+//! Reads a kernel source as far as its host needs it, and writes that as Rust: the `KERNEL(name, body, arguments, threads)` lines,
+//! the structs of arguments that they name, and constants marked `// host`. kernels/gpu.cuh says how they are written.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -11,6 +11,8 @@ pub struct Source {
     pub text: String,
     pub kernels: Vec<Kernel>,
     pub structs: Vec<Arguments>,
+    /// Names and values.
+    pub constants: Vec<(String, u32)>,
 }
 
 pub struct Kernel {
@@ -18,6 +20,8 @@ pub struct Kernel {
     /// Without its template parameter.
     pub arguments: String,
     pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
 }
 
 pub struct Arguments {
@@ -43,7 +47,10 @@ impl Source {
         let names: BTreeSet<&str> = kernels.iter().map(|kernel| kernel.arguments.as_str()).collect();
         let structs = names.into_iter().map(|name| arguments(name, &text).map_err(|e| at(format!("struct {name}: {e}"))));
         let structs = structs.collect::<Result<_, _>>()?;
-        Ok(Source { path: path.into(), stem, text, kernels, structs })
+        let lines = text.lines().filter(|line| line.ends_with("// host"));
+        let constants = lines.map(|line| constant(line).ok_or_else(|| at(format!("not understood: {line}"))));
+        let constants = constants.collect::<Result<_, _>>()?;
+        Ok(Source { path: path.into(), stem, text, kernels, structs, constants })
     }
 
     /// The kernels' names, as they stand at the end of an image.
@@ -57,16 +64,27 @@ impl Source {
 fn kernel(line: &str) -> Option<Kernel> {
     let (inside, _) = line.strip_prefix("KERNEL(")?.rsplit_once(')')?;
     let (name, rest) = inside.split_once(", ")?;
-    let (rest, threads) = rest.rsplit_once(", ")?;
-    let (_, arguments) = rest.rsplit_once(", ")?;
+    let (rest, last) = rest.rsplit_once(", ")?;
+    let last: u32 = last.parse().ok()?;
+    let (before, word) = rest.rsplit_once(", ")?;
+    let (arguments, threads, shared) = match word.parse() {
+        Ok(threads) => (before.rsplit_once(", ")?.1, threads, last),
+        Err(_) => (word, last, 0),
+    };
     let (arguments, _) = arguments.split_once('<').unwrap_or((arguments, ""));
-    Some(Kernel { name: name.into(), arguments: arguments.into(), threads: threads.parse().ok()? })
+    Some(Kernel { name: name.into(), arguments: arguments.into(), threads, shared })
+}
+
+/// `constexpr int NAME = 64;  // host`
+fn constant(line: &str) -> Option<(String, u32)> {
+    let (name, value) = line.strip_prefix("constexpr int ")?.split_once(" = ")?;
+    let (value, _) = value.split_once(';')?;
+    Some((name.into(), value.parse().ok()?))
 }
 
 fn arguments(name: &str, text: &str) -> Result<Arguments, String> {
     let heads = [format!("\nstruct {name} {{\n"), format!("\ntemplate <class T> struct {name} {{\n")];
-    let (_, body) =
-        heads.iter().find_map(|head| text.split_once(head)).ok_or("a kernel takes it, but it does not stand in this file")?;
+    let (_, body) = heads.iter().find_map(|head| text.split_once(head)).ok_or("a kernel takes it, but it is not in this file")?;
     let (body, _) = body.split_once("\n};").ok_or("it does not end")?;
     let lines = body.lines().map(str::trim).filter(|line| !line.starts_with("//"));
     let fields = lines.map(|line| field(line).ok_or_else(|| format!("not a field that the host has a type for: {line}")));
@@ -89,10 +107,12 @@ fn field(line: &str) -> Option<Field> {
     Some(Field { name: name.into(), kind, comment: comment.into() })
 }
 
-/// The host's side of all sources; `built` is the version of nvcc and the architectures that it made code for.
-pub fn host(sources: &[Source], built: Option<((u32, u32), String)>) -> Result<String, String> {
+/// The host's side of all sources and their headers; `built` is the version of nvcc and the architectures that it made code for.
+pub fn host(sources: &[Source], headers: &str, built: Option<((u32, u32), String)>) -> Result<String, String> {
     let kernels: Vec<&Kernel> = sources.iter().flat_map(|source| &source.kernels).collect();
-    let structs: Vec<&Arguments> = sources.iter().flat_map(|source| &source.structs).collect();
+    let common = |name| arguments(name, headers).map_err(|e| format!("struct {name}: {e}"));
+    let common = [common("Drop")?, common("Status")?];
+    let structs: Vec<&Arguments> = common.iter().chain(sources.iter().flat_map(|source| &source.structs)).collect();
     unique(kernels.iter().map(|kernel| kernel.name.as_str()))?;
     unique(structs.iter().map(|arguments| arguments.name.as_str()))?;
 
@@ -116,6 +136,9 @@ pub fn host(sources: &[Source], built: Option<((u32, u32), String)>) -> Result<S
             "}}\n// SAFETY: plain old data, laid out as the kernel's own.\nunsafe impl DeviceRepr for {name} {{}}\n"
         );
     }
+    for (name, value) in sources.iter().flat_map(|source| &source.constants) {
+        let _ = writeln!(rust, "pub const {name}: usize = {value};");
+    }
     layouts(&structs, &mut rust);
     table(&kernels, &mut rust)?;
     let _ = writeln!(rust, "pub const IMAGES: &[Image] = &[");
@@ -128,16 +151,14 @@ pub fn host(sources: &[Source], built: Option<((u32, u32), String)>) -> Result<S
     Ok(rust)
 }
 
-/// The fields of `Drop`, which kernels/gpu.cuh has and src/cuda/kernels.rs writes out.
-const DROP: [&str; 5] = ["key_low", "key_high", "site", "threshold", "scale"];
-
 /// Where the fields of each struct lie on the host.
 fn layouts(structs: &[&Arguments], rust: &mut String) {
     rust.push_str("/// Of each struct of arguments. A test holds nvcc to the same.\npub const LAYOUTS: &[Arguments] = &[\n");
     for Arguments { name, fields } in structs {
-        let paths = fields.iter().flat_map(|Field { name, kind, .. }| match *kind {
-            "Drop" => DROP.map(|inner| format!("{name}.{inner}")).to_vec(),
-            _ => vec![name.clone()],
+        let paths = fields.iter().flat_map(|Field { name, kind, .. }| {
+            let inner = structs.iter().find(|inner| inner.name == *kind);
+            let inner = inner.map(|inner| inner.fields.iter().map(|field| format!("{name}.{}", field.name)).collect());
+            inner.unwrap_or_else(|| vec![name.clone()])
         });
         let fields = paths.map(|path| format!("(\"{path}\", std::mem::offset_of!({name}, {path})), ")).collect::<String>();
         let _ = writeln!(rust, "    Arguments {{ name: \"{name}\", size: size_of::<{name}>(), fields: &[{fields}] }},");
@@ -145,10 +166,10 @@ fn layouts(structs: &[&Arguments], rust: &mut String) {
     rust.push_str("];\n\n");
 }
 
-/// One field a kernel; a pair `x_f32`, `x_bf16` is one field `x`.
+/// One field per kernel; a pair `x_f32`, `x_bf16` is one field `x`.
 fn table(kernels: &[&Kernel], rust: &mut String) -> Result<(), String> {
     let find = |name: String| kernels.iter().find(|kernel| kernel.name == name);
-    let load = |kernel: &Kernel| format!("loader.kernel(\"{}\", {})?", kernel.name, kernel.threads);
+    let load = |kernel: &Kernel| format!("loader.kernel(\"{}\", {}, {})?", kernel.name, kernel.threads, kernel.shared);
     let (mut fields, mut values) = (String::new(), String::new());
     for kernel in kernels {
         let Kernel { name, arguments, .. } = kernel;
@@ -179,7 +200,7 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) {
-            return Err(format!("{name} stands twice in kernels/*.cu"));
+            return Err(format!("{name} is there twice in kernels/*.cu"));
         }
     }
     Ok(())

@@ -31,7 +31,7 @@ KERNEL(grad_norm_parts, sum_squares, GradNormParts, 256)
 
 struct GradNorm {
     const double* parts; // (count)
-    double* status;      // Status in src/ops.rs
+    Status* status;
     int count;
 };
 
@@ -42,12 +42,12 @@ __device__ void root_of_sum(const GradNorm& a) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < a.count; i += THREADS) sum += a.parts[i];
     sum = block_sum<THREADS>(sum);
-    if (threadIdx.x == 0) a.status[2] = sqrt(sum);
+    if (threadIdx.x == 0) a.status->grad_norm = sqrt(sum);
 }
 KERNEL(grad_norm, root_of_sum, GradNorm, 512)
 
 struct AdamWDecide {
-    double* status; // Status in src/ops.rs
+    Status* status;
     float* clip;    // what gradients are multiplied with; below 0 where this update is left out
     double max_norm;
 };
@@ -55,13 +55,13 @@ struct AdamWDecide {
 // One thread.
 __device__ void decide(const AdamWDecide& a) {
     if (threadIdx.x != 0) return;
-    const double loss = a.status[0], norm = a.status[2];
+    const double loss = a.status->loss, norm = a.status->grad_norm;
     const bool usable = fabs(loss) < INFINITY && fabs(norm) < INFINITY;
-    a.status[0] = 0.0;
+    a.status->loss = 0.0;
     if (usable) {
-        a.status[1] += loss;
+        a.status->loss_sum += loss;
     } else {
-        a.status[3] += 1.0;
+        a.status->skipped += 1.0;
     }
     const double clip = a.max_norm > 0.0 ? fmin(a.max_norm / (norm + 1e-6), 1.0) : 1.0;
     *a.clip = usable ? float(clip) : -1.0f;

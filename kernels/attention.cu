@@ -17,7 +17,8 @@ template <class T> struct AttnFwd {
     int kv_stride;
     int heads;
     int head_dim;
-    int cls;                // the queries are one row a sequence, [CLS]; else every token
+    int cls;                // the queries are one row per sequence, [CLS]; otherwise every token
+    int first;              // tile of this launch, or sequence
     float scale;            // of the scores
     Drop drop;
 };
@@ -40,6 +41,7 @@ template <class T> struct AttnBwd {
     int heads;
     int head_dim;
     int cls;
+    int first;
     float scale;
     Drop drop;
 };
@@ -47,10 +49,12 @@ template <class T> struct AttnBwd {
 // Of every kernel here.
 constexpr int THREADS = 128;
 
-// What a block works on. Blocks are (head, tile) with heads changing fastest, so that the longest sequences of all heads come
-// first, along the one dimension of a grid that may exceed 65,535; then (part of a tile).
+// Rows of a tile. The host lists the tiles of a batch; on tensor cores it is also how many rows are streamed at a time.
+constexpr int TILE = 64;  // host
+
+// The sequence that a block works on. Blocks are (head, tile, part of a tile), so that the longest sequences of all heads come
+// first: with tiles changing fastest, attention would take a quarter longer on a batch of reviews.
 struct Sequence {
-    int head;
     int start;    // packed row of its first token
     int keys;     // its tokens
     int queries;  // its rows of q: as many, or one
@@ -59,10 +63,10 @@ struct Sequence {
 };
 
 template <class Args> __device__ __forceinline__ Sequence sequence(const Args& a, bool one_row) {
-    const int head = blockIdx.x % a.heads, index = blockIdx.x / a.heads;
+    const int index = a.first + blockIdx.y;
     const int2 tile = one_row ? int2{index, 0} : a.tiles[index];
     const int start = a.cu_seqlens[tile.x], keys = a.cu_seqlens[tile.x + 1] - start;
-    return {head, start, keys, a.cls ? 1 : keys, a.cls ? tile.x : start, tile.y};
+    return {start, keys, a.cls ? 1 : keys, a.cls ? tile.x : start, tile.y};
 }
 
 // ---- dropout: a call of Philox has the words of four keys of one query, which belong to several lanes. Each lane makes the
@@ -206,7 +210,7 @@ template <class T, int D> __device__ void attn_fwd(const AttnFwd<T>& a) {
     float* v = k + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
     float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, a.cls);
-    const int head = seq.head, first = seq.tile + blockIdx.y * ROWS<D>;
+    const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
     if (first >= seq.queries) return;
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
     const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
@@ -280,7 +284,7 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
     float* v = k + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
     float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, a.cls);
-    const int head = seq.head, first = seq.tile + blockIdx.y * ROWS<D>;
+    const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
     if (first >= seq.queries) return;
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
     const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
@@ -339,7 +343,7 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
     float* dy = q + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
     float* buffer = dy + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, false);
-    const int head = seq.head, first = seq.tile + blockIdx.y * ROWS<D>;
+    const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
     if (first >= seq.keys) return;
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.keys - first;
     const size_t key = size_t(seq.start + first) * a.kv_stride + column;
@@ -384,24 +388,30 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
     store_rows<D>(a.dv + key, a.kv_stride, valid, a.head_dim, dv, 1.0f);
 }
 
-KERNEL(attn_fwd_d32_f32, (attn_fwd<float, 32>), AttnFwd<float>, 128)
-KERNEL(attn_fwd_d32_bf16, (attn_fwd<bf16, 32>), AttnFwd<bf16>, 128)
-KERNEL(attn_fwd_d64_f32, (attn_fwd<float, 64>), AttnFwd<float>, 128)
-KERNEL(attn_fwd_d64_bf16, (attn_fwd<bf16, 64>), AttnFwd<bf16>, 128)
-KERNEL(attn_fwd_d128_f32, (attn_fwd<float, 128>), AttnFwd<float>, 128)
-KERNEL(attn_fwd_d128_bf16, (attn_fwd<bf16, 128>), AttnFwd<bf16>, 128)
-KERNEL(attn_bwd_q_d32_f32, (attn_bwd_q<float, 32>), AttnBwd<float>, 128)
-KERNEL(attn_bwd_q_d32_bf16, (attn_bwd_q<bf16, 32>), AttnBwd<bf16>, 128)
-KERNEL(attn_bwd_q_d64_f32, (attn_bwd_q<float, 64>), AttnBwd<float>, 128)
-KERNEL(attn_bwd_q_d64_bf16, (attn_bwd_q<bf16, 64>), AttnBwd<bf16>, 128)
-KERNEL(attn_bwd_q_d128_f32, (attn_bwd_q<float, 128>), AttnBwd<float>, 128)
-KERNEL(attn_bwd_q_d128_bf16, (attn_bwd_q<bf16, 128>), AttnBwd<bf16>, 128)
-KERNEL(attn_bwd_kv_d32_f32, (attn_bwd_kv<float, 32>), AttnBwd<float>, 128)
-KERNEL(attn_bwd_kv_d32_bf16, (attn_bwd_kv<bf16, 32>), AttnBwd<bf16>, 128)
-KERNEL(attn_bwd_kv_d64_f32, (attn_bwd_kv<float, 64>), AttnBwd<float>, 128)
-KERNEL(attn_bwd_kv_d64_bf16, (attn_bwd_kv<bf16, 64>), AttnBwd<bf16>, 128)
-KERNEL(attn_bwd_kv_d128_f32, (attn_bwd_kv<float, 128>), AttnBwd<float>, 128)
-KERNEL(attn_bwd_kv_d128_bf16, (attn_bwd_kv<bf16, 128>), AttnBwd<bf16>, 128)
+// The shared memory of these lines; STATIONARY tiles stay, two are streamed, and P passes through a buffer.
+template <int D, int STATIONARY>
+constexpr int SHARED = int(sizeof(float)) * ((STATIONARY * ROWS<D> + 2 * COLUMNS<D>) * STRIDE<D> + ROWS<D> * P_STRIDE<D>);
+static_assert(SHARED<32, 1> == 28672 && SHARED<64, 1> == 45056 && SHARED<128, 1> == 36864, "forward");
+static_assert(SHARED<32, 2> == 37888 && SHARED<64, 2> == 62464 && SHARED<128, 2> == 53760, "backward");
+
+KERNEL(attn_fwd_d32_f32, (attn_fwd<float, 32>), AttnFwd<float>, 128, 28672)
+KERNEL(attn_fwd_d32_bf16, (attn_fwd<bf16, 32>), AttnFwd<bf16>, 128, 28672)
+KERNEL(attn_fwd_d64_f32, (attn_fwd<float, 64>), AttnFwd<float>, 128, 45056)
+KERNEL(attn_fwd_d64_bf16, (attn_fwd<bf16, 64>), AttnFwd<bf16>, 128, 45056)
+KERNEL(attn_fwd_d128_f32, (attn_fwd<float, 128>), AttnFwd<float>, 128, 36864)
+KERNEL(attn_fwd_d128_bf16, (attn_fwd<bf16, 128>), AttnFwd<bf16>, 128, 36864)
+KERNEL(attn_bwd_q_d32_f32, (attn_bwd_q<float, 32>), AttnBwd<float>, 128, 37888)
+KERNEL(attn_bwd_q_d32_bf16, (attn_bwd_q<bf16, 32>), AttnBwd<bf16>, 128, 37888)
+KERNEL(attn_bwd_q_d64_f32, (attn_bwd_q<float, 64>), AttnBwd<float>, 128, 62464)
+KERNEL(attn_bwd_q_d64_bf16, (attn_bwd_q<bf16, 64>), AttnBwd<bf16>, 128, 62464)
+KERNEL(attn_bwd_q_d128_f32, (attn_bwd_q<float, 128>), AttnBwd<float>, 128, 53760)
+KERNEL(attn_bwd_q_d128_bf16, (attn_bwd_q<bf16, 128>), AttnBwd<bf16>, 128, 53760)
+KERNEL(attn_bwd_kv_d32_f32, (attn_bwd_kv<float, 32>), AttnBwd<float>, 128, 37888)
+KERNEL(attn_bwd_kv_d32_bf16, (attn_bwd_kv<bf16, 32>), AttnBwd<bf16>, 128, 37888)
+KERNEL(attn_bwd_kv_d64_f32, (attn_bwd_kv<float, 64>), AttnBwd<float>, 128, 62464)
+KERNEL(attn_bwd_kv_d64_bf16, (attn_bwd_kv<bf16, 64>), AttnBwd<bf16>, 128, 62464)
+KERNEL(attn_bwd_kv_d128_f32, (attn_bwd_kv<float, 128>), AttnBwd<float>, 128, 53760)
+KERNEL(attn_bwd_kv_d128_bf16, (attn_bwd_kv<bf16, 128>), AttnBwd<bf16>, 128, 53760)
 
 // ---- heads of 32 and 64 in bf16 on tensor cores: 4 warps of 16 or 32 rows each, which stay in registers as first operands
 // (fragments of mma m16n8k16); the rows streamed past them are second operands, read from shared memory by ldmatrix. What
@@ -413,7 +423,6 @@ KERNEL(attn_bwd_kv_d128_bf16, (attn_bwd_kv<bf16, 128>), AttnBwd<bf16>, 128)
 // Of this thread, told to the compiler as the same for the whole warp: what depends on it needs no care for divergence.
 __device__ __forceinline__ int uniform_warp() { return __shfl_sync(ALL_LANES, warp(), 0); }
 
-constexpr int TILE = 64;                             // rows streamed at a time
 constexpr float LOG2E = 1.4426950408889634f;
 template <int D> constexpr int PITCH = D + 8;        // of a row in shared memory
 template <int D> constexpr int STAGE = 2 * TILE * PITCH<D>;
@@ -542,7 +551,7 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
     if (seq.tile % (2 * TILE) != 0) return;
-    const int head = seq.head, column = head * D, dim = a.heads * D, row = uniform_warp() * 16 * M;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16 * M;
     const int valid = seq.queries - seq.tile - row;  // the warp's queries
     const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
     const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
@@ -644,7 +653,7 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
     constexpr int N = 4;
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
-    const int head = seq.head, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.queries - seq.tile - row;
     const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
     const bf16* dy = a.dy + size_t(seq.query) * dim + column;
@@ -717,7 +726,7 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     DYNAMIC_SHARED(bf16, shared);  // two stages of q, dy: (TILE, PITCH) each
     __shared__ float2 statistics[2][TILE];  // two stages of the queries' lse (to base 2) and delta
     const Sequence seq = sequence(a, false);
-    const int head = seq.head, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
+    const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.keys - seq.tile - row;
     const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
     const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;
@@ -783,9 +792,12 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     store_fragments<D>(a.dv + first, a.kv_stride, valid, dv[0], {a.drop.scale, a.drop.scale});
 }
 
-KERNEL(attn_fwd_mma_d32_bf16, attn_fwd_mma<32>, AttnFwd<bf16>, 128)
-KERNEL(attn_fwd_mma_d64_bf16, attn_fwd_mma<64>, AttnFwd<bf16>, 128)
-KERNEL(attn_bwd_q_mma_d32_bf16, attn_bwd_q_mma<32>, AttnBwd<bf16>, 128)
-KERNEL(attn_bwd_q_mma_d64_bf16, attn_bwd_q_mma<64>, AttnBwd<bf16>, 128)
-KERNEL(attn_bwd_kv_mma_d32_bf16, attn_bwd_kv_mma<32>, AttnBwd<bf16>, 128)
-KERNEL(attn_bwd_kv_mma_d64_bf16, attn_bwd_kv_mma<64>, AttnBwd<bf16>, 128)
+// Two stages each.
+static_assert(2 * STAGE<32> * sizeof(bf16) == 20480 && 2 * STAGE<64> * sizeof(bf16) == 36864, "two stages");
+
+KERNEL(attn_fwd_mma_d32_bf16, attn_fwd_mma<32>, AttnFwd<bf16>, 128, 20480)
+KERNEL(attn_fwd_mma_d64_bf16, attn_fwd_mma<64>, AttnFwd<bf16>, 128, 36864)
+KERNEL(attn_bwd_q_mma_d32_bf16, attn_bwd_q_mma<32>, AttnBwd<bf16>, 128, 20480)
+KERNEL(attn_bwd_q_mma_d64_bf16, attn_bwd_q_mma<64>, AttnBwd<bf16>, 128, 36864)
+KERNEL(attn_bwd_kv_mma_d32_bf16, attn_bwd_kv_mma<32>, AttnBwd<bf16>, 128, 20480)
+KERNEL(attn_bwd_kv_mma_d64_bf16, attn_bwd_kv_mma<64>, AttnBwd<bf16>, 128, 36864)

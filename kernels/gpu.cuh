@@ -1,7 +1,8 @@
 // What every kernel includes: types, 16-byte packs, warp and block reductions, dropout. CUDA under nvcc; under a host
 // compiler the virtual GPU's header stands in, and the same sources run without a GPU.
-// A kernel has one parameter, a struct of arguments; KERNEL(name, body, arguments, threads a block) makes it. build.rs reads
-// the structs and the KERNEL lines and writes the host's side of them.
+// A kernel has one parameter, a struct of arguments. KERNEL(name, body, arguments, threads per block) makes it; a last number is
+// its bytes of dynamic shared memory. build.rs reads these lines, the structs that they name, Drop and Status, and constants
+// of the form `constexpr int NAME = 64;  // host`, and writes them all as Rust.
 #pragma once
 #ifdef __CUDACC__
 #include <cstdint>
@@ -9,7 +10,7 @@
 #define DYNAMIC_SHARED(T, name)                          \
     extern __shared__ __align__(16) unsigned char name##_bytes[]; \
     T* name = reinterpret_cast<T*>(name##_bytes)
-#define KERNEL(name, body, Args, threads) \
+#define KERNEL(name, body, Args, threads, ...) \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a) { body(a); }
 #else
 #include "vgpu.h"
@@ -151,6 +152,14 @@ __device__ __forceinline__ void add_rows(float (&sum)[PACK<T>], const T* x, int 
         }
     }
 }
+
+// The few numbers that the training loop reads back; Status in src/ops.rs says what they are.
+struct Status {
+    double loss;
+    double loss_sum;
+    double grad_norm;
+    double skipped;
+};
 
 // ---- dropout: Philox4x32-10 (Salmon et al., SC 2011), as src/random.rs has it
 

@@ -59,7 +59,7 @@ template <class T> struct Act {
 };
 
 // Packs of a thread, all read before the first is written.
-constexpr int ACT_PACKS = 2;
+constexpr int ACT_PACKS = 2;  // host
 
 template <bool WHOLE, bool BACKWARD, class F, class T>
 __device__ __forceinline__ void act_packs(const Act<T>& a, size_t start, size_t len) {

@@ -32,7 +32,7 @@ struct XentFwd {
     const float* weights; // (classes)
     const int* labels;    // (seqs)
     float* loss;          // (seqs)
-    double* status;       // Status in src/ops.rs
+    Status* status;
     double loss_normalizer;
     double smoothing;
     int seqs;
@@ -59,7 +59,7 @@ __device__ void losses(const XentFwd& a) {
         }
     }
     total = block_sum<THREADS>(total);
-    if (threadIdx.x == 0 && a.train) a.status[0] += total / a.loss_normalizer;
+    if (threadIdx.x == 0 && a.train) a.status->loss += total / a.loss_normalizer;
 }
 KERNEL(xent_fwd, losses, XentFwd, 512)
 

@@ -450,6 +450,7 @@ pub struct AdamW {
 
 /// The few numbers that a training loop reads back, as they stand in the status view.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
 pub struct Status {
     /// Loss of the update under way; [`AdamW`] moves it to `loss_sum`.
     pub loss: f64,

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 #[path = "../build/nvcc.rs"]
 mod compiler;
 mod layout;
-pub mod occupancy;
+mod occupancy;
 mod ptx;
 #[path = "../build/ptxas.rs"]
 mod ptxas;
@@ -44,7 +44,17 @@ KERNEL(scale_bf16, (scale<bf16, 2>), Scale<bf16>, 256)
 struct Sum {
     double* x;
 };
-KERNEL(sum, sum, Sum, 32)
+KERNEL(sum, sum, Sum, 32, 4096)
+constexpr int ROWS = 8;  // host
+";
+
+const HEADER: &str = "
+struct Drop {
+    float scale;
+};
+struct Status {
+    double loss;
+};
 ";
 
 fn parse(text: &str) -> Result<Source, String> {
@@ -53,18 +63,21 @@ fn parse(text: &str) -> Result<Source, String> {
 
 #[test]
 fn the_host_gets_the_structs_and_kernels_of_a_source() {
-    let host = source::host(&[parse(SCALE).unwrap()], Some(((13, 0), "80 90a".to_string()))).unwrap();
+    let host = source::host(&[parse(SCALE).unwrap()], HEADER, Some(((13, 0), "80 90a".to_string()))).unwrap();
     for part in [
         "pub const NVCC: Option<(u32, u32)> = Some((13, 0));",
         "pub const ARCHS: &str = \"80 90a\";",
         "#[repr(C)]\n#[derive(Clone, Copy, Debug)]\npub struct Scale {\n    /// (rows, dim)\n    pub x: Ptr,\n    pub y: Ptr,\n    \
          pub drop: Drop,\n    /// of x\n    pub rows: u32,\n    pub factor: f32,\n}\n",
         "pub struct Sum {\n    pub x: Ptr,\n}\n",
+        "pub struct Drop {\n    pub scale: f32,\n}\n",
+        "pub struct Status {\n    pub loss: f64,\n}\n",
+        "pub const ROWS: usize = 8;\n",
         "Arguments { name: \"Scale\", size: size_of::<Scale>(), fields: &[(\"x\", std::mem::offset_of!(Scale, x)), ",
         "(\"drop.scale\", std::mem::offset_of!(Scale, drop.scale)), (\"rows\", std::mem::offset_of!(Scale, rows)), ",
         "pub struct Kernels {\n    pub scale: Typed<Scale>,\n    pub sum: Kernel<Sum>,\n}\n",
-        "scale: Typed { f32: loader.kernel(\"scale_f32\", 128)?, bf16: loader.kernel(\"scale_bf16\", 256)? },",
-        "sum: loader.kernel(\"sum\", 32)?,",
+        "scale: Typed { f32: loader.kernel(\"scale_f32\", 128, 0)?, bf16: loader.kernel(\"scale_bf16\", 256, 0)? },",
+        "sum: loader.kernel(\"sum\", 32, 4096)?,\n",
         "Image { file: \"scale.cu\", kernels: &[\"scale_f32\", \"scale_bf16\", \"sum\"], bytes: include_bytes!(",
     ] {
         assert!(host.contains(part), "{part}\nis not in\n{host}");
@@ -84,16 +97,17 @@ fn what_the_host_does_not_understand_of_a_source_is_named() {
         ("Scale<float>, 128)", "Scale<float>)", "not understood: KERNEL(scale_f32"),
         ("unsigned rows;", "size_t rows;", "struct Scale: not a field that the host has a type for: size_t rows;"),
         ("    T* y;\n", "    T* y, z;\n", "struct Scale: not a field that the host has a type for: T* y, z;"),
-        ("struct Sum {", "struct Total {", "struct Sum: a kernel takes it, but it does not stand in this file"),
-        ("KERNEL(sum,", "KERNEL(scale_f32,", "scale_f32 stands twice in kernels/*.cu"),
+        ("struct Sum {", "struct Total {", "struct Sum: a kernel takes it, but it is not in this file"),
+        ("constexpr int ROWS = 8;", "constexpr int ROWS = 2 * 4;", "not understood: constexpr int ROWS = 2 * 4;  // host"),
+        ("KERNEL(sum,", "KERNEL(scale_f32,", "scale_f32 is there twice in kernels/*.cu"),
         (
-            "KERNEL(sum, sum, Sum, 32)",
+            "KERNEL(sum, sum, Sum, 32, 4096)",
             "KERNEL(sum_f32, s, Sum, 32)\nKERNEL(sum_bf16, s, Scale<bf16>, 32)",
             "sum: Sum in f32, Scale in bf16",
         ),
     ] {
         assert!(SCALE.contains(from), "{from}");
-        let host = parse(&SCALE.replacen(from, to, 1)).and_then(|source| source::host(&[source], None));
+        let host = parse(&SCALE.replacen(from, to, 1)).and_then(|source| source::host(&[source], HEADER, None));
         assert!(host.as_ref().is_err_and(|e| e.contains(message)), "{to}: wanted {message}, got {host:?}");
     }
 }

@@ -11,7 +11,6 @@ use warpfit::ops::*;
 use warpfit::random::philox;
 
 use crate::fixtures::{On, allocations, factor, is_virtual, max_abs, max_abs_difference, rms};
-use crate::nvcc::occupancy::dynamic_shared;
 use cases::*;
 
 pub mod cases;
@@ -770,8 +769,5 @@ fn every_kernel_has_a_case() {
     let launches = vgpu::launches();
     let missing: Vec<_> = launches.iter().filter(|(_, launched)| launched.times == 0).map(|(kernel, _)| kernel).collect();
     assert!(missing.is_empty(), "no case launches {missing:?}");
-    for (kernel, launched) in launches {
-        assert_eq!(launched.dynamic_shared, dynamic_shared(&kernel), "{kernel}: bytes of dynamic shared memory");
-    }
     assert!(vgpu::matmuls() > 0, "no case calls cuBLASLt");
 }

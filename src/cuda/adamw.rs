@@ -11,15 +11,15 @@ pub fn grad_norm(cuda: &Cuda, op: &GradNorm) -> Result<()> {
     let count = op.grads.len.div_ceil(CHUNK);
     let parts = cuda.scratch(count * size_of::<f64>())?;
     let squares = kernels::GradNormParts { grads: cuda.at(op.grads), parts, len: len(op.grads.len), chunk: CHUNK as i32 };
-    cuda.launch(&cuda.kernels().grad_norm_parts, [count, 1, 1], 0, &squares)?;
+    cuda.launch(&cuda.kernels().grad_norm_parts, [count, 1, 1], &squares)?;
     let root = kernels::GradNorm { parts, status: cuda.at(op.status), count: count as i32 };
-    cuda.launch(&cuda.kernels().grad_norm, [1, 1, 1], 0, &root)
+    cuda.launch(&cuda.kernels().grad_norm, [1, 1, 1], &root)
 }
 
 pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
     let clip = cuda.scratch(size_of::<f32>())?;
     let decide = kernels::AdamWDecide { status: cuda.at(op.status), clip, max_norm: op.max_norm };
-    cuda.launch(&cuda.kernels().adamw_decide, [1, 1, 1], 0, &decide)?;
+    cuda.launch(&cuda.kernels().adamw_decide, [1, 1, 1], &decide)?;
 
     let Update { number, learning_rate: lr } = *update;
     let bias1 = 1.0 - op.beta1.powf(number as f64);
@@ -43,7 +43,7 @@ pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
         eps: op.eps as f32,
     };
     let kernel = &cuda.kernels().adamw;
-    cuda.launch(kernel, [op.params.len.div_ceil(4 * kernel.threads()), 1, 1], 0, &arguments)
+    cuda.launch(kernel, [op.params.len.div_ceil(4 * kernel.threads()), 1, 1], &arguments)
 }
 
 /// `x` is in f32.
@@ -51,7 +51,7 @@ pub fn cast(cuda: &Cuda, op: &Cast) -> Result<()> {
     assert_eq!((op.x.dtype, op.y.dtype), (DType::F32, DType::Bf16), "no kernel casts so");
     let arguments = kernels::Cast { x: cuda.at(op.x), y: cuda.at(op.y), len: len(op.x.len) };
     let kernel = &cuda.kernels().cast;
-    cuda.launch(kernel, [op.x.len.div_ceil(8 * kernel.threads()), 1, 1], 0, &arguments)
+    cuda.launch(kernel, [op.x.len.div_ceil(8 * kernel.threads()), 1, 1], &arguments)
 }
 
 /// The kernels count elements in 32 bits, and round up to whole chunks.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result};
 
 use super::error::failed;
-use super::kernels::Ptr;
+use super::kernels::{Ptr, TILE};
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::ops::{Layout, View};
@@ -16,9 +16,6 @@ pub const SCRATCH: usize = 32 << 20;
 /// What a run takes beside its layout: working memory, the list of tiles, and what the driver and cuBLASLt load on first use,
 /// some 50 kernels of cuBLASLt among it.
 pub const OVERHEAD: usize = SCRATCH + (352 << 20);
-/// Rows of one tile of attention.
-pub const TILE: usize = 64;
-
 pub struct Arena {
     pub layout: Layout,
     memory: Memory,

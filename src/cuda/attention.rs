@@ -1,5 +1,5 @@
-//! Attention: which kernel, how many blocks. A block is a (head, tile of rows), or a (head, sequence) where each sequence has
-//! one query; heads change fastest.
+//! Attention: which kernel, how many blocks. A block is a (head, tile of rows, part of the tile), or a (head, sequence) where each
+//! sequence has one query.
 
 use super::Cuda;
 use super::kernels::{AttnBwd, AttnFwd, Kernel, Kernels};
@@ -13,9 +13,6 @@ struct Path<'a> {
     bwd_kv: &'a Kernel<AttnBwd>,
     /// Blocks that share a tile.
     parts: usize,
-    /// Bytes of shared memory.
-    fwd_shared: usize,
-    bwd_shared: usize,
 }
 
 impl Path<'_> {
@@ -26,16 +23,9 @@ impl Path<'_> {
             64 => (&kernels.attn_fwd_d64, &kernels.attn_bwd_q_d64, &kernels.attn_bwd_kv_d64),
             _ => (&kernels.attn_fwd_d128, &kernels.attn_bwd_q_d128, &kernels.attn_bwd_kv_d128),
         };
-        let (rows, columns) = if width <= 64 { (64, 32) } else { (32, 16) };
-        let shared = |stationary: usize| 4 * ((stationary * rows + 2 * columns) * (width + 4) + rows * (columns + 8));
-        Path {
-            fwd: fwd.of(dtype),
-            bwd_q: bwd_q.of(dtype),
-            bwd_kv: bwd_kv.of(dtype),
-            parts: 64 / rows,
-            fwd_shared: shared(1),
-            bwd_shared: shared(2),
-        }
+        // A block keeps 64 rows, or 32 of the widest.
+        let parts = if width <= 64 { 1 } else { 2 };
+        Path { fwd: fwd.of(dtype), bwd_q: bwd_q.of(dtype), bwd_kv: bwd_kv.of(dtype), parts }
     }
 
     /// Heads of just `width` elements of bf16, on tensor cores.
@@ -44,9 +34,7 @@ impl Path<'_> {
             32 => (&kernels.attn_fwd_mma_d32_bf16, &kernels.attn_bwd_q_mma_d32_bf16, &kernels.attn_bwd_kv_mma_d32_bf16),
             _ => (&kernels.attn_fwd_mma_d64_bf16, &kernels.attn_bwd_q_mma_d64_bf16, &kernels.attn_bwd_kv_mma_d64_bf16),
         };
-        // Two stages of two tiles of 64 rows.
-        let shared = 2 * 2 * 64 * 2 * (width + 8);
-        Path { fwd, bwd_q, bwd_kv, parts: 1, fwd_shared: shared, bwd_shared: shared }
+        Path { fwd, bwd_q, bwd_kv, parts: 1 }
     }
 
     fn of<'a>(cuda: &'a Cuda, op: &Attn) -> Result<Path<'a>> {
@@ -65,30 +53,15 @@ impl Path<'_> {
     }
 }
 
-/// Lets the kernels have the shared memory they need.
-pub fn prepare(kernels: &Kernels) -> Result<()> {
-    for dtype in [DType::F32, DType::Bf16] {
-        for width in [32, 64, 128] {
-            let path = Path::general(kernels, dtype, width);
-            path.fwd.allow_shared(path.fwd_shared)?;
-            path.bwd_q.allow_shared(path.bwd_shared)?;
-            path.bwd_kv.allow_shared(path.bwd_shared)?;
-        }
-    }
-    Ok(())
-}
+/// Tiles, or sequences, of one launch at most: the second dimension of a grid.
+const MOST: usize = 65_535;
 
-/// Blocks that the queries take.
-fn query_grid(cuda: &Cuda, op: &Attn, path: &Path) -> [usize; 3] {
+/// Tiles, or sequences with one query each, that the queries take; and the parts of each.
+fn queries(cuda: &Cuda, op: &Attn, path: &Path) -> (usize, usize) {
     match op.q_rows {
-        Rows::Tokens => key_grid(cuda, op, path),
-        Rows::Seqs => [op.heads * cuda.seqs, 1, 1],
+        Rows::Tokens => (cuda.tiles, path.parts),
+        Rows::Seqs => (cuda.seqs, 1),
     }
-}
-
-/// Blocks that the keys take.
-fn key_grid(cuda: &Cuda, op: &Attn, path: &Path) -> [usize; 3] {
-    [op.heads * cuda.tiles, path.parts, 1]
 }
 
 fn scale(op: &Attn) -> f32 {
@@ -110,10 +83,15 @@ pub fn fwd(cuda: &Cuda, op: &Attn) -> Result<()> {
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
         cls: (op.q_rows == Rows::Seqs).into(),
+        first: 0,
         scale: scale(op),
         drop: cuda.drop(op.drop),
     };
-    cuda.launch(path.fwd, query_grid(cuda, op, &path), path.fwd_shared, &arguments)
+    let (count, parts) = queries(cuda, op, &path);
+    (0..count).step_by(MOST).try_for_each(|first| {
+        let grid = [op.heads, MOST.min(count - first), parts];
+        cuda.launch(path.fwd, grid, &AttnFwd { first: first as i32, ..arguments })
+    })
 }
 
 pub fn bwd(cuda: &Cuda, op: &Attn) -> Result<()> {
@@ -136,9 +114,15 @@ pub fn bwd(cuda: &Cuda, op: &Attn) -> Result<()> {
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
         cls: (op.q_rows == Rows::Seqs).into(),
+        first: 0,
         scale: scale(op),
         drop: cuda.drop(op.drop),
     };
-    cuda.launch(path.bwd_q, query_grid(cuda, op, &path), path.bwd_shared, &arguments)?;
-    cuda.launch(path.bwd_kv, key_grid(cuda, op, &path), path.bwd_shared, &arguments)
+    for (kernel, (count, parts)) in [(path.bwd_q, queries(cuda, op, &path)), (path.bwd_kv, (cuda.tiles, path.parts))] {
+        for first in (0..count).step_by(MOST) {
+            let grid = [op.heads, MOST.min(count - first), parts];
+            cuda.launch(kernel, grid, &AttnBwd { first: first as i32, ..arguments })?;
+        }
+    }
+    Ok(())
 }

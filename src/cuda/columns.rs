@@ -33,7 +33,7 @@ pub fn sum(cuda: &Cuda, matrix: &Matrix, out: Ptr) -> Result<()> {
         chunk: chunk as i32,
         only: only.unwrap_or(0) as i32,
     };
-    cuda.launch(cuda.kernels().column_sums.of(dtype), [tiles(width, dtype), chunks, 1], 0, &arguments)?;
+    cuda.launch(cuda.kernels().column_sums.of(dtype), [tiles(width, dtype), chunks, 1], &arguments)?;
     add(cuda, sums, chunks, width, &[out])
 }
 
@@ -41,7 +41,7 @@ pub fn sum(cuda: &Cuda, matrix: &Matrix, out: Ptr) -> Result<()> {
 pub fn add(cuda: &Cuda, partials: Ptr, chunks: usize, width: usize, outs: &[Ptr]) -> Result<()> {
     let (out, second) = (outs[0], outs.get(1).copied().unwrap_or(0));
     let arguments = ColumnsAdd { partials, out, second, chunks: chunks as i32, width: width as i32 };
-    cuda.launch(&cuda.kernels().columns_add, [width.div_ceil(32), outs.len(), 1], 0, &arguments)
+    cuda.launch(&cuda.kernels().columns_add, [width.div_ceil(32), outs.len(), 1], &arguments)
 }
 
 /// Of a row, what the lanes of a warp hold in 16 bytes each.

@@ -7,7 +7,6 @@ use cudarc::cublaslt;
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
 
-use super::attention;
 use super::error::{describe, error, failed};
 use super::gemm::Gemm;
 use super::kernels::{Kernels, Loader, NVCC};
@@ -92,7 +91,6 @@ impl Gpu {
         let capability = context.compute_capability().map_err(failed("compute capability"))?;
         let name = context.name().map_err(failed("name of the device"))?;
         let kernels = Kernels::load(&Loader::new(&context)?)?;
-        attention::prepare(&kernels)?;
         Ok(Gpu { context, kernels, gemm: Mutex::new(Gemm::new()?), name, capability })
     }
 }

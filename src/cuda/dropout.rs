@@ -15,5 +15,5 @@ pub fn apply(cuda: &Cuda, op: &Dropout, x: View) -> Result<()> {
     let arguments =
         kernels::Dropout { x: cuda.at(x), token_rows: cuda.token_rows(op.rows), rows: rows as i32, width: op.width as i32, drop };
     let kernel = cuda.kernels().dropout.of(x.dtype);
-    cuda.launch(kernel, [rows.div_ceil(kernel.warps()), 1, 1], 0, &arguments)
+    cuda.launch(kernel, [rows.div_ceil(kernel.warps()), 1, 1], &arguments)
 }

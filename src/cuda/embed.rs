@@ -20,7 +20,7 @@ pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
         dim: op.dim as i32,
     };
     let kernel = cuda.kernels().embed_fwd.of(op.y.dtype);
-    cuda.launch(kernel, [cuda.tokens.div_ceil(kernel.warps()), 1, 1], 0, &arguments)
+    cuda.launch(kernel, [cuda.tokens.div_ceil(kernel.warps()), 1, 1], &arguments)
 }
 
 pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
@@ -35,7 +35,7 @@ pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
         dim: op.dim as i32,
         pad: op.pad.map_or(-1, |pad| pad as i32),
     };
-    cuda.launch(cuda.kernels().embed_bwd_word.of(dtype), [cuda.distinct, tiles, 1], 0, &of_word)?;
+    cuda.launch(cuda.kernels().embed_bwd_word.of(dtype), [cuda.distinct, tiles, 1], &of_word)?;
 
     let of_position = EmbedBwdPosition {
         dy: cuda.at(op.dy),
@@ -46,7 +46,7 @@ pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
         dim: op.dim as i32,
     };
     let kernel = cuda.kernels().embed_bwd_position.of(dtype);
-    cuda.launch(kernel, [cuda.longest.div_ceil(kernel.warps()), tiles, 1], 0, &of_position)?;
+    cuda.launch(kernel, [cuda.longest.div_ceil(kernel.warps()), tiles, 1], &of_position)?;
 
     for (t, start) in (0..op.dtypes.len).step_by(op.dim).enumerate() {
         let rows = Matrix { x: cuda.at(op.dy), dtype, rows: cuda.tokens, width: op.dim, only: Some(t) };
@@ -74,5 +74,5 @@ fn first_row(cuda: &Cuda, op: &FirstRow, [tokens, firsts]: [View; 2], kernel: &K
         seqs: cuda.seqs as i32,
         dim: op.dim as i32,
     };
-    cuda.launch(kernel, [cuda.seqs.div_ceil(kernel.warps()), 1, 1], 0, &arguments)
+    cuda.launch(kernel, [cuda.seqs.div_ceil(kernel.warps()), 1, 1], &arguments)
 }

@@ -15,17 +15,6 @@ use crate::ops::DType;
 /// An address in device memory; 0 stands for null.
 pub type Ptr = u64;
 
-/// A place of dropout in this step, as kernels/gpu.cuh has it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Drop {
-    pub key_low: u32,
-    pub key_high: u32,
-    pub site: u32,
-    pub threshold: u32,
-    pub scale: f32,
-}
-
 /// Blocks of a grid, at most, on every GPU.
 const LARGEST_GRID: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];
 
@@ -34,30 +23,26 @@ pub struct Kernel<A> {
     name: &'static str,
     function: CudaFunction,
     threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    shared: u32,
     arguments: PhantomData<fn(A)>,
 }
 
 impl<A: DeviceRepr> Kernel<A> {
-    /// Queues the kernel on `stream`: so many blocks, each with `shared` bytes of dynamic shared memory.
+    /// Queues the kernel on `stream`, with this many blocks.
     ///
     /// # Safety
     /// The addresses in `arguments` hold what the kernel reads and writes there.
-    pub unsafe fn launch(&self, stream: &CudaStream, grid: [usize; 3], shared: usize, arguments: &A) -> Result<()> {
+    pub unsafe fn launch(&self, stream: &CudaStream, grid: [usize; 3], arguments: &A) -> Result<()> {
         if grid.iter().zip(LARGEST_GRID).any(|(&blocks, largest)| blocks > largest) {
             let fact = format!("a grid of {grid:?} blocks, where {LARGEST_GRID:?} is the limit");
             return Err(Error::new(Kind::Device, self.name, fact, "lower --batch-size"));
         }
         let [x, y, z] = grid.map(|blocks| blocks as u32);
-        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (self.threads, 1, 1), shared_mem_bytes: shared as u32 };
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (self.threads, 1, 1), shared_mem_bytes: self.shared };
         // SAFETY: by contract; the struct is the kernel's own, generated from its source.
         unsafe { stream.launch_builder(&self.function).arg(arguments).launch(config) }.map_err(failed(self.name))?;
         Ok(())
-    }
-
-    /// Lets launches ask for up to `bytes` of dynamic shared memory; 48 KiB need no asking.
-    pub fn allow_shared(&self, bytes: usize) -> Result<()> {
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        self.function.set_attribute(attribute, bytes as i32).map_err(failed(self.name))
     }
 
     /// Threads of a block.
@@ -120,9 +105,14 @@ impl Loader {
         Ok(Loader { functions })
     }
 
-    fn kernel<A>(&self, name: &'static str, threads: u32) -> Result<Kernel<A>> {
+    fn kernel<A>(&self, name: &'static str, threads: u32, shared: u32) -> Result<Kernel<A>> {
         let function = self.functions[name].clone();
-        Ok(Kernel { name, function, threads, arguments: PhantomData })
+        // More than 48 KiB have to be asked for.
+        if shared > 48 << 10 {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, shared as i32).map_err(failed(name))?;
+        }
+        Ok(Kernel { name, function, threads, shared, arguments: PhantomData })
     }
 }
 
@@ -150,3 +140,15 @@ fn image_error(context: &CudaContext, image: &Image, e: DriverError) -> Error {
 }
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// The CPU and the kernels have one status block.
+const _: () = {
+    use std::mem::offset_of;
+
+    use crate::ops;
+    assert!(size_of::<Status>() == size_of::<ops::Status>() && size_of::<Status>() == 8 * ops::Status::LEN);
+    assert!(offset_of!(Status, loss) == offset_of!(ops::Status, loss));
+    assert!(offset_of!(Status, loss_sum) == offset_of!(ops::Status, loss_sum));
+    assert!(offset_of!(Status, grad_norm) == offset_of!(ops::Status, grad_norm));
+    assert!(offset_of!(Status, skipped) == offset_of!(ops::Status, skipped));
+};

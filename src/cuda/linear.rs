@@ -3,12 +3,9 @@
 use super::Cuda;
 use super::columns::{self, Matrix};
 use super::gemm::Product;
-use super::kernels::{self, Kernel, Matmul};
+use super::kernels::{self, ACT_PACKS, Kernel, Matmul};
 use crate::error::Result;
 use crate::ops::{Act, DType, Linear, View};
-
-/// Packs of 16 bytes that a thread takes, ACT_PACKS in kernels/linear.cu.
-const ACT_PACKS: usize = 2;
 
 pub fn act_fwd(cuda: &Cuda, op: &Act) -> Result<()> {
     act(cuda, op, op.y, cuda.kernels().act_fwd.of(op.y.dtype))
@@ -23,7 +20,7 @@ fn act(cuda: &Cuda, op: &Act, y: View, kernel: &Kernel<kernels::Act>) -> Result<
     let arguments =
         kernels::Act { x: cuda.at(op.x), y: cuda.at(y), rows: rows as i32, width: op.width as i32, kind: op.kind as i32 };
     let block = kernel.threads() * ACT_PACKS * 16 / y.dtype.size();
-    cuda.launch(kernel, [(rows * op.width).div_ceil(block), 1, 1], 0, &arguments)
+    cuda.launch(kernel, [(rows * op.width).div_ceil(block), 1, 1], &arguments)
 }
 
 /// `db += column sums of dy`.
@@ -60,5 +57,5 @@ pub fn matmul(cuda: &Cuda, p: &Product) -> Result<()> {
             kernels.matmul.of(input)
         }
     };
-    cuda.launch(kernel, [(p.m * p.n).div_ceil(kernel.warps()), 1, 1], 0, &arguments)
+    cuda.launch(kernel, [(p.m * p.n).div_ceil(kernel.warps()), 1, 1], &arguments)
 }

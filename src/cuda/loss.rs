@@ -18,7 +18,7 @@ pub fn fwd(cuda: &Cuda, op: &Xent) -> Result<()> {
         classes: op.classes as i32,
         train: cuda.step.train.into(),
     };
-    cuda.launch(&cuda.kernels().xent_fwd, [1, 1, 1], 0, &arguments)
+    cuda.launch(&cuda.kernels().xent_fwd, [1, 1, 1], &arguments)
 }
 
 pub fn bwd(cuda: &Cuda, op: &Xent) -> Result<()> {
@@ -33,5 +33,5 @@ pub fn bwd(cuda: &Cuda, op: &Xent) -> Result<()> {
         classes: op.classes as i32,
     };
     let kernel = cuda.kernels().xent_bwd.of(op.dlogits.dtype);
-    cuda.launch(kernel, [cuda.seqs.div_ceil(kernel.warps()), 1, 1], 0, &arguments)
+    cuda.launch(kernel, [cuda.seqs.div_ceil(kernel.warps()), 1, 1], &arguments)
 }

@@ -157,9 +157,9 @@ impl Cuda {
         Drop { key_low, key_high, site: drop.site, threshold, scale: scale as f32 }
     }
 
-    fn launch<A: DeviceRepr>(&self, kernel: &Kernel<A>, grid: [usize; 3], shared: usize, arguments: &A) -> Result<()> {
+    fn launch<A: DeviceRepr>(&self, kernel: &Kernel<A>, grid: [usize; 3], arguments: &A) -> Result<()> {
         // SAFETY: the launchers fill the arguments with addresses of the arena.
-        unsafe { kernel.launch(&self.stream, grid, shared, arguments) }
+        unsafe { kernel.launch(&self.stream, grid, arguments) }
     }
 
     fn bind(&self) -> Result<()> {

@@ -26,7 +26,7 @@ pub fn fwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
         drop: cuda.drop(op.drop),
     };
     let kernel = cuda.kernels().norm_fwd.of(op.x.dtype);
-    cuda.launch(kernel, [rows.div_ceil(kernel.warps()), 1, 1], 0, &arguments)
+    cuda.launch(kernel, [rows.div_ceil(kernel.warps()), 1, 1], &arguments)
 }
 
 pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
@@ -49,6 +49,6 @@ pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
         chunk: chunk as i32,
         drop: cuda.drop(op.drop),
     };
-    cuda.launch(kernel, [chunks, 1, 1], 0, &arguments)?;
+    cuda.launch(kernel, [chunks, 1, 1], &arguments)?;
     columns::add(cuda, partials, chunks, op.dim, &[cuda.at(op.dgamma), cuda.at(op.dbeta)])
 }

@@ -20,7 +20,7 @@ fn host(name: &str) -> &Arguments {
 /// gives a name to the type of the arguments here, and makes no kernel.
 fn assertions(sources: &[Source], change: impl Fn(&str, usize) -> usize) -> String {
     let mut text = "#include \"mma.cuh\"\n#include <cstddef>\n#undef KERNEL\n".to_string();
-    text.push_str("#define KERNEL(name, body, Args, threads) using name##_args = Args;\n");
+    text.push_str("#define KERNEL(name, body, Args, threads, ...) using name##_args = Args;\n");
     for Source { stem, kernels, .. } in sources {
         let _ = writeln!(text, "namespace {stem}_source {{\n#include \"{stem}.cu\"");
         for kernel in kernels {

@@ -10,19 +10,6 @@ use super::built;
 use super::ptxas::{Usage, usages};
 use super::source::Kernel;
 
-/// Bytes of dynamic shared memory that launches of a kernel ask for. `ops::every_kernel_has_a_case` holds the launches to this.
-pub fn dynamic_shared(kernel: &str) -> u32 {
-    let attention = [
-        ("_mma_d32_", 20_480, 20_480),
-        ("_mma_d64_", 36_864, 36_864),
-        ("_d32_", 28_672, 37_888),
-        ("_d64_", 45_056, 62_464),
-        ("_d128_", 36_864, 53_760),
-    ];
-    let of_path = attention.into_iter().find(|path| kernel.starts_with("attn_") && kernel.contains(path.0));
-    of_path.map_or(0, |(_, forward, backward)| if kernel.starts_with("attn_fwd_") { forward } else { backward })
-}
-
 /// What a multiprocessor has, by the technical specifications per compute capability in the CUDA C++ Programming Guide. All have
 /// 64 Ki registers in four parts, and give them to a warp 256 at a time.
 struct Multiprocessor {
@@ -58,8 +45,7 @@ impl Multiprocessor {
 
 /// A line of a kernel: threads, dynamic shared memory; then, of each multiprocessor, registers, static shared memory, blocks, warps.
 fn line(kernel: &Kernel, mut usage: impl FnMut(&str) -> Usage) -> String {
-    let Kernel { name, threads, .. } = kernel;
-    let dynamic = dynamic_shared(name);
+    let Kernel { name, threads, shared: dynamic, .. } = kernel;
     let mut line = format!("{name:<27}{threads:>5}{dynamic:>7}");
     for multiprocessor in &MULTIPROCESSORS {
         // There are no tensor cores for bf16.
@@ -68,7 +54,7 @@ fn line(kernel: &Kernel, mut usage: impl FnMut(&str) -> Usage) -> String {
             continue;
         }
         let usage = usage(multiprocessor.arch);
-        let blocks = multiprocessor.blocks(&usage, *threads, dynamic);
+        let blocks = multiprocessor.blocks(&usage, *threads, *dynamic);
         let _ = write!(line, "  | {:>3} {:>5} {blocks:>3} {:>3}", usage.registers, usage.shared, blocks * threads.div_ceil(32));
     }
     line

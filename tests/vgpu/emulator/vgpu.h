@@ -116,7 +116,7 @@ bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsig
 #define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(vgpu::current_thread->block->dynamic_shared)
 
 // The function is never called: it is there so that what nvcc does not take is not taken here.
-#define KERNEL(name, body, Args, threads)                                               \
+#define KERNEL(name, body, Args, threads, ...)                                          \
     [[maybe_unused]] static void name(const Args a) { body(a); }                        \
     [[maybe_unused]] static const bool kernel_##name = vgpu::add_kernel(                \
         #name, __FILE__, sizeof(Args), threads, [](const void* arguments) { body(*static_cast<const Args*>(arguments)); });
