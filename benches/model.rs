@@ -5,8 +5,8 @@ use warpfit::console::print;
 use warpfit::device::{Opened, Precision};
 use warpfit::error::{Error, Kind, Result};
 use warpfit::model::config::Config;
-use warpfit::model::plan::Use;
-use warpfit::model::{Hyper, Model};
+use warpfit::model::plan::ModelSpec;
+use warpfit::model::{Hyperparameters, Model};
 use warpfit::ops::{Rows, Step, Update};
 
 use crate::measure::{name, time};
@@ -32,10 +32,10 @@ pub fn bench(args: &Args, report: &mut Report) -> Result<()> {
 fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precision, report: &mut Report) -> Result<()> {
     let batch = reviews(count, config.vocab, if args.small { 32 } else { 1 });
     let train = what == "train";
-    let (tokens, seqs) = (batch.rows(), batch.seqs());
+    let (tokens, seqs) = (batch.tokens(), batch.seqs());
     let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
-    let what_for = Use { train, last_rows: Rows::Seqs, tokens, seqs, arithmetic };
-    let mut model = Model::new(config, what_for, Hyper { weight_decay: 0.01, ..Hyper::default() }, backend)?;
+    let spec = ModelSpec { train, last_rows: Rows::Cls, tokens, seqs, arithmetic };
+    let mut model = Model::new(config, spec, Hyperparameters { weight_decay: 0.01, ..Hyperparameters::default() }, backend)?;
     let weights: Vec<_> = model.plan.slots.iter().map(|slot| slot.param.initialise(1, config.initializer_range)).collect();
     model.write_all(model.plan.params, &weights)?;
 

@@ -54,7 +54,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
             match call {
                 // Only products are others than in f32.
                 Call::Op(Op::Linear(_)) => (),
-                Call::Op(Op::Attn(_)) if arithmetic == Arithmetic::Bf16Products => (),
+                Call::Op(Op::Attention(_)) if arithmetic == Arithmetic::Bf16Products => (),
                 Call::Cast(_) if arithmetic != Arithmetic::Bf16 => continue,
                 _ if matches!(arithmetic, Arithmetic::Tf32 | Arithmetic::Bf16Products) => continue,
                 _ => (),
@@ -127,13 +127,13 @@ fn entries(args: &Args) -> Vec<Entry> {
         let entry = |case: Case| Entry { name: case.name.clone(), shape: String::new(), reviews: None, case };
         return cases::cases().into_iter().map(entry).collect();
     }
-    let (t, s) = (Rows::Tokens, Rows::Seqs);
+    let (t, s) = (Rows::Tokens, Rows::Cls);
     let drop = DropSite { p: 0.1, site: 5 };
     let (dim, ffn, heads) = (768, 3072, 12);
     let mut entries = Vec::new();
     for &count in &args.batch {
         let batch = &reviews(count, VOCAB, 1);
-        let tokens = batch.rows();
+        let tokens = batch.tokens();
         let mut add = |name: &str, rows: usize, widths: String, case: Case| {
             entries.push(Entry { name: name.into(), shape: format!("{rows} x {widths}"), reviews: Some(count), case });
         };
@@ -148,7 +148,7 @@ fn entries(args: &Args) -> Vec<Entry> {
         add("attn cls", count, format!("{heads} x 64"), attn(batch, heads, 64, s, drop));
         add("add_norm", tokens, dim.to_string(), add_norm(batch, dim, t, true, drop));
         add("norm", tokens, dim.to_string(), add_norm(batch, dim, t, false, DropSite::NONE));
-        add("gelu", tokens, ffn.to_string(), act(batch, Activation::Gelu, ffn, t));
+        add("gelu", tokens, ffn.to_string(), act(batch, ActivationKind::Gelu, ffn, t));
         add("dropout", tokens, dim.to_string(), dropout(batch, dim, t, drop));
         add("embed", tokens, dim.to_string(), embed(batch, dim, 0, Some(0)));
         add("first_row", count, dim.to_string(), first_row(batch, dim, false));

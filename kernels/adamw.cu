@@ -77,13 +77,13 @@ struct AdamW {
     const float* clip; // as adamw_decide left it
     int len;
     int decayed;       // the first so many have weight decay
-    float keep;        // 1 - learning rate * weight decay
+    float decay;        // 1 - learning rate * weight decay
     float rate;        // learning rate / (1 - beta1^t)
-    float root_bias2;  // sqrt(1 - beta2^t)
+    float sqrt_bias_correction2;  // sqrt(1 - beta2^t)
     float beta1;
-    float rest1;       // 1 - beta1
+    float one_minus_beta1;       // 1 - beta1
     float beta2;
-    float rest2;
+    float one_minus_beta2;
     float eps;
 };
 
@@ -97,10 +97,10 @@ template <bool WHOLE> __device__ __forceinline__ void adamw_pack(const AdamW& a,
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const float grad = g[i] * clip;
-        m[i] = a.beta1 * m[i] + a.rest1 * grad;
-        v[i] = a.beta2 * v[i] + a.rest2 * grad * grad;
-        const float keep = at + i < a.decayed ? a.keep : 1.0f;
-        p[i] = p[i] * keep - a.rate * m[i] / (sqrtf(v[i]) / a.root_bias2 + a.eps);
+        m[i] = a.beta1 * m[i] + a.one_minus_beta1 * grad;
+        v[i] = a.beta2 * v[i] + a.one_minus_beta2 * grad * grad;
+        const float decay = at + i < a.decayed ? a.decay : 1.0f;
+        p[i] = p[i] * decay - a.rate * m[i] / (sqrtf(v[i]) / a.sqrt_bias_correction2 + a.eps);
         g[i] = 0.0f;
     }
     store<WHOLE>(a.params + at, p, count);

@@ -92,7 +92,7 @@ template <class T> struct EmbedBwdPosition {
     const int* cu_seqlens; // (seqs + 1)
     float* dposition;      // (positions, dim)
     int seqs;
-    int longest;
+    int max_seqlen;
     int dim;
 };
 
@@ -111,7 +111,7 @@ __device__ __forceinline__ void sum_position(const EmbedBwdPosition<T>& a, int p
 // A warp is 32 packs of columns of a position, and takes the sequences in order.
 template <class T> __device__ void embed_bwd_position(const EmbedBwdPosition<T>& a) {
     const int position = blockIdx.x * WARPS + warp(), column = (blockIdx.y * 32 + lane()) * PACK<T>;
-    if (position >= a.longest || column >= a.dim) return;
+    if (position >= a.max_seqlen || column >= a.dim) return;
     a.dim % PACK<T> == 0 ? sum_position<true>(a, position, column) : sum_position<false>(a, position, column);
 }
 KERNEL(embed_bwd_position_f32, embed_bwd_position<float>, EmbedBwdPosition<float>, 256)

@@ -55,7 +55,7 @@ template <class T> struct Act {
     T* y;       // (rows, width), may be x; dy, which becomes dx, in the backward pass
     int rows;
     int width;
-    int kind;   // Activation in src/ops.rs
+    int kind;   // ActivationKind in src/ops.rs
 };
 
 // Packs of a thread, all read before the first is written.

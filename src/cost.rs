@@ -17,7 +17,7 @@ pub struct Cost {
 pub struct Size {
     pub tokens: usize,
     pub seqs: usize,
-    pub longest: usize,
+    pub max_seqlen: usize,
     /// Distinct tokens.
     pub distinct: usize,
     /// (query, key) pairs of all sequences.
@@ -28,9 +28,9 @@ impl From<&PackedBatch> for Size {
     fn from(batch: &PackedBatch) -> Size {
         let lengths = batch.cu_seqlens.windows(2).map(|seq| (seq[1] - seq[0]) as usize);
         Size {
-            tokens: batch.rows(),
+            tokens: batch.tokens(),
             seqs: batch.seqs(),
-            longest: batch.longest,
+            max_seqlen: batch.max_seqlen,
             distinct: batch.token_starts.len() - 1,
             pairs: lengths.map(|length| length * length).sum(),
         }
@@ -41,7 +41,7 @@ impl Size {
     fn rows(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens,
-            Rows::Seqs => self.seqs,
+            Rows::Cls => self.seqs,
         }
     }
 }
@@ -60,11 +60,11 @@ impl Op {
     pub fn cost(&self, pass: Pass, size: &Size) -> Cost {
         match (self, pass) {
             (Op::Embed(op), Pass::Forward) => {
-                let rows = size.distinct + size.longest;
+                let rows = size.distinct + size.max_seqlen;
                 moves(bytes(op.word, rows * op.dim) + bytes(op.y, size.tokens * op.dim) + 12 * size.tokens)
             }
             (Op::Embed(op), Pass::Backward) => {
-                let rows = 2 * (size.distinct + size.longest);
+                let rows = 2 * (size.distinct + size.max_seqlen);
                 moves(bytes(op.dword, rows * op.dim) + bytes(op.dy, size.tokens * op.dim) + 12 * size.tokens)
             }
             (Op::Linear(op), Pass::Forward) => {
@@ -79,7 +79,7 @@ impl Op {
                 let parameters = 2 * (bytes(op.dw, n * k) + bytes(op.db, n));
                 Cost { bytes: read + dx + parameters, flops: 4 * rows * k * n }
             }
-            (Op::Attn(op), pass) => attn(op, pass, size),
+            (Op::Attention(op), pass) => attn(op, pass, size),
             (Op::AddNorm(op), Pass::Forward) => {
                 let len = size.rows(op.rows) * op.dim;
                 // The sum is written where it is not what came in.
@@ -91,18 +91,18 @@ impl Op {
                 let dropped = if op.dx == op.dy { 0 } else { bytes(op.dx, len) };
                 moves(bytes(op.x, len) + 2 * bytes(op.dy, len) + dropped)
             }
-            (Op::Act(op), Pass::Forward) => moves(2 * bytes(op.x, size.rows(op.rows) * op.width)),
-            (Op::Act(op), Pass::Backward) => moves(3 * bytes(op.x, size.rows(op.rows) * op.width)),
+            (Op::Activation(op), Pass::Forward) => moves(2 * bytes(op.x, size.rows(op.rows) * op.width)),
+            (Op::Activation(op), Pass::Backward) => moves(3 * bytes(op.x, size.rows(op.rows) * op.width)),
             (Op::Dropout(op), _) => moves(2 * bytes(op.x, size.rows(op.rows) * op.width)),
-            (Op::FirstRow(op), Pass::Forward) => moves(2 * bytes(op.x, size.seqs * op.dim)),
-            (Op::FirstRow(op), Pass::Backward) => {
+            (Op::GatherCls(op), Pass::Forward) => moves(2 * bytes(op.x, size.seqs * op.dim)),
+            (Op::GatherCls(op), Pass::Backward) => {
                 let written = if op.add { 2 * size.seqs } else { size.tokens };
                 moves(bytes(op.dx, written * op.dim) + bytes(op.dy, size.seqs * op.dim))
             }
-            (Op::Xent(op), Pass::Forward) => {
+            (Op::CrossEntropy(op), Pass::Forward) => {
                 moves(bytes(op.logits, size.seqs * op.classes) + bytes(op.loss, size.seqs) + 4 * size.seqs)
             }
-            (Op::Xent(op), Pass::Backward) => {
+            (Op::CrossEntropy(op), Pass::Backward) => {
                 let len = size.seqs * op.classes;
                 moves(bytes(op.logits, len) + bytes(op.dlogits, len) + 4 * size.seqs)
             }
@@ -110,7 +110,7 @@ impl Op {
     }
 }
 
-fn attn(op: &Attn, pass: Pass, size: &Size) -> Cost {
+fn attn(op: &Attention, pass: Pass, size: &Size) -> Cost {
     let (rows, dim) = (size.rows(op.q_rows), op.heads * op.head_dim);
     let pairs = dim * if op.q_rows == Rows::Tokens { size.pairs } else { size.tokens };
     let (q, kv, lse) = (bytes(op.q, rows * dim), bytes(op.k, size.tokens * dim), bytes(op.lse, rows * op.heads));

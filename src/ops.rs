@@ -20,7 +20,7 @@
 //! let linear = Op::Linear(Linear { x, w, b, y, dy, dx, dw, db, add: false, k: 2, n: 3, rows: Rows::Tokens });
 //!
 //! let backend: &mut dyn Backend = &mut Cpu::<f32>::new();
-//! backend.reserve(&Layout { bytes, arithmetic: Arithmetic::F32, inputs, longest: 1, params: 6 })?;
+//! backend.reserve(&Layout { bytes, arithmetic: Arithmetic::F32, inputs, max_seqlen: 1, params: 6 })?;
 //! backend.write(x, &[1.0, 2.0])?;
 //! backend.write(w, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0])?;
 //! backend.write(b, &[0.5, 0.5, 0.0])?;
@@ -167,7 +167,7 @@ pub struct Layout {
     pub arithmetic: Arithmetic,
     pub inputs: Inputs,
     /// Tokens of the longest sequence to come.
-    pub longest: usize,
+    pub max_seqlen: usize,
     /// Elements of the flat parameters.
     pub params: usize,
 }
@@ -204,12 +204,12 @@ pub struct Update {
 pub enum Rows {
     /// Every token of the packed batch.
     Tokens,
-    /// One row a sequence: its `[CLS]` token.
-    Seqs,
+    /// One row per sequence: its `[CLS]` token.
+    Cls,
 }
 
 /// Dropout: element (row, column) is zeroed where word `column % 4` of Philox(step key, [column / 4, row, site, 0]) is
-/// below p * 2^32, else multiplied by 1 / (1 - p). `row` is the packed row of the token (of `[CLS]` for [`Rows::Seqs`]), so
+/// below p * 2^32, else multiplied by 1 / (1 - p). `row` is the packed row of the token (of `[CLS]` for [`Rows::Cls`]), so
 /// that a plan that prunes the last layer draws the same masks. Off unless `Step::train`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropSite {
@@ -263,7 +263,7 @@ pub struct Linear {
 /// `dk = ds^T q / sqrt(head_dim)`. Row r of q, k, v starts at `r * q_stride`, `r * kv_stride`; head h at `h * head_dim`.
 /// Dropout's row is `token row * heads + head`, its column the key's place in the sequence.
 #[derive(Clone, Copy, Debug)]
-pub struct Attn {
+pub struct Attention {
     pub q: View,   // (q_rows, dim) with q_stride
     pub k: View,   // (tokens, dim) with kv_stride
     pub v: View,   // (tokens, dim) with kv_stride
@@ -305,7 +305,7 @@ pub struct AddNorm {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
+pub enum ActivationKind {
     /// `x * (1 + erf(x / sqrt 2)) / 2` (Hendrycks & Gimpel, arXiv 1606.08415, the exact form).
     Gelu,
     Relu,
@@ -314,8 +314,8 @@ pub enum Activation {
 
 /// `y = f(x)`; backward `dy` becomes `dy * f'(x)`. `y` may be `x` where there is no backward.
 #[derive(Clone, Copy, Debug)]
-pub struct Act {
-    pub kind: Activation,
+pub struct Activation {
+    pub kind: ActivationKind,
     pub x: View, // (rows, width)
     pub y: View,
     pub dy: View, // (rows, width), becomes dx
@@ -336,7 +336,7 @@ pub struct Dropout {
 /// The `[CLS]` row of each sequence: `y[b] = x[cu_seqlens[b]]`.
 /// Backward: `dx[cu_seqlens[b]] += dy[b]`; the other rows of `dx` keep their value with `add`, else become 0.
 #[derive(Clone, Copy, Debug)]
-pub struct FirstRow {
+pub struct GatherCls {
     pub x: View, // (tokens, dim)
     pub y: View, // (seqs, dim)
     pub dy: View,
@@ -350,7 +350,7 @@ pub struct FirstRow {
 /// `loss = -(1 - e) w[t] lp[t] - e / classes * sum_c w[c] lp[c]`; the update's loss is their sum over rows divided by
 /// `Step::loss_normalizer`, added to the status block. Backward: `dlogits = dloss / dlogits / loss_normalizer`.
 #[derive(Clone, Copy, Debug)]
-pub struct Xent {
+pub struct CrossEntropy {
     pub logits: View,  // (seqs, classes)
     pub weights: View, // (classes)
     pub loss: View,    // (seqs)
@@ -365,12 +365,12 @@ pub struct Xent {
 pub enum Op {
     Embed(Embed),
     Linear(Linear),
-    Attn(Attn),
+    Attention(Attention),
     AddNorm(AddNorm),
-    Act(Act),
+    Activation(Activation),
     Dropout(Dropout),
-    FirstRow(FirstRow),
-    Xent(Xent),
+    GatherCls(GatherCls),
+    CrossEntropy(CrossEntropy),
 }
 
 /// In which direction an op runs.
@@ -399,14 +399,14 @@ impl Op {
         let (kind, detail, rows) = match self {
             Op::Embed(_) => ("embed", String::new(), Rows::Tokens),
             Op::Linear(op) => ("linear", format!("{} -> {}", op.k, op.n), op.rows),
-            Op::Attn(op) => ("attn", String::new(), op.q_rows),
+            Op::Attention(op) => ("attn", String::new(), op.q_rows),
             Op::AddNorm(op) => ("add norm", String::new(), op.rows),
-            Op::Act(op) => ("act", format!("{:?} {}", op.kind, op.width).to_lowercase(), op.rows),
+            Op::Activation(op) => ("act", format!("{:?} {}", op.kind, op.width).to_lowercase(), op.rows),
             Op::Dropout(op) => ("dropout", String::new(), op.rows),
-            Op::FirstRow(_) => ("first row", String::new(), Rows::Tokens),
-            Op::Xent(_) => ("xent", String::new(), Rows::Tokens),
+            Op::GatherCls(_) => ("first row", String::new(), Rows::Tokens),
+            Op::CrossEntropy(_) => ("xent", String::new(), Rows::Tokens),
         };
-        let rows = if rows == Rows::Seqs { "[CLS]" } else { "" };
+        let rows = if rows == Rows::Cls { "[CLS]" } else { "" };
         let words = [kind, &pass.to_string(), &detail, rows];
         words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
     }

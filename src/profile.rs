@@ -60,7 +60,7 @@ impl Ceilings {
             n: edge,
             rows: Rows::Tokens,
         };
-        backend.reserve(&Layout { bytes: end, arithmetic, inputs, longest: edge, params: 1 })?;
+        backend.reserve(&Layout { bytes: end, arithmetic, inputs, max_seqlen: edge, params: 1 })?;
         // Not all the same, and no sum is large.
         let value = |i: usize| (i % 251) as f64 / 251.0 - 0.5;
         for view in [product.x, product.w] {
@@ -138,7 +138,7 @@ impl Profile {
     /// A backend that runs the ops on `inner` and times them, and the profile of the `updates` that follow the first.
     pub fn of(inner: Box<dyn Backend>, updates: usize) -> (Box<dyn Backend>, Profile) {
         let now = Instant::now();
-        let size = Size { tokens: 0, seqs: 0, longest: 0, distinct: 0, pairs: 0 };
+        let size = Size { tokens: 0, seqs: 0, max_seqlen: 0, distinct: 0, pairs: 0 };
         let record = Record { updates, begun: 0, begin: now, end: now, size, events: Vec::new() };
         let profile = Profile(Arc::new(Mutex::new(record)));
         (Box::new(Profiled { inner, profile: profile.clone() }), profile)

@@ -635,8 +635,8 @@ proptest! {
     fn packing(rows in prop::collection::vec((prop::collection::vec(0..9i32, 1..12), any::<bool>(), 0..4u32), 1..9)) {
         let types: Vec<Vec<i32>> = rows.iter().map(|(ids, typed, _)| if *typed { ids.iter().map(|id| id % 2).collect() } else { vec![] }).collect();
         let batch = PackedBatch::new(rows.iter().zip(&types).map(|((ids, _, label), types)| (&ids[..], &types[..], *label)));
-        prop_assert_eq!((batch.seqs(), batch.rows()), (rows.len(), rows.iter().map(|row| row.0.len()).sum()));
-        prop_assert_eq!(batch.longest, rows.iter().map(|row| row.0.len()).max().unwrap());
+        prop_assert_eq!((batch.seqs(), batch.tokens()), (rows.len(), rows.iter().map(|row| row.0.len()).sum()));
+        prop_assert_eq!(batch.max_seqlen, rows.iter().map(|row| row.0.len()).max().unwrap());
         for (b, (ids, typed, label)) in rows.iter().enumerate() {
             let range = batch.cu_seqlens[b] as usize..batch.cu_seqlens[b + 1] as usize;
             prop_assert_eq!(&batch.ids[range.clone()], &ids[..]);
@@ -645,7 +645,7 @@ proptest! {
             prop_assert_eq!(batch.labels[b], *label as i32);
         }
         let starts: Vec<usize> = batch.token_starts.iter().map(|&start| start as usize).collect();
-        prop_assert_eq!((starts[0], *starts.last().unwrap()), (0, batch.rows()));
+        prop_assert_eq!((starts[0], *starts.last().unwrap()), (0, batch.tokens()));
         let mut expected: Vec<(i32, i32)> = batch.ids.iter().copied().zip(0..).collect();
         expected.sort();
         let mut tokens = Vec::new();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
 use warpfit::cuda::OVERHEAD;
-use warpfit::model::plan::{Plan, Use};
+use warpfit::model::plan::{ModelSpec, Plan};
 use warpfit::ops::{Arithmetic, Rows};
 
 use crate::cli::{PREDICT, Ran, TRAIN, path, program, run};
@@ -93,8 +93,8 @@ fn the_gpu_that_was_asked_for_is_taken_and_no_other() {
 #[test]
 fn memory_that_is_one_byte_short() {
     let config = ModelDir::read(&golden("text/hf")).unwrap().config;
-    let what_for = Use { train: false, last_rows: Rows::Seqs, tokens: 512, seqs: 8, arithmetic: Arithmetic::F32 };
-    let needed = Plan::new(&config, what_for).layout.bytes + OVERHEAD;
+    let spec = ModelSpec { train: false, last_rows: Rows::Cls, tokens: 512, seqs: 8, arithmetic: Arithmetic::F32 };
+    let needed = Plan::new(&config, spec).layout.bytes + OVERHEAD;
     let with = |bytes: usize| {
         predict(
             &vgpu::directory(),

@@ -10,8 +10,8 @@ use warpfit::infer::pca::Pca;
 use warpfit::infer::probe::Probe;
 use warpfit::infer::tsne::{Neighbours, tsne};
 use warpfit::model::config::Config;
-use warpfit::model::plan::Use;
-use warpfit::model::{Hyper, Model};
+use warpfit::model::plan::ModelSpec;
+use warpfit::model::{Hyperparameters, Model};
 use warpfit::ops::Rows;
 
 use crate::checkpoint::{save, tensors};
@@ -54,15 +54,15 @@ fn hidden(on: On, case: &str) {
     let weights = Tensors::read(&format!("{case}/hf/model.safetensors"));
     let batch = pack(&inputs.ints("input_ids"), &inputs.ints("attention_mask"), &[], &inputs.ints("labels"));
     let config = Config::read(&golden(case).join("hf/config.json")).unwrap();
-    for (layer, last_rows) in [(0, Rows::Tokens), (1, Rows::Tokens), (1, Rows::Seqs), (2, Rows::Tokens), (2, Rows::Seqs)] {
+    for (layer, last_rows) in [(0, Rows::Tokens), (1, Rows::Tokens), (1, Rows::Cls), (2, Rows::Tokens), (2, Rows::Cls)] {
         let config = Config { layers: layer, ..config.clone() };
-        let (tokens, seqs) = (batch.rows() + 5, batch.seqs() + 1);
-        let what_for = Use { train: false, last_rows, tokens, seqs, arithmetic: on.arithmetic() };
-        let mut model = Model::new(&config, what_for, Hyper::default(), on.backend()).unwrap();
+        let (tokens, seqs) = (batch.tokens() + 5, batch.seqs() + 1);
+        let spec = ModelSpec { train: false, last_rows, tokens, seqs, arithmetic: on.arithmetic() };
+        let mut model = Model::new(&config, spec, Hyperparameters::default(), on.backend()).unwrap();
         for slot in model.plan.slots.clone() {
             model.write(slot.view, weights.get(&slot.param.name)).unwrap();
         }
-        let keep = if last_rows == Rows::Seqs { config.dim } else { usize::MAX };
+        let keep = if last_rows == Rows::Cls { config.dim } else { usize::MAX };
         let want: Vec<f64> = states(case, layer).iter().flat_map(|s| s[..keep.min(s.len())].to_vec()).collect();
         let difference = max_abs_difference(&model.hidden(&batch).unwrap(), &want);
         assert!(difference < 2e-5, "{on:?} {case} layer {layer} {last_rows:?}: {difference:e}");

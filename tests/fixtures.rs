@@ -9,8 +9,8 @@ use warpfit::cpu::Cpu;
 use warpfit::cuda::Cuda;
 use warpfit::data::pack::PackedBatch;
 use warpfit::model::config::Config;
-use warpfit::model::plan::Use;
-use warpfit::model::{Hyper, Model};
+use warpfit::model::plan::ModelSpec;
+use warpfit::model::{Hyperparameters, Model};
 use warpfit::ops::{Arithmetic, Backend, DType, DropSite, Rows, Step};
 use warpfit::random::{philox, step_key, threshold};
 
@@ -201,10 +201,10 @@ pub fn pack(ids: &[i32], mask: &[i32], types: &[i32], labels: &[i32]) -> PackedB
 }
 
 /// A model of a golden folder, planned for training at a size that holds `batch`.
-pub fn model(on: On, folder: &str, last_rows: Rows, batch: &PackedBatch, hyper: Hyper) -> Model {
+pub fn model(on: On, folder: &str, last_rows: Rows, batch: &PackedBatch, hyper: Hyperparameters) -> Model {
     let config = Config::read(&golden(folder).join("config.json")).unwrap();
-    let what_for = Use { train: true, last_rows, tokens: batch.rows(), seqs: batch.seqs(), arithmetic: on.arithmetic() };
-    let mut model = Model::new(&config, what_for, hyper, on.backend()).unwrap();
+    let spec = ModelSpec { train: true, last_rows, tokens: batch.tokens(), seqs: batch.seqs(), arithmetic: on.arithmetic() };
+    let mut model = Model::new(&config, spec, hyper, on.backend()).unwrap();
     let weights = Tensors::read(&format!("{folder}/model.safetensors"));
     for slot in model.plan.slots.clone() {
         assert_eq!(weights.shape(&slot.param.name), slot.param.shape, "{}", slot.param.name);

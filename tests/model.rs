@@ -10,8 +10,8 @@ use warpfit::cpu::Cpu;
 use warpfit::data::pack::PackedBatch;
 use warpfit::model::config::{Arch, Config};
 use warpfit::model::names::Init;
-use warpfit::model::plan::{Buffer, Plan, Use};
-use warpfit::model::{Hyper, Model};
+use warpfit::model::plan::{Buffer, ModelSpec, Plan};
+use warpfit::model::{Hyperparameters, Model};
 use warpfit::ops::*;
 use warpfit::random::philox;
 use warpfit::train::schedule::{Schedule, ScheduleKind};
@@ -42,7 +42,7 @@ const UPDATE: Update = Update { number: 1, learning_rate: 1e-3 };
 fn forward(on: On, case: &str, scale: f64) {
     let batch = inputs(case);
     let want = Tensors::read(&format!("{case}/forward.safetensors"));
-    let mut model = model(on, &format!("{case}/hf"), Rows::Tokens, &batch, Hyper::default());
+    let mut model = model(on, &format!("{case}/hf"), Rows::Tokens, &batch, Hyperparameters::default());
     model.accumulate(&batch, &step(&batch)).unwrap();
 
     let dim = model.plan.config.dim;
@@ -84,7 +84,7 @@ fn golden_forward_on_cuda() {
 fn backward(on: On, case: &str, last_rows: Rows, scale: f64) {
     let batch = inputs(case);
     let want = Tensors::read(&format!("{case}/backward.safetensors"));
-    let mut model = model(on, &format!("{case}/hf"), last_rows, &batch, Hyper::default());
+    let mut model = model(on, &format!("{case}/hf"), last_rows, &batch, Hyperparameters::default());
     model.accumulate(&batch, &step(&batch)).unwrap();
     let (mut error, mut norm) = (0.0, 0.0);
     for slot in model.plan.slots.clone() {
@@ -109,7 +109,7 @@ fn backward(on: On, case: &str, last_rows: Rows, scale: f64) {
 #[test]
 fn golden_backward() {
     for case in CASES {
-        for last_rows in [Rows::Tokens, Rows::Seqs] {
+        for last_rows in [Rows::Tokens, Rows::Cls] {
             backward(On::Cpu, case, last_rows, 1.0);
             // In f64 what is left is the rounding of the files.
             backward(On::CpuF64, case, last_rows, 0.05);
@@ -121,7 +121,7 @@ fn golden_backward() {
 fn golden_backward_on_cuda() {
     for case in CASES {
         backward(On::Cuda, case, Rows::Tokens, 1.0);
-        backward(On::Cuda, case, Rows::Seqs, 1.0);
+        backward(On::Cuda, case, Rows::Cls, 1.0);
     }
 }
 
@@ -135,8 +135,8 @@ fn golden_loss_variants() {
         for (variant, smoothing, loss_normalizer) in
             [("label_smoothing", 0.1, batch.seqs() as f64), ("class_weighted", 0.0, total)]
         {
-            let hyper = Hyper { label_smoothing: smoothing, ..Hyper::default() };
-            let mut model = model(on, &format!("{case}/hf"), Rows::Seqs, &batch, hyper);
+            let hyper = Hyperparameters { label_smoothing: smoothing, ..Hyperparameters::default() };
+            let mut model = model(on, &format!("{case}/hf"), Rows::Cls, &batch, hyper);
             if variant == "class_weighted" {
                 model.set_class_weights(weights).unwrap();
             }
@@ -184,8 +184,8 @@ fn batches(golden: &Tensors) -> (Vec<PackedBatch>, usize) {
 
 /// Planned for the largest of `batches`, with the optimizer of the golden cases.
 fn to_train(on: On, case: &str, batches: &[PackedBatch]) -> Model {
-    let largest = batches.iter().max_by_key(|b| b.rows()).unwrap();
-    model(on, &format!("{case}/hf"), Rows::Seqs, largest, Hyper { weight_decay: 0.01, ..Hyper::default() })
+    let largest = batches.iter().max_by_key(|b| b.tokens()).unwrap();
+    model(on, &format!("{case}/hf"), Rows::Cls, largest, Hyperparameters { weight_decay: 0.01, ..Hyperparameters::default() })
 }
 
 const SCHEDULE: Schedule = Schedule { kind: ScheduleKind::Linear, base_lr: 5e-4, warmup: 2, total: 12 };
@@ -266,7 +266,7 @@ fn adamw(on: On, case: &str) {
 /// size decides on the whole of a gradient.
 fn bias_off_the_corner(case: &str) -> Vec<f64> {
     let batch = inputs(case);
-    let mut model = model(On::CpuF64, &format!("{case}/hf"), Rows::Seqs, &batch, Hyper::default());
+    let mut model = model(On::CpuF64, &format!("{case}/hf"), Rows::Cls, &batch, Hyperparameters::default());
     model.accumulate(&batch, &step(&batch)).unwrap();
     let [units, bias] = [model.plan.head.pre_act, model.plan.head.dense.b].map(|view| model.read(view).unwrap());
     let near = |unit: usize, moved: f64| units.chunks(bias.len()).any(|units| (units[unit] + moved).abs() < 0.02);
@@ -277,7 +277,7 @@ fn bias_off_the_corner(case: &str) -> Vec<f64> {
 /// Everything that a step computes: hidden states, logits, and every gradient.
 fn results(on: On, case: &str, last_rows: Rows) -> Vec<(String, Vec<f64>)> {
     let batch = inputs(case);
-    let mut model = model(on, &format!("{case}/hf"), last_rows, &batch, Hyper::default());
+    let mut model = model(on, &format!("{case}/hf"), last_rows, &batch, Hyperparameters::default());
     model.write(model.plan.head.dense.b, &bias_off_the_corner(case)).unwrap();
     model.accumulate(&batch, &step(&batch)).unwrap();
     let mut views = vec![("embeddings".to_string(), model.plan.embeddings.out)];
@@ -296,7 +296,7 @@ fn assert_as_good(got: &[f64], plain: &[f64], exact: &[f64], [factor, floor]: [f
 
 #[test]
 fn golden_bf16() {
-    let runs = CASES.into_iter().flat_map(|case| [Rows::Tokens, Rows::Seqs].map(|rows| (case, rows)));
+    let runs = CASES.into_iter().flat_map(|case| [Rows::Tokens, Rows::Cls].map(|rows| (case, rows)));
     for (on, (case, last_rows)) in runs.flat_map(|run| [On::CudaBf16, On::CpuBf16].map(|on| (on, run))) {
         let [got, plain, exact] = [on, on.plain(), On::CpuF64].map(|on| results(on, case, last_rows));
         for ((name, got), ((_, plain), (_, exact))) in got.iter().zip(plain.iter().zip(&exact)) {
@@ -390,9 +390,9 @@ fn part(batch: &PackedBatch, seqs: Range<usize>) -> PackedBatch {
 
 /// With random weights throughout: biases too, and norms around 1.
 fn random_model(on: On, config: &Config, last_rows: Rows, train: bool, batch: &PackedBatch) -> Model {
-    let what_for = Use { train, last_rows, tokens: batch.rows(), seqs: batch.seqs(), arithmetic: on.arithmetic() };
-    let hyper = Hyper { label_smoothing: 0.1, ..Hyper::default() };
-    let mut model = Model::new(config, what_for, hyper, on.backend()).unwrap();
+    let spec = ModelSpec { train, last_rows, tokens: batch.tokens(), seqs: batch.seqs(), arithmetic: on.arithmetic() };
+    let hyper = Hyperparameters { label_smoothing: 0.1, ..Hyperparameters::default() };
+    let mut model = Model::new(config, spec, hyper, on.backend()).unwrap();
     for slot in model.plan.slots.clone() {
         let mut random = Mt64::new_with_key(slot.param.name.bytes().map(u64::from));
         let mut uniform = || (random.next_u64() >> 40) as f64 / (1u64 << 23) as f64 - 1.0;
@@ -422,7 +422,7 @@ fn assert_gradients_agree(model: &Model, got: &[Vec<f64>], want: &[Vec<f64>], wh
 #[test]
 fn numerical_gradients() {
     let batch = labelled(&LENGTHS);
-    for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
+    for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Cls)]) {
         let mut model = random_model(On::CpuF64, &small(arch), last_rows, true, &batch);
         let step = Step { seed: 9, loss_normalizer: 5.5, ..step(&batch) };
         model.accumulate(&batch, &step).unwrap();
@@ -458,7 +458,7 @@ fn numerical_gradients() {
 fn pruned_is_unpruned() {
     let batch = labelled(&LENGTHS);
     for arch in ARCHS {
-        let [(model, all), (_, pruned)] = [Rows::Tokens, Rows::Seqs].map(|last_rows| {
+        let [(model, all), (_, pruned)] = [Rows::Tokens, Rows::Cls].map(|last_rows| {
             let mut model = random_model(On::CpuF64, &small(arch), last_rows, true, &batch);
             model.accumulate(&batch, &Step { seed: 9, ..step(&batch) }).unwrap();
             let mut values = gradients(&mut model);
@@ -478,7 +478,7 @@ fn accumulated_is_at_once() {
     for arch in ARCHS {
         let config = small(arch).with_dropout(Some(0.0), Some(0.0)).unwrap();
         let [(model, whole), (_, parts)] = [32, 8].map(|size| {
-            let mut model = random_model(On::CpuF64, &config, Rows::Seqs, true, &batch);
+            let mut model = random_model(On::CpuF64, &config, Rows::Cls, true, &batch);
             for micro in 0..32 / size {
                 let step = Step { micro: micro as u32, ..step(&batch) };
                 model.accumulate(&part(&batch, micro * size..(micro + 1) * size), &step).unwrap();
@@ -496,7 +496,7 @@ fn accumulated_is_at_once() {
 #[test]
 fn packed_is_one_by_one() {
     let batch = labelled(&LENGTHS);
-    for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
+    for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Cls)]) {
         let infer = |train| random_model(On::CpuF64, &small(arch), last_rows, train, &batch).evaluate(&batch).unwrap();
         let (logits, losses) = infer(true);
         assert!(infer(false) == (logits.clone(), losses.clone()), "{arch:?}, {last_rows:?}: inference differs from training");
@@ -513,7 +513,7 @@ fn packed_is_one_by_one() {
 #[test]
 fn everything_moves() {
     let batch = labelled(&LENGTHS);
-    for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Seqs)]) {
+    for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Cls)]) {
         let mut model = random_model(On::Cpu, &small(arch), last_rows, true, &batch);
         let before = model.read_all(model.plan.params).unwrap();
         model.accumulate(&batch, &step(&batch)).unwrap();
@@ -551,7 +551,7 @@ fn everything_moves() {
 fn not_finite_is_left_out() {
     let batch = labelled(&LENGTHS);
     for (arch, bad) in ARCHS.into_iter().zip([f64::NAN, f64::INFINITY]) {
-        let mut model = random_model(On::Cpu, &small(arch), Rows::Seqs, true, &batch);
+        let mut model = random_model(On::Cpu, &small(arch), Rows::Cls, true, &batch);
         let step = step(&batch);
         model.accumulate(&batch, &step).unwrap();
         model.update(&UPDATE).unwrap();
@@ -594,9 +594,12 @@ fn overlap(a: View, b: View) -> bool {
 fn plans() -> Vec<Plan> {
     let mut plans = Vec::new();
     for arch in ARCHS {
-        for last_rows in [Rows::Tokens, Rows::Seqs] {
+        for last_rows in [Rows::Tokens, Rows::Cls] {
             for train in [true, false] {
-                plans.push(Plan::new(&small(arch), Use { train, last_rows, tokens: 50, seqs: 5, arithmetic: Arithmetic::F32 }));
+                plans.push(Plan::new(
+                    &small(arch),
+                    ModelSpec { train, last_rows, tokens: 50, seqs: 5, arithmetic: Arithmetic::F32 },
+                ));
             }
         }
     }
@@ -623,8 +626,8 @@ fn views_are_identical_or_disjoint() {
 
 /// Every op of the plans' models, with the plan.
 fn models() -> impl Iterator<Item = Model> {
-    let model = |Plan { config, what_for, .. }: Plan| {
-        Model::new(&config, what_for, Hyper::default(), Box::new(Cpu::<f32>::new())).unwrap()
+    let model = |Plan { config, spec, .. }: Plan| {
+        Model::new(&config, spec, Hyperparameters::default(), Box::new(Cpu::<f32>::new())).unwrap()
     };
     plans().into_iter().map(model)
 }
@@ -644,9 +647,9 @@ fn tensors_of_an_op_are_disjoint() {
                 assert!(model.plan.buffers.iter().any(inside), "{a} of {name}");
                 for (b, b_view) in &views[..i] {
                     let shared = match (&op, *b, *a) {
-                        (Op::AddNorm(_), "dy", "dx") | (Op::Act(_), "x", "y") => a_view == b_view,
+                        (Op::AddNorm(_), "dy", "dx") | (Op::Activation(_), "x", "y") => a_view == b_view,
                         // Columns of one tensor.
-                        (Op::Attn(_), "q" | "k", "k" | "v") | (Op::Attn(_), "dq" | "dk", "dk" | "dv") => true,
+                        (Op::Attention(_), "q" | "k", "k" | "v") | (Op::Attention(_), "dq" | "dk", "dk" | "dv") => true,
                         _ => false,
                     };
                     assert!(shared || !overlap(*a_view, *b_view), "{b} and {a} of {name}");
@@ -660,7 +663,7 @@ fn tensors_of_an_op_are_disjoint() {
 /// for what dropout and layer norm change in place.
 #[test]
 fn activations_are_written_once() {
-    for model in models().filter(|model| model.plan.what_for.train) {
+    for model in models().filter(|model| model.plan.spec.train) {
         let results = model.ops().iter().flat_map(|op| match op {
             Op::Dropout(_) => Vec::new(),
             Op::AddNorm(op) => vec![op.y, op.stats],
@@ -668,7 +671,7 @@ fn activations_are_written_once() {
         });
         let results: Vec<View> = results.collect();
         for (i, a) in results.iter().enumerate() {
-            assert!(results[..i].iter().all(|b| !overlap(*a, *b)), "{a:?} of {:?}", model.plan.what_for);
+            assert!(results[..i].iter().all(|b| !overlap(*a, *b)), "{a:?} of {:?}", model.plan.spec);
         }
     }
 }

@@ -76,7 +76,7 @@ fn gradient(run: &mut Run, tensor: &str) -> Vec<f64> {
 /// Entries of a tensor to look at: all of a small one, else some of every sequence.
 fn sample(tensor: &Tensor, case: &Case) -> BTreeSet<usize> {
     // Attention costs the square of its length.
-    let count = if case.batch.longest > 128 && matches!(case.call(), Call::Op(Op::Attn(_))) { 24 } else { 128 };
+    let count = if case.batch.max_seqlen > 128 && matches!(case.call(), Call::Op(Op::Attention(_))) { 24 } else { 128 };
     let len = tensor.start.len();
     if len <= count {
         return (0..len).collect();
@@ -201,7 +201,7 @@ fn f32_on_cuda() {
 #[test]
 fn seventy_thousand_short_texts_on_cuda() {
     let (many, on) = (batch(&[2; 70_000]), DropSite { p: 0.1, site: 3 });
-    let cases = vec![attn(&many, 1, 8, Rows::Seqs, on), first_row(&many, 8, false), xent(&many, 2, 0.0, false)];
+    let cases = vec![attn(&many, 1, 8, Rows::Cls, on), first_row(&many, 8, false), xent(&many, 2, 0.0, false)];
     each(cases, |case| check_f32(case, On::Cuda));
     each(vec![attn(&many, 1, 32, Rows::Tokens, on)], |case| check_bf16(case, On::CudaBf16));
 }
@@ -241,7 +241,7 @@ fn bf16_on_the_cpu() {
 }
 
 fn multiplies(case: &Case) -> bool {
-    matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attn(_)))
+    matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attention(_)))
 }
 
 /// With what is computed otherwise in bf16.
@@ -297,7 +297,7 @@ fn seq_of(extent: Extent, case: &Case) -> Option<Vec<usize>> {
         Extent::Batch(Rows::Tokens) => {
             Some(case.batch.cu_seqlens.windows(2).enumerate().flat_map(|(b, s)| (s[0]..s[1]).map(move |_| b)).collect())
         }
-        Extent::Batch(Rows::Seqs) => Some((0..case.batch.seqs()).collect()),
+        Extent::Batch(Rows::Cls) => Some((0..case.batch.seqs()).collect()),
         Extent::Fixed(_) => None,
     }
 }
@@ -349,7 +349,7 @@ fn check_nan(case: &Case, backward: bool) {
                     assert!(values.iter().any(|x| x.is_nan()), "{place} does not reach {}", output.name);
                     continue;
                 };
-                let same_row = input.extent == output.extent && !matches!(run.call, Call::Op(Op::Attn(_)));
+                let same_row = input.extent == output.extent && !matches!(run.call, Call::Op(Op::Attention(_)));
                 for (r, to) in to.iter().enumerate() {
                     let may = if same_row { r == row } else { *to == from[row] };
                     assert!(may || !nan(r), "{place} reaches row {r} of {}", output.name);
@@ -371,7 +371,7 @@ fn nan_goes_where_it_must() {
 
 /// A NaN or an infinity that comes in comes out where it does in f64 on the CPU.
 fn not_finite_is_where_it_is_in_f64(on: On) {
-    each(cases().into_iter().filter(|case| case.batch.longest < 128).collect(), |case| {
+    each(cases().into_iter().filter(|case| case.batch.max_seqlen < 128).collect(), |case| {
         let mut run = start(case, on);
         let mut exact = start(case, On::CpuF64);
         // What forward or backward reads.
@@ -404,7 +404,7 @@ fn masks_are_those_of_the_page(on: On) {
     let batch = batch(&[33, 1, 200, 2]);
     let drop = DropSite { p: 0.3, site: 9 };
     let steps = [(7, 3, 1), (43 + (1 << 32), 5 + (1 << 33), 2)];
-    for (rows, (seed, update, micro)) in [Rows::Tokens, Rows::Seqs].into_iter().zip(steps) {
+    for (rows, (seed, update, micro)) in [Rows::Tokens, Rows::Cls].into_iter().zip(steps) {
         let starts = &batch.cu_seqlens;
         let token_row = |r: usize| if rows == Rows::Tokens { r as u32 } else { starts[r] as u32 };
         for width in [130, 64] {
@@ -428,7 +428,7 @@ fn masks_are_those_of_the_page(on: On) {
             let mut run = start(&case, on);
             let name = if rows == Rows::Tokens { "qkv" } else { "kv" };
             let width = run.tensor(name).width;
-            let mut values = vec![0.0; batch.rows() * width];
+            let mut values = vec![0.0; batch.tokens() * width];
             for (r, &key) in batch.positions.iter().enumerate() {
                 for head in 0..heads {
                     values[r * width + width - dim + head * head_dim + key as usize % head_dim] = 1.0;
@@ -504,7 +504,7 @@ fn dropout_is_random() {
             assert_share(agreeing(&base, &base[distance..]), base.len() - distance, chance, what);
         }
 
-        let cls = dropped(Rows::Seqs, drop, step);
+        let cls = dropped(Rows::Cls, drop, step);
         for (row, &start) in cls.chunks(64).zip(&batch(&LONG).cu_seqlens) {
             assert_eq!(row, &base[start as usize * 64..][..64], "[CLS] at row {start}");
         }
@@ -525,7 +525,7 @@ fn dropout_off_is_the_identity(on: On) {
         assert!(run.bytes() == before, "{drop:?}, train {train}");
 
         // The other two that drop: as without a place of dropout.
-        for rows in [Rows::Tokens, Rows::Seqs] {
+        for rows in [Rows::Tokens, Rows::Cls] {
             let pairs = [
                 [drop, DropSite::NONE].map(|drop| add_norm(&short, 24, rows, true, drop)),
                 [drop, DropSite::NONE].map(|drop| attn(&short, 2, 8, rows, drop)),
@@ -547,12 +547,12 @@ fn dropout_off_is_the_identity(on: On) {
 /// Inference runs the activation over its input.
 fn act_in_place(on: On) {
     let short = batch(&SHORT);
-    for kind in [Activation::Gelu, Activation::Relu, Activation::Tanh] {
+    for kind in [ActivationKind::Gelu, ActivationKind::Relu, ActivationKind::Tanh] {
         let mut apart = start(&act(&short, kind, 33, Rows::Tokens), on);
         apart.forward();
         let together = Case::new("act in place".into(), &short, move |b| {
             let x = b.random("x", Rows::Tokens, 33);
-            Op::Act(Act { kind, x, y: x, dy: View::NONE, width: 33, rows: Rows::Tokens })
+            Op::Activation(Activation { kind, x, y: x, dy: View::NONE, width: 33, rows: Rows::Tokens })
         });
         let mut together = start(&together, on);
         together.write("x", &apart.tensor("x").start);
@@ -697,7 +697,7 @@ fn stage_smaller(on: On, n: usize) {
     assert!(run.guards_hold());
     for (name, width) in [("y", n), ("dx", 24)] {
         let values = run.read(name);
-        let (rows, rest) = values.split_at(small.rows() * width);
+        let (rows, rest) = values.split_at(small.tokens() * width);
         assert!(rows.iter().all(|x| x.is_finite()) && rest.iter().all(|x| x.is_nan()), "{name}");
     }
 }
@@ -735,7 +735,7 @@ fn nothing_is_allocated() {
             both_ways();
             let count = allocations(both_ways);
             // The crate gemm takes working memory of its own in every product.
-            let by_gemm = on == On::Cpu && matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attn(_)));
+            let by_gemm = on == On::Cpu && matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attention(_)));
             assert!(count == 0 || by_gemm, "{} allocated {count} times", case.name);
         }
     });
@@ -759,7 +759,7 @@ fn every_op_has_its_files() {
 #[test]
 fn every_kernel_has_a_case() {
     for on in [On::Cuda, On::CudaBf16] {
-        for case in cases().iter().filter(|case| case.batch.longest < 128) {
+        for case in cases().iter().filter(|case| case.batch.max_seqlen < 128) {
             bits(start(case, on));
         }
     }

@@ -71,7 +71,7 @@ impl Rounded {
     }
 
     /// Attention as the page has it, one query after the other; whatever a product takes is rounded.
-    fn attn(&mut self, op: &Attn, backward: bool) -> Result<()> {
+    fn attn(&mut self, op: &Attention, backward: bool) -> Result<()> {
         let (heads, d, dim) = (op.heads, op.head_dim, op.heads * op.head_dim);
         let scale = 1.0 / (d as f64).sqrt();
         let exact = |rounded: &mut Self, view: View| {
@@ -233,7 +233,7 @@ impl Backend for Rounded {
     fn forward(&mut self, op: &Op) -> Result<()> {
         match op {
             Op::Linear(op) => self.linear(op, Pass::Forward),
-            Op::Attn(op) => self.attn(op, false),
+            Op::Attention(op) => self.attn(op, false),
             Op::AddNorm(op) => self.add_norm(op),
             _ => self.plain(op, Pass::Forward),
         }
@@ -242,7 +242,7 @@ impl Backend for Rounded {
     fn backward(&mut self, op: &Op) -> Result<()> {
         match op {
             Op::Linear(op) => self.linear(op, Pass::Backward),
-            Op::Attn(op) => self.attn(op, true),
+            Op::Attention(op) => self.attn(op, true),
             _ => self.plain(op, Pass::Backward),
         }
     }

@@ -423,15 +423,15 @@ fn golden_minilm() {
     let features = Tensors::read("minilm/features.safetensors");
     let batch = warpfit::data::pack::PackedBatch::new((0..encoded.rows()).map(|row| encoded.row(row)));
     let config = classifier.source.config.clone();
-    let what_for = warpfit::model::plan::Use {
+    let spec = warpfit::model::plan::ModelSpec {
         train: false,
         last_rows: warpfit::ops::Rows::Tokens,
-        tokens: batch.rows(),
+        tokens: batch.tokens(),
         seqs: batch.seqs(),
         arithmetic: warpfit::ops::Arithmetic::F32,
     };
     let backend = Box::new(warpfit::cpu::Cpu::<f32>::poisoned());
-    let mut model = warpfit::model::Model::new(&config, what_for, Default::default(), backend).unwrap();
+    let mut model = warpfit::model::Model::new(&config, spec, Default::default(), backend).unwrap();
     classifier.source.load_weights(&mut model, 0).unwrap();
     model.infer(&batch).unwrap();
     let hidden = model.read(model.plan.layers.last().unwrap().out).unwrap();

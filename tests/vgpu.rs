@@ -12,7 +12,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 use half::bf16;
 use warpfit::cuda::Cuda;
-use warpfit::ops::{Activation, Arithmetic, DropSite, Rows};
+use warpfit::ops::{ActivationKind, Arithmetic, DropSite, Rows};
 
 use crate::ops::cases::*;
 
@@ -474,12 +474,12 @@ fn pinned_buffers_are_read_and_written_late() {
 /// engine's working memory is an error.
 #[test]
 fn launches_of_large_batches() {
-    let (t, s, on) = (Rows::Tokens, Rows::Seqs, DropSite { p: 0.1, site: 3 });
+    let (t, s, on) = (Rows::Tokens, Rows::Cls, DropSite { p: 0.1, site: 3 });
     let ops = |lengths: &[usize], heads: usize, dim: usize| {
         let batch = &batch(lengths);
         let norms = [t, s].map(|rows| add_norm(batch, dim, rows, true, on));
         let products = [linear(batch, dim, 3 * dim, t, false), classifier(batch, dim, 2)];
-        let others = [embed(batch, dim, 2, Some(0)), act(batch, Activation::Gelu, 4 * dim, t), dropout(batch, dim, t, on)];
+        let others = [embed(batch, dim, 2, Some(0)), act(batch, ActivationKind::Gelu, 4 * dim, t), dropout(batch, dim, t, on)];
         let rest = [first_row(batch, dim, false), xent(batch, 2, 0.1, true)];
         let attention = [t, s].map(|rows| attn(batch, heads, dim / heads, rows, on));
         norms.into_iter().chain(products).chain(others).chain(rest).chain(attention).collect::<Vec<_>>()

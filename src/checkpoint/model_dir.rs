@@ -125,7 +125,7 @@ pub fn write_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> 
     for &(prefix, flat) in flats {
         for slot in &model.plan.slots {
             tensors.push((format!("{prefix}{}", slot.param.name), slot.param.shape.clone()));
-            views.push(model.plan.beside(slot.view, flat));
+            views.push(model.plan.view_in(slot.view, flat));
         }
     }
     weights::write(path, &tensors, |i, out| model.read_f32(views[i], out))
@@ -140,7 +140,7 @@ pub fn read_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> R
     for &(prefix, flat) in flats {
         for slot in model.plan.slots.clone() {
             let values = weights.f32(&format!("{prefix}{}", slot.param.name), &slot.param.shape)?;
-            model.write_f32(model.plan.beside(slot.view, flat), &values)?;
+            model.write_f32(model.plan.view_in(slot.view, flat), &values)?;
         }
     }
     Ok(())

@@ -40,14 +40,14 @@ pub fn adamw<T: Real>(cpu: &Cpu<T>, op: &AdamW, update: &Update) {
     let bias1 = 1.0 - op.beta1.powf(number as f64);
     let bias2 = 1.0 - op.beta2.powf(number as f64);
     let clip = if op.max_norm > 0.0 { (op.max_norm / (s.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-    let (clip, rate, root_bias2) = (T::of(clip), T::of(lr / bias1), T::of(bias2.sqrt()));
+    let (clip, rate, sqrt_bias_correction2) = (T::of(clip), T::of(lr / bias1), T::of(bias2.sqrt()));
     let (beta1, beta2, eps) = (T::of(op.beta1), T::of(op.beta2), T::of(op.eps));
-    let (rest1, rest2) = (T::of(1.0 - op.beta1), T::of(1.0 - op.beta2));
+    let (one_minus_beta1, one_minus_beta2) = (T::of(1.0 - op.beta1), T::of(1.0 - op.beta2));
     // SAFETY: distinct buffers.
     let (params, grads) = unsafe { (cpu.get_mut(op.params, len), cpu.get_mut(op.grads, len)) };
     let (m, v) = unsafe { (cpu.get_mut(op.m, len), cpu.get_mut(op.v, len)) };
     for (range, decay) in [(0..op.decayed, op.weight_decay), (op.decayed..len, 0.0)] {
-        let keep = T::of(1.0 - lr * decay);
+        let decay_factor = T::of(1.0 - lr * decay);
         let tasks = (params[range.clone()].par_chunks_mut(CHUNK))
             .zip(grads[range.clone()].par_chunks_mut(CHUNK))
             .zip(m[range.clone()].par_chunks_mut(CHUNK))
@@ -56,9 +56,9 @@ pub fn adamw<T: Real>(cpu: &Cpu<T>, op: &AdamW, update: &Update) {
             simd!({
                 for (((p, g), m), v) in p.iter_mut().zip(g.iter_mut()).zip(m.iter_mut()).zip(v.iter_mut()) {
                     let grad = *g * clip;
-                    *m = beta1 * *m + rest1 * grad;
-                    *v = beta2 * *v + rest2 * grad * grad;
-                    *p = *p * keep - rate * *m / (v.sqrt() / root_bias2 + eps);
+                    *m = beta1 * *m + one_minus_beta1 * grad;
+                    *v = beta2 * *v + one_minus_beta2 * grad * grad;
+                    *p = *p * decay_factor - rate * *m / (v.sqrt() / sqrt_bias_correction2 + eps);
                     *g = T::zero();
                 }
             })

@@ -33,12 +33,12 @@ impl Arena {
     }
 
     /// The elements of a view: the one place where the arena is cut up.
-    pub fn scattered<T>(&self, view: View) -> Scattered<'_, T> {
+    pub fn scattered<T>(&self, view: View) -> UnsafeSlice<'_, T> {
         let bytes = view.len * size_of::<T>();
         assert!(view.offset + bytes <= self.memory.len(), "{view:?} ends beyond the arena");
         assert_eq!(view.offset % align_of::<T>(), 0, "{view:?} is not aligned");
         // SAFETY: `offset` is within the allocation.
-        Scattered { start: unsafe { self.start.add(view.offset) }.cast(), len: view.len, of: PhantomData }
+        UnsafeSlice { start: unsafe { self.start.add(view.offset) }.cast(), len: view.len, of: PhantomData }
     }
 
     /// The elements of a view, as one slice.
@@ -54,27 +54,27 @@ impl Arena {
 }
 
 /// Elements that parallel tasks write in an order that no chunking describes.
-pub struct Scattered<'a, T> {
+pub struct UnsafeSlice<'a, T> {
     start: *mut T,
     len: usize,
     of: PhantomData<&'a mut [T]>,
 }
 
-impl<T> Clone for Scattered<'_, T> {
+impl<T> Clone for UnsafeSlice<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Scattered<'_, T> {}
+impl<T> Copy for UnsafeSlice<'_, T> {}
 
 // SAFETY: all access goes through functions whose contract keeps tasks apart.
-unsafe impl<T: Send> Send for Scattered<'_, T> {}
-unsafe impl<T: Send> Sync for Scattered<'_, T> {}
+unsafe impl<T: Send> Send for UnsafeSlice<'_, T> {}
+unsafe impl<T: Send> Sync for UnsafeSlice<'_, T> {}
 
-impl<'a, T> Scattered<'a, T> {
+impl<'a, T> UnsafeSlice<'a, T> {
     pub fn new(slice: &'a mut [T]) -> Self {
-        Scattered { start: slice.as_mut_ptr(), len: slice.len(), of: PhantomData }
+        UnsafeSlice { start: slice.as_mut_ptr(), len: slice.len(), of: PhantomData }
     }
 
     /// `len` elements from `at`.

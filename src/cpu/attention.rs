@@ -4,10 +4,10 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::arena::Scattered;
-use super::product::{Mat, Multiplier, Onto};
+use super::arena::UnsafeSlice;
+use super::product::{Accumulate, Mat, Multiplier};
 use super::real::{LANES, Real, simd, sum};
-use crate::ops::{Attn, Rows};
+use crate::ops::{Attention, Rows};
 
 /// Queries of a block.
 const BLOCK: usize = 192;
@@ -20,8 +20,8 @@ pub struct Scratch<T> {
 }
 
 impl<T: Real> Scratch<T> {
-    pub fn new(longest: usize, rounds: bool) -> Scratch<T> {
-        Scratch { scores: vec![T::zero(); 2 * BLOCK * longest], multiplier: Multiplier::on_one_thread(rounds) }
+    pub fn new(max_seqlen: usize, rounds: bool) -> Scratch<T> {
+        Scratch { scores: vec![T::zero(); 2 * BLOCK * max_seqlen], multiplier: Multiplier::on_one_thread(rounds) }
     }
 }
 
@@ -47,14 +47,14 @@ impl Head {
 }
 
 /// Runs `f(head, working memory)` for every sequence and head.
-fn for_each_head<T: Real>(cpu: &Cpu<T>, op: &Attn, f: impl Fn(Head, &mut Scratch<T>) + Sync) {
+fn for_each_head<T: Real>(cpu: &Cpu<T>, op: &Attention, f: impl Fn(Head, &mut Scratch<T>) + Sync) {
     let starts = cpu.cu_seqlens();
     (0..cpu.seqs * op.heads).into_par_iter().for_each(|task| {
         let (seq, head) = (task / op.heads, task % op.heads);
         let (start, end) = (starts[seq] as usize, starts[seq + 1] as usize);
         let queries = match op.q_rows {
             Rows::Tokens => start..end,
-            Rows::Seqs => seq..seq + 1,
+            Rows::Cls => seq..seq + 1,
         };
         let thread = rayon::current_thread_index().unwrap_or(0) % cpu.scratch.len();
         let mut scratch = cpu.scratch[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -62,8 +62,8 @@ fn for_each_head<T: Real>(cpu: &Cpu<T>, op: &Attn, f: impl Fn(Head, &mut Scratch
     });
 }
 
-pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
-    let Attn { heads, head_dim, q_stride, kv_stride, .. } = *op;
+pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attention) {
+    let Attention { heads, head_dim, q_stride, kv_stride, .. } = *op;
     let dim = heads * head_dim;
     let scale = T::of(1.0 / (head_dim as f64).sqrt());
     // SAFETY: read only. q, k and v may share a buffer.
@@ -77,9 +77,9 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
             let q = Mat::new(&q[row * q_stride + h.column..], q_stride);
             let width = queries.next_multiple_of(LANES);
             let scores = &mut scores[..h.len * width];
-            let out = (Scattered::new(scores), 0, width);
+            let out = (UnsafeSlice::new(scores), 0, width);
             // SAFETY: the scores are this thread's.
-            unsafe { multiplier.product(out, (h.len, queries, head_dim), (k, q.t()), scale, Onto::Nothing) };
+            unsafe { multiplier.product(out, (h.len, queries, head_dim), (k, q.t()), scale, Accumulate::Nothing) };
             let (mut largest, mut total) = ([T::neg_infinity(); BLOCK], [T::zero(); BLOCK]);
             simd!({
                 for scores in scores.chunks(width) {
@@ -105,7 +105,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
             let probs = Mat::new(&*scores, width).t();
             let out = (y, row * dim + h.column, dim);
             // SAFETY: these columns of these rows are this task's.
-            unsafe { multiplier.product(out, (queries, head_dim, h.len), (probs, v), T::one(), Onto::Nothing) };
+            unsafe { multiplier.product(out, (queries, head_dim, h.len), (probs, v), T::one(), Accumulate::Nothing) };
             for (i, (largest, total)) in largest.into_iter().zip(total).take(queries).enumerate() {
                 // SAFETY: these too.
                 let (y, lse) = unsafe { (y.row((row + i) * dim + h.column, head_dim), lse.row((row + i) * heads + h.head, 1)) };
@@ -116,8 +116,8 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
     });
 }
 
-pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
-    let Attn { heads, head_dim, q_stride, kv_stride, .. } = *op;
+pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Attention) {
+    let Attention { heads, head_dim, q_stride, kv_stride, .. } = *op;
     let dim = heads * head_dim;
     let scale = T::of(1.0 / (head_dim as f64).sqrt());
     let rows = cpu.count(op.q_rows);
@@ -135,12 +135,12 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
             let width = queries.next_multiple_of(LANES);
             let (p, rest) = scores.split_at_mut(h.len * width);
             let ds = &mut rest[..h.len * width];
-            let out = |block| (Scattered::new(block), 0, width);
+            let out = |block| (UnsafeSlice::new(block), 0, width);
             let size = (h.len, queries, head_dim);
             // SAFETY: both blocks are this thread's.
             unsafe {
-                multiplier.product(out(&mut *p), size, (k, q.t()), scale, Onto::Nothing);
-                multiplier.product(out(&mut *ds), size, (v, dy_block.t()), T::one(), Onto::Nothing);
+                multiplier.product(out(&mut *p), size, (k, q.t()), scale, Accumulate::Nothing);
+                multiplier.product(out(&mut *ds), size, (v, dy_block.t()), T::one(), Accumulate::Nothing);
             }
             let (mut lses, mut deltas) = ([T::zero(); BLOCK], [T::zero(); BLOCK]);
             simd!({
@@ -162,10 +162,10 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Attn) {
             });
             let (p, ds) = (Mat::new(&*p, width), Mat::new(&*ds, width));
             let (query_size, key_size) = ((queries, head_dim, h.len), (h.len, head_dim, queries));
-            let onto = if row > h.queries.start { Onto::Itself } else { Onto::Nothing };
+            let onto = if row > h.queries.start { Accumulate::Itself } else { Accumulate::Nothing };
             // SAFETY: these columns of this sequence's rows are this task's.
             unsafe {
-                multiplier.product((dq, q_at, q_stride), query_size, (ds.t(), k), scale, Onto::Nothing);
+                multiplier.product((dq, q_at, q_stride), query_size, (ds.t(), k), scale, Accumulate::Nothing);
                 multiplier.product((dk, kv, kv_stride), key_size, (ds, q), scale, onto);
                 multiplier.product((dv, kv, kv_stride), key_size, (p, dy_block), T::one(), onto);
             }

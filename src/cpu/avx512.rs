@@ -4,7 +4,7 @@ use std::arch::is_x86_feature_detected as detected;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::product::{Mat, Onto};
+use super::product::{Accumulate, Mat};
 use super::rounded::{Instructions, Pairs, ROWS, Tile, WIDTH, portable};
 
 const REGISTERS: usize = WIDTH / 16;
@@ -160,9 +160,9 @@ fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs], tile: Tile<
                 unsafe {
                     let out = out.add(r * stride + 16 * register);
                     let sum = match tile.onto {
-                        Onto::Nothing => sum,
-                        Onto::Itself => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum),
-                        Onto::Row(row) => {
+                        Accumulate::Nothing => sum,
+                        Accumulate::Itself => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum),
+                        Accumulate::Row(row) => {
                             _mm512_add_ps(_mm512_maskz_loadu_ps(mask, row[..width].as_ptr().add(16 * register)), sum)
                         }
                     };

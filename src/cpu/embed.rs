@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::arena::Scattered;
+use super::arena::UnsafeSlice;
 use super::real::{Real, simd};
 use super::{Cpu, add_columns, add_to, grain};
-use crate::ops::{Embed, FirstRow};
+use crate::ops::{Embed, GatherCls};
 
 #[inline(always)]
 fn row<T>(table: &[T], i: i32, dim: usize) -> &[T] {
@@ -50,7 +50,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
         (cpu.get(op.dy, tokens * dim), cpu.get_mut(op.dword, op.dword.len), cpu.get_mut(op.dposition, op.dposition.len))
     };
 
-    let dword = Scattered::new(dword);
+    let dword = UnsafeSlice::new(dword);
     starts.par_windows(2).for_each(|segment| {
         let rows = &by_token[segment[0] as usize..segment[1] as usize];
         let token = ids[rows[0] as usize] as usize;
@@ -61,7 +61,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
         }
     });
 
-    dposition.par_chunks_mut(dim).take(cpu.longest).enumerate().for_each(|(p, out)| {
+    dposition.par_chunks_mut(dim).take(cpu.max_seqlen).enumerate().for_each(|(p, out)| {
         simd!({
             for seq in cu_seqlens.windows(2) {
                 let r = seq[0] as usize + p;
@@ -87,7 +87,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
     }
 }
 
-pub fn first_row_fwd<T: Real>(cpu: &Cpu<T>, op: &FirstRow) {
+pub fn first_row_fwd<T: Real>(cpu: &Cpu<T>, op: &GatherCls) {
     let dim = op.dim;
     // SAFETY: distinct buffers.
     let (x, y) = unsafe { (cpu.get(op.x, cpu.tokens * dim), cpu.get_mut(op.y, cpu.seqs * dim)) };
@@ -96,7 +96,7 @@ pub fn first_row_fwd<T: Real>(cpu: &Cpu<T>, op: &FirstRow) {
     }
 }
 
-pub fn first_row_bwd<T: Real>(cpu: &Cpu<T>, op: &FirstRow) {
+pub fn first_row_bwd<T: Real>(cpu: &Cpu<T>, op: &GatherCls) {
     let dim = op.dim;
     // SAFETY: distinct buffers.
     let (dy, dx) = unsafe { (cpu.get(op.dy, cpu.seqs * dim), cpu.get_mut(op.dx, cpu.tokens * dim)) };

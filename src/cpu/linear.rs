@@ -2,17 +2,17 @@
 
 use rayon::prelude::*;
 
-use super::arena::Scattered;
-use super::product::{Mat, Onto};
+use super::arena::UnsafeSlice;
+use super::product::{Accumulate, Mat};
 use super::real::{Real, simd};
 use super::{Cpu, add_columns, add_to, grain};
-use crate::ops::{Act, Activation, Linear};
+use crate::ops::{Activation, ActivationKind, Linear};
 
 /// `out` (m, n) becomes `onto + a b`.
-fn multiply<T: Real>(cpu: &Cpu<T>, out: &mut [T], size: (usize, usize, usize), matrices: (Mat<T>, Mat<T>), onto: Onto<T>) {
+fn multiply<T: Real>(cpu: &Cpu<T>, out: &mut [T], size: (usize, usize, usize), matrices: (Mat<T>, Mat<T>), onto: Accumulate<T>) {
     let mut multiplier = cpu.multiplier.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     // SAFETY: `out` is borrowed mutably.
-    unsafe { multiplier.product((Scattered::new(out), 0, size.1), size, matrices, T::one(), onto) };
+    unsafe { multiplier.product((UnsafeSlice::new(out), 0, size.1), size, matrices, T::one(), onto) };
 }
 
 pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
@@ -20,7 +20,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     let rows = cpu.count(op.rows);
     // SAFETY: distinct buffers.
     let (x, w, b, y) = unsafe { (cpu.get(op.x, rows * k), cpu.get(op.w, n * k), cpu.get(op.b, n), cpu.get_mut(op.y, rows * n)) };
-    multiply(cpu, y, (rows, n, k), (Mat::new(x, k), Mat::new(w, k).t()), Onto::Row(b));
+    multiply(cpu, y, (rows, n, k), (Mat::new(x, k), Mat::new(w, k).t()), Accumulate::Row(b));
 }
 
 pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
@@ -30,12 +30,12 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     let (x, w, dy) = unsafe { (cpu.get(op.x, rows * k), cpu.get(op.w, n * k), cpu.get(op.dy, rows * n)) };
     let (dx, dw, db) = unsafe { (cpu.get_mut(op.dx, rows * k), cpu.get_mut(op.dw, n * k), cpu.get_mut(op.db, n)) };
     let dy_matrix = Mat::new(dy, n);
-    multiply(cpu, dx, (rows, k, n), (dy_matrix, Mat::new(w, k)), if op.add { Onto::Itself } else { Onto::Nothing });
-    multiply(cpu, dw, (n, k, rows), (dy_matrix.t(), Mat::new(x, k)), Onto::Itself);
+    multiply(cpu, dx, (rows, k, n), (dy_matrix, Mat::new(w, k)), if op.add { Accumulate::Itself } else { Accumulate::Nothing });
+    multiply(cpu, dw, (n, k, rows), (dy_matrix.t(), Mat::new(x, k)), Accumulate::Itself);
     add_columns([db], rows, |r, c, [sums]| add_to(sums, &dy[r * n + c..]));
 }
 
-pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Act) {
+pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {
     let len = cpu.count(op.rows) * op.width;
     // SAFETY: distinct buffers; x is taken only where it is not y.
     let x = (op.x != op.y).then(|| unsafe { cpu.get(op.x, len) });
@@ -45,14 +45,14 @@ pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Act) {
             y.copy_from_slice(&x[task * grain(1)..][..y.len()]);
         }
         simd!(match op.kind {
-            Activation::Gelu => y.iter_mut().for_each(|y| *y *= y.normal().0),
-            Activation::Relu => y.iter_mut().for_each(|y| *y = if *y < T::zero() { T::zero() } else { *y }),
-            Activation::Tanh => y.iter_mut().for_each(|y| *y = y.tanh()),
+            ActivationKind::Gelu => y.iter_mut().for_each(|y| *y *= y.normal().0),
+            ActivationKind::Relu => y.iter_mut().for_each(|y| *y = if *y < T::zero() { T::zero() } else { *y }),
+            ActivationKind::Tanh => y.iter_mut().for_each(|y| *y = y.tanh()),
         })
     });
 }
 
-pub fn act_bwd<T: Real>(cpu: &Cpu<T>, op: &Act) {
+pub fn act_bwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {
     let len = cpu.count(op.rows) * op.width;
     // SAFETY: distinct buffers.
     let (x, dy) = unsafe { (cpu.get(op.x, len), cpu.get_mut(op.dy, len)) };
@@ -60,16 +60,16 @@ pub fn act_bwd<T: Real>(cpu: &Cpu<T>, op: &Act) {
         simd!({
             let pairs = dy.iter_mut().zip(x);
             match op.kind {
-                Activation::Gelu => pairs.for_each(|(dy, &x)| {
+                ActivationKind::Gelu => pairs.for_each(|(dy, &x)| {
                     let (cdf, density) = x.normal();
                     *dy *= cdf + x * density;
                 }),
-                Activation::Relu => pairs.for_each(|(dy, &x)| {
+                ActivationKind::Relu => pairs.for_each(|(dy, &x)| {
                     if x <= T::zero() {
                         *dy = T::zero();
                     }
                 }),
-                Activation::Tanh => pairs.for_each(|(dy, &x)| {
+                ActivationKind::Tanh => pairs.for_each(|(dy, &x)| {
                     let y = x.tanh();
                     *dy *= T::one() - y * y;
                 }),

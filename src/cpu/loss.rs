@@ -2,7 +2,7 @@
 
 use super::Cpu;
 use super::real::Real;
-use crate::ops::Xent;
+use crate::ops::CrossEntropy;
 
 /// The log-softmax of a row, weighted as the loss has it: calls `f(class, probability, what the class adds to the loss)`.
 /// What a class adds is `share * -log p`, where `share = (1 - e) w[t] [c = t] + e / classes * w[c]`; returns their sum.
@@ -22,7 +22,7 @@ fn row<T: Real>(logits: &[T], weights: &[T], label: usize, smoothing: f64, mut f
     loss
 }
 
-pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Xent) {
+pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &CrossEntropy) {
     let (classes, seqs) = (op.classes, cpu.seqs);
     let labels = cpu.input(|i| i.labels, seqs);
     // SAFETY: distinct buffers.
@@ -39,7 +39,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Xent) {
     }
 }
 
-pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Xent) {
+pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &CrossEntropy) {
     let (classes, seqs) = (op.classes, cpu.seqs);
     let labels = cpu.input(|i| i.labels, seqs);
     // SAFETY: distinct buffers.

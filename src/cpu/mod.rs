@@ -23,7 +23,7 @@ use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::ops::*;
 use crate::random;
-use arena::{Arena, Scattered};
+use arena::{Arena, UnsafeSlice};
 use product::Multiplier;
 
 pub use real::Real;
@@ -38,7 +38,7 @@ pub struct Cpu<T> {
     key: [u32; 2],
     tokens: usize,
     seqs: usize,
-    longest: usize,
+    max_seqlen: usize,
     /// Distinct tokens of the batch.
     distinct: usize,
     /// Of linear layers.
@@ -60,7 +60,7 @@ impl<T: Real> Cpu<T> {
             key: [0; 2],
             tokens: 0,
             seqs: 0,
-            longest: 0,
+            max_seqlen: 0,
             distinct: 0,
             multiplier: Mutex::new(Multiplier::on_all_threads(false)),
             scratch: Vec::new(),
@@ -77,7 +77,7 @@ impl<T: Real> Cpu<T> {
     fn count(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens,
-            Rows::Seqs => self.seqs,
+            Rows::Cls => self.seqs,
         }
     }
 
@@ -127,7 +127,7 @@ impl<T: Real> Cpu<T> {
         let starts = self.cu_seqlens();
         move |r| match rows {
             Rows::Tokens => r as u32,
-            Rows::Seqs => starts[r] as u32,
+            Rows::Cls => starts[r] as u32,
         }
     }
 
@@ -153,7 +153,7 @@ fn grain(width: usize) -> usize {
 fn add_columns<T: Real, const N: usize>(outs: [&mut [T]; N], rows: usize, f: impl Fn(usize, usize, [&mut [T]; N]) + Sync) {
     const BLOCK: usize = 128;
     let columns = outs[0].len();
-    let outs = outs.map(Scattered::new);
+    let outs = outs.map(UnsafeSlice::new);
     (0..columns.div_ceil(BLOCK)).into_par_iter().for_each(|block| {
         let column = block * BLOCK;
         let width = BLOCK.min(columns - column);
@@ -196,7 +196,7 @@ impl<T: Real> Backend for Cpu<T> {
         self.inputs = Some(layout.inputs);
         let rounds = layout.arithmetic == Arithmetic::Bf16Products;
         self.multiplier = Mutex::new(Multiplier::on_all_threads(rounds));
-        let scratch = || Mutex::new(attention::Scratch::new(layout.longest, rounds));
+        let scratch = || Mutex::new(attention::Scratch::new(layout.max_seqlen, rounds));
         self.scratch = (0..rayon::current_num_threads()).map(|_| scratch()).collect();
         self.partials = Vec::with_capacity(layout.params.div_ceil(adamw::CHUNK));
         Ok(())
@@ -233,7 +233,7 @@ impl<T: Real> Backend for Cpu<T> {
         }
         self.step = *step;
         self.key = random::step_key(step.seed, step.update, step.micro);
-        (self.tokens, self.seqs, self.longest) = (batch.rows(), batch.seqs(), batch.longest);
+        (self.tokens, self.seqs, self.max_seqlen) = (batch.tokens(), batch.seqs(), batch.max_seqlen);
         self.distinct = batch.token_starts.len() - 1;
         Ok(())
     }
@@ -242,12 +242,12 @@ impl<T: Real> Backend for Cpu<T> {
         match op {
             Op::Embed(op) => embed::fwd(self, op),
             Op::Linear(op) => linear::fwd(self, op),
-            Op::Attn(op) => attention::fwd(self, op),
+            Op::Attention(op) => attention::fwd(self, op),
             Op::AddNorm(op) => norm::fwd(self, op),
-            Op::Act(op) => linear::act_fwd(self, op),
+            Op::Activation(op) => linear::act_fwd(self, op),
             Op::Dropout(op) => dropout::apply(self, op, op.x),
-            Op::FirstRow(op) => embed::first_row_fwd(self, op),
-            Op::Xent(op) => loss::fwd(self, op),
+            Op::GatherCls(op) => embed::first_row_fwd(self, op),
+            Op::CrossEntropy(op) => loss::fwd(self, op),
         }
         Ok(())
     }
@@ -256,12 +256,12 @@ impl<T: Real> Backend for Cpu<T> {
         match op {
             Op::Embed(op) => embed::bwd(self, op),
             Op::Linear(op) => linear::bwd(self, op),
-            Op::Attn(op) => attention::bwd(self, op),
+            Op::Attention(op) => attention::bwd(self, op),
             Op::AddNorm(op) => norm::bwd(self, op),
-            Op::Act(op) => linear::act_bwd(self, op),
+            Op::Activation(op) => linear::act_bwd(self, op),
             Op::Dropout(op) => dropout::apply(self, op, op.dy),
-            Op::FirstRow(op) => embed::first_row_bwd(self, op),
-            Op::Xent(op) => loss::bwd(self, op),
+            Op::GatherCls(op) => embed::first_row_bwd(self, op),
+            Op::CrossEntropy(op) => loss::bwd(self, op),
         }
         Ok(())
     }

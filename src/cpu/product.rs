@@ -3,7 +3,7 @@
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::arena::Scattered;
+use super::arena::UnsafeSlice;
 use super::grain;
 use super::real::Real;
 use super::rounded::Panels;
@@ -39,7 +39,7 @@ impl<'a, T> Mat<'a, T> {
 
 /// What a product comes on top of.
 #[derive(Clone, Copy)]
-pub enum Onto<'a, T> {
+pub enum Accumulate<'a, T> {
     Nothing,
     /// What stands there.
     Itself,
@@ -71,11 +71,11 @@ impl<T: Real> Multiplier<T> {
     /// Nothing else may touch these elements meanwhile.
     pub unsafe fn product(
         &mut self,
-        (out, at, stride): (Scattered<T>, usize, usize),
+        (out, at, stride): (UnsafeSlice<T>, usize, usize),
         (m, n, k): (usize, usize, usize),
         (a, b): (Mat<T>, Mat<T>),
         scale: T,
-        onto: Onto<T>,
+        onto: Accumulate<T>,
     ) {
         if m == 0 || n == 0 {
             return;
@@ -86,7 +86,7 @@ impl<T: Real> Multiplier<T> {
             // SAFETY: by contract.
             return unsafe { panels.product((out, at, stride), (m, n, k), (a, b), scale, onto, parallelism) };
         }
-        if let Onto::Row(row) = onto {
+        if let Accumulate::Row(row) = onto {
             let grain = grain(n);
             for_each(parallelism, m.div_ceil(grain), |task| {
                 for i in task * grain..m.min((task + 1) * grain) {
@@ -96,7 +96,7 @@ impl<T: Real> Multiplier<T> {
             });
         }
         let out = out.pointer(at, (m - 1) * stride + n);
-        let (stride, add, s) = (stride as isize, !matches!(onto, Onto::Nothing), |x: usize| x as isize);
+        let (stride, add, s) = (stride as isize, !matches!(onto, Accumulate::Nothing), |x: usize| x as isize);
         // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from what is read.
         unsafe {
             gemm::gemm(

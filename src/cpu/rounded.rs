@@ -5,8 +5,8 @@
 use gemm::Parallelism;
 use half::bf16;
 
-use super::arena::Scattered;
-use super::product::{Mat, Onto, for_each};
+use super::arena::UnsafeSlice;
+use super::product::{Accumulate, Mat, for_each};
 use super::real::{Real, simd};
 
 /// Columns of a panel: three registers of sums. A tile of the result is `ROWS` of them high: 24 of the 32 registers.
@@ -39,14 +39,14 @@ pub struct Instructions<T> {
 /// A part of the result: at most `ROWS` rows, `stride` apart from `at`, of at most `WIDTH` columns. Nothing else touches
 /// its elements while it lives.
 pub struct Tile<'a, T> {
-    pub out: Scattered<'a, T>,
+    pub out: UnsafeSlice<'a, T>,
     pub at: usize,
     pub stride: usize,
     pub rows: usize,
     pub width: usize,
     pub scale: T,
     /// A row is the tile's.
-    pub onto: Onto<'a, T>,
+    pub onto: Accumulate<'a, T>,
 }
 
 impl<T: Real> Panels<T> {
@@ -64,18 +64,18 @@ impl<T: Real> Panels<T> {
     /// The same.
     pub unsafe fn product(
         &mut self,
-        (out, at, stride): (Scattered<T>, usize, usize),
+        (out, at, stride): (UnsafeSlice<T>, usize, usize),
         (m, n, k): (usize, usize, usize),
         (a, b): (Mat<T>, Mat<T>),
         scale: T,
-        onto: Onto<T>,
+        onto: Accumulate<T>,
         parallelism: Parallelism,
     ) {
         let Instructions { pack, multiply } = self.instructions;
         let [a_rows, b_columns] = [&self.a, &self.b].map(|panels| 2 * panels.len() / TERMS * WIDTH);
         for k0 in (0..k).step_by(TERMS) {
             let terms = TERMS.min(k - k0);
-            let onto = if k0 == 0 { onto } else { Onto::Itself };
+            let onto = if k0 == 0 { onto } else { Accumulate::Itself };
             for n0 in (0..n).step_by(b_columns) {
                 let columns = b_columns.min(n - n0);
                 let b = fill(&mut self.b, pack, b.from(k0, n0), (terms, columns), parallelism);
@@ -87,7 +87,7 @@ impl<T: Real> Panels<T> {
                         let (i0, j0) = (task % down * TASK.0, task / down * TASK.1);
                         for j in (j0..columns.min(j0 + TASK.1)).step_by(WIDTH) {
                             let onto = match onto {
-                                Onto::Row(row) => Onto::Row(&row[n0 + j..]),
+                                Accumulate::Row(row) => Accumulate::Row(&row[n0 + j..]),
                                 other => other,
                             };
                             for i in (i0..rows.min(i0 + TASK.0)).step_by(ROWS) {
@@ -120,7 +120,7 @@ fn fill<'a, T: Real>(
 ) -> &'a [Pairs] {
     let pairs = terms.div_ceil(2);
     let panels = &mut panels[..columns.div_ceil(WIDTH) * pairs];
-    let all = Scattered::new(panels);
+    let all = UnsafeSlice::new(panels);
     for_each(parallelism, columns.div_ceil(WIDTH), |p| {
         // SAFETY: this task's alone.
         let panel = unsafe { all.row(p * pairs, pairs) };
@@ -167,9 +167,9 @@ pub mod portable {
             let out = unsafe { tile.out.row(tile.at + r * tile.stride, tile.width) };
             let sums = sums.iter().map(|&sum| tile.scale * T::of(f64::from(sum)));
             match tile.onto {
-                Onto::Nothing => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum),
-                Onto::Itself => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-                Onto::Row(row) => out.iter_mut().zip(sums).zip(row).for_each(|((out, sum), &start)| *out = start + sum),
+                Accumulate::Nothing => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum),
+                Accumulate::Itself => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                Accumulate::Row(row) => out.iter_mut().zip(sums).zip(row).for_each(|((out, sum), &start)| *out = start + sum),
             }
         }
     }
@@ -231,18 +231,18 @@ mod tests {
                 [(Mat::new(&stored_a, k), Mat::new(&stored_b, n)), (Mat::new(&stored_a, m).t(), Mat::new(&stored_b, k).t())]
             {
                 let at = |x: Mat<f32>, i: usize, j: usize| f64::from(bf16::from_f32(x.data[i * x.row + j * x.col]));
-                for onto in [Onto::Nothing, Onto::Itself, Onto::Row(&row)] {
+                for onto in [Accumulate::Nothing, Accumulate::Itself, Accumulate::Row(&row)] {
                     for (panels, parallelism) in &mut all {
                         let mut out = start.clone();
-                        let elements = (Scattered::new(&mut out), 0, n);
+                        let elements = (UnsafeSlice::new(&mut out), 0, n);
                         // SAFETY: `out` is this test's.
                         unsafe { panels.product(elements, (m, n, k), (a, b), 0.5, onto, *parallelism) };
                         for (e, &got) in out.iter().enumerate() {
                             let (i, j) = (e / n, e % n);
                             let before = match onto {
-                                Onto::Nothing => 0.0,
-                                Onto::Itself => start[e],
-                                Onto::Row(row) => row[j],
+                                Accumulate::Nothing => 0.0,
+                                Accumulate::Itself => start[e],
+                                Accumulate::Row(row) => row[j],
                             };
                             let products = (0..k).map(|p| at(a, i, p) * at(b, p, j));
                             let (sum, size) = products.fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs()));

@@ -33,13 +33,13 @@ pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
         clip,
         len: len(op.params.len),
         decayed: len(op.decayed),
-        keep: (1.0 - lr * op.weight_decay) as f32,
+        decay: (1.0 - lr * op.weight_decay) as f32,
         rate: (lr / bias1) as f32,
-        root_bias2: bias2.sqrt() as f32,
+        sqrt_bias_correction2: bias2.sqrt() as f32,
         beta1: op.beta1 as f32,
-        rest1: (1.0 - op.beta1) as f32,
+        one_minus_beta1: (1.0 - op.beta1) as f32,
         beta2: op.beta2 as f32,
-        rest2: (1.0 - op.beta2) as f32,
+        one_minus_beta2: (1.0 - op.beta2) as f32,
         eps: op.eps as f32,
     };
     let kernel = &cuda.kernels().adamw;

@@ -4,7 +4,7 @@
 use super::Cuda;
 use super::kernels::{AttnBwd, AttnFwd, Kernel, Kernels};
 use crate::error::{Error, Kind, Result};
-use crate::ops::{Attn, DType, Rows};
+use crate::ops::{Attention, DType, Rows};
 
 /// The kernels of one head size.
 struct Path<'a> {
@@ -37,7 +37,7 @@ impl Path<'_> {
         Path { fwd, bwd_q, bwd_kv, parts: 1 }
     }
 
-    fn of<'a>(cuda: &'a Cuda, op: &Attn) -> Result<Path<'a>> {
+    fn of<'a>(cuda: &'a Cuda, op: &Attention) -> Result<Path<'a>> {
         let kernels = cuda.kernels();
         match op.head_dim {
             // Rows and parts of rows begin at multiples of 16 bytes, the unit of copies into shared memory.
@@ -57,18 +57,18 @@ impl Path<'_> {
 const MOST: usize = 65_535;
 
 /// Tiles, or sequences with one query each, that the queries take; and the parts of each.
-fn queries(cuda: &Cuda, op: &Attn, path: &Path) -> (usize, usize) {
+fn queries(cuda: &Cuda, op: &Attention, path: &Path) -> (usize, usize) {
     match op.q_rows {
         Rows::Tokens => (cuda.tiles, path.parts),
-        Rows::Seqs => (cuda.seqs, 1),
+        Rows::Cls => (cuda.seqs, 1),
     }
 }
 
-fn scale(op: &Attn) -> f32 {
+fn scale(op: &Attention) -> f32 {
     (1.0 / (op.head_dim as f64).sqrt()) as f32
 }
 
-pub fn fwd(cuda: &Cuda, op: &Attn) -> Result<()> {
+pub fn fwd(cuda: &Cuda, op: &Attention) -> Result<()> {
     let path = Path::of(cuda, op)?;
     let arguments = AttnFwd {
         q: cuda.at(op.q),
@@ -82,7 +82,7 @@ pub fn fwd(cuda: &Cuda, op: &Attn) -> Result<()> {
         kv_stride: op.kv_stride as i32,
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
-        cls: (op.q_rows == Rows::Seqs).into(),
+        cls: (op.q_rows == Rows::Cls).into(),
         first: 0,
         scale: scale(op),
         drop: cuda.drop(op.drop),
@@ -94,7 +94,7 @@ pub fn fwd(cuda: &Cuda, op: &Attn) -> Result<()> {
     })
 }
 
-pub fn bwd(cuda: &Cuda, op: &Attn) -> Result<()> {
+pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
     let path = Path::of(cuda, op)?;
     let arguments = AttnBwd {
         q: cuda.at(op.q),
@@ -113,7 +113,7 @@ pub fn bwd(cuda: &Cuda, op: &Attn) -> Result<()> {
         kv_stride: op.kv_stride as i32,
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
-        cls: (op.q_rows == Rows::Seqs).into(),
+        cls: (op.q_rows == Rows::Cls).into(),
         first: 0,
         scale: scale(op),
         drop: cuda.drop(op.drop),

@@ -4,7 +4,7 @@ use super::Cuda;
 use super::columns::{self, Matrix, tiles};
 use super::kernels::{self, EmbedBwdPosition, EmbedBwdWord, EmbedFwd, Kernel};
 use crate::error::Result;
-use crate::ops::{Backend, Embed, FirstRow, View};
+use crate::ops::{Backend, Embed, GatherCls, View};
 
 pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     let inputs = cuda.inputs();
@@ -42,11 +42,11 @@ pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
         cu_seqlens: cuda.at(inputs.cu_seqlens),
         dposition: cuda.at(op.dposition),
         seqs: cuda.seqs as i32,
-        longest: cuda.longest as i32,
+        max_seqlen: cuda.max_seqlen as i32,
         dim: op.dim as i32,
     };
     let kernel = cuda.kernels().embed_bwd_position.of(dtype);
-    cuda.launch(kernel, [cuda.longest.div_ceil(kernel.warps()), tiles, 1], &of_position)?;
+    cuda.launch(kernel, [cuda.max_seqlen.div_ceil(kernel.warps()), tiles, 1], &of_position)?;
 
     for (t, start) in (0..op.dtypes.len).step_by(op.dim).enumerate() {
         let rows = Matrix { x: cuda.at(op.dy), dtype, rows: cuda.tokens, width: op.dim, only: Some(t) };
@@ -55,18 +55,18 @@ pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     Ok(())
 }
 
-pub fn first_row_fwd(cuda: &Cuda, op: &FirstRow) -> Result<()> {
+pub fn first_row_fwd(cuda: &Cuda, op: &GatherCls) -> Result<()> {
     first_row(cuda, op, [op.x, op.y], cuda.kernels().first_row_fwd.of(op.x.dtype))
 }
 
-pub fn first_row_bwd(cuda: &mut Cuda, op: &FirstRow) -> Result<()> {
+pub fn first_row_bwd(cuda: &mut Cuda, op: &GatherCls) -> Result<()> {
     if !op.add {
         cuda.zero(op.dx.slice(0, cuda.tokens * op.dim))?;
     }
     first_row(cuda, op, [op.dx, op.dy], cuda.kernels().first_row_bwd.of(op.dx.dtype))
 }
 
-fn first_row(cuda: &Cuda, op: &FirstRow, [tokens, firsts]: [View; 2], kernel: &Kernel<kernels::FirstRow>) -> Result<()> {
+fn first_row(cuda: &Cuda, op: &GatherCls, [tokens, firsts]: [View; 2], kernel: &Kernel<kernels::FirstRow>) -> Result<()> {
     let arguments = kernels::FirstRow {
         tokens: cuda.at(tokens),
         firsts: cuda.at(firsts),

@@ -5,17 +5,17 @@ use super::columns::{self, Matrix};
 use super::gemm::Product;
 use super::kernels::{self, ACT_PACKS, Kernel, Matmul};
 use crate::error::Result;
-use crate::ops::{Act, DType, Linear, View};
+use crate::ops::{Activation, DType, Linear, View};
 
-pub fn act_fwd(cuda: &Cuda, op: &Act) -> Result<()> {
+pub fn act_fwd(cuda: &Cuda, op: &Activation) -> Result<()> {
     act(cuda, op, op.y, cuda.kernels().act_fwd.of(op.y.dtype))
 }
 
-pub fn act_bwd(cuda: &Cuda, op: &Act) -> Result<()> {
+pub fn act_bwd(cuda: &Cuda, op: &Activation) -> Result<()> {
     act(cuda, op, op.dy, cuda.kernels().act_bwd.of(op.dy.dtype))
 }
 
-fn act(cuda: &Cuda, op: &Act, y: View, kernel: &Kernel<kernels::Act>) -> Result<()> {
+fn act(cuda: &Cuda, op: &Activation, y: View, kernel: &Kernel<kernels::Act>) -> Result<()> {
     let rows = cuda.rows(op.rows);
     let arguments =
         kernels::Act { x: cuda.at(op.x), y: cuda.at(y), rows: rows as i32, width: op.width as i32, kind: op.kind as i32 };

@@ -3,9 +3,9 @@
 use super::Cuda;
 use super::kernels::{XentBwd, XentFwd};
 use crate::error::Result;
-use crate::ops::Xent;
+use crate::ops::CrossEntropy;
 
-pub fn fwd(cuda: &Cuda, op: &Xent) -> Result<()> {
+pub fn fwd(cuda: &Cuda, op: &CrossEntropy) -> Result<()> {
     let arguments = XentFwd {
         logits: cuda.at(op.logits),
         weights: cuda.at(op.weights),
@@ -21,7 +21,7 @@ pub fn fwd(cuda: &Cuda, op: &Xent) -> Result<()> {
     cuda.launch(&cuda.kernels().xent_fwd, [1, 1, 1], &arguments)
 }
 
-pub fn bwd(cuda: &Cuda, op: &Xent) -> Result<()> {
+pub fn bwd(cuda: &Cuda, op: &CrossEntropy) -> Result<()> {
     let arguments = XentBwd {
         logits: cuda.at(op.logits),
         weights: cuda.at(op.weights),

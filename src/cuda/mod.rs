@@ -43,7 +43,7 @@ pub struct Cuda {
     step: Step,
     tokens: usize,
     seqs: usize,
-    longest: usize,
+    max_seqlen: usize,
     /// Distinct tokens of the batch.
     distinct: usize,
     /// Tiles of attention in the batch.
@@ -65,7 +65,7 @@ impl Cuda {
             step: Step::INFER,
             tokens: 0,
             seqs: 0,
-            longest: 0,
+            max_seqlen: 0,
             distinct: 0,
             tiles: 0,
         })
@@ -137,7 +137,7 @@ impl Cuda {
     fn rows(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens,
-            Rows::Seqs => self.seqs,
+            Rows::Cls => self.seqs,
         }
     }
 
@@ -145,7 +145,7 @@ impl Cuda {
     fn token_rows(&self, rows: Rows) -> Ptr {
         match rows {
             Rows::Tokens => 0,
-            Rows::Seqs => self.at(self.inputs().cu_seqlens),
+            Rows::Cls => self.at(self.inputs().cu_seqlens),
         }
     }
 
@@ -218,7 +218,7 @@ impl Backend for Cuda {
         let arena = self.arena.as_mut().expect("reserve comes first");
         self.tiles = arena.stage(&self.stream, batch)?;
         self.step = *step;
-        (self.tokens, self.seqs, self.longest) = (batch.rows(), batch.seqs(), batch.longest);
+        (self.tokens, self.seqs, self.max_seqlen) = (batch.tokens(), batch.seqs(), batch.max_seqlen);
         self.distinct = batch.token_starts.len() - 1;
         Ok(())
     }
@@ -227,12 +227,12 @@ impl Backend for Cuda {
         match op {
             Op::Embed(op) => embed::fwd(self, op),
             Op::Linear(op) => gemm::fwd(self, op),
-            Op::Attn(op) => attention::fwd(self, op),
+            Op::Attention(op) => attention::fwd(self, op),
             Op::AddNorm(op) => norm::fwd(self, op),
-            Op::Act(op) => linear::act_fwd(self, op),
+            Op::Activation(op) => linear::act_fwd(self, op),
             Op::Dropout(op) => dropout::apply(self, op, op.x),
-            Op::FirstRow(op) => embed::first_row_fwd(self, op),
-            Op::Xent(op) => loss::fwd(self, op),
+            Op::GatherCls(op) => embed::first_row_fwd(self, op),
+            Op::CrossEntropy(op) => loss::fwd(self, op),
         }
     }
 
@@ -240,12 +240,12 @@ impl Backend for Cuda {
         match op {
             Op::Embed(op) => embed::bwd(self, op),
             Op::Linear(op) => gemm::bwd(self, op),
-            Op::Attn(op) => attention::bwd(self, op),
+            Op::Attention(op) => attention::bwd(self, op),
             Op::AddNorm(op) => norm::bwd(self, op),
-            Op::Act(op) => linear::act_bwd(self, op),
+            Op::Activation(op) => linear::act_bwd(self, op),
             Op::Dropout(op) => dropout::apply(self, op, op.dy),
-            Op::FirstRow(op) => embed::first_row_bwd(self, op),
-            Op::Xent(op) => loss::bwd(self, op),
+            Op::GatherCls(op) => embed::first_row_bwd(self, op),
+            Op::CrossEntropy(op) => loss::bwd(self, op),
         }
     }
 

@@ -19,11 +19,11 @@ pub struct PackedBatch {
     /// Where each distinct token starts in `rows_by_token`, and its end, (distinct tokens + 1).
     pub token_starts: Vec<i32>,
     /// Tokens in the longest sequence.
-    pub longest: usize,
+    pub max_seqlen: usize,
 }
 
 impl PackedBatch {
-    pub fn rows(&self) -> usize {
+    pub fn tokens(&self) -> usize {
         self.ids.len()
     }
 
@@ -33,7 +33,7 @@ impl PackedBatch {
 
     /// Of all arrays.
     pub fn bytes(&self) -> usize {
-        size_of::<i32>() * (4 * self.rows() + self.cu_seqlens.len() + self.seqs() + self.token_starts.len())
+        size_of::<i32>() * (4 * self.tokens() + self.cu_seqlens.len() + self.seqs() + self.token_starts.len())
     }
 
     /// Packs sequences of (ids, token types, label). An empty list of types stands for all zero.
@@ -50,7 +50,7 @@ impl PackedBatch {
             batch.types.resize(batch.ids.len(), 0);
             batch.cu_seqlens.push(batch.ids.len() as i32);
             batch.labels.push(label as i32);
-            batch.longest = batch.longest.max(ids.len());
+            batch.max_seqlen = batch.max_seqlen.max(ids.len());
         }
         batch.rows_by_token = (0..batch.ids.len() as i32).collect();
         batch.rows_by_token.sort_by_key(|&row| batch.ids[row as usize]);

@@ -38,8 +38,8 @@ use crate::data::tokenize::Encoded;
 use crate::device::{Device, Opened, Precision};
 use crate::error::{Error, Kind, Result};
 use crate::model::config::Config;
-use crate::model::plan::Use;
-use crate::model::{Hyper, Model};
+use crate::model::plan::ModelSpec;
+use crate::model::{Hyperparameters, Model};
 use crate::ops::Rows;
 use pooling::Pooling;
 
@@ -102,12 +102,12 @@ impl Session {
         }
         let config = Config { layers: layer as usize, ..source.config.clone() };
         // The embeddings have no layer to prune.
-        let last_rows = if pooling == Pooling::Cls && layer > 0 { Rows::Seqs } else { Rows::Tokens };
+        let last_rows = if pooling == Pooling::Cls && layer > 0 { Rows::Cls } else { Rows::Tokens };
         let tokens = options.tokens.max(config.positions);
         let seqs = options.texts.min(tokens); // a text has at least one token
         let Opened { backend, arithmetic, notes } = device.open(precision)?;
-        let what_for = Use { train: false, last_rows, tokens, seqs, arithmetic };
-        let mut model = Model::new(&config, what_for, Hyper::default(), backend)?;
+        let spec = ModelSpec { train: false, last_rows, tokens, seqs, arithmetic };
+        let mut model = Model::new(&config, spec, Hyperparameters::default(), backend)?;
         let missing = source.load_weights(&mut model, 0)?;
         notes.into_iter().for_each(note);
         Ok(Session { source: Arc::new(source), missing, pooling, model })
@@ -139,7 +139,7 @@ impl Session {
 
     /// The output asked for of each row, in order. `done` is called with the texts and tokens of each batch.
     pub fn run(&mut self, rows: &Encoded, outputs: &[Output], mut done: impl FnMut(usize, usize)) -> Result<Vec<Vec<f32>>> {
-        let Use { tokens, seqs, last_rows, .. } = self.model.plan.what_for;
+        let ModelSpec { tokens, seqs, last_rows, .. } = self.model.plan.spec;
         let (dim, classes) = (self.source.config.dim, self.source.config.classes());
         let (mut results, mut outputs) = (Vec::with_capacity(rows.rows()), outputs);
         for batch in rows.batches(tokens, seqs) {
@@ -149,12 +149,12 @@ impl Session {
             let logits = if classifies { self.model.infer(&batch)? } else { Vec::new() };
             let hidden = match (embeds, classifies) {
                 (false, _) => Vec::new(),
-                (true, true) => self.model.last(&batch)?,
+                (true, true) => self.model.last_hidden(&batch)?,
                 (true, false) => self.model.hidden(&batch)?,
             };
             for (row, (ends, output)) in batch.cu_seqlens.windows(2).zip(of_batch).enumerate() {
                 let states = match last_rows {
-                    Rows::Seqs => row..row + 1,
+                    Rows::Cls => row..row + 1,
                     Rows::Tokens => ends[0] as usize..ends[1] as usize,
                 };
                 results.push(match *output {
@@ -164,7 +164,7 @@ impl Session {
                     }
                 });
             }
-            done(batch.seqs(), batch.rows());
+            done(batch.seqs(), batch.tokens());
         }
         Ok(results)
     }

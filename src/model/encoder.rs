@@ -51,7 +51,7 @@ pub fn ops(plan: &Plan) -> Vec<Op> {
 fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
     let Config { arch, dim, heads, ffn, norm_eps: eps, dropout, attention_dropout, .. } = plan.config;
     let rows = layer.rows;
-    let pruned = rows == Rows::Seqs;
+    let pruned = rows == Rows::Cls;
     let d = &plan.backward;
     // The gradient that flows from layer to layer; a pruned layer's own output has a small one.
     let dh = if pruned { d.last_first } else { d.hidden };
@@ -86,19 +86,19 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
     let columns = |view: View, start: usize| if view.is_none() { view } else { view.from(start) };
     let split = Affine { w: layer.qkv.w.slice(0, dim * dim), b: layer.qkv.b.slice(0, dim) };
     let split_kv = Affine { w: layer.qkv.w.from(dim * dim), b: layer.qkv.b.from(dim) };
-    let (t, s) = (Rows::Tokens, Rows::Seqs);
+    let (t, s) = (Rows::Tokens, Rows::Cls);
     // Query, key and value of every token by one product; or key and value of every token and the query of [CLS] alone. What
     // comes last overwrites the gradient of the input, to which the others add.
     let project = if pruned {
         let dkv = if d.projected.is_none() { View::NONE } else { d.projected.slice(0, layer.projected.len) };
-        let first = FirstRow { x: layer.input, y: layer.first, dy: dh, dx: d.hidden, add: true, dim };
+        let first = GatherCls { x: layer.input, y: layer.first, dy: dh, dx: d.hidden, add: true, dim };
         let kv = plan.linear(split_kv, [layer.input, layer.projected], [dkv, d.hidden], t);
         let q = adding(plan.linear(split, [layer.first, layer.query], [d.last_query, dh], s));
-        vec![Op::FirstRow(first), Op::Linear(kv), Op::Linear(q)]
+        vec![Op::GatherCls(first), Op::Linear(kv), Op::Linear(q)]
     } else {
         vec![Op::Linear(adding(plan.linear(layer.qkv, [layer.input, layer.projected], [d.projected, dh], t)))]
     };
-    let attn = Attn {
+    let attn = Attention {
         q: if pruned { layer.query } else { layer.projected },
         k: layer.projected.from(kv_at),
         v: layer.projected.from(kv_at + dim),
@@ -119,15 +119,15 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
     let skip = if pruned { layer.first } else { layer.input };
     let attn_norm = norm(layer.attn_sum, skip, layer.attn_norm, layer.attn_out, layer.attn_stats, site(1, attn_out_p));
     let up = adding(plan.linear(layer.up, [layer.attn_out, layer.pre_act], [d.ffn, dh], rows));
-    let act = Act { kind: Activation::Gelu, x: layer.pre_act, y: layer.act, dy: d.ffn, width: ffn, rows };
+    let act = Activation { kind: ActivationKind::Gelu, x: layer.pre_act, y: layer.act, dy: d.ffn, width: ffn, rows };
     let down = plan.linear(layer.down, [layer.act, layer.ffn_sum], [branch(dropout), d.ffn], rows);
     let ffn_norm = norm(layer.ffn_sum, layer.attn_out, layer.ffn_norm, layer.out, layer.ffn_stats, site(2, dropout));
     let rest = [
-        Op::Attn(attn),
+        Op::Attention(attn),
         Op::Linear(output),
         Op::AddNorm(attn_norm),
         Op::Linear(up),
-        Op::Act(act),
+        Op::Activation(act),
         Op::Linear(down),
         Op::AddNorm(ffn_norm),
     ];

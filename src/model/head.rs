@@ -9,19 +9,19 @@ use crate::ops::*;
 pub fn ops(plan: &Plan) -> Vec<Op> {
     let dim = plan.config.dim;
     let (h, d) = (&plan.head, &plan.backward);
-    let rows = Rows::Seqs;
+    let rows = Rows::Cls;
     let kind = match plan.config.arch {
-        Arch::DistilBert => Activation::Relu,
-        Arch::Bert => Activation::Tanh,
+        Arch::DistilBert => ActivationKind::Relu,
+        Arch::Bert => ActivationKind::Tanh,
     };
     let drop = DropSite { p: plan.config.classifier_dropout, site: HEAD_SITE };
-    let first = FirstRow { x: plan.last(), y: h.first, dy: d.last_first, dx: d.hidden, add: false, dim };
+    let first = GatherCls { x: plan.last_hidden(), y: h.first, dy: d.last_first, dx: d.hidden, add: false, dim };
     // The encoder may have pruned its last layer to these rows already.
-    let pruned = plan.what_for.last_rows == Rows::Seqs;
-    let first = (!pruned).then_some(Op::FirstRow(first));
+    let pruned = plan.spec.last_rows == Rows::Cls;
+    let first = (!pruned).then_some(Op::GatherCls(first));
     let rest = [
         Op::Linear(plan.linear(h.dense, [h.first, h.pre_act], [d.head, d.last_first], rows)),
-        Op::Act(Act { kind, x: h.pre_act, y: h.act, dy: d.head, width: dim, rows }),
+        Op::Activation(Activation { kind, x: h.pre_act, y: h.act, dy: d.head, width: dim, rows }),
         Op::Dropout(Dropout { x: h.act, dy: d.head, drop, width: dim, rows }),
         Op::Linear(plan.linear(h.classifier, [h.act, h.logits], [d.logits, d.head], rows)),
     ];
@@ -31,7 +31,7 @@ pub fn ops(plan: &Plan) -> Vec<Op> {
 /// Of the logits.
 pub fn loss(plan: &Plan, smoothing: f32) -> Op {
     let (h, d) = (&plan.head, &plan.backward);
-    Op::Xent(Xent {
+    Op::CrossEntropy(CrossEntropy {
         logits: h.logits,
         weights: h.weights,
         loss: h.loss,

@@ -9,11 +9,11 @@ pub mod plan;
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::ops::{AdamW, Backend, Cast, DType, GradNorm, Op, Rows, Status, Step, Update, View};
-use plan::{Plan, Use};
+use plan::{ModelSpec, Plan};
 
 /// The constants of the loss and of the optimizer; see [`crate::ops`] for their maths.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Hyper {
+pub struct Hyperparameters {
     pub label_smoothing: f32,
     pub weight_decay: f64,
     pub beta1: f64,
@@ -23,10 +23,10 @@ pub struct Hyper {
     pub max_grad_norm: f64,
 }
 
-impl Default for Hyper {
+impl Default for Hyperparameters {
     /// Those of Hugging Face's TrainingArguments.
-    fn default() -> Hyper {
-        Hyper { label_smoothing: 0.0, weight_decay: 0.0, beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm: 1.0 }
+    fn default() -> Hyperparameters {
+        Hyperparameters { label_smoothing: 0.0, weight_decay: 0.0, beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm: 1.0 }
     }
 }
 
@@ -51,14 +51,14 @@ impl Model {
     ///
     /// # Errors
     /// There is too little memory, or it cannot be had.
-    pub fn new(config: &config::Config, what_for: Use, hyper: Hyper, mut backend: Box<dyn Backend>) -> Result<Model> {
-        let plan = Plan::new(config, what_for);
+    pub fn new(config: &config::Config, spec: ModelSpec, hyper: Hyperparameters, mut backend: Box<dyn Backend>) -> Result<Model> {
+        let plan = Plan::new(config, spec);
         if let Some(available) = backend.available()? {
             plan.check_fits(available)?;
         }
         backend.reserve(&plan.layout)?;
         backend.zero(plan.params)?;
-        if what_for.train {
+        if spec.train {
             [plan.grads, plan.m, plan.v].into_iter().try_for_each(|view| backend.zero(view))?;
         }
         backend.zero(plan.status)?;
@@ -133,16 +133,16 @@ impl Model {
     /// The last hidden states of a batch, packed: (tokens, dim), or (seqs, dim) where the plan keeps `[CLS]` alone.
     pub fn hidden(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
         self.encode(batch)?;
-        self.last(batch)
+        self.last_hidden(batch)
     }
 
     /// As [`Model::hidden`], of the batch that ran last.
-    pub fn last(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
-        let rows = match self.plan.what_for.last_rows {
-            Rows::Tokens => batch.rows(),
-            Rows::Seqs => batch.seqs(),
+    pub fn last_hidden(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
+        let rows = match self.plan.spec.last_rows {
+            Rows::Tokens => batch.tokens(),
+            Rows::Cls => batch.seqs(),
         };
-        self.read(self.plan.last().slice(0, rows * self.plan.config.dim))
+        self.read(self.plan.last_hidden().slice(0, rows * self.plan.config.dim))
     }
 
     fn encode(&mut self, batch: &PackedBatch) -> Result<()> {
@@ -216,7 +216,7 @@ impl Model {
 
     /// The parameters, or another flat view of their layout (gradients, moments), in Hugging Face's order.
     pub fn read_all(&mut self, flat: View) -> Result<Vec<Vec<f32>>> {
-        let views: Vec<View> = self.plan.slots.iter().map(|slot| self.plan.beside(slot.view, flat)).collect();
+        let views: Vec<View> = self.plan.slots.iter().map(|slot| self.plan.view_in(slot.view, flat)).collect();
         let read = |view: View| {
             let mut values = vec![0.0; view.len];
             self.read_f32(view, &mut values).map(|()| values)
@@ -226,7 +226,7 @@ impl Model {
 
     /// Sets them all; one list a parameter.
     pub fn write_all(&mut self, flat: View, values: &[Vec<f32>]) -> Result<()> {
-        let views: Vec<View> = self.plan.slots.iter().map(|slot| self.plan.beside(slot.view, flat)).collect();
+        let views: Vec<View> = self.plan.slots.iter().map(|slot| self.plan.view_in(slot.view, flat)).collect();
         views.into_iter().zip(values).try_for_each(|(view, values)| self.write_f32(view, values))
     }
 }

@@ -15,10 +15,10 @@ const PARAM_ALIGN: usize = 16;
 
 /// What a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Use {
+pub struct ModelSpec {
     /// Gradients, optimizer state and all activations kept; else one layer's buffers serve all layers.
     pub train: bool,
-    /// Rows that go on after the last layer's keys and values: [`Rows::Seqs`] where only `[CLS]` is needed (the head),
+    /// Rows that go on after the last layer's keys and values: [`Rows::Cls`] where only `[CLS]` is needed (the head),
     /// [`Rows::Tokens`] where the last hidden states are.
     pub last_rows: Rows,
     /// The most tokens and the most sequences of a batch.
@@ -84,7 +84,7 @@ pub struct Head {
     pub loss: View,         // (seqs)
 }
 
-/// Activation gradients, one set for all layers. NONE in inference.
+/// ActivationKind gradients, one set for all layers. NONE in inference.
 #[derive(Clone, Debug)]
 pub struct Backward {
     pub hidden: View,     // (tokens, dim): flows from layer to layer
@@ -126,7 +126,7 @@ pub struct Slot {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub config: Config,
-    pub what_for: Use,
+    pub spec: ModelSpec,
     /// What the backend is to take.
     pub layout: Layout,
     pub status: View, // F64, Status::LEN
@@ -186,8 +186,8 @@ impl Arena {
 }
 
 impl Plan {
-    pub fn new(config: &Config, what_for: Use) -> Plan {
-        let Use { train, last_rows, tokens, seqs, arithmetic } = what_for;
+    pub fn new(config: &Config, spec: ModelSpec) -> Plan {
+        let ModelSpec { train, last_rows, tokens, seqs, arithmetic } = spec;
         let Config { dim, heads, ffn, .. } = *config;
         let classes = config.classes();
         let dtype = arithmetic.dtype();
@@ -224,8 +224,8 @@ impl Plan {
 
         let mut layers: Vec<Layer> = Vec::with_capacity(config.layers);
         for l in 0..config.layers {
-            let pruned = l + 1 == config.layers && last_rows == Rows::Seqs;
-            let (rows, count) = if pruned { (Rows::Seqs, seqs) } else { (Rows::Tokens, tokens) };
+            let pruned = l + 1 == config.layers && last_rows == Rows::Cls;
+            let (rows, count) = if pruned { (Rows::Cls, seqs) } else { (Rows::Tokens, tokens) };
             let affine = |block| affine(Module::Layer(l, block));
             // Query, key and value lie end to end (see `place`), so that one product computes all three.
             let query = affine(Block::Query);
@@ -277,7 +277,7 @@ impl Plan {
             dense: affine(Module::HeadDense),
             classifier: affine(Module::Classifier),
             weights: class_weights,
-            first: if last_rows == Rows::Seqs { last } else { arena.activation("head.first", seqs * dim) },
+            first: if last_rows == Rows::Cls { last } else { arena.activation("head.first", seqs * dim) },
             pre_act: arena.activation("head.pre_act", seqs * dim),
             act: arena.activation("head.act", seqs * dim),
             logits: arena.statistic("head.logits", seqs * classes),
@@ -297,8 +297,14 @@ impl Plan {
         };
         Plan {
             config: config.clone(),
-            what_for,
-            layout: Layout { bytes: arena.bytes, arithmetic, inputs, longest: config.positions.min(tokens), params: params.len },
+            spec,
+            layout: Layout {
+                bytes: arena.bytes,
+                arithmetic,
+                inputs,
+                max_seqlen: config.positions.min(tokens),
+                params: params.len,
+            },
             status,
             params,
             weights,
@@ -316,12 +322,12 @@ impl Plan {
     }
 
     /// The last hidden states, (tokens, dim), or (seqs, dim) where only those of `[CLS]` are left.
-    pub fn last(&self) -> View {
+    pub fn last_hidden(&self) -> View {
         self.layers.last().map_or(self.embeddings.out, |layer| layer.out)
     }
 
     /// Where `param`'s elements stand in another flat view of the same layout (gradients, moments).
-    pub fn beside(&self, param: View, flat: View) -> View {
+    pub fn view_in(&self, param: View, flat: View) -> View {
         if flat.is_none() || param.is_none() {
             return View::NONE;
         }
@@ -330,15 +336,15 @@ impl Plan {
 
     /// The gradient of a parameter; NONE in inference.
     pub fn grad(&self, param: View) -> View {
-        self.beside(param, self.grads)
+        self.view_in(param, self.grads)
     }
 
     /// The op `y = x W^T + b` with its gradients; `dx` is overwritten.
     pub fn linear(&self, weights: Affine, [x, y]: [View; 2], [dy, dx]: [View; 2], rows: Rows) -> Linear {
         let (dw, db) = (self.grad(weights.w), self.grad(weights.b));
         let (k, n) = (weights.w.len / weights.b.len, weights.b.len);
-        let w = self.beside(weights.w, self.weights);
-        let b = if y.dtype == weights.b.dtype { weights.b } else { self.beside(weights.b, self.weights) };
+        let w = self.view_in(weights.w, self.weights);
+        let b = if y.dtype == weights.b.dtype { weights.b } else { self.view_in(weights.b, self.weights) };
         Linear { x, w, b, y, dy, dx, dw, db, add: false, k, n, rows }
     }
 
@@ -363,9 +369,9 @@ impl Plan {
         if self.layout.bytes <= available {
             return Ok(());
         }
-        let Use { tokens, seqs, .. } = self.what_for;
+        let ModelSpec { tokens, seqs, .. } = self.spec;
         // Any of its rows may be of full length.
-        let smaller = |rows: usize| Use { tokens: tokens.min(rows * self.config.positions), seqs: rows, ..self.what_for };
+        let smaller = |rows: usize| ModelSpec { tokens: tokens.min(rows * self.config.positions), seqs: rows, ..self.spec };
         let fits = |rows: &usize| Plan::new(&self.config, smaller(*rows)).layout.bytes <= available;
         let remedy = match (1..seqs).rev().find(fits) {
             Some(rows) => format!("the largest batch that fits has {rows} rows: lower --batch-size and --eval-batch-size"),

@@ -70,7 +70,7 @@ impl Trainer<'_> {
                 }
                 self.update(&micro_batches)?;
                 let count = |f: fn(&PackedBatch) -> usize| micro_batches.iter().map(f).sum::<usize>() as u64;
-                progress.add(&[1, count(PackedBatch::rows), count(PackedBatch::seqs)]);
+                progress.add(&[1, count(PackedBatch::tokens), count(PackedBatch::seqs)]);
                 if self.profile.as_ref().is_some_and(|(profile, _)| profile.is_done()) {
                     self.show_profile(progress)?;
                 }

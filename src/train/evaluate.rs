@@ -36,13 +36,13 @@ pub fn evaluate(
     let begin = Instant::now();
     let progress = Progress::new(what, data.rows() as u64, &["reviews", "tokens"]);
     let (mut logits, mut losses, mut batches) = (Vec::new(), Vec::new(), 0);
-    for batch in Loader::in_order(data.clone(), model.plan.what_for.tokens, batch_size) {
+    for batch in Loader::in_order(data.clone(), model.plan.spec.tokens, batch_size) {
         check_interrupt()?;
         let (batch_logits, batch_losses) = model.evaluate(&batch)?;
         logits.extend(batch_logits.into_iter().map(|x| x as f32));
         losses.extend(batch_losses);
         batches += 1;
-        progress.add(&[batch.seqs() as u64, batch.rows() as u64]);
+        progress.add(&[batch.seqs() as u64, batch.tokens() as u64]);
     }
     let mut metrics = Metrics::from_logits(&data.labels, &logits, model.plan.config.classes())?;
     let weight: f64 = data.labels.iter().map(|&label| class_weights[label as usize]).sum();

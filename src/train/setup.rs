@@ -15,8 +15,8 @@ use crate::device::Opened;
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::model::config::Config;
-use crate::model::plan::{Plan, Use};
-use crate::model::{Hyper, Model};
+use crate::model::plan::{ModelSpec, Plan};
+use crate::model::{Hyperparameters, Model};
 use crate::ops::Rows;
 use crate::profile::{Ceilings, Profile};
 use crate::report::log::Count;
@@ -30,7 +30,7 @@ pub struct Setup<'a> {
     data: Data,
     config: Config,
     class_weights: Vec<f64>,
-    what_for: Use,
+    spec: ModelSpec,
     schedule: Schedule,
     updates_per_epoch: usize,
 }
@@ -48,27 +48,27 @@ impl<'a> Setup<'a> {
         let class_weights = class_weights(settings, &data)?;
 
         let (tokens, seqs) = largest_batch(settings, &data);
-        let what_for = Use { train: true, last_rows: Rows::Seqs, tokens, seqs, arithmetic: device.arithmetic };
+        let spec = ModelSpec { train: true, last_rows: Rows::Cls, tokens, seqs, arithmetic: device.arithmetic };
         let batches = data.train.rows().div_ceil(settings.batch_size);
         let updates_per_epoch = updates_per_epoch(batches, settings.gradient_accumulation_steps);
         let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
         let warmup = warmup_updates(settings.warmup_steps, total)?;
         let schedule = Schedule { kind: settings.lr_scheduler_type, base_lr: settings.learning_rate, warmup, total };
-        Ok(Setup { settings, device, source, data, config, class_weights, what_for, schedule, updates_per_epoch })
+        Ok(Setup { settings, device, source, data, config, class_weights, spec, schedule, updates_per_epoch })
     }
 
     /// What would run, and the memory that it would take.
     pub fn summary(&self) -> String {
-        let plan = Plan::new(&self.config, self.what_for);
+        let plan = Plan::new(&self.config, self.spec);
         let [parameters, rows, tokens] =
-            [plan.parameters(), self.data.train.rows(), self.what_for.tokens].map(|count| Count(count as u64));
+            [plan.parameters(), self.data.train.rows(), self.spec.tokens].map(|count| Count(count as u64));
         let updates = self.schedule.total;
         format!("{parameters} parameters, {rows} rows to train on, batches of at most {tokens} tokens, {updates} updates\n{plan}")
     }
 
     /// Takes the memory, sets the weights, makes the output folder, and goes back to a checkpoint where that is asked for.
     pub fn trainer(self) -> Result<Trainer<'a>> {
-        let Setup { settings, device, source, data, config, class_weights, what_for, schedule, updates_per_epoch } = self;
+        let Setup { settings, device, source, data, config, class_weights, spec, schedule, updates_per_epoch } = self;
         let Opened { backend, arithmetic, notes } = device;
         notes.into_iter().for_each(note);
         let (backend, profile) = match settings.profile {
@@ -80,7 +80,7 @@ impl<'a> Setup<'a> {
                 (backend, Some((profile, ceilings)))
             }
         };
-        let mut model = Model::new(&config, what_for, hyperparameters(settings), backend)?;
+        let mut model = Model::new(&config, spec, hyperparameters(settings), backend)?;
         model.set_class_weights(&class_weights)?;
         set_weights(&mut model, settings, &source, &config)?;
         let resumes = settings.resume_from_checkpoint.is_some();
@@ -139,8 +139,8 @@ fn largest_batch(settings: &Settings, data: &Data) -> (usize, usize) {
     (tokens, seqs)
 }
 
-fn hyperparameters(settings: &Settings) -> Hyper {
-    Hyper {
+fn hyperparameters(settings: &Settings) -> Hyperparameters {
+    Hyperparameters {
         label_smoothing: settings.label_smoothing_factor as f32,
         weight_decay: settings.weight_decay,
         beta1: settings.adam_beta1,

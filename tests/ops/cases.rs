@@ -44,8 +44,8 @@ pub enum Extent {
 impl Extent {
     pub fn rows(self, batch: &PackedBatch) -> usize {
         match self {
-            Extent::Batch(Rows::Tokens) => batch.rows(),
-            Extent::Batch(Rows::Seqs) => batch.seqs(),
+            Extent::Batch(Rows::Tokens) => batch.tokens(),
+            Extent::Batch(Rows::Cls) => batch.seqs(),
             Extent::Fixed(rows) => rows,
         }
     }
@@ -195,14 +195,14 @@ impl Builder<'_> {
 
     fn inputs(&mut self) -> Inputs {
         let batch = self.batch;
-        Inputs::place(batch.rows(), batch.seqs(), |_, len| self.take(len, DType::I32))
+        Inputs::place(batch.tokens(), batch.seqs(), |_, len| self.take(len, DType::I32))
     }
 
     /// Of all that was placed, with a guard at the end.
     fn layout(&self, arithmetic: Arithmetic, inputs: Inputs) -> Layout {
         let bytes = (self.bytes + GUARD).next_multiple_of(ALIGN);
         let params = self.tensors.iter().map(|t| t.view.len).max().unwrap();
-        Layout { bytes, arithmetic, inputs, longest: self.batch.longest, params }
+        Layout { bytes, arithmetic, inputs, max_seqlen: self.batch.max_seqlen, params }
     }
 
     pub fn status(&mut self, status: Status) -> View {
@@ -251,7 +251,7 @@ impl Case {
         build: impl Fn(&mut Builder) -> C + Send + Sync + 'static,
     ) -> Case {
         let step = Step { seed: 7, update: 3, micro: 1, loss_normalizer: 2.0, train: true };
-        let name = format!("{name}, {} tokens", batch.rows());
+        let name = format!("{name}, {} tokens", batch.tokens());
         Case { name, batch: batch.clone(), step, build: Box::new(move |b| build(b).into()) }
     }
 
@@ -376,7 +376,7 @@ fn p(drop: DropSite) -> String {
 }
 
 pub fn embed(batch: &PackedBatch, dim: usize, types: usize, pad: Option<usize>) -> Case {
-    let positions = batch.longest + 3;
+    let positions = batch.max_seqlen + 3;
     let vocab = VOCAB.max(1 + *batch.ids.iter().max().unwrap() as usize);
     Case::new(format!("embed {dim}, {types} types, pad {pad:?}"), batch, move |b| {
         Op::Embed(Embed {
@@ -400,7 +400,7 @@ pub fn linear(batch: &PackedBatch, k: usize, n: usize, rows: Rows, add: bool) ->
 
 /// The product whose result is not rounded.
 pub fn classifier(batch: &PackedBatch, k: usize, classes: usize) -> Case {
-    linear_into(["logits", "logits_bias"], batch, k, classes, Rows::Seqs, false)
+    linear_into(["logits", "logits_bias"], batch, k, classes, Rows::Cls, false)
 }
 
 fn linear_into([y, bias]: [&'static str; 2], batch: &PackedBatch, k: usize, n: usize, rows: Rows, add: bool) -> Case {
@@ -435,15 +435,15 @@ pub fn attn(batch: &PackedBatch, heads: usize, head_dim: usize, q_rows: Rows, dr
                 (dq, dk, dv) = (dqkv, dqkv.from(dim), dqkv.from(2 * dim));
                 (q_stride, kv_stride) = (3 * dim, 3 * dim);
             }
-            Rows::Seqs => {
+            Rows::Cls => {
                 let kv = b.input("kv", Rows::Tokens, 2 * dim, "dkv");
                 let dkv = b.empty("dkv", Rows::Tokens, 2 * dim);
-                (q, k, v) = (b.input("q", Rows::Seqs, dim, "dq"), kv, kv.from(dim));
-                (dq, dk, dv) = (b.empty("dq", Rows::Seqs, dim), dkv, dkv.from(dim));
+                (q, k, v) = (b.input("q", Rows::Cls, dim, "dq"), kv, kv.from(dim));
+                (dq, dk, dv) = (b.empty("dq", Rows::Cls, dim), dkv, dkv.from(dim));
                 (q_stride, kv_stride) = (dim, 2 * dim);
             }
         }
-        Op::Attn(Attn {
+        Op::Attention(Attention {
             q,
             k,
             v,
@@ -488,13 +488,13 @@ pub fn add_norm(batch: &PackedBatch, dim: usize, rows: Rows, skip: bool, drop: D
     })
 }
 
-pub fn act(batch: &PackedBatch, kind: Activation, width: usize, rows: Rows) -> Case {
+pub fn act(batch: &PackedBatch, kind: ActivationKind, width: usize, rows: Rows) -> Case {
     Case::new(format!("act {kind:?} {width}, {rows:?}"), batch, move |b| {
         let x = b.input("x", rows, width, "dy");
         // Into the tails, and off the kink of ReLU.
         b.map("x", |x| 2.5 * x + 0.01 * x.signum());
         let (y, dy) = (b.output("y", rows, width, "dy"), b.random("dy", rows, width));
-        Op::Act(Act { kind, x, y, dy, width, rows })
+        Op::Activation(Activation { kind, x, y, dy, width, rows })
     })
 }
 
@@ -507,10 +507,10 @@ pub fn dropout(batch: &PackedBatch, width: usize, rows: Rows, drop: DropSite) ->
 
 pub fn first_row(batch: &PackedBatch, dim: usize, add: bool) -> Case {
     Case::new(format!("first_row {dim}, add {add}"), batch, move |b| {
-        let (t, s) = (Rows::Tokens, Rows::Seqs);
+        let (t, s) = (Rows::Tokens, Rows::Cls);
         let (x, y, dy) = (b.input("x", t, dim, "dx"), b.output("y", s, dim, "dy"), b.random("dy", s, dim));
         let dx = if add { b.sum("dx", t, dim) } else { b.empty("dx", t, dim) };
-        Op::FirstRow(FirstRow { x, y, dy, dx, add, dim })
+        Op::GatherCls(GatherCls { x, y, dy, dx, add, dim })
     })
 }
 
@@ -520,16 +520,16 @@ pub fn xent(batch: &PackedBatch, classes: usize, smoothing: f32, weighted: bool)
     let mut random = Mt64::new(classes as u64);
     batch.labels.iter_mut().for_each(|label| *label = (random.next_u64() % classes as u64) as i32);
     Case::new(format!("xent {classes}, smoothing {smoothing}, weighted {weighted}"), &batch, move |b| {
-        let logits = b.input("logits", Rows::Seqs, classes, "dlogits");
+        let logits = b.input("logits", Rows::Cls, classes, "dlogits");
         b.map("logits", |x| 3.0 * x);
         let weights = b.random("weights", 1, classes);
         b.map("weights", |w| if weighted { 1.0 + 0.5 * w } else { 1.0 });
-        let loss = b.output("loss", Rows::Seqs, 1, "dloss");
-        b.random("dloss", Rows::Seqs, 1);
+        let loss = b.output("loss", Rows::Cls, 1, "dloss");
+        b.random("dloss", Rows::Cls, 1);
         b.map("dloss", |_| 1.0 / 2.0);
-        let dlogits = b.empty("dlogits", Rows::Seqs, classes);
+        let dlogits = b.empty("dlogits", Rows::Cls, classes);
         let status = b.status(Status { loss: 0.25, ..Status::default() });
-        Op::Xent(Xent { logits, weights, loss, dlogits, status, smoothing, classes })
+        Op::CrossEntropy(CrossEntropy { logits, weights, loss, dlogits, status, smoothing, classes })
     })
 }
 
@@ -568,7 +568,7 @@ pub const LONG: [usize; 5] = [1, 2, 31, 33, 512];
 /// Every op at odd sizes, with every flag.
 pub fn odd() -> Vec<Case> {
     let (short, long) = (batch(&SHORT), batch(&LONG));
-    let (t, s) = (Rows::Tokens, Rows::Seqs);
+    let (t, s) = (Rows::Tokens, Rows::Cls);
     let off = DropSite::NONE;
     let on = DropSite { p: 0.3, site: 5 };
     let mut cases = vec![
@@ -608,7 +608,7 @@ pub fn odd() -> Vec<Case> {
         cases.push(add_norm(&long, dim, t, skip, drop));
         cases.push(add_norm(&short, dim, s, skip, drop));
     }
-    for kind in [Activation::Gelu, Activation::Relu, Activation::Tanh] {
+    for kind in [ActivationKind::Gelu, ActivationKind::Relu, ActivationKind::Tanh] {
         cases.extend([act(&short, kind, 33, s), act(&long, kind, 30, t)]);
     }
     for rows in [t, s] {
@@ -627,7 +627,7 @@ pub fn even() -> Vec<Case> {
     let (tiles, long) = (batch(&[65, 1, 64, 2, 63, 31]), batch(&[128, 512, 1, 200]));
     // More rows than the chunks, at their smallest, of a sum over rows.
     let many = batch(&[700; 6]);
-    let (t, s) = (Rows::Tokens, Rows::Seqs);
+    let (t, s) = (Rows::Tokens, Rows::Cls);
     let off = DropSite::NONE;
     let on = DropSite { p: 0.1, site: 0xffff_ffff };
     let mut cases = vec![
@@ -659,7 +659,7 @@ pub fn even() -> Vec<Case> {
             cases.push(add_norm(batch, dim, rows, skip, drop));
         }
     }
-    for kind in [Activation::Gelu, Activation::Relu, Activation::Tanh] {
+    for kind in [ActivationKind::Gelu, ActivationKind::Relu, ActivationKind::Tanh] {
         cases.extend([act(&few, kind, 768, t), act(&short, kind, 64, s)]);
     }
     for rows in [t, s] {

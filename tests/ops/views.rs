@@ -15,16 +15,16 @@ pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
     match op {
         Op::Embed(op) => views!(op: Embed { word, position, types, y, dy, dword, dposition, dtypes } pad dim),
         Op::Linear(op) => views!(op: Linear { x, w, b, y, dy, dx, dw, db } add k n rows),
-        Op::Attn(op) => {
-            views!(op: Attn { q, k, v, y, lse, dy, dq, dk, dv } q_stride kv_stride heads head_dim drop q_rows)
+        Op::Attention(op) => {
+            views!(op: Attention { q, k, v, y, lse, dy, dq, dk, dv } q_stride kv_stride heads head_dim drop q_rows)
         }
         Op::AddNorm(op) => {
             views!(op: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta } drop eps dim rows)
         }
-        Op::Act(op) => views!(op: Act { x, y, dy } kind width rows),
+        Op::Activation(op) => views!(op: Activation { x, y, dy } kind width rows),
         Op::Dropout(op) => views!(op: Dropout { x, dy } drop width rows),
-        Op::FirstRow(op) => views!(op: FirstRow { x, y, dy, dx } add dim),
-        Op::Xent(op) => views!(op: Xent { logits, weights, loss, dlogits, status } smoothing classes),
+        Op::GatherCls(op) => views!(op: GatherCls { x, y, dy, dx } add dim),
+        Op::CrossEntropy(op) => views!(op: CrossEntropy { logits, weights, loss, dlogits, status } smoothing classes),
     }
 }
 
@@ -35,17 +35,17 @@ pub fn written(op: &Op, pass: Pass) -> Vec<View> {
         (Op::Embed(op), Pass::Backward) => vec![op.dword, op.dposition, op.dtypes],
         (Op::Linear(op), Pass::Forward) => vec![op.y],
         (Op::Linear(op), Pass::Backward) => vec![op.dx, op.dw, op.db],
-        (Op::Attn(op), Pass::Forward) => vec![op.y, op.lse],
-        (Op::Attn(op), Pass::Backward) => vec![op.dq, op.dk, op.dv],
+        (Op::Attention(op), Pass::Forward) => vec![op.y, op.lse],
+        (Op::Attention(op), Pass::Backward) => vec![op.dq, op.dk, op.dv],
         (Op::AddNorm(op), Pass::Forward) => vec![op.x, op.y, op.stats],
         (Op::AddNorm(op), Pass::Backward) => vec![op.dy, op.dx, op.dgamma, op.dbeta],
-        (Op::Act(op), Pass::Forward) => vec![op.y],
-        (Op::Act(op), Pass::Backward) => vec![op.dy],
+        (Op::Activation(op), Pass::Forward) => vec![op.y],
+        (Op::Activation(op), Pass::Backward) => vec![op.dy],
         (Op::Dropout(op), Pass::Forward) => vec![op.x],
         (Op::Dropout(op), Pass::Backward) => vec![op.dy],
-        (Op::FirstRow(op), Pass::Forward) => vec![op.y],
-        (Op::FirstRow(op), Pass::Backward) => vec![op.dx],
-        (Op::Xent(op), Pass::Forward) => vec![op.loss],
-        (Op::Xent(op), Pass::Backward) => vec![op.dlogits],
+        (Op::GatherCls(op), Pass::Forward) => vec![op.y],
+        (Op::GatherCls(op), Pass::Backward) => vec![op.dx],
+        (Op::CrossEntropy(op), Pass::Forward) => vec![op.loss],
+        (Op::CrossEntropy(op), Pass::Backward) => vec![op.dlogits],
     }
 }
