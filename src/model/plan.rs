@@ -1,5 +1,5 @@
-//! Every buffer of a run, named once with its shape: one table of sizes, one allocation. What stands here is all the
-//! memory that a step touches. Views are distinct or disjoint; the few that are shared on purpose say so.
+//! Every buffer of a run, named once with its shape: one table of sizes, one allocation. This is all the memory
+//! that a step touches. Views are distinct or disjoint; the few that are shared on purpose say so.
 
 use std::fmt;
 
@@ -185,18 +185,132 @@ impl Arena {
     }
 }
 
+/// The parameters by their role.
+struct Weights<'a>(&'a [Slot]);
+
+impl Weights<'_> {
+    fn view(&self, module: Module, bias: bool) -> View {
+        let slot = self.0.iter().find(|slot| (slot.param.module, slot.param.bias) == (module, bias));
+        slot.map_or(View::NONE, |slot| slot.view)
+    }
+
+    fn affine(&self, module: Module) -> Affine {
+        Affine { w: self.view(module, false), b: self.view(module, true) }
+    }
+}
+
+impl Arena {
+    fn embeddings(&mut self, weights: &Weights, config: &Config, spec: ModelSpec) -> Embeddings {
+        let (tokens, dim) = (spec.tokens, config.dim);
+        Embeddings {
+            word: weights.view(Module::Word, false),
+            position: weights.view(Module::Position, false),
+            types: weights.view(Module::Types, false),
+            norm: weights.affine(Module::EmbeddingNorm),
+            sum: self.activation("embeddings.sum", tokens * dim),
+            stats: self.statistic("embeddings.stats", tokens * 2),
+            out: self.activation("embeddings.out", tokens * dim),
+        }
+    }
+
+    /// Layer `l` behind the layer `before`, if any, whose output is `input`.
+    fn layer(
+        &mut self,
+        weights: &Weights,
+        config: &Config,
+        spec: ModelSpec,
+        l: usize,
+        before: Option<&Layer>,
+        input: View,
+    ) -> Layer {
+        let ModelSpec { train, last_rows, tokens, seqs, .. } = spec;
+        let Config { dim, heads, ffn, .. } = *config;
+        let pruned = l + 1 == config.layers && last_rows == Rows::Cls;
+        let (rows, count) = if pruned { (Rows::Cls, seqs) } else { (Rows::Tokens, tokens) };
+        let affine = |block| weights.affine(Module::Layer(l, block));
+        // Query, key and value lie end to end (see `place`), so that one product computes all three.
+        let query = affine(Block::Query);
+        let qkv = Affine { w: View { len: 3 * query.w.len, ..query.w }, b: View { len: 3 * query.b.len, ..query.b } };
+        let [output, attn_norm, up, down, ffn_norm] =
+            [Block::Output, Block::AttentionNorm, Block::Up, Block::Down, Block::FfnNorm].map(affine);
+        // Inference keeps nothing: all layers but a pruned one run in the buffers of the first.
+        if let Some(before) = before.filter(|_| !train && !pruned) {
+            return Layer { qkv, output, attn_norm, up, down, ffn_norm, input, ..before.clone() };
+        }
+        let mut statistic = |name: &str, len| self.statistic(format!("layer.{l}.{name}"), len);
+        let lse = statistic("lse", count * heads);
+        let (attn_stats, ffn_stats) = (statistic("attn_stats", count * 2), statistic("ffn_stats", count * 2));
+        let mut take = |name: &str, len| self.activation(format!("layer.{l}.{name}"), len);
+        let pre_act = take("pre_act", count * ffn);
+        Layer {
+            rows,
+            qkv,
+            output,
+            attn_norm,
+            up,
+            down,
+            ffn_norm,
+            input,
+            first: if pruned { take("first", seqs * dim) } else { View::NONE },
+            projected: take("projected", tokens * if pruned { 2 * dim } else { 3 * dim }),
+            query: if pruned { take("query", seqs * dim) } else { View::NONE },
+            context: take("context", count * dim),
+            lse,
+            attn_sum: take("attn_sum", count * dim),
+            attn_stats,
+            attn_out: take("attn_out", count * dim),
+            pre_act,
+            act: if train { take("act", count * ffn) } else { pre_act },
+            ffn_sum: take("ffn_sum", count * dim),
+            ffn_stats,
+            out: if train || pruned { take("out", count * dim) } else { input },
+        }
+    }
+
+    /// The head behind the last hidden states `last`.
+    fn head(&mut self, weights: &Weights, config: &Config, spec: ModelSpec, last: View, class_weights: View) -> Head {
+        let (seqs, dim, classes) = (spec.seqs, config.dim, config.classes());
+        Head {
+            dense: weights.affine(Module::HeadDense),
+            classifier: weights.affine(Module::Classifier),
+            weights: class_weights,
+            first: if spec.last_rows == Rows::Cls { last } else { self.activation("head.first", seqs * dim) },
+            pre_act: self.activation("head.pre_act", seqs * dim),
+            act: self.activation("head.act", seqs * dim),
+            logits: self.statistic("head.logits", seqs * classes),
+            loss: self.statistic("head.loss", seqs),
+        }
+    }
+
+    /// The gradients of activations, shared by all layers.
+    fn backward(&mut self, config: &Config, spec: ModelSpec) -> Backward {
+        let ModelSpec { tokens, seqs, .. } = spec;
+        let (Config { dim, ffn, .. }, dtype) = (config, self.dtype);
+        let mut grad = |name, len| self.for_training(Part::ActivationGradients, name, len, dtype);
+        Backward {
+            hidden: grad("d hidden", tokens * dim),
+            branch: grad("d branch", tokens * dim),
+            context: grad("d context", tokens * dim),
+            projected: grad("d projected", tokens * 3 * dim),
+            ffn: grad("d ffn", tokens * ffn),
+            last_first: grad("d last_first", seqs * dim),
+            last_query: grad("d last_query", seqs * dim),
+            head: grad("d head", seqs * dim),
+            logits: grad("d logits", seqs * config.classes()),
+        }
+    }
+}
+
 impl Plan {
     pub fn new(config: &Config, spec: ModelSpec) -> Plan {
-        let ModelSpec { train, last_rows, tokens, seqs, arithmetic } = spec;
-        let Config { dim, heads, ffn, .. } = *config;
-        let classes = config.classes();
+        let ModelSpec { train, tokens, seqs, arithmetic, .. } = spec;
         let dtype = arithmetic.dtype();
         let exact = if dtype == DType::Bf16 { DType::F32 } else { dtype };
         let mut arena = Arena { dtype, exact, train, bytes: 0, buffers: Vec::new() };
 
         let inputs = Inputs::place(tokens, seqs, |name, len| arena.typed(Part::Inputs, name, len, DType::I32));
         let status = arena.typed(Part::Inputs, "status", Status::LEN, DType::F64);
-        let class_weights = arena.exact(Part::Inputs, "class weights", classes);
+        let class_weights = arena.exact(Part::Inputs, "class weights", config.classes());
 
         let (places, decayed, len) = place(names::params(config));
         let params = arena.exact(Part::Weights, "parameters", len);
@@ -209,92 +323,17 @@ impl Plan {
             .map(|(start, param)| Slot { view: params.slice(start, param.shape.iter().product()), param })
             .collect();
 
-        let find = |module: Module, bias: bool| slots.iter().find(|slot| (slot.param.module, slot.param.bias) == (module, bias));
-        let view = |module, bias| find(module, bias).map_or(View::NONE, |slot| slot.view);
-        let affine = |module| Affine { w: view(module, false), b: view(module, true) };
-        let embeddings = Embeddings {
-            word: view(Module::Word, false),
-            position: view(Module::Position, false),
-            types: view(Module::Types, false),
-            norm: affine(Module::EmbeddingNorm),
-            sum: arena.activation("embeddings.sum", tokens * dim),
-            stats: arena.statistic("embeddings.stats", tokens * 2),
-            out: arena.activation("embeddings.out", tokens * dim),
-        };
-
+        let weights_of = Weights(&slots);
+        let embeddings = arena.embeddings(&weights_of, config, spec);
         let mut layers: Vec<Layer> = Vec::with_capacity(config.layers);
         for l in 0..config.layers {
-            let pruned = l + 1 == config.layers && last_rows == Rows::Cls;
-            let (rows, count) = if pruned { (Rows::Cls, seqs) } else { (Rows::Tokens, tokens) };
-            let affine = |block| affine(Module::Layer(l, block));
-            // Query, key and value lie end to end (see `place`), so that one product computes all three.
-            let query = affine(Block::Query);
-            let qkv = Affine { w: View { len: 3 * query.w.len, ..query.w }, b: View { len: 3 * query.b.len, ..query.b } };
-            let [output, attn_norm, up, down, ffn_norm] =
-                [Block::Output, Block::AttentionNorm, Block::Up, Block::Down, Block::FfnNorm].map(affine);
             let input = layers.last().map_or(embeddings.out, |before| before.out);
-            let layer = match layers.last() {
-                // Inference keeps nothing: all layers but a pruned one run in the buffers of the first.
-                Some(before) if !train && !pruned => {
-                    Layer { qkv, output, attn_norm, up, down, ffn_norm, input, ..before.clone() }
-                }
-                _ => {
-                    let mut statistic = |name: &str, len| arena.statistic(format!("layer.{l}.{name}"), len);
-                    let lse = statistic("lse", count * heads);
-                    let (attn_stats, ffn_stats) = (statistic("attn_stats", count * 2), statistic("ffn_stats", count * 2));
-                    let mut take = |name: &str, len| arena.activation(format!("layer.{l}.{name}"), len);
-                    let pre_act = take("pre_act", count * ffn);
-                    Layer {
-                        rows,
-                        qkv,
-                        output,
-                        attn_norm,
-                        up,
-                        down,
-                        ffn_norm,
-                        input,
-                        first: if pruned { take("first", seqs * dim) } else { View::NONE },
-                        projected: take("projected", tokens * if pruned { 2 * dim } else { 3 * dim }),
-                        query: if pruned { take("query", seqs * dim) } else { View::NONE },
-                        context: take("context", count * dim),
-                        lse,
-                        attn_sum: take("attn_sum", count * dim),
-                        attn_stats,
-                        attn_out: take("attn_out", count * dim),
-                        pre_act,
-                        act: if train { take("act", count * ffn) } else { pre_act },
-                        ffn_sum: take("ffn_sum", count * dim),
-                        ffn_stats,
-                        out: if train || pruned { take("out", count * dim) } else { input },
-                    }
-                }
-            };
+            let layer = arena.layer(&weights_of, config, spec, l, layers.last(), input);
             layers.push(layer);
         }
-
         let last = layers.last().map_or(embeddings.out, |layer| layer.out);
-        let head = Head {
-            dense: affine(Module::HeadDense),
-            classifier: affine(Module::Classifier),
-            weights: class_weights,
-            first: if last_rows == Rows::Cls { last } else { arena.activation("head.first", seqs * dim) },
-            pre_act: arena.activation("head.pre_act", seqs * dim),
-            act: arena.activation("head.act", seqs * dim),
-            logits: arena.statistic("head.logits", seqs * classes),
-            loss: arena.statistic("head.loss", seqs),
-        };
-        let mut grad = |name, len| arena.for_training(Part::ActivationGradients, name, len, dtype);
-        let backward = Backward {
-            hidden: grad("d hidden", tokens * dim),
-            branch: grad("d branch", tokens * dim),
-            context: grad("d context", tokens * dim),
-            projected: grad("d projected", tokens * 3 * dim),
-            ffn: grad("d ffn", tokens * ffn),
-            last_first: grad("d last_first", seqs * dim),
-            last_query: grad("d last_query", seqs * dim),
-            head: grad("d head", seqs * dim),
-            logits: grad("d logits", seqs * classes),
-        };
+        let head = arena.head(&weights_of, config, spec, last, class_weights);
+        let backward = arena.backward(config, spec);
         Plan {
             config: config.clone(),
             spec,
