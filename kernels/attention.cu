@@ -18,7 +18,6 @@ template <class T> struct AttnFwd {
     int heads;
     int head_dim;
     int cls;                // the queries are one row per sequence, [CLS]; otherwise every token
-    int first;              // tile of this launch, or sequence
     float scale;            // of the scores
     Drop drop;
 };
@@ -41,7 +40,6 @@ template <class T> struct AttnBwd {
     int heads;
     int head_dim;
     int cls;
-    int first;
     float scale;
     Drop drop;
 };
@@ -63,8 +61,7 @@ struct Sequence {
 };
 
 template <class Args> __device__ __forceinline__ Sequence sequence(const Args& a, bool one_row) {
-    const int index = a.first + blockIdx.y;
-    const int2 tile = one_row ? int2{index, 0} : a.tiles[index];
+    const int2 tile = one_row ? int2{int(blockIdx.y), 0} : a.tiles[blockIdx.y];
     const int start = a.cu_seqlens[tile.x], keys = a.cu_seqlens[tile.x + 1] - start;
     return {start, keys, a.cls ? 1 : keys, a.cls ? tile.x : start, tile.y};
 }

@@ -196,7 +196,7 @@ MUTANTS = [
     ("src/cuda/device.rs", "open.insert(index, gpu.clone());", "", "virtual_gpu::a_gpu_whose_last_backend_was_dropped_opens_again"),
     ("src/cuda/norm.rs", "CHUNKS.min(SCRATCH / bytes)", "CHUNKS", "virtual_gpu::launches_of_large_batches"),
     ("src/cuda/attention.rs", "Rows::Cls => (cuda.seqs, 1),", "Rows::Cls => (cuda.tiles, 1),", "ops::f32_on_cuda"),
-    ("kernels/attention.cu", "a.first + blockIdx.y", "blockIdx.y", "ops::seventy_thousand_short_texts_on_cuda"),
+    ("src/cuda/attention.rs", "lse: bytes(4 * rows * op.heads),", "lse: 0,", "ops::seventy_thousand_short_texts_on_cuda"),
     ("src/cuda/attention.rs", "delta: cuda.scratch(", "delta: cuda.at(op.lse) + 0 * cuda.scratch(", "ops::f32_on_cuda"),
     ("src/cuda/attention.rs", "(1.0 / (op.head_dim as f64).sqrt()) as f32", "(1.0 / op.head_dim as f64) as f32", "ops::f32_on_cuda"),
     ("src/cuda/attention.rs", "if width <= 64 { 1 } else { 2 }", "1", "ops::f32_on_cuda"),

@@ -64,6 +64,32 @@ fn queries(cuda: &Cuda, op: &Attention, path: &Path) -> (usize, usize) {
     }
 }
 
+/// How far the addresses move that a kernel sees, for it to begin with tile or sequence `first`.
+struct Shift {
+    /// Of `tiles` and `cu_seqlens`.
+    tiles: u64,
+    cu_seqlens: u64,
+    /// Of rows of q and dq, of y and dy, and of lse and delta.
+    q: u64,
+    y: u64,
+    lse: u64,
+}
+
+impl Shift {
+    fn to(first: usize, op: &Attention) -> Shift {
+        let (tiles, rows) = if op.q_rows == Rows::Tokens { (first, 0) } else { (0, first) };
+        let (element, dim) = (op.y.dtype.size(), op.heads * op.head_dim);
+        let bytes = |bytes: usize| bytes as u64;
+        Shift {
+            tiles: bytes(8 * tiles),
+            cu_seqlens: bytes(4 * rows),
+            q: bytes(rows * op.q_stride * element),
+            y: bytes(rows * dim * element),
+            lse: bytes(4 * rows * op.heads),
+        }
+    }
+}
+
 fn scale(op: &Attention) -> f32 {
     (1.0 / (op.head_dim as f64).sqrt()) as f32
 }
@@ -83,14 +109,21 @@ pub fn fwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
         cls: (op.q_rows == Rows::Cls).into(),
-        first: 0,
         scale: scale(op),
         drop: cuda.drop(op.drop),
     };
     let (count, parts) = queries(cuda, op, &path);
     (0..count).step_by(MOST).try_for_each(|first| {
-        let grid = [op.heads, MOST.min(count - first), parts];
-        cuda.launch(path.fwd, grid, &AttnFwd { first: first as i32, ..arguments })
+        let shift = Shift::to(first, op);
+        let shifted = AttnFwd {
+            tiles: arguments.tiles + shift.tiles,
+            cu_seqlens: arguments.cu_seqlens + shift.cu_seqlens,
+            q: arguments.q + shift.q,
+            y: arguments.y + shift.y,
+            lse: arguments.lse + shift.lse,
+            ..arguments
+        };
+        cuda.launch(path.fwd, [op.heads, MOST.min(count - first), parts], &shifted)
     })
 }
 
@@ -114,15 +147,27 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
         cls: (op.q_rows == Rows::Cls).into(),
-        first: 0,
         scale: scale(op),
         drop: cuda.drop(op.drop),
     };
-    for (kernel, (count, parts)) in [(path.bwd_q, queries(cuda, op, &path)), (path.bwd_kv, (cuda.tiles, path.parts))] {
-        for first in (0..count).step_by(MOST) {
-            let grid = [op.heads, MOST.min(count - first), parts];
-            cuda.launch(kernel, grid, &AttnBwd { first: first as i32, ..arguments })?;
-        }
-    }
-    Ok(())
+    let (count, parts) = queries(cuda, op, &path);
+    (0..count).step_by(MOST).try_for_each(|first| {
+        let shift = Shift::to(first, op);
+        let shifted = AttnBwd {
+            tiles: arguments.tiles + shift.tiles,
+            cu_seqlens: arguments.cu_seqlens + shift.cu_seqlens,
+            q: arguments.q + shift.q,
+            dq: arguments.dq + shift.q,
+            y: arguments.y + shift.y,
+            dy: arguments.dy + shift.y,
+            lse: arguments.lse + shift.lse,
+            delta: arguments.delta + shift.lse,
+            ..arguments
+        };
+        cuda.launch(path.bwd_q, [op.heads, MOST.min(count - first), parts], &shifted)
+    })?;
+    (0..cuda.tiles).step_by(MOST).try_for_each(|first| {
+        let shifted = AttnBwd { tiles: arguments.tiles + 8 * first as u64, ..arguments };
+        cuda.launch(path.bwd_kv, [op.heads, MOST.min(cuda.tiles - first), path.parts], &shifted)
+    })
 }
