@@ -12,7 +12,7 @@
 //! | [`ops`] | THE page: one struct an op with its maths, and the trait [`ops::Backend`] that runs them |
 //! | [`data`] | `dataset` (labelled texts: one file a format, the splits of a folder), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `wordpiece`, BERT's own way), `cache` (tokens kept for the next run), `pack` (no padding), `loader` (order of rows, prefetching) |
 //! | [`model`] | `config`, `names` (Hugging Face tensor names), `plan` (every buffer), `encoder` and `head` (forward, backward: two mirrored lists) |
-//! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `arena`, `product` (of matrices), `rounded` (products of bf16; `avx512` where the CPU has it), `real` (f32 and f64 arithmetic) |
+//! | [`cpu`] | the backend on CPUs: one file an op stem (embed linear attention norm dropout loss adamw), `instructions` (what the CPU has, and `WARPFIT_CPU`), `arena`, `product` (of matrices), `gemm` (products in f32 and f64), `rounded` (products of bf16; `avx512` where the CPU has it), `real` (f32 and f64 arithmetic) |
 //! | [`cuda`] | the backend on NVIDIA GPUs: the same stems, each a launcher of the kernels in `kernels/<stem>.cu`; `gemm` (cuBLASLt), `columns` (sums over rows), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
 //! | [`device`] | which backend computes, and how precisely: the one place that knows them by name |
 //! | [`cost`], [`profile`] | bytes and FLOPs of each op at the least; where the time of a run goes |
@@ -38,7 +38,7 @@
 //!    `plan.rs` is the whole list.
 //! 3. Parameter gradients accumulate (`+=`), activation gradients are overwritten (`=`) unless the op's field says so.
 //! 4. Every reduction has a fixed order, and there are no floating-point atomics: the same inputs give the same bits, run after
-//!    run, on any number of threads.
+//!    run, on any number of threads of one kind of processor.
 //! 5. Every op has a backward. After one step every parameter that should move has moved (tested).
 //! 6. Randomness is counter-based (Philox4x32-10 keyed by seed, update and micro-batch; the counter says site, row and
 //!    column) and computed again in the backward pass: no stored masks, no generator state to lose.
