@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use crate::cpu::{Cpu, has_avx512_bf16};
+use crate::cpu::{Cpu, Instructions};
 use crate::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::ops::{Arithmetic, Backend};
@@ -42,8 +42,9 @@ pub struct Opened {
 
 impl Device {
     /// # Errors
-    /// The device asked for is not there, or does not compute in `precision`.
+    /// The device asked for is not there, or does not compute in `precision`; or the instructions asked for are not there.
     pub fn open(self, precision: Precision) -> Result<Opened> {
+        Instructions::chosen()?;
         match self {
             Device::Cpu => cpu(precision),
             Device::Cuda(index) => Ok(gpu(Cuda::open(index)?, precision)),
@@ -77,8 +78,8 @@ fn cpu(precision: Precision) -> Result<Opened> {
             return Err(Error::user("--precision tf32", "the CPU computes in fp32 or bf16", remedy));
         }
     };
-    let slow = precision == Precision::Bf16 && !has_avx512_bf16();
-    let note = "--precision bf16: this CPU is without AVX512-BF16, where fp32 is faster".to_string();
+    let slow = precision == Precision::Bf16 && Instructions::in_use() != Instructions::Avx512Bf16;
+    let note = "--precision bf16: without AVX512-BF16, which this CPU does not have or may not use, fp32 is faster".to_string();
     Ok(Opened { backend: Box::new(Cpu::<f32>::new()), arithmetic, notes: slow.then_some(note).into_iter().collect() })
 }
 

@@ -127,7 +127,16 @@ fn golden_backward_on_cuda() {
 
 #[test]
 fn golden_loss_variants() {
-    for (on, case) in [On::Cpu, On::Cuda].into_iter().flat_map(|on| CASES.map(|case| (on, case))) {
+    loss_variants(On::Cpu);
+}
+
+#[test]
+fn golden_loss_variants_on_cuda() {
+    loss_variants(On::Cuda);
+}
+
+fn loss_variants(on: On) {
+    for case in CASES {
         let batch = inputs(case);
         let want = Tensors::read(&format!("{case}/variants.safetensors"));
         let weights = want.get("class_weighted.class_weights");
@@ -296,8 +305,16 @@ fn assert_as_good(got: &[f64], plain: &[f64], exact: &[f64], [factor, floor]: [f
 
 #[test]
 fn golden_bf16() {
-    let runs = CASES.into_iter().flat_map(|case| [Rows::Tokens, Rows::Cls].map(|rows| (case, rows)));
-    for (on, (case, last_rows)) in runs.flat_map(|run| [On::CudaBf16, On::CpuBf16].map(|on| (on, run))) {
+    bf16(On::CpuBf16);
+}
+
+#[test]
+fn golden_bf16_on_cuda() {
+    bf16(On::CudaBf16);
+}
+
+fn bf16(on: On) {
+    for (case, last_rows) in CASES.into_iter().flat_map(|case| [Rows::Tokens, Rows::Cls].map(|rows| (case, rows))) {
         let [got, plain, exact] = [on, on.plain(), On::CpuF64].map(|on| results(on, case, last_rows));
         for ((name, got), ((_, plain), (_, exact))) in got.iter().zip(plain.iter().zip(&exact)) {
             // The gradient of a key bias is what rounding leaves, of the gradients of the scores too; the error of a few
@@ -313,23 +330,38 @@ fn golden_bf16() {
 
 #[test]
 fn golden_bf16_training() {
-    for (on, case) in [On::CudaBf16, On::CpuBf16].into_iter().flat_map(|on| CASES.map(|case| (on, case))) {
-        let (batches, _) = batches(&Tensors::read(&format!("{case}/adamw.safetensors")));
-        // From several starts: one has too few losses to tell an error from chance.
-        let [got, plain, exact] = [on, on.plain(), On::CpuF64].map(|on| {
-            let losses = (0..4).flat_map(|first| {
-                let mut model = to_train(on, case, &batches);
-                let losses = batches.iter().cycle().skip(first).take(8).zip(1..).map(|(batch, number)| {
-                    model.accumulate(batch, &Step { update: number, ..step(batch) }).unwrap();
-                    model.update(&Update { number, learning_rate: SCHEDULE.lr(number as usize) }).unwrap();
-                    model.take_status().unwrap().loss_sum
-                });
-                losses.collect::<Vec<f64>>()
-            });
-            losses.collect::<Vec<f64>>()
+    CASES.iter().for_each(|case| bf16_training(On::CpuBf16, case));
+}
+
+#[test]
+fn golden_bf16_training_on_cuda() {
+    CASES.iter().for_each(|case| bf16_training(On::CudaBf16, case));
+}
+
+/// The losses of four updates from each of 16 starts, whose weights differ by up to 2 %. Training amplifies every rounding: from a
+/// single start the error of a correct backend is between 0.2 and 8 times the plain one. Over 16 starts, resampled from 48, the
+/// ratio is below 1.45 in 99.9 % of the cases. Where operands are truncated it is 2.7.
+fn bf16_training(on: On, case: &str) {
+    let (batches, _) = batches(&Tensors::read(&format!("{case}/adamw.safetensors")));
+    let losses = |on: On, start: u64| -> Vec<f64> {
+        let mut model = to_train(on, case, &batches);
+        let mut random = Mt64::new(start);
+        for slot in model.plan.slots.clone() {
+            let mut uniform = || (random.next_u64() >> 40) as f64 / (1u64 << 23) as f64 - 1.0;
+            let weights = model.read(slot.view).unwrap();
+            let moved = weights.iter().map(|weight| f64::from((weight * (1.0 + 0.02 * uniform())) as f32));
+            model.write(slot.view, &moved.collect::<Vec<_>>()).unwrap();
+        }
+        let losses = batches.iter().cycle().skip(start as usize).take(4).zip(1..).map(|(batch, number)| {
+            model.accumulate(batch, &Step { update: number, ..step(batch) }).unwrap();
+            model.update(&Update { number, learning_rate: SCHEDULE.lr(number as usize) }).unwrap();
+            model.take_status().unwrap().loss_sum
         });
-        assert_as_good(&got, &plain, &exact, [2.0, 3e-6], &format!("{case} on {on:?}: losses {got:?}"));
-    }
+        losses.collect()
+    };
+    let [got, plain, exact] =
+        [on, on.plain(), On::CpuF64].map(|on| (0..16).flat_map(|start| losses(on, start)).collect::<Vec<_>>());
+    assert_as_good(&got, &plain, &exact, [2.0, 3e-6], &format!("{case} on {on:?}: losses {got:?}"));
 }
 
 /// rms, 99.9 % quantile and maximum of the differences, key biases left out but bounded.

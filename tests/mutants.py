@@ -29,6 +29,7 @@ MUTANTS = [
     ("src/cpu/mod.rs", "layout.arithmetic == Arithmetic::Bf16Products", "false", "device::the_cpu_rounds_products_to_bf16_and_has_no_tf32"),
     ("src/cpu/rounded.rs", "multiply(panel(a, i, terms), i % WIDTH, ", "multiply(panel(a, i, terms), 0, ", "ops::bf16_on_the_cpu"),
     ("src/cpu/rounded.rs", "Accumulate::Row(&row[n0 + j..])", "Accumulate::Row(row)", "ops::bf16_on_the_cpu"),
+    ("src/cpu/avx512.rs", "transmute(_mm512_cvtne2ps_pbh(high, low))", "transmute([low, high].map(|x| transmute::<__m512, [[u16; 2]; 16]>(x).map(|x| x[1])))", "model::golden_bf16_training"),
     ("src/cpu/linear.rs", "*dy *= cdf + x * density;", "*dy *= cdf;", "ops::gradients"),
     ("src/cpu/linear.rs", "if x <= T::zero() {", "if x <= T::one() {", "ops::gradients"),
     ("src/cpu/linear.rs", "*dy *= T::one() - y * y;", "*dy *= T::one() - y;", "ops::gradients"),

@@ -8,6 +8,7 @@ mod device;
 mod embed;
 mod fixtures;
 mod hub;
+mod instructions;
 mod metrics;
 mod model;
 mod nvcc;

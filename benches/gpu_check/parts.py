@@ -30,7 +30,8 @@ TESTS = [
     "ops::cuda_bf16::",
     "ops::every_kernel_has_a_case",
     "_on_cuda",
-    "model::golden_bf16",
+    "model::golden_bf16_on_cuda",
+    "model::golden_bf16_training_on_cuda",
     "model::golden_loss_variants",
     "train::cpu_and_cuda_run_alike",
     "train::a_profile_names_every_op",
@@ -40,7 +41,7 @@ NOT_ON_A_REAL_GPU = [
     "serve::the_answers_of_cuda_are_those_of_the_cpu",
     "train::a_run_stopped_anywhere_goes_on_to_the_same_bits_on_cuda",
 ]
-SMALL_TESTS = ["model::golden_bf16_training", "ops::cuda_bf16::stage"]
+SMALL_TESTS = ["model::golden_bf16_training_on_cuda", "ops::cuda_bf16::stage"]
 OPS = ["linear", "attn", "norm", "gelu", "dropout", "embed", "first_row", "classifier", "xent", "adamw", "cast"]
 SMALL_OPS = ["gelu", "norm"]
 EVERY_KERNEL = ["--exact", "--test-threads", "1", "ops::every_kernel_has_a_case"]

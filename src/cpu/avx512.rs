@@ -1,29 +1,26 @@
 //! Packs and multiplies panels of bf16 pairs by AVX512-BF16.
 
-use std::arch::is_x86_feature_detected as detected;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::product::{Accumulate, Mat};
-use super::rounded::{Instructions, Pairs, ROWS, Tile, WIDTH, portable};
+use super::rounded::{Kernels, Pairs, ROWS, Tile, WIDTH, portable};
 
 const REGISTERS: usize = WIDTH / 16;
 
-pub fn instructions() -> Option<Instructions<f32>> {
-    let has = detected!("avx512f") && detected!("avx512bw") && detected!("avx512bf16");
-    has.then_some(Instructions {
-        // SAFETY: the machine has what it is compiled for.
-        pack: |panel, x, terms, columns| unsafe { pack(panel, x, terms, columns) },
-        // SAFETY: the same.
-        multiply: |a, column, b, tile| unsafe {
-            match tile.width.div_ceil(16) {
-                1 => multiply::<1>(a, column, b, tile),
-                2 => multiply::<2>(a, column, b, tile),
-                _ => multiply::<REGISTERS>(a, column, b, tile),
-            }
-        },
-    })
-}
+/// For a machine that has the instructions.
+pub const KERNELS: Kernels<f32> = Kernels {
+    // SAFETY: the machine has what it is compiled for.
+    pack: |panel, x, terms, columns| unsafe { pack(panel, x, terms, columns) },
+    // SAFETY: the same.
+    multiply: |a, column, b, tile| unsafe {
+        match tile.width.div_ceil(16) {
+            1 => multiply::<1>(a, column, b, tile),
+            2 => multiply::<2>(a, column, b, tile),
+            _ => multiply::<REGISTERS>(a, column, b, tile),
+        }
+    },
+};
 
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn pack(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {

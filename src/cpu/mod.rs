@@ -8,6 +8,8 @@ mod attention;
 mod avx512;
 mod dropout;
 mod embed;
+mod gemm;
+mod instructions;
 mod linear;
 mod loss;
 mod norm;
@@ -26,9 +28,10 @@ use crate::random;
 use arena::{Arena, UnsafeSlice};
 use product::Multiplier;
 
+pub use instructions::Instructions;
+pub(crate) use instructions::arch;
 pub use real::Real;
 use real::simd;
-pub use rounded::has_avx512_bf16;
 
 /// The backend in f32 or f64; the layout's type must be T's.
 pub struct Cpu<T> {
@@ -180,7 +183,7 @@ fn add_to<T: Real>(out: &mut [T], x: &[T]) {
 
 impl<T: Real> Backend for Cpu<T> {
     fn name(&self) -> String {
-        format!("CPU, {} threads", rayon::current_num_threads())
+        format!("CPU, {} threads, {}", rayon::current_num_threads(), Instructions::in_use())
     }
 
     fn available(&self) -> Result<Option<usize>> {

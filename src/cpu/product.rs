@@ -1,10 +1,12 @@
-//! Products of matrices: by the `gemm` crate, or with operands rounded to bf16.
+//! Products of matrices: by the kernels of the crate `gemm`, or with operands rounded to bf16.
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 use rayon::prelude::*;
 
 use super::arena::UnsafeSlice;
+use super::gemm::Gemm;
 use super::grain;
+use super::instructions::Instructions;
 use super::real::Real;
 use super::rounded::Panels;
 
@@ -50,6 +52,7 @@ pub enum Accumulate<'a, T> {
 /// Multiplies matrices in the arithmetic of a backend.
 pub struct Multiplier<T> {
     parallelism: Parallelism,
+    gemm: Gemm<T>,
     /// Where operands are rounded.
     panels: Option<Panels<T>>,
 }
@@ -57,12 +60,18 @@ pub struct Multiplier<T> {
 impl<T: Real> Multiplier<T> {
     /// For large matrices, on all threads.
     pub fn on_all_threads(rounds: bool) -> Multiplier<T> {
-        Multiplier { parallelism: Parallelism::Rayon(0), panels: rounds.then(|| Panels::new(1056, 3072)) }
+        Multiplier::new(Parallelism::Rayon(0), rounds.then_some((1056, 3072)))
     }
 
     /// For those of one sequence's head, on the thread that calls.
     pub fn on_one_thread(rounds: bool) -> Multiplier<T> {
-        Multiplier { parallelism: Parallelism::None, panels: rounds.then(|| Panels::new(288, 528)) }
+        Multiplier::new(Parallelism::None, rounds.then_some((288, 528)))
+    }
+
+    fn new(parallelism: Parallelism, panels: Option<(usize, usize)>) -> Multiplier<T> {
+        let instructions = Instructions::in_use();
+        let panels = panels.map(|(rows, columns)| Panels::new(instructions, rows, columns));
+        Multiplier { parallelism, gemm: T::gemm(instructions), panels }
     }
 
     /// `(m, n)` elements of `out`, rows `stride` apart from `at`, become `onto + scale * a b`. `a` is (m, k), `b` is (k, n).
@@ -96,31 +105,9 @@ impl<T: Real> Multiplier<T> {
             });
         }
         let out = out.pointer(at, (m - 1) * stride + n);
-        let (stride, add, s) = (stride as isize, !matches!(onto, Accumulate::Nothing), |x: usize| x as isize);
+        let add = !matches!(onto, Accumulate::Nothing);
         // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from what is read.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                k,
-                out,
-                1,
-                stride,
-                add,
-                a.data.as_ptr(),
-                s(a.col),
-                s(a.row),
-                b.data.as_ptr(),
-                s(b.col),
-                s(b.row),
-                T::one(),
-                scale,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
+        unsafe { (self.gemm)((m, n, k), (out, stride), add, (a, b), scale, parallelism) };
     }
 }
 

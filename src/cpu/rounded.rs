@@ -2,10 +2,11 @@
 //! pairs, and a tile of the result stays in registers, by AVX512-BF16 where there is such. Each element is summed in one
 //! order, whatever the threads.
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 use half::bf16;
 
 use super::arena::UnsafeSlice;
+use super::instructions::Instructions;
 use super::product::{Accumulate, Mat, for_each};
 use super::real::{Real, simd};
 
@@ -24,12 +25,12 @@ pub type Pairs = [u32; WIDTH];
 pub struct Panels<T> {
     a: Vec<Pairs>,
     b: Vec<Pairs>,
-    instructions: Instructions<T>,
+    kernels: Kernels<T>,
 }
 
-/// How a machine goes about panels.
+/// How panels are packed and multiplied.
 #[derive(Clone, Copy)]
-pub struct Instructions<T> {
+pub struct Kernels<T> {
     /// Fills a panel with so many rows and columns of a matrix; what lies beyond becomes 0.
     pub pack: fn(&mut [Pairs], Mat<T>, usize, usize),
     /// Brings the product of a panel's columns, from the given one, with those of another panel to where it belongs.
@@ -51,10 +52,9 @@ pub struct Tile<'a, T> {
 
 impl<T: Real> Panels<T> {
     /// For so many rows of `a` and columns of `b` at a time, each a multiple of `WIDTH`.
-    pub fn new(rows: usize, columns: usize) -> Panels<T> {
+    pub fn new(instructions: Instructions, rows: usize, columns: usize) -> Panels<T> {
         let panels = |columns: usize| vec![[0; WIDTH]; columns / WIDTH * TERMS / 2];
-        let portable = Instructions { pack: portable::pack, multiply: portable::multiply };
-        Panels { a: panels(rows), b: panels(columns), instructions: T::instructions().unwrap_or(portable) }
+        Panels { a: panels(rows), b: panels(columns), kernels: T::kernels(instructions) }
     }
 
     /// As [`Multiplier::product`](super::product::Multiplier::product), with the elements of `a` and `b` rounded to bf16, to
@@ -71,7 +71,7 @@ impl<T: Real> Panels<T> {
         onto: Accumulate<T>,
         parallelism: Parallelism,
     ) {
-        let Instructions { pack, multiply } = self.instructions;
+        let Kernels { pack, multiply } = self.kernels;
         let [a_rows, b_columns] = [&self.a, &self.b].map(|panels| 2 * panels.len() / TERMS * WIDTH);
         for k0 in (0..k).step_by(TERMS) {
             let terms = TERMS.min(k - k0);
@@ -129,13 +129,13 @@ fn fill<'a, T: Real>(
     panels
 }
 
-/// Whether this machine multiplies bf16 by itself. Elsewhere rounded products are slower than those in f32.
-pub fn has_avx512_bf16() -> bool {
-    f32::instructions().is_some()
-}
-
+/// In terms of f32.
 pub mod portable {
     use super::*;
+
+    pub fn kernels<T: Real>() -> Kernels<T> {
+        Kernels { pack, multiply }
+    }
 
     pub fn pack<T: Real>(panel: &mut [Pairs], x: Mat<T>, terms: usize, columns: usize) {
         let number = |i: usize, j: usize| match i < terms && j < columns {
@@ -149,8 +149,17 @@ pub mod portable {
         }
     }
 
+    #[inline(always)]
+    fn even(pair: u32) -> f32 {
+        f32::from_bits(pair << 16)
+    }
+
+    #[inline(always)]
+    fn odd(pair: u32) -> f32 {
+        f32::from_bits(pair & 0xffff_0000)
+    }
+
     pub fn multiply<T: Real>(a: &[Pairs], column: usize, b: &[Pairs], tile: Tile<T>) {
-        let [even, odd]: [fn(u32) -> f32; 2] = [|pair| f32::from_bits(pair << 16), |pair| f32::from_bits(pair & 0xffff_0000)];
         let mut sums = [[0.0; WIDTH]; ROWS];
         simd!({
             for (a, b) in a.iter().zip(b) {
@@ -184,7 +193,11 @@ mod tests {
         (0..len as u32).map(|i| word(i) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 
-    const PORTABLE: Instructions<f32> = Instructions { pack: portable::pack, multiply: portable::multiply };
+    /// Without and with what only some machines have.
+    fn kernels() -> [(Instructions, Kernels<f32>); 2] {
+        let best = *Instructions::available().last().unwrap();
+        [Instructions::Plain, best].map(|instructions| (instructions, f32::kernels(instructions)))
+    }
 
     /// To the nearest, ties to even, and NaN stays. Hardware takes what has no normal exponent for 0.
     #[test]
@@ -195,21 +208,21 @@ mod tests {
         let apart: Vec<f32> = x.iter().flat_map(|&x| [x, 1.0]).collect();
         // One column: contiguous, the first of two in contiguous rows, and neither.
         let stored = [Mat::new(&x, x.len()).t(), Mat::new(&apart, 2), Mat { data: &apart, row: 2, col: apart.len() }];
-        for (machine, instructions) in [f32::instructions(), Some(PORTABLE)].into_iter().enumerate() {
-            let Some(Instructions { pack, .. }) = instructions else { continue };
+        for (instructions, Kernels { pack, .. }) in kernels() {
             for (way, matrix) in stored.into_iter().enumerate() {
                 let mut panel = vec![[0; WIDTH]; x.len().div_ceil(2)];
                 pack(&mut panel, matrix, x.len(), 1);
                 assert!(
                     panel.iter().all(|pairs| pairs[1..].iter().all(|&pair| pair == 0)),
-                    "beyond the column, by {machine}, {way}"
+                    "beyond the column, by {instructions}, {way}"
                 );
                 for (i, &x) in x.iter().enumerate() {
                     let got = bf16::from_bits((panel[i / 2][0] >> (16 * (i % 2))) as u16);
                     let want = bf16::from_f32(x);
-                    let flushed = machine == 0 && x.abs() < f32::MIN_POSITIVE && got.to_f32() == 0.0;
+                    let hardware = instructions == Instructions::Avx512Bf16;
+                    let flushed = hardware && x.abs() < f32::MIN_POSITIVE && got.to_f32() == 0.0;
                     let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
-                    assert!(same || flushed, "{x:e} becomes {got:e}, not {want:e}, by {machine}, {way}");
+                    assert!(same || flushed, "{x:e} becomes {got:e}, not {want:e}, by {instructions}, {way}");
                 }
             }
         }
@@ -218,10 +231,11 @@ mod tests {
     /// Against sums in f64, at sizes that no panel, tile or block divides, each operand stored either way.
     #[test]
     fn rounded_products() {
-        let panels = || Panels::new(2 * WIDTH, 3 * WIDTH);
-        let threads = Parallelism::Rayon(0);
-        let portable = Panels { instructions: PORTABLE, ..panels() };
-        let mut all = [(panels(), threads), (panels(), Parallelism::None), (portable, threads)];
+        let panels = |instructions| Panels::new(instructions, 2 * WIDTH, 3 * WIDTH);
+        let both = kernels().into_iter().flat_map(|(instructions, _)| {
+            [Parallelism::Rayon(0), Parallelism::None].map(|parallelism| (panels(instructions), parallelism))
+        });
+        let mut all: Vec<_> = both.collect();
         for (m, n, k) in
             [(1, 1, 1), (9, 49, 2), (50, 97, 33), (3, 2, 2 * TERMS + 31), (2 * WIDTH + 1, 5, 7), (2, 3 * WIDTH + 3, 4)]
         {

@@ -5,6 +5,8 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::cpu;
+
 /// About how many neighbours of a vector count.
 const PERPLEXITY: f64 = 30.0;
 pub const STEPS: usize = 1000;
@@ -28,7 +30,7 @@ impl Neighbours {
         // Those beyond have next to no weight.
         let kept = (3.0 * perplexity) as usize;
         let weighed = |row| {
-            let mut near = pulp::Arch::new().dispatch(Distances { vectors, dim, row });
+            let mut near = cpu::arch().dispatch(Distances { vectors, dim, row });
             if kept < near.len() {
                 near.select_nth_unstable_by(kept, |a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
                 near.truncate(kept);
@@ -158,7 +160,7 @@ pub fn tsne(neighbours: &Neighbours, start: &[[f64; 2]], mut heard: impl FnMut()
 /// What pushes each point away from all others, before it is divided by the sum of all nearnesses 1 / (1 + distance^2),
 /// which is the second.
 fn repulsions(at: &[Vec<f64>; 2]) -> (Vec<[f64; 2]>, f64) {
-    let push = |row| pulp::Arch::new().dispatch(Push { xs: &at[0], ys: &at[1], row });
+    let push = |row| cpu::arch().dispatch(Push { xs: &at[0], ys: &at[1], row });
     let pushes: Vec<[f64; 3]> = (0..at[0].len()).into_par_iter().map(push).collect();
     // Less what each point was to itself; above 0 also for a point alone.
     let total = pushes.iter().map(|push| push[2] - 1.0).sum::<f64>().max(f64::MIN_POSITIVE);

@@ -166,7 +166,7 @@ class Contents(unittest.TestCase):
         selected = listed(*parts.TESTS, *skips)
         self.assertEqual(listed("cuda") - selected, set(parts.NOT_ON_A_REAL_GPU))
         self.assertEqual({name for name in selected if name.split("::")[0] in ("cli", "device", "nvcc", "serve", "virtual_gpu")}, set())
-        self.assertLess({f"model::golden_{name}" for name in ("bf16", "bf16_training", "loss_variants", "backward_on_cuda")}, selected)
+        self.assertLess({f"model::golden_{name}" for name in ("bf16_on_cuda", "bf16_training_on_cuda", "loss_variants", "backward_on_cuda")}, selected)
         for name in parts.TESTS + parts.SMALL_TESTS + [parts.EVERY_KERNEL[-1], machine.PROBE[-1]]:
             self.assertTrue(listed(name), f"no test is named {name}")
 

@@ -1,0 +1,102 @@
+//! Which instructions the backend computes with: the best that the machine has, or those that `WARPFIT_CPU` names. The one place
+//! that asks the machine. Only the C library chooses for itself: `tanh` in f32, and `exp` and `tanh` in f64.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use clap::ValueEnum;
+use pulp::Arch;
+
+use crate::error::{Error, Result};
+
+const VARIABLE: &str = "WARPFIT_CPU";
+
+/// In ascending order; a machine has all of its architecture up to its best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum Instructions {
+    /// What every processor of the architecture has.
+    Plain,
+    Neon,
+    /// With FMA.
+    Avx2,
+    Avx512,
+    /// AVX-512 with products of bf16. Elsewhere rounded products are slower than those in f32.
+    Avx512Bf16,
+}
+
+impl Instructions {
+    /// Those of this machine, the best last.
+    pub fn available() -> Vec<Instructions> {
+        Self::value_variants().iter().copied().filter(|instructions| instructions.arch().is_some()).collect()
+    }
+
+    /// What this process computes with.
+    ///
+    /// # Errors
+    /// `WARPFIT_CPU` names none of this machine's.
+    pub fn chosen() -> Result<Instructions> {
+        let available = Self::available();
+        let Some(name) = std::env::var_os(VARIABLE) else {
+            return Ok(*available.last().expect("at least the plain ones"));
+        };
+        let name = name.to_string_lossy();
+        let refused = |fact: &str| {
+            let names = available.iter().map(|instructions| instructions.to_string()).collect::<Vec<_>>().join(", ");
+            Error::user(format!("{VARIABLE}={name}"), fact, format!("this machine has {names}"))
+        };
+        match Self::from_str(&name, false) {
+            Ok(instructions) if available.contains(&instructions) => Ok(instructions),
+            Ok(_) => Err(refused("this machine does not have these instructions")),
+            Err(_) => Err(refused("no such instructions")),
+        }
+    }
+
+    /// [`chosen`](Self::chosen), read once. Panics where that is an error, which `Device::open` reports before anything computes.
+    pub fn in_use() -> Instructions {
+        in_use().0
+    }
+
+    /// What compiles loops for them; none where the machine lacks them.
+    fn arch(self) -> Option<Arch> {
+        #[cfg(target_arch = "aarch64")]
+        use pulp::aarch64::Neon;
+        #[cfg(target_arch = "x86_64")]
+        use pulp::x86::{V3, V4};
+        match self {
+            Instructions::Plain => Some(Arch::Scalar),
+            #[cfg(target_arch = "aarch64")]
+            Instructions::Neon => Neon::try_new().map(Arch::Neon),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => V3::try_new().map(Arch::V3),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512 => V4::try_new().map(Arch::V4),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Bf16 => V4::try_new().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Arch::V4),
+            #[allow(unreachable_patterns)]
+            _ => None,
+        }
+    }
+}
+
+/// As `WARPFIT_CPU` has it.
+impl fmt::Display for Instructions {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.to_possible_value().expect("all have a name").get_name())
+    }
+}
+
+#[inline]
+fn in_use() -> (Instructions, Arch) {
+    static IN_USE: OnceLock<(Instructions, Arch)> = OnceLock::new();
+    *IN_USE.get_or_init(|| {
+        let instructions = Instructions::chosen().unwrap_or_else(|error| panic!("{error}"));
+        (instructions, instructions.arch().expect("the machine has them"))
+    })
+}
+
+/// What compiles loops for the instructions in use.
+#[inline]
+pub fn arch() -> Arch {
+    in_use().1
+}
