@@ -41,11 +41,20 @@ impl Arena {
         UnsafeSlice { start: unsafe { self.start.add(view.offset) }.cast(), len: view.len, of: PhantomData }
     }
 
-    /// The elements of a view, as one slice.
+    /// The elements of a view, to read. Such slices may overlap.
     ///
     /// # Safety
-    /// While the slice lives, nothing else may touch these elements, unless both only read. Ops see to it by taking each
-    /// of their views once: the plan's views are distinct buffers, or the same buffer under one field of the op.
+    /// While the slice lives, nothing may write these elements. Any bit pattern must be a `T`.
+    pub unsafe fn read<T>(&self, view: View) -> &[T] {
+        // SAFETY: in bounds, as `pointer` checks; not written by contract.
+        unsafe { std::slice::from_raw_parts(self.scattered(view).pointer(0, view.len), view.len) }
+    }
+
+    /// The elements of a view, to read and write.
+    ///
+    /// # Safety
+    /// While the slice lives, nothing else may read or write these elements. Ops comply by taking each of the views that they
+    /// write once: the plan's views are distinct buffers, or the same buffer under one field of the op.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice<T>(&self, view: View) -> &mut [T] {
         // SAFETY: by contract.

@@ -87,10 +87,11 @@ impl<T: Real> Cpu<T> {
     /// The first `len` elements of a view, to read.
     ///
     /// # Safety
-    /// As [`Arena::slice`].
+    /// As [`Arena::read`].
     unsafe fn get(&self, view: View, len: usize) -> &[T] {
+        assert_eq!(view.dtype, T::DTYPE, "{view:?}");
         // SAFETY: by contract.
-        unsafe { self.get_mut(view, len) }
+        unsafe { self.arena.read(view.slice(0, len)) }
     }
 
     /// The first `len` elements of a view, to write.
@@ -108,7 +109,7 @@ impl<T: Real> Cpu<T> {
     fn input(&self, of: impl Fn(&Inputs) -> View, len: usize) -> &[i32] {
         let view = of(self.inputs.as_ref().expect("reserve comes first")).slice(0, len);
         // SAFETY: inputs are written by `stage` alone, which takes `&mut self`.
-        unsafe { self.arena.slice(view) }
+        unsafe { self.arena.read(view) }
     }
 
     fn cu_seqlens(&self) -> &[i32] {
