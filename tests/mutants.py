@@ -80,7 +80,7 @@ MUTANTS = [
     ("src/serve/api.rs", "metrics.requests.with_label_values(&[method]).inc();", "", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
     ("src/serve/api.rs", "service.metrics.failures.with_label_values(&[error_type]).inc();", "", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
     ("src/serve/mod.rs", "open.shutdown().await;", "", "serve::what_was_asked_before_the_signal_is_answered"),
-    ("src/report/predictions.rs", "logits[b].total_cmp(&logits[a])", "logits[a].total_cmp(&logits[b])", "serve::what_waits_is_one_batch_in_order"),
+    ("src/infer/predictions.rs", "logits[b].total_cmp(&logits[a])", "logits[a].total_cmp(&logits[b])", "serve::what_waits_is_one_batch_in_order"),
     ("kernels/gpu.cuh", "for (int step = 16; step > 0; step /= 2) x += ", "for (int step = 8; step > 0; step /= 2) x += ", "ops::f32_on_cuda"),
     ("kernels/gpu.cuh", "if (lane() == 0) parts[warp()] = x;\n    __syncthreads();", "if (lane() == 0) parts[warp()] = x;", "ops::f32_on_cuda"),
     ("kernels/gpu.cuh", "const int at = start + i * step, r = at < end ? row(at) : -1;", "const int at = start + i * step, r = at <= end ? row(at) : -1;", "ops::f32_on_cuda"),

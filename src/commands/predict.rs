@@ -11,8 +11,8 @@ use crate::files::same_file;
 use crate::flags::{InputArgs, RunArgs, count};
 use crate::hub;
 use crate::infer::Session;
+use crate::infer::predictions::{Format, Lines, positive_class};
 use crate::report::log::{Count, Progress};
-use crate::report::predictions::{Format, Lines, positive_class};
 use clap::Parser;
 
 /// Classify texts: given as arguments, one per line on standard input, or in a file.

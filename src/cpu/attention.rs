@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::arena::UnsafeSlice;
-use super::product::{Accumulate, Mat, Multiplier};
+use super::matrix::{Accumulate, Mat};
+use super::product::{Multiplier, Products};
 use super::real::{LANES, Real, simd, sum};
 use crate::ops::{Attention, Rows};
 
@@ -19,7 +20,7 @@ pub struct Scratch<T> {
     multiplier: Multiplier<T>,
 }
 
-impl<T: Real> Scratch<T> {
+impl<T: Products> Scratch<T> {
     pub fn new(max_seqlen: usize, rounds: bool) -> Scratch<T> {
         Scratch { scores: vec![T::zero(); 2 * BLOCK * max_seqlen], multiplier: Multiplier::on_one_thread(rounds) }
     }

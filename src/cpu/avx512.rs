@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::product::{Accumulate, Mat};
+use super::matrix::{Accumulate, Mat};
 use super::rounded::{Kernels, Pairs, ROWS, Tile, WIDTH, portable};
 
 const REGISTERS: usize = WIDTH / 16;

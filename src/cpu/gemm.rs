@@ -8,7 +8,7 @@ use gemm_common::simd::{MixedSimd, Scalar};
 use gemm_common::simd::{V3, V4};
 
 use super::instructions::Instructions;
-use super::product::Mat;
+use super::matrix::Mat;
 
 /// `(m, n)` elements, rows `stride` apart, become `scale * a b`, or that is added to them: (m, n, k), (elements, stride), whether
 /// to add, (a, b), scale, threads.

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::arena::UnsafeSlice;
-use super::product::{Accumulate, Mat};
+use super::matrix::{Accumulate, Mat};
 use super::real::{Real, simd};
 use super::{Cpu, add_columns, add_to, grain};
 use crate::ops::{Activation, ActivationKind, Linear};

@@ -12,6 +12,7 @@ mod gemm;
 mod instructions;
 mod linear;
 mod loss;
+mod matrix;
 mod norm;
 mod product;
 mod real;
@@ -30,6 +31,7 @@ use product::Multiplier;
 
 pub use instructions::Instructions;
 pub(crate) use instructions::arch;
+pub use product::Products;
 pub use real::Real;
 use real::simd;
 
@@ -53,7 +55,7 @@ pub struct Cpu<T> {
     poisoned: bool,
 }
 
-impl<T: Real> Cpu<T> {
+impl<T: Products> Cpu<T> {
     pub fn new() -> Cpu<T> {
         let arena = Arena::new(0).expect("an empty arena");
         Cpu {
@@ -76,7 +78,9 @@ impl<T: Real> Cpu<T> {
     pub fn poisoned() -> Cpu<T> {
         Cpu { poisoned: true, ..Cpu::new() }
     }
+}
 
+impl<T: Real> Cpu<T> {
     fn count(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens,
@@ -141,7 +145,7 @@ impl<T: Real> Cpu<T> {
     }
 }
 
-impl<T: Real> Default for Cpu<T> {
+impl<T: Products> Default for Cpu<T> {
     fn default() -> Self {
         Cpu::new()
     }
@@ -182,7 +186,7 @@ fn add_to<T: Real>(out: &mut [T], x: &[T]) {
     }
 }
 
-impl<T: Real> Backend for Cpu<T> {
+impl<T: Products> Backend for Cpu<T> {
     fn name(&self) -> String {
         format!("CPU, {} threads, {}", rayon::current_num_threads(), Instructions::in_use())
     }

@@ -1,52 +1,43 @@
 //! Products of matrices: by the kernels of the crate `gemm`, or with operands rounded to bf16.
 
 use gemm_common::Parallelism;
-use rayon::prelude::*;
 
 use super::arena::UnsafeSlice;
-use super::gemm::Gemm;
+use super::gemm::{self, Gemm};
 use super::grain;
 use super::instructions::Instructions;
+use super::matrix::{Accumulate, Mat, for_each};
 use super::real::Real;
-use super::rounded::Panels;
+use super::rounded::{Kernels, Panels, portable};
 
-/// Elements to read as a matrix: (i, j) is `data[i * row + j * col]`.
-#[derive(Clone, Copy)]
-pub struct Mat<'a, T> {
-    pub data: &'a [T],
-    pub row: usize,
-    pub col: usize,
-}
+/// The elements that are multiplied, by the given instructions.
+pub trait Products: Real {
+    fn gemm(instructions: Instructions) -> Gemm<Self>;
 
-impl<'a, T> Mat<'a, T> {
-    /// Row-major, rows `stride` apart.
-    pub fn new(data: &'a [T], stride: usize) -> Self {
-        Mat { data, row: stride, col: 1 }
-    }
-
-    /// The transpose, without moving anything.
-    pub fn t(self) -> Self {
-        Mat { row: self.col, col: self.row, ..self }
-    }
-
-    /// What begins at (i, j).
-    pub fn from(self, i: usize, j: usize) -> Self {
-        Mat { data: &self.data[i * self.row + j * self.col..], ..self }
-    }
-
-    fn holds(&self, rows: usize, cols: usize) -> bool {
-        rows == 0 || cols == 0 || (rows - 1) * self.row + (cols - 1) * self.col < self.data.len()
+    /// Products of rounded numbers.
+    fn kernels(_: Instructions) -> Kernels<Self> {
+        portable::kernels()
     }
 }
 
-/// What a product comes on top of.
-#[derive(Clone, Copy)]
-pub enum Accumulate<'a, T> {
-    Nothing,
-    /// What stands there.
-    Itself,
-    /// The same row everywhere.
-    Row(&'a [T]),
+impl Products for f64 {
+    fn gemm(instructions: Instructions) -> Gemm<f64> {
+        gemm::f64(instructions)
+    }
+}
+
+impl Products for f32 {
+    fn gemm(instructions: Instructions) -> Gemm<f32> {
+        gemm::f32(instructions)
+    }
+
+    fn kernels(instructions: Instructions) -> Kernels<f32> {
+        match instructions {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Bf16 => super::avx512::KERNELS,
+            _ => portable::kernels(),
+        }
+    }
 }
 
 /// Multiplies matrices in the arithmetic of a backend.
@@ -57,7 +48,7 @@ pub struct Multiplier<T> {
     panels: Option<Panels<T>>,
 }
 
-impl<T: Real> Multiplier<T> {
+impl<T: Products> Multiplier<T> {
     /// For large matrices, on all threads.
     pub fn on_all_threads(rounds: bool) -> Multiplier<T> {
         Multiplier::new(Parallelism::Rayon(0), rounds.then_some((1056, 3072)))
@@ -70,10 +61,12 @@ impl<T: Real> Multiplier<T> {
 
     fn new(parallelism: Parallelism, panels: Option<(usize, usize)>) -> Multiplier<T> {
         let instructions = Instructions::in_use();
-        let panels = panels.map(|(rows, columns)| Panels::new(instructions, rows, columns));
+        let panels = panels.map(|(rows, columns)| Panels::new(T::kernels(instructions), rows, columns));
         Multiplier { parallelism, gemm: T::gemm(instructions), panels }
     }
+}
 
+impl<T: Real> Multiplier<T> {
     /// `(m, n)` elements of `out`, rows `stride` apart from `at`, become `onto + scale * a b`. `a` is (m, k), `b` is (k, n).
     ///
     /// # Safety
@@ -108,13 +101,5 @@ impl<T: Real> Multiplier<T> {
         let add = !matches!(onto, Accumulate::Nothing);
         // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from what is read.
         unsafe { (self.gemm)((m, n, k), (out, stride), add, (a, b), scale, parallelism) };
-    }
-}
-
-/// `f` of 0..n, at once or one after the other.
-pub fn for_each(parallelism: Parallelism, n: usize, f: impl Fn(usize) + Sync + Send) {
-    match parallelism {
-        Parallelism::None => (0..n).for_each(f),
-        _ => (0..n).into_par_iter().with_max_len(1).for_each(f),
     }
 }

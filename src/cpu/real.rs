@@ -3,9 +3,6 @@
 
 use num_traits::{Float, NumAssign};
 
-use super::gemm::{self, Gemm};
-use super::instructions::Instructions;
-use super::rounded::{Kernels, portable};
 use crate::ops::DType;
 
 /// Lanes of a running sum; two AVX-512 registers of f32.
@@ -23,14 +20,6 @@ pub trait Real: Float + NumAssign + Send + Sync + 'static {
 
     /// The normal distribution's cumulative function and density at x: gelu(x) = x cdf, gelu'(x) = cdf + x density.
     fn normal(self) -> (Self, Self);
-
-    /// Products by these instructions.
-    fn gemm(instructions: Instructions) -> Gemm<Self>;
-
-    /// Products of rounded numbers by these instructions.
-    fn kernels(_: Instructions) -> Kernels<Self> {
-        portable::kernels()
-    }
 }
 
 impl Real for f64 {
@@ -53,10 +42,6 @@ impl Real for f64 {
     fn normal(self) -> (f64, f64) {
         let density = (-0.5 * self * self).exp() * (0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2);
         (0.5 * libm::erfc(-self * std::f64::consts::FRAC_1_SQRT_2), density)
-    }
-
-    fn gemm(instructions: Instructions) -> Gemm<f64> {
-        gemm::f64(instructions)
     }
 }
 
@@ -117,18 +102,6 @@ impl Real for f32 {
         let e = (-0.5 * self * self).vexp();
         let tail = sum * t * e;
         (if self > 0.0 { 1.0 - tail } else { tail }, e * 0.398_942_3)
-    }
-
-    fn gemm(instructions: Instructions) -> Gemm<f32> {
-        gemm::f32(instructions)
-    }
-
-    fn kernels(instructions: Instructions) -> Kernels<f32> {
-        match instructions {
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512Bf16 => super::avx512::KERNELS,
-            _ => portable::kernels(),
-        }
     }
 }
 

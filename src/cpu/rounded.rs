@@ -6,8 +6,7 @@ use gemm_common::Parallelism;
 use half::bf16;
 
 use super::arena::UnsafeSlice;
-use super::instructions::Instructions;
-use super::product::{Accumulate, Mat, for_each};
+use super::matrix::{Accumulate, Mat, for_each};
 use super::real::{Real, simd};
 
 /// Columns of a panel: three registers of sums. A tile of the result is `ROWS` of them high: 24 of the 32 registers.
@@ -52,9 +51,9 @@ pub struct Tile<'a, T> {
 
 impl<T: Real> Panels<T> {
     /// For so many rows of `a` and columns of `b` at a time, each a multiple of `WIDTH`.
-    pub fn new(instructions: Instructions, rows: usize, columns: usize) -> Panels<T> {
+    pub fn new(kernels: Kernels<T>, rows: usize, columns: usize) -> Panels<T> {
         let panels = |columns: usize| vec![[0; WIDTH]; columns / WIDTH * TERMS / 2];
-        Panels { a: panels(rows), b: panels(columns), kernels: T::kernels(instructions) }
+        Panels { a: panels(rows), b: panels(columns), kernels }
     }
 
     /// As [`Multiplier::product`](super::product::Multiplier::product), with the elements of `a` and `b` rounded to bf16, to
@@ -187,6 +186,8 @@ pub mod portable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::instructions::Instructions;
+    use crate::cpu::product::Products;
 
     fn numbers(len: usize, seed: u32) -> Vec<f32> {
         let word = |i: u32| i.wrapping_mul(2_654_435_761).wrapping_add(seed).wrapping_mul(2_246_822_519) >> 8;
@@ -231,9 +232,9 @@ mod tests {
     /// Against sums in f64, at sizes that no panel, tile or block divides, each operand stored either way.
     #[test]
     fn rounded_products() {
-        let panels = |instructions| Panels::new(instructions, 2 * WIDTH, 3 * WIDTH);
-        let both = kernels().into_iter().flat_map(|(instructions, _)| {
-            [Parallelism::Rayon(0), Parallelism::None].map(|parallelism| (panels(instructions), parallelism))
+        let both = kernels().into_iter().flat_map(|(_, kernels)| {
+            let panels = || Panels::new(kernels, 2 * WIDTH, 3 * WIDTH);
+            [Parallelism::Rayon(0), Parallelism::None].map(|parallelism| (panels(), parallelism))
         });
         let mut all: Vec<_> = both.collect();
         for (m, n, k) in

@@ -21,6 +21,7 @@
 pub mod npy;
 pub mod pca;
 pub mod pooling;
+pub mod predictions;
 pub mod probe;
 pub mod projection;
 pub mod tsne;

@@ -8,5 +8,4 @@ pub mod evaluation;
 pub mod log;
 pub mod page;
 pub mod plot;
-pub mod predictions;
 pub mod tensorboard;

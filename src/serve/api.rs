@@ -27,7 +27,7 @@ use super::queue::{Place, Queue};
 use super::{Served, Serving};
 use crate::error::{Error, Kind};
 use crate::infer::Output;
-use crate::report::predictions::{positive_class, ranked};
+use crate::infer::predictions::{positive_class, ranked};
 
 /// What every request sees.
 pub struct Service {

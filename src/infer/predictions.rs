@@ -4,9 +4,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::Prediction;
 use crate::data::inputs::Input;
 use crate::error::{Error, Result};
-use crate::infer::Prediction;
 use crate::metrics::softmax;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
