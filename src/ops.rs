@@ -14,13 +14,13 @@
 //!     bytes += 256;
 //!     View { offset: bytes - 256, len, dtype }
 //! };
-//! let inputs = Inputs::place(1, 1, |_, len| place(len, DType::I32));
+//! let batch = place(Inputs::capacity(1, 1), DType::I32);
 //! let [x, w, b, y] = [2, 6, 3, 3].map(|len| place(len, DType::F32));
 //! let (dy, dx, dw, db) = (View::NONE, View::NONE, View::NONE, View::NONE);
 //! let linear = Op::Linear(Linear { x, w, b, y, dy, dx, dw, db, add: false, k: 2, n: 3, rows: Rows::Tokens });
 //!
 //! let backend: &mut dyn Backend = &mut Cpu::<f32>::new();
-//! backend.reserve(&Layout { bytes, arithmetic: Arithmetic::F32, inputs, max_seqlen: 1, params: 6 })?;
+//! backend.reserve(&Layout { bytes, arithmetic: Arithmetic::F32, batch, max_seqlen: 1, params: 6 })?;
 //! backend.write(x, &[1.0, 2.0])?;
 //! backend.write(w, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0])?;
 //! backend.write(b, &[0.5, 0.5, 0.0])?;
@@ -32,7 +32,7 @@
 
 use std::fmt;
 
-use crate::data::pack::PackedBatch;
+use crate::data::pack::{PackedBatch, TILE};
 use crate::error::Result;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,7 +115,8 @@ impl View {
     }
 }
 
-/// The arrays of a batch, like [`PackedBatch`]. All I32.
+/// Where the arrays of a [`PackedBatch`] lie: one after the other in the region that the plan has for them, so that one copy
+/// brings them all. I32.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
     pub ids: View,           // (tokens)
@@ -125,37 +126,40 @@ pub struct Inputs {
     pub labels: View,        // (seqs)
     pub rows_by_token: View, // (tokens)
     pub token_starts: View,  // (distinct tokens + 1)
+    pub tiles: View,         // (tiles, 2)
 }
 
 impl Inputs {
-    /// Room for batches of at most `tokens` tokens and `seqs` sequences; `take` places an array of the given name and length.
-    pub fn place(tokens: usize, seqs: usize, mut take: impl FnMut(&'static str, usize) -> View) -> Inputs {
-        Inputs {
-            ids: take("ids", tokens),
-            positions: take("positions", tokens),
-            types: take("types", tokens),
-            cu_seqlens: take("cu_seqlens", seqs + 1),
-            labels: take("labels", seqs),
-            rows_by_token: take("rows_by_token", tokens),
-            token_starts: take("token_starts", tokens + 1),
-        }
+    /// Elements of a region that holds any batch of at most `tokens` tokens and `seqs` sequences.
+    pub fn capacity(tokens: usize, seqs: usize) -> usize {
+        let tiles = tokens / TILE + seqs;
+        let arrays = [tokens, tokens, tokens, seqs + 1, seqs, tokens, tokens + 1, 2 * tiles];
+        arrays.into_iter().map(|len| len.next_multiple_of(Self::UNIT)).sum()
     }
 
-    /// Each array with its content of a batch, in the order of [`Inputs::place`].
-    pub fn with<'a>(&self, batch: &'a PackedBatch) -> [(View, &'a [i32]); 7] {
-        [
-            (self.ids, &batch.ids),
-            (self.positions, &batch.positions),
-            (self.types, &batch.types),
-            (self.cu_seqlens, &batch.cu_seqlens),
-            (self.labels, &batch.labels),
-            (self.rows_by_token, &batch.rows_by_token),
-            (self.token_starts, &batch.token_starts),
-        ]
+    /// Every array starts at a multiple of this many elements.
+    const UNIT: usize = 4;
+
+    /// The arrays of a batch in `region`.
+    ///
+    /// # Panics
+    /// When the batch is larger than what the region was planned for.
+    pub fn of(batch: &PackedBatch, region: View) -> Inputs {
+        let mut end = 0;
+        let views = batch.arrays().map(|values| {
+            let view = region.slice(end, values.len());
+            end += values.len().next_multiple_of(Self::UNIT);
+            view
+        });
+        let [ids, positions, types, cu_seqlens, labels, rows_by_token, token_starts, tiles] = views;
+        Inputs { ids, positions, types, cu_seqlens, labels, rows_by_token, token_starts, tiles }
     }
 
-    pub fn views(&self) -> [View; 7] {
-        self.with(&PackedBatch::default()).map(|(view, _)| view)
+    /// Each array with its content.
+    pub fn with<'a>(&self, batch: &'a PackedBatch) -> impl Iterator<Item = (View, &'a [i32])> {
+        let Inputs { ids, positions, types, cu_seqlens, labels, rows_by_token, token_starts, tiles } = *self;
+        let views = [ids, positions, types, cu_seqlens, labels, rows_by_token, token_starts, tiles];
+        views.into_iter().zip(batch.arrays())
     }
 }
 
@@ -165,7 +169,8 @@ pub struct Layout {
     /// Size of the arena.
     pub bytes: usize,
     pub arithmetic: Arithmetic,
-    pub inputs: Inputs,
+    /// For the [`Inputs`] of a batch.
+    pub batch: View,
     /// Tokens of the longest sequence to come.
     pub max_seqlen: usize,
     /// Elements of the flat parameters.

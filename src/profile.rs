@@ -44,7 +44,7 @@ impl Ceilings {
         };
         let ids = vec![0; edge];
         let batch = PackedBatch::new([(&ids[..], &[][..], 0)]);
-        let inputs = Inputs::place(edge, 1, |_, len| take(len, DType::I32));
+        let region = take(Inputs::capacity(edge, 1), DType::I32);
         let copy = Cast { x: take(bytes / 4, DType::F32), y: take(bytes / 4, DType::F32) };
         let product = Linear {
             x: take(square, dtype),
@@ -60,7 +60,7 @@ impl Ceilings {
             n: edge,
             rows: Rows::Tokens,
         };
-        backend.reserve(&Layout { bytes: end, arithmetic, inputs, max_seqlen: edge, params: 1 })?;
+        backend.reserve(&Layout { bytes: end, arithmetic, batch: region, max_seqlen: edge, params: 1 })?;
         // Not all the same, and no sum is large.
         let value = |i: usize| (i % 251) as f64 / 251.0 - 0.5;
         for view in [product.x, product.w] {
@@ -282,7 +282,8 @@ impl Backend for Profiled {
 
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
         self.profile.record().size = Size::from(batch);
-        let cost = Cost { bytes: batch.bytes(), flops: 0 };
+        let arrays = batch.arrays().iter().map(|values| size_of_val(*values)).sum();
+        let cost = Cost { bytes: arrays, flops: 0 };
         self.timed(|| "stage".to_string(), |_| cost, |backend| backend.stage(batch, step))
     }
 

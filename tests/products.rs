@@ -42,7 +42,7 @@ impl Ones {
             bytes = (bytes + view.bytes()).next_multiple_of(256);
             view
         };
-        let inputs = Inputs::place(rows, rows, |_, len| take(len, DType::I32));
+        let region = take(Inputs::capacity(rows, rows), DType::I32);
         let dtype = arithmetic.dtype();
         let op = Linear {
             x: take(rows * k, dtype),
@@ -58,7 +58,7 @@ impl Ones {
             n,
             rows: Rows::Tokens,
         };
-        backend.reserve(&Layout { bytes, arithmetic, inputs, max_seqlen: 512, params: n * k }).unwrap();
+        backend.reserve(&Layout { bytes, arithmetic, batch: region, max_seqlen: 512, params: n * k }).unwrap();
         let all: &mut dyn Backend = &mut backend;
         for view in [op.x, op.w, op.dy] {
             all.write(view, &vec![1.0; view.len]).unwrap();

@@ -193,9 +193,8 @@ impl Backend for Rounded {
 
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         self.bytes = layout.bytes;
-        let mut views = layout.inputs.views().into_iter();
-        let inputs = Inputs::place(0, 0, |_, _| self.place(views.next().expect("as many")));
-        self.cpu.reserve(&Layout { bytes: 8 * layout.bytes, arithmetic: Arithmetic::F64, inputs, ..*layout })
+        let batch = self.place(layout.batch);
+        self.cpu.reserve(&Layout { bytes: 8 * layout.bytes, arithmetic: Arithmetic::F64, batch, ..*layout })
     }
 
     fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {

@@ -38,6 +38,8 @@ use real::simd;
 /// The backend in f32 or f64; the layout's type must be T's.
 pub struct Cpu<T> {
     arena: Arena,
+    /// For the arrays of a batch, and where they lie there.
+    batch: View,
     inputs: Option<Inputs>,
     step: Step,
     key: [u32; 2],
@@ -60,6 +62,7 @@ impl<T: Products> Cpu<T> {
         let arena = Arena::new(0).expect("an empty arena");
         Cpu {
             arena,
+            batch: View::NONE,
             inputs: None,
             step: Step::INFER,
             key: [0; 2],
@@ -111,7 +114,7 @@ impl<T: Real> Cpu<T> {
 
     /// One of the batch's arrays. Ops never write them.
     fn input(&self, of: impl Fn(&Inputs) -> View, len: usize) -> &[i32] {
-        let view = of(self.inputs.as_ref().expect("reserve comes first")).slice(0, len);
+        let view = of(self.inputs.as_ref().expect("stage comes first")).slice(0, len);
         // SAFETY: inputs are written by `stage` alone, which takes `&mut self`.
         unsafe { self.arena.read(view) }
     }
@@ -201,7 +204,7 @@ impl<T: Products> Backend for Cpu<T> {
         if self.poisoned {
             self.arena.poison();
         }
-        self.inputs = Some(layout.inputs);
+        self.batch = layout.batch;
         let rounds = layout.arithmetic == Arithmetic::Bf16Products;
         self.multiplier = Mutex::new(Multiplier::on_all_threads(rounds));
         let scratch = || Mutex::new(attention::Scratch::new(layout.max_seqlen, rounds));
@@ -234,11 +237,12 @@ impl<T: Products> Backend for Cpu<T> {
     }
 
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
-        let inputs = self.inputs.expect("reserve comes first");
+        let inputs = Inputs::of(batch, self.batch);
         for (view, values) in inputs.with(batch) {
             // SAFETY: `&mut self`: no other slice lives.
-            unsafe { self.arena.slice::<i32>(view.slice(0, values.len())) }.copy_from_slice(values);
+            unsafe { self.arena.slice::<i32>(view) }.copy_from_slice(values);
         }
+        self.inputs = Some(inputs);
         self.step = *step;
         self.key = random::step_key(step.seed, step.update, step.micro);
         (self.tokens, self.seqs, self.max_seqlen) = (batch.tokens(), batch.seqs(), batch.max_seqlen);

@@ -6,22 +6,20 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result};
 
 use super::error::failed;
-use super::kernels::{Ptr, TILE};
+use super::kernels::Ptr;
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
-use crate::ops::{Layout, View};
+use crate::ops::{Inputs, Layout, View};
 
 /// Working memory: partial sums, and cuBLASLt's workspace (32 MiB is what its manual asks for on Hopper).
 pub const SCRATCH: usize = 32 << 20;
-/// What a run takes beside its layout: working memory, the list of tiles, and what the driver and cuBLASLt load on first use,
+/// What a run takes beside its layout: working memory, and what the driver and cuBLASLt load on first use,
 /// some 50 kernels of cuBLASLt among it.
 pub const OVERHEAD: usize = SCRATCH + (352 << 20);
 pub struct Arena {
     pub layout: Layout,
     memory: Memory,
     scratch: Memory,
-    /// (sequence, first row) of each tile of attention.
-    tiles: Memory,
     staging: [Staging; 2],
     /// Which of them is next.
     turn: usize,
@@ -63,19 +61,16 @@ struct Staging {
 
 impl Arena {
     pub fn new(stream: &CudaStream, layout: &Layout) -> Result<Arena> {
-        let inputs = layout.inputs;
-        let most_tiles = inputs.ids.len / TILE + inputs.labels.len;
         let take = |bytes: usize| Memory::zeroed(stream, bytes);
-        let (memory, scratch, tiles) = (take(layout.bytes)?, take(SCRATCH)?, take(8 * most_tiles)?);
-        let most = inputs.views().iter().map(|view| view.len).sum::<usize>() + 2 * most_tiles;
+        let (memory, scratch) = (take(layout.bytes)?, take(SCRATCH)?);
         let staging = || -> Result<Staging> {
             // SAFETY: written before it is read.
-            let buffer = unsafe { stream.context().alloc_pinned(most) }.map_err(failed("page-locked memory"))?;
+            let buffer = unsafe { stream.context().alloc_pinned(layout.batch.len) }.map_err(failed("page-locked memory"))?;
             let fetched = stream.context().new_event(None).map_err(failed("event"))?;
             Ok(Staging { buffer, fetched })
         };
         let staging = [staging()?, staging()?];
-        Ok(Arena { layout: *layout, memory, scratch, tiles, staging, turn: 0 })
+        Ok(Arena { layout: *layout, memory, scratch, staging, turn: 0 })
     }
 
     /// The address of a view; null for none.
@@ -91,40 +86,24 @@ impl Arena {
         self.scratch.address
     }
 
-    pub fn tiles(&self) -> Ptr {
-        self.tiles.address
-    }
-
-    /// Sends a batch up, and the tiles of attention; returns how many.
-    pub fn stage(&mut self, stream: &CudaStream, batch: &PackedBatch) -> Result<usize> {
-        let tiles = tiles(batch);
-        let inputs = self.layout.inputs;
-        let list = View { offset: 0, len: tiles.len(), ..inputs.ids };
-        let parts = inputs.with(batch).map(|(view, values)| (self.at(view), view, values));
-        let parts = parts.into_iter().chain([(self.tiles.address, list, &tiles[..])]);
+    /// Sends a batch up, in one copy; returns where its arrays lie.
+    pub fn stage(&mut self, stream: &CudaStream, batch: &PackedBatch) -> Result<Inputs> {
+        let region = self.layout.batch;
+        let (inputs, address) = (Inputs::of(batch, region), self.at(region));
         let Staging { buffer, fetched } = &mut self.staging[self.turn];
         self.turn ^= 1;
         // The GPU may still be fetching the batch before last from here.
         fetched.synchronize().map_err(failed("batch"))?;
-        let mut rest = buffer.as_mut_slice().map_err(failed("batch"))?;
-        for (address, view, values) in parts {
-            assert!(values.len() <= view.len, "a batch larger than planned");
-            let (part, after) = rest.split_at_mut(values.len());
-            part.copy_from_slice(values);
-            // SAFETY: the view lies in the arena; the buffer stands until `fetched`.
-            unsafe { result::memcpy_htod_async(address, part, stream.cu_stream()) }.map_err(failed("batch"))?;
-            rest = after;
+        let buffer = buffer.as_mut_slice().map_err(failed("batch"))?;
+        let mut end = 0;
+        for (view, values) in inputs.with(batch) {
+            let start = (view.offset - region.offset) / view.dtype.size();
+            end = start + values.len();
+            buffer[start..end].copy_from_slice(values);
         }
+        // SAFETY: the region lies in the arena; the buffer is not written before `fetched`.
+        unsafe { result::memcpy_htod_async(address, &buffer[..end], stream.cu_stream()) }.map_err(failed("batch"))?;
         fetched.record(stream).map_err(failed("batch"))?;
-        Ok(tiles.len() / 2)
+        Ok(inputs)
     }
-}
-
-/// (sequence, first row within it) of every tile of `TILE` rows, those of the longest sequences first: what takes longest
-/// starts first.
-fn tiles(batch: &PackedBatch) -> Vec<i32> {
-    let length = |seq: usize| (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]) as usize;
-    let mut order: Vec<usize> = (0..batch.seqs()).collect();
-    order.sort_by_key(|&seq| std::cmp::Reverse(length(seq)));
-    order.into_iter().flat_map(|seq| (0..length(seq)).step_by(TILE).flat_map(move |row| [seq as i32, row as i32])).collect()
 }

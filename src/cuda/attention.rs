@@ -59,7 +59,7 @@ const MOST: usize = 65_535;
 /// Tiles, or sequences with one query each, that the queries take; and the parts of each.
 fn queries(cuda: &Cuda, op: &Attention, path: &Path) -> (usize, usize) {
     match op.q_rows {
-        Rows::Tokens => (cuda.tiles, path.parts),
+        Rows::Tokens => (cuda.tiles(), path.parts),
         Rows::Cls => (cuda.seqs, 1),
     }
 }
@@ -103,7 +103,7 @@ pub fn fwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         y: cuda.at(op.y),
         lse: cuda.at(op.lse),
         cu_seqlens: cuda.at(cuda.inputs().cu_seqlens),
-        tiles: cuda.tile_list(),
+        tiles: cuda.at(cuda.inputs().tiles),
         q_stride: op.q_stride as i32,
         kv_stride: op.kv_stride as i32,
         heads: op.heads as i32,
@@ -141,7 +141,7 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         dk: cuda.at(op.dk),
         dv: cuda.at(op.dv),
         cu_seqlens: cuda.at(cuda.inputs().cu_seqlens),
-        tiles: cuda.tile_list(),
+        tiles: cuda.at(cuda.inputs().tiles),
         q_stride: op.q_stride as i32,
         kv_stride: op.kv_stride as i32,
         heads: op.heads as i32,
@@ -166,8 +166,8 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         };
         cuda.launch(path.bwd_q, [op.heads, MOST.min(count - first), parts], &shifted)
     })?;
-    (0..cuda.tiles).step_by(MOST).try_for_each(|first| {
+    (0..cuda.tiles()).step_by(MOST).try_for_each(|first| {
         let shifted = AttnBwd { tiles: arguments.tiles + 8 * first as u64, ..arguments };
-        cuda.launch(path.bwd_kv, [op.heads, MOST.min(cuda.tiles - first), path.parts], &shifted)
+        cuda.launch(path.bwd_kv, [op.heads, MOST.min(cuda.tiles() - first), path.parts], &shifted)
     })
 }

@@ -141,11 +141,12 @@ fn image_error(context: &CudaContext, image: &Image, e: DriverError) -> Error {
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// The CPU and the kernels have one status block.
+/// The host and the kernels agree on the status block and on the tiles of attention.
 const _: () = {
     use std::mem::offset_of;
 
-    use crate::ops;
+    use crate::{data, ops};
+    assert!(TILE == data::pack::TILE);
     assert!(size_of::<Status>() == size_of::<ops::Status>() && size_of::<Status>() == 8 * ops::Status::LEN);
     assert!(offset_of!(Status, loss) == offset_of!(ops::Status, loss));
     assert!(offset_of!(Status, loss_sum) == offset_of!(ops::Status, loss_sum));

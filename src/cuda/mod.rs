@@ -46,8 +46,8 @@ pub struct Cuda {
     max_seqlen: usize,
     /// Distinct tokens of the batch.
     distinct: usize,
-    /// Tiles of attention in the batch.
-    tiles: usize,
+    /// Of the batch.
+    inputs: Option<Inputs>,
 }
 
 impl Cuda {
@@ -67,7 +67,7 @@ impl Cuda {
             seqs: 0,
             max_seqlen: 0,
             distinct: 0,
-            tiles: 0,
+            inputs: None,
         })
     }
 
@@ -111,8 +111,13 @@ impl Cuda {
         self.arena.as_ref().expect("reserve comes first")
     }
 
-    fn inputs(&self) -> Inputs {
-        self.arena().layout.inputs
+    fn inputs(&self) -> &Inputs {
+        self.inputs.as_ref().expect("stage comes first")
+    }
+
+    /// Tiles of attention in the batch.
+    fn tiles(&self) -> usize {
+        self.inputs().tiles.len / 2
     }
 
     /// The address of a view; null for none.
@@ -127,11 +132,6 @@ impl Cuda {
             return Err(Error::new(Kind::Device, self.name(), fact, "lower --batch-size"));
         }
         Ok(self.arena().scratch())
-    }
-
-    /// (sequence, first row) of each tile of attention.
-    fn tile_list(&self) -> Ptr {
-        self.arena().tiles()
     }
 
     fn rows(&self, rows: Rows) -> usize {
@@ -216,7 +216,7 @@ impl Backend for Cuda {
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
         self.bind()?;
         let arena = self.arena.as_mut().expect("reserve comes first");
-        self.tiles = arena.stage(&self.stream, batch)?;
+        self.inputs = Some(arena.stage(&self.stream, batch)?);
         self.step = *step;
         (self.tokens, self.seqs, self.max_seqlen) = (batch.tokens(), batch.seqs(), batch.max_seqlen);
         self.distinct = batch.token_starts.len() - 1;

@@ -1,6 +1,9 @@
 //! Packing: the sequences of a batch laid end to end without padding, and the gather lists that let the embedding's
 //! backward pass sum rows in a fixed order.
 
+/// Rows of a tile of attention on a GPU.
+pub const TILE: usize = 64;
+
 /// `rows` tokens of `seqs` sequences. Sequence `b` is rows `cu_seqlens[b] .. cu_seqlens[b + 1]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PackedBatch {
@@ -18,6 +21,9 @@ pub struct PackedBatch {
     pub rows_by_token: Vec<i32>,
     /// Where each distinct token starts in `rows_by_token`, and its end, (distinct tokens + 1).
     pub token_starts: Vec<i32>,
+    /// (sequence, first row within it) of every tile of [`TILE`] rows, those of the longest sequences first: what takes longest
+    /// starts first. (tiles, 2)
+    pub tiles: Vec<i32>,
     /// Tokens in the longest sequence.
     pub max_seqlen: usize,
 }
@@ -31,9 +37,18 @@ impl PackedBatch {
         self.labels.len()
     }
 
-    /// Of all arrays.
-    pub fn bytes(&self) -> usize {
-        size_of::<i32>() * (4 * self.tokens() + self.cu_seqlens.len() + self.seqs() + self.token_starts.len())
+    /// All arrays, in the order of [`Inputs`](crate::ops::Inputs).
+    pub fn arrays(&self) -> [&[i32]; 8] {
+        [
+            &self.ids,
+            &self.positions,
+            &self.types,
+            &self.cu_seqlens,
+            &self.labels,
+            &self.rows_by_token,
+            &self.token_starts,
+            &self.tiles,
+        ]
     }
 
     /// Packs sequences of (ids, token types, label). An empty list of types stands for all zero.
@@ -57,6 +72,14 @@ impl PackedBatch {
         let token = |i: usize| batch.ids[batch.rows_by_token[i] as usize];
         batch.token_starts = (0..batch.ids.len()).filter(|&i| i == 0 || token(i) != token(i - 1)).map(|i| i as i32).collect();
         batch.token_starts.push(batch.ids.len() as i32);
+        batch.tiles = batch.tiles();
         batch
+    }
+
+    fn tiles(&self) -> Vec<i32> {
+        let length = |seq: usize| (self.cu_seqlens[seq + 1] - self.cu_seqlens[seq]) as usize;
+        let mut order: Vec<usize> = (0..self.seqs()).collect();
+        order.sort_by_key(|&seq| std::cmp::Reverse(length(seq)));
+        order.into_iter().flat_map(|seq| (0..length(seq)).step_by(TILE).flat_map(move |row| [seq as i32, row as i32])).collect()
     }
 }

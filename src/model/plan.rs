@@ -308,7 +308,7 @@ impl Plan {
         let exact = if dtype == DType::Bf16 { DType::F32 } else { dtype };
         let mut arena = Arena { dtype, exact, train, bytes: 0, buffers: Vec::new() };
 
-        let inputs = Inputs::place(tokens, seqs, |name, len| arena.typed(Part::Inputs, name, len, DType::I32));
+        let batch = arena.typed(Part::Inputs, "batch", Inputs::capacity(tokens, seqs), DType::I32);
         let status = arena.typed(Part::Inputs, "status", Status::LEN, DType::F64);
         let class_weights = arena.exact(Part::Inputs, "class weights", config.classes());
 
@@ -340,7 +340,7 @@ impl Plan {
             layout: Layout {
                 bytes: arena.bytes,
                 arithmetic,
-                inputs,
+                batch,
                 max_seqlen: config.positions.min(tokens),
                 params: params.len,
             },

@@ -193,16 +193,15 @@ impl Builder<'_> {
         tensor.view
     }
 
-    fn inputs(&mut self) -> Inputs {
-        let batch = self.batch;
-        Inputs::place(batch.tokens(), batch.seqs(), |_, len| self.take(len, DType::I32))
+    fn region(&mut self) -> View {
+        self.take(Inputs::capacity(self.batch.tokens(), self.batch.seqs()), DType::I32)
     }
 
     /// Of all that was placed, with a guard at the end.
-    fn layout(&self, arithmetic: Arithmetic, inputs: Inputs) -> Layout {
+    fn layout(&self, arithmetic: Arithmetic, batch: View) -> Layout {
         let bytes = (self.bytes + GUARD).next_multiple_of(ALIGN);
         let params = self.tensors.iter().map(|t| t.view.len).max().unwrap();
-        Layout { bytes, arithmetic, inputs, max_seqlen: self.batch.max_seqlen, params }
+        Layout { bytes, arithmetic, batch, max_seqlen: self.batch.max_seqlen, params }
     }
 
     pub fn status(&mut self, status: Status) -> View {
@@ -268,9 +267,9 @@ impl Case {
     /// Runs both passes on tensors of any content.
     pub fn run_blank(&self, arithmetic: Arithmetic, backend: &mut dyn Backend) -> Result<()> {
         let mut builder = Builder { blank: true, ..self.builder(arithmetic.dtype()) };
-        let inputs = builder.inputs();
+        let region = builder.region();
         let call = (self.build)(&mut builder);
-        backend.reserve(&builder.layout(arithmetic, inputs))?;
+        backend.reserve(&builder.layout(arithmetic, region))?;
         backend.stage(&self.batch, &self.step)?;
         Pass::BOTH.into_iter().try_for_each(|pass| call.run(backend, pass))
     }
@@ -284,14 +283,14 @@ impl Case {
     /// each on tensors of its own that hold the same numbers.
     pub fn copies(&self, count: usize, arithmetic: Arithmetic, mut backend: Box<dyn Backend>) -> (Run, Vec<Call>) {
         let mut builder = self.builder(arithmetic.dtype());
-        let inputs = builder.inputs();
+        let region = builder.region();
         let first = builder.places.len();
         let mut calls = vec![(self.build)(&mut builder)];
         let tensors = builder.tensors.clone();
         let (start, end) = (builder.places[first].offset, builder.bytes);
         builder.blank = true;
         calls.extend((1..count).map(|_| (self.build)(&mut builder)));
-        let layout = builder.layout(arithmetic, inputs);
+        let layout = builder.layout(arithmetic, region);
         let (bytes, places) = (layout.bytes, builder.places);
         backend.reserve(&layout).unwrap();
         let arena = View { offset: 0, len: bytes / 4, dtype: DType::I32 };
