@@ -222,7 +222,7 @@ MUTANTS = [
     ("src/cuda/adamw.rs", "copy: cuda.at(op.copy),", "copy: 0,", "ops::bf16_on_cuda"),
     ("src/cuda/adamw.rs", "count: count as i32 };", "count: 1 };", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
     ("src/cuda/arena.rs", "        fetched.synchronize().map_err(failed(\"batch\"))?;\n", "", "train::golden_trainer_runs_on_cuda"),
-    ("src/cuda/arena.rs", ".step_by(TILE)", ".step_by(2 * TILE)", "ops::f32_on_cuda"),
+    ("src/data/pack.rs", ".step_by(TILE)", ".step_by(2 * TILE)", "ops::f32_on_cuda"),
     ("src/cuda/arena.rs", "fetched.record(stream).map_err(failed(\"batch\"))?;", "", "ops::cuda::batches_follow_each_other"),
     ("src/cuda/kernels.rs", "block_dim: (self.threads, 1, 1)", "block_dim: (self.threads / 2, 1, 1)", "ops::f32_on_cuda"),
     ("src/cuda/mod.rs", "self.step.train && drop.p > 0.0", "drop.p > 0.0", "ops::cuda::dropout_off_is_the_identity"),
