@@ -221,12 +221,33 @@ fn check_bf16(case: &Case, on: On) {
     let exact = in_f64(case, &compared);
     let [got, plain] = [got, plain].map(|all| {
         let values = run.tensors.iter().zip(all).filter(|(t, _)| !copied(t)).map(|(_, values)| values);
-        values.zip(&exact).map(|(values, exact)| rms(values.iter().zip(exact).map(|(a, b)| a - b))).collect::<Vec<_>>()
+        let errors = compared.iter().zip(values).zip(&exact).map(|((tensor, values), exact)| {
+            let errors: Vec<f64> = values.iter().zip(exact).map(|(a, b)| a - b).collect();
+            without_single_keys(case, tensor, errors)
+        });
+        errors.map(|errors| rms(errors.into_iter())).collect::<Vec<_>>()
     });
     for (i, tensor) in compared.iter().enumerate() {
         let bound = 2.0 * plain[i] + 3e-6 * max_abs(&exact[i]);
         assert!(got[i] <= bound, "{}: {} has an error of {:e} where {:e} is plain", case.name, tensor.name, got[i], plain[i]);
     }
+}
+
+/// `errors` but for the gradients of queries with one key. Those are 0, whatever the query: `p` is 1. What is computed instead is
+/// `dy` times what rounding took from `y`, times the key, which is a matter of chance; so it is held to its largest value.
+fn without_single_keys(case: &Case, tensor: &Tensor, errors: Vec<f64>) -> Vec<f64> {
+    let Call::Op(Op::Attention(op)) = case.call() else { return errors };
+    if tensor.name != "dq" {
+        return errors;
+    }
+    let seqs = seq_of(tensor.extent, case).unwrap();
+    let keys = |row: usize| case.batch.cu_seqlens[seqs[row] + 1] - case.batch.cu_seqlens[seqs[row]];
+    let (single, errors): (Vec<_>, Vec<_>) = errors.into_iter().enumerate().partition(|(i, _)| keys(i / tensor.width) == 1);
+    // Inputs are between -1 and 1, and bf16 rounds by half of 2^-8 at most; twice that, for y is more than v where keys are dropped.
+    let bound = (op.head_dim as f64).sqrt() / 256.0;
+    let largest = max_abs(&single.into_iter().map(|(_, error)| error).collect::<Vec<_>>());
+    assert!(largest <= bound, "{}: {} of a query with one key is {largest:e}, not 0", case.name, tensor.name);
+    errors.into_iter().map(|(_, error)| error).collect()
 }
 
 #[test]
