@@ -162,7 +162,7 @@ fn embed_takes_lines_and_refuses_what_it_cannot_do() {
     fs::write(&file, "good\n").unwrap();
     let file = path(&file);
     embed(&model, &["--layer", "3"], "x").failed(2, "`--layer`: 3 is not among the model's 2 layers");
-    embed(&model, &["--layer", "-4"], "x").failed(2, "give 0 (the embeddings) to 2");
+    embed(&model, &["--layer", "-4"], "x").failed(2, "choose 0 (the embeddings) to 2");
     embed(&model, &["--format", "npy"], "x").failed(2, "`--format`: only jsonl goes to standard output");
     embed(&model, &["--input", file, "--output", file], "").failed(2, "is the file of --input");
     embed(&model, &["--probe"], "").failed(2, "--train-file");

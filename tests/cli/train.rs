@@ -257,8 +257,8 @@ fn what_is_wrong_with_a_data_folder_is_said_in_one_line() {
         (&[("test.csv", csv)], "none", "none`: no such file or folder"),
         (&[("test.csv", csv)], "test.csv", "test.csv`: Not a directory"),
         (&[("train.csv", csv), ("train.json", "[]")], "", "`: several files may be its train data: train.csv, train.json; keep"),
-        (&[("data/train-00001-of-00002.csv", csv)], "", "data`: of the 2 files of its train data, number 00000 is missing"),
-        (&[("a/train.csv", csv), ("b/train.csv", csv)], "", "`: there are data sets in several folders: a, b; give one"),
+        (&[("data/train-00001-of-00002.csv", csv)], "", "data`: shard 00000 of 2 of its train data is missing"),
+        (&[("a/train.csv", csv), ("b/train.csv", csv)], "", "`: several folders hold data sets: a, b; name one"),
         (&[("train/neg/0_1.txt", "bad")], "", "train/pos`: no such file or folder"),
     ];
     assert_none(cases.iter().map(|(files, data, part)| {
@@ -405,7 +405,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--device cuda", "`--device cuda`: "),
         ("--precision fp8", "invalid value 'fp8'"),
         ("--delimiter ab", "give one character, or tab"),
-        ("--delimiter ;", "no column of labels among text,label"),
+        ("--delimiter ;", "no label column among text,label"),
         ("--text-column nope", "no column is named nope; the columns are text, label"),
         ("--label-column text", "cannot be both text and label"),
         ("--validation-split 0.001", "leaves one side empty"),
@@ -415,7 +415,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--validation-split-name test", "cannot be used with"),
         ("--recipe nonsense", "invalid value 'nonsense' for '--recipe"),
         ("--config nowhere.toml", "`nowhere.toml`: no such file"),
-        ("--push-to-hub a/b/c", "`--push-to-hub a/b/c`: is no id of the hub"),
+        ("--push-to-hub a/b/c", "`--push-to-hub a/b/c`: is not a hub id"),
         ("--push-to-hub me/x", "`--push-to-hub me/x`: HF_HUB_OFFLINE is set"),
     ]
     .into_iter()
