@@ -492,7 +492,7 @@ fn what_is_wrong_with_the_hub_is_said_in_one_line() {
         fault("tiny/gated", "/tiny/gated, and set HF_TOKEN", &[token]),
         fault("tiny/busy", "the hub limits the rate of requests", &[]),
         fault("tiny/broken", "the hub responds with status 500: a message; try again later", &[]),
-        fault("tiny/page", "its answer is no JSON", &[]),
+        fault("tiny/page", "its response is not JSON", &[]),
         fault("tiny/circle", "too many redirects", &[]),
         fault("tiny/pickle", "`tiny/pickle`: has no model.safetensors", &[]),
         fault("tiny/adapter", "has no config.json", &[]),

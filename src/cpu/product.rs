@@ -1,4 +1,4 @@
-//! Products of matrices: by the kernels of the crate `gemm`, or with operands rounded to bf16.
+//! Matrix products: by the kernels of the crate `gemm`, or with operands rounded to bf16.
 
 use gemm_common::Parallelism;
 use rayon::prelude::*;
@@ -10,7 +10,7 @@ use super::instructions::Instructions;
 use super::real::Real;
 use super::rounded::Panels;
 
-/// Elements to read as a matrix: (i, j) is `data[i * row + j * col]`.
+/// A matrix in a slice: element (i, j) is `data[i * row + j * col]`.
 #[derive(Clone, Copy)]
 pub struct Mat<'a, T> {
     pub data: &'a [T],
@@ -24,12 +24,12 @@ impl<'a, T> Mat<'a, T> {
         Mat { data, row: stride, col: 1 }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose, as a view.
     pub fn t(self) -> Self {
         Mat { row: self.col, col: self.row, ..self }
     }
 
-    /// What begins at (i, j).
+    /// The submatrix that begins at (i, j).
     pub fn from(self, i: usize, j: usize) -> Self {
         Mat { data: &self.data[i * self.row + j * self.col..], ..self }
     }
@@ -39,11 +39,11 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// What a product comes on top of.
+/// The summand to which a product is added.
 #[derive(Clone, Copy)]
 pub enum Accumulate<'a, T> {
     Nothing,
-    /// What stands there.
+    /// The previous value of the result.
     Itself,
     /// The same row everywhere.
     Row(&'a [T]),
@@ -53,7 +53,7 @@ pub enum Accumulate<'a, T> {
 pub struct Multiplier<T> {
     parallelism: Parallelism,
     gemm: Gemm<T>,
-    /// Where operands are rounded.
+    /// Present if operands are rounded.
     panels: Option<Panels<T>>,
 }
 
@@ -63,7 +63,7 @@ impl<T: Real> Multiplier<T> {
         Multiplier::new(Parallelism::Rayon(0), rounds.then_some((1056, 3072)))
     }
 
-    /// For those of one sequence's head, on the thread that calls.
+    /// For the matrices of one head of a sequence, on the calling thread.
     pub fn on_one_thread(rounds: bool) -> Multiplier<T> {
         Multiplier::new(Parallelism::None, rounds.then_some((288, 528)))
     }
@@ -77,7 +77,7 @@ impl<T: Real> Multiplier<T> {
     /// `(m, n)` elements of `out`, rows `stride` apart from `at`, become `onto + scale * a b`. `a` is (m, k), `b` is (k, n).
     ///
     /// # Safety
-    /// Nothing else may touch these elements meanwhile.
+    /// Nothing else may access these elements meanwhile.
     pub unsafe fn product(
         &mut self,
         (out, at, stride): (UnsafeSlice<T>, usize, usize),
@@ -106,12 +106,12 @@ impl<T: Real> Multiplier<T> {
         }
         let out = out.pointer(at, (m - 1) * stride + n);
         let add = !matches!(onto, Accumulate::Nothing);
-        // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from what is read.
+        // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from the operands.
         unsafe { (self.gemm)((m, n, k), (out, stride), add, (a, b), scale, parallelism) };
     }
 }
 
-/// `f` of 0..n, at once or one after the other.
+/// `f` of 0..n, in parallel or in sequence.
 pub fn for_each(parallelism: Parallelism, n: usize, f: impl Fn(usize) + Sync + Send) {
     match parallelism {
         Parallelism::None => (0..n).for_each(f),

@@ -1,5 +1,5 @@
 //! All memory of the backend: one allocation for the plan's views, working memory shared by the launches of the stream, and
-//! what a batch needs on its way to the GPU.
+//! page-locked buffers for batches on their way to the GPU.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::ops::{Layout, View};
 
-/// Working memory: partial sums, and cuBLASLt's workspace (32 MiB is what its manual asks for on Hopper).
+/// Working memory: partial sums, and cuBLASLt's workspace (its manual recommends 32 MiB on Hopper).
 pub const SCRATCH: usize = 32 << 20;
-/// What a run takes beside its layout: working memory, the list of tiles, and what the driver and cuBLASLt load on first use,
-/// some 50 kernels of cuBLASLt among it.
+/// Memory of a run beside its layout: working memory, the list of tiles, and what the driver and cuBLASLt load on first use,
+/// among it some 50 kernels of cuBLASLt.
 pub const OVERHEAD: usize = SCRATCH + (352 << 20);
 pub struct Arena {
     pub layout: Layout,
@@ -23,18 +23,18 @@ pub struct Arena {
     /// (sequence, first row) of each tile of attention.
     tiles: Memory,
     staging: [Staging; 2],
-    /// Which of them is next.
+    /// The next buffer to use.
     turn: usize,
 }
 
-/// Device memory, freed at once when it is dropped; a pool would keep it.
+/// Device memory, freed immediately when dropped; a pool would keep it.
 struct Memory {
     address: Ptr,
     context: Arc<CudaContext>,
 }
 
 impl Memory {
-    /// Takes `bytes`, which are zero for all that `stream` does from now on.
+    /// Allocates `bytes`, zeroed before all later work of `stream`.
     fn zeroed(stream: &CudaStream, bytes: usize) -> Result<Memory> {
         let context = stream.context().clone();
         context.bind_to_thread().map_err(failed("device memory"))?;
@@ -49,15 +49,15 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated above. The driver waits for what uses it; where that has failed, all memory is lost anyway.
+        // SAFETY: allocated above. The driver waits for pending uses; if one has failed, all memory is lost anyway.
         let _ = self.context.bind_to_thread().and_then(|()| unsafe { result::free_sync(self.address) });
     }
 }
 
-/// Page-locked memory that the GPU fetches a batch from, on its own time.
+/// Page-locked memory from which the GPU copies a batch asynchronously.
 struct Staging {
     buffer: PinnedHostSlice<i32>,
-    /// The GPU has fetched it.
+    /// The GPU has copied the batch.
     fetched: CudaEvent,
 }
 
@@ -78,7 +78,7 @@ impl Arena {
         Ok(Arena { layout: *layout, memory, scratch, tiles, staging, turn: 0 })
     }
 
-    /// The address of a view; null for none.
+    /// The address of a view; null for an empty one.
     pub fn at(&self, view: View) -> Ptr {
         if view.is_none() {
             return 0;
@@ -95,7 +95,7 @@ impl Arena {
         self.tiles.address
     }
 
-    /// Sends a batch up, and the tiles of attention; returns how many.
+    /// Uploads a batch, and the tiles of attention; returns the number of tiles.
     pub fn stage(&mut self, stream: &CudaStream, batch: &PackedBatch) -> Result<usize> {
         let tiles = tiles(batch);
         let inputs = self.layout.inputs;
@@ -104,14 +104,14 @@ impl Arena {
         let parts = parts.into_iter().chain([(self.tiles.address, list, &tiles[..])]);
         let Staging { buffer, fetched } = &mut self.staging[self.turn];
         self.turn ^= 1;
-        // The GPU may still be fetching the batch before last from here.
+        // The GPU may still be copying the batch before last from this buffer.
         fetched.synchronize().map_err(failed("batch"))?;
         let mut rest = buffer.as_mut_slice().map_err(failed("batch"))?;
         for (address, view, values) in parts {
             assert!(values.len() <= view.len, "a batch larger than planned");
             let (part, after) = rest.split_at_mut(values.len());
             part.copy_from_slice(values);
-            // SAFETY: the view lies in the arena; the buffer stands until `fetched`.
+            // SAFETY: the view lies in the arena; the buffer is unchanged until `fetched`.
             unsafe { result::memcpy_htod_async(address, part, stream.cu_stream()) }.map_err(failed("batch"))?;
             rest = after;
         }
@@ -120,7 +120,7 @@ impl Arena {
     }
 }
 
-/// (sequence, first row within it) of every tile of `TILE` rows, those of the longest sequences first: what takes longest
+/// (sequence, first row within it) of every tile of `TILE` rows, those of the longest sequences first, so that the longest work
 /// starts first.
 fn tiles(batch: &PackedBatch) -> Vec<i32> {
     let length = |seq: usize| (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]) as usize;

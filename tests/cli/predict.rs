@@ -219,7 +219,7 @@ fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
         predict(&["x", "--text", "y"]).fault(2, "cannot be used with"),
         predict(&["x", "--input", file]).fault(2, "cannot be used with"),
         predict(&["x", "--top-k", "-1"]).fault(2, "invalid value '-1' for '--top-k"),
-        predict(&["x", "--max-length", "49"]).fault(2, "49 is over the model's 48 positions"),
+        predict(&["x", "--max-length", "49"]).fault(2, "49 exceeds the model's 48 positions"),
         predict(&["x", "--max-length", "2"]).fault(2, "2 leaves no room for text"),
         predict(&["x", "--format", "xml"]).fault(2, "invalid value 'xml'"),
         predict(&["x", "--batch-size", "0"]).fault(2, "invalid value '0' for '--batch-size"),

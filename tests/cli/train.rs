@@ -325,7 +325,7 @@ fn a_result_that_is_not_usable_exits_with_1() {
 fn a_folder_with_results_is_left_alone() {
     let out = TempDir::new().unwrap();
     fs::write(out.path().join("thesis.txt"), "ten years").unwrap();
-    train(out.path(), &["--max-steps", "1"]).failed(2, "the folder is not empty; give another --output-dir, or pass");
+    train(out.path(), &["--max-steps", "1"]).failed(2, "the folder is not empty; choose another --output-dir, or pass");
     assert_eq!(names(out.path()), BTreeSet::from(["thesis.txt".to_string()]));
     train(out.path(), &["--max-steps", "1", "--overwrite-output-dir"]).done();
     assert_eq!(fs::read_to_string(out.path().join("thesis.txt")).unwrap(), "ten years");
@@ -385,7 +385,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--batch-size 99999999999999999999", "give a whole number, 1 or above"),
         ("--max-length 1", "`--max-length`: 1 leaves no room for text"),
         ("--max-length 2", "`--max-length`: 2 leaves no room for text"),
-        ("--max-length 65", "`--max-length`: 65 is over the model's 64 positions"),
+        ("--max-length 65", "`--max-length`: 65 exceeds the model's 64 positions"),
         ("--warmup-steps 1000", "`--warmup-steps`: 1000 where the whole run has 36 updates"),
         ("--eval-strategy epoch", "`--eval-strategy`: there is nothing to evaluate on"),
         ("--eval-strategy sometimes", "invalid value 'sometimes'"),
