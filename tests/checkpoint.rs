@@ -434,7 +434,7 @@ fn headers_that_are_not_sound_are_refused() {
 fn folders_without_safetensors_say_what_to_do() {
     let folder = TempDir::new().unwrap();
     let message = || Weights::open(folder.path()).err().expect("must be refused").to_string();
-    assert!(message().contains("there is no model.safetensors in this folder"));
+    assert!(message().contains("this folder has no model.safetensors"));
     std::fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();
     assert!(message().contains("pytorch_model.bin") && message().contains("save_pretrained"));
     std::fs::create_dir(folder.path().join("model.safetensors")).unwrap();

@@ -515,7 +515,7 @@ fn files_that_cannot_be_read() {
     assert_error(read_path("loop.csv"), "loop.csv", "symbolic links");
     assert!(std::process::Command::new("mkfifo").arg(path("pipe.csv")).status().unwrap().success());
     assert_error(read_path("pipe.csv"), "pipe.csv", "not a regular file");
-    assert_error(read("a.xlsx", "PK"), "a.xlsx", "ending; give one of .csv, .tsv, .json, .jsonl, .txt");
+    assert_error(read("a.xlsx", "PK"), "a.xlsx", "extension; use one of .csv, .tsv, .json, .jsonl, .txt");
     for name in ["a.csv", "a.tsv", "a.json", "a.jsonl", "a.txt", "a.ft", "a.fasttext", "a.parquet"] {
         assert_error(read(name, ""), name, "empty");
     }

@@ -331,7 +331,7 @@ fn a_projection_has_a_panel_a_class_and_a_line_a_text() {
     let many: String = (0..50).map(|row| format!("{},c{}\n", text(row), row % 2)).collect();
     let drawn = |seed: &str| {
         let ran = project(&format!("text,label\n{many}"), "pca", &["--max-samples", "20", "--seed", seed]).done();
-        assert!(ran.err.contains(&format!("20 of 50 texts, drawn by --seed {seed}")), "{}", ran.err);
+        assert!(ran.err.contains(&format!("20 of 50 texts, sampled with --seed {seed}")), "{}", ran.err);
         read("pca.csv")
     };
     let (first, second) = (drawn("1"), drawn("2"));

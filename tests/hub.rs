@@ -445,7 +445,7 @@ fn a_data_set_is_its_parquet_files_or_those_that_the_hub_made() {
     train(&hub, "tiny/old", &[]).0.done();
 
     train(&hub, "tiny/bare", &[]).0.failed(2, "`tiny/bare`: has no Parquet files");
-    train(&hub, "tiny/test", &[]).0.failed(2, "`tiny/test`: there is no training data in it");
+    train(&hub, "tiny/test", &[]).0.failed(2, "`tiny/test`: has no training data");
     let split = ["--validation-split-name", "test"];
     train(&hub, "tiny/csv", &split).0.failed(2, "`--validation-split-name`: tiny/csv has no such split");
     train(&hub, "tiny/several", &[]).0.failed(2, "has the configurations split, unsplit; choose one with --dataset-config");

@@ -240,7 +240,7 @@ fn odd_texts_and_labels_survive() {
     let model = golden("train/hf_init");
     let args = ["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out), "--epochs", "1"];
     let trained = ran(TRAIN, &[&args[..], &["--from-scratch", "--validation-file", path(&validation)]].concat()).done();
-    assert!(trained.err.contains("training: 1 of 11 texts cut to 64 tokens"), "{}", trained.err);
+    assert!(trained.err.contains("training: 1 of 11 texts truncated to 64 tokens"), "{}", trained.err);
     let id2label = &read(&out, "config.json")["id2label"];
     assert_eq!(id2label, &json!({"0": labels[0], "1": labels[1], "2": labels[2]}));
 

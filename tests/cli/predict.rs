@@ -238,7 +238,7 @@ fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
         scored("{}").fault(2, "p.jsonl:1`: there is no list of scores"),
         scored("{\"label\": \"POSITIVE\", \"score\": 0.9}").fault(2, "p.jsonl:1`: there is no list of scores"),
         scored("{\"label\": 0, \"scores\": []}").fault(2, "p.jsonl:1`: the scores are neither numbers nor objects"),
-        scored("{\"label\": 0, \"scores\": [1]}").fault(2, "one class is no choice"),
+        scored("{\"label\": 0, \"scores\": [1]}").fault(2, "a classifier needs two classes"),
         scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"label\": 0, \"scores\": [1, 0, 0]}").fault(2, "p.jsonl:2`: 3 scores, but"),
         scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"label\": 2, \"scores\": [1, 0]}")
             .fault(2, "p.jsonl:2`: the label 2 is out of range"),
