@@ -191,7 +191,10 @@ fn an_nvcc_that_is_too_old_and_architectures_that_are_none_are_named() {
         ("80aa", "80aa"),
     ] {
         let error = find(setting).err().unwrap();
-        assert!(error.contains(&format!("{wrong:?} is none of this nvcc's architectures from 75 on (70 75 80 90)")), "{error}");
+        assert!(
+            error.contains(&format!("{wrong:?} is not one of this nvcc's architectures from 75 on (70 75 80 90)")),
+            "{error}"
+        );
         assert_eq!(error.lines().count(), 1, "{error}");
     }
     fake(&nvcc, "12.1", "exit 1");
