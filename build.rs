@@ -1,7 +1,7 @@
-//! Compiles kernels/*.cu with nvcc and writes the host's side of them, all into OUT_DIR: `kernels.rs` (argument structs and
-//! the table of kernels), and for each source its `.image` (machine code, then the kernels' names, which is all that the
-//! virtual GPU reads) and `.ptxas` (registers, shared memory and spills of each kernel). Without nvcc an image holds the
-//! names alone. Nothing here asks the machine about its GPU.
+//! Compiles kernels/*.cu with nvcc and writes the host side into OUT_DIR: `kernels.rs` (argument structs and the table of
+//! kernels), and for each source its `.image` (machine code, followed by the kernels' names, which are all that the virtual GPU
+//! reads) and `.ptxas` (registers, shared memory and spills of each kernel). Without nvcc an image has the names alone. The
+//! build does not query the machine's GPU.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
@@ -30,16 +30,16 @@ fn build() -> Result<(), String> {
     let sources: Vec<Source> = sources.collect::<Result<_, _>>()?;
     let headers: String = read(folder, "cuh")?.into_iter().map(|(_, text)| text).collect();
 
-    // Cargo comes back when one of these changes, and no other.
+    // Cargo reruns this when one of these changes, and for nothing else.
     let nvcc = Nvcc::find(&|name| {
         println!("cargo::rerun-if-env-changed={name}");
         env::var_os(name)
     })?;
     match &nvcc {
         Some(nvcc) => println!("cargo::rerun-if-changed={}", nvcc.path.display()),
-        None => println!(
-            "cargo::warning=built without GPU code; \"nvcc\" in README.md says how to get an nvcc (then: touch build.rs)"
-        ),
+        None => {
+            println!("cargo::warning=built without GPU code; docs/gpu.md describes how to install nvcc (then: touch build.rs)")
+        }
     }
     let archs = nvcc.as_ref().map(|nvcc| (nvcc.version, nvcc.archs.join(" ")));
     write(&out.join("kernels.rs"), source::host(&sources, &headers, archs)?.as_bytes())?;
@@ -60,7 +60,7 @@ fn build() -> Result<(), String> {
     Ok(())
 }
 
-/// The files of a folder with this ending, by name, with their texts.
+/// The files of a folder with this extension, sorted by name, with their contents.
 fn read(folder: &Path, ending: &str) -> Result<Vec<(PathBuf, String)>, String> {
     let failed = |e: io::Error| format!("{}: {e}", folder.display());
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(failed)?;

@@ -1,5 +1,5 @@
-//! Times every op alone, forward and backward, and the whole model, at the sizes of DistilBERT-base on film reviews. One table;
-//! `--json` for all of it. "Benchmarks" in README.md says how to run it and what it measures.
+//! Times every op alone, forward and backward, and the whole model, at the sizes of DistilBERT-base on film reviews. Prints one
+//! table; `--json` writes all of it. docs/benchmarks.md describes how to run it and what it measures.
 
 #[allow(dead_code)] // the tests use more of it
 #[path = "../tests/ops/cases.rs"]
@@ -22,49 +22,49 @@ use warpfit::files::write_json;
 
 use measure::Ceilings;
 
-/// Times the ops and the model, on a GPU unless told otherwise.
+/// Time the ops and the model, by default on a GPU
 #[derive(Parser)]
 #[command(name = "bench", version)]
 struct Args {
-    /// Only what has one of these in its name: attn, "linear up bwd", adamw, train, infer, ...
+    /// Only those with one of these in their name: attn, "linear up bwd", adamw, train, infer, ...
     filters: Vec<String>,
     /// cuda, cuda:N or cpu
     #[arg(long, value_parser = device, default_value = "cuda")]
     device: Device,
-    /// With commas between [default: all that the device computes in]
+    /// Precisions, separated by commas [default: all that the device supports]
     #[arg(long, value_delimiter = ',')]
     precision: Option<Vec<Precision>>,
-    /// Reviews of a batch, with commas between
+    /// Reviews per batch, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "16,64")]
     batch: Vec<usize>,
-    /// How often each is timed
+    /// Number of samples of each timing
     #[arg(long, default_value_t = 50)]
     samples: usize,
-    /// How often an op is run to see whether its bits are always the same
+    /// Number of runs of an op that must give the same bits
     #[arg(long, default_value_t = 100)]
     repeats: usize,
-    /// Leave out the errors, for which a CPU computes in f64
+    /// Leave out the errors, for which the CPU computes in f64
     #[arg(long)]
     no_errors: bool,
-    /// To see that it runs: the sizes of the tests, a small model, small ceilings
+    /// A smoke test: the sizes of the tests, a small model, small ceilings
     #[arg(long)]
     small: bool,
-    /// Also write what was measured to this file, as it comes
+    /// Also write the results to this file, as they come
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Cargo says so.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 fn device(name: &str) -> Result<Device> {
     match name.parse()? {
-        Device::Auto => Err(Error::user("--device auto", "is not one device", "give cuda, cuda:N or cpu")),
+        Device::Auto => Err(Error::user("--device auto", "is not one device", "use cuda, cuda:N or cpu")),
         device => Ok(device),
     }
 }
 
-/// What was measured, printed and written as it comes.
+/// The results, printed and written as they come.
 struct Report {
     json: Option<PathBuf>,
     content: Value,
@@ -98,11 +98,11 @@ impl Args {
     }
 }
 
-/// Tokens of sixteen reviews: quantiles of IMDb's as BERT's tokenizer cuts them at 512, 275 in the mean.
+/// Tokens of sixteen reviews: quantiles of IMDb's, truncated at 512 by BERT's tokenizer, with a mean of 275.
 const LENGTHS: [usize; 16] = [74, 105, 128, 149, 170, 193, 212, 235, 260, 288, 321, 360, 409, 477, 512, 512];
 
-/// So many reviews, with words as rare as a language's: about 1,400 different ones in sixteen. The last word of `vocab` is
-/// among them.
+/// This many reviews, with words as rare as in a language: about 1,400 distinct ones in sixteen, among them the last word of
+/// `vocab`.
 fn reviews(count: usize, vocab: usize, shorter: usize) -> PackedBatch {
     let mut random = Mt64::new(count as u64);
     let mut word = || {

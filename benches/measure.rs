@@ -1,7 +1,7 @@
-//! How things are timed, and what the hardware can do at the most.
+//! Timing, and ceilings of the hardware.
 //!
-//! A sample is the wall-clock time of so many calls that 4 ms pass, and of the wait for them: a GPU works through them without a
-//! gap, and the wait, some 20 us, is lost among them. So one way of timing serves every backend.
+//! A sample is the wall-clock time of as many calls as take 4 ms, including the wait for them: a GPU runs them without a gap,
+//! and the wait, about 20 us, is negligible. So every backend is timed in the same way.
 
 use std::fmt;
 use std::process::Command;
@@ -20,7 +20,7 @@ use crate::Args;
 /// Shortest sample.
 const SAMPLE: Duration = Duration::from_millis(4);
 
-/// Microseconds a call.
+/// Microseconds per call.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Timing {
     pub median: f64,
@@ -54,7 +54,7 @@ pub fn time(samples: usize, mut calls: impl FnMut(usize) -> Result<()>) -> Resul
     Ok(Timing { median: quantile(0.5), p10: quantile(0.1), p90: quantile(0.9) })
 }
 
-/// What the hardware does at the most, by precision.
+/// Ceilings of the hardware, by precision.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ceilings(Vec<(Precision, profile::Ceilings)>);
 
@@ -71,7 +71,7 @@ impl Ceilings {
         Ok(Ceilings(args.precisions().into_iter().map(measure).collect::<Result<_>>()?))
     }
 
-    /// The least microseconds that moving and computing so much takes.
+    /// A lower bound on the microseconds of this cost.
     pub fn floor(&self, cost: Cost, precision: Precision) -> f64 {
         let of = self.0.iter().find(|(other, _)| *other == precision);
         of.map_or(0.0, |(_, ceilings)| ceilings.floor(cost) * 1e6)
@@ -85,12 +85,12 @@ impl fmt::Display for Ceilings {
     }
 }
 
-/// As `--precision` has it.
+/// The value of `--precision`.
 pub fn name(precision: Precision) -> String {
     json!(precision).as_str().expect("a word").to_string()
 }
 
-/// Where and when this runs, and what was built with.
+/// Hardware, date and versions of the build.
 pub fn hardware(device: &str) -> Value {
     json!({
         "device": device,
@@ -101,13 +101,13 @@ pub fn hardware(device: &str) -> Value {
     })
 }
 
-/// The first line that a program prints.
+/// The first line of a program's output.
 fn output(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok().filter(|output| output.status.success())?;
     String::from_utf8(output.stdout).ok()?.lines().next().map(str::to_string)
 }
 
-/// [`hardware`] for people.
+/// [`hardware`] as one line.
 pub fn line(hardware: &Value) -> String {
     let part = |key: &str| hardware[key].as_str().unwrap_or("none").to_string();
     format!("{}, driver {}, nvcc {}, {}", part("device"), part("driver"), part("nvcc"), part("date"))

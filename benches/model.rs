@@ -1,4 +1,4 @@
-//! The whole model with weights drawn at random: training steps and inference.
+//! The whole model with random weights: training steps and inference.
 
 use serde_json::json;
 use warpfit::console::print;
@@ -12,7 +12,7 @@ use warpfit::ops::{Rows, Step, Update};
 use crate::measure::{name, time};
 use crate::{Args, Report, reviews};
 
-/// DistilBERT-base: every other key is its default.
+/// DistilBERT-base: every other key has its default.
 const BASE: &str = r#"{ "model_type": "distilbert" }"#;
 const SMALL: &str =
     r#"{ "model_type": "distilbert", "vocab_size": 1000, "dim": 64, "n_heads": 2, "n_layers": 2, "hidden_dim": 128 }"#;
@@ -58,13 +58,13 @@ fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precis
     })?;
     if skipped > 0.0 {
         let place = format!("{what}, {count} reviews, {}", name(precision));
-        return Err(Error::new(Kind::Unusable, place, "what it computed is not finite", "run the tests on this device"));
+        return Err(Error::new(Kind::Unusable, place, "its result is not finite", "run the tests on this device"));
     }
     let a_second = |count: usize| count as f64 / timing.median * 1e6;
     let (tokens_per_s, reviews_per_s) = (a_second(tokens), a_second(seqs));
     let mib = model.plan.layout.bytes as f64 / (1 << 20) as f64;
     print(format!(
-        "{what:<18}{:<26}{:<5}{:>24} us a step; {tokens_per_s:.0} tokens/s, {reviews_per_s:.0} reviews/s, {mib:.0} MiB planned",
+        "{what:<18}{:<26}{:<5}{:>24} us per step; {tokens_per_s:.0} tokens/s, {reviews_per_s:.0} reviews/s, {mib:.0} MiB planned",
         format!("{count} reviews, {tokens} tokens"),
         name(precision),
         timing.to_string(),

@@ -1,4 +1,4 @@
-//! Every op by itself.
+//! Every op alone.
 
 use serde_json::json;
 use warpfit::console::print;
@@ -12,19 +12,18 @@ use crate::cases::{self, *};
 use crate::measure::{Ceilings, name, time};
 use crate::{Args, Report, reviews};
 
-/// Parameters of DistilBERT-base with two classes, as a plan pads them, and those that decay.
+/// Parameters of DistilBERT-base with two classes, padded as in a plan, and those with weight decay.
 const PARAMS: usize = 66_955_024;
 const DECAYED: usize = 66_892_800;
 const VOCAB: usize = 30_522;
-/// So much is gone through before the same address comes again, in copies of the tensors, where that takes no more of them
-/// than this.
+/// Bytes accessed before the same address is used again, in copies of the tensors, unless that needs more copies than this.
 const COLD: usize = 256 << 20;
 const COPIES: usize = 16;
-/// Numbers and products up to which an op is computed again in f64, and bytes moved in asking whether bits repeat.
+/// Numbers and operations up to which an op is recomputed in f64, and bytes moved in checking whether bits repeat.
 const CHECKED: [usize; 2] = [64 << 20, 100_000_000_000];
 const REPEATED: usize = 16 << 30;
 
-/// An op with a short name and its shape; on how many reviews, where it depends on them.
+/// An op with a short name and its shape, and the number of reviews on which it depends, if any.
 struct Entry {
     name: String,
     shape: String,
@@ -52,7 +51,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
             }
             let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
             match call {
-                // Only products are others than in f32.
+                // Only products differ from f32.
                 Call::Op(Op::Linear(_)) => (),
                 Call::Op(Op::Attention(_)) if arithmetic == Arithmetic::Bf16Products => (),
                 Call::Cast(_) if arithmetic != Arithmetic::Bf16 => continue,
@@ -66,7 +65,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
             let errors = if args.no_errors { None } else { errors(&mut run, &entry.case) };
             let repeats = repeats(&mut run, args.repeats);
             for (pass, name_of_pass) in passes {
-                // What the backward pass reads, and for the caches the whole way round.
+                // The inputs of the backward pass; for the caches, one whole pass over the copies.
                 calls.iter().try_for_each(|call| call.run(run.backend.as_mut(), Pass::Forward))?;
                 let mut timed = |calls: &[Call]| {
                     let mut next = calls.iter().cycle();
@@ -77,7 +76,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
                     })
                 };
                 let cost = cost(&run.call, pass, &size);
-                // Half as much is still far more than caches hold.
+                // Half of it still exceeds the caches by far.
                 let is_cold = cost.bytes * copies >= COLD / 2;
                 let cold = if is_cold { Some(timed(&calls)?) } else { None };
                 let warm = if copies > 1 || !is_cold { Some(timed(&calls[..1])?) } else { None };
@@ -116,7 +115,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
                     "of_runs": repeats[1],
                 }))?;
             }
-            assert!(run.guards_hold(), "{} wrote beside its tensors", entry.name);
+            assert!(run.guards_hold(), "{} wrote outside its tensors", entry.name);
         }
     }
     Ok(())
@@ -175,7 +174,7 @@ fn cost(call: &Call, pass: Pass, size: &Size) -> Cost {
     }
 }
 
-/// |got - f64| / |f64| of forward and backward, of the tensor where it is largest; none where f64 would take long.
+/// |got - f64| / |f64| of forward and backward, of the tensor with the largest error; `None` if f64 would take long.
 fn errors(run: &mut Run, case: &Case) -> Option<[f64; 2]> {
     let size = Size::from(&case.batch);
     let numbers: usize = run.tensors.iter().map(|tensor| tensor.extent.rows(&case.batch) * tensor.width).sum();
@@ -197,7 +196,7 @@ fn errors(run: &mut Run, case: &Case) -> Option<[f64; 2]> {
             if want.iter().zip(before.iter()).any(|(after, before)| after.to_bits() != before.to_bits()) {
                 let difference = norm(run.read(name).iter().zip(&want).map(|(got, want)| got - want));
                 let error = difference / norm(want.iter().copied());
-                // A NaN stays.
+                // A NaN is kept.
                 if error > largest || error.is_nan() {
                     largest = error;
                 }
@@ -213,7 +212,7 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// Runs forward and backward over and over from the same start: how many gave the bits of the first, of how many.
+/// Runs forward and backward repeatedly from the same start: the number of runs with the bits of the first, and of all runs.
 fn repeats(run: &mut Run, runs: usize) -> [usize; 2] {
     let bytes = |run: &mut Run, view: View| {
         let mut bytes = vec![0; view.bytes()];
@@ -225,7 +224,7 @@ fn repeats(run: &mut Run, runs: usize) -> [usize; 2] {
     let start: Vec<_> = views.iter().map(|&view| bytes(run, view)).collect();
     run.forward();
     run.backward();
-    // What it writes is what has to be put back, and compared.
+    // The written tensors have to be restored, and compared.
     let written = views.into_iter().zip(start).map(|(view, start)| (view, start, bytes(run, view)));
     let written: Vec<_> = written.filter(|(_, start, end)| start != end).collect();
     let moved: usize = written.iter().map(|(view, ..)| 2 * view.bytes()).sum();

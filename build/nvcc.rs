@@ -1,5 +1,5 @@
-//! Finds nvcc, and compiles kernels with it: one fatbin a source, with machine code for each architecture and, for GPUs yet to
-//! come, PTX.
+//! Finds nvcc, and compiles kernels with it: one fatbin per source, with machine code for each architecture and PTX for future
+//! GPUs.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use std::{env, fs};
 use super::source::Source;
 
 pub const USUAL: &str = "/usr/local/cuda/bin/nvcc";
-/// The first whose cuda_bf16.h converts pairs of bf16 below sm_80 too.
+/// The first version whose cuda_bf16.h converts pairs of bf16 below sm_80 too.
 const LEAST: (u32, u32) = (12, 2);
-/// Machine code runs on GPUs of its own major version, from its minor version on; 90a on 9.0 alone.
+/// Machine code runs on GPUs of its own major version, from its minor version on; that for 90a on 9.0 alone.
 const ARCHS: [&str; 7] = ["75", "80", "86", "89", "90a", "100", "120"];
-/// PTX for this one is what the driver compiles for a GPU that has no machine code here.
+/// The driver compiles PTX of this version for a GPU without machine code here.
 const PTX: &str = "80";
 
 pub struct Nvcc {
@@ -23,13 +23,13 @@ pub struct Nvcc {
     /// "90a".
     pub archs: Vec<String>,
     ptx: bool,
-    /// All that it says of its version.
+    /// Complete output of `nvcc --version`.
     said: String,
 }
 
 impl Nvcc {
-    /// The nvcc of this machine, if there is one, and what to compile for; None too where `WARPFIT_CUDA_ARCHS` is set to nothing.
-    /// `var` reads the environment.
+    /// The nvcc of this machine, if there is one, and the architectures to compile for; `None` also if `WARPFIT_CUDA_ARCHS` is
+    /// empty. `var` reads the environment.
     pub fn find(var: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<Nvcc>, String> {
         let setting = var("WARPFIT_CUDA_ARCHS").map(|setting| setting.to_string_lossy().into_owned());
         if setting.as_ref().is_some_and(|setting| setting.trim().is_empty()) {
@@ -37,10 +37,10 @@ impl Nvcc {
         }
         let Some(path) = path(var)? else { return Ok(None) };
         let said = run(Command::new(&path).arg("--version"))?;
-        let version = version(&said).ok_or_else(|| format!("{}: it does not say its version", path.display()))?;
+        let version = version(&said).ok_or_else(|| format!("{}: it does not report its version", path.display()))?;
         if version < LEAST {
             let ((major, minor), (least, after)) = (version, LEAST);
-            return Err(format!("{}: this is nvcc {major}.{minor}, the kernels need {least}.{after}", path.display()));
+            return Err(format!("{}: this is nvcc {major}.{minor}, but the kernels need {least}.{after}", path.display()));
         }
         let known = run(Command::new(&path).arg("--list-gpu-code"))?;
         let known: Vec<&str> = known.lines().filter_map(|line| line.trim().strip_prefix("sm_")).collect();
@@ -48,13 +48,13 @@ impl Nvcc {
         Ok(Some(Nvcc { path, version, archs, ptx: setting.is_none(), said }))
     }
 
-    /// Compiles a source into `<stem>.fatbin`, with what ptxas said of it in `<stem>.ptxas`, which is returned too. Runs `jobs`
-    /// processes at most. What was made before of the same is kept.
+    /// Compiles a source into `<stem>.fatbin`, with the report of ptxas in `<stem>.ptxas`, which is also returned. Runs at most
+    /// `jobs` processes. An up-to-date result is reused.
     pub fn compile(&self, source: &Source, headers: &str, out: &Path, jobs: usize) -> Result<String, String> {
         let file = |ending| out.join(&source.stem).with_extension(ending);
         let mut command = Command::new(&self.path);
         command.args(["-fatbin", "-std=c++17", "-lineinfo", "-Xptxas=-v"]);
-        // A quarter of the size: line numbers are most of it.
+        // Reduces the size to a quarter: it is mostly line numbers.
         command.arg("-Xfatbin=-compress-all");
         for arch in &self.archs {
             command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
@@ -64,25 +64,26 @@ impl Nvcc {
         }
         command.arg("-o").arg(file("fatbin")).arg(&source.path);
 
-        // All that the result depends on, as it was when the result was made.
+        // Everything that determines the result, at the time of the result.
         let inputs = format!("{}\n{command:?}\n{headers}\n{}", self.said, source.text);
         if fs::read_to_string(file("inputs")).is_ok_and(|before| before == inputs) {
             return fs::read_to_string(file("ptxas")).map_err(|e| e.to_string());
         }
         let _ = fs::remove_file(file("inputs"));
-        // As many architectures at a time; each one's report comes in one piece.
+        // This many architectures in parallel; the reports are not interleaved.
         let report = run(command.arg(format!("--threads={jobs}")));
-        let report = report.map_err(|e| format!("{e}\nto build without GPU code, set WARPFIT_CUDA_ARCHS to nothing"))?;
+        let report = report.map_err(|e| format!("{e}\nto build without GPU code, set WARPFIT_CUDA_ARCHS to the empty string"))?;
         fs::write(file("ptxas"), &report).and_then(|()| fs::write(file("inputs"), inputs)).map_err(|e| e.to_string())?;
         Ok(report)
     }
 }
 
-/// `NVCC`; the toolkit in `CUDA_HOME` or `CUDA_PATH`; PATH; the usual place; what pip put beside the active Python.
+/// `NVCC`; the toolkit in `CUDA_HOME` or `CUDA_PATH`; PATH; the default folder; the one that pip installed beside the active
+/// Python.
 fn path(var: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<PathBuf>, String> {
     let there = |path: PathBuf| path.is_file().then_some(path);
     if let Some(nvcc) = var("NVCC") {
-        let message = format!("NVCC={}: no such file; name an nvcc, or unset it to have one looked for", nvcc.display());
+        let message = format!("NVCC={}: no such file; name an nvcc, or unset it to search for one", nvcc.display());
         return there(nvcc.into()).map(Some).ok_or(message);
     }
     let toolkit = |name| there(PathBuf::from(var(name)?).join("bin/nvcc"));
@@ -103,9 +104,9 @@ fn version(said: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// `WARPFIT_CUDA_ARCHS`, checked, or all of ours that this nvcc knows.
+/// `WARPFIT_CUDA_ARCHS`, checked, or those of `ARCHS` that this nvcc supports.
 fn archs(setting: Option<&str>, known: &[&str]) -> Result<Vec<String>, String> {
-    // "90a": sm_90 with what only it has. nvcc lists the numbers alone.
+    // "90a" is sm_90 with architecture-specific features. nvcc lists the numbers alone.
     let knows = |arch: &str| known.contains(&arch.strip_suffix(['a', 'f']).unwrap_or(arch));
     let Some(setting) = setting else {
         return Ok(ARCHS.into_iter().filter(|arch| knows(arch)).map(str::to_string).collect());
@@ -114,15 +115,15 @@ fn archs(setting: Option<&str>, known: &[&str]) -> Result<Vec<String>, String> {
     let one = |arch: &str| match fits(arch) {
         true => Ok(arch.to_string()),
         false => Err(format!(
-            "WARPFIT_CUDA_ARCHS={setting:?}: {arch:?} is none of this nvcc's architectures from 75 on ({}); give their numbers, \
-             separated by spaces, like \"80 90a\", or nothing to build without GPU code",
+            "WARPFIT_CUDA_ARCHS={setting:?}: {arch:?} is not one of this nvcc's architectures from 75 on ({}); list their numbers, \
+             separated by spaces, like \"80 90a\", or the empty string to build without GPU code",
             known.join(" ")
         )),
     };
     setting.split_whitespace().map(one).collect()
 }
 
-/// What a command printed; or the command and what it printed, where it failed.
+/// The output of a command; or, if it failed, the command and its output.
 pub fn run(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();

@@ -1,15 +1,15 @@
-//! What `ptxas -v` says of kernels: registers, shared memory, spills.
+//! The report of `ptxas -v` about kernels: registers, shared memory, spills.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What a kernel takes on an architecture, in bytes but for the registers.
+/// Resources of a kernel on an architecture, in bytes except for the registers.
 #[derive(Debug, PartialEq)]
 pub struct Usage {
     pub registers: u32,
     /// Static.
     pub shared: u32,
-    /// Local memory and what spills to it: traffic to device memory that no source asks for.
+    /// Local memory and spills to it: traffic to device memory that is not in the source.
     pub stack: u32,
     pub stores: u32,
     pub loads: u32,
@@ -28,7 +28,7 @@ impl fmt::Display for Usage {
     }
 }
 
-/// By (kernel, "sm_80").
+/// Usage by (kernel, "sm_80").
 pub fn usages(report: &str) -> Result<BTreeMap<(String, String), Usage>, String> {
     let before = |line: &str, what: &str| line.split_once(what)?.0.split([' ', ',']).next_back()?.parse().ok();
     let mut usages = BTreeMap::new();

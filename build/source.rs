@@ -1,5 +1,5 @@
-//! Reads a kernel source as far as its host needs it, and writes that as Rust: the `KERNEL(name, body, arguments, threads)` lines,
-//! the structs of arguments that they name, and constants marked `// host`. kernels/gpu.cuh says how they are written.
+//! Reads the parts of a kernel source that the host needs, and writes them as Rust: the `KERNEL(name, body, arguments,
+//! threads)` lines, the argument structs that they name, and constants marked `// host`. kernels/gpu.cuh describes their form.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -31,9 +31,9 @@ pub struct Arguments {
 
 pub struct Field {
     pub name: String,
-    /// As Rust has it.
+    /// Its type in Rust.
     pub kind: &'static str,
-    /// What stands behind it: its shape.
+    /// Its trailing comment: the shape.
     pub comment: String,
 }
 
@@ -53,14 +53,14 @@ impl Source {
         Ok(Source { path: path.into(), stem, text, kernels, structs, constants })
     }
 
-    /// The kernels' names, as they stand at the end of an image.
+    /// The kernels' names, as stored at the end of an image.
     pub fn manifest(&self) -> Vec<u8> {
         let names = self.kernels.iter().map(|kernel| format!("{}\n", kernel.name));
         format!("warpfit kernels\n{}\0", names.collect::<String>()).into_bytes()
     }
 }
 
-/// The body is the compiler's; it may hold commas in parentheses.
+/// The body is left to the compiler; it may hold commas in parentheses.
 fn kernel(line: &str) -> Option<Kernel> {
     let (inside, _) = line.strip_prefix("KERNEL(")?.rsplit_once(')')?;
     let (name, rest) = inside.split_once(", ")?;
@@ -84,8 +84,8 @@ fn constant(line: &str) -> Option<(String, u32)> {
 
 fn arguments(name: &str, text: &str) -> Result<Arguments, String> {
     let heads = [format!("\nstruct {name} {{\n"), format!("\ntemplate <class T> struct {name} {{\n")];
-    let (_, body) = heads.iter().find_map(|head| text.split_once(head)).ok_or("a kernel takes it, but it is not in this file")?;
-    let (body, _) = body.split_once("\n};").ok_or("it does not end")?;
+    let (_, body) = heads.iter().find_map(|head| text.split_once(head)).ok_or("a kernel needs it, but it is not in this file")?;
+    let (body, _) = body.split_once("\n};").ok_or("its end is missing")?;
     let lines = body.lines().map(str::trim).filter(|line| !line.starts_with("//"));
     let fields = lines.map(|line| field(line).ok_or_else(|| format!("not a field that the host has a type for: {line}")));
     Ok(Arguments { name: name.into(), fields: fields.collect::<Result<_, _>>()? })
@@ -107,7 +107,7 @@ fn field(line: &str) -> Option<Field> {
     Some(Field { name: name.into(), kind, comment: comment.into() })
 }
 
-/// The host's side of all sources and their headers; `built` is the version of nvcc and the architectures that it made code for.
+/// The host side of all sources and their headers; `built` is the version of nvcc and the architectures it compiled for.
 pub fn host(sources: &[Source], headers: &str, built: Option<((u32, u32), String)>) -> Result<String, String> {
     let kernels: Vec<&Kernel> = sources.iter().flat_map(|source| &source.kernels).collect();
     let common = |name| arguments(name, headers).map_err(|e| format!("struct {name}: {e}"));
@@ -122,7 +122,7 @@ pub fn host(sources: &[Source], headers: &str, built: Option<((u32, u32), String
         writeln!(rust, "/// The version of the nvcc that compiled the kernels.\npub const NVCC: Option<(u32, u32)> = {nvcc:?};");
     let _ = writeln!(
         rust,
-        "/// What it made machine code for: \"80 90a\".\npub const ARCHS: &str = {:?};\n",
+        "/// The architectures with machine code: \"80 90a\".\npub const ARCHS: &str = {:?};\n",
         archs.unwrap_or_default()
     );
     for Arguments { name, fields } in &structs {
@@ -151,9 +151,11 @@ pub fn host(sources: &[Source], headers: &str, built: Option<((u32, u32), String
     Ok(rust)
 }
 
-/// Where the fields of each struct lie on the host.
+/// Offsets of the fields of each struct on the host.
 fn layouts(structs: &[&Arguments], rust: &mut String) {
-    rust.push_str("/// Of each struct of arguments. A test holds nvcc to the same.\npub const LAYOUTS: &[Arguments] = &[\n");
+    rust.push_str(
+        "/// The layout of each argument struct. A test compares it with nvcc's.\npub const LAYOUTS: &[Arguments] = &[\n",
+    );
     for Arguments { name, fields } in structs {
         let paths = fields.iter().flat_map(|Field { name, kind, .. }| {
             let inner = structs.iter().find(|inner| inner.name == *kind);
@@ -178,7 +180,7 @@ fn table(kernels: &[&Kernel], rust: &mut String) -> Result<(), String> {
             (Some(single), Some(half)) if single.arguments != half.arguments => {
                 return Err(format!("{stem}: {} in f32, {} in bf16; one struct for both", single.arguments, half.arguments));
             }
-            // The pair stands where its f32 does.
+            // The pair takes the place of its f32 kernel.
             (Some(_), Some(half)) if half.name == *name => {}
             (Some(single), Some(half)) => {
                 let _ = writeln!(fields, "    pub {stem}: Typed<{arguments}>,");
@@ -190,7 +192,7 @@ fn table(kernels: &[&Kernel], rust: &mut String) -> Result<(), String> {
             }
         }
     }
-    let _ = writeln!(rust, "/// Every kernel, found once.\npub struct Kernels {{\n{fields}}}\n");
+    let _ = writeln!(rust, "/// Every kernel, looked up once.\npub struct Kernels {{\n{fields}}}\n");
     let _ = writeln!(rust, "impl Kernels {{\n    pub fn load(loader: &Loader) -> Result<Kernels> {{");
     let _ = writeln!(rust, "        Ok(Kernels {{\n{values}        }})\n    }}\n}}\n");
     Ok(())
@@ -200,7 +202,7 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) {
-            return Err(format!("{name} is there twice in kernels/*.cu"));
+            return Err(format!("{name} is defined twice in kernels/*.cu"));
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
-// Gradient norm and AdamW over the flat parameters; see src/ops.rs. The norm reads 4 bytes a parameter; AdamW reads 16 and writes
-// 16, and 2 more where products read a copy in bf16.
+// Gradient norm and AdamW over the flat parameters; see src/ops.rs. The norm reads 4 bytes per parameter; AdamW reads 16 and
+// writes 16, and 2 more if products read a copy in bf16.
 #include "gpu.cuh"
 
 constexpr int THREADS = 256;
@@ -8,7 +8,7 @@ struct GradNormParts {
     const float* grads; // (len)
     double* parts;      // (blocks)
     int len;
-    int chunk;          // elements of a block, a multiple of 4
+    int chunk;          // elements per block, a multiple of 4
 };
 
 __device__ void sum_squares(const GradNormParts& a) {
@@ -48,7 +48,7 @@ KERNEL(grad_norm, root_of_sum, GradNorm, 512)
 
 struct AdamWDecide {
     Status* status;
-    float* clip;    // what gradients are multiplied with; below 0 where this update is left out
+    float* clip;    // factor of the gradients; below 0 if this update is skipped
     double max_norm;
 };
 
@@ -74,9 +74,9 @@ struct AdamW {
     float* grads;      // (len), zero afterwards
     float* m;          // (len)
     float* v;          // (len)
-    const float* clip; // as adamw_decide left it
+    const float* clip; // written by adamw_decide
     int len;
-    int decayed;       // the first so many have weight decay
+    int decayed;       // the first `decayed` elements have weight decay
     float decay;        // 1 - learning rate * weight decay
     float rate;        // learning rate / (1 - beta1^t)
     float sqrt_bias_correction2;  // sqrt(1 - beta2^t)
@@ -110,7 +110,7 @@ template <bool WHOLE> __device__ __forceinline__ void adamw_pack(const AdamW& a,
     if (a.copy) store<WHOLE>(a.copy + at, p, count);
 }
 
-// A thread is 4 neighbours.
+// One thread per 4 neighbours.
 __device__ void update(const AdamW& a) {
     const float clip = *a.clip;
     if (clip < 0.0f) return;
@@ -129,7 +129,7 @@ struct Cast {
     int len;
 };
 
-// A thread is 8 neighbours.
+// One thread per 8 neighbours.
 __device__ void to_bf16(const Cast& a) {
     const int at = (blockIdx.x * THREADS + threadIdx.x) * 8;
     float x[8];

@@ -1,8 +1,8 @@
-// Attention of each sequence on itself, never holding its probabilities: softmax as it goes (Dao, arXiv 2307.08691), and
-// the backward pass computes them again from lse (the maths is in src/ops.rs). A block keeps some rows of one head and streams
-// the sequence's rows past them: keys past queries (fwd, bwd_q) or queries past keys (bwd_kv), so nothing is summed across
-// blocks. Two paths: f32 from shared memory for any head_dim <= 128, and tensor cores for bf16 heads of 32 and 64.
-// Traffic: q, y once; k and v once for every 64 (tensor cores, forward: 128) queries, from L2.
+// Self-attention within each sequence, without storing the probabilities: an online softmax (Dao, arXiv 2307.08691); the
+// backward pass recomputes them from lse (the maths is in src/ops.rs). A block holds some rows of one head and streams the
+// sequence's rows past them: keys past queries (fwd, bwd_q) or queries past keys (bwd_kv), so nothing is summed across blocks.
+// Two paths: f32 from shared memory for any head_dim <= 128, and tensor cores for bf16 heads of 32 and 64. Traffic: q, y once;
+// k and v once per 64 (tensor cores, forward: 128) queries, from L2.
 #include "mma.cuh"
 
 template <class T> struct AttnFwd {
@@ -44,18 +44,18 @@ template <class T> struct AttnBwd {
     Drop drop;
 };
 
-// Of every kernel here.
+// Threads per block of every kernel here.
 constexpr int THREADS = 128;
 
-// Rows of a tile. The host lists the tiles of a batch; on tensor cores it is also how many rows are streamed at a time.
+// Rows of a tile. The host lists the tiles of a batch; on tensor cores it is also the number of rows streamed at a time.
 constexpr int TILE = 64;  // host
 
-// The sequence that a block works on. Blocks are (head, tile, part of a tile), so that the longest sequences of all heads come
-// first: with tiles changing fastest, attention would take a quarter longer on a batch of reviews.
+// The sequence of a block. Blocks are (head, tile, part of a tile), so that the longest sequences of all heads come first: with
+// tiles changing fastest, attention would take a quarter longer on a batch of reviews.
 struct Sequence {
     int start;    // packed row of its first token
     int keys;     // its tokens
-    int queries;  // its rows of q: as many, or one
+    int queries;  // its rows of q: one per key, or one
     int query;    // the first of these in q, y, lse
     int tile;     // the block's first row, within the sequence
 };
@@ -66,8 +66,8 @@ template <class Args> __device__ __forceinline__ Sequence sequence(const Args& a
     return {start, keys, a.cls ? 1 : keys, a.cls ? tile.x : start, tile.y};
 }
 
-// ---- dropout: a call of Philox has the words of four keys of one query, which belong to several lanes. Each lane makes the
-// calls of its share and notes their words as bits "kept", 4 * i + word; the lanes then exchange bits.
+// ---- dropout: one call of Philox has the words of four keys of one query, which belong to several lanes. Each lane makes its
+// share of the calls and stores the words as bits "kept", 4 * i + word; the lanes then exchange bits.
 
 __device__ __forceinline__ unsigned kept_bits(const Drop& drop, unsigned block, unsigned row) {
     const uint4 words = philox(drop, block, row);
@@ -82,22 +82,22 @@ template <int SHIFT> __device__ __forceinline__ unsigned exchange(unsigned bits,
     return lane() & step ? (bits & ~LOW) | (other & ~LOW) >> SHIFT : (bits & LOW) | (other & LOW) << SHIFT;
 }
 
-// ---- any head size, in f32: 128 threads multiply tiles in shared memory. A warp has a quarter of the block's rows, all
-// columns of the streamed tile, and so its softmax to itself. Lane (l / 8, l % 8) has every fourth of these rows and every
-// eighth column: the rows read at one time lie 4 banks apart (STRIDE = 4 mod 32, P_STRIDE = 8 or 24) and do not collide.
+// ---- any head size, in f32: 128 threads multiply tiles in shared memory. A warp has a quarter of the block's rows and all
+// columns of the streamed tile, so that softmax needs no other warp. Lane (l / 8, l % 8) has every fourth of these rows and
+// every eighth column: the rows read at one time are 4 banks apart (STRIDE = 4 mod 32, P_STRIDE = 8 or 24) and do not conflict.
 
-template <int D> constexpr int ROWS = D <= 64 ? 64 : 32;         // that a block keeps
-template <int D> constexpr int COLUMNS = D <= 64 ? 32 : 16;      // streamed at a time
+template <int D> constexpr int ROWS = D <= 64 ? 64 : 32;         // rows that a block holds
+template <int D> constexpr int COLUMNS = D <= 64 ? 32 : 16;      // rows streamed at a time
 template <int D> constexpr int STRIDE = D + 4;
 template <int D> constexpr int P_STRIDE = COLUMNS<D> + 8;
-template <int D> constexpr int R = ROWS<D> / 16;                 // rows and columns of a thread
+template <int D> constexpr int R = ROWS<D> / 16;                 // rows and columns per thread
 template <int D> constexpr int N = COLUMNS<D> / 8;
 
 template <int D> __device__ __forceinline__ int row_of(int i) { return warp() * (ROWS<D> / 4) + lane() / 8 + 4 * i; }
 __device__ __forceinline__ int column_of(int j) { return lane() % 8 + 8 * j; }
 
-// ROWS rows into shared memory; zero from row `valid` and column `head_dim` on. Element by element: each is loaded once for
-// 32 or 64 products, whatever its alignment.
+// Loads ROWS rows into shared memory; zero from row `valid` and column `head_dim` on. Element by element, whatever the
+// alignment: each is loaded once for 32 or 64 products.
 template <int D, int ROWS, class T>
 __device__ __forceinline__ void load_rows(float* to, const T* from, int stride, int valid, int head_dim) {
 #pragma unroll 4
@@ -129,8 +129,8 @@ template <int D> __device__ __forceinline__ void multiply(float (&s)[R<D>][N<D>]
     }
 }
 
-// out += p y by way of shared memory: the warp's rows of p, all columns, which are rows of y. The thread has columns
-// 32 * b + 4 * (lane % 8) .. + 3 of out.
+// out += p y through shared memory: the warp's rows of p, all columns, which are rows of y. The thread has columns 32 * b + 4 *
+// (lane % 8) .. + 3 of out.
 template <int D>
 __device__ __forceinline__ void accumulate(float (&out)[R<D>][D / 32][4], const float (&p)[R<D>][N<D>], float* buffer,
                                            const float* y) {
@@ -161,7 +161,7 @@ __device__ __forceinline__ void accumulate(float (&out)[R<D>][D / 32][4], const 
     }
 }
 
-// The thread's elements of factor * out, but rows from `valid` on.
+// Stores the thread's elements of factor * out, except rows from `valid` on.
 template <int D, class T>
 __device__ __forceinline__ void store_rows(T* to, int stride, int valid, int head_dim, const float (&out)[R<D>][D / 32][4],
                                            float factor) {
@@ -385,7 +385,7 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
     store_rows<D>(a.dv + key, a.kv_stride, valid, a.head_dim, dv, 1.0f);
 }
 
-// The shared memory of these lines; STATIONARY tiles stay, two are streamed, and P passes through a buffer.
+// Shared memory of these kernels: STATIONARY tiles stay, two are streamed, and P passes through a buffer.
 template <int D, int STATIONARY>
 constexpr int SHARED = int(sizeof(float)) * ((STATIONARY * ROWS<D> + 2 * COLUMNS<D>) * STRIDE<D> + ROWS<D> * P_STRIDE<D>);
 static_assert(SHARED<32, 1> == 28672 && SHARED<64, 1> == 45056 && SHARED<128, 1> == 36864, "forward");
@@ -411,20 +411,20 @@ KERNEL(attn_bwd_kv_d128_f32, (attn_bwd_kv<float, 128>), AttnBwd<float>, 128, 537
 KERNEL(attn_bwd_kv_d128_bf16, (attn_bwd_kv<bf16, 128>), AttnBwd<bf16>, 128, 53760)
 
 // ---- heads of 32 and 64 in bf16 on tensor cores: 4 warps of 16 or 32 rows each, which stay in registers as first operands
-// (fragments of mma m16n8k16); the rows streamed past them are second operands, read from shared memory by ldmatrix. What
-// one product leaves in the lanes is laid out as the first operand of the next, so scores and probabilities never leave
-// their registers. With lane l = 4 * g + t, element e of fragment n stands in row g + 8 * (e / 2), column 8 * n + 2 * t + e % 2.
-// Rows in shared memory are 16 bytes longer than D: the 8 rows that ldmatrix reads at a time lie in different banks.
-// Two stages of streamed rows: one is read while cp.async fills the other, which has been read before the last barrier.
+// (fragments of mma m16n8k16); the rows streamed past them are second operands, read from shared memory by ldmatrix. The result
+// of one product has the register layout of the next product's first operand, so scores and probabilities never leave their
+// registers. With lane l = 4 * g + t, element e of fragment n is in row g + 8 * (e / 2), column 8 * n + 2 * t + e % 2. Rows in
+// shared memory are 16 bytes longer than D: the 8 rows that ldmatrix reads at a time are in different banks. Two stages of
+// streamed rows: one is read while cp.async fills the other, which was read before the last barrier.
 
-// Of this thread, told to the compiler as the same for the whole warp: what depends on it needs no care for divergence.
+// This thread's warp, known to the compiler as uniform: code that depends on it needs no handling of divergence.
 __device__ __forceinline__ int uniform_warp() { return __shfl_sync(ALL_LANES, warp(), 0); }
 
 constexpr float LOG2E = 1.4426950408889634f;
 template <int D> constexpr int PITCH = D + 8;        // of a row in shared memory
 template <int D> constexpr int STAGE = 2 * TILE * PITCH<D>;
 
-// Asks for ROWS rows of a head; zero from row `valid` on.
+// Starts the copies of ROWS rows of a head; zero from row `valid` on.
 template <int D, int ROWS> __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int stride, int valid) {
     constexpr int AT_ONCE = THREADS / (D / 8);
     const int row = threadIdx.x / (D / 8), column = threadIdx.x % (D / 8) * 8;
@@ -433,7 +433,7 @@ template <int D, int ROWS> __device__ __forceinline__ void copy_rows(bf16* to, c
         cp_async16(to + r * PITCH<D> + column, from + size_t(r < valid ? r : 0) * stride + column, r < valid);
 }
 
-// Asks for rows `first` .. `first + 63` of two heads of `rows` rows each: a stage.
+// Starts the copies of rows `first` .. `first + 63` of two heads of `rows` rows each: a stage.
 template <int D>
 __device__ __forceinline__ void copy_stage(bf16* to, const bf16* x, int x_stride, const bf16* y, int y_stride, int first,
                                            int rows) {
@@ -507,7 +507,7 @@ __device__ __forceinline__ void accumulate(float (&out)[M][D / 8][4], const floa
     }
 }
 
-// The lane's elements of factor[e / 2] * out, but rows from `valid` on.
+// Stores the lane's elements of factor[e / 2] * out, except rows from `valid` on.
 template <int D>
 __device__ __forceinline__ void store_fragments(bf16* to, int stride, int valid, const float (&out)[D / 8][4],
                                                 const float (&factor)[2]) {
@@ -521,8 +521,8 @@ __device__ __forceinline__ void store_fragments(bf16* to, int stride, int valid,
     }
 }
 
-// Bit 4 * n + e: whether the lane's element e of fragment n is kept; the rows are queries (their dropout rows are `heads`
-// apart from `row` on), the columns keys from `key` on. Lanes t = 0, 1 and 2, 3 share the calls of rows g and g + 8.
+// Bit 4 * n + e: whether the lane's element e of fragment n is kept; the rows are queries (with dropout rows `heads` apart,
+// starting at `row`), the columns keys, starting at `key`. Lanes t = 0, 1 and 2, 3 share the calls of rows g and g + 8.
 __device__ __forceinline__ unsigned kept_fragments(const Drop& drop, int key, unsigned row, int heads) {
     const int g = lane() / 4, t = lane() % 4;
     unsigned bits = 0;
@@ -532,7 +532,7 @@ __device__ __forceinline__ unsigned kept_fragments(const Drop& drop, int key, un
     return exchange<2>(bits, 1);
 }
 
-// The same where the rows are keys and the columns queries: lanes g = 0 .. 3 and 4 .. 7 share the calls of their four elements.
+// The same with keys as rows and queries as columns: lanes g = 0 .. 3 and 4 .. 7 share the calls of their four elements.
 __device__ __forceinline__ unsigned kept_fragments_transposed(const Drop& drop, int key, unsigned row, int heads) {
     const int g = lane() / 4, t = lane() % 4;
     unsigned bits = 0;
@@ -542,7 +542,7 @@ __device__ __forceinline__ unsigned kept_fragments_transposed(const Drop& drop, 
     return exchange<2>(exchange<1>(bits, 4), 8);
 }
 
-// A block takes two tiles, 128 queries: a key is read from shared memory once for 32 of them.
+// A block handles two tiles, 128 queries: a key is read from shared memory once per 32 of them.
 template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
     constexpr int M = 2, N = TILE / 8;
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
@@ -554,7 +554,7 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
     const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
     const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;
 
-    // The queries come by way of the second stage.
+    // The queries pass through the second stage.
     copy_rows<D, 2 * TILE>(shared + STAGE<D>, q + size_t(seq.tile) * a.q_stride, a.q_stride, seq.queries - seq.tile);
     copy_stage<D>(shared, k, a.kv_stride, v, a.kv_stride, 0, seq.keys);
     cp_async_wait<0>();
@@ -645,7 +645,7 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
     }
 }
 
-// dq, and delta for bwd_kv. 64 queries a block; keys in two halves, for registers.
+// dq, and delta for bwd_kv. 64 queries per block; keys in two halves, to save registers.
 template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
     constexpr int N = 4;
     DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
@@ -717,7 +717,7 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
     store_fragments<D>(a.dq + first * a.q_stride + column, a.q_stride, valid, dq[0], {a.scale, a.scale});
 }
 
-// dk and dv. 64 keys a block; the rows of a warp are keys, its columns queries, in two halves.
+// dk and dv. 64 keys per block; the rows of a warp are keys, its columns queries, in two halves.
 template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     constexpr int N = 4;
     DYNAMIC_SHARED(bf16, shared);  // two stages of q, dy: (TILE, PITCH) each
@@ -729,7 +729,7 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;
     const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
     const bf16* dy = a.dy + size_t(seq.query) * dim + column;
-    // Where there is no query, p = 2^-inf = 0.
+    // If there is no query, p = 2^-inf = 0.
     const auto fetch = [&](int query) {
         query += threadIdx.x;
         if (threadIdx.x >= TILE || query >= seq.queries) return float2{INFINITY, 0.0f};

@@ -4,15 +4,15 @@
 
 template <class T> struct ColumnSums {
     const T* x;       // (rows, width)
-    const int* types; // (rows); only rows of type `only` count. Null: all do
+    const int* types; // (rows); only rows of type `only` count. Null: all rows count
     float* sums;      // (chunks, width)
     int rows;
     int width;
-    int chunk;        // rows of a chunk
+    int chunk;        // rows per chunk
     int only;
 };
 
-// A block is 32 packs of columns of a chunk; its warps take every eighth row.
+// A block handles 32 packs of columns of a chunk; each of its warps every eighth row.
 template <bool WHOLE, class T> __device__ __forceinline__ void sum_chunk(const ColumnSums<T>& a) {
     constexpr int P = PACK<T>, THREADS = 256, WARPS = THREADS / 32;
     __shared__ __align__(16) float parts[WARPS][32 * P];
@@ -41,12 +41,12 @@ KERNEL(column_sums_bf16, column_sums<bf16>, ColumnSums<bf16>, 256)
 struct ColumnsAdd {
     const float* partials; // (outs, chunks, width)
     float* out;            // (width)
-    float* second;         // (width), where there are two
+    float* second;         // (width), if there are two
     int chunks;
     int width;
 };
 
-// A block is 32 columns of an out; its warps take every 32nd chunk.
+// A block handles 32 columns of an output; each of its warps every 32nd chunk.
 __device__ void add_columns(const ColumnsAdd& a) {
     constexpr int WARPS = 32;
     __shared__ float parts[WARPS][32];

@@ -5,7 +5,7 @@ constexpr int WARPS = 8;
 
 template <class T> struct Dropout {
     T* x;                  // (rows, width)
-    const int* token_rows; // (rows): the rows whose masks these take, or null where they are the same
+    const int* token_rows; // (rows): the rows whose masks these use, or null if they are the same
     int rows;
     int width;
     Drop drop;
@@ -23,7 +23,7 @@ template <bool WHOLE, class T> __device__ __forceinline__ void drop_row(const Dr
     }
 }
 
-// A warp a row.
+// One warp per row.
 template <class T> __device__ void dropout(const Dropout<T>& a) {
     const int row = blockIdx.x * WARPS + warp();
     if (row >= a.rows) return;

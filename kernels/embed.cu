@@ -1,5 +1,5 @@
-// Embedding tables: gather forward, sums over the rows of each token and position in a fixed order backward. And the [CLS]
-// rows. Forward reads 4 bytes an element of each table and writes y; backward reads dy once a table.
+// Embedding tables: gather forward; backward, a sum over the rows of each token and position in a fixed order. Also the [CLS]
+// rows. Forward reads 4 bytes per element of each table and writes y; backward reads dy once per table.
 #include "gpu.cuh"
 
 constexpr int THREADS = 256;
@@ -40,7 +40,7 @@ template <bool WHOLE, class T> __device__ __forceinline__ void embed_row(const E
     }
 }
 
-// A warp a row.
+// One warp per row.
 template <class T> __device__ void embed_fwd(const EmbedFwd<T>& a) {
     const int row = blockIdx.x * WARPS + warp();
     if (row >= a.rows) return;
@@ -56,10 +56,10 @@ template <class T> struct EmbedBwdWord {
     const int* token_starts;  // (distinct + 1)
     float* dword;             // (vocab, dim)
     int dim;
-    int pad;                  // a token whose row gets nothing, or -1
+    int pad;                  // a token whose row gets no gradient, or -1
 };
 
-// A block is 32 packs of columns of a distinct token; its warps take every eighth of the token's rows.
+// A block handles 32 packs of columns of a distinct token; each of its warps every eighth of the token's rows.
 template <bool WHOLE, class T> __device__ __forceinline__ void sum_token(const EmbedBwdWord<T>& a) {
     constexpr int P = PACK<T>;
     __shared__ __align__(16) float parts[WARPS][32 * P];
@@ -108,7 +108,7 @@ __device__ __forceinline__ void sum_position(const EmbedBwdPosition<T>& a, int p
     store<WHOLE>(out, sum, a.dim - column);
 }
 
-// A warp is 32 packs of columns of a position, and takes the sequences in order.
+// A warp handles 32 packs of columns of a position, and the sequences in order.
 template <class T> __device__ void embed_bwd_position(const EmbedBwdPosition<T>& a) {
     const int position = blockIdx.x * WARPS + warp(), column = (blockIdx.y * 32 + lane()) * PACK<T>;
     if (position >= a.max_seqlen || column >= a.dim) return;
@@ -140,7 +140,7 @@ template <bool WHOLE, bool BACKWARD, class T> __device__ __forceinline__ void co
     }
 }
 
-// A warp a sequence.
+// One warp per sequence.
 template <class T, bool BACKWARD> __device__ void first_row(const FirstRow<T>& a) {
     const int seq = blockIdx.x * WARPS + warp();
     if (seq >= a.seqs) return;

@@ -1,8 +1,8 @@
-// What every kernel includes: types, 16-byte packs, warp and block reductions, dropout. CUDA under nvcc; under a host
-// compiler the virtual GPU's header stands in, and the same sources run without a GPU.
-// A kernel has one parameter, a struct of arguments. KERNEL(name, body, arguments, threads per block) makes it; a last number is
-// its bytes of dynamic shared memory. build.rs reads these lines, the structs that they name, Drop and Status, and constants
-// of the form `constexpr int NAME = 64;  // host`, and writes them all as Rust.
+// Included by every kernel: types, 16-byte packs, warp and block reductions, dropout. CUDA under nvcc; under a host compiler
+// the virtual GPU's header replaces it, and the same sources run without a GPU. A kernel has one parameter, a struct of
+// arguments. KERNEL(name, body, arguments, threads per block) defines it; a last number is its bytes of dynamic shared memory.
+// build.rs reads these lines, the structs that they name, Drop and Status, and constants of the form `constexpr int NAME = 64;
+// // host`, and writes them all as Rust.
 #pragma once
 #ifdef __CUDACC__
 #include <cstdint>
@@ -63,7 +63,7 @@ template <int N, class T> __device__ __forceinline__ void store(T* p, const floa
     }
 }
 
-// The same where rows may not be whole packs: unless WHOLE is known, one by one, and only the first `count` of the N.
+// The same for rows that may not be whole packs: unless WHOLE is set, one by one, and only the first `count` of the N.
 template <bool WHOLE, int N, class T> __device__ __forceinline__ void load(float (&x)[N], const T* p, long long count) {
     if constexpr (WHOLE) {
         load(x, p);
@@ -83,7 +83,7 @@ template <bool WHOLE, int N, class T> __device__ __forceinline__ void store(T* p
     }
 }
 
-// A pack as it stands in memory, which takes half the registers of its floats in bf16. Beyond `count` it is 0.
+// A pack in its stored type, which in bf16 needs half the registers of its floats. 0 beyond `count`.
 template <bool WHOLE, class T> __device__ __forceinline__ uint4 load_raw(const T* p, long long count) {
     if constexpr (WHOLE) return *reinterpret_cast<const uint4*>(p);
     union { uint4 word; T elements[PACK<T>]; } u = {};
@@ -131,8 +131,8 @@ template <int THREADS, class T> __device__ __forceinline__ T block_sum(T x) {
     return warp_sum(lane() < THREADS / 32 ? parts[lane()] : T(0));
 }
 
-// sum += rows row(first), row(first + step), ... of x from column c on, in this order, four reads under way at once. A row
-// below 0 counts for nothing.
+// sum += rows row(first), row(first + step), ... of x from column c on, in this order, with four reads in flight. A negative
+// row is skipped.
 template <bool WHOLE, class T, class F>
 __device__ __forceinline__ void add_rows(float (&sum)[PACK<T>], const T* x, int dim, int c, int first, int end, int step, F row) {
     constexpr int BATCH = 4;
@@ -153,7 +153,7 @@ __device__ __forceinline__ void add_rows(float (&sum)[PACK<T>], const T* x, int 
     }
 }
 
-// The few numbers that the training loop reads back; Status in src/ops.rs says what they are.
+// The numbers that the training loop reads back; see Status in src/ops.rs.
 struct Status {
     double loss;
     double loss_sum;
@@ -161,9 +161,9 @@ struct Status {
     double skipped;
 };
 
-// ---- dropout: Philox4x32-10 (Salmon et al., SC 2011), as src/random.rs has it
+// ---- dropout: Philox4x32-10 (Salmon et al., SC 2011), as in src/random.rs
 
-// A place of dropout in this step; see DropSite in src/ops.rs. Nothing is dropped where threshold is 0: scale is 1 then.
+// A dropout site in this step; see DropSite in src/ops.rs. A threshold of 0 drops nothing; scale is then 1.
 struct Drop {
     unsigned key_low;
     unsigned key_high;
@@ -186,7 +186,7 @@ __device__ __forceinline__ uint4 philox(const Drop& drop, unsigned block, unsign
     return c;
 }
 
-// What an element is multiplied with, by its word.
+// The factor of an element, given its word.
 __device__ __forceinline__ float drop_factor(const Drop& drop, unsigned word) { return word < drop.threshold ? 0.0f : drop.scale; }
 
 // The factors of columns 4 * block .. 4 * block + 3 of a row.

@@ -1,12 +1,12 @@
-// What stands around the products of cuBLASLt: activations (4 or 2 bytes an element in, as many out), and a product of our own
-// for matrices that cuBLASLt does not take. Those are tiny (a classifier of 2 classes) or odd (rows not 16-byte aligned).
+// Beside the products of cuBLASLt: activations (read and write 4 or 2 bytes per element), and our own product for matrices that
+// cuBLASLt does not support. Those are tiny (a classifier of 2 classes) or odd (rows not 16-byte aligned).
 #include "gpu.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 
-// The normal distribution's cumulative function at x, and its density: gelu(x) = x cdf, gelu'(x) = cdf + x density. The lower
-// tail is exp(-x^2 / 2) times a polynomial in t = 1 / (1 + 0.21 |x|), as src/cpu/real.rs has it.
+// Cumulative distribution function and density of the normal distribution at x: gelu(x) = x cdf, gelu'(x) = cdf + x density.
+// The lower tail is exp(-x^2 / 2) times a polynomial in t = 1 / (1 + 0.21 |x|), as in src/cpu/real.rs.
 __device__ __forceinline__ float normal(float x, float& density) {
     const float t = __fdividef(1.0f, 1.0f + 0.21f * fabsf(x));
     float sum = -0.0716569f;
@@ -36,7 +36,7 @@ struct Gelu {
     }
 };
 
-// NaN passes, forward and backward.
+// NaN stays NaN, forward and backward.
 struct Relu {
     static __device__ __forceinline__ float value(float x) { return x < 0.0f ? 0.0f : x; }
     static __device__ __forceinline__ float backward(float x, float dy) { return x <= 0.0f ? 0.0f : dy; }
@@ -58,7 +58,7 @@ template <class T> struct Act {
     int kind;   // ActivationKind in src/ops.rs
 };
 
-// Packs of a thread, all read before the first is written.
+// Packs per thread, all read before the first is written.
 constexpr int ACT_PACKS = 2;  // host
 
 template <bool WHOLE, bool BACKWARD, class F, class T>
@@ -99,7 +99,7 @@ KERNEL(act_fwd_bf16, (act<bf16, false>), Act<bf16>, 256)
 KERNEL(act_bwd_f32, (act<float, true>), Act<float>, 256)
 KERNEL(act_bwd_bf16, (act<bf16, true>), Act<bf16>, 256)
 
-// D = A B + bias (+ D), column-major as cuBLASLt has it: D is (m, n). A and B by the distance, in elements, between neighbours.
+// D = A B + bias (+ D), column-major like cuBLASLt: D is (m, n). Strides of A and B are in elements between neighbours.
 struct Matmul {
     const void* a;    // (m, k)
     const void* b;    // (k, n)
@@ -113,10 +113,10 @@ struct Matmul {
     int b_k;
     int b_n;
     int ldd;
-    int add;          // D is added to
+    int add;          // whether to add to D
 };
 
-// A warp an element.
+// One warp per element.
 template <class In, class Out> __device__ void matmul(const Matmul& s) {
     const size_t element = size_t(blockIdx.x) * WARPS + warp();
     if (element >= size_t(s.m) * s.n) return;

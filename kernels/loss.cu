@@ -1,7 +1,8 @@
-// Cross-entropy with label smoothing and class weights, in f64 on a batch's few logits; see Xent in src/ops.rs. A warp a row.
+// Cross-entropy with label smoothing and class weights, in f64 on a batch's few logits; see CrossEntropy in src/ops.rs. One
+// warp per row.
 #include "gpu.cuh"
 
-// A row's log-softmax, weighted: a class c adds share * -log p to the loss, share = (1 - e) w[t] [c = t] + e / classes * w[c].
+// A row's weighted log-softmax: a class c adds share * -log p to the loss, share = (1 - e) w[t] [c = t] + e / classes * w[c].
 struct LossRow {
     const float* logits;
     const float* weights;
@@ -37,10 +38,10 @@ struct XentFwd {
     double smoothing;
     int seqs;
     int classes;
-    int train;            // the loss counts
+    int train;            // whether the loss is counted
 };
 
-// One block, so that one order sums the rows.
+// A single block, so that the rows are summed in one order.
 __device__ void losses(const XentFwd& a) {
     constexpr int THREADS = 512;
     double total = 0.0;

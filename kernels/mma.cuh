@@ -1,6 +1,7 @@
-// Tensor cores, the loads that feed them, and asynchronous copies: the one place with inline PTX. bf16 needs sm_80; on sm_75
-// the copies are plain ones and mma_bf16 traps, as the host picks no kernel with it there.
-// Fragments (m16n8k16, lane = 4 g + t): a = A[g][2t..], A[g+8][2t..], A[g][2t+8..], A[g+8][2t+8..]; b = B[2t..][g], B[2t+8..][g];
+// Tensor cores, the loads that feed them, and asynchronous copies: all inline PTX is here. bf16 needs sm_80; on sm_75 the
+// copies are synchronous and mma_bf16 traps, as the host chooses no kernel with it there.
+// Fragments (m16n8k16, lane = 4 g + t): a = A[g][2t..], A[g+8][2t..], A[g][2t+8..], A[g+8][2t+8..]; b = B[2t..][g],
+// B[2t+8..][g];
 // d = D[g][2t], D[g][2t+1], D[g+8][2t], D[g+8][2t+1]. Each register of a and b holds two neighbours in k, the lower one low.
 #pragma once
 #include "gpu.cuh"
@@ -31,8 +32,8 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], 
 #endif
 }
 
-// Four 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8 i .. 8 i + 7 point at the rows of matrix i, 16 bytes each
-// and so aligned; r[i] of lane 4 g + t is its elements [g][2t] and [g][2t + 1].
+// Four 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8 i .. 8 i + 7 point to the rows of matrix i, 16 bytes each
+// and aligned to 16; r[i] of lane 4 g + t is its elements [g][2t] and [g][2t + 1].
 __device__ __forceinline__ void ldmatrix4(uint32_t (&r)[4], const void* p) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -40,7 +41,7 @@ __device__ __forceinline__ void ldmatrix4(uint32_t (&r)[4], const void* p) {
                  : "memory");
 }
 
-// The same of the transposed matrices.
+// The same for the transposed matrices.
 __device__ __forceinline__ void ldmatrix4_trans(uint32_t (&r)[4], const void* p) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -48,7 +49,7 @@ __device__ __forceinline__ void ldmatrix4_trans(uint32_t (&r)[4], const void* p)
                  : "memory");
 }
 
-// 16 bytes from global to shared memory, or 16 zero bytes if not valid; there after the wait for its group.
+// Copies 16 bytes from global to shared memory, or 16 zero bytes if not valid; complete after the wait for its group.
 __device__ __forceinline__ void cp_async16(void* dst, const void* src, bool valid) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(valid ? 16 : 0) : "memory");
@@ -63,7 +64,7 @@ __device__ __forceinline__ void cp_async_commit() {
 #endif
 }
 
-// Until at most the last N groups of this thread are on their way. Other threads see what landed after a barrier.
+// Waits until at most the last N groups of this thread are pending. Other threads see the copied data after a barrier.
 template <int N> __device__ __forceinline__ void cp_async_wait() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");

@@ -1,9 +1,9 @@
-// Residual, dropout and layer norm; see AddNorm in src/ops.rs. A row is in registers where it fits: forward reads x and skip
-// and writes z and y, backward reads dy and z and writes dz and dx, each once. Statistics are those of z as stored, that is,
-// rounded, so that backward, which reads z, has the same.
+// Residual, dropout and layer norm; see AddNorm in src/ops.rs. A row is in registers if it fits: forward reads x and skip and
+// writes z and y, backward reads dy and z and writes dz and dx, each once. Statistics are those of the stored, rounded z, so
+// that backward, which reads z, has the same.
 #include "gpu.cuh"
 
-// The widest row that is kept in registers.
+// The widest row that is held in registers.
 constexpr int WIDEST = 1024;
 
 template <class T> __device__ __forceinline__ bool fits(int dim) { return dim <= WIDEST && dim % PACK<T> == 0; }
@@ -15,7 +15,7 @@ template <class T> struct NormFwd {
     const float* beta;     // (dim)
     T* y;                  // (rows, dim)
     float* stats;          // (rows, 2): mean, 1 / standard deviation
-    const int* token_rows; // (rows): the rows whose masks these take, or null where they are the same
+    const int* token_rows; // (rows): the rows whose masks these use, or null if they are the same
     int rows;
     int dim;
     float eps;
@@ -51,14 +51,14 @@ template <class T> __device__ __forceinline__ float keep_stats(const NormFwd<T>&
     return rstd;
 }
 
-// Packs of a lane in the forward pass, where a warp has a row.
+// Packs per lane in the forward pass, where a warp has one row.
 template <class T> constexpr int PACKS = WIDEST / (32 * PACK<T>);
 
 template <class T> __device__ __forceinline__ void norm_in_registers(const NormFwd<T>& a, size_t row, unsigned token_row) {
     constexpr int P = PACK<T>;
     float z[PACKS<T>][P], sum = 0.0f, squares = 0.0f;
     uint4 skips[PACKS<T>] = {};
-    // All reads are under way before the first is waited for.
+    // All reads are issued before the first is waited for.
 #pragma unroll
     for (int pack = 0; pack < PACKS<T>; pack++) {
         const int c = (pack * 32 + lane()) * P;
@@ -88,7 +88,7 @@ template <class T> __device__ __forceinline__ void norm_in_registers(const NormF
     }
 }
 
-// Any width: a lane reads again what it wrote.
+// For any width: a lane reads back what it wrote.
 template <class T> __device__ __forceinline__ void norm_in_memory(const NormFwd<T>& a, size_t row, unsigned token_row) {
     constexpr int P = PACK<T>;
     const T* x = a.x + row * a.dim;
@@ -124,12 +124,12 @@ template <class T> struct NormBwd {
     const float* gamma;    // (dim)
     const float* stats;    // (rows, 2)
     T* dy;                 // (rows, dim), becomes dz
-    T* dx;                 // (rows, dim), or null where dz is all
+    T* dx;                 // (rows, dim), or null if only dz is needed
     float* partials;       // (2, chunks, dim): dgamma, dbeta
     const int* token_rows; // (rows) or null
     int rows;
     int dim;
-    int chunk;             // rows of a block
+    int chunk;             // rows per block
     Drop drop;
 };
 
@@ -144,13 +144,13 @@ __device__ __forceinline__ void store_dz(const NormBwd<T>& a, size_t row, int c,
     }
 }
 
-// Threads of a block in the backward pass: each has a pack of columns, and so the whole of their sums over rows.
+// Threads per block in the backward pass: each has a pack of columns, and so their complete sums over rows.
 template <class T> constexpr int COLUMN_THREADS = WIDEST / PACK<T>;
 
 template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const NormBwd<T>& a, int first, int end) {
-    // GROUP rows are under way at once.
+    // GROUP rows are in flight at once.
     constexpr int P = PACK<T>, WARPS = COLUMN_THREADS<T> / 32, GROUP = 16 / P;
-    // Two, so that one barrier a group will do.
+    // Double-buffered, so that one barrier per group suffices.
     __shared__ float2 parts[2][GROUP][WARPS];
     const int c = threadIdx.x * P;
     const bool mine = c < a.dim;
@@ -209,7 +209,7 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
     }
 }
 
-// Any width: first the columns of the block's rows, then the rows.
+// For any width: first the columns of the block's rows, then the rows.
 template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const NormBwd<T>& a, int first, int end) {
     constexpr int P = PACK<T>, THREADS = COLUMN_THREADS<T>, WARPS = THREADS / 32;
     for (int c = threadIdx.x; c < a.dim; c += THREADS) {
@@ -250,7 +250,7 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const Norm
     }
 }
 
-// A block a chunk of rows.
+// One block per chunk of rows.
 template <class T> __device__ void norm_bwd(const NormBwd<T>& a) {
     const int first = blockIdx.x * a.chunk, end = min(first + a.chunk, a.rows);
     fits<T>(a.dim) ? norm_bwd_in_registers(a, first, end) : norm_bwd_in_memory(a, first, end);

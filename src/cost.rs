@@ -1,18 +1,18 @@
-//! What an op moves and computes at the least: every byte that it must read or write once, and the multiplications and
-//! additions of its products. A time divided into these is a share of the memory's or the arithmetic's ceiling.
+//! Lower bounds of an op's work: every byte that it must read or write once, and the multiplications and additions of its
+//! products. Divided by a measured time they are a share of the memory's or the arithmetic's ceiling.
 
 use crate::data::pack::PackedBatch;
 use crate::ops::*;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Read and written, in bytes.
+    /// Bytes read and written.
     pub bytes: usize,
-    /// Of matrix products: a multiplication and an addition are 2. Elementwise work does not count.
+    /// Operations of matrix products: a multiplication and an addition are 2. Elementwise work does not count.
     pub flops: usize,
 }
 
-/// The sizes of a batch that costs depend on.
+/// The sizes of a batch on which costs depend.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     pub tokens: usize,
@@ -46,7 +46,7 @@ impl Size {
     }
 }
 
-/// Bytes of `len` elements of the type of `view`; none where there is no view.
+/// Bytes of `len` elements of the type of `view`; 0 for an absent view.
 fn bytes(view: View, len: usize) -> usize {
     if view.is_none() { 0 } else { len * view.dtype.size() }
 }
@@ -56,7 +56,7 @@ fn moves(bytes: usize) -> Cost {
 }
 
 impl Op {
-    /// On a batch of this size.
+    /// The cost on a batch of this size.
     pub fn cost(&self, pass: Pass, size: &Size) -> Cost {
         match (self, pass) {
             (Op::Embed(op), Pass::Forward) => {
@@ -82,7 +82,7 @@ impl Op {
             (Op::Attention(op), pass) => attn(op, pass, size),
             (Op::AddNorm(op), Pass::Forward) => {
                 let len = size.rows(op.rows) * op.dim;
-                // The sum is written where it is not what came in.
+                // The sum is written only if it differs from the input.
                 let sum = if op.skip.is_none() && op.drop.p == 0.0 { 0 } else { bytes(op.x, len) };
                 moves(2 * bytes(op.x, len) + bytes(op.skip, len) + sum)
             }

@@ -1,5 +1,4 @@
-//! Which backend computes, and in which precision: what `--device` and `--precision` mean. The one place that knows the
-//! backends by name.
+//! The backend and its precision: the values of `--device` and `--precision`. The only module that names the backends.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,35 +13,35 @@ use crate::ops::{Arithmetic, Backend};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The best there is.
+    /// The first GPU that opens, else the CPU.
     Auto,
     Cpu,
-    /// A GPU by its index; never anything else instead.
+    /// The GPU with this index, or an error.
     Cuda(usize),
 }
 
-/// Of activations and products. Weights, sums, statistics and the optimizer are f32 in all of them.
+/// Precision of activations and products. Weights, sums, statistics and the optimizer are f32 in all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     Fp32,
     /// Products round their operands to 10 bits of fraction.
     Tf32,
-    /// Activations and products in bfloat16; on the CPU the products alone.
+    /// Activations and products in bfloat16; on the CPU only the products.
     Bf16,
 }
 
-/// A backend, with what it computes in.
+/// A backend and its arithmetic.
 pub struct Opened {
     pub backend: Box<dyn Backend>,
     pub arithmetic: Arithmetic,
-    /// For the caller to note: what `auto` took and why, what may be slow.
+    /// Notes for the user: the choice of `auto` and its reason, and warnings of slow settings.
     pub notes: Vec<String>,
 }
 
 impl Device {
     /// # Errors
-    /// The device asked for is not there, or does not compute in `precision`; or the instructions asked for are not there.
+    /// The requested device is missing or does not support `precision`; or the requested instructions are missing.
     pub fn open(self, precision: Precision) -> Result<Opened> {
         Instructions::chosen()?;
         match self {
@@ -93,7 +92,7 @@ impl FromStr for Device {
             ("cpu", _) => Ok(Device::Cpu),
             ("cuda", _) => Ok(Device::Cuda(0)),
             (_, Some(index)) => Ok(Device::Cuda(index)),
-            _ => Err(Error::user(format!("--device {name}"), "no such device", "give auto, cpu, cuda or cuda:N")),
+            _ => Err(Error::user(format!("--device {name}"), "no such device", "use auto, cpu, cuda or cuda:N")),
         }
     }
 }

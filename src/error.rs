@@ -1,24 +1,23 @@
-//! One error for the whole crate: what happened, where, and what to do about it, on one line.
-//! Its kind is the exit code of the binaries.
+//! The error type of the whole crate: a place, a fact and a remedy, on one line. Its kind is the exit code of the program.
 
 use std::fmt;
 use std::path::Path;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a run ended, as its exit code.
+/// The kind of an error, with its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// It ran, but the result is not usable (a loss that is not finite, a threshold not met).
+    /// The run completed, but its result is not usable (a loss that is not finite, a threshold not met).
     Unusable = 1,
-    /// The input, a flag or a file is at fault.
+    /// The input, a flag or a file is wrong.
     User = 2,
-    /// The device or memory is at fault.
+    /// The device or memory has failed.
     Device = 3,
     /// Stopped by a signal, with the work saved.
     Interrupted = 130,
-    /// The reader of our standard output has gone: not a failure.
+    /// The reader of standard output has gone: not a failure.
     BrokenPipe = 0,
 }
 
@@ -36,7 +35,7 @@ impl Error {
         Error { kind, place: place.to_string(), fact: fact.into(), remedy: remedy.into() }
     }
 
-    /// Bad input: `place` is a file, `file:line`, a tensor or a flag; `fact` what is wrong; `remedy` what to do.
+    /// Bad input: `place` is a file, `file:line`, a tensor or a flag; `fact` says what is wrong; `remedy` what to do.
     pub fn user(place: impl fmt::Display, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
         Error::new(Kind::User, place, fact, remedy)
     }
@@ -46,7 +45,7 @@ impl Error {
         &self.fact
     }
 
-    /// Says more of what is wrong.
+    /// Appends detail to the message.
     pub fn and(mut self, fact: &str) -> Error {
         self.fact = format!("{}; {fact}", self.fact);
         self
@@ -74,7 +73,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        // A file's content may stand in the message: keep it on one line, and out of control of the terminal.
+        // The message may quote a file: keep it on one line, and without control characters.
         let line = |s: &str| s.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
         write!(f, "`{}`: {}", line(&self.place), line(&self.fact))?;
         if !self.remedy.is_empty() {

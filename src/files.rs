@@ -1,4 +1,4 @@
-//! Atomic files: written beside their place, synced to disk, then renamed.
+//! Atomic files: written under another name, synced to disk, then renamed.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -15,7 +15,7 @@ pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
     file.finish()
 }
 
-/// A file being written, which gets its name when it is finished. Dropped before, it leaves nothing.
+/// A file being written, which gets its name when it is finished. Dropped before, it is removed.
 pub struct PartialFile {
     file: BufWriter<File>,
     path: PathBuf,
@@ -24,10 +24,11 @@ pub struct PartialFile {
 }
 
 impl PartialFile {
-    /// Begins to write beside `path`. What is no regular file, such as /dev/null or a pipe, is not replaced but written to.
+    /// Creates a temporary file beside `path`. If `path` is not a regular file, such as /dev/null or a pipe, it is written
+    /// directly.
     pub fn create(path: &Path) -> Result<PartialFile> {
         let io = |e| Error::io(path, e);
-        // Behind a link, the file that it leads to.
+        // Follows a link to its target.
         let path = path.canonicalize().unwrap_or(path.to_path_buf());
         let replaces = path.metadata().map_or(true, |about| about.is_file());
         if path.is_dir() {
@@ -46,7 +47,7 @@ impl PartialFile {
         self.file.write_all(content).map_err(|e| Error::io(&self.path, e))
     }
 
-    /// On disk, under its name.
+    /// Syncs the file to disk and renames it.
     pub fn finish(mut self) -> Result<()> {
         let io = |e| Error::io(&self.path, e);
         self.file.flush().map_err(io)?;
@@ -66,17 +67,17 @@ impl Drop for PartialFile {
     }
 }
 
-/// Indented JSON with a newline at the end, like Hugging Face's.
+/// Writes indented JSON with a trailing newline, like Hugging Face's.
 pub fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_file(path, format!("{value:#}\n").as_bytes())
 }
 
-/// Makes the names in a folder durable.
+/// Syncs a folder, which makes renames in it durable.
 pub fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(path, e))
 }
 
-/// Whether both paths lead to one file or folder that exists.
+/// Whether both paths lead to the same existing file or folder.
 pub fn same_file(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

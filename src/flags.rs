@@ -1,4 +1,4 @@
-//! Command-line flags: how they are parsed, their value types, and the groups that several commands share.
+//! Command-line flags: parsing, value types, and the groups shared by several commands.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -11,13 +11,13 @@ use crate::data::dataset::Options;
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 
-/// Parses the words of a command line, the name of the program first. `None` where help or the version was asked for, which is
-/// then printed.
+/// Parses the words of a command line, starting with the name of the program. `None` if help or the version was requested and
+/// printed.
 pub fn parse<A: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Option<A>> {
     Ok(matches(&command::<A>(), words)?.map(|matches| A::from_arg_matches(&matches).expect("clap has checked the values")))
 }
 
-/// The flags of a command. Every `--kebab-case` flag is also known by its Hugging Face `--snake_case` name.
+/// The flags of a command. Every `--kebab-case` flag also has its Hugging Face `--snake_case` name.
 pub fn command<A: Parser>() -> Command {
     A::command().mut_args(|arg| {
         // Otherwise -1 would be an unknown flag, and not a value out of range.
@@ -32,7 +32,7 @@ pub fn command<A: Parser>() -> Command {
     })
 }
 
-/// The values by flag; `None` as of [`parse`].
+/// The values by flag; `None` as in [`parse`].
 pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> Result<Option<ArgMatches>> {
     let words: Vec<OsString> = words.into_iter().collect();
     let name = words.first().and_then(|word| Path::new(word).file_name()).unwrap_or_default().display().to_string();
@@ -93,7 +93,7 @@ impl InputArgs {
 }
 
 fn number(text: &str, holds: fn(f64) -> bool, what: &str) -> std::result::Result<f64, String> {
-    text.parse().ok().filter(|&x: &f64| x.is_finite() && holds(x)).ok_or_else(|| format!("give {what}"))
+    text.parse().ok().filter(|&x: &f64| x.is_finite() && holds(x)).ok_or_else(|| format!("use {what}"))
 }
 
 pub fn positive(text: &str) -> std::result::Result<f64, String> {
@@ -112,9 +112,9 @@ pub fn open_unit(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| x > 0.0 && x < 1.0, "a number between 0 and 1")
 }
 
-/// 1 or above.
+/// An integer of at least 1.
 pub fn count(text: &str) -> std::result::Result<usize, String> {
-    text.parse().ok().filter(|&n| n > 0 && n <= u32::MAX as usize).ok_or_else(|| "give a whole number, 1 or above".to_string())
+    text.parse().ok().filter(|&n| n > 0 && n <= u32::MAX as usize).ok_or_else(|| "use a whole number, 1 or above".to_string())
 }
 
 /// One ASCII character, or `\t`.
@@ -122,6 +122,6 @@ pub fn delimiter(text: &str) -> std::result::Result<u8, String> {
     match text.as_bytes() {
         b"\\t" | b"tab" => Ok(b'\t'),
         &[byte] if byte.is_ascii() && byte != b'"' => Ok(byte),
-        _ => Err("give one character, or tab".to_string()),
+        _ => Err("use one character, or tab".to_string()),
     }
 }

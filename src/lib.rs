@@ -11,25 +11,26 @@
 //! | --- | --- |
 //! | [`ops`] | the operator definitions: one struct per op with its maths, the enum [`ops::Op`], and the trait [`ops::Backend`] that runs them |
 //! | [`model`] | a model as one list of ops: `encoder`, `head`; `names` (parameters by role, with Hugging Face's names), `config`, `plan` (every buffer) |
-//! | [`cpu`] | the backend on CPUs: one file per group of ops (embed linear attention norm dropout loss adamw), `arena`, `instructions` (which the machine has, or `WARPFIT_CPU` names), and what multiplies matrices: `matrix`, `product`, by `gemm` or, `rounded` to bf16, by `avx512` |
+//! | [`cpu`] | the backend on CPUs: one file per group of ops (embed linear attention norm dropout loss adamw), `arena`, `instructions` (the machine's, or those of `WARPFIT_CPU`), and matrix products: `matrix`, `product`, by `gemm` or, `rounded` to bf16, by `avx512` |
 //! | [`cuda`] | the backend on NVIDIA GPUs: the same groups, each launching the kernels in `kernels/<name>.cu`; `gemm` (cuBLASLt), `columns` (sums over rows), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
-//! | [`device`] | which backend computes, and how precisely: the one place that knows them by name |
-//! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; where the time of a run goes |
-//! | [`random`] | Philox: dropout as a pure function of where and when |
-//! | [`data`] | `dataset` (labelled texts: one file per format, the splits of a folder), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `wordpiece`, BERT's own algorithm), `cache` (tokens kept for the next run), `pack` (no padding), `loader` (order of rows, prefetching) |
+//! | [`device`] | the choice of backend and precision: the only module that names the backends |
+//! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; the time of each op in a run |
+//! | [`random`] | Philox: dropout as a pure function of place and step |
+//! | [`data`] | `dataset` (labelled texts: one file per format, the splits of a folder), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `wordpiece`, BERT's own algorithm), `cache` (tokenised texts kept for later runs), `pack` (no padding), `loader` (order of rows, prefetching) |
 //! | [`train`] | fine-tuning: `recipe` and `args` (raw flags -> validated settings), `data`, `setup`, `epochs` (the loop), `schedule`, `evaluate`, `state` (checkpoints), `results`, `card` (the model card) |
 //! | [`infer`] | a trained model opened for inference: the session of predict, evaluate, embed and serve; `predictions` (their formats), `pooling`, `probe` (logistic regression on vectors), `projection` (to two dimensions: `pca`, `tsne`), `npy` |
-//! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (what `from_pretrained` loads), `run_dir` (the folder of a run) |
+//! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (the folder of a model), `run_dir` (the folder of a run) |
 //! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
 //! | [`metrics`] | accuracy to curves, equal to scikit-learn's |
 //! | [`report`] | `log` (progress, tables), `plot` (SVG; `density` of points), `curves` (of a run), `tensorboard`, `evaluated` and `evaluation` (an evaluation and its folder), `page` (HTML), `compare` |
-//! | [`serve`] | a model behind HTTP: `api` (the routes), `queue` (batches made of the waiting requests), `metrics`, `page.html` |
+//! | [`serve`] | a model behind HTTP: `api` (the routes), `queue` (batches of waiting requests), `metrics`, `page.html` |
 //! | [`commands`] | one file per command of the program |
 //! | [`sample`] | the bundled reviews of the default run |
-//! | [`console`], [`files`], [`flags`], [`error`] | the terminal and signals; atomic files; command-line flags; one error type: what, where, what to do |
+//! | [`console`], [`files`], [`flags`], [`error`] | the terminal and signals; atomic files; command-line flags; one error type: where, what, what to do |
 //!
-//! A backend implements the trait, one file per group of ops; `device` opens it, and nothing else names one. Beside `src/`: `kernels/`
-//! (CUDA sources), `build.rs` (nvcc, where there is one), `tests/vgpu` (a GPU in software, for the tests), `benches/`.
+//! A backend implements the trait, one file per group of ops; `device` opens it, and no other module names one. Beside `src/`:
+//! `kernels/` (CUDA sources), `build.rs` (runs nvcc, if there is one), `tests/vgpu` (a GPU in software, for the tests),
+//! `benches/`.
 //!
 //! # Invariants
 //! 1. Padding does not exist. A batch is packed: `ids`, `positions` and `cu_seqlens`; every dense op runs on the rows that
@@ -48,7 +49,7 @@
 //! 8. The model code names no device: a `Box<dyn Backend>`, tensors as [`ops::View`]s into its memory, dtype a run-time field.
 //! 9. Only `[CLS]` feeds the head: a plan with `last_rows` = `Seqs` runs the last layer's queries, feed-forward and norms on
 //!    the `[CLS]` rows alone. Exact, and with the same dropout masks.
-//! 10. Files and checkpoints are atomic: what has its final name is complete.
+//! 10. Files and checkpoints are atomic: a file under its final name is complete.
 
 pub mod checkpoint;
 pub mod commands;

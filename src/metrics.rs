@@ -1,5 +1,5 @@
-//! Classification metrics of labels and scores, equal to scikit-learn's: counted in integers, divided last.
-//! O(classes * n log n) for n rows.
+//! Classification metrics of labels and scores, equal to scikit-learn's: integer counts, with the division last. O(classes * n
+//! log n) for n rows.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Kind, Result};
 
-/// What an evaluation found; serialises to metrics.json. What the labels leave undefined is `None`, written null.
+/// The result of an evaluation; serialises to metrics.json. Undefined metrics are `None`, written as null.
 ///
-/// The single figures at the top are those of class 1 for two classes; for more, precision, recall and F1 are
-/// weighted by support, and the areas are means over the classes, each against the rest.
+/// The top-level metrics are those of class 1 for two classes; for more, precision, recall and F1 are weighted by support, and
+/// the areas are means over the classes, each against the rest.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Metrics {
-    /// Mean loss over the rows; `None` until whoever ran the model sets it.
+    /// Mean loss over the rows; `None` until it is set by the code that ran the model.
     pub loss: Option<f64>,
     pub accuracy: f64,
     pub precision: f64,
@@ -23,27 +23,27 @@ pub struct Metrics {
     pub average_precision: Option<f64>,
     /// Rows are true classes, columns predicted ones, (classes, classes).
     pub confusion_matrix: Vec<Vec<u64>>,
-    /// Those of class 1, where there are two classes.
+    /// Scores of class 1, for two classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub binary: Option<Scores>,
     /// Plain mean over the classes.
     #[serde(rename = "macro")]
     pub macro_mean: Scores,
-    /// Of the counts summed over the classes: all three are the accuracy.
+    /// Scores of the counts summed over the classes: all three equal the accuracy.
     pub micro: Scores,
     /// Mean over the classes, weighted by support.
     pub weighted: Scores,
     pub per_class: PerClass,
-    /// The means over the classes' areas, where there are more than two classes.
+    /// The means over the classes' areas, for more than two classes.
     #[serde(flatten)]
     pub one_vs_rest: Option<OneVsRest>,
-    /// Of each class against the rest; for two classes of class 1 only.
+    /// Curves of each class against the rest; for two classes of class 1 only.
     pub curves: BTreeMap<usize, Curve>,
     /// The predicted class of each row, (rows).
     pub pred: Vec<usize>,
 }
 
-/// `precision = tp / (tp + fp)`, `recall = tp / (tp + fn)`, `f1 = 2 tp / (2 tp + fp + fn)`; 0 where that is 0 / 0.
+/// `precision = tp / (tp + fp)`, `recall = tp / (tp + fn)`, `f1 = 2 tp / (2 tp + fp + fn)`; 0 instead of 0 / 0.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Scores {
     pub precision: f64,
@@ -51,7 +51,7 @@ pub struct Scores {
     pub f1: f64,
 }
 
-/// One entry a class; `support` is the number of rows of that class.
+/// One entry per class; `support` is the number of rows of that class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PerClass {
     pub precision: Vec<f64>,
@@ -60,7 +60,7 @@ pub struct PerClass {
     pub support: Vec<u64>,
 }
 
-/// `None` where a class has no row, or every row.
+/// `None` if a class has no row, or every row.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct OneVsRest {
     pub roc_auc_ovr_macro: Option<f64>,
@@ -69,7 +69,7 @@ pub struct OneVsRest {
     pub average_precision_weighted: Option<f64>,
 }
 
-/// The curves of one class against the rest; not defined where all rows, or none, are of that class.
+/// The curves of one class against the rest; undefined if all rows, or none, are of that class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Curve {
     defined: bool,
@@ -81,14 +81,15 @@ pub struct Curve {
 pub struct Areas {
     pub roc_auc: f64,
     pub average_precision: f64,
-    /// A point for every distinct score.
+    /// One point per distinct score.
     pub roc: Roc,
     /// The same curve without the points on the straight line between their neighbours.
     pub roc_drop_intermediate: Roc,
     pub pr: PrecisionRecall,
 }
 
-/// Point i takes the rows with a score of at least `thresholds[i]`, which fall; the first is infinite and takes none.
+/// Point i selects the rows with a score of at least `thresholds[i]`, in descending order; the first threshold is infinite and
+/// selects none.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Roc {
     pub fpr: Vec<f64>,
@@ -97,7 +98,7 @@ pub struct Roc {
     pub thresholds: Vec<f64>,
 }
 
-/// Point i takes the rows with a score of at least `thresholds[i]`, which rise. One point more than there are
+/// Point i selects the rows with a score of at least `thresholds[i]`, in ascending order. There is one point more than
 /// thresholds: the last, precision 1 and recall 0, closes the curve.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PrecisionRecall {
@@ -109,20 +110,20 @@ pub struct PrecisionRecall {
 impl Metrics {
     /// Metrics of `labels` (rows) and `logits` (rows, classes); the curves are of their softmax.
     ///
-    /// Fails as [`Metrics::from_scores`] does.
+    /// Fails like [`Metrics::from_scores`].
     pub fn from_logits(labels: &[u32], logits: &[f32], classes: usize) -> Result<Metrics> {
         check("logits", labels, logits, classes)?;
         let scores: Vec<f64> = logits.chunks_exact(classes).flat_map(softmax).collect();
         Ok(Metrics::count(labels, logits.chunks_exact(classes).map(argmax).collect(), &scores, classes))
     }
 
-    /// Metrics of `labels` (rows) and `scores` (rows, classes). A curve ranks the rows by one class's score, so that
-    /// scores must be comparable between rows: probabilities are, the logits of a softmax are not.
+    /// Metrics of `labels` (rows) and `scores` (rows, classes). A curve ranks the rows by one class's score, so scores must be
+    /// comparable between rows, like probabilities and unlike the logits of a softmax.
     ///
-    /// Fails where there are no rows or fewer than two classes, and with [`Kind::Unusable`] on a NaN or an infinity.
+    /// Fails without rows or with fewer than two classes, and with [`Kind::Unusable`] on a NaN or an infinity.
     ///
     /// # Panics
-    /// Where the sizes disagree or a label is not below `classes`: both are checked where data is read.
+    /// If the sizes disagree or a label is not below `classes`; data is checked for both when it is read.
     pub fn from_scores(labels: &[u32], scores: &[f64], classes: usize) -> Result<Metrics> {
         check("scores", labels, scores, classes)?;
         Ok(Metrics::count(labels, scores.chunks_exact(classes).map(argmax).collect(), scores, classes))
@@ -149,7 +150,7 @@ impl Metrics {
 
         let curved = if classes == 2 { 1..2 } else { 0..classes };
         let curves: BTreeMap<usize, Curve> = curved.map(|class| (class, Curve::new(labels, scores, classes, class))).collect();
-        // One undefined class leaves a mean over the classes undefined.
+        // If one class is undefined, so is the mean over the classes.
         let areas = |area: fn(&Areas) -> f64| curves.values().map(|curve| curve.areas.as_ref().map(area)).collect();
         let (roc_aucs, precisions): (Option<Vec<f64>>, Option<Vec<f64>>) = (areas(|a| a.roc_auc), areas(|a| a.average_precision));
         let macro_of = |areas: &Option<Vec<f64>>| areas.as_deref().map(mean);
@@ -168,7 +169,7 @@ impl Metrics {
             precision: top.precision,
             recall: top.recall,
             f1: top.f1,
-            // With two classes there is one curve, and its mean is itself.
+            // With two classes there is one curve, which is its own mean.
             roc_auc: macro_of(&roc_aucs),
             average_precision: macro_of(&precisions),
             binary,
@@ -183,7 +184,7 @@ impl Metrics {
         }
     }
 
-    /// One of the figures at the top; `None` where it is undefined.
+    /// One of the top-level metrics; `None` if it is undefined.
     pub fn get(&self, metric: Metric) -> Option<f64> {
         match metric {
             Metric::Loss => self.loss,
@@ -196,7 +197,7 @@ impl Metrics {
         }
     }
 
-    /// "loss 0.3479  accuracy 0.8520 ..." for people.
+    /// One line for people: "loss 0.3479  accuracy 0.8520 ...".
     pub fn summary(&self) -> String {
         let figure = |metric: Metric| match self.get(metric) {
             Some(value) => format!("{} {value:.4}", metric.name()),
@@ -207,9 +208,9 @@ impl Metrics {
 
     /// The table that scikit-learn's `classification_report` prints, with `digits` decimals.
     pub fn classification_report(&self, names: &[String], digits: usize) -> String {
-        assert_eq!(names.len(), self.per_class.support.len(), "one name a class");
+        assert_eq!(names.len(), self.per_class.support.len(), "one name per class");
         let rows: u64 = self.per_class.support.iter().sum();
-        // A class may be called anything; a row is one line.
+        // A class may have any name; a row is one line.
         let names: Vec<String> = names.iter().map(|name| name.replace(char::is_control, " ")).collect();
         let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("weighted avg".len()).max(digits);
         let line = |name: &str, precision: &str, recall: &str, f1: &str, support: &str| {
@@ -234,7 +235,7 @@ impl Metrics {
 }
 
 impl Curve {
-    /// Ranks the rows by their score for `class`, and walks down the distinct scores.
+    /// Ranks the rows by their score for `class`, and goes through the distinct scores in descending order.
     fn new(labels: &[u32], scores: &[f64], classes: usize, class: usize) -> Curve {
         let mut ranked: Vec<(f64, bool)> =
             scores.chunks_exact(classes).zip(labels).map(|(row, &label)| (row[class], label as usize == class)).collect();
@@ -255,7 +256,7 @@ impl Curve {
 
         // Trapezoids below the ROC curve: sum (fp' - fp) (tp' + tp) / 2, over positives * negatives.
         let twice_area: u64 = points.windows(2).map(|p| (p[1].fp - p[0].fp) * (p[1].tp + p[0].tp)).sum();
-        // Average precision: sum (recall' - recall) precision', steps and no trapezoids.
+        // Average precision: sum (recall' - recall) precision', in steps, not trapezoids.
         let steps: f64 = points.windows(2).map(|p| (p[1].tp - p[0].tp) as f64 * p[1].precision()).sum();
         let pr = PrecisionRecall {
             precision: points.iter().rev().map(Point::precision).collect(),
@@ -263,8 +264,8 @@ impl Curve {
             thresholds: points.iter().skip(1).rev().map(|point| point.threshold).collect(),
         };
         let roc = Roc::new(&points);
-        // As scikit-learn has it: a point stays where the step that led to it differs from the next one. The infinite
-        // threshold is not looked at, so that the highest score always stays.
+        // As in scikit-learn: a point is kept if the step to it differs from the next step. The infinite threshold is not
+        // compared, so the highest score is always kept.
         let bends = |p: &[Point]| (p[1].tp - p[0].tp, p[1].fp - p[0].fp) != (p[2].tp - p[1].tp, p[2].fp - p[1].fp);
         let corners: Vec<Point> = (0..points.len())
             .filter(|&i| i < 2 || i + 1 == points.len() || bends(&points[i - 1..i + 2]))
@@ -283,7 +284,7 @@ impl Curve {
     }
 }
 
-/// What a threshold takes: `tp` rows of the class and `fp` of the rest.
+/// Counts at a threshold: `tp` rows of the class and `fp` of the rest.
 #[derive(Clone, Copy)]
 struct Point {
     threshold: f64,
@@ -292,7 +293,7 @@ struct Point {
 }
 
 impl Point {
-    /// 1 where nothing is taken.
+    /// 1 if nothing is selected.
     fn precision(&self) -> f64 {
         if self.tp + self.fp == 0 { 1.0 } else { ratio(self.tp, self.tp + self.fp) }
     }
@@ -309,7 +310,7 @@ impl Roc {
     }
 }
 
-/// JSON has no infinity, and null would read as undefined.
+/// JSON has no infinity, and null would mean undefined.
 fn infinity_as_text<S: Serializer>(thresholds: &[f64], serializer: S) -> std::result::Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     #[serde(untagged)]
@@ -322,21 +323,21 @@ fn infinity_as_text<S: Serializer>(thresholds: &[f64], serializer: S) -> std::re
     )
 }
 
-/// The rows with a score in one tenth of 0 to 1, each tenth with its upper edge.
+/// The rows with a score in one tenth of [0, 1], identified by its upper edge.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Tenth {
     pub count: u64,
     pub mean_score: f64,
-    /// How many of them were right.
+    /// Share of them that were right.
     pub share: f64,
 }
 
-/// How far probabilities can be believed: of the rows with a score of about p, the share p should be `right`. Scores and
-/// what became of them (rows) in, the tenths that have rows out.
+/// Calibration: of the rows with a score of about p, a share of p should be `right`. Takes scores and outcomes (rows), and
+/// returns the tenths that have rows.
 pub fn calibration(scores: impl IntoIterator<Item = (f64, bool)>) -> Vec<Tenth> {
     let mut tenths = [(0u64, 0.0, 0u64); 10];
     for (score, right) in scores {
-        // The edges as scikit-learn has them: 3 * 0.1 is a little over 0.3.
+        // The edges of scikit-learn: 3 * 0.1 is a little over 0.3.
         let tenth = &mut tenths[(1..10).filter(|&edge| f64::from(edge) * 0.1 < score).count()];
         *tenth = (tenth.0 + 1, tenth.1 + score, tenth.2 + u64::from(right));
     }
@@ -351,7 +352,7 @@ fn check<T: Copy + Into<f64>>(what: &str, labels: &[u32], values: &[T], classes:
         return Err(Error::user(what, "there are no rows to evaluate", "give a file with at least one labelled row"));
     }
     if classes < 2 {
-        return Err(Error::user(what, "one class is no choice", "use a model with at least two labels"));
+        return Err(Error::user(what, "a classifier needs two classes", "use a model with at least two labels"));
     }
     match values.iter().position(|&value| !value.into().is_finite()) {
         None => Ok(()),
@@ -359,7 +360,7 @@ fn check<T: Copy + Into<f64>>(what: &str, labels: &[u32], values: &[T], classes:
             Kind::Unusable,
             format!("{what} of row {}, class {}", i / classes, i % classes),
             format!("{} is not a finite number", values[i].into()),
-            "the model that gave it is broken: go back to an earlier checkpoint, or train with a lower learning rate",
+            "the model is broken: go back to an earlier checkpoint, or train with a lower learning rate",
         )),
     }
 }
@@ -377,18 +378,18 @@ fn weighted_mean(values: &[f64], weights: &[u64]) -> f64 {
     sum / weights.iter().sum::<u64>() as f64
 }
 
-/// The class with the highest value, the first of equals. A NaN counts as minus infinity.
+/// The class with the highest value, the first in a tie. A NaN counts as minus infinity.
 ///
 /// # Panics
-/// When there is no class.
+/// If there is no class.
 pub fn argmax<T: Copy + Into<f64>>(row: &[T]) -> usize {
     assert!(!row.is_empty(), "a row has at least one class");
     let value = |i: usize| Some(row[i].into()).filter(|value| !value.is_nan()).unwrap_or(f64::NEG_INFINITY);
     (1..row.len()).fold(0, |best, i| if value(i) > value(best) { i } else { best })
 }
 
-/// Probabilities of one row of logits, (classes): `exp(x - max) / sum exp(x - max)`, which cannot overflow. A NaN or
-/// an infinity in gives NaN out.
+/// Probabilities of one row of logits, (classes): `exp(x - max) / sum exp(x - max)`, which cannot overflow. A NaN or an
+/// infinity makes the result NaN.
 pub fn softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
     let exp: Vec<f64> = logits.iter().map(|&x| (x as f64 - max).exp()).collect();
@@ -396,7 +397,7 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
     exp.into_iter().map(|e| e / sum).collect()
 }
 
-/// A figure by which runs are compared.
+/// A metric by which runs are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
@@ -413,7 +414,7 @@ impl Metric {
     pub const ALL: [Metric; 7] =
         [Metric::Loss, Metric::Accuracy, Metric::Precision, Metric::Recall, Metric::F1, Metric::RocAuc, Metric::AveragePrecision];
 
-    /// Its key in metrics.json; a log has it behind `eval_`.
+    /// Its key in metrics.json; logs prefix it with `eval_`.
     pub fn name(self) -> &'static str {
         match self {
             Metric::Loss => "loss",
@@ -426,12 +427,12 @@ impl Metric {
         }
     }
 
-    /// The metric called `name`, with or without `eval_` before it. `flag` is where the user named it.
+    /// The metric called `name`, with or without the prefix `eval_`. `flag` is the flag that named it.
     pub fn parse(flag: &str, name: &str) -> Result<Metric> {
         let bare = name.strip_prefix("eval_").unwrap_or(name);
         Metric::ALL.into_iter().find(|metric| metric.name() == bare).ok_or_else(|| {
             let known = Metric::ALL.map(Metric::name).join(", ");
-            Error::user(flag, format!("there is no metric `{name}`"), format!("give one of {known}"))
+            Error::user(flag, format!("there is no metric `{name}`"), format!("use one of {known}"))
         })
     }
 

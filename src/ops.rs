@@ -1,7 +1,6 @@
-//! The operator definitions: one struct per op, with its maths. A model is a list of [`Op`]s, its backward pass the list
-//! reversed; a [`Backend`] runs them.
-//! Notation: rows = packed tokens (or sequences), dim = hidden size, `d` + name = gradient of name.
-//! Parameter gradients accumulate (`+=`); activation gradients are overwritten (`=`) unless a field says otherwise.
+//! The operator definitions: one struct per op, with its maths. A model is a list of [`Op`]s, its backward pass the reversed
+//! list; a [`Backend`] runs them. Notation: rows = packed tokens (or sequences), dim = hidden size, `d` + name = gradient of
+//! name. Parameter gradients accumulate (`+=`); activation gradients are overwritten (`=`) unless a field says otherwise.
 //!
 //! ```
 //! use warpfit::cpu::Cpu;
@@ -38,7 +37,7 @@ use crate::error::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     F32,
-    /// Of weights and activations on a GPU: what is summed, and every statistic, is F32.
+    /// For weights and activations on a GPU; sums and statistics are F32.
     Bf16,
     /// For gradient checks on the CPU, and for the status block.
     F64,
@@ -56,22 +55,22 @@ impl DType {
     }
 }
 
-/// What is rounded, and to what. Sums, statistics and the optimizer's weights never are.
+/// The operands that are rounded, and their type. Sums, statistics and the optimizer's weights never are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arithmetic {
     /// On the CPU, for gradient checks.
     F64,
     F32,
-    /// Operands of products have 10 bits of fraction. On a GPU.
+    /// Operands of products are rounded to 10 bits of fraction. On a GPU.
     Tf32,
-    /// Activations, and the weights in products. On a GPU.
+    /// Activations, and the weights in products, are bf16. On a GPU.
     Bf16,
-    /// Operands of products, in linear layers and in attention; all that is stored is F32. On the CPU.
+    /// Operands of products, in linear layers and in attention, are rounded; everything stored is F32. On the CPU.
     Bf16Products,
 }
 
 impl Arithmetic {
-    /// Of activations.
+    /// The type of activations.
     pub fn dtype(self) -> DType {
         match self {
             Arithmetic::F64 => DType::F64,
@@ -81,10 +80,10 @@ impl Arithmetic {
     }
 }
 
-/// A tensor is a place in the arena: no lifetime, no reference count, no device pointer.
+/// A tensor is a range of the arena: no lifetime, no reference count, no device pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Where it starts, in bytes.
+    /// Start, in bytes.
     pub offset: usize,
     /// Elements.
     pub len: usize,
@@ -92,7 +91,7 @@ pub struct View {
 }
 
 impl View {
-    /// Stands where a plan has no such tensor: gradients in a plan for inference, the token types of DistilBERT.
+    /// A tensor that a plan does not have: gradients in a plan for inference, the token types of DistilBERT.
     pub const NONE: View = View { offset: 0, len: 0, dtype: DType::F32 };
 
     /// `len` elements from element `start`.
@@ -163,7 +162,7 @@ impl Inputs {
     }
 }
 
-/// The memory that a backend takes, once.
+/// The memory that a backend allocates, once.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// Size of the arena.
@@ -171,23 +170,23 @@ pub struct Layout {
     pub arithmetic: Arithmetic,
     /// For the [`Inputs`] of a batch.
     pub batch: View,
-    /// Tokens of the longest sequence to come.
+    /// Tokens of the longest sequence.
     pub max_seqlen: usize,
     /// Elements of the flat parameters.
     pub params: usize,
 }
 
-/// What changes from one micro-batch to the next; everything else is fixed when the plan is built.
+/// The state of a micro-batch; everything else is fixed when the plan is built.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
     pub seed: u64,
-    /// The optimizer update this micro-batch belongs to, from 1.
+    /// The optimizer update of this micro-batch, from 1.
     pub update: u64,
     /// The micro-batch within the update, from 0.
     pub micro: u32,
-    /// What the summed loss is divided by: the rows of the whole update, or their summed class weights.
+    /// Divisor of the summed loss: the rows of the whole update, or their summed class weights.
     pub loss_normalizer: f64,
-    /// Dropout on; the loss counted in the status block.
+    /// Whether dropout is on and the loss is added to the status block.
     pub train: bool,
 }
 
@@ -196,7 +195,7 @@ impl Step {
     pub const INFER: Step = Step { seed: 0, update: 0, micro: 0, loss_normalizer: 1.0, train: false };
 }
 
-/// What changes from one optimizer update to the next.
+/// The state of an optimizer update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
     /// From 1.
@@ -204,7 +203,7 @@ pub struct Update {
     pub learning_rate: f64,
 }
 
-/// How many rows an op runs on.
+/// The rows that an op runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
     /// Every token of the packed batch.
@@ -213,14 +212,14 @@ pub enum Rows {
     Cls,
 }
 
-/// Dropout: element (row, column) is zeroed where word `column % 4` of Philox(step key, [column / 4, row, site, 0]) is
-/// below p * 2^32, else multiplied by 1 / (1 - p). `row` is the packed row of the token (of `[CLS]` for [`Rows::Cls`]), so
-/// that a plan that prunes the last layer draws the same masks. Off unless `Step::train`.
+/// Dropout: element (row, column) is zeroed if word `column % 4` of Philox(step key, [column / 4, row, site, 0]) is below p *
+/// 2^32, else multiplied by 1 / (1 - p). `row` is the packed row of the token (of `[CLS]` for [`Rows::Cls`]), so that a plan
+/// that prunes the last layer draws the same masks. Off unless `Step::train`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropSite {
     /// Probability in [0, 1).
     pub p: f32,
-    /// Tells the places of dropout in the model apart.
+    /// Identifies the place of dropout in the model.
     pub site: u32,
 }
 
@@ -229,7 +228,7 @@ impl DropSite {
 }
 
 /// `y[r] = word[ids[r]] + position[positions[r]] (+ types[type_ids[r]])`. The ids are the plan's inputs.
-/// Backward: each table row sums `dy` over its tokens, in row order; `dword[pad]` gets nothing.
+/// Backward: each table row sums `dy` over its tokens, in row order; `dword[pad]` is not changed.
 #[derive(Clone, Copy, Debug)]
 pub struct Embed {
     pub word: View,     // (vocab, dim)
@@ -262,11 +261,11 @@ pub struct Linear {
     pub rows: Rows,
 }
 
-/// Multi-head attention (Vaswani et al., arXiv 1706.03762) of each sequence on itself, no padding, no mask:
+/// Multi-head self-attention (Vaswani et al., arXiv 1706.03762) within each sequence, no padding, no mask:
 /// `s = q k^T / sqrt(head_dim)`, `p = exp(s - lse)`, `lse = log sum exp s` over the keys, `y = dropout(p) v`.
 /// Backward: `dv = dropout(p)^T dy`, `ds = p * (dropout(dy v^T) - rowsum(dy * y))`, `dq = ds k / sqrt(head_dim)`,
 /// `dk = ds^T q / sqrt(head_dim)`. Row r of q, k, v starts at `r * q_stride`, `r * kv_stride`; head h at `h * head_dim`.
-/// Dropout's row is `token row * heads + head`, its column the key's place in the sequence.
+/// Dropout's row is `token row * heads + head`, its column the key's position in the sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     pub q: View,   // (q_rows, dim) with q_stride
@@ -290,7 +289,7 @@ pub struct Attention {
 /// `y = (z - mean(z)) / sqrt(var(z) + eps) * gamma + beta`, the variance biased. `x` holds z afterwards.
 /// Backward, with `n = (z - mean) * rstd` and `g = dy * gamma`: `dz = rstd * (g - mean(g) - n * mean(g * n))`,
 /// `dx = dropout(dz)`, `dgamma += sum dy * n`, `dbeta += sum dy`. `dy` becomes dz, the gradient of `skip`; `dx` is `dy`
-/// where p is 0.
+/// if p is 0.
 #[derive(Clone, Copy, Debug)]
 pub struct AddNorm {
     pub x: View,     // (rows, dim), becomes z
@@ -317,7 +316,7 @@ pub enum ActivationKind {
     Tanh,
 }
 
-/// `y = f(x)`; backward `dy` becomes `dy * f'(x)`. `y` may be `x` where there is no backward.
+/// `y = f(x)`; backward, `dy` becomes `dy * f'(x)`. `y` may be `x` if there is no backward.
 #[derive(Clone, Copy, Debug)]
 pub struct Activation {
     pub kind: ActivationKind,
@@ -328,7 +327,7 @@ pub struct Activation {
     pub rows: Rows,
 }
 
-/// `x` becomes `dropout(x)`; backward `dy` becomes `dropout(dy)` with the same mask.
+/// `x` becomes `dropout(x)`; backward, `dy` becomes `dropout(dy)` with the same mask.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
     pub x: View, // (rows, width)
@@ -350,7 +349,7 @@ pub struct GatherCls {
     pub dim: usize,
 }
 
-/// Cross-entropy with label smoothing e (Szegedy et al., arXiv 1512.00567) and class weights w, as
+/// Cross-entropy with label smoothing e (Szegedy et al., arXiv 1512.00567) and class weights w, like
 /// `torch.nn.CrossEntropyLoss(weight, label_smoothing)`: with `lp = log softmax(logits)` and label t,
 /// `loss = -(1 - e) w[t] lp[t] - e / classes * sum_c w[c] lp[c]`; the update's loss is their sum over rows divided by
 /// `Step::loss_normalizer`, added to the status block. Backward: `dlogits = dloss / dlogits / loss_normalizer`.
@@ -378,7 +377,7 @@ pub enum Op {
     CrossEntropy(CrossEntropy),
 }
 
-/// In which direction an op runs.
+/// The direction in which an op runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     Forward,
@@ -399,7 +398,7 @@ impl fmt::Display for Pass {
 }
 
 impl Op {
-    /// Its kind, and what tells it from others of its kind: `linear fwd 768 -> 3072 [CLS]`.
+    /// Its kind and the properties that distinguish it: `linear fwd 768 -> 3072 [CLS]`.
     pub fn label(&self, pass: Pass) -> String {
         let (kind, detail, rows) = match self {
             Op::Embed(_) => ("embed", String::new(), Rows::Tokens),
@@ -434,12 +433,12 @@ pub struct Cast {
 /// AdamW (Loshchilov & Hutter, arXiv 1711.05101; `torch.optim.AdamW`) over all parameters at once, t = `Update::number`:
 /// n the gradient norm in the status block, `g = grads * min(1, max_norm / (n + 1e-6))`, `p *= 1 - lr * decay`, `m = b1 m + (1 - b1) g`,
 /// `v = b2 v + (1 - b2) g^2`, `p -= lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`. The gradients are zero afterwards.
-/// The first `decayed` elements have weight decay. Where the loss or n is not finite nothing changes, the gradients
-/// neither, and the status block counts it. `copy` becomes `params`, rounded.
+/// The first `decayed` elements have weight decay. If the loss or n is not finite, nothing changes, not even the gradients, and
+/// the status block counts it. `copy` becomes `params`, rounded.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     pub params: View, // flat
-    pub copy: View,   // what products read, or NONE where they read params
+    pub copy: View,   // the weights that products read, or NONE if they read params
     pub grads: View,
     pub m: View,
     pub v: View,
@@ -449,21 +448,21 @@ pub struct AdamW {
     pub beta2: f64,
     pub eps: f64,
     pub weight_decay: f64,
-    /// 0 clips nothing.
+    /// 0 disables clipping.
     pub max_norm: f64,
 }
 
-/// The few numbers that a training loop reads back, as they stand in the status view.
+/// The numbers that a training loop reads back, in the layout of the status view.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub struct Status {
-    /// Loss of the update under way; [`AdamW`] moves it to `loss_sum`.
+    /// Loss of the current update; [`AdamW`] moves it to `loss_sum`.
     pub loss: f64,
     /// Summed loss of the updates since the host last zeroed the block.
     pub loss_sum: f64,
     /// Gradient norm of the last update, before clipping.
     pub grad_norm: f64,
-    /// Updates left out because the loss or the gradient norm was not finite.
+    /// Updates skipped because the loss or the gradient norm was not finite.
     pub skipped: f64,
 }
 
@@ -479,27 +478,27 @@ impl Status {
     }
 }
 
-/// A device that runs the ops. Held as `Box<dyn Backend>`: a virtual call is nothing beside an op.
-/// Errors come from the device alone; a view outside the arena or of the wrong type is a broken invariant and panics.
+/// A device that runs the ops, held as `Box<dyn Backend>`: the cost of a virtual call is negligible. Errors come from the
+/// device alone; a view outside the arena or of the wrong type is a broken invariant and panics.
 pub trait Backend: Send {
-    /// For people: "CPU, 2 threads".
+    /// Name for people: "CPU, 2 threads".
     fn name(&self) -> String;
 
-    /// Bytes that a layout may have at the most; None where nobody knows.
+    /// Bytes that a layout may have at most; `None` if unknown.
     fn available(&self) -> Result<Option<usize>>;
 
-    /// Takes all memory, zeroed. The only allocation.
+    /// Allocates all memory, zeroed. The only allocation.
     fn reserve(&mut self, layout: &Layout) -> Result<()>;
 
-    /// Copies `src` (the bytes of elements of `dst`'s type) into the front of `dst`.
+    /// Copies `src` (the bytes of elements of `dst`'s type) to the start of `dst`.
     fn upload(&mut self, dst: View, src: &[u8]) -> Result<()>;
 
-    /// Copies the front of `src` into `dst`, once all work given before is done.
+    /// Copies the start of `src` into `dst`, after all earlier work is done.
     fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()>;
 
     fn zero(&mut self, dst: View) -> Result<()>;
 
-    /// Makes `batch` and `step` what the following ops run on.
+    /// Sets the `batch` and `step` of the following ops.
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()>;
 
     fn forward(&mut self, op: &Op) -> Result<()>;
@@ -518,12 +517,12 @@ impl dyn Backend + '_ {
         }
     }
 
-    /// Returns once all work given before is done.
+    /// Returns when all earlier work is done.
     pub fn wait(&mut self) -> Result<()> {
         self.download(View { offset: 0, len: 1, dtype: DType::I32 }, &mut [0; 4])
     }
 
-    /// The elements of a view, whatever its type.
+    /// The elements of a view, of any type.
     pub fn read(&mut self, view: View) -> Result<Vec<f64>> {
         fn get<T: bytemuck::Pod + Into<f64>>(backend: &mut dyn Backend, view: View) -> Result<Vec<f64>> {
             let mut values = vec![T::zeroed(); view.len];
@@ -538,7 +537,7 @@ impl dyn Backend + '_ {
         }
     }
 
-    /// Sets the front of a view of floats.
+    /// Sets the first elements of a view of floats.
     pub fn write(&mut self, view: View, values: &[f64]) -> Result<()> {
         match view.dtype {
             DType::F32 => {

@@ -1,5 +1,5 @@
-//! Where the time of a run goes: a backend that passes every op on to another and times it, and what the hardware does at
-//! the most, measured beside it. Each op is waited for, so that its time is its own: on a GPU a profiled step takes longer.
+//! The time of each op in a run: a backend that times every op while passing it on to another, and ceilings of the hardware,
+//! measured alongside. Each op is waited for, so that its time is its own: on a GPU a profiled step takes longer.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,24 +16,24 @@ use crate::error::Result;
 use crate::files::write_file;
 use crate::ops::*;
 
-/// What memory and products reach with nothing of ours in the way.
+/// The speed of plain copies and products.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Ceilings {
-    /// Read and written by a copy, bytes a second.
+    /// Bytes per second read and written by a copy.
     pub copy: f64,
-    /// Of a large square product, FLOP a second.
+    /// FLOP per second of a large square product.
     pub product: f64,
 }
 
 impl Ceilings {
-    /// Takes the memory of `backend`, which is of no use afterwards.
+    /// Measures `backend`. Takes its memory; do not use it afterwards.
     pub fn measure(backend: &mut dyn Backend, arithmetic: Arithmetic) -> Result<Ceilings> {
         let ceilings = Ceilings::at(backend, arithmetic, 128 << 20, 2048)?;
-        // A GPU comes up to speed with larger ones only.
+        // A GPU reaches full speed only at larger sizes.
         if ceilings.product < 5e12 { Ok(ceilings) } else { Ceilings::at(backend, arithmetic, 512 << 20, 8192) }
     }
 
-    /// Copies `bytes`, and multiplies matrices of (edge, edge); the best of some tries each.
+    /// Copies `bytes`, and multiplies matrices of (edge, edge); the best of several tries each.
     pub fn at(backend: &mut dyn Backend, arithmetic: Arithmetic, bytes: usize, edge: usize) -> Result<Ceilings> {
         let dtype = arithmetic.dtype();
         let (mut end, square) = (0, edge * edge);
@@ -61,7 +61,7 @@ impl Ceilings {
             rows: Rows::Tokens,
         };
         backend.reserve(&Layout { bytes: end, arithmetic, batch: region, max_seqlen: edge, params: 1 })?;
-        // Not all the same, and no sum is large.
+        // Varied values, whose sums stay small.
         let value = |i: usize| (i % 251) as f64 / 251.0 - 0.5;
         for view in [product.x, product.w] {
             backend.write(view, &(0..square).map(value).collect::<Vec<f64>>())?;
@@ -73,13 +73,13 @@ impl Ceilings {
         Ok(Ceilings { copy: 2.0 * copy.x.bytes() as f64 / copied, product: flops / multiplied })
     }
 
-    /// The least seconds that moving and computing so much takes.
+    /// A lower bound on the seconds of this cost.
     pub fn floor(&self, cost: Cost) -> f64 {
         (cost.bytes as f64 / self.copy).max(cost.flops as f64 / self.product)
     }
 }
 
-/// Seconds of a call, the best of some tries of a few milliseconds.
+/// Seconds of a call, the best of several tries of a few milliseconds.
 fn best(backend: &mut dyn Backend, mut call: impl FnMut(&mut dyn Backend) -> Result<()>) -> Result<f64> {
     let mut best = f64::INFINITY;
     let mut calls = 1;
@@ -102,16 +102,16 @@ impl fmt::Display for Ceilings {
     }
 }
 
-/// What was timed, shared between the backend that is profiled and the loop that asks for the result.
+/// The timings, shared between the profiled backend and the loop that reads them.
 #[derive(Clone)]
 pub struct Profile(Arc<Mutex<Record>>);
 
 struct Record {
     /// Updates to time.
     updates: usize,
-    /// Updates begun; the first is a warm-up and does not count.
+    /// Updates begun; the first is a warm-up and is not counted.
     begun: usize,
-    /// From when on updates count, and when the last of them was done.
+    /// Start of the counted updates, and end of the last of them.
     begin: Instant,
     end: Instant,
     size: Size,
@@ -135,7 +135,7 @@ struct Row<'a> {
 }
 
 impl Profile {
-    /// A backend that runs the ops on `inner` and times them, and the profile of the `updates` that follow the first.
+    /// A backend that runs the ops on `inner` and times them, and the profile of the `updates` after the first.
     pub fn of(inner: Box<dyn Backend>, updates: usize) -> (Box<dyn Backend>, Profile) {
         let now = Instant::now();
         let size = Size { tokens: 0, seqs: 0, max_seqlen: 0, distinct: 0, pairs: 0 };
@@ -148,16 +148,16 @@ impl Profile {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Whether all updates asked for have been timed.
+    /// Whether all requested updates have been timed.
     pub fn is_done(&self) -> bool {
         let record = self.record();
         record.begun > record.updates
     }
 
-    /// Where the time went, an op a line, the longest first; of the update's mean.
+    /// Mean times per update, one op per line, the longest first.
     pub fn table(&self, ceilings: &Ceilings) -> String {
         let record = self.record();
-        // The warm-up counts no update.
+        // The warm-up is not counted.
         let updates = record.begun.saturating_sub(1).min(record.updates);
         if updates == 0 {
             return "profile: no update was timed; the first one is a warm-up".to_string();
@@ -198,7 +198,7 @@ impl Profile {
         table.trim_end().to_string()
     }
 
-    /// Writes what was timed as a Chrome trace (the Trace Event Format, complete events, microseconds), for
+    /// Writes the timings as a Chrome trace (the Trace Event Format, complete events, microseconds), for
     /// chrome://tracing or ui.perfetto.dev.
     pub fn write_trace(&self, path: &Path) -> Result<()> {
         let record = self.record();
@@ -220,7 +220,7 @@ impl Profile {
     }
 }
 
-/// The backend that is seen instead of `inner`.
+/// The backend that wraps `inner`.
 struct Profiled {
     inner: Box<dyn Backend>,
     profile: Profile,

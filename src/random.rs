@@ -1,13 +1,13 @@
-//! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random bits as a pure
-//! function of a key and a counter. Dropout needs no stored mask and no generator state: forward and backward,
-//! CPU and GPU compute the same bits again.
+//! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random bits as a pure function of a
+//! key and a counter. Dropout needs no stored mask and no generator state: forward and backward, CPU and GPU recompute the same
+//! bits.
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
-/// Four random words for one counter. Generic over the lanes computed side by side: word `w` of lane `l` is `[w][l]`.
+/// Four random words per counter. Generic over the lanes computed in parallel: word `w` of lane `l` is `[w][l]`.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)] // a lane of four words, not a walk over one
+#[allow(clippy::needless_range_loop)] // lanes of words, not a sequence
 pub fn philox<const LANES: usize>(mut key: [u32; 2], mut counter: [[u32; LANES]; 4]) -> [[u32; LANES]; 4] {
     for _ in 0..10 {
         for l in 0..LANES {
@@ -30,7 +30,7 @@ pub fn step_key(seed: u64, update: u64, micro: u32) -> [u32; 2] {
     [a, b]
 }
 
-/// An element is dropped where its word lies below this; `p` in [0, 1).
+/// An element is dropped if its word is below this; `p` in [0, 1).
 pub fn threshold(p: f32) -> u32 {
     (f64::from(p) * 4_294_967_296.0) as u32
 }
@@ -39,7 +39,7 @@ pub fn threshold(p: f32) -> u32 {
 mod tests {
     use super::*;
 
-    /// The known answers that come with the authors' Random123 library.
+    /// The known answers of the authors' Random123 library.
     #[test]
     fn philox_known_answers() {
         let one = |key, c: [u32; 4]| philox::<1>(key, c.map(|w| [w])).map(|[w]| w);

@@ -1,5 +1,5 @@
-//! The bundled sample: what `train` without arguments trains on, as the recipe `sample` says. `sample/README.md` says where
-//! it comes from.
+//! The bundled sample: the data of `train` without arguments, with the recipe `sample`. `sample/README.md` documents its
+//! origin.
 
 use std::path::Path;
 
@@ -17,12 +17,12 @@ const FILES: [(&str, &[u8]); 8] = [
     ("vocab.txt", include_bytes!("sample/vocab.txt")),
 ];
 
-/// Where runs go that have no other place, below the current folder.
+/// Default parent of run folders, relative to the current folder.
 pub const RUNS: &str = "runs";
-/// Where the recipe `sample` has its model and data.
+/// Folder of the model and data of the recipe `sample`.
 pub const FOLDER: &str = "runs/sample";
 
-/// Sentences to show what a model trained on it says.
+/// Sentences that demonstrate a model trained on it.
 pub const SENTENCES: [&str; 5] = [
     "One of the best films I have seen in years: funny, moving and beautifully acted.",
     "A dull, badly written mess. I wanted my two hours back.",
@@ -31,7 +31,7 @@ pub const SENTENCES: [&str; 5] = [
     "A great story, perfectly told. Highly recommended!",
 ];
 
-/// Writes the sample's files into `folder`, leaving those that are there already as they should be.
+/// Writes the sample's files into `folder`, except those that are there already and correct.
 pub fn unpack(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     for (name, content) in FILES {

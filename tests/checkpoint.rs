@@ -127,7 +127,7 @@ fn other_dtypes_of_the_golden_files_are_read() {
     assert_eq!(inputs.get("input_ids").unwrap().i64().unwrap()[0], 2, "[CLS]");
     let message = inputs.f32("labels", &[6]).unwrap_err().to_string();
     assert!(
-        message.ends_with("inputs.safetensors`: tensor labels is I64 where F32, F16 or BF16 is needed; save it as F32"),
+        message.ends_with("inputs.safetensors`: tensor labels is I64, but must be F32, F16 or BF16; save it as F32"),
         "{message}"
     );
     let adamw = Weights::open(&golden("distilbert-a/adamw.safetensors")).unwrap();
@@ -208,7 +208,7 @@ fn half_precision_is_read_to_the_bit() {
     for (dtype, size) in [(Dtype::F64, 8), (Dtype::F8_E4M3, 1), (Dtype::BOOL, 1)] {
         save(&path, &[("w".into(), dtype, vec![1], vec![0; size])]);
         let message = Weights::open(&path).unwrap().f32("w", &[1]).unwrap_err().to_string();
-        assert!(message.contains(&format!("tensor w is {dtype} where F32, F16 or BF16 is needed; save it as F32")), "{message}");
+        assert!(message.contains(&format!("tensor w is {dtype}, but must be F32, F16 or BF16; save it as F32")), "{message}");
     }
 }
 
@@ -242,7 +242,7 @@ fn shards_are_read_through_their_index() {
         ),
         (
             |_, index| index["weight_map"]["ghost"] = json!("model-00001-of-00002.safetensors"),
-            "index.json`: lists ghost in model-00001-of-00002.safetensors, which lacks it",
+            "index.json`: lists ghost in model-00001-of-00002.safetensors, which does not have it",
         ),
         (
             |_, index| index["weight_map"]["ghost"] = json!("model-00003-of-00002.safetensors"),
@@ -250,11 +250,11 @@ fn shards_are_read_through_their_index() {
         ),
         (
             |_, index| index["weight_map"]["ghost"] = json!("../model.safetensors"),
-            "index.json`: lists the shard \"../model.safetensors\", which is no file of this folder",
+            "index.json`: lists the shard \"../model.safetensors\", which is not a file in this folder",
         ),
-        (|_, index| index["weight_map"]["ghost"] = json!("/etc/passwd"), "which is no file of this folder"),
-        (|_, index| index["weight_map"]["ghost"] = json!("a/../../b"), "which is no file of this folder"),
-        (|_, index| index["weight_map"]["ghost"] = json!(""), "which is no file of this folder"),
+        (|_, index| index["weight_map"]["ghost"] = json!("/etc/passwd"), "which is not a file in this folder"),
+        (|_, index| index["weight_map"]["ghost"] = json!("a/../../b"), "which is not a file in this folder"),
+        (|_, index| index["weight_map"]["ghost"] = json!(""), "which is not a file in this folder"),
         (|_, index| index["weight_map"]["ghost"] = json!(1), "is not an index of shards (invalid type: integer `1`"),
         (|_, index| *index = json!({}), "is not an index of shards (missing field `weight_map`"),
         (|_, index| *index = json!([]), "is not an index of shards ("),
@@ -334,7 +334,7 @@ fn models_that_do_not_fit_are_refused() {
 
     let six = config.clone().with_labels((0..6).map(|i| i.to_string()).collect()).unwrap();
     let message = refused(&params(&six), &weights);
-    assert!(message.contains("tensor classifier.weight is [2, 64] where [6, 64] is needed; use data"), "{message}");
+    assert!(message.contains("tensor classifier.weight is [2, 64], but must be [6, 64]; use data"), "{message}");
 
     let deeper = Config { layers: 3, ..config.clone() };
     let message = refused(&params(&deeper), &weights);
@@ -342,7 +342,7 @@ fn models_that_do_not_fit_are_refused() {
 
     let words = Config { vocab: 300, ..config.clone() };
     let message = refused(&params(&words), &weights);
-    assert!(message.contains("word_embeddings.weight is [256, 64] where [300, 64] is needed"), "{message}");
+    assert!(message.contains("word_embeddings.weight is [256, 64], but must be [300, 64]"), "{message}");
 
     let message = refused(&inventory("bert-a/hf"), &weights);
     assert!(message.contains("lacks 39 of the model's 41 tensors"), "{message}");
@@ -362,7 +362,7 @@ fn weights_that_are_not_finite_are_named() {
         let message = weights.f32("w", &[2, 2]).unwrap_err().to_string();
         assert!(message.contains(&format!("tensor w holds {shown} at element 2; ")), "{message}");
         let message = weights.f32("w", &[4]).unwrap_err().to_string();
-        assert!(message.contains("tensor w is [2, 2] where [4] is needed"), "{message}");
+        assert!(message.contains("tensor w is [2, 2], but must be [4]"), "{message}");
         let message = weights.f32("v", &[4]).unwrap_err().to_string();
         assert!(message.contains("has no tensor v"), "{message}");
     }
@@ -378,8 +378,8 @@ fn headers_that_are_not_sound_are_refused() {
     refused(b"1234567", "has 7 bytes, too few");
     refused(&[0; 8], "a header of length 0");
     refused(&[0; 4096], "a header of length 0");
-    refused(&u64::MAX.to_le_bytes(), "over the limit of 100000000");
-    refused(&100_000_001u64.to_le_bytes(), "a header of 100000001 bytes, over the limit");
+    refused(&u64::MAX.to_le_bytes(), "more than the limit of 100000000");
+    refused(&100_000_001u64.to_le_bytes(), "a header of 100000001 bytes, more than the limit");
     refused(&100_000_000u64.to_le_bytes(), "ends within its header of 100000000 bytes");
     refused(&[&3u64.to_le_bytes()[..], b"{}"].concat(), "ends within its header of 3 bytes");
     refused(&file(b"{\"\xff\":1}", b""), "not UTF-8");
@@ -400,13 +400,13 @@ fn headers_that_are_not_sound_are_refused() {
     header(r#"{"__metadata__":{"format":1},"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, "is not JSON of tensors");
     header(
         r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#,
-        "w stands twice",
+        "w is listed twice",
     );
     header(r#"{"w":{"dtype":"F32","shape":[4],"shape":[4],"data_offsets":[0,16]}}"#, "duplicate field");
-    header(r#"{"w":{"dtype":"F32","shape":[5],"data_offsets":[0,20]}}"#, "tensor w ends at byte 20 of 16: the file is cut short");
-    header(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}"#, "has 16 bytes of data where its last tensor ends at 12");
-    header("{}", "has 16 bytes of data where its last tensor ends at 0");
-    header(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[4,16]}}"#, "tensor w starts at byte 4, not 0: it leaves a hole");
+    header(r#"{"w":{"dtype":"F32","shape":[5],"data_offsets":[0,20]}}"#, "tensor w ends at byte 20 of 16: the file is truncated");
+    header(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}"#, "has 16 bytes of data, but its last tensor ends at 12");
+    header("{}", "has 16 bytes of data, but its last tensor ends at 0");
+    header(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[4,16]}}"#, "tensor w starts at byte 4, not 0: it leaves a gap");
     header(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[16,4]}}"#, "tensor w ends at byte 4, before its start");
     let two = |v: &str, w: &str| {
         format!(
@@ -421,24 +421,24 @@ fn headers_that_are_not_sound_are_refused() {
     let huge = "18446744073709551615";
     header(&format!(r#"{{"w":{{"dtype":"F32","shape":[{huge},{huge}],"data_offsets":[0,16]}}}}"#), "has 16 bytes");
     header(r#"{"w":{"dtype":"F32","shape":[4611686018427387908],"data_offsets":[0,16]}}"#, "has 16 bytes");
-    header(&format!(r#"{{"w":{{"dtype":"F32","shape":[4],"data_offsets":[0,{huge}]}}}}"#), "cut short");
-    header(&format!(r#"{{"w":{{"dtype":"U8","shape":[{huge}],"data_offsets":[0,{huge}]}}}}"#), "cut short");
+    header(&format!(r#"{{"w":{{"dtype":"F32","shape":[4],"data_offsets":[0,{huge}]}}}}"#), "is truncated");
+    header(&format!(r#"{{"w":{{"dtype":"U8","shape":[{huge}],"data_offsets":[0,{huge}]}}}}"#), "is truncated");
 
     let sound = file(two("[0,8]", "[8,16]").as_bytes(), &data);
     assert!(open(&sound).is_ok());
-    refused(&sound[..sound.len() - 1], "tensor w ends at byte 16 of 15: the file is cut short");
-    refused(&[&sound[..], b"\0"].concat(), "has 17 bytes of data where its last tensor ends at 16");
+    refused(&sound[..sound.len() - 1], "tensor w ends at byte 16 of 15: the file is truncated");
+    refused(&[&sound[..], b"\0"].concat(), "has 17 bytes of data, but its last tensor ends at 16");
 }
 
 #[test]
 fn folders_without_safetensors_say_what_to_do() {
     let folder = TempDir::new().unwrap();
     let message = || Weights::open(folder.path()).err().expect("must be refused").to_string();
-    assert!(message().contains("there is no model.safetensors in this folder"));
+    assert!(message().contains("this folder has no model.safetensors"));
     std::fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();
     assert!(message().contains("pytorch_model.bin") && message().contains("save_pretrained"));
     std::fs::create_dir(folder.path().join("model.safetensors")).unwrap();
-    assert!(message().contains("is no regular file"));
+    assert!(message().contains("is not a regular file"));
     assert!(Weights::open(Path::new("no such folder")).err().unwrap().to_string().contains("no such file or folder"));
 }
 
@@ -448,7 +448,7 @@ fn a_fifo_is_refused_and_not_waited_for() {
     let folder = TempDir::new().unwrap();
     let fifo = folder.path().join("model.safetensors");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    assert!(Weights::open(&fifo).err().expect("must be refused").to_string().contains("is no regular file"));
+    assert!(Weights::open(&fifo).err().expect("must be refused").to_string().contains("is not a regular file"));
 }
 
 proptest! {

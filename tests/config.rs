@@ -131,7 +131,7 @@ fn what_cannot_be_trained_is_refused_in_one_line() {
 
     distilbert(json!({ "model_type": "roberta" }), "model_type is roberta");
     distilbert(json!({ "model_type": null }), "model_type is missing");
-    distilbert(json!({ "model_type": 3 }), "model_type is 3 where a string is needed");
+    distilbert(json!({ "model_type": 3 }), "model_type is 3, but must be a string");
     distilbert(json!({ "architectures": "x" }), "architectures is a string");
     for (key, value) in [("activation", "relu"), ("activation", "gelu_new"), ("activation", "gelu_pytorch_tanh")] {
         distilbert(json!({ key: value }), value);
@@ -166,7 +166,7 @@ fn what_cannot_be_trained_is_refused_in_one_line() {
 
     distilbert(json!({ "problem_type": "regression" }), "problem_type is regression");
     distilbert(json!({ "problem_type": "multi_label_classification" }), "problem_type is multi_label_classification");
-    distilbert(json!({ "num_labels": 1 }), "1 label is no classification");
+    distilbert(json!({ "num_labels": 1 }), "1 label is not enough for a classification");
     distilbert(json!({ "num_labels": 1_000_000_000_000_u64 }), "num_labels is 1000000000000");
     distilbert(json!({ "id2label": {} }), "0 label");
     distilbert(json!({ "id2label": { "0": "A" } }), "1 label");
@@ -174,10 +174,10 @@ fn what_cannot_be_trained_is_refused_in_one_line() {
     for id in ["x", "-1", "+1", "01", " 1", "", "99999999999999999999"] {
         distilbert(json!({ "id2label": { "0": "A", id: "B" } }), "id2label has the id");
     }
-    distilbert(json!({ "id2label": { "0": "A", "1": "A" } }), "the label A stands twice");
+    distilbert(json!({ "id2label": { "0": "A", "1": "A" } }), "the label A is listed twice");
     distilbert(json!({ "id2label": { "0": "A", "1": 7 } }), "id2label is 7");
     distilbert(json!({ "id2label": ["A", "B"] }), "id2label is a list");
-    distilbert(json!({ "id2label": { "0": "A\nB\u{1b}[31m", "1": "A\nB\u{1b}[31m" } }), "stands twice");
+    distilbert(json!({ "id2label": { "0": "A\nB\u{1b}[31m", "1": "A\nB\u{1b}[31m" } }), "is listed twice");
 }
 
 #[test]

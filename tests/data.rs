@@ -209,7 +209,7 @@ fn the_files_of_a_split_are_one_table() {
     assert_eq!(read_all(&["none.csv", names[0]]).unwrap().texts.len(), 2, "a shard may be empty, a split may not");
     assert_error(read_all(&["none.csv", "none.csv"]), "none.csv", "no rows");
     for other in ["other.csv", "ids.csv"] {
-        assert_error(read_all(&[names[0], other]), other, "its columns or classes are not those of");
+        assert_error(read_all(&[names[0], other]), other, "its columns or classes differ from those of");
     }
     // Which of two unknown columns is the text, all files decide together.
     put(dir.path(), &[("1.csv", "a,b\nlong enough,x\n"), ("2.csv", "a,b\n,longer\n")]);
@@ -269,7 +269,7 @@ fn splits_of_a_folder() {
     }
     for (files, part) in [
         (&["a.csv", "train/a.csv", "a/b/train.csv"][..], "there is no training, validation or test data in this folder"),
-        (&["a/train.csv", "b/test.csv"], "there are data sets in several folders: a, b; give one"),
+        (&["a/train.csv", "b/test.csv"], "several folders hold data sets: a, b; name one"),
         (&["train.csv", "train.jsonl"], "several files may be its train data: train.csv, train.jsonl; keep one of them"),
         (&["dev.csv", "val.csv"], "several files may be its validation data: dev.csv, val.csv; keep one of them"),
         (&["test.csv", "test/neg/0_0.txt"], "several files may be its test data: test, test.csv"),
@@ -279,8 +279,8 @@ fn splits_of_a_folder() {
             &["train-00000-of-00001.csv", "train-00000-of-00002.csv", "train-00001-of-00002.csv"],
             "several files may be its train data",
         ),
-        (&["train-00000-of-00003.csv", "train-00002-of-00003.csv"], "of the 3 files of its train data, number 00001 is missing"),
-        (&["data/test-00000-of-00002.parquet"], "of the 2 files of its test data, number 00001 is missing"),
+        (&["train-00000-of-00003.csv", "train-00002-of-00003.csv"], "shard 00001 of 3 of its train data is missing"),
+        (&["data/test-00000-of-00002.parquet"], "shard 00001 of 2 of its test data is missing"),
     ] {
         assert_error(found(files), "", part);
     }
@@ -311,9 +311,9 @@ fn columns_by_name_by_flag_and_by_content() {
     assert_eq!((table.texts, table.labels.unwrap()), (strings(&["4"]), strings(&["3"])));
     assert_error(read_with("a.csv", file, &named("d", "b")), "a.csv", "no column is named d; the columns are text, label, b, c");
     assert_error(read_with("a.csv", file, &named("b", "b")), "a.csv", "cannot be both");
-    assert_error(read("a.csv", "x,y,z\n1,2,3\n"), "a.csv", "no column of texts among x, y, z; name it with --text-column");
+    assert_error(read("a.csv", "x,y,z\n1,2,3\n"), "a.csv", "no text column among x, y, z; name it with --text-column");
     assert_error(read("a.csv", "text,label,text\n1,2,3\n"), "a.csv", "two columns are named text");
-    assert_error(class_names(&[&csv("id,text,note\n1,good,x\n")], None), "a.csv", "no column of labels among id, text, note");
+    assert_error(class_names(&[&csv("id,text,note\n1,good,x\n")], None), "a.csv", "no label column among id, text, note");
 }
 
 /// A Parquet file of text (optional) and label, in two row groups.
@@ -489,10 +489,14 @@ fn label_faults() {
     let names = strings(&["neg", "pos"]);
     let against = |labels: &str| csv(&format!("text,label\n{labels}")).into_dataset(&names);
     assert_eq!(against("a,1\n").unwrap().labels, [1], "one class is enough to evaluate");
-    assert_error(against("a,1\nb,2\n"), "a.csv:3", "2 is out of range: the 2 classes count from 0; the classes are neg, pos");
+    assert_error(
+        against("a,1\nb,2\n"),
+        "a.csv:3",
+        "2 is out of range: the 2 classes are numbered from 0; the classes are neg, pos",
+    );
     assert_error(against("a,1\nb,-1\n"), "a.csv:3", "negative");
     assert_error(against("a,1\nb,0.5\n"), "a.csv:3", "not a whole number");
-    assert_error(against("a,pos\nb,positve\n"), "a.csv:3", "\"positve\" is none of the classes");
+    assert_error(against("a,pos\nb,positve\n"), "a.csv:3", "\"positve\" is not one of the classes");
     assert_error(against("a,pos\nb,1\n"), "a.csv:3", "");
     assert_error(against(&format!("a,pos\nb,\"{}\n\"\n", "x".repeat(1000))), "a.csv:3", "xxx...");
 }
@@ -511,7 +515,7 @@ fn files_that_cannot_be_read() {
     assert_error(read_path("loop.csv"), "loop.csv", "symbolic links");
     assert!(std::process::Command::new("mkfifo").arg(path("pipe.csv")).status().unwrap().success());
     assert_error(read_path("pipe.csv"), "pipe.csv", "not a regular file");
-    assert_error(read("a.xlsx", "PK"), "a.xlsx", "ending; give one of .csv, .tsv, .json, .jsonl, .txt");
+    assert_error(read("a.xlsx", "PK"), "a.xlsx", "extension; use one of .csv, .tsv, .json, .jsonl, .txt");
     for name in ["a.csv", "a.tsv", "a.json", "a.jsonl", "a.txt", "a.ft", "a.fasttext", "a.parquet"] {
         assert_error(read(name, ""), name, "empty");
     }
@@ -532,9 +536,9 @@ fn text_faults() {
     assert_error(
         read("a.csv", "text,label\na,1\nb, c,0\n"),
         "a.csv:3",
-        "3 fields where the header has 2; quote the text, or pass --delimiter",
+        "3 fields, but the header has 2; quote the text, or pass --delimiter",
     );
-    assert_error(read("a.csv", "text,label\r\na,1\r\nb\r\n"), "a.csv:3", "1 fields where the header has 2");
+    assert_error(read("a.csv", "text,label\r\na,1\r\nb\r\n"), "a.csv:3", "1 fields, but the header has 2");
     for end in ["", "\n", "\r\n", "\n\n"] {
         assert_error(read("a.csv", format!("text,label\na,1\n\"b,0\nc,1{end}")), "a.csv:3", "a quote opens here");
         assert_eq!(csv(&format!("label,text\n1,\"b\n\"{end}")).texts, ["b\n"], "closed at the end of the file");

@@ -57,9 +57,9 @@ fn the_cpu_rounds_products_to_bf16_and_has_no_tf32() {
 fn a_driver_that_does_not_do() {
     let vgpu = vgpu::directory();
     // Without nvcc there is no GPU code that could be too new.
-    let built = |fact| if archs().is_empty() { "this binary holds no GPU code: it was built without nvcc" } else { fact };
+    let built = |fact| if archs().is_empty() { "this binary has no GPU code: it was built without nvcc" } else { fact };
     for (fault, fact) in [
-        ("stub_driver", "the libcuda found is a toolkit's stub, no driver"),
+        ("stub_driver", "the libcuda found is the stub of a toolkit, not a driver"),
         ("no_device", "no NVIDIA GPU found"),
         ("old_driver", built("the driver is for CUDA 12.2, the kernels are compiled by nvcc ")),
         ("unsupported_arch", built("this binary has no GPU code for sm_50, only for sm_")),
@@ -111,7 +111,7 @@ fn memory_that_is_one_byte_short() {
 #[test]
 fn cublaslt_without_memory() {
     let ran = predict(&vgpu::directory(), &[("VGPU_FAULT", "cublaslt_memory")], &["--device", "cuda"]);
-    ran.failed(3, "CUBLAS_STATUS_ALLOC_FAILED; end what else uses the GPU, or lower --batch-size");
+    ran.failed(3, "CUBLAS_STATUS_ALLOC_FAILED; stop other programs on the GPU, or lower --batch-size");
 }
 
 #[test]

@@ -162,7 +162,7 @@ fn embed_takes_lines_and_refuses_what_it_cannot_do() {
     fs::write(&file, "good\n").unwrap();
     let file = path(&file);
     embed(&model, &["--layer", "3"], "x").failed(2, "`--layer`: 3 is not among the model's 2 layers");
-    embed(&model, &["--layer", "-4"], "x").failed(2, "give 0 (the embeddings) to 2");
+    embed(&model, &["--layer", "-4"], "x").failed(2, "choose 0 (the embeddings) to 2");
     embed(&model, &["--format", "npy"], "x").failed(2, "`--format`: only jsonl goes to standard output");
     embed(&model, &["--input", file, "--output", file], "").failed(2, "is the file of --input");
     embed(&model, &["--probe"], "").failed(2, "--train-file");
@@ -331,7 +331,7 @@ fn a_projection_has_a_panel_a_class_and_a_line_a_text() {
     let many: String = (0..50).map(|row| format!("{},c{}\n", text(row), row % 2)).collect();
     let drawn = |seed: &str| {
         let ran = project(&format!("text,label\n{many}"), "pca", &["--max-samples", "20", "--seed", seed]).done();
-        assert!(ran.err.contains(&format!("20 of 50 texts, drawn by --seed {seed}")), "{}", ran.err);
+        assert!(ran.err.contains(&format!("20 of 50 texts, sampled with --seed {seed}")), "{}", ran.err);
         read("pca.csv")
     };
     let (first, second) = (drawn("1"), drawn("2"));

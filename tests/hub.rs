@@ -406,7 +406,7 @@ fn what_is_cut_off_goes_on_and_what_is_damaged_is_not_kept() {
     let hub = Hub::new(&[("models/tiny/distil", tiny())]);
     fs::create_dir_all(blob(&hub).parent().unwrap()).unwrap();
     fs::write(blob(&hub).with_extension("incomplete"), vec![7; half]).unwrap();
-    predict(&hub).failed(2, "is damaged: its SHA-256 is another; try again");
+    predict(&hub).failed(2, "is damaged: its SHA-256 does not match; try again");
     assert!(!blob(&hub).exists());
     fs::write(blob(&hub).with_extension("incomplete"), vec![7; 2 * content.len()]).unwrap();
     predict(&hub).done();
@@ -445,7 +445,7 @@ fn a_data_set_is_its_parquet_files_or_those_that_the_hub_made() {
     train(&hub, "tiny/old", &[]).0.done();
 
     train(&hub, "tiny/bare", &[]).0.failed(2, "`tiny/bare`: has no Parquet files");
-    train(&hub, "tiny/test", &[]).0.failed(2, "`tiny/test`: there is no training data in it");
+    train(&hub, "tiny/test", &[]).0.failed(2, "`tiny/test`: has no training data");
     let split = ["--validation-split-name", "test"];
     train(&hub, "tiny/csv", &split).0.failed(2, "`--validation-split-name`: tiny/csv has no such split");
     train(&hub, "tiny/several", &[]).0.failed(2, "has the configurations split, unsplit; choose one with --dataset-config");
@@ -484,27 +484,27 @@ fn what_is_wrong_with_the_hub_is_said_in_one_line() {
     let faults: Vec<String> = [
         fault("tiny/none", "`tiny/none`: there is no such folder here, and the hub (http", &[]),
         fault("tiny/none", "shows no such model; check the name; for a private one set HF_TOKEN", &[]),
-        fault("tiny/none", "check the name, and what HF_TOKEN may read", &[token]),
+        fault("tiny/none", "check the name, and the read access of HF_TOKEN", &[token]),
         fault("tiny/distil@v2", "`tiny/distil@v2`: the hub has no revision v2 of this model", &[]),
         fault("tiny/private", "shows no such model", &[]),
         fault("tiny/private", "the hub refuses the token: a message; check HF_TOKEN", &[token]),
         fault("tiny/gated", "is gated on the hub (401); ask for access at http", &[]),
         fault("tiny/gated", "/tiny/gated, and set HF_TOKEN", &[token]),
-        fault("tiny/busy", "the hub asks for fewer requests", &[]),
-        fault("tiny/broken", "the hub answers 500: a message; try again later", &[]),
-        fault("tiny/page", "its answer is no JSON", &[]),
-        fault("tiny/circle", "redirects in a circle", &[]),
+        fault("tiny/busy", "the hub limits the rate of requests", &[]),
+        fault("tiny/broken", "the hub responds with status 500: a message; try again later", &[]),
+        fault("tiny/page", "its response is not JSON", &[]),
+        fault("tiny/circle", "too many redirects", &[]),
         fault("tiny/pickle", "`tiny/pickle`: has no model.safetensors", &[]),
         fault("tiny/adapter", "has no config.json", &[]),
         fault("tiny/empty", "has no config.json", &[]),
-        fault("tiny/escape", "does not answer as the hub does", &[]),
+        fault("tiny/escape", "does not speak the hub's protocol", &[]),
         fault("tiny/distil", "cannot be reached: Connection refused", &[("HF_ENDPOINT", "http://127.0.0.1:9")]),
         fault("tiny/distil", "cannot be reached: ", &[("HF_ENDPOINT", "http://nowhere.invalid")]),
         fault("tiny/distil", "cannot be reached: ", &[("HF_ENDPOINT", "nonsense")]),
         fault("tiny/distil", "no answer in time", &[("HF_ENDPOINT", &silent), ("HF_HUB_DOWNLOAD_TIMEOUT", "1")]),
         fault("tiny/distil", "nor a model in the cache (", &[("HF_HUB_OFFLINE", "1")]),
         fault("tiny/distil", "Not a directory", &[("HF_HUB_CACHE", path(&blocked))]),
-        fault("tiny/distil", "`HF_TOKEN`: is no token", &[("HF_TOKEN", "two\nlines")]),
+        fault("tiny/distil", "`HF_TOKEN`: is not a token", &[("HF_TOKEN", "two\nlines")]),
         // What can be no id is not asked for.
         fault("./tiny/distil", "`./tiny/distil`: no such folder", &[("HF_ENDPOINT", "http://127.0.0.1:9")]),
         fault("a/b/c", "`a/b/c`: no such folder", &[("HF_ENDPOINT", "http://127.0.0.1:9")]),
@@ -584,12 +584,12 @@ fn a_run_is_pushed_whole_and_nothing_is_lost_where_that_fails() {
     };
     // Before anything is trained.
     for (id, token, part) in [
-        ("name", None, "`--push-to-hub name`: there is no token; set HF_TOKEN to one that may write"),
+        ("name", None, "`--push-to-hub name`: no token is set; set HF_TOKEN to one that may write"),
         ("me/name", Some("hf_read"), "`--push-to-hub me/name`: the token may only read"),
         ("me/name", Some("hf_wrong"), "the hub refuses the token: Invalid credentials"),
-        ("you/name", Some(TOKEN), "the token is that of me, who is no member of you"),
-        ("a/b/c", Some(TOKEN), "is no id of the hub"),
-        ("me/name@v1", Some(TOKEN), "is no id of the hub"),
+        ("you/name", Some(TOKEN), "the token belongs to me, who is not a member of you"),
+        ("a/b/c", Some(TOKEN), "is not a hub id"),
+        ("me/name@v1", Some(TOKEN), "is not a hub id"),
     ] {
         let ran = train(id, token).failed(2, part);
         assert!(!ran.err.contains("training") && !out.exists(), "{}", ran.err);
@@ -598,8 +598,8 @@ fn a_run_is_pushed_whole_and_nothing_is_lost_where_that_fails() {
 
     // A commit that is refused: the run is there, and is pushed by itself.
     refuses.store(1, Ordering::SeqCst);
-    let again = format!("nothing is lost: `push {} me/name` tries again", path(&out));
-    train("name", Some(TOKEN)).failed(2, "the hub answers 400: the card is wrong").failed(2, &again);
+    let again = format!("nothing is lost: `warpfit push {} me/name` tries again", path(&out));
+    train("name", Some(TOKEN)).failed(2, "the hub responds with status 400: the card is wrong").failed(2, &again);
     assert!(out.join("README.md").exists() && out.join("checkpoint-1").exists());
     refuses.store(0, Ordering::SeqCst);
     fs::write(out.join("thesis.txt"), "ten years").unwrap();

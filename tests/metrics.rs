@@ -277,7 +277,7 @@ fn metric_names_and_which_is_better() {
     for name in ["bleu", "eval_eval_loss", "", "F1"] {
         let error = parse(name).unwrap_err();
         assert_eq!(error.kind, Kind::User);
-        assert!(error.to_string().contains("give one of loss, accuracy, precision, recall, f1, roc_auc, average_precision"));
+        assert!(error.to_string().contains("use one of loss, accuracy, precision, recall, f1, roc_auc, average_precision"));
     }
 }
 

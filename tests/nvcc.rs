@@ -97,9 +97,9 @@ fn what_the_host_does_not_understand_of_a_source_is_named() {
         ("Scale<float>, 128)", "Scale<float>)", "not understood: KERNEL(scale_f32"),
         ("unsigned rows;", "size_t rows;", "struct Scale: not a field that the host has a type for: size_t rows;"),
         ("    T* y;\n", "    T* y, z;\n", "struct Scale: not a field that the host has a type for: T* y, z;"),
-        ("struct Sum {", "struct Total {", "struct Sum: a kernel takes it, but it is not in this file"),
+        ("struct Sum {", "struct Total {", "struct Sum: a kernel needs it, but it is not in this file"),
         ("constexpr int ROWS = 8;", "constexpr int ROWS = 2 * 4;", "not understood: constexpr int ROWS = 2 * 4;  // host"),
-        ("KERNEL(sum,", "KERNEL(scale_f32,", "scale_f32 is there twice in kernels/*.cu"),
+        ("KERNEL(sum,", "KERNEL(scale_f32,", "scale_f32 is defined twice in kernels/*.cu"),
         (
             "KERNEL(sum, sum, Sum, 32, 4096)",
             "KERNEL(sum_f32, s, Sum, 32)\nKERNEL(sum_bf16, s, Scale<bf16>, 32)",
@@ -191,7 +191,10 @@ fn an_nvcc_that_is_too_old_and_architectures_that_are_none_are_named() {
         ("80aa", "80aa"),
     ] {
         let error = find(setting).err().unwrap();
-        assert!(error.contains(&format!("{wrong:?} is none of this nvcc's architectures from 75 on (70 75 80 90)")), "{error}");
+        assert!(
+            error.contains(&format!("{wrong:?} is not one of this nvcc's architectures from 75 on (70 75 80 90)")),
+            "{error}"
+        );
         assert_eq!(error.lines().count(), 1, "{error}");
     }
     fake(&nvcc, "12.1", "exit 1");
@@ -289,7 +292,7 @@ pub fn archs() -> Vec<String> {
 /// The nvcc that is found now.
 fn nvcc() -> Nvcc {
     let nvcc = Nvcc::find(&|name| std::env::var_os(name)).unwrap();
-    nvcc.expect("this test needs nvcc; README.md says how to get one")
+    nvcc.expect("this test needs nvcc; docs/gpu.md describes how to install it")
 }
 
 /// Where the kernels lie.
@@ -307,7 +310,7 @@ fn sources() -> Vec<Source> {
 
 /// The sources, each with what ptxas said of it when the build compiled it.
 fn built() -> Vec<(Source, String)> {
-    assert!(!archs().is_empty(), "built without nvcc; README.md says how to get one");
+    assert!(!archs().is_empty(), "built without nvcc; docs/gpu.md describes how to install it");
     let with_report = |source: Source| {
         let report = fs::read_to_string(out(&source, "ptxas")).unwrap();
         (source, report)

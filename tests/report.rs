@@ -258,7 +258,7 @@ fn a_run_draws_its_curves_and_tensorboard_reads_its_log() {
     let kept = after[1..start].iter().filter(|event| matches!(event, Event::Scalar(..=2, ..)));
     assert_eq!(kept.chain(&after[start + 1..]).collect::<Vec<_>>(), expected().iter().collect::<Vec<_>>());
 
-    run("--report-to none,jsonl --overwrite-output-dir --max-steps 1").failed(2, "none stands beside a log");
+    run("--report-to none,jsonl --overwrite-output-dir --max-steps 1").failed(2, "none cannot be combined with a log");
     let out = dir.path().join("none");
     let none = ["--output-dir", path(&out), "--max-steps", "1", "--save-strategy", "no", "--report-to", "none"];
     ran(TRAIN, &[&fixed[..], &none].concat()).done();

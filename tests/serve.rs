@@ -432,7 +432,7 @@ fn a_server_that_cannot_start() {
     let port = taken.local_addr().unwrap().port().to_string();
     let model = golden("text/hf");
     let start = |flags: &[&str]| run(program(SERVE).args(["--model", path(&model), "--device", "cpu"]).args(flags), b"");
-    start(&["--port", &port]).failed(2, &format!("`--port {port}`: another program has it"));
+    start(&["--port", &port]).failed(2, &format!("`--port {port}`: is in use"));
     start(&["--port", "0", "--hostname", "192.0.2.1"]).failed(2, "`--hostname 192.0.2.1`: ");
     start(&["--port", "0", "--max-length", "2"]).failed(2, "2 leaves no room for text");
     start(&["--port", "70000"]).failed(2, "70000");

@@ -365,7 +365,7 @@ impl Ran {
 
     /// What is said of the data.
     fn warnings(&self) -> Vec<&str> {
-        self.err.lines().filter(|line| line.contains("cut to") || line.contains("warning")).collect()
+        self.err.lines().filter(|line| line.contains("truncated to") || line.contains("warning")).collect()
     }
 }
 
@@ -499,7 +499,7 @@ fn a_folder_that_cannot_be_written_is_one_note() {
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     let ran = dry_run(&data, &file, &[]);
-    assert_eq!(ran.err.matches("not kept for the next run: `").count(), 1, "{}", ran.err);
+    assert_eq!(ran.err.matches("not cached: `").count(), 1, "{}", ran.err);
     assert!(!dry_run(&data, &file, &[]).is_from_cache());
     let mut command = program(TRAIN);
     let model = golden("train/hf_init");

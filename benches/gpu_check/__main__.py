@@ -1,4 +1,4 @@
-"""What only a real GPU can tell, in one command of a few minutes: README.md beside this file."""
+"""The checks that need a real GPU, in one command of a few minutes: see README.md beside this file."""
 
 import argparse
 import sys
@@ -17,20 +17,20 @@ def main():
     packing.add_argument("dir", type=Path)
     packing.add_argument("--preset", choices=parts.PRESETS, default="contact")
     packing.add_argument("--archs", default="90a", help="architectures to compile for, or all [default: 90a]")
-    packing.add_argument("--without-gpu-code", action="store_true", help="let a build without nvcc pass: it runs on the virtual GPU alone")
+    packing.add_argument("--without-gpu-code", action="store_true", help="allow a build without nvcc: it runs on the virtual GPU alone")
     packing.add_argument("--train-file", type=Path, help="reviews to train on [default: the bundled sample]")
     packing.add_argument("--validation-file", type=Path, help="reviews to evaluate on")
     packing.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json [default: the bundled sample's]")
     packing.add_argument("--model", type=Path, help="folder of a model, for the preset compare")
 
-    running = commands.add_parser("run", help="run what DIR holds; logs and results go to $OUT, or DIR/out")
+    running = commands.add_parser("run", help="run the pack in DIR; logs and results go to $OUT, or DIR/out")
     running.add_argument("dir", type=Path)
-    running.add_argument("parts", nargs="*", metavar="PART", help="these alone [default: all of the preset]")
-    running.add_argument("--small", action="store_true", help="little work, to see that all of it runs")
+    running.add_argument("parts", nargs="*", metavar="PART", help="only these parts [default: all of the preset]")
+    running.add_argument("--small", action="store_true", help="a smoke test with little work")
 
     commands.add_parser("parts", help="list the presets' parts and their limits")
 
-    # Parts may stand behind --small as well.
+    # Parts may follow --small too.
     args, rest = parser.parse_known_args()
     if rest and (args.command != "run" or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -43,9 +43,9 @@ def main():
         sys.exit(run.run(args.dir.resolve(), args.parts + rest, args.small))
     else:
         if (args.train_file is None) != (args.validation_file is None):
-            parser.error("--train-file and --validation-file go together")
+            parser.error("--train-file and --validation-file must be given together")
         if (args.preset == "compare") != (args.model is not None):
-            parser.error("--model goes with the preset compare, which needs it")
+            parser.error("--model is for the preset compare, which requires it")
         pack.pack(args.dir, args.preset, args.archs, args.without_gpu_code, args.train_file, args.validation_file, args.tokenizer, args.model)
 
 

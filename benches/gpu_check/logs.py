@@ -1,4 +1,4 @@
-"""Reads what the tools print: ncu, nvidia-smi, compute-sanitizer, cuBLASLt, the tests, `train --profile`."""
+"""Parses the output of the tools: ncu, nvidia-smi, compute-sanitizer, cuBLASLt, the tests, `train --profile`."""
 
 import csv
 import datetime
@@ -25,7 +25,7 @@ class Launch:
 
 
 def launches(text):
-    """The launches in the output of `ncu --csv --page raw`, in their order. A second line of the table holds the units."""
+    """The launches in the output of `ncu --csv --page raw`, in order. The second line of the table holds the units."""
     table = list(csv.reader(line for line in text.splitlines() if line.startswith('"')))
     if len(table) < 2:
         return []
@@ -45,12 +45,12 @@ def launches(text):
 
 
 def profile(text):
-    """(op, microseconds) of each call in profile.json of `train --profile`, in their order."""
+    """(op, microseconds) of each call in profile.json of `train --profile`, in order."""
     return [(event["name"], event["dur"]) for event in json.loads(text)["traceEvents"]]
 
 
 def algorithms(text):
-    """What cuBLASLt chose, from its log: how often each product was computed, by shape and algorithm."""
+    """cuBLASLt's choices, from its log: the number of calls of each product, by shape and algorithm."""
     counts = {}
     for line in text.splitlines():
         parts = dict(re.findall(r"(\w+)=\[([^\]]*)\]", line)) if "[Trace][cublasLt" in line else {}
@@ -72,17 +72,17 @@ def algorithms(text):
 
 
 def tests(text):
-    """How many tests passed, and the names of those that failed. None where the test binary did not come to its end."""
+    """The number of passed tests, and the names of failed ones. None if the test binary did not finish."""
     result = re.search(r"^test result: \w+\. (\d+) passed; (\d+) failed", text, re.M)
     if not result:
         return None
-    # Output of the test itself may stand between its name and the result.
+    # The test's own output may come between its name and the result.
     failed = {name or again for name, again in re.findall(r"^test (\S+) \.\.\. .*FAILED$|^    (\S+::\S+)$", text, re.M)}
     return {"passed": int(result[1]), "failed": sorted(failed)}
 
 
 def sanitizer(text):
-    """The errors that compute-sanitizer counted. None where it printed no summary, and so has seen nothing."""
+    """The errors that compute-sanitizer counted. None if it printed no summary, and so checked nothing."""
     counts = re.findall(r"^========= (?:ERROR SUMMARY: (\d+) errors?|RACECHECK SUMMARY: (\d+) hazards? displayed)", text, re.M)
     return sum(int(a or b) for a, b in counts) if counts else None
 
@@ -99,7 +99,7 @@ def samples(text):
             time = datetime.datetime.strptime(stamp, "%Y/%m/%d %H:%M:%S.%f").timestamp()
         except ValueError:
             continue
-        # "[N/A]" and half a line at the end are left out.
+        # Skips "[N/A]" and an incomplete last line.
         numbers = {name: float(cell) for name, cell in zip(SAMPLED, cells) if re.fullmatch(r"\d+(\.\d+)?", cell)}
         found.append((time, numbers))
     return found

@@ -1,4 +1,4 @@
-"""The machine with the GPU: commands with limits of time, the tools that may be missing, clocks and memory while it works."""
+"""The machine with the GPU: commands with time limits, tools that may be missing, clocks and memory during the run."""
 
 import glob
 import os
@@ -15,7 +15,7 @@ import logs
 
 
 class Failed(Exception):
-    """A command of a part failed, or its result is not what it should be."""
+    """A command of a part failed, or its result is wrong."""
 
 
 class Overtime(Exception):
@@ -27,7 +27,7 @@ class NotAvailable(Exception):
 
 
 def command(argv, env, log, seconds):
-    """Runs a command with its output appended to a log. (exit code, output); beyond the seconds it is ended with its children."""
+    """Runs a command, logged: (exit code, output). After the given seconds it is killed with its children."""
     with open(log, "ab") as file:
         file.write(f"==> {' '.join(map(str, argv))}\n".encode())
         file.flush()
@@ -43,7 +43,7 @@ def command(argv, env, log, seconds):
 
 
 def environment(root):
-    """What the commands run with: the real GPU, the golden files of this tree, cuBLASLt where the loader finds it, no network."""
+    """Environment of the commands: the real GPU, the golden files of this tree, cuBLASLt on the loader's path, no network."""
     env = os.environ | {"WARPFIT_TEST_DEVICE": "real", "WARPFIT_TEST_ROOT": str(root), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     folder = cublaslt(env.get("LD_LIBRARY_PATH", ""))
     if folder:
@@ -52,7 +52,7 @@ def environment(root):
 
 
 def cublaslt(path):
-    """The folder of the libcublasLt that Python's packages brought, where the loader finds none by itself."""
+    """The folder of libcublasLt among Python's packages, if the loader finds none by itself."""
     ldconfig = shutil.which("ldconfig") or "/sbin/ldconfig"
     known = subprocess.run([ldconfig, "-p"], capture_output=True, text=True).stdout if os.path.exists(ldconfig) else ""
     if "libcublasLt.so" in known or any(glob.glob(f"{folder}/libcublasLt.so*") for folder in path.split(":") if folder):
@@ -73,7 +73,7 @@ class Monitor:
                 self.child = subprocess.Popen(["nvidia-smi", *query], stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
     def between(self, begin, end):
-        """What it saw between two times: the median clock of the SMs under load, the most power and memory."""
+        """The samples between two times: the median clock of the SMs under load, the maximum of power and memory."""
         if not self.child:
             return None
         seen = [numbers for when, numbers in logs.samples(Path(self.log).read_text(errors="replace")) if begin <= when <= end]
@@ -92,9 +92,9 @@ class Monitor:
             self.child.wait()
 
 
-# A test of one short kernel, to see whether a tool works here.
+# A test of one short kernel, to find out whether a tool works here.
 PROBE = ["--exact", "ops::cuda_bf16::dropout_off_is_the_identity"]
-# Kernels that are not ours: of cuBLASLt, as it names them.
+# Kernels of cuBLASLt, by its names for them.
 NOT_OURS = "regex=nvjet|cublas|cutlass|gemm|splitK"
 
 
@@ -103,7 +103,7 @@ NCU += ["--metrics", ",".join(logs.METRICS)]
 
 
 def probe(work, tool):
-    """Why a tool does not work here, in its own words; None where it does."""
+    """The tool's own message if it does not work here; None if it works."""
     if tool == "torch":
         code = "import torch, transformers, accelerate, sklearn, pyarrow; assert torch.cuda.is_available(), 'torch sees no GPU'"
         failed, output = work.attempt(sys.executable, "-c", code)

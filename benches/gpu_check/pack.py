@@ -1,4 +1,4 @@
-"""What goes to the machine with the GPU beside the checkout: binaries, texts, a tokenizer or a model, in one archive."""
+"""Packs what the machine with the GPU needs beside the checkout: binaries, texts, a tokenizer or a model, in one archive."""
 
 import json
 import lzma
@@ -15,7 +15,7 @@ ARCHIVE = "files.tar.xz"
 LARGEST = 48 << 20
 
 BINARIES = {"contact": ["train", "tests", "bench"], "compare": ["train", "tests"]}
-# Of compression, as xz counts it: where space is short it takes a minute.
+# xz levels; the higher one takes a minute, and is for the preset that would otherwise be too large.
 EFFORTS = {"contact": 1, "compare": 6}
 BUILDS = {
     "train": ["build", "--release", "--bin", "train"],
@@ -23,12 +23,12 @@ BUILDS = {
     "bench": ["bench", "--bench", "bench", "--no-run"],
 }
 OF_TOKENIZERS = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"]
-# The first bytes of machine code as nvcc bundles it.
+# The first bytes of a fatbin of nvcc.
 FATBIN = b"\x50\xed\x55\xba"
 
 
 def build(target, archs):
-    """Builds a target: (the executable, whether it holds GPU code)."""
+    """Builds a target: returns (the executable, whether it has GPU code)."""
     env = dict(os.environ)
     if archs != "all":
         env["WARPFIT_CUDA_ARCHS"] = archs
@@ -42,7 +42,7 @@ def build(target, archs):
 
 
 def in_f16(source, target):
-    """A safetensors file of f32 tensors, in f16."""
+    """Converts a safetensors file of f32 tensors to f16."""
     data = source.read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     header, body = json.loads(data[8 : 8 + length]), memoryview(data)[8 + length :]
@@ -91,11 +91,11 @@ def pack(folder, preset, archs, without_gpu_code, train_file, validation_file, t
     total = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{total / 2**20:8.2f} MiB  {folder}, packed")
     if total > LARGEST:
-        raise SystemExit(f"gpu_check: {folder} is larger than {LARGEST >> 20} MiB, and would not travel: pack fewer texts")
+        raise SystemExit(f"gpu_check: {folder} is larger than {LARGEST >> 20} MiB, the limit of a transfer: pack fewer texts")
 
 
 def archive(files, target, effort):
-    """One tar, in two streams of xz: what the binaries share is far apart, and of two bytes of f16 the second alone looks random."""
+    """One tar in two xz streams: binaries share code far apart; of an f16's two bytes only the second looks random."""
 
     def anonymous(info):
         info.uid = info.gid = info.mtime = 0

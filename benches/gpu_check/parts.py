@@ -1,4 +1,4 @@
-"""What is run: the parts of each preset in the order of what they are worth, each with a limit of seconds."""
+"""The parts of each preset, in order of importance, each with a time limit in seconds."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class Part:
     needs: str = ""
 
 
-# Every test that uses the GPU of its own process: these filters without those names.
+# Filters for every test that uses the GPU in its own process, and the names to leave out.
 TESTS = [
     "ops::cuda::",
     "ops::cuda_bf16::",
@@ -36,7 +36,7 @@ TESTS = [
     "train::cpu_and_cuda_run_alike",
     "train::a_profile_names_every_op",
 ]
-# They start the binaries where cargo put them, with the virtual GPU's libraries and faults.
+# They run the binaries from cargo's folder, with the virtual GPU's libraries and faults.
 NOT_ON_A_REAL_GPU = [
     "serve::the_answers_of_cuda_are_those_of_the_cpu",
     "train::a_run_stopped_anywhere_goes_on_to_the_same_bits_on_cuda",
@@ -48,7 +48,7 @@ EVERY_KERNEL = ["--exact", "--test-threads", "1", "ops::every_kernel_has_a_case"
 
 
 class Work:
-    """A part at work: its commands share its limit and its log."""
+    """A running part: its commands share its limit and its log."""
 
     def __init__(self, part, files, root, scratch, log, env, limit, small):
         self.part, self.files, self.root, self.scratch, self.log, self.env = part, files, root, scratch, log, env
@@ -60,18 +60,18 @@ class Work:
         return self.files / "bin" / name
 
     def attempt(self, *argv, env=None):
-        """(exit code, output) of a command."""
+        """Runs a command: (exit code, output)."""
         return machine.command([str(arg) for arg in argv], self.env | (env or {}), self.log, self.end - time.monotonic())
 
     def run(self, *argv, env=None):
-        """The output of a command that must succeed."""
+        """Runs a command that must succeed, and returns its output."""
         code, output = self.attempt(*argv, env=env)
         if code:
             raise Failed(f"exit code {code}: {machine.last_line(output)}")
         return output
 
     def tests(self, *filters):
-        """Runs tests; that none has these names is a failure."""
+        """Runs tests; it is a failure if none matches."""
         env = {"WARPFIT_TEST_SMALL": "1"} if self.small else {}
         code, output = self.attempt(self.bin("tests"), *filters, env=env)
         result = logs.tests(output)
@@ -81,17 +81,17 @@ class Work:
         if code or not result:
             raise Failed(f"exit code {code}: {machine.last_line(output)}")
         if not result["passed"]:
-            raise Failed(f"no test is named {' '.join(filters)}")
+            raise Failed(f"no test matches {' '.join(filters)}")
         self.headline = f"{result['passed']} tests"
 
     def bench(self, *args):
-        """The JSON of the benchmarks."""
+        """Runs the benchmarks and returns their JSON."""
         file = self.log.with_suffix(".json")
         output = self.run(self.bin("bench"), *args, "--json", file, *(["--small"] if self.small else []))
         return json.loads(file.read_text()) | {"text": output}
 
     def model(self):
-        """A folder with the shape of DistilBERT-base and a tokenizer, for weights to be drawn."""
+        """A folder with the config of DistilBERT-base and a tokenizer, for random weights."""
         folder = self.scratch / "model"
         if not folder.exists():
             folder.mkdir()
@@ -104,13 +104,13 @@ class Work:
         return folder
 
     def texts(self):
-        """(file to train on, file to evaluate on): IMDb's where they are packed, else the bundled sample."""
+        """(file to train on, file to evaluate on): IMDb's if they are packed, else the bundled sample."""
         packed = self.files / "texts"
         folder = packed if packed.exists() and not self.small else self.root / "src/sample"
         return next(folder.glob("train.*")), next(folder.glob("validation.*"))
 
     def train(self, name, model=None, evaluate=False, env=None, through=(), **settings):
-        """Runs `train` on the texts: (its output folder, all_results.json). Without a model it draws the weights."""
+        """Runs `train` on the texts: (its output folder, all_results.json). Without a model the weights are random."""
         out, (texts, others) = self.scratch / name, self.texts()
         settings = TRAINING | settings | (SMALL_TRAINING if self.small else {})
         args = ["--model", model or self.model(), *([] if model else ["--from-scratch"]), "--train-file", texts]
@@ -120,7 +120,7 @@ class Work:
         return out, json.loads((out / "all_results.json").read_text())
 
     def peer(self, model=None, evaluate=False, **settings):
-        """Hugging Face Trainer on the same texts: what it printed as JSON."""
+        """Runs Hugging Face Trainer on the same texts and returns its JSON."""
         file, (texts, others) = self.log.with_suffix(".json"), self.texts()
         args = ["--model", model or self.model(), *([] if model else ["--from-scratch"]), "--train-file", texts]
         args += ["--validation-file", others] if evaluate else []
@@ -163,12 +163,12 @@ BASE = {
     "id2label": {"0": "NEGATIVE", "1": "POSITIVE"},
     "label2id": {"NEGATIVE": 0, "POSITIVE": 1},
 }
-# The same launches in a step, on little work.
+# The same launches per step, with little work.
 SMALL_BASE = BASE | {"vocab_size": 4000, "dim": 64, "n_heads": 1, "hidden_dim": 128}
 
 
 def opens(work):
-    """Does it open, load and launch at all?"""
+    """The GPU opens, and kernels load and launch."""
     if shutil.which("nvidia-smi"):
         work.attempt("nvidia-smi")
     work.attempt("ldd", work.bin("train"))
@@ -202,7 +202,7 @@ def sha256(folder):
 
 
 def imdb(work):
-    """Two epochs; then some updates, again, and again but resumed from the middle of the first: the same weights."""
+    """Two epochs; then some updates three times, once resumed from the middle: the weights must be the same."""
     out, results = work.train("two-epochs", evaluate=True, epochs=2, **({"max_steps": 6, "max_eval_samples": 8} if work.small else {}))
     work.facts = {"seconds": results["train_runtime"], "results": results, "sha256": sha256(out)}
     work.headline = f"{results['train_runtime']:.1f} s, eval accuracy {results['eval_accuracy']:.4f}"
@@ -218,7 +218,7 @@ def imdb(work):
 
 
 def ncu(work):
-    """Every kernel of one training step. Some three steps warm up; two steps' launches hold a whole one."""
+    """Every kernel of one training step. About three steps warm up; the launches of two steps contain a whole one."""
     file = work.log.with_suffix(".csv")
     window = ["--launch-skip", 700, "--launch-count", 480, "--log-file", file]
     work.train("profiled", max_steps=12, through=["ncu", *machine.NCU, *window])
@@ -227,13 +227,13 @@ def ncu(work):
     work.facts = {"launches": len(launches), "step": [vars(launch) for launch in step]}
     if not step:
         raise Failed(f"no whole step among the {len(launches)} launches that ncu profiled")
-    # The first kernel has a warp for each token, eight in a block.
+    # The first kernel has one warp per token, eight per block.
     work.facts["tokens"] = tokens = 8 * int(step[0].grid.strip("()").split(",")[0])
     work.headline = f"{len(step)} launches, {sum(launch.us for launch in step):,.0f} us in kernels, some {tokens:,} tokens"
 
 
 def algorithms(work):
-    """The algorithms that cuBLASLt chose."""
+    """The algorithms that cuBLASLt chooses."""
     file = work.log.with_suffix(".cublaslt.txt")
     work.train("algorithms", max_steps=2, env={"CUBLASLT_LOG_LEVEL": "5", "CUBLASLT_LOG_FILE": str(file)})
     work.facts["chosen"] = chosen = logs.algorithms(file.read_text(errors="replace")) if file.exists() else []
@@ -309,7 +309,7 @@ def scores(results):
     return ", ".join(f"{name} {results['eval_' + name]:.4f}" for name in ("loss", "accuracy", "f1"))
 
 
-# A command of ten minutes holds the parts of a preset with room to spare.
+# A command is limited to ten minutes, more than the parts of a preset need.
 LIMITS = {"contact": 420, "compare": 240}
 PRESETS = {
     "contact": [
@@ -319,7 +319,7 @@ PRESETS = {
         Part("steps", 25, "training and inference, batches of 16 and 64", steps),
         Part("imdb", 50, "two epochs; the same bits again and resumed", imdb),
         Part("ncu", 45, "every kernel of one step", ncu, "ncu"),
-        Part("algorithms", 12, "what cuBLASLt chose", algorithms),
+        Part("algorithms", 12, "the algorithms of cuBLASLt", algorithms),
         Part("profile", 13, "every op of twenty steps", profile),
         Part("ops", 40, "each op cold and warm, beside the ceilings", ops),
         Part("trainer", 40, "300 updates beside Hugging Face Trainer", trainer, "torch"),
@@ -330,7 +330,7 @@ PRESETS = {
         Part("weights", 60, "fine-tuning of real weights", weights),
         Part("trainer", 100, "the same by Hugging Face Trainer", weights_of_trainer, "torch"),
         Part("synccheck", 40, "wrong barriers in any kernel", sanitize("synccheck"), "compute-sanitizer"),
-        Part("initcheck", 40, "reads of memory that nothing wrote", sanitize("initcheck"), "compute-sanitizer"),
+        Part("initcheck", 40, "reads of uninitialized memory", sanitize("initcheck"), "compute-sanitizer"),
     ],
 }
 for preset, parts in PRESETS.items():

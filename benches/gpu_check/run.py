@@ -1,4 +1,4 @@
-"""Runs the parts of a pack one after the other, whatever becomes of each, and leaves a table, a JSON and an archive of logs."""
+"""Runs the parts of a pack in order, continuing after failures, and writes a table, a JSON and an archive of logs."""
 
 import json
 import os
@@ -49,7 +49,7 @@ SMALL_TAKES = 3
 
 
 def one(part, work, probed):
-    """Runs a part: (status, a line about it). What it needs is looked for once: `probed` says why it is not available."""
+    """Runs a part: (status, a line about it). Tools are probed once: `probed` has the reason why one is not available."""
     print(f"==> {part.name}: {part.what}, at most {work.limit} s", flush=True)
     try:
         if part.needs:
@@ -66,12 +66,12 @@ def one(part, work, probed):
     except Failed as error:
         return FAILED, str(error)
     except Exception as error:
-        # A log that reads otherwise than expected must not take the parts behind it along.
+        # A log in an unexpected format must not prevent the remaining parts.
         return FAILED, f"{type(error).__name__}: {error}"
 
 
 class Report:
-    """What is known so far, written after each part, so that a run that is cut off leaves it."""
+    """The results so far, written after each part, so that an interrupted run leaves them."""
 
     def __init__(self, out, log_folder, packed, small):
         self.out, self.log_folder, self.small = out, log_folder, small
@@ -106,7 +106,7 @@ class Report:
         content, facts = self.content, self.content["facts"]
         out = [f"warpfit {content['packed']['commit']}, kernels for {content['packed']['archs']}", ""]
         if self.small:
-            out += ["The small form: that it runs is all that it says. Its times are of other sizes than those predicted.", ""]
+            out += ["The small form: it shows only that everything runs. Its sizes are not those of the predictions.", ""]
         out.append(f"{'part':<12}{'':<15}{'s':>5}{'of':>5}{'MHz':>7}{'W':>6}{'MiB':>8}")
         for name, part in content["parts"].items():
             gpu = part["gpu"] or {}

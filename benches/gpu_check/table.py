@@ -1,4 +1,4 @@
-"""The table of predicted and measured times of one training step: which row of predicted.json a launch belongs to."""
+"""The table of predicted and measured times of one training step: assigns each launch to a row of predicted.json."""
 
 import json
 import re
@@ -12,7 +12,7 @@ PREDICTED = Path(__file__).with_name("predicted.json")
 BEYOND = 1.3
 UNASSIGNED = "launches that no row takes"
 
-# The kernels of each op of `train --profile`, for the times of ops to be put into rows of kernels.
+# The kernels of each op of `train --profile`, by which the times of ops are assigned to rows of kernels.
 KERNELS_OF_OPS = {
     "embed fwd": ["embed_fwd"],
     "embed bwd": ["embed_bwd_word", "embed_bwd_position"],
@@ -46,8 +46,8 @@ def our_kernels(kernels):
 
 @dataclass
 class Placed:
-    """A launch of a step and what tells it from others: the kernel without its type and width, whether it works on all tokens,
-    on [CLS] rows or on key and value of the pruned layer, and which kernels of ours stand before and behind it."""
+    """A launch of a step and its place: the kernel without its type and width, whether it works on all tokens,
+    on [CLS] rows or on key and value of the pruned layer, and which of our kernels come before and after it."""
 
     launch: logs.Launch
     kernel: str
@@ -58,7 +58,7 @@ class Placed:
 
 
 def one_step(launches, first):
-    """The launches from one of the kernel that begins a step to the next one."""
+    """The launches of one step, which begins with the kernel `first`."""
     starts = [i for i, launch in enumerate(launches) if launch.kernel.startswith(first)]
     for start, end in zip(starts, starts[1:]):
         if any(launch.kernel.startswith("adamw") for launch in launches[start:end]):
@@ -67,7 +67,7 @@ def one_step(launches, first):
 
 
 def place(launches, ours):
-    """Says of each launch of one step where in the step it stands."""
+    """Determines the place of each launch in its step."""
     step = []
     for launch in launches:
         known = launch.kernel in ours
@@ -84,7 +84,7 @@ def place(launches, ours):
         placed.after = next((other.kernel for other in reversed(step[:i]) if other.ours), "")
         placed.before = next((other.kernel for other in step[i + 1 :] if other.ours), "")
 
-    # A product may be several launches: the last ones add up what was split over k.
+    # A product may have several launches: the last ones add the parts of a split k.
     products = []
     for i, placed in enumerate(step):
         if not placed.ours:
@@ -94,7 +94,7 @@ def place(launches, ours):
                 products.append([i])
     forward = [product for product in products if product[0] < backward]
     rest = products[len(forward) :]
-    # Backward, each linear layer computes dx and then dw. Where that is not what is seen, nothing is claimed.
+    # Backward, each linear layer computes dx and then dw. If the launches do not match, their products are not identified.
     if len(rest) != 2 * len(forward):
         for i in (i for product in products for i in product):
             step[i].kernel, step[i].place = "product, not told apart", ""
@@ -111,7 +111,7 @@ def place(launches, ours):
 
 
 def row_of(placed, rows):
-    """The first row that takes a launch."""
+    """The first row that matches a launch."""
     takes = lambda rule: all(fnmatch(getattr(placed, key), pattern.replace("[", "[[]")) for key, pattern in rule.items())
     return next((row["row"] for row in rows if any(takes(rule) for rule in row["of"])), UNASSIGNED)
 
@@ -125,7 +125,7 @@ def from_launches(launches, ours, rows):
 
 
 def from_profile(calls, rows):
-    """[(rows, microseconds)]: the mean step of `train --profile`. An op that launches kernels of several rows joins them."""
+    """[(rows, microseconds)]: the mean step of `train --profile`. Rows are joined if one op launches kernels of both."""
     pseudo, owner = [], []
     updates = sum(op == "adamw" for op, _ in calls)
     first_update = calls[: next(i for i, (op, _) in enumerate(calls) if op == "adamw") + 1]
@@ -153,14 +153,14 @@ def from_profile(calls, rows):
 
 
 def weighted(launches, metric):
-    """The mean of a metric over launches, by their times."""
+    """The mean of a metric over launches, weighted by time."""
     with_it = [launch for launch in launches if metric in launch.metrics]
     total = sum(launch.us for launch in with_it)
     return sum(launch.us * launch.metrics[metric] for launch in with_it) / total if total else None
 
 
 def by_kernels(step, ours, rows):
-    """The rows with the times and shares of their kernels, as ncu saw one step."""
+    """The rows with the times and shares of their kernels, as ncu measured one step."""
     filled = from_launches([logs.Launch(**launch) for launch in step], ours, rows)
     lines = []
     for row in rows + [{"row": UNASSIGNED, "launches": 0, "us": 0, "floor_us": 0}]:
@@ -175,7 +175,7 @@ def by_kernels(step, ours, rows):
 
 
 def by_ops(calls, rows):
-    """The rows, joined where an op has kernels in several, with the times of their ops."""
+    """The rows, joined if an op has kernels in several, with the times of their ops."""
     known = {row["row"]: row for row in rows}
     lines = []
     for names, us in from_profile(calls, rows):
@@ -187,7 +187,7 @@ def by_ops(calls, rows):
 
 
 def fill(facts, ours):
-    """predicted.json with what was measured: by ncu where it ran, else by the profile of the ops."""
+    """predicted.json with measurements: of ncu if it ran, else of the profile of the ops."""
     table = predicted()
     ncu, profile = facts.get("ncu", {}), facts.get("profile", {})
     step_ms = facts.get("steps", {}).get("train 16", {}).get("ms")
@@ -195,12 +195,12 @@ def fill(facts, ours):
     if step_ms:
         step["measured_us"] = step_ms * 1e3
     if ncu.get("step"):
-        source = f"ncu, one step of some {ncu['tokens']:,} tokens"
+        source = f"ncu, one step of about {ncu['tokens']:,} tokens"
         lines = by_kernels(ncu["step"], ours, table["rows"])
         if step_ms:
             outside["measured_us"] = step["measured_us"] - sum(line["measured_us"] for line in lines)
     elif profile.get("calls"):
-        source = "`train --profile`, each op with a wait of some 20 us"
+        source = "`train --profile`, each op with a wait of about 20 us"
         lines = by_ops(profile["calls"], table["rows"])
     else:
         source, lines = "the benchmark of a step alone" if step_ms else None, table["rows"]
@@ -229,8 +229,8 @@ def number(value, pattern="{:,.0f}"):
 
 
 def text(table):
-    """The table for people."""
-    out = [table["what"], table["origin"], f"Measured by: {table['source']}. SLOWER and FASTER: beyond {BEYOND} times."]
+    """The table as text."""
+    out = [table["what"], table["origin"], f"Measured by: {table['source']}. SLOWER and FASTER: by more than {BEYOND} times."]
     pattern = "{:<42}{:>10}{:>9}{:>10}{:>8}{:>7}  {:<7}{:>7}{:>6}{:>8}  {}"
     out += ["", pattern.format("", "launches", "floor", "predicted", "us", "ratio", "", "DRAM %", "SM %", "warps %", "predicted as").rstrip()]
     for line in table["lines"]:
@@ -252,7 +252,7 @@ def text(table):
 
 
 def kernels(step):
-    """Every kernel of a step that ncu saw, the longest first."""
+    """Every kernel of the step measured by ncu, the longest first."""
     by_name = {}
     for launch in step:
         by_name.setdefault((launch["kernel"], launch["grid"]), []).append(logs.Launch(**launch))

@@ -1,10 +1,10 @@
-"""warpfit on the CPU beside PyTorch (transformers) and ONNX Runtime: training and classifying the same texts with the same weights, those
-of a DistilBERT-base drawn at random. Needs torch, transformers, pyarrow, onnx and onnxruntime, and `cargo build --release` before.
+"""warpfit on the CPU compared with PyTorch (transformers) and ONNX Runtime: training and classifying the same texts with the same
+random weights of a DistilBERT-base. Needs torch, transformers, pyarrow, onnx and onnxruntime, and `cargo build --release` first.
 
 cpu.py --file reviews.parquet --tokenizer FOLDER [--json FILE]
 
-Every contender is a process of its own: what it has to load is loaded before its time begins, and its memory is its own. They take
-turns, several times over; the table has the medians. A token is one that the model has to read, padding is none.
+Every contender is a process of its own: it loads everything before its time begins, and its memory is its own. They take
+turns, several times; the table has the medians. Padding does not count as tokens.
 """
 
 import argparse
@@ -53,7 +53,7 @@ PEERS = [
 
 
 def padded(rows):
-    """ids, attention mask and labels of rows, as long as the longest."""
+    """ids, attention mask and labels of rows, padded to the longest."""
     import torch
 
     width = max(len(ids) for ids, _ in rows)
@@ -63,7 +63,7 @@ def padded(rows):
 
 
 def contend(name):
-    """Loads what it has to, then makes a pass over all texts for every line that comes in, and answers with its seconds."""
+    """Loads everything, then makes a pass over all texts for every input line, and prints its seconds."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -112,7 +112,7 @@ def contend(name):
 
 
 def onnx_int8(model, example):
-    """A session with the weights of the products in int8, and their other operands quantised as they come."""
+    """A session with the weights of the products in int8, and their other operands quantised dynamically."""
     import onnxruntime
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -132,7 +132,7 @@ def onnx_int8(model, example):
     quantize_dynamic(f"{path}.onnx", f"{path}-int8.onnx", weight_type=QuantType.QInt8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = args.threads
-    # What waits for its turn must not spin.
+    # A contender that waits for its turn must not spin.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(f"{path}-int8.onnx", options, providers=["CPUExecutionProvider"])
 
@@ -140,7 +140,7 @@ def onnx_int8(model, example):
 class Peer:
     def __init__(self, name, folder):
         command = [sys.executable, __file__, *sys.argv[1:], "--contender", name, "--folder", folder]
-        # Threads sleep as soon as there is nothing to do: others have their turn.
+        # Idle threads sleep immediately, so that others have their turn.
         environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
         self.said = tempfile.TemporaryFile("w+")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.said}
@@ -161,8 +161,8 @@ class Peer:
 
 
 class Warpfit:
-    """The binaries as anyone would run them. They print the tokens a second of the whole task, from after the model is loaded; reading
-    and tokenizing are in it, and so is the first use of all memory."""
+    """The binaries as a user would run them. They print the tokens per second of the whole task, after the model is loaded;
+    reading and tokenizing are included, and so is the first use of all memory."""
 
     def __init__(self, name, folder):
         _, what, precision = name.split()

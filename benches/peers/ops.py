@@ -1,8 +1,8 @@
-"""What PyTorch takes for the ops and the steps that `cargo bench` times: the same shapes, the same way of timing (benches/measure.rs),
+"""PyTorch's times of the ops and steps that `cargo bench` times: the same shapes, the same way of timing (benches/measure.rs),
 the same names in the JSON. `--beside FILE`, the JSON of `cargo bench`, adds a table of both.
 
-The dense ops run on the packed rows, as warpfit's do; attention and the model run padded to the longest review, which is what
-Hugging Face does, and attention also without padding where a kernel for that is installed.
+The dense ops run on packed rows, as in warpfit; attention and the model run padded to the longest review, as in Hugging Face,
+and attention also without padding if a kernel for that is installed.
 """
 
 import argparse
@@ -19,13 +19,13 @@ COLD = 256 << 20
 SAMPLE = 4e-3
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("filters", nargs="*", help="only what has one of these in its name")
+parser.add_argument("filters", nargs="*", help="only those with one of these in their name")
 parser.add_argument("--device", default="cuda")
-parser.add_argument("--precision", default=None, help="with commas between; default: all on a GPU, fp32 on a CPU")
-parser.add_argument("--batch", default="16,64", help="reviews of a batch, with commas between")
+parser.add_argument("--precision", default=None, help="separated by commas; default: all on a GPU, fp32 on a CPU")
+parser.add_argument("--batch", default="16,64", help="reviews per batch, separated by commas")
 parser.add_argument("--samples", type=int, default=50)
 parser.add_argument("--compile", action="store_true", help="the model also through torch.compile")
-parser.add_argument("--small", action="store_true", help="to see that it runs: short reviews, narrow layers")
+parser.add_argument("--small", action="store_true", help="a smoke test with short reviews and narrow layers")
 parser.add_argument("--json")
 parser.add_argument("--beside")
 args = parser.parse_args()
@@ -104,7 +104,7 @@ def wanted(name):
 
 
 def op(name, shape, count, precision, counterpart, make, passes=("fwd", "bwd")):
-    """Times forward and backward of what make() returns: a function of no arguments, and the tensors whose gradients are taken.
+    """Times forward and backward of make()'s result: a function of no arguments, and the tensors whose gradients are computed.
     The gradients come through autograd, without the accumulation into .grad."""
     names = [f"{name} {one}".strip() for one in passes]
     if not any(map(wanted, names)):
@@ -237,7 +237,7 @@ def distilbert(attention):
 
 
 def flat():
-    """Clipping and AdamW over the model's own tensors, in f32 as Trainer has them."""
+    """Clipping and AdamW over the model's own tensors, in f32 as in Trainer."""
     if not any(map(wanted, ["grad_norm", "adamw"])):
         return
     model = distilbert("sdpa")

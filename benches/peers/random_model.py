@@ -1,4 +1,4 @@
-"""A DistilBERT-base with random weights and the tokenizer of another folder, to time runs where no trained weights are at hand:
+"""A DistilBERT-base with random weights and the tokenizer of another folder, to time runs without trained weights:
 random_model.py TOKENIZER_FOLDER OUT"""
 
 import json

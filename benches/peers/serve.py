@@ -1,10 +1,10 @@
-"""`serve` of warpfit beside the same model behind FastAPI and transformers, on loopback, in one run: texts a second and
-latency with 1, 8 and 64 clients; then ten times the clients that the queue holds, in three rounds, with recovery and memory.
+"""`serve` of warpfit compared with the same model behind FastAPI and transformers, on loopback, in one run: texts per second
+and latency with 1, 8 and 64 clients; then ten times as many clients as places in the queue, three rounds, with recovery and memory.
 
 serve.py --model FOLDER --file reviews.parquet [--seconds 20] [--json serve.json]
 
 Needs torch, transformers, fastapi, uvicorn and pyarrow; `cargo build --release --bin serve` first. Each client sends one
-text at a time over a connection of its own and waits for the answer.
+text at a time over a connection of its own and waits for the response.
 """
 
 import argparse
@@ -31,14 +31,14 @@ parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf1
 parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
 parser.add_argument("--crowd", type=int, default=2000, help="clients of the overload")
 parser.add_argument("--places", type=int, default=200, help="--max-concurrent-requests of serve under the overload")
-parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
-parser.add_argument("--json", help="write the figures here")
+parser.add_argument("--seconds", type=float, default=20, help="seconds per measurement")
+parser.add_argument("--json", help="write the results to this file")
 parser.add_argument("--peer", type=int, help=argparse.SUPPRESS)
 args = parser.parse_args()
 
 
 def peer(port):
-    """What most people write first: a route, a pipeline's steps, one text at a time on FastAPI's threads."""
+    """A typical first version: a route, a pipeline's steps, one text at a time on FastAPI's threads."""
     import torch
     import uvicorn
     from fastapi import FastAPI
@@ -86,13 +86,13 @@ def start(command, port):
 
 
 class Client:
-    """Keeps its connection."""
+    """A client with a persistent connection."""
 
     def __init__(self, port):
         self.port, self.writer = port, None
 
     async def predict(self, text):
-        """Status and answer."""
+        """Returns status and body."""
         if not self.writer:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         body = json.dumps({"inputs": text}).encode()
@@ -108,7 +108,7 @@ class Client:
 
 
 async def load(port, clients, seconds, warm):
-    """Counts of each status, and sorted seconds of those answered, in the `seconds` after `warm`."""
+    """Counts of each status, and sorted latencies of successful requests, in the `seconds` after `warm`."""
     begin = time.perf_counter() + warm
     statuses, took = {}, []
 

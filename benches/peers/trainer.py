@@ -1,4 +1,4 @@
-"""Hugging Face Trainer on the files that `train` of warpfit takes, with the same settings: seconds, losses, accuracy.
+"""Hugging Face Trainer on the files of a run of `warpfit train`, with the same settings: seconds, losses, accuracy.
 
 trainer.py --model FOLDER --train-file reviews.parquet [--validation-file ...] [--precision bf16] [--attention sdpa]
 """
@@ -77,7 +77,7 @@ def metrics(prediction):
 
 
 def loss(outputs, labels, num_items_in_batch=None):
-    """As torch means both together; Trainer's own smoothing knows no weights."""
+    """Smoothing and weights combined as in torch; Trainer's own smoothing ignores weights."""
     weight = None
     if args.class_weights:
         counts = np.bincount([row["labels"] for row in rows], minlength=len(names))
@@ -93,7 +93,7 @@ if args.from_scratch:
     config = AutoConfig.from_pretrained(args.model, num_labels=len(names))
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=args.attention)
 else:
-    # Weights that are stored in f16 or bf16 are trained in f32 all the same.
+    # Weights stored in f16 or bf16 are still trained in f32.
     load = {"num_labels": len(names), "attn_implementation": args.attention, "dtype": torch.float32}
     model = AutoModelForSequenceClassification.from_pretrained(args.model, **load)
 with tempfile.TemporaryDirectory() as out:

@@ -1,4 +1,4 @@
-//! A model folder as `from_pretrained` reads and `save_pretrained` writes it: configuration, weights, tokenizer.
+//! A model folder, in the format of `from_pretrained` and `save_pretrained`: configuration, weights, tokenizer.
 
 use std::path::{Path, PathBuf};
 
@@ -11,15 +11,15 @@ use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::View;
 
-/// What stands beside the weights and is carried along unread.
+/// Files beside the weights that are copied unread.
 const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
 
 pub struct ModelDir {
     pub path: PathBuf,
     pub config: Config,
-    /// `None` where the folder has no tokenizer.json.
+    /// `None` if the folder has no tokenizer.json.
     pub tokenizer: Option<Tokenizer>,
-    /// Name and content of the tokenizer's files.
+    /// Names and contents of the tokenizer's files.
     tokenizer_files: Vec<(&'static str, Vec<u8>)>,
 }
 
@@ -28,7 +28,7 @@ impl ModelDir {
     pub fn read(path: &Path) -> Result<ModelDir> {
         if !path.is_dir() {
             let fact = if path.exists() { "is not a folder" } else { "no such folder" };
-            return Err(Error::user(path.display(), fact, "give a folder with config.json and model.safetensors"));
+            return Err(Error::user(path.display(), fact, "name a folder with config.json and model.safetensors"));
         }
         let config = Config::read(&path.join("config.json"))?;
         let mut tokenizer_files = Vec::new();
@@ -40,7 +40,7 @@ impl ModelDir {
         }
         let tokenizer = if path.join(TOKENIZER_FILES[0]).exists() { Some(Tokenizer::read(path)?) } else { None };
         if let Some(tokenizer) = tokenizer.as_ref().filter(|tokenizer| tokenizer.vocab > config.vocab) {
-            let fact = format!("has ids up to {}, the model's word table {} rows", tokenizer.vocab - 1, config.vocab);
+            let fact = format!("has ids up to {}, but the model's word table has {} rows", tokenizer.vocab - 1, config.vocab);
             return Err(Error::user(
                 path.join(TOKENIZER_FILES[0]).display(),
                 fact,
@@ -51,11 +51,11 @@ impl ModelDir {
     }
 
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        let fact = "there is no tokenizer.json in this folder";
+        let fact = "this folder has no tokenizer.json";
         self.tokenizer.as_ref().ok_or_else(|| Error::user(self.path.display(), fact, "add the one that belongs to the model"))
     }
 
-    /// The token ids of `inputs`, in order. Texts are cut to `max_length` tokens; token ids are taken as they are.
+    /// The token ids of `inputs`, in order. Texts are truncated to `max_length` tokens; token ids are not.
     ///
     /// # Errors
     /// A text for a folder without a tokenizer.
@@ -71,21 +71,20 @@ impl ModelDir {
         let (mut rows, mut encoded) = (0.., Encoded::default());
         for input in inputs {
             match &input.content {
-                Content::Text(_) => encoded.append_row(&tokenised, rows.next().expect("the numbers do not end")),
+                Content::Text(_) => encoded.append_row(&tokenised, rows.next().expect("one row per text")),
                 Content::Ids { ids, types } => encoded.push(&input.place, ids, types)?,
             }
         }
         Ok(encoded)
     }
 
-    /// The greatest length in tokens: what was asked for, else the least of the tokenizer's limit, the position table and
-    /// 512.
+    /// The maximum length in tokens: the one requested, else the least of the tokenizer's limit, the position table and 512.
     pub fn max_length(&self, asked: Option<usize>) -> Result<usize> {
         let positions = self.config.positions;
         match asked {
             Some(length) if length > positions => {
-                let fact = format!("{length} is over the model's {positions} positions");
-                Err(Error::user("--max-length", fact, format!("give at most {positions}")))
+                let fact = format!("{length} exceeds the model's {positions} positions");
+                Err(Error::user("--max-length", fact, format!("use at most {positions}")))
             }
             Some(length) => Ok(length),
             None => {
@@ -95,7 +94,7 @@ impl ModelDir {
         }
     }
 
-    /// Sets the weights of a model laid out for this folder's config, or for the same with another head. Returns the names
+    /// Sets the weights of a model laid out for this folder's config, or for that config with another head. Returns the names
     /// of the head's tensors that the folder lacks; they are drawn from `seed`.
     pub fn load_weights(&self, model: &mut Model, seed: u64) -> Result<Vec<String>> {
         let weights = Weights::open(&self.path)?;
@@ -109,7 +108,7 @@ impl ModelDir {
         Ok(loaded.missing.into_iter().map(String::from).collect())
     }
 
-    /// Writes the folder's files with `config` and the model's weights into `folder`, each complete before it gets its name.
+    /// Writes the folder's files with `config` and the model's weights into `folder`, each file atomically.
     pub fn write(&self, folder: &Path, model: &mut Model) -> Result<()> {
         write_file(&folder.join("config.json"), model.plan.config.to_json().as_bytes())?;
         for (name, content) in &self.tokenizer_files {
@@ -119,7 +118,7 @@ impl ModelDir {
     }
 }
 
-/// Writes one or more flat views of the parameters' layout, each tensor under its prefix and its parameter's name.
+/// Writes one or more flat views in the layout of the parameters, each tensor under its prefix and its parameter's name.
 pub fn write_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> Result<()> {
     let (mut tensors, mut views) = (Vec::new(), Vec::new());
     for &(prefix, flat) in flats {
@@ -131,10 +130,10 @@ pub fn write_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> 
     weights::write(path, &tensors, |i, out| model.read_f32(views[i], out))
 }
 
-/// Reads what `write_tensors` wrote.
+/// Reads the output of `write_tensors`.
 ///
 /// # Errors
-/// A tensor that is missing, of another shape or not finite.
+/// A tensor that is missing, has another shape or is not finite.
 pub fn read_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> Result<()> {
     let weights = Weights::open(path)?;
     for &(prefix, flat) in flats {

@@ -1,4 +1,4 @@
-//! The folder of a run. Checkpoints are atomic, like files: written beside their place, synced to disk, then renamed.
+//! The folder of a run. Checkpoints are atomic, like files: written under another name, synced to disk, then renamed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -14,33 +14,33 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// An error where `create` would refuse the folder: asked early, before anything that takes long.
+    /// The error with which `create` would refuse the folder: checked before anything that takes long.
     pub fn check(path: &Path, overwrite: bool) -> Result<()> {
         if !path.exists() {
             return Ok(());
         }
         if !path.is_dir() {
-            return Err(Error::user(path.display(), "is a file", "give another --output-dir"));
+            return Err(Error::user(path.display(), "is a file", "choose another --output-dir"));
         }
         let mut entries = fs::read_dir(path).map_err(|e| Error::io(path, e))?;
         if entries.next().is_some() && !overwrite {
-            let remedy = "give another --output-dir, or pass --overwrite-output-dir or --resume-from-checkpoint";
+            let remedy = "choose another --output-dir, or pass --overwrite-output-dir or --resume-from-checkpoint";
             return Err(Error::user(path.display(), "the folder is not empty", remedy));
         }
         Ok(())
     }
 
-    /// Makes the folder, or takes an empty one; one with something in it only if `overwrite`.
+    /// Creates the folder, or uses an empty one; one that is not empty only with `overwrite`.
     pub fn create(path: &Path, overwrite: bool) -> Result<RunDir> {
         RunDir::check(path, overwrite)?;
         fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
-        // Found out now rather than after the first epoch.
+        // An unwritable folder is found now rather than after the first epoch.
         let probe = path.join(".writable");
         File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|e| Error::io(path, e))?;
         Ok(RunDir { path: path.into() })
     }
 
-    /// The next free number under `parent`: runs/1, runs/2, ...
+    /// The next unused number under `parent`: runs/1, runs/2, ...
     pub fn numbered(parent: &Path) -> Result<PathBuf> {
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         for number in 1.. {
@@ -54,8 +54,7 @@ impl RunDir {
         unreachable!("the numbers do not end")
     }
 
-    /// Writes checkpoint-`step`, which `fill` fills: a folder that is there whole or not at all. One of that name is
-    /// replaced.
+    /// Writes checkpoint-`step` atomically, a folder with the files written by `fill`. Replaces one of the same name.
     pub fn checkpoint(&self, step: usize, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.checkpoint_path(step);
         let (partial, old) = (path.with_extension("partial"), path.with_extension("old"));
@@ -68,7 +67,7 @@ impl RunDir {
         fs::create_dir(&partial).map_err(io)?;
         let filled = fill(&partial).and_then(|()| sync_dir(&partial));
         if let Err(error) = filled {
-            // Of two errors the first is the one to report.
+            // Of two errors the first is reported.
             let _ = fs::remove_dir_all(&partial);
             return Err(error);
         }
@@ -92,7 +91,7 @@ impl RunDir {
         Ok(steps)
     }
 
-    /// Removes the oldest checkpoints until `limit` are left, never the newest nor that of step `best`.
+    /// Removes the oldest checkpoints until `limit` are left, but never the newest or that of step `best`.
     pub fn rotate(&self, limit: usize, best: Option<usize>) -> Result<()> {
         let steps = self.checkpoints()?;
         let newest = steps.last().copied();
@@ -102,7 +101,7 @@ impl RunDir {
                 break;
             }
             let path = self.checkpoint_path(step);
-            // Renamed first, so that a removal cut short leaves nothing that looks like a checkpoint.
+            // Renamed first, so that an interrupted removal leaves nothing that looks like a checkpoint.
             let old = path.with_extension("old");
             fs::rename(&path, &old).and_then(|()| fs::remove_dir_all(&old)).map_err(|e| Error::io(&path, e))?;
             left -= 1;
@@ -115,13 +114,13 @@ impl RunDir {
         self.path.join(format!("checkpoint-{step}"))
     }
 
-    /// Makes metrics.jsonl these lines: what a resumed run has behind it.
+    /// Rewrites metrics.jsonl with these entries: those before the point at which a run resumes.
     pub fn restart_log(&self, entries: &[Value]) -> Result<()> {
         let lines: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
         write_file(&self.path.join("metrics.jsonl"), lines.as_bytes())
     }
 
-    /// Adds a line to metrics.jsonl.
+    /// Appends a line to metrics.jsonl.
     pub fn log(&self, entry: &Value) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
         let file = OpenOptions::new().create(true).append(true).open(&path);

@@ -1,6 +1,6 @@
-//! safetensors in and out. A file is 8 bytes of header length, a JSON header (name -> dtype, shape, byte range), and the
-//! bytes of the tensors end to end; a large model is several files, its shards, with an index that says which holds what.
-//! Everything a header says is checked before a tensor is handed out, and every number when it is read.
+//! Reads and writes safetensors. A file is 8 bytes of header length, a JSON header (name -> dtype, shape, byte range), and the
+//! bytes of the tensors end to end; a large model has several files, its shards, with an index of their tensors. The header is
+//! checked when a file is opened, and the numbers of a tensor when it is read.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -30,14 +30,14 @@ pub struct Weights {
     /// The file, or the index of the shards.
     file: PathBuf,
     shards: Vec<Shard>,
-    /// The shard of each tensor, and what its header says of it: the range lies inside its map, and fits its shape and dtype.
+    /// The shard of each tensor, and its entry in the header: the range lies inside the map, and matches shape and dtype.
     tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
 struct Shard {
     file: PathBuf,
     map: Mmap,
-    /// Where the bytes of the tensors start in `map`.
+    /// Start of the tensors' bytes in `map`.
     data: usize,
 }
 
@@ -51,24 +51,24 @@ pub struct Tensor<'a> {
     pub bytes: &'a [u8],
 }
 
-/// What a file holds of a model.
+/// The parameters of a model in a file.
 #[derive(Debug)]
 pub struct Loaded<'a> {
-    /// One for each parameter, in the order of the inventory; `None` for those in `missing`.
+    /// One per parameter, in the order of the inventory; `None` for those in `missing`.
     pub tensors: Vec<Option<Tensor<'a>>>,
-    /// Parameters of the head that are not in the file: the caller initialises them.
+    /// Parameters of the head that the file lacks: the caller initialises them.
     pub missing: Vec<&'a str>,
-    /// Tensors of the file that are no parameter. The heads of a language model (`vocab_transform`, `cls.predictions`)
-    /// and `position_ids` buffers are normal.
+    /// Tensors of the file that are not parameters. The heads of a language model (`vocab_transform`, `cls.predictions`) and
+    /// `position_ids` buffers are normal.
     pub unexpected: Vec<&'a str>,
 }
 
 impl Weights {
-    /// Maps a safetensors file, or the weights of a folder: its `model.safetensors`, or else the shards that its
-    /// `model.safetensors.index.json` lists. Checks the headers.
+    /// Maps a safetensors file, or the weights of a folder: its `model.safetensors`, or else the shards listed in its
+    /// `model.safetensors.index.json`. Checks the headers.
     ///
     /// # Errors
-    /// No such file, weights in another format, a header that is not sound, an index and shards that do not fit.
+    /// No such file, weights in another format, an invalid header, an index that does not match its shards.
     pub fn open(path: &Path) -> Result<Weights> {
         let file = if path.is_dir() { find(path)? } else { path.to_path_buf() };
         if file.ends_with(INDEX) {
@@ -79,13 +79,13 @@ impl Weights {
         Ok(Weights { file, shards: vec![shard], tensors })
     }
 
-    /// What the index lists and nothing else.
+    /// Opens the tensors that the index lists.
     fn open_shards(index: PathBuf) -> Result<Weights> {
         #[derive(Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let fault = |fact: String| Error::user(index.display(), fact, "fetch or save the model folder again");
+        let fault = |fact: String| Error::user(index.display(), fact, "download or save the model folder again");
         let json = std::fs::read(&index).map_err(|e| Error::io(&index, e))?;
         let Index { weight_map } =
             serde_json::from_slice(&json).map_err(|e| fault(format!("is not an index of shards ({e})")))?;
@@ -97,12 +97,13 @@ impl Weights {
         for (number, name) in names.into_iter().enumerate() {
             let is_inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
             if !is_inside || name.is_empty() {
-                return Err(fault(format!("lists the shard \"{name}\", which is no file of this folder")));
+                return Err(fault(format!("lists the shard \"{name}\", which is not a file in this folder")));
             }
             let (shard, mut infos) =
                 Shard::open(&index.with_file_name(name)).map_err(|e| e.and(&format!("it is listed in {INDEX}")))?;
             for tensor in weight_map.iter().filter(|(_, shard)| *shard == name).map(|(tensor, _)| tensor) {
-                let info = infos.remove(tensor).ok_or_else(|| fault(format!("lists {tensor} in {name}, which lacks it")))?;
+                let info =
+                    infos.remove(tensor).ok_or_else(|| fault(format!("lists {tensor} in {name}, which does not have it")))?;
                 tensors.insert(tensor.clone(), (number, info));
             }
             shards.push(shard);
@@ -122,12 +123,13 @@ impl Weights {
         Some(Tensor { file, name, dtype: info.dtype, shape: &info.shape, bytes: &map[data + start..data + end] })
     }
 
-    /// The values of a tensor of this shape, as `Tensor::f32` gives them.
+    /// The values of a tensor of this shape, as in `Tensor::f32`.
     ///
     /// # Errors
     /// No such tensor, another shape or dtype, or values that are not finite.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let absent = || Error::user(self.file.display(), format!("has no tensor {name}"), "use the file that belongs here");
+        let absent =
+            || Error::user(self.file.display(), format!("has no tensor {name}"), "use the file that belongs to this model");
         let tensor = self.get(name).ok_or_else(absent)?;
         tensor.check_shape(shape)?;
         tensor.f32()
@@ -135,22 +137,22 @@ impl Weights {
 }
 
 impl Shard {
-    /// Maps a file, and gives what its header says.
+    /// Maps a file, and returns the entries of its header.
     fn open(file: &Path) -> Result<(Shard, BTreeMap<String, TensorInfo>)> {
-        // Asked before opening: to open a FIFO is to wait for its writer.
+        // Checked before opening, since opening a FIFO waits for its writer.
         if !std::fs::metadata(file).map_err(|e| Error::io(file, e))?.is_file() {
-            return Err(Error::user(file.display(), "is no regular file", "give a .safetensors file"));
+            return Err(Error::user(file.display(), "is not a regular file", "name a .safetensors file"));
         }
         let handle = File::open(file).map_err(|e| Error::io(file, e))?;
-        // SAFETY: the map is only read, and every read is within its length. If another process shortens the file
-        // meanwhile, the process is ended by SIGBUS; this crate replaces such files by renaming only.
+        // SAFETY: the map is only read, and every read is within its length. If another process truncates the file meanwhile,
+        // SIGBUS ends this one; this crate replaces such files by renaming only.
         let map = unsafe { Mmap::map(&handle) }.map_err(|e| Error::io(file, e))?;
         let (data, tensors) = header(file, &map)?;
         Ok((Shard { file: file.into(), map, data }, tensors))
     }
 }
 
-/// The weights of a model folder, or what to do about those in another format.
+/// The weights of a model folder, or an error with a remedy for those in another format.
 fn find(folder: &Path) -> Result<PathBuf> {
     if let Some(file) = [FILE, INDEX].iter().map(|name| folder.join(name)).find(|file| file.exists()) {
         return Ok(file);
@@ -158,16 +160,16 @@ fn find(folder: &Path) -> Result<PathBuf> {
     if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| folder.join(name).exists()) {
         return Err(Error::user(folder.display(), "its weights are a pickle, pytorch_model.bin, which can run code", CONVERT));
     }
-    Err(Error::user(folder.display(), format!("there is no {FILE} in this folder"), "give the folder of a model"))
+    Err(Error::user(folder.display(), format!("this folder has no {FILE}"), "name the folder of a model"))
 }
 
 const CONVERT: &str = "convert them in Python with transformers: \
     AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)";
 
-/// Reads and checks the header of a file with these bytes: where those of the tensors start, and the tensors.
+/// Parses and checks the header of a file: returns the start of the tensors' bytes, and the tensors.
 fn header(file: &Path, bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>)> {
     let fault = |fact: String, remedy: &str| Error::user(file.display(), fact, remedy);
-    let broken = |fact: String| fault(fact, "fetch or save the file again");
+    let broken = |fact: String| fault(fact, "download or save the file again");
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(fault("is a Git LFS pointer, not the weights themselves".into(), "run `git lfs pull`"));
     }
@@ -183,7 +185,7 @@ fn header(file: &Path, bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorIn
     }
     if length > MAX_HEADER as u64 {
         return Err(fault(
-            format!("has a header of {length} bytes, over the limit of {MAX_HEADER}"),
+            format!("has a header of {length} bytes, more than the limit of {MAX_HEADER}"),
             "check that it is safetensors",
         ));
     }
@@ -204,10 +206,10 @@ fn header(file: &Path, bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorIn
             return refuse(format!("ends at byte {end}, before its start at {start}"));
         }
         if end > data.len() {
-            return refuse(format!("ends at byte {end} of {}: the file is cut short", data.len()));
+            return refuse(format!("ends at byte {end} of {}: the file is truncated", data.len()));
         }
         if start != covered {
-            let how = if start < covered { "overlaps the one before" } else { "leaves a hole before it" };
+            let how = if start < covered { "overlaps the previous tensor" } else { "leaves a gap before it" };
             return refuse(format!("starts at byte {start}, not {covered}: it {how}"));
         }
         let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |product, &size| product.checked_mul(size));
@@ -217,12 +219,12 @@ fn header(file: &Path, bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorIn
         covered = end;
     }
     if covered != data.len() {
-        return Err(broken(format!("has {} bytes of data where its last tensor ends at {covered}", data.len())));
+        return Err(broken(format!("has {} bytes of data, but its last tensor ends at {covered}", data.len())));
     }
     Ok((bytes.len() - data.len(), tensors))
 }
 
-/// The header's JSON, in which no name may stand twice.
+/// The header's JSON; duplicate names are refused.
 struct Header(BTreeMap<String, TensorInfo>);
 
 impl<'de> Deserialize<'de> for Header {
@@ -239,7 +241,7 @@ impl<'de> Deserialize<'de> for Header {
                 let (mut tensors, mut seen) = (BTreeMap::new(), HashSet::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("{name} stands twice")));
+                        return Err(A::Error::custom(format!("{name} is listed twice")));
                     }
                     if name == "__metadata__" {
                         map.next_value::<HashMap<String, String>>()?;
@@ -264,15 +266,15 @@ impl Tensor<'_> {
             Dtype::F16 => self.numbers(f16::from_le_bytes).to_f32_vec(),
             Dtype::BF16 => self.numbers(bf16::from_le_bytes).to_f32_vec(),
             Dtype::F32 => self.numbers(f32::from_le_bytes),
-            other => return Err(self.error(format!("is {other} where F32, F16 or BF16 is needed"), "save it as F32")),
+            other => return Err(self.error(format!("is {other}, but must be F32, F16 or BF16"), "save it as F32")),
         };
         match values.iter().position(|value| !value.is_finite()) {
-            Some(at) => Err(self.error(format!("holds {} at element {at}", values[at]), "use a sound checkpoint")),
+            Some(at) => Err(self.error(format!("holds {} at element {at}", values[at]), "use another checkpoint")),
             None => Ok(values),
         }
     }
 
-    /// The values of an F64 tensor, NaN and infinite ones included.
+    /// The values of an F64 tensor; NaN and infinite values are allowed.
     ///
     /// # Errors
     /// Another dtype.
@@ -293,7 +295,7 @@ impl Tensor<'_> {
     fn must_be(&self, dtype: Dtype) -> Result<()> {
         match self.dtype == dtype {
             true => Ok(()),
-            false => Err(self.error(format!("is {} where {dtype} is needed", self.dtype), &format!("save it as {dtype}"))),
+            false => Err(self.error(format!("is {}, but must be {dtype}", self.dtype), &format!("save it as {dtype}"))),
         }
     }
 
@@ -306,10 +308,10 @@ impl Tensor<'_> {
             return Ok(());
         }
         let remedy = match self.name {
-            "classifier.weight" | "classifier.bias" => "use data with as many labels, or start from a base model",
+            "classifier.weight" | "classifier.bias" => "use data with the same number of labels, or start from a base model",
             _ => "use the config.json that belongs to these weights",
         };
-        Err(self.error(format!("is {:?} where {shape:?} is needed", self.shape), remedy))
+        Err(self.error(format!("is {:?}, but must be {shape:?}", self.shape), remedy))
     }
 
     fn error(&self, fact: String, remedy: &str) -> Error {
@@ -317,11 +319,11 @@ impl Tensor<'_> {
     }
 }
 
-/// Finds each parameter of a model in a file, under any of its spellings, and checks the shapes. Values are read and
-/// checked by [`Tensor::f32`].
+/// Finds each parameter of a model in a file, under any of its spellings, and checks its shape. Values are read and checked by
+/// [`Tensor::f32`].
 ///
 /// # Errors
-/// A parameter of the encoder is missing, or a tensor has another shape (a classifier for another number of labels).
+/// A missing parameter of the encoder, or a tensor of another shape (a classifier for another number of labels).
 pub fn resolve<'a>(params: &'a [Param], weights: &'a Weights) -> Result<Loaded<'a>> {
     let tensors: Vec<_> = params.iter().map(|param| param.spellings().find_map(|name| weights.get(&name))).collect();
     let absent = || params.iter().zip(&tensors).filter(|(_, tensor)| tensor.is_none()).map(|(param, _)| param);
@@ -338,12 +340,12 @@ pub fn resolve<'a>(params: &'a [Param], weights: &'a Weights) -> Result<Loaded<'
     Ok(Loaded { tensors, missing, unexpected })
 }
 
-/// Writes F32 tensors (name, shape) as Hugging Face does: sorted by name, metadata `{"format": "pt"}`. `values(i, out)`
-/// fills `out` with tensor `i`; it is called once for each, one after another, so that only one is held at a time.
-/// The file is complete and synced to disk before it gets its name; to sync the folder is up to the caller.
+/// Writes F32 tensors (name, shape) as Hugging Face does: sorted by name, metadata `{"format": "pt"}`. `values(i, out)` fills
+/// `out` with tensor `i`; it is called once for each in order, so that only one is in memory at a time. The file is written
+/// atomically and synced to disk; syncing the folder is left to the caller.
 ///
 /// # Errors
-/// Those of `values` and of the file system. What stood at `path` before then stands there still.
+/// Those of `values` and of the file system. A previous file at `path` is then unchanged.
 pub fn write<N: AsRef<str>, S: AsRef<[usize]>>(
     path: &Path,
     tensors: &[(N, S)],
@@ -353,7 +355,7 @@ pub fn write<N: AsRef<str>, S: AsRef<[usize]>>(
     let written =
         write_all(&partial, tensors, values).and_then(|()| std::fs::rename(&partial, path).map_err(|e| Error::io(path, e)));
     if written.is_err() {
-        // Of two errors the first is the one to report.
+        // Of two errors the first is reported.
         let _ = std::fs::remove_file(&partial);
     }
     written
@@ -376,7 +378,7 @@ fn write_all<N: AsRef<str>, S: AsRef<[usize]>>(
         (name, TensorInfo { dtype: Dtype::F32, shape, data_offsets: (start, end) })
     });
     let format = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let metadata = Metadata::new(Some(format), infos.collect()).expect("ranges laid end to end are sound");
+    let metadata = Metadata::new(Some(format), infos.collect()).expect("contiguous ranges are valid");
     let mut json = serde_json::to_vec(&metadata).expect("names and numbers are JSON");
     // The tensors start at a multiple of 8 bytes.
     json.resize(json.len().next_multiple_of(8), b' ');

@@ -1,5 +1,4 @@
-//! Writes the hidden states of texts as vectors, draws them in two dimensions, or measures what a linear classifier makes
-//! of them.
+//! Writes the hidden states of texts as vectors, projects them to two dimensions, or measures a linear classifier on them.
 
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -90,7 +89,7 @@ pub struct Args {
     run: RunArgs,
 }
 
-/// Texts of a batch, at most.
+/// Most texts per batch.
 const BATCH: usize = 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -114,7 +113,7 @@ pub fn run(args: Args) -> Result<()> {
     if let (Some(input), Some(output)) = (&args.input, &args.output)
         && same_file(input, output)
     {
-        return Err(Error::user("--output", "is the file of --input", "give another one"));
+        return Err(Error::user("--output", "is the file of --input", "choose another one"));
     }
     let options = Options {
         device,
@@ -140,7 +139,7 @@ fn batches(args: &Args, session: &Session) -> Result<Batches> {
         Some(file) => inputs::open(file, args.input_format, &columns, session.limits()),
         None => {
             if std::io::stdin().is_terminal() {
-                note("type a text a line; Ctrl-D ends");
+                note("type one text per line; Ctrl-D ends");
             }
             let line_format = args.input_format.unwrap_or(LineFormat::Text);
             let reader = BufReader::new(std::io::stdin());
@@ -149,12 +148,12 @@ fn batches(args: &Args, session: &Session) -> Result<Batches> {
     }
 }
 
-/// How many texts were cut, in words; "" for none.
+/// The number of truncated texts, in words; "" for none.
 fn cut(texts: usize, max_length: usize) -> String {
-    if texts > 0 { format!("{} texts cut to {max_length} tokens", Count(texts as u64)) } else { String::new() }
+    if texts > 0 { format!("{} texts truncated to {max_length} tokens", Count(texts as u64)) } else { String::new() }
 }
 
-/// JSON lines go out as they come; the other formats begin with the number of rows and are written at the end.
+/// JSON lines are written as they are computed; the other formats begin with the number of rows and are written at the end.
 fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     let max_length = session.source.max_length(args.run.max_length)?;
     let batches = batches(args, session)?;
@@ -184,7 +183,7 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
         }
     }
     if let (0, Some(file)) = (rows, &args.input) {
-        return Err(Error::user(file.display(), "no rows", "give at least one"));
+        return Err(Error::user(file.display(), "no rows", "give at least one row"));
     }
     match (format, &args.output) {
         (Format::Npy, Some(path)) => npy::write(path, &vectors, dim)?,
@@ -206,7 +205,7 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
     let of = inputs.len();
     if of > args.max_samples {
         let [most, all] = [args.max_samples, of].map(|texts| Count(texts as u64));
-        note(format!("{most} of {all} texts, drawn by --seed {}; --max-samples takes more", args.seed));
+        note(format!("{most} of {all} texts, sampled with --seed {}; --max-samples sets the limit", args.seed));
         let mut drawn = randperm(of, args.seed);
         drawn.truncate(args.max_samples);
         drawn.sort_unstable();
@@ -238,13 +237,13 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
     print(picture.display())
 }
 
-/// The names of the classes, the rows to project, and their labels; without labels no names, and 0 for each row.
+/// The class names, the rows to project, and their labels; without labels no names, and 0 for each row.
 fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, Vec<u32>)> {
     let Some(file) = args.input.as_deref().filter(|_| args.input_format.is_none()) else {
         let batches = batches(args, session)?.collect::<Result<Vec<_>>>()?;
         if batches.is_empty() {
             let place = args.input.as_deref().unwrap_or(Path::new("standard input"));
-            return Err(Error::user(place.display(), "no rows", "give at least one"));
+            return Err(Error::user(place.display(), "no rows", "give at least one row"));
         }
         let inputs = batches.concat();
         let labels = vec![0; inputs.len()];
@@ -268,7 +267,7 @@ fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, 
     Ok((names, texts.into_iter().enumerate().map(input).collect(), labels))
 }
 
-/// Which vectors, for a file of figures.
+/// The layer and pooling of the vectors, for a file of results.
 fn features(args: &Args) -> Map<String, Value> {
     let pooling = args.pooling.to_possible_value().expect("none is hidden").get_name().to_string();
     let features = [("layer", json!(args.layer)), ("pooling", json!(pooling)), ("normalize", json!(args.normalize))];
@@ -276,7 +275,7 @@ fn features(args: &Args) -> Map<String, Value> {
 }
 
 fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()> {
-    let files = args.train_file.as_deref().zip(args.test_file.as_deref()).expect("clap asks for both");
+    let files = args.train_file.as_deref().zip(args.test_file.as_deref()).expect("clap requires both");
     let columns = args.reading.columns(args.label_column.as_deref());
     let (train, test) = (Table::read(files.0, &columns)?, Table::read(files.1, &columns)?);
     let config = &session.source.config;

@@ -1,4 +1,4 @@
-//! Measures a classifier: a model over a labelled file, or predictions that were made before.
+//! Measures a classifier: a model on a labelled file, or existing predictions.
 
 use std::path::PathBuf;
 
@@ -74,7 +74,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let loss: f64 = found.losses.iter().sum::<f64>() / found.losses.len() as f64;
     found.metrics.loss = Some(loss).filter(|loss| loss.is_finite());
-    // Before anything is printed, which may have no reader.
+    // Checked before anything is printed.
     if let Some(folder) = &args.output_dir {
         found.write(folder, &title)?;
     }
@@ -95,9 +95,9 @@ fn read_predictions(scored: Scored) -> Result<Evaluated> {
     Ok(Evaluated { scored, losses, metrics, texts: Vec::new(), tokens: Vec::new() })
 }
 
-/// The model of `args` over their file, and what both are called.
+/// Runs the model of `args` on their file; also returns a title with the names of both.
 fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
-    let (model, file) = args.model.as_deref().zip(args.file.as_deref()).expect("clap asks for both");
+    let (model, file) = args.model.as_deref().zip(args.file.as_deref()).expect("clap requires both");
     let reading = &args.reading;
     let mut table = Table::read(file, &reading.columns(args.label_column.as_deref()))?;
     let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);

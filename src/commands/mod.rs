@@ -1,4 +1,4 @@
-//! The commands of the program: what is typed becomes a call of one of these, and its result an exit code.
+//! The commands of the program: each parses its words, runs, and returns a result that becomes the exit code.
 
 pub mod embed;
 pub mod evaluate;
@@ -19,7 +19,7 @@ use crate::error::{Kind, Result};
 use crate::flags;
 use crate::train::recipe;
 
-/// A command: its name, its flags for the overview, and what runs it on its words.
+/// A command: its name, its flags for the overview, and the function that runs it on its words.
 type Entry = (&'static str, fn() -> Command, fn(Vec<OsString>) -> Result<()>);
 
 const COMMANDS: [Entry; 6] = [
@@ -33,7 +33,7 @@ const COMMANDS: [Entry; 6] = [
 
 /// `warpfit COMMAND [FLAGS]`
 pub fn warpfit(words: Vec<OsString>) -> Result<()> {
-    // The flags are the command's own business, --help among them.
+    // The flags are parsed by the command itself, --help among them.
     let rest = || {
         let words = Arg::new("flags").num_args(0..).value_parser(value_parser!(OsString));
         words.allow_hyphen_values(true).trailing_var_arg(true)
@@ -62,14 +62,14 @@ pub fn train(words: Vec<OsString>) -> Result<()> {
     recipe::parse(words)?.map_or(Ok(()), train::run)
 }
 
-/// The body of a program: prints an error of `main` as one line, and gives the exit code.
+/// The body of a program: prints an error of `main` as one line, and returns the exit code.
 pub fn exit(main: impl FnOnce() -> Result<()> + UnwindSafe) -> ExitCode {
-    // Printed only where nothing catches the panic.
+    // The message of the last panic, printed only if nothing catches it.
     static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
     std::panic::set_hook(Box::new(|info| {
         let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
         let text = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
-        let line = format!("error: `{at}`: internal error ({text}); please report it with this line");
+        let line = format!("error: `{at}`: internal error ({text}); please report this line");
         LAST_PANIC.lock().map(|mut last| *last = line).unwrap_or_default();
     }));
     match std::panic::catch_unwind(main) {

@@ -1,4 +1,4 @@
-//! Classifies texts with a trained model: those typed, the lines of standard input, or a file.
+//! Classifies texts with a trained model: from arguments, from the lines of standard input, or from a file.
 
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
@@ -66,7 +66,7 @@ pub fn run(args: Args) -> Result<()> {
     if let (Some(input), Some(output)) = (&args.input, &args.output)
         && same_file(input, output)
     {
-        return Err(Error::user("--output", "is the file of --input", "give another one"));
+        return Err(Error::user("--output", "is the file of --input", "choose another one"));
     }
     let reading = &args.reading;
     let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> Result<()> {
         None if !typed.is_empty() => inputs::texts(typed),
         None => {
             if std::io::stdin().is_terminal() {
-                note("type a text a line; Ctrl-D ends");
+                note("type one text per line; Ctrl-D ends");
             }
             let format = args.input_format.unwrap_or(LineFormat::Text);
             let reader = BufReader::new(std::io::stdin());
@@ -98,7 +98,7 @@ pub fn run(args: Args) -> Result<()> {
         None => print(lines.strip_suffix('\n').unwrap_or(lines)),
     };
     write(lines.header())?;
-    // Beside a file; between results on a terminal it would only be in the way.
+    // Progress is shown for a file; on a terminal it would mix with the results.
     let shown = args.input.is_some() && (args.output.is_some() || !std::io::stdout().is_terminal());
     let progress = shown.then(|| Progress::new("predicting", None, &["texts", "tokens"]));
     let (mut rows, mut cut) = (0, 0);
@@ -113,13 +113,13 @@ pub fn run(args: Args) -> Result<()> {
         Ok(())
     })?;
     if let (0, Some(file)) = (rows, &args.input) {
-        return Err(Error::user(file.display(), "no rows", "give at least one"));
+        return Err(Error::user(file.display(), "no rows", "give at least one row"));
     }
     if let Some(file) = output {
         file.finish()?;
     }
     if let Some(progress) = progress {
-        progress.finish(&if cut > 0 { format!("{} texts cut to {max_length} tokens", Count(cut)) } else { String::new() });
+        progress.finish(&if cut > 0 { format!("{} texts truncated to {max_length} tokens", Count(cut)) } else { String::new() });
     }
     Ok(())
 }

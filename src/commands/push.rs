@@ -1,4 +1,4 @@
-//! Publishes a trained model on the Hugging Face hub: what `train --push-to-hub` does at its end, for a run of before.
+//! Publishes the trained model of an earlier run on the Hugging Face hub, as `train --push-to-hub` does at its end.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Serves a trained model over HTTP, with a page to try it on.
+//! Serves a trained model over HTTP, with a page to try it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,12 +42,12 @@ pub struct Args {
     run: RunArgs,
 }
 
-/// Texts of a batch, at most.
+/// Most texts per batch.
 const BATCH: usize = 1024;
 
 pub fn run(args: Args) -> Result<()> {
     let device = args.run.device()?;
-    // Before the model, which takes longer.
+    // The port is bound before the model is loaded, which takes longer.
     let listener = listen(&args.hostname, args.port)?;
     let options = Options {
         device,
@@ -59,7 +59,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let mut session = Session::open(&hub::model(&args.model)?, &options)?;
     if !session.missing.is_empty() {
-        note(format!("{}: has no {}: it serves /embed, not /predict", args.model.display(), session.missing.join(", ")));
+        note(format!("{}: lacks {}: it serves /embed, not /predict", args.model.display(), session.missing.join(", ")));
     }
     let max_length = session.source.max_length(args.run.max_length)?;
     session.source.tokenizer()?.encode(&[""], max_length, &|_| ())?;

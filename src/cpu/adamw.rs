@@ -6,7 +6,7 @@ use super::Cpu;
 use super::real::{Real, simd, sum};
 use crate::ops::{AdamW, GradNorm, Status, Update};
 
-/// Elements of one task.
+/// Elements per task.
 pub const CHUNK: usize = 1 << 16;
 
 pub fn grad_norm<T: Real>(cpu: &mut Cpu<T>, op: &GradNorm) {

@@ -17,22 +17,22 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// `bytes` zeroed bytes, at the start of a page. They are the system's, which gives them when they are first touched.
+    /// `bytes` zeroed bytes, page-aligned. The system provides each page on first touch.
     pub fn new(bytes: usize) -> Result<Arena> {
         let mut memory = MmapMut::map_anon(bytes.max(1)).map_err(|_| {
-            let fact = format!("{:.1} GiB of memory cannot be had", bytes as f64 / (1u64 << 30) as f64);
+            let fact = format!("{:.1} GiB of memory cannot be allocated", bytes as f64 / (1u64 << 30) as f64);
             Error::new(Kind::Device, "cpu", fact, "pass a smaller --batch-size or --max-length")
         })?;
         Ok(Arena { start: memory.as_mut_ptr(), memory })
     }
 
-    /// Every byte 0xff: NaN as a float, -1 as an integer.
+    /// Sets every byte to 0xff: NaN as a float, -1 as an integer.
     pub fn poison(&mut self) {
         // SAFETY: `start` points to `size` bytes of our own.
         unsafe { self.start.write_bytes(0xff, self.memory.len()) }
     }
 
-    /// The elements of a view: the one place where the arena is cut up.
+    /// The elements of a view: all access to the arena's memory starts here.
     pub fn scattered<T>(&self, view: View) -> UnsafeSlice<'_, T> {
         let bytes = view.len * size_of::<T>();
         assert!(view.offset + bytes <= self.memory.len(), "{view:?} ends beyond the arena");
@@ -53,8 +53,8 @@ impl Arena {
     /// The elements of a view, to read and write.
     ///
     /// # Safety
-    /// While the slice lives, nothing else may read or write these elements. Ops comply by taking each of the views that they
-    /// write once: the plan's views are distinct buffers, or the same buffer under one field of the op.
+    /// While the slice lives, nothing else may read or write these elements. Ops ensure this by using each view that they write
+    /// once: the plan's views are distinct buffers, or one buffer under one field of the op.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice<T>(&self, view: View) -> &mut [T] {
         // SAFETY: by contract.
@@ -62,7 +62,7 @@ impl Arena {
     }
 }
 
-/// Elements that parallel tasks write in an order that no chunking describes.
+/// Elements that parallel tasks write in an order that chunks cannot express.
 pub struct UnsafeSlice<'a, T> {
     start: *mut T,
     len: usize,
@@ -89,14 +89,15 @@ impl<'a, T> UnsafeSlice<'a, T> {
     /// `len` elements from `at`.
     ///
     /// # Safety
-    /// While the slice lives, nothing else may touch these elements, unless both only read. Any bit pattern must be a `T`.
+    /// While the slice lives, nothing else may access these elements, unless both only read. Any bit pattern must be a valid
+    /// `T`.
     #[inline(always)]
     pub unsafe fn row(&self, at: usize, len: usize) -> &'a mut [T] {
         // SAFETY: in bounds, as `pointer` checks; not aliased by contract.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(at, len), len) }
     }
 
-    /// To element `at`, with at least `len` elements from there.
+    /// A pointer to element `at`, with at least `len` elements from there.
     #[inline(always)]
     pub fn pointer(&self, at: usize, len: usize) -> *mut T {
         assert!(at + len <= self.len, "{at}+{len} of {}", self.len);

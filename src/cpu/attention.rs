@@ -1,5 +1,5 @@
-//! Attention of each sequence on itself: one task a (sequence, head), which walks blocks of queries and keeps their scores
-//! in working memory of its thread; the backward pass computes the probabilities again from `lse`.
+//! Self-attention within each sequence: one task per (sequence, head), which walks over blocks of queries and keeps their
+//! scores in its thread's working memory. The backward pass recomputes the probabilities from `lse`.
 
 use rayon::prelude::*;
 
@@ -10,12 +10,12 @@ use super::product::{Multiplier, Products};
 use super::real::{LANES, Real, simd, sum};
 use crate::ops::{Attention, Rows};
 
-/// Queries of a block.
+/// Queries per block.
 const BLOCK: usize = 192;
 
 /// Working memory of a thread.
 pub struct Scratch<T> {
-    /// Two blocks of scores: a row has those of one key with all queries, filled up to whole vectors.
+    /// Two blocks of scores. A row has the scores of one key with all queries, padded to whole vectors.
     scores: Vec<T>,
     multiplier: Multiplier<T>,
 }
@@ -26,11 +26,11 @@ impl<T: Products> Scratch<T> {
     }
 }
 
-/// What one task works on: a head of a sequence.
+/// The work of one task: one head of one sequence.
 struct Head {
     /// Packed row of the sequence's first token.
     start: usize,
-    /// Tokens, and so keys, of the sequence.
+    /// Tokens of the sequence, which are its keys.
     len: usize,
     /// Rows of its queries in q, y and lse.
     queries: std::ops::Range<usize>,
@@ -40,7 +40,7 @@ struct Head {
 }
 
 impl Head {
-    /// First row of a block, its number of queries, and the dropout row of its first query.
+    /// For each block of queries: first row, number of queries, and dropout row of the first query.
     fn blocks(&self, heads: usize) -> impl Iterator<Item = (usize, usize, u32)> {
         let (from, to, dropout) = (self.queries.start, self.queries.end, (self.start * heads + self.head) as u32);
         (from..to).step_by(BLOCK).map(move |row| (row, BLOCK.min(to - row), dropout + ((row - from) * heads) as u32))

@@ -8,9 +8,9 @@ use super::rounded::{Kernels, Pairs, ROWS, Tile, WIDTH, portable};
 
 const REGISTERS: usize = WIDTH / 16;
 
-/// For a machine that has the instructions.
+/// Only for machines with AVX512-BF16.
 pub const KERNELS: Kernels<f32> = Kernels {
-    // SAFETY: the machine has what it is compiled for.
+    // SAFETY: the machine has the instructions.
     pack: |panel, x, terms, columns| unsafe { pack(panel, x, terms, columns) },
     // SAFETY: the same.
     multiply: |a, column, b, tile| unsafe {
@@ -33,7 +33,7 @@ fn pack(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
     }
 }
 
-/// Of contiguous rows.
+/// For contiguous rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn pack_rows(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
     for (p, pairs) in panel.iter_mut().enumerate() {
@@ -47,7 +47,7 @@ fn pack_rows(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
     }
 }
 
-/// Of contiguous columns: blocks of 16 columns and 16 pairs, transposed in registers.
+/// For contiguous columns: blocks of 16 columns and 16 pairs, transposed in registers.
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn pack_columns(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
     for first in (0..WIDTH).step_by(16) {
@@ -66,7 +66,7 @@ fn pack_columns(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) 
     }
 }
 
-/// At most 16 of the numbers, and at most `n`; the rest is 0.
+/// The first `n` of the numbers, at most 16; the rest is 0.
 #[target_feature(enable = "avx512f")]
 fn load(numbers: &[f32], n: usize) -> __m512 {
     let n = n.min(numbers.len());
@@ -74,7 +74,7 @@ fn load(numbers: &[f32], n: usize) -> __m512 {
     unsafe { _mm512_maskz_loadu_ps(lanes(n), numbers.as_ptr()) }
 }
 
-/// The first `n`.
+/// A mask of the first `n` lanes.
 fn lanes(n: usize) -> __mmask16 {
     ((1u32 << n.min(16)) - 1) as __mmask16
 }
@@ -85,14 +85,14 @@ fn store(to: &mut [u32; 16], pairs: __m512i) {
     unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs) }
 }
 
-/// 32 numbers in bf16.
+/// Rounds 32 numbers to bf16.
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn round(low: __m512, high: __m512) -> __m512i {
     // SAFETY: the types are of one size, and any bits are integers.
     unsafe { transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
-/// The lower 16 numbers of 16 bits and the upper 16, in turn.
+/// Interleaves the lower 16 numbers of 16 bits with the upper 16.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn interleave(halves: __m512i) -> __m512i {
     const ORDER: [u16; 32] = {
@@ -108,7 +108,8 @@ fn interleave(halves: __m512i) -> __m512i {
     _mm512_permutexvar_epi16(unsafe { transmute::<[u16; 32], __m512i>(ORDER) }, halves)
 }
 
-/// Of 16 x 16 numbers. Each time the first half and the second are interleaved, the highest bit of an index becomes the lowest.
+/// Transposes 16 x 16 numbers. Each interleaving of the first and the second half moves the highest bit of an index to the
+/// lowest.
 #[target_feature(enable = "avx512f")]
 fn transpose(mut from: [__m512i; 16]) -> [__m512i; 16] {
     let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -124,13 +125,13 @@ fn transpose(mut from: [__m512i; 16]) -> [__m512i; 16] {
     from
 }
 
-/// With so many registers of `b`'s columns.
+/// With N registers of columns of `b`.
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs], tile: Tile<f32>) {
     let Tile { rows, width, stride, .. } = tile;
     let out = tile.out.pointer(tile.at, (rows - 1) * stride + width);
     let masks: [__mmask16; N] = std::array::from_fn(|register| lanes(width - 16 * register));
-    // Asked for now, here when the sums are done.
+    // Prefetch: needed after the accumulation.
     for r in 0..rows {
         for register in 0..N {
             _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride + 16 * register).cast());
@@ -153,7 +154,7 @@ fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs], tile: Tile<
         if r < rows {
             for (register, (&mask, &sum)) in masks.iter().zip(sums).enumerate() {
                 let sum = _mm512_mul_ps(scale, sum);
-                // SAFETY: the mask allows only what is the tile's.
+                // SAFETY: the mask allows only elements of the tile.
                 unsafe {
                     let out = out.add(r * stride + 16 * register);
                     let sum = match tile.onto {

@@ -7,10 +7,10 @@ use super::{Cpu, grain};
 use crate::ops::{DropSite, Dropout, View};
 use crate::random::{philox, threshold};
 
-/// Philox blocks computed side by side: one AVX-512 register of u32.
+/// Philox blocks computed in parallel: one AVX-512 register of u32.
 const LANES: usize = 16;
 
-/// Where dropout stands in the model and in the run; `None` inside when nothing is dropped.
+/// A dropout site at a step of the run; `None` inside when nothing is dropped.
 #[derive(Clone, Copy)]
 pub struct Mask(Option<Active>);
 
@@ -56,7 +56,7 @@ impl Mask {
         }
     }
 
-    /// The factors of columns `4 * block` and the three after it: of a column, those of `rows` rows, `step` apart from `row`.
+    /// The factors of columns `4 * block` to `4 * block + 3`, each for `rows` rows, `step` apart, starting at `row`.
     #[inline(always)]
     pub fn of_four_columns<T: Real, const ROWS: usize>(self, block: usize, row: u32, step: usize, rows: usize) -> [[T; ROWS]; 4] {
         let mut factors = [[T::one(); ROWS]; 4];

@@ -1,4 +1,4 @@
-//! Embedding tables: gather forward, sums over the rows of each token in a fixed order backward. And the `[CLS]` rows.
+//! Embedding tables: gather forward; backward, a sum over the rows of each token in a fixed order. Also the `[CLS]` rows.
 
 use rayon::prelude::*;
 
@@ -45,7 +45,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
     let by_token = cpu.input(|i| i.rows_by_token, tokens);
     let starts = cpu.input(|i| i.token_starts, cpu.distinct + 1);
     let cu_seqlens = cpu.cu_seqlens();
-    // SAFETY: the gradient that comes in and the tables' are distinct buffers.
+    // SAFETY: the incoming gradient and the tables' gradients are distinct buffers.
     let (dy, dword, dposition) = unsafe {
         (cpu.get(op.dy, tokens * dim), cpu.get_mut(op.dword, op.dword.len), cpu.get_mut(op.dposition, op.dposition.len))
     };
@@ -55,7 +55,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
         let rows = &by_token[segment[0] as usize..segment[1] as usize];
         let token = ids[rows[0] as usize] as usize;
         if Some(token) != op.pad {
-            // SAFETY: every segment is of a token of its own.
+            // SAFETY: every segment has a token of its own.
             let out = unsafe { dword.row(token * dim, dim) };
             simd!(rows.iter().for_each(|&r| add_to(out, row(dy, r, dim))));
         }

@@ -1,5 +1,5 @@
-//! Products in f32 and f64, by the kernels of the crate `gemm`. The crate would take the best that the machine has; here they
-//! are those of the [`Instructions`] in use.
+//! Products in f32 and f64, by the kernels of the crate `gemm`. The crate would choose the best kernels for the machine; here
+//! they are those of the [`Instructions`] in use.
 
 use gemm_common::Parallelism;
 use gemm_common::gemm::gemm_basic_generic;
@@ -10,21 +10,21 @@ use gemm_common::simd::{V3, V4};
 use super::instructions::Instructions;
 use super::matrix::Mat;
 
-/// `(m, n)` elements, rows `stride` apart, become `scale * a b`, or that is added to them: (m, n, k), (elements, stride), whether
+/// Computes `scale * a b` into, or adds it to, `(m, n)` elements in rows `stride` apart: (m, n, k), (elements, stride), whether
 /// to add, (a, b), scale, threads.
 ///
 /// # Safety
-/// All elements are in bounds, and nothing else touches the result.
+/// All elements are in bounds, and nothing else accesses the result.
 pub type Gemm<T> = unsafe fn((usize, usize, usize), (*mut T, usize), bool, (Mat<T>, Mat<T>), T, Parallelism);
 
-/// With one kind of kernels and so many numbers in a register of theirs.
+/// Kernels of one instruction set, and the numbers in one of its registers.
 macro_rules! gemm {
     ($kernels:ident::$kind:ident::$t:ident, $simd:ident, $lanes:literal) => {
         |(m, n, k), (out, stride), add, (a, b), scale, parallelism| {
             use $kernels::microkernel::$kind::$t::*;
             let simd = <$simd as MixedSimd<$t, $t, $t, $t>>::try_new().expect("the machine has them");
             let s = |stride: usize| stride as isize;
-            // The kernels like contiguous columns: they compute the transpose.
+            // The kernels prefer contiguous columns: they compute the transpose.
             // SAFETY: by contract.
             unsafe {
                 gemm_basic_generic::<_, $t, $lanes, { MR_DIV_N * $lanes }, NR, MR_DIV_N, H_M, H_N>(
@@ -86,7 +86,7 @@ pub fn f64(instructions: Instructions) -> Gemm<f64> {
 mod tests {
     use super::*;
 
-    /// x * x - round(x * x): a fused product keeps what rounding takes.
+    /// x * x - round(x * x): a fused product keeps the bits that rounding drops.
     #[test]
     fn each_has_its_own_kernels() {
         const SIZE: usize = 8;
@@ -97,7 +97,7 @@ mod tests {
             let mut out = [f32::NAN; SIZE * SIZE];
             let matrices = (Mat::new(&a, 4), Mat::new(&b, SIZE));
             let size = (SIZE, SIZE, 4);
-            // SAFETY: as large as it says.
+            // SAFETY: the buffers have these sizes.
             unsafe { f32(instructions)(size, (out.as_mut_ptr(), SIZE), false, matrices, 1.0, Parallelism::None) };
             let want = if instructions == Instructions::Plain { 0.0 } else { f32::powi(2.0, -24) };
             assert_eq!(out, [want; SIZE * SIZE], "{instructions}");

@@ -1,5 +1,5 @@
-//! Which instructions the backend computes with: the best that the machine has, or those that `WARPFIT_CPU` names. The one place
-//! that asks the machine. Only the C library chooses for itself: `tanh` in f32, and `exp` and `tanh` in f64.
+//! The instructions that the backend uses: the best of the machine, or those that `WARPFIT_CPU` names. The only module that
+//! detects them. The C library alone chooses for itself: `tanh` in f32, and `exp` and `tanh` in f64.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -15,26 +15,26 @@ const VARIABLE: &str = "WARPFIT_CPU";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "lower")]
 pub enum Instructions {
-    /// What every processor of the architecture has.
+    /// The baseline of the architecture.
     Plain,
     Neon,
     /// With FMA.
     Avx2,
     Avx512,
-    /// AVX-512 with products of bf16. Elsewhere rounded products are slower than those in f32.
+    /// AVX-512 with bf16 dot products. Without them, rounded products are slower than products in f32.
     Avx512Bf16,
 }
 
 impl Instructions {
-    /// Those of this machine, the best last.
+    /// The instructions of this machine, best last.
     pub fn available() -> Vec<Instructions> {
         Self::value_variants().iter().copied().filter(|instructions| instructions.arch().is_some()).collect()
     }
 
-    /// What this process computes with.
+    /// The instructions that this process uses.
     ///
     /// # Errors
-    /// `WARPFIT_CPU` names none of this machine's.
+    /// `WARPFIT_CPU` names instructions that this machine does not have.
     pub fn chosen() -> Result<Instructions> {
         let available = Self::available();
         let Some(name) = std::env::var_os(VARIABLE) else {
@@ -52,12 +52,12 @@ impl Instructions {
         }
     }
 
-    /// [`chosen`](Self::chosen), read once. Panics where that is an error, which `Device::open` reports before anything computes.
+    /// [`chosen`](Self::chosen), read once. Panics on its error, which `Device::open` reports before anything is computed.
     pub fn in_use() -> Instructions {
         in_use().0
     }
 
-    /// What compiles loops for them; none where the machine lacks them.
+    /// The compiler target for loops; `None` if the machine lacks the instructions.
     fn arch(self) -> Option<Arch> {
         #[cfg(target_arch = "aarch64")]
         use pulp::aarch64::Neon;
@@ -79,7 +79,7 @@ impl Instructions {
     }
 }
 
-/// As `WARPFIT_CPU` has it.
+/// The values of `WARPFIT_CPU`.
 impl fmt::Display for Instructions {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(self.to_possible_value().expect("all have a name").get_name())
@@ -95,7 +95,7 @@ fn in_use() -> (Instructions, Arch) {
     })
 }
 
-/// What compiles loops for the instructions in use.
+/// The compiler target for loops, for the instructions in use.
 #[inline]
 pub fn arch() -> Arch {
     in_use().1

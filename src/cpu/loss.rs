@@ -1,11 +1,11 @@
-//! Cross-entropy on the few logits of a batch, in f64: it costs nothing here.
+//! Cross-entropy on the few logits of a batch, in f64, at negligible cost.
 
 use super::Cpu;
 use super::real::Real;
 use crate::ops::CrossEntropy;
 
-/// The log-softmax of a row, weighted as the loss has it: calls `f(class, probability, what the class adds to the loss)`.
-/// What a class adds is `share * -log p`, where `share = (1 - e) w[t] [c = t] + e / classes * w[c]`; returns their sum.
+/// The log-softmax of a row with the loss's weights: calls `f(class, probability, share)`, where `share = (1 - e) w[t] [c = t]
+/// + e / classes * w[c]`, and returns the loss, the sum of `share * -log p`.
 fn row<T: Real>(logits: &[T], weights: &[T], label: usize, smoothing: f64, mut f: impl FnMut(usize, f64, f64)) -> f64 {
     let largest = logits.iter().map(|x| x.f64()).fold(f64::NEG_INFINITY, f64::max);
     let lse = largest + logits.iter().map(|x| (x.f64() - largest).exp()).sum::<f64>().ln();

@@ -1,9 +1,9 @@
-//! Matrices as products see them, and parallel loops over their parts.
+//! Operands of matrix products, and the loop over their parts.
 
 use gemm_common::Parallelism;
 use rayon::prelude::*;
 
-/// Elements to read as a matrix: (i, j) is `data[i * row + j * col]`.
+/// A matrix in a slice: element (i, j) is `data[i * row + j * col]`.
 #[derive(Clone, Copy)]
 pub struct Mat<'a, T> {
     pub data: &'a [T],
@@ -17,12 +17,12 @@ impl<'a, T> Mat<'a, T> {
         Mat { data, row: stride, col: 1 }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose, as a view.
     pub fn t(self) -> Self {
         Mat { row: self.col, col: self.row, ..self }
     }
 
-    /// What begins at (i, j).
+    /// The submatrix that begins at (i, j).
     pub fn from(self, i: usize, j: usize) -> Self {
         Mat { data: &self.data[i * self.row + j * self.col..], ..self }
     }
@@ -32,17 +32,17 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// What a product is added to.
+/// The summand to which a product is added.
 #[derive(Clone, Copy)]
 pub enum Accumulate<'a, T> {
     Nothing,
-    /// The elements that are there.
+    /// The previous value of the result.
     Itself,
     /// The same row everywhere.
     Row(&'a [T]),
 }
 
-/// `f` of 0..n, in parallel or one after the other.
+/// `f` of 0..n, in parallel or in sequence.
 pub fn for_each(parallelism: Parallelism, n: usize, f: impl Fn(usize) + Sync + Send) {
     match parallelism {
         Parallelism::None => (0..n).for_each(f),

@@ -1,5 +1,5 @@
-//! The CPU backend: products of matrices, everything else loops under rayon, vectorised for the machine at hand.
-//! Every sum has an order that does not depend on the number of threads, so results are the same bits on any number.
+//! The CPU backend: matrix products, and loops under rayon for everything else, vectorised for the machine at hand. Every sum
+//! has an order that does not depend on the number of threads, so results are bit-identical for any number.
 
 mod adamw;
 mod arena;
@@ -35,7 +35,7 @@ pub use product::Products;
 pub use real::Real;
 use real::simd;
 
-/// The backend in f32 or f64; the layout's type must be T's.
+/// The backend in f32 or f64; the layout's type must be that of T.
 pub struct Cpu<T> {
     arena: Arena,
     /// For the arrays of a batch, and where they lie there.
@@ -48,9 +48,9 @@ pub struct Cpu<T> {
     max_seqlen: usize,
     /// Distinct tokens of the batch.
     distinct: usize,
-    /// Of linear layers.
+    /// For linear layers.
     multiplier: Mutex<Multiplier<T>>,
-    /// Working memory of attention, one a thread.
+    /// Working memory of attention, one per thread.
     scratch: Vec<Mutex<attention::Scratch<T>>>,
     /// Working memory of the gradient norm.
     partials: Vec<f64>,
@@ -77,7 +77,7 @@ impl<T: Products> Cpu<T> {
         }
     }
 
-    /// For tests: all memory starts as NaN instead of 0, so that a read of something never written shows.
+    /// For tests: all memory starts as NaN instead of 0, which exposes reads of uninitialized memory.
     pub fn poisoned() -> Cpu<T> {
         Cpu { poisoned: true, ..Cpu::new() }
     }
@@ -91,20 +91,20 @@ impl<T: Real> Cpu<T> {
         }
     }
 
-    /// The first `len` elements of a view, to read.
+    /// Reads the first `len` elements of a view.
     ///
     /// # Safety
-    /// As [`Arena::read`].
+    /// As in [`Arena::read`].
     unsafe fn get(&self, view: View, len: usize) -> &[T] {
         assert_eq!(view.dtype, T::DTYPE, "{view:?}");
         // SAFETY: by contract.
         unsafe { self.arena.read(view.slice(0, len)) }
     }
 
-    /// The first `len` elements of a view, to write.
+    /// Writes the first `len` elements of a view.
     ///
     /// # Safety
-    /// As [`Arena::slice`].
+    /// As in [`Arena::slice`].
     #[allow(clippy::mut_from_ref)]
     unsafe fn get_mut(&self, view: View, len: usize) -> &mut [T] {
         assert_eq!(view.dtype, T::DTYPE, "{view:?}");
@@ -112,9 +112,9 @@ impl<T: Real> Cpu<T> {
         unsafe { self.arena.slice(view.slice(0, len)) }
     }
 
-    /// One of the batch's arrays. Ops never write them.
+    /// One of the batch's arrays, which ops only read.
     fn input(&self, of: impl Fn(&Inputs) -> View, len: usize) -> &[i32] {
-        let view = of(self.inputs.as_ref().expect("stage comes first")).slice(0, len);
+        let view = of(self.inputs.as_ref().expect("stage was called")).slice(0, len);
         // SAFETY: inputs are written by `stage` alone, which takes `&mut self`.
         unsafe { self.arena.read(view) }
     }
@@ -126,14 +126,14 @@ impl<T: Real> Cpu<T> {
     /// The status block.
     ///
     /// # Safety
-    /// As [`Arena::slice`].
+    /// As in [`Arena::slice`].
     #[allow(clippy::mut_from_ref)]
     unsafe fn status(&self, view: View) -> &mut [f64] {
         // SAFETY: by contract.
         unsafe { self.arena.slice(view) }
     }
 
-    /// The packed row whose dropout mask row `r` of an op takes.
+    /// The packed row whose dropout mask applies to row `r` of an op.
     fn token_row<'a>(&'a self, rows: Rows) -> impl Fn(usize) -> u32 + Sync + 'a {
         let starts = self.cu_seqlens();
         move |r| match rows {
@@ -142,7 +142,7 @@ impl<T: Real> Cpu<T> {
         }
     }
 
-    /// The mask of a place of dropout in this step.
+    /// The mask of a dropout site in this step.
     fn mask(&self, drop: DropSite) -> dropout::Mask {
         dropout::Mask::new(self.key, drop, self.step.train)
     }
@@ -154,12 +154,12 @@ impl<T: Products> Default for Cpu<T> {
     }
 }
 
-/// Rows that make one parallel task: about 64 KiB of f32.
+/// Rows per parallel task: about 64 KiB of f32.
 fn grain(width: usize) -> usize {
     (16_384 / width.max(1)).max(1)
 }
 
-/// Adds sums over rows to vectors: `f(r, c, sums)` adds what row r has of the columns from c on to `sums`. Rows come in order;
+/// Adds sums over rows to vectors: `f(r, c, sums)` adds the columns of row r, from c on, to `sums`. Rows are added in order;
 /// tasks split the columns.
 fn add_columns<T: Real, const N: usize>(outs: [&mut [T]; N], rows: usize, f: impl Fn(usize, usize, [&mut [T]; N]) + Sync) {
     const BLOCK: usize = 128;
@@ -181,7 +181,7 @@ fn add_columns<T: Real, const N: usize>(outs: [&mut [T]; N], rows: usize, f: imp
     });
 }
 
-/// `out += x`, as far as both go.
+/// `out += x`, up to the shorter length.
 #[inline(always)]
 fn add_to<T: Real>(out: &mut [T], x: &[T]) {
     for (out, &x) in out.iter_mut().zip(x) {
@@ -199,7 +199,7 @@ impl<T: Products> Backend for Cpu<T> {
     }
 
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
-        assert_eq!(layout.arithmetic.dtype(), T::DTYPE, "the layout's type is not this backend's");
+        assert_eq!(layout.arithmetic.dtype(), T::DTYPE, "the layout has another type than this backend");
         self.arena = Arena::new(layout.bytes)?;
         if self.poisoned {
             self.arena.poison();

@@ -1,4 +1,4 @@
-//! Residual + dropout + layer norm. Forward leaves the sum in place of x for the backward pass.
+//! Residual + dropout + layer norm. Forward leaves the sum in x for the backward pass.
 
 use rayon::prelude::*;
 
@@ -33,7 +33,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
                         *z += skip;
                     }
                 }
-                let z = &mut z[..dim]; // a length that the compiler sees
+                let z = &mut z[..dim]; // a length known to the compiler
                 let mean = sum(dim, |c| z[c]) * over_dim;
                 let variance = sum(dim, |c| (z[c] - mean) * (z[c] - mean)) * over_dim;
                 let rstd = T::one() / (variance + eps).sqrt();
@@ -49,7 +49,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
 pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
     let (dim, rows) = (op.dim, cpu.count(op.rows));
     let over_dim = T::of(1.0 / dim as f64);
-    // SAFETY: distinct buffers; dx is taken only where it is not dy.
+    // SAFETY: distinct buffers; dx is accessed only where it is not dy.
     let (z, gamma, stats) = unsafe { (cpu.get(op.x, rows * dim), cpu.get(op.gamma, dim), cpu.get(op.stats, rows * 2)) };
     let (dy, dgamma, dbeta) =
         unsafe { (cpu.get_mut(op.dy, rows * dim), cpu.get_mut(op.dgamma, dim), cpu.get_mut(op.dbeta, dim)) };
@@ -66,7 +66,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
         simd!({
             for (r, dy) in dy.chunks_mut(dim).enumerate() {
                 let r = task * grain + r;
-                // Lengths that the compiler sees.
+                // Lengths known to the compiler.
                 let (dy, z, gamma) = (&mut dy[..dim], &z[r * dim..][..dim], &gamma[..dim]);
                 let (mean, rstd) = (stats[2 * r], stats[2 * r + 1]);
                 let g_mean = sum(dim, |c| dy[c] * gamma[c]) * over_dim;

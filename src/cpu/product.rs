@@ -1,4 +1,4 @@
-//! Products of matrices: by the kernels of the crate `gemm`, or with operands rounded to bf16.
+//! Matrix products: by the kernels of the crate `gemm`, or with operands rounded to bf16.
 
 use gemm_common::Parallelism;
 
@@ -44,7 +44,7 @@ impl Products for f32 {
 pub struct Multiplier<T> {
     parallelism: Parallelism,
     gemm: Gemm<T>,
-    /// Where operands are rounded.
+    /// Present if operands are rounded.
     panels: Option<Panels<T>>,
 }
 
@@ -54,7 +54,7 @@ impl<T: Products> Multiplier<T> {
         Multiplier::new(Parallelism::Rayon(0), rounds.then_some((1056, 3072)))
     }
 
-    /// For those of one sequence's head, on the thread that calls.
+    /// For the matrices of one head of a sequence, on the calling thread.
     pub fn on_one_thread(rounds: bool) -> Multiplier<T> {
         Multiplier::new(Parallelism::None, rounds.then_some((288, 528)))
     }
@@ -70,7 +70,7 @@ impl<T: Real> Multiplier<T> {
     /// `(m, n)` elements of `out`, rows `stride` apart from `at`, become `onto + scale * a b`. `a` is (m, k), `b` is (k, n).
     ///
     /// # Safety
-    /// Nothing else may touch these elements meanwhile.
+    /// Nothing else may access these elements meanwhile.
     pub unsafe fn product(
         &mut self,
         (out, at, stride): (UnsafeSlice<T>, usize, usize),
@@ -99,7 +99,7 @@ impl<T: Real> Multiplier<T> {
         }
         let out = out.pointer(at, (m - 1) * stride + n);
         let add = !matches!(onto, Accumulate::Nothing);
-        // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from what is read.
+        // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from the operands.
         unsafe { (self.gemm)((m, n, k), (out, stride), add, (a, b), scale, parallelism) };
     }
 }

@@ -1,5 +1,5 @@
-//! The element types of the CPU backend, and the loops' arithmetic: sums in a fixed order that still vectorise, and
-//! exponentials without branches. Nothing here fuses or reorders, so every instruction set gives the same bits.
+//! The element types of the CPU backend, and the arithmetic of its loops: sums in a fixed order that still vectorise, and
+//! exponentials without branches. Nothing here fuses or reorders, so every instruction set computes the same bits.
 
 use num_traits::{Float, NumAssign};
 
@@ -18,7 +18,8 @@ pub trait Real: Float + NumAssign + Send + Sync + 'static {
     /// exp(x), in a form that vectorises.
     fn vexp(self) -> Self;
 
-    /// The normal distribution's cumulative function and density at x: gelu(x) = x cdf, gelu'(x) = cdf + x density.
+    /// Cumulative distribution function and density of the normal distribution at x: gelu(x) = x cdf, gelu'(x) = cdf + x
+    /// density.
     fn normal(self) -> (Self, Self);
 }
 
@@ -59,7 +60,7 @@ impl Real for f32 {
     }
 
     /// x = n ln 2 + r with |r| <= ln 2 / 2: 2^n by its bits, exp(r) by its series to r^7 (relative error 2e-7).
-    /// 0 below -87.3, infinite above 88.3, NaN stays.
+    /// 0 below -87.3, infinite above 88.3; NaN stays NaN.
     #[inline(always)]
     fn vexp(self) -> f32 {
         const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
@@ -80,7 +81,7 @@ impl Real for f32 {
     }
 
     /// The lower tail as exp(-x^2 / 2) times a polynomial in t = 1 / (1 + 0.21 |x|): a least-squares fit, reweighted towards
-    /// the smallest maximum, to erfcx(|x| / sqrt 2) / 2 on 0..14; relative error of the fit 1.7e-8.
+    /// the minimax fit, to erfcx(|x| / sqrt 2) / 2 on 0..14; relative error of the fit 1.7e-8.
     #[inline(always)]
     fn normal(self) -> (f32, f32) {
         const FIT: [f32; 9] = [
@@ -105,7 +106,7 @@ impl Real for f32 {
     }
 }
 
-/// The value of a block, compiled for the instructions in use. What it calls must be inlined into it.
+/// The value of a block, compiled for the instructions in use. The functions it calls must be inlined into it.
 macro_rules! simd {
     ($body:expr) => {
         $crate::cpu::arch().dispatch($crate::cpu::real::Block(
@@ -173,7 +174,7 @@ mod tests {
         for i in -1_200..1_200 {
             let x = i as f32 * 0.01;
             let ((cdf, density), (cdf64, density64)) = (x.normal(), f64::from(x).normal());
-            // Rounding x^2 / 2 to f32 alone moves the exponential by x^2 / 2 * 6e-8.
+            // Rounding x^2 / 2 to f32 alone changes the exponential by a relative x^2 / 2 * 6e-8.
             let bound = 6e-7 + 3e-8 * f64::from(x * x);
             assert!((f64::from(cdf) - cdf64).abs() < bound * cdf64, "cdf({x}): {cdf} against {cdf64}");
             assert!((f64::from(density) - density64).abs() < bound * density64 + 1e-37, "density({x})");

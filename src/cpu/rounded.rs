@@ -1,6 +1,6 @@
-//! Products of matrices whose operands are rounded to bf16, with sums in f32. Both operands are packed into panels of bf16
-//! pairs, and a tile of the result stays in registers, by AVX512-BF16 where there is such. Each element is summed in one
-//! order, whatever the threads.
+//! Matrix products whose operands are rounded to bf16, with sums in f32. Both operands are packed into panels of bf16 pairs,
+//! and a tile of the result stays in registers; AVX512-BF16 is used if available. The order of summation of each element does
+//! not depend on the number of threads.
 
 use gemm_common::Parallelism;
 use half::bf16;
@@ -9,35 +9,35 @@ use super::arena::UnsafeSlice;
 use super::matrix::{Accumulate, Mat, for_each};
 use super::real::{Real, simd};
 
-/// Columns of a panel: three registers of sums. A tile of the result is `ROWS` of them high: 24 of the 32 registers.
+/// Columns of a panel: three registers of sums. A tile of the result has `ROWS` rows: 24 of the 32 registers.
 pub const WIDTH: usize = 48;
 pub const ROWS: usize = 8;
-/// Terms of the sums that are packed at a time.
+/// Terms packed at a time.
 const TERMS: usize = 1024;
-/// Rows and columns of the result that make one parallel task.
+/// Rows and columns of the result per parallel task.
 const TASK: (usize, usize) = (3 * WIDTH, 4 * WIDTH);
 
-/// At [p][j] terms 2p and 2p + 1 of row j of `a`, or column j of `b`; the first is the lower half.
+/// Element [p][j] holds terms 2p and 2p + 1 of row j of `a`, or column j of `b`; the first is in the lower half.
 pub type Pairs = [u32; WIDTH];
 
-/// Operands rounded and packed, of a size that stays in the caches, and what packs and multiplies them.
+/// Rounded and packed operands, small enough for the caches, and the kernels that pack and multiply them.
 pub struct Panels<T> {
     a: Vec<Pairs>,
     b: Vec<Pairs>,
     kernels: Kernels<T>,
 }
 
-/// How panels are packed and multiplied.
+/// Functions that pack and multiply panels.
 #[derive(Clone, Copy)]
 pub struct Kernels<T> {
-    /// Fills a panel with so many rows and columns of a matrix; what lies beyond becomes 0.
+    /// Fills a panel with the given numbers of rows and columns of a matrix; the rest becomes 0.
     pub pack: fn(&mut [Pairs], Mat<T>, usize, usize),
-    /// Brings the product of a panel's columns, from the given one, with those of another panel to where it belongs.
+    /// Multiplies columns of one panel, starting at the given one, with those of another, and stores the tile.
     pub multiply: fn(&[Pairs], usize, &[Pairs], Tile<T>),
 }
 
-/// A part of the result: at most `ROWS` rows, `stride` apart from `at`, of at most `WIDTH` columns. Nothing else touches
-/// its elements while it lives.
+/// A part of the result: at most `ROWS` rows, `stride` apart from `at`, of at most `WIDTH` columns. Nothing else accesses its
+/// elements while it lives.
 pub struct Tile<'a, T> {
     pub out: UnsafeSlice<'a, T>,
     pub at: usize,
@@ -45,19 +45,19 @@ pub struct Tile<'a, T> {
     pub rows: usize,
     pub width: usize,
     pub scale: T,
-    /// A row is the tile's.
+    /// A `Row` starts at the tile's first column.
     pub onto: Accumulate<'a, T>,
 }
 
 impl<T: Real> Panels<T> {
-    /// For so many rows of `a` and columns of `b` at a time, each a multiple of `WIDTH`.
+    /// For this many rows of `a` and columns of `b` at a time, each a multiple of `WIDTH`.
     pub fn new(kernels: Kernels<T>, rows: usize, columns: usize) -> Panels<T> {
         let panels = |columns: usize| vec![[0; WIDTH]; columns / WIDTH * TERMS / 2];
         Panels { a: panels(rows), b: panels(columns), kernels }
     }
 
-    /// As [`Multiplier::product`](super::product::Multiplier::product), with the elements of `a` and `b` rounded to bf16, to
-    /// the nearest, ties to even.
+    /// Like [`Multiplier::product`](super::product::Multiplier::product), with the elements of `a` and `b` rounded to bf16, to
+    /// nearest, ties to even.
     ///
     /// # Safety
     /// The same.
@@ -103,13 +103,13 @@ impl<T: Real> Panels<T> {
     }
 }
 
-/// The panel with a column.
+/// The panel that contains a column.
 fn panel(panels: &[Pairs], column: usize, terms: usize) -> &[Pairs] {
     let pairs = terms.div_ceil(2);
     &panels[column / WIDTH * pairs..][..pairs]
 }
 
-/// The first `terms` rows and `columns` columns of `x`, in panels one after the other.
+/// Packs the first `terms` rows and `columns` columns of `x` into consecutive panels.
 fn fill<'a, T: Real>(
     panels: &'a mut [Pairs],
     pack: fn(&mut [Pairs], Mat<T>, usize, usize),
@@ -128,7 +128,7 @@ fn fill<'a, T: Real>(
     panels
 }
 
-/// In terms of f32.
+/// The same in plain f32.
 pub mod portable {
     use super::*;
 
@@ -194,13 +194,13 @@ mod tests {
         (0..len as u32).map(|i| word(i) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 
-    /// Without and with what only some machines have.
+    /// The portable kernels, and those that only some machines have.
     fn kernels() -> [(Instructions, Kernels<f32>); 2] {
         let best = *Instructions::available().last().unwrap();
         [Instructions::Plain, best].map(|instructions| (instructions, f32::kernels(instructions)))
     }
 
-    /// To the nearest, ties to even, and NaN stays. Hardware takes what has no normal exponent for 0.
+    /// To nearest, ties to even; NaN stays NaN. Hardware flushes subnormal numbers to 0.
     #[test]
     fn rounding() {
         let mut bits: Vec<u32> = (0..=u32::MAX).step_by(4_099).collect();
@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    /// Against sums in f64, at sizes that no panel, tile or block divides, each operand stored either way.
+    /// Compared with sums in f64, at sizes that no panel, tile or block divides, with each operand stored either way.
     #[test]
     fn rounded_products() {
         let both = kernels().into_iter().flat_map(|(_, kernels)| {

@@ -4,7 +4,7 @@ use super::{Cuda, kernels};
 use crate::error::Result;
 use crate::ops::{AdamW, Cast, DType, GradNorm, Update};
 
-/// Elements that a block of the gradient norm sums.
+/// Elements that one block of the gradient norm sums.
 const CHUNK: usize = 1 << 14;
 
 pub fn grad_norm(cuda: &Cuda, op: &GradNorm) -> Result<()> {
@@ -46,9 +46,9 @@ pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
     cuda.launch(kernel, [op.params.len.div_ceil(4 * kernel.threads()), 1, 1], &arguments)
 }
 
-/// `x` is in f32.
+/// `x` must be f32.
 pub fn cast(cuda: &Cuda, op: &Cast) -> Result<()> {
-    assert_eq!((op.x.dtype, op.y.dtype), (DType::F32, DType::Bf16), "no kernel casts so");
+    assert_eq!((op.x.dtype, op.y.dtype), (DType::F32, DType::Bf16), "no kernel casts between these types");
     let arguments = kernels::Cast { x: cuda.at(op.x), y: cuda.at(op.y), len: len(op.x.len) };
     let kernel = &cuda.kernels().cast;
     cuda.launch(kernel, [op.x.len.div_ceil(8 * kernel.threads()), 1, 1], &arguments)

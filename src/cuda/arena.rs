@@ -1,5 +1,5 @@
 //! All memory of the backend: one allocation for the plan's views, working memory shared by the launches of the stream, and
-//! what a batch needs on its way to the GPU.
+//! page-locked buffers for batches on their way to the GPU.
 
 use std::sync::Arc;
 
@@ -11,28 +11,28 @@ use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::ops::{Inputs, Layout, View};
 
-/// Working memory: partial sums, and cuBLASLt's workspace (32 MiB is what its manual asks for on Hopper).
+/// Working memory: partial sums, and cuBLASLt's workspace (its manual recommends 32 MiB on Hopper).
 pub const SCRATCH: usize = 32 << 20;
-/// What a run takes beside its layout: working memory, and what the driver and cuBLASLt load on first use,
-/// some 50 kernels of cuBLASLt among it.
+/// Memory of a run beside its layout: working memory, and what the driver and cuBLASLt load on first use, among it some 50 kernels
+/// of cuBLASLt.
 pub const OVERHEAD: usize = SCRATCH + (352 << 20);
 pub struct Arena {
     pub layout: Layout,
     memory: Memory,
     scratch: Memory,
     staging: [Staging; 2],
-    /// Which of them is next.
+    /// The next buffer to use.
     turn: usize,
 }
 
-/// Device memory, freed at once when it is dropped; a pool would keep it.
+/// Device memory, freed immediately when dropped; a pool would keep it.
 struct Memory {
     address: Ptr,
     context: Arc<CudaContext>,
 }
 
 impl Memory {
-    /// Takes `bytes`, which are zero for all that `stream` does from now on.
+    /// Allocates `bytes`, zeroed before all later work of `stream`.
     fn zeroed(stream: &CudaStream, bytes: usize) -> Result<Memory> {
         let context = stream.context().clone();
         context.bind_to_thread().map_err(failed("device memory"))?;
@@ -47,15 +47,15 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated above. The driver waits for what uses it; where that has failed, all memory is lost anyway.
+        // SAFETY: allocated above. The driver waits for pending uses; if one has failed, all memory is lost anyway.
         let _ = self.context.bind_to_thread().and_then(|()| unsafe { result::free_sync(self.address) });
     }
 }
 
-/// Page-locked memory that the GPU fetches a batch from, on its own time.
+/// Page-locked memory from which the GPU copies a batch asynchronously.
 struct Staging {
     buffer: PinnedHostSlice<i32>,
-    /// The GPU has fetched it.
+    /// The GPU has copied the batch.
     fetched: CudaEvent,
 }
 
@@ -73,7 +73,7 @@ impl Arena {
         Ok(Arena { layout: *layout, memory, scratch, staging, turn: 0 })
     }
 
-    /// The address of a view; null for none.
+    /// The address of a view; null for an empty one.
     pub fn at(&self, view: View) -> Ptr {
         if view.is_none() {
             return 0;
@@ -86,13 +86,13 @@ impl Arena {
         self.scratch.address
     }
 
-    /// Sends a batch up, in one copy; returns where its arrays lie.
+    /// Uploads a batch in one copy; returns the places of its arrays.
     pub fn stage(&mut self, stream: &CudaStream, batch: &PackedBatch) -> Result<Inputs> {
         let region = self.layout.batch;
         let (inputs, address) = (Inputs::of(batch, region), self.at(region));
         let Staging { buffer, fetched } = &mut self.staging[self.turn];
         self.turn ^= 1;
-        // The GPU may still be fetching the batch before last from here.
+        // The GPU may still be copying the batch before last from this buffer.
         fetched.synchronize().map_err(failed("batch"))?;
         let buffer = buffer.as_mut_slice().map_err(failed("batch"))?;
         let mut end = 0;

@@ -1,5 +1,5 @@
-//! Attention: which kernel, how many blocks. A block is a (head, tile of rows, part of the tile), or a (head, sequence) where each
-//! sequence has one query.
+//! Chooses the attention kernel and the number of blocks. A block is a (head, tile of rows, part of the tile), or a (head,
+//! sequence) if each sequence has one query.
 
 use super::Cuda;
 use super::kernels::{AttnBwd, AttnFwd, Kernel, Kernels};
@@ -11,24 +11,24 @@ struct Path<'a> {
     fwd: &'a Kernel<AttnFwd>,
     bwd_q: &'a Kernel<AttnBwd>,
     bwd_kv: &'a Kernel<AttnBwd>,
-    /// Blocks that share a tile.
+    /// Blocks per tile.
     parts: usize,
 }
 
 impl Path<'_> {
-    /// Any head of up to `width` elements, on the plain cores.
+    /// Heads of up to `width` elements, on the CUDA cores.
     fn general(kernels: &Kernels, dtype: DType, width: usize) -> Path<'_> {
         let (fwd, bwd_q, bwd_kv) = match width {
             32 => (&kernels.attn_fwd_d32, &kernels.attn_bwd_q_d32, &kernels.attn_bwd_kv_d32),
             64 => (&kernels.attn_fwd_d64, &kernels.attn_bwd_q_d64, &kernels.attn_bwd_kv_d64),
             _ => (&kernels.attn_fwd_d128, &kernels.attn_bwd_q_d128, &kernels.attn_bwd_kv_d128),
         };
-        // A block keeps 64 rows, or 32 of the widest.
+        // A block holds 64 rows, or 32 at the largest width.
         let parts = if width <= 64 { 1 } else { 2 };
         Path { fwd: fwd.of(dtype), bwd_q: bwd_q.of(dtype), bwd_kv: bwd_kv.of(dtype), parts }
     }
 
-    /// Heads of just `width` elements of bf16, on tensor cores.
+    /// Heads of exactly `width` elements of bf16, on tensor cores.
     fn tensor_cores(kernels: &Kernels, width: usize) -> Path<'_> {
         let (fwd, bwd_q, bwd_kv) = match width {
             32 => (&kernels.attn_fwd_mma_d32_bf16, &kernels.attn_bwd_q_mma_d32_bf16, &kernels.attn_bwd_kv_mma_d32_bf16),
@@ -46,17 +46,17 @@ impl Path<'_> {
             33..=64 => Ok(Path::general(kernels, op.y.dtype, 64)),
             65..=128 => Ok(Path::general(kernels, op.y.dtype, 128)),
             _ => {
-                let fact = format!("attention heads of {} elements: the kernels take up to 128", op.head_dim);
+                let fact = format!("attention heads have {} elements, and the kernels support at most 128", op.head_dim);
                 Err(Error::new(Kind::Device, cuda.gpu.name.clone(), fact, "pass --device cpu"))
             }
         }
     }
 }
 
-/// Tiles, or sequences, of one launch at most: the second dimension of a grid.
+/// Most tiles, or sequences, per launch: the second dimension of a grid.
 const MOST: usize = 65_535;
 
-/// Tiles, or sequences with one query each, that the queries take; and the parts of each.
+/// The number of tiles, or of sequences with one query each, and the parts of each.
 fn queries(cuda: &Cuda, op: &Attention, path: &Path) -> (usize, usize) {
     match op.q_rows {
         Rows::Tokens => (cuda.tiles(), path.parts),
@@ -64,12 +64,12 @@ fn queries(cuda: &Cuda, op: &Attention, path: &Path) -> (usize, usize) {
     }
 }
 
-/// How far the addresses move that a kernel sees, for it to begin with tile or sequence `first`.
+/// Offsets in bytes added to the addresses of a launch, for it to begin with tile or sequence `first`.
 struct Shift {
-    /// Of `tiles` and `cu_seqlens`.
+    /// For `tiles` and `cu_seqlens`.
     tiles: u64,
     cu_seqlens: u64,
-    /// Of rows of q and dq, of y and dy, and of lse and delta.
+    /// For rows of q and dq, of y and dy, and of lse and delta.
     q: u64,
     y: u64,
     lse: u64,

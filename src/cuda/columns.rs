@@ -1,11 +1,11 @@
-//! Sums over rows, column by column, in two stages: chunks of rows, then the chunks.
+//! Sums over rows, column by column, in two stages: within chunks of rows, then over the chunks.
 
 use super::Cuda;
 use super::kernels::{ColumnSums, ColumnsAdd, Ptr};
 use crate::error::Result;
 use crate::ops::DType;
 
-/// Chunks at the most, and rows of a chunk at the least.
+/// Most chunks, and least rows per chunk.
 const CHUNKS: usize = 128;
 const CHUNK: usize = 32;
 
@@ -37,14 +37,14 @@ pub fn sum(cuda: &Cuda, matrix: &Matrix, out: Ptr) -> Result<()> {
     add(cuda, sums, chunks, width, &[out])
 }
 
-/// `outs[i][c] += sum over chunks of partials[i][chunk][c]`, for one or two.
+/// `outs[i][c] += sum over chunks of partials[i][chunk][c]`, for one or two outputs.
 pub fn add(cuda: &Cuda, partials: Ptr, chunks: usize, width: usize, outs: &[Ptr]) -> Result<()> {
     let (out, second) = (outs[0], outs.get(1).copied().unwrap_or(0));
     let arguments = ColumnsAdd { partials, out, second, chunks: chunks as i32, width: width as i32 };
     cuda.launch(&cuda.kernels().columns_add, [width.div_ceil(32), outs.len(), 1], &arguments)
 }
 
-/// Of a row, what the lanes of a warp hold in 16 bytes each.
+/// Number of parts of a row: a warp handles 16 bytes per lane.
 pub fn tiles(width: usize, dtype: DType) -> usize {
     width.div_ceil(32 * 16 / dtype.size())
 }

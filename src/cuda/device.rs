@@ -1,4 +1,4 @@
-//! Finding a GPU, and saying in one line why there is none.
+//! Finds a GPU, or reports in one line why none can be used.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +12,8 @@ use super::gemm::Gemm;
 use super::kernels::{Kernels, Loader, NVCC};
 use crate::error::Result;
 
-/// The GPUs opened so far. They stay open for the life of the process: cuBLASLt keeps state about a context that it would take
-/// for its successor's, and loading the kernels takes a while.
+/// The GPUs opened so far. They stay open for the life of the process: cuBLASLt keeps state about a context that it would
+/// mistake for its successor's, and loading the kernels takes a while.
 static OPEN: Mutex<BTreeMap<usize, Arc<Gpu>>> = Mutex::new(BTreeMap::new());
 
 /// A GPU, ready to run the kernels.
@@ -21,7 +21,7 @@ pub struct Gpu {
     pub context: Arc<CudaContext>,
     pub kernels: Kernels,
     gemm: Mutex<Gemm>,
-    /// "NVIDIA H100 80GB HBM3".
+    /// Such as "NVIDIA H100 80GB HBM3".
     pub name: String,
     /// Compute capability: 9.0 is (9, 0).
     pub capability: (i32, i32),
@@ -29,7 +29,7 @@ pub struct Gpu {
 
 impl Gpu {
     /// # Errors
-    /// One line that says which of the many things needed is missing, and what to do.
+    /// One line that names the missing requirement and its remedy.
     pub fn open(index: usize) -> Result<Arc<Gpu>> {
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(gpu) = open.get(&index) {
@@ -41,15 +41,15 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// cuBLASLt, for one thread at a time.
+    /// cuBLASLt, locked for one thread at a time.
     pub fn gemm(&self) -> MutexGuard<'_, Gemm> {
         self.gemm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find(index: usize) -> Result<Gpu> {
         let missing = |fact: &str, remedy: &str| error(index, fact, format!("{remedy}, or pass --device cpu"));
-        // cudarc panics where a library is not there.
-        // SAFETY: asks the loader alone.
+        // cudarc panics if a library is missing.
+        // SAFETY: only asks the loader.
         if !unsafe { sys::is_culib_present() } {
             return Err(missing("no NVIDIA driver (libcuda) found", "install one"));
         }
@@ -58,11 +58,11 @@ impl Gpu {
             Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
             Err(DriverError(CUresult::CUDA_ERROR_STUB_LIBRARY)) => {
                 return Err(missing(
-                    "the libcuda found is a toolkit's stub, no driver",
-                    "take its folder out of LD_LIBRARY_PATH",
+                    "the libcuda found is the stub of a toolkit, not a driver",
+                    "remove its folder from LD_LIBRARY_PATH",
                 ));
             }
-            Err(e) => return Err(missing(&describe(e), "see what nvidia-smi says")),
+            Err(e) => return Err(missing(&describe(e), "check the output of nvidia-smi")),
         };
         if index >= count {
             let fact = match count {
@@ -77,15 +77,15 @@ impl Gpu {
         if let Some((major, minor)) = NVCC.filter(|&(major, _)| driver.0 < major) {
             let fact =
                 format!("the driver is for CUDA {}.{}, the kernels are compiled by nvcc {major}.{minor}", driver.0, driver.1);
-            return Err(missing(&fact, "update the driver (README.md, \"GPU\", says to which)"));
+            return Err(missing(&fact, "update the driver (docs/gpu.md lists the versions)"));
         }
-        // SAFETY: asks the loader alone.
+        // SAFETY: only asks the loader.
         if !unsafe { cublaslt::sys::is_culib_present() } {
-            let remedy = "install it (README.md, \"GPU\") and name its folder in LD_LIBRARY_PATH";
+            let remedy = "install it (docs/gpu.md) and add its folder to LD_LIBRARY_PATH";
             return Err(missing("no cuBLASLt library (libcublasLt) found", remedy));
         }
-        let context = CudaContext::new(index).map_err(|e| missing(&describe(e), "see what nvidia-smi says"))?;
-        // The engine orders its own work; a slice with events could not be used in a captured graph.
+        let context = CudaContext::new(index).map_err(|e| missing(&describe(e), "check the output of nvidia-smi"))?;
+        // The engine orders its own work; event tracking could not be used in a captured graph.
         // SAFETY: nothing is allocated yet, and all work of the engine goes through one stream.
         unsafe { context.disable_event_tracking() };
         let capability = context.compute_capability().map_err(failed("compute capability"))?;
@@ -95,7 +95,7 @@ impl Gpu {
     }
 }
 
-/// The newest CUDA that the driver knows: 13.0 is (13, 0).
+/// The newest CUDA version that the driver supports: 13.0 is (13, 0).
 fn driver_version() -> std::result::Result<(u32, u32), DriverError> {
     let mut version = 0;
     // SAFETY: writes one integer.

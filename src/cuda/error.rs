@@ -1,4 +1,4 @@
-//! Failures of the driver and of cuBLASLt as errors of one line.
+//! Failures of the driver and of cuBLASLt as one-line errors.
 
 use std::ffi::CStr;
 
@@ -7,7 +7,7 @@ use cudarc::driver::sys::CUresult;
 
 use crate::error::{Error, Kind};
 
-/// Something is wrong with the GPU of this index.
+/// An error of the GPU with this index.
 pub fn error(index: usize, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
     let place = if index == 0 { "--device cuda".into() } else { format!("--device cuda:{index}") };
     Error::new(Kind::Device, place, fact, remedy)
@@ -19,16 +19,16 @@ pub fn describe(e: DriverError) -> String {
     format!("{}: {}", text(e.error_name()), text(e.error_string()))
 }
 
-/// What to do where the memory of a GPU is used up.
-pub const OUT_OF_MEMORY: &str = "end what else uses the GPU, or lower --batch-size";
+/// Remedy for exhausted GPU memory.
+pub const OUT_OF_MEMORY: &str = "stop other programs on the GPU, or lower --batch-size";
 
-/// A call of the driver that failed: `place` is the kernel or what was asked for. What ran before may be at fault: errors
-/// surface late, and after one the context is dead.
+/// A failed call of the driver: `place` names the kernel or the request. Earlier work may be the cause: errors surface late,
+/// and after one the context is dead.
 pub fn failed(place: &str) -> impl Fn(DriverError) -> Error {
     move |e| {
         let remedy = match e.0 {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => OUT_OF_MEMORY,
-            _ => "all that was on the GPU is lost: start again, a training run with --resume-from-checkpoint",
+            _ => "all GPU memory is lost: start again, a training run with --resume-from-checkpoint",
         };
         Error::new(Kind::Device, place, describe(e), remedy)
     }

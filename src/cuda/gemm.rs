@@ -1,7 +1,7 @@
-//! Products by cuBLASLt, column-major as it has them. An algorithm is asked for once per shape, with large numbers of rows
+//! Products by cuBLASLt, in its column-major order. An algorithm is requested once per shape, with large numbers of rows
 //! rounded up to a bucket, and kept. The choice is a function of the shape, the library and the GPU alone, so the same shapes
-//! give the same bits. What cuBLASLt does not take, rows that are not 16-byte aligned, goes to our own kernel. f32 is f32
-//! (COMPUTE_32F) unless the plan allows TF32; bf16 sums in f32.
+//! give the same bits. Products that cuBLASLt does not support, with rows that are not 16-byte aligned, go to our own kernel.
+//! f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 sums in f32.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -31,9 +31,9 @@ pub struct Product {
     pub input: DType,
     /// Type of D.
     pub output: DType,
-    /// A is (k, m).
+    /// A is stored as (k, m).
     pub transpose_a: bool,
-    /// B is (n, k).
+    /// B is stored as (n, k).
     pub transpose_b: bool,
     pub m: usize,
     pub n: usize,
@@ -41,11 +41,11 @@ pub struct Product {
     pub lda: usize,
     pub ldb: usize,
     pub ldd: usize,
-    /// D is added to.
+    /// Whether to add to D.
     pub add: bool,
 }
 
-/// cuBLASLt, and the algorithms that it chose.
+/// cuBLASLt, and the algorithms it has chosen.
 pub struct Gemm {
     handle: sys::cublasLtHandle_t,
     algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
@@ -54,7 +54,7 @@ pub struct Gemm {
 // SAFETY: the handle may be used by any thread, one at a time.
 unsafe impl Send for Gemm {}
 
-/// What the choice of an algorithm depends on.
+/// The inputs of the choice of an algorithm.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
     types: (DType, DType, bool),
@@ -66,12 +66,13 @@ struct Shape {
     split_k: bool,
 }
 
-/// Large numbers of rows are rounded up to a multiple of this where an algorithm is chosen.
+/// Large numbers of rows are rounded up to a multiple of this for the choice of an algorithm.
 const BUCKET: usize = 128;
-/// Up to here they are not: what suits 128 rows is slow for 16, and may split a sum of 16 terms into empty parts.
+/// Smaller numbers of rows are not rounded: an algorithm for 128 rows is slow for 16, and may split a sum of 16 terms into
+/// empty parts.
 const EXACT: usize = 256;
 
-/// Sums are split over k only where k is a multiple of this. cuBLASLt was seen to drop up to a tile's last terms otherwise
+/// Sums are split over k only if k is a multiple of this. Otherwise cuBLASLt was seen to drop up to a tile's last terms
 /// (<https://github.com/facebookexperimental/triton/pull/2767>), which no loss curve would show.
 const SPLITTABLE: usize = 64;
 
@@ -81,7 +82,7 @@ impl Gemm {
         Ok(Gemm { handle, algorithms: HashMap::new() })
     }
 
-    /// The algorithm for a shape, which cuBLASLt is asked for the first time.
+    /// The algorithm for a shape, requested from cuBLASLt on first use.
     fn algorithm(
         &mut self,
         shape: Shape,
@@ -101,7 +102,7 @@ impl Gemm {
 
 impl Drop for Gemm {
     fn drop(&mut self) {
-        // SAFETY: created above, used by nobody else. What fails here would have failed before.
+        // SAFETY: created above, used only here. A failure would have surfaced earlier.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
@@ -109,12 +110,12 @@ impl Drop for Gemm {
 fn failed(call: &str, e: CublasError) -> Error {
     let remedy = match e.0 {
         Status::CUBLAS_STATUS_ALLOC_FAILED => OUT_OF_MEMORY,
-        _ => "check the cuBLAS installation; with one of the driver's CUDA version it works",
+        _ => "check the cuBLAS installation; its CUDA version must be that of the driver",
     };
     Error::new(Kind::Device, call, format!("{:?}", e.0), remedy)
 }
 
-/// `y = x W^T + b`, that is, column-major, `y = W^T x`.
+/// `y = x W^T + b`; in column-major order `y = W^T x`.
 pub fn fwd(cuda: &Cuda, op: &Linear) -> Result<()> {
     let Linear { k, n, .. } = *op;
     let product = Product {
@@ -177,7 +178,7 @@ pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
 fn run(cuda: &Cuda, p: &Product) -> Result<()> {
     let aligned = |address: Ptr, ld: usize, dtype: DType| address.is_multiple_of(16) && (ld * dtype.size()).is_multiple_of(16);
     let all = aligned(p.a, p.lda, p.input) && aligned(p.b, p.ldb, p.input) && aligned(p.d, p.ldd, p.output);
-    // A bias is aligned where the rows are: the parts of one begin at multiples of a row.
+    // A bias is aligned if the rows are: the parts of a joint bias begin at multiples of a row.
     if all { by_cublas(cuda, p) } else { linear::matmul(cuda, p) }
 }
 
@@ -192,12 +193,12 @@ fn by_cublas(cuda: &Cuda, p: &Product) -> Result<()> {
         add: p.add,
         split_k: cuda.always_splits || p.k.is_multiple_of(SPLITTABLE),
     };
-    // Rows are n in a forward product, k in one for a weight.
+    // The number of rows is n in a forward product, and k in one for a weight's gradient.
     let bucket = |rows: usize| if rows <= EXACT { rows } else { rows.next_multiple_of(BUCKET) };
     let (n, k) = if p.transpose_b { (p.n, bucket(p.k)) } else { (bucket(p.n), p.k) };
     let bucket = Shape { size: (p.m, n, k), ..exact };
 
-    // The exact shape is there where the bucket's algorithm was refused.
+    // The exact shape is known if the bucket's algorithm was refused before.
     let mut gemm = cuda.gpu.gemm();
     let shape = if gemm.algorithms.contains_key(&exact) { exact } else { bucket };
     match multiply(cuda, &mut gemm, p, shape) {
@@ -209,12 +210,12 @@ fn by_cublas(cuda: &Cuda, p: &Product) -> Result<()> {
     }
     .map_err(|e| {
         let place = format!("product of ({}, {}) and ({}, {}) by cuBLASLt", p.m, p.k, p.k, p.n);
-        // What ran before may be at fault.
+        // Earlier work may be the cause.
         cuda.stream().synchronize().map_or_else(super::error::failed(&place), |()| failed(&place, e))
     })
 }
 
-/// Runs a product with the algorithm for a shape.
+/// Runs a product with the algorithm of a shape.
 fn multiply(cuda: &Cuda, gemm: &mut Gemm, p: &Product, shape: Shape) -> Result<(), CublasError> {
     let description = Description::of(p, shape.types.2)?;
     let algorithm = gemm.algorithm(shape, &description, p)?;
@@ -244,8 +245,8 @@ fn multiply(cuda: &Cuda, gemm: &mut Gemm, p: &Product, shape: Shape) -> Result<(
     }
 }
 
-/// The first of cuBLASLt's suggestions. Partial sums of a split k are added in a fixed order, in f32: neither in place, whose
-/// order is left to chance, nor rounded to D's type.
+/// The first of cuBLASLt's suggestions. Partial sums of a split k are added in a fixed order, in f32: not in place, whose order
+/// is undetermined, and not rounded to D's type.
 fn choose(
     handle: sys::cublasLtHandle_t,
     description: &Description,
@@ -283,7 +284,7 @@ fn data_type(dtype: DType) -> sys::cudaDataType_t {
     }
 }
 
-/// What to compute.
+/// A description of a product.
 struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
@@ -315,7 +316,7 @@ impl Drop for Description {
     }
 }
 
-/// What to ask of an algorithm.
+/// Constraints on the choice of an algorithm.
 struct Choice(sys::cublasLtMatmulPreference_t);
 
 impl Choice {

@@ -1,4 +1,4 @@
-//! The kernels as the host sees them: argument structs and the table of all, written by build.rs from kernels/*.cu.
+//! The kernels as seen by the host: argument structs and the table of kernels, written by build.rs from kernels/*.cu.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -12,18 +12,18 @@ use super::error::{describe, error, failed};
 use crate::error::{Error, Kind, Result};
 use crate::ops::DType;
 
-/// An address in device memory; 0 stands for null.
+/// An address in device memory; 0 is null.
 pub type Ptr = u64;
 
-/// Blocks of a grid, at most, on every GPU.
+/// Most blocks in each dimension of a grid, on every GPU.
 const LARGEST_GRID: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];
 
-/// A kernel that takes `A`.
+/// A kernel with arguments `A`.
 pub struct Kernel<A> {
     name: &'static str,
     function: CudaFunction,
     threads: u32,
-    /// Bytes of dynamic shared memory of a block.
+    /// Bytes of dynamic shared memory per block.
     shared: u32,
     arguments: PhantomData<fn(A)>,
 }
@@ -32,10 +32,10 @@ impl<A: DeviceRepr> Kernel<A> {
     /// Queues the kernel on `stream`, with this many blocks.
     ///
     /// # Safety
-    /// The addresses in `arguments` hold what the kernel reads and writes there.
+    /// The addresses in `arguments` are valid for the kernel's reads and writes.
     pub unsafe fn launch(&self, stream: &CudaStream, grid: [usize; 3], arguments: &A) -> Result<()> {
         if grid.iter().zip(LARGEST_GRID).any(|(&blocks, largest)| blocks > largest) {
-            let fact = format!("a grid of {grid:?} blocks, where {LARGEST_GRID:?} is the limit");
+            let fact = format!("a grid of {grid:?} blocks exceeds the limit {LARGEST_GRID:?}");
             return Err(Error::new(Kind::Device, self.name, fact, "lower --batch-size"));
         }
         let [x, y, z] = grid.map(|blocks| blocks as u32);
@@ -45,18 +45,18 @@ impl<A: DeviceRepr> Kernel<A> {
         Ok(())
     }
 
-    /// Threads of a block.
+    /// Threads per block.
     pub fn threads(&self) -> usize {
         self.threads as usize
     }
 
-    /// Warps of a block.
+    /// Warps per block.
     pub fn warps(&self) -> usize {
         self.threads() / 32
     }
 }
 
-/// A kernel for each type of activations.
+/// One kernel per type of activations.
 pub struct Typed<A> {
     pub f32: Kernel<A>,
     pub bf16: Kernel<A>,
@@ -72,7 +72,7 @@ impl<A> Typed<A> {
     }
 }
 
-/// How a struct of arguments is laid out on the host.
+/// The layout of an argument struct on the host.
 pub struct Arguments {
     pub name: &'static str,
     pub size: usize,
@@ -80,7 +80,7 @@ pub struct Arguments {
     pub fields: &'static [(&'static str, usize)],
 }
 
-/// What build.rs made of a source: machine code, where there was an nvcc, and the kernels' names.
+/// The compiled code of one source, empty without nvcc, and the names of its kernels.
 pub struct Image {
     pub file: &'static str,
     pub kernels: &'static [&'static str],
@@ -107,7 +107,7 @@ impl Loader {
 
     fn kernel<A>(&self, name: &'static str, threads: u32, shared: u32) -> Result<Kernel<A>> {
         let function = self.functions[name].clone();
-        // More than 48 KiB have to be asked for.
+        // More than 48 KiB must be requested.
         if shared > 48 << 10 {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, shared as i32).map_err(failed(name))?;
@@ -116,15 +116,15 @@ impl Loader {
     }
 }
 
-/// Why an image does not load.
+/// The error for an image that does not load.
 fn image_error(context: &CudaContext, image: &Image, e: DriverError) -> Error {
     let index = context.ordinal();
     if NVCC.is_none() {
-        let remedy = "install nvcc (README.md, \"nvcc\") and build again, or pass --device cpu";
-        return error(index, "this binary holds no GPU code: it was built without nvcc", remedy);
+        let remedy = "install nvcc (docs/gpu.md) and build again, or pass --device cpu";
+        return error(index, "this binary has no GPU code: it was built without nvcc", remedy);
     }
     match (e.0, context.compute_capability()) {
-        // With machine code it asks for nothing newer.
+        // Machine code has no other requirement.
         (CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, Ok((major, minor))) => {
             let fact = format!("this binary has no GPU code for sm_{major}{minor}, only for sm_{}", ARCHS.replace(' ', ", sm_"));
             let remedy = match (major, minor) {
@@ -135,13 +135,13 @@ fn image_error(context: &CudaContext, image: &Image, e: DriverError) -> Error {
             };
             error(index, fact, remedy)
         }
-        _ => error(index, format!("{}: {}", image.file, describe(e)), "see what nvidia-smi says, or pass --device cpu"),
+        _ => error(index, format!("{}: {}", image.file, describe(e)), "check the output of nvidia-smi, or pass --device cpu"),
     }
 }
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// The host and the kernels agree on the status block and on the tiles of attention.
+/// The CPU and the kernels share the layout of the status block and the size of attention's tiles.
 const _: () = {
     use std::mem::offset_of;
 

@@ -1,4 +1,4 @@
-//! Around the products: activations, the gradient of the bias, and the product of our own.
+//! Beside the cuBLASLt products: activations, the gradient of the bias, and our own matrix product.
 
 use super::Cuda;
 use super::columns::{self, Matrix};
@@ -31,7 +31,7 @@ pub fn bias_bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
 
 /// The product by our own kernel: any size, any alignment.
 pub fn matmul(cuda: &Cuda, p: &Product) -> Result<()> {
-    // How far apart neighbours in a column and in a row of a matrix are.
+    // Strides between neighbours in a column and in a row of a matrix.
     let steps = |transposed, ld: usize| if transposed { (ld as i32, 1) } else { (1, ld as i32) };
     let ((a_m, a_k), (b_k, b_n)) = (steps(p.transpose_a, p.lda), steps(p.transpose_b, p.ldb));
     let arguments = Matmul {
@@ -53,7 +53,7 @@ pub fn matmul(cuda: &Cuda, p: &Product) -> Result<()> {
     let kernel = match (p.input, p.output) {
         (DType::Bf16, DType::F32) => &kernels.matmul_bf16_f32,
         (input, output) => {
-            assert_eq!(input, output, "no kernel multiplies {input:?} to {output:?}");
+            assert_eq!(input, output, "no kernel multiplies {input:?} into {output:?}");
             kernels.matmul.of(input)
         }
     };

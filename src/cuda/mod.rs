@@ -1,6 +1,6 @@
 //! The backend on NVIDIA GPUs: hand-written kernels (kernels/), products by cuBLASLt, one stream, one arena. A launcher holds
-//! geometry only: how many blocks, and which addresses the kernel gets. Nothing here waits for the GPU but `upload` and
-//! `download`, and `stage` when it is two batches ahead.
+//! geometry only: the number of blocks, and the addresses passed to the kernel. Only `upload` and `download` wait for the GPU,
+//! and `stage` when it is two batches ahead.
 
 mod adamw;
 mod arena;
@@ -52,7 +52,7 @@ pub struct Cuda {
 
 impl Cuda {
     /// # Errors
-    /// There is no such GPU, or something that it needs is missing.
+    /// There is no such GPU, or a requirement is missing.
     pub fn open(index: usize) -> Result<Cuda> {
         let gpu = Gpu::open(index)?;
         let stream = gpu.context.new_stream().map_err(failed("stream"))?;
@@ -71,18 +71,18 @@ impl Cuda {
         })
     }
 
-    /// For tests: products may split their sums over any k, to see whether cuBLASLt drops terms of them.
+    /// For tests: products may split their sums over any k, to detect whether cuBLASLt drops terms.
     pub fn always_splits(self) -> Cuda {
         Cuda { always_splits: true, ..self }
     }
 
-    /// How many products cuBLASLt has refused to compute with the algorithm for a similar number of rows; it was then asked for
-    /// one for just this number.
+    /// The number of products for which cuBLASLt refused the algorithm of their bucket, so that one was requested for the exact
+    /// number of rows.
     pub fn refused_products(&self) -> u64 {
         self.refused_products.get()
     }
 
-    /// Copies `src` over `dst`, as large, on the GPU: what no kernel that reads and writes so much is faster than.
+    /// Copies `src` to `dst` of the same size, on the GPU: an upper bound for the speed of memory-bound kernels.
     ///
     /// # Errors
     /// The GPU has failed.
@@ -120,15 +120,15 @@ impl Cuda {
         self.inputs().tiles.len / 2
     }
 
-    /// The address of a view; null for none.
+    /// The address of a view; null for an empty one.
     fn at(&self, view: View) -> Ptr {
         self.arena().at(view)
     }
 
-    /// Working memory until the next op.
+    /// Working memory, valid until the next op.
     fn scratch(&self, bytes: usize) -> Result<Ptr> {
         if bytes > arena::SCRATCH {
-            let fact = format!("an op needs {bytes} bytes of working memory, of which there are {}", arena::SCRATCH);
+            let fact = format!("an op needs {bytes} bytes of working memory, but there are {}", arena::SCRATCH);
             return Err(Error::new(Kind::Device, self.name(), fact, "lower --batch-size"));
         }
         Ok(self.arena().scratch())
@@ -141,7 +141,7 @@ impl Cuda {
         }
     }
 
-    /// The packed rows whose dropout masks the rows of an op take; null where they are the same.
+    /// The packed rows whose dropout masks apply to the rows of an op; null if they are the same.
     fn token_rows(&self, rows: Rows) -> Ptr {
         match rows {
             Rows::Tokens => 0,
@@ -149,7 +149,7 @@ impl Cuda {
         }
     }
 
-    /// A place of dropout in this step.
+    /// A dropout site in this step.
     fn drop(&self, drop: DropSite) -> Drop {
         let [key_low, key_high] = step_key(self.step.seed, self.step.update, self.step.micro);
         let on = self.step.train && drop.p > 0.0;
@@ -179,20 +179,20 @@ impl Backend for Cuda {
 
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         let arithmetic = layout.arithmetic;
-        assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "{arithmetic:?} is not for GPUs");
+        assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "GPUs do not support {arithmetic:?}");
         if arithmetic == Arithmetic::Bf16 && self.capability() < (8, 0) {
             let (major, minor) = self.capability();
             let fact = format!("compute capability {major}.{minor}: products of bf16 need 8.0");
             return Err(Error::new(Kind::Device, self.name(), fact, "pass --precision fp32"));
         }
-        // Free what was taken before.
+        // Frees the previous arena first.
         self.arena = None;
         self.arena = Some(Arena::new(&self.stream, layout)?);
         Ok(())
     }
 
     fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
-        assert!(src.len() <= dst.bytes(), "more than {dst:?} holds");
+        assert!(src.len() <= dst.bytes(), "the source exceeds {dst:?}");
         self.bind()?;
         // SAFETY: inside the arena; the driver has copied `src` when the call returns, or waits.
         unsafe { result::memcpy_htod_async(self.at(dst), src, self.stream.cu_stream()) }.map_err(failed("upload"))?;
@@ -200,7 +200,7 @@ impl Backend for Cuda {
     }
 
     fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()> {
-        assert!(dst.len() <= src.bytes(), "more than {src:?} holds");
+        assert!(dst.len() <= src.bytes(), "the destination exceeds {src:?}");
         self.bind()?;
         // SAFETY: inside the arena; `dst` is complete once the stream is.
         unsafe { result::memcpy_dtoh_async(dst, self.at(src), self.stream.cu_stream()) }.map_err(failed("download"))?;

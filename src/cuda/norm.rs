@@ -6,7 +6,7 @@ use super::{Cuda, columns};
 use crate::error::Result;
 use crate::ops::AddNorm;
 
-/// Chunks of rows in the backward pass, at most, and what their rows are a multiple of.
+/// Most chunks of rows in the backward pass, and the multiple to which their rows are rounded up.
 const CHUNKS: usize = 512;
 const CHUNK: usize = 4;
 
@@ -32,7 +32,7 @@ pub fn fwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
 pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
     let rows = cuda.rows(op.rows);
     let kernel = cuda.kernels().norm_bwd.of(op.dy.dtype);
-    let bytes = 2 * op.dim * size_of::<f32>(); // of a chunk's sums
+    let bytes = 2 * op.dim * size_of::<f32>(); // of one chunk's sums
     let chunk = rows.div_ceil(CHUNKS.min(SCRATCH / bytes)).next_multiple_of(CHUNK);
     let chunks = rows.div_ceil(chunk);
     let partials = cuda.scratch(chunks * bytes)?;

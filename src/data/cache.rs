@@ -1,5 +1,5 @@
-//! Tokenised texts kept for the next run, in files of the user's cache folder. A file's name is the hash of all that decides
-//! its content; it holds a checksum and then safetensors. What does not fit the checksum is made again.
+//! Tokenised texts kept for later runs, in files of the user's cache folder. A file's name is the hash of everything that
+//! determines its content; it holds a checksum followed by safetensors. A file whose checksum does not match is written again.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -14,11 +14,11 @@ use twox_hash::XxHash3_128;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
 
-/// All files together; beyond it, those used longest ago are removed.
+/// Limit on the size of all files; beyond it, the least recently used are removed.
 const MOST: u64 = 2 << 30;
 
-/// Where the files lie: in `$WARPFIT_CACHE`, else in `$XDG_CACHE_HOME/warpfit`, else in `~/.cache/warpfit`; nowhere if the
-/// first is empty, or none is set.
+/// The folder of the files: `$WARPFIT_CACHE`, else `$XDG_CACHE_HOME/warpfit`, else `~/.cache/warpfit`. `None` if the first is
+/// empty, or none is set.
 pub fn folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let absolute = |name: &str| set(name).filter(|path| path.is_absolute());
@@ -28,8 +28,8 @@ pub fn folder() -> Option<PathBuf> {
     (!folder.as_os_str().is_empty()).then(|| folder.join("tokens"))
 }
 
-/// The hash of settings, of every byte of files and folders, and of the build, since another may read or tokenise
-/// otherwise. An error where something cannot be read, or is neither file nor folder.
+/// The hash of the settings, of every byte of the files and folders, and of the build, as another build may read or tokenise
+/// differently. An error if something cannot be read, or is neither file nor folder.
 pub fn key<'a>(settings: &Value, paths: impl IntoIterator<Item = &'a Path>) -> io::Result<u128> {
     let build = fs::metadata(std::env::current_exe()?)?;
     let mut hash = XxHash3_128::new();
@@ -49,7 +49,7 @@ fn hash_path(path: &Path, about: Metadata) -> io::Result<u128> {
         entries.sort_by_key(|entry| entry.file_name());
         for entry in entries {
             hash.write(&[entry.file_name().as_encoded_bytes(), b"\0"].concat());
-            // Of the entry itself: links could go round in circles.
+            // The entry's own metadata: links could be circular.
             hash.write(&hash_path(&entry.path(), entry.metadata()?)?.to_le_bytes());
         }
     } else if about.is_file() {
@@ -66,8 +66,8 @@ fn hash_path(path: &Path, about: Metadata) -> io::Result<u128> {
     Ok(hash.finish_128())
 }
 
-/// What `store` kept under this key, by name, and what it was told about it. `None` where there is no such file, or one
-/// that is not as it was written.
+/// The tokenised texts that `store` kept under this key, by name, and their metadata. `None` if there is no such file, or it is
+/// damaged.
 pub fn load(folder: &Path, key: u128) -> Option<(HashMap<String, Encoded>, Value)> {
     let path = path(folder, key);
     let file = fs::read(&path).ok()?;
@@ -91,12 +91,12 @@ pub fn load(folder: &Path, key: u128) -> Option<(HashMap<String, Encoded>, Value
             _ => return None,
         }
     }
-    // Used now, for what is removed first; a folder that cannot be written serves all the same.
+    // The time of last use, by which old files are removed. Failing on a read-only folder does no harm.
     let _ = File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
     Some((parts, about))
 }
 
-/// Keeps tokenised texts, by names without `/`, and what is to be known about them, for the `load` of a later run.
+/// Keeps tokenised texts, by names without `/`, and their metadata, for the `load` of a later run.
 pub fn store(folder: &Path, key: u128, parts: &[(&str, &Encoded)], about: &Value) -> Result<()> {
     let mut tensors = Vec::new();
     for (name, part) in parts {
@@ -109,14 +109,14 @@ pub fn store(folder: &Path, key: u128, parts: &[(&str, &Encoded)], about: &Value
     }
     let views = tensors.iter().map(|(name, (dtype, values))| {
         let view = TensorView::new(*dtype, vec![values.len() / (dtype.bitsize() / 8)], values);
-        (name, view.expect("as many values as bytes allow"))
+        (name, view.expect("the bytes are a whole number of values"))
     });
     let about = HashMap::from([("about".to_string(), about.to_string())]);
     let content = safetensors::serialize(views, Some(about)).expect("names and numbers can be written");
 
     let (path, io) = (path(folder, key), |e| Error::io(folder, e));
     fs::create_dir_all(folder).map_err(io)?;
-    // Two runs may write it at once. It is not synced: what a crash leaves of it does not fit the checksum.
+    // Two runs may write it at once. It is not synced: after a crash the checksum does not match.
     let mut file = tempfile::Builder::new().suffix(".partial").tempfile_in(folder).map_err(io)?;
     file.write_all(&checksum(key, &content)).and_then(|()| file.write_all(&content)).map_err(io)?;
     file.persist(&path).map_err(|e| io(e.error))?;
@@ -128,12 +128,12 @@ fn path(folder: &Path, key: u128) -> PathBuf {
     folder.join(format!("{key:032x}"))
 }
 
-/// Another one for the same content under another key.
+/// Depends on the key, so that a file does not pass under another name.
 fn checksum(key: u128, content: &[u8]) -> [u8; 16] {
     XxHash3_128::oneshot_with_seed(key as u64, content).to_le_bytes()
 }
 
-/// Numbers in as few bytes as the largest takes.
+/// Numbers in the narrowest type that holds the largest.
 fn bytes(values: impl Iterator<Item = u64> + Clone) -> (Dtype, Vec<u8>) {
     match values.clone().max().unwrap_or(0) {
         0..=0xffff => (Dtype::U16, values.flat_map(|value| (value as u16).to_le_bytes()).collect()),
@@ -155,7 +155,7 @@ fn integers<T: TryFrom<u64>>(tensor: &TensorView) -> Option<Vec<T>> {
     }
 }
 
-/// Removes those used longest ago, as many as are too many, but never `newest`. What cannot be removed stays.
+/// Removes the least recently used files until the rest fit, but never `newest`. Failures are ignored.
 fn remove_old(folder: &Path, newest: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     let about = |entry: fs::DirEntry| entry.metadata().and_then(|about| Ok((about.modified()?, about.len(), entry.path()))).ok();

@@ -1,4 +1,4 @@
-//! What is to be classified: texts, or token ids that another program made, from arguments, files and streams of lines.
+//! Rows to classify: texts, or token ids made elsewhere, from arguments, files and streams of lines.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -13,17 +13,17 @@ use crate::error::{Error, Result};
 /// One row to classify.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
-    /// The row's own, else its number from 0.
+    /// The row's own id, else its number from 0.
     pub id: Value,
     pub content: Content,
-    /// Where it came from, for messages.
+    /// Its source, for messages.
     pub place: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
     Text(String),
-    /// Token ids with the special ones, and token types; no types stand for all 0.
+    /// Token ids including the special ones, and token types; no types mean all 0.
     Ids {
         ids: Vec<i32>,
         types: Vec<i32>,
@@ -39,31 +39,31 @@ impl Input {
     }
 }
 
-/// What the lines of a stream hold.
+/// Format of the lines of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LineFormat {
-    /// A text a line
+    /// One text per line
     Text,
-    /// A JSON object a line, with "text" or "input_ids", and "id"
+    /// One JSON object per line, with "text" or "input_ids", and "id"
     Jsonl,
 }
 
-/// Which token ids a model takes.
+/// Limits of a model on token ids.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub vocab: usize,
     pub positions: usize,
-    /// Rows of the token-type table; 0 where the model has none and does not look at the types.
+    /// Rows of the token-type table; 0 if the model has none and ignores the types.
     pub types: usize,
 }
 
-/// Rows in order, some at a time, none of the batches empty.
+/// Rows in order, in batches that are never empty.
 pub type Batches = Box<dyn Iterator<Item = Result<Vec<Input>>> + Send>;
 
 /// A batch of a stream holds at most this many rows.
 const BATCH: usize = 4096;
 
-/// Batches of a file in the format that its ending names, or of lines in `format`; `options.label_column` is not needed.
+/// Batches of a file in the format of its extension, or of lines in `format`; `options.label_column` is not needed.
 pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: Limits) -> Result<Batches> {
     let ending = dataset::ending(path);
     let format = format.or(match ending.as_str() {
@@ -87,13 +87,13 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
             Ok(batches(texts.into_iter().enumerate().map(row)))
         }
         None => {
-            let remedy = format!("give one of .{}, or pass --input-format", ENDINGS.join(", ."));
-            Err(Error::user(path.display(), "cannot tell the format from the ending", remedy))
+            let remedy = format!("use one of .{}, or pass --input-format", ENDINGS.join(", ."));
+            Err(Error::user(path.display(), "cannot tell the format from the file extension", remedy))
         }
     }
 }
 
-/// Batches of texts that were typed, numbered from 0.
+/// Batches of texts from the command line, numbered from 0.
 pub fn texts(texts: Vec<String>) -> Batches {
     let row = |(row, text)| Input { id: Value::from(row), content: Content::Text(text), place: format!("text {row}") };
     batches(texts.into_iter().enumerate().map(row))
@@ -106,8 +106,8 @@ fn batches(mut rows: impl Iterator<Item = Input> + Send + 'static) -> Batches {
     }))
 }
 
-/// Batches of lines, each as large as what has come already, so that whoever writes a line and waits gets its answer.
-/// What stands before a line that is wrong is given first, then the error. `name` stands for the stream in messages.
+/// Batches of lines. A batch holds the lines that have already arrived, so that a program that writes a line and waits gets its
+/// result. The rows before an invalid line come first, then the error. `name` is the name of the stream in messages.
 pub fn lines(
     reader: BufReader<impl Read + Send + 'static>,
     name: &str,
@@ -146,13 +146,13 @@ struct Lines<R> {
     format: LineFormat,
     text_column: Option<String>,
     limits: Limits,
-    /// Read so far; empty lines of JSON are no rows.
+    /// Lines read so far; empty lines are not rows of JSON.
     line: usize,
     rows: u64,
 }
 
 impl<R: Read> Lines<R> {
-    /// Whether the next line has come already, so that reading it does not wait.
+    /// Whether the next line has already arrived, so that reading it does not block.
     fn has_line(&self) -> bool {
         self.reader.buffer().contains(&b'\n')
     }
@@ -231,7 +231,7 @@ fn whole_numbers(list: &Value, key: &str, place: &str) -> Result<Vec<i32>> {
 }
 
 impl Limits {
-    /// An error where a row of token ids is not one that the model can look up.
+    /// An error if the model has no embedding for a row of token ids.
     fn check(&self, ids: &[i32], types: &[i32], place: &str) -> Result<()> {
         Encoded::default().push(place, ids, types)?;
         let beyond = |ids: &[i32], rows: usize| ids.iter().copied().find(|&id| id as usize >= rows);
@@ -241,7 +241,7 @@ impl Limits {
         }
         if ids.len() > self.positions {
             let fact = format!("{} input_ids for the model's {} positions", ids.len(), self.positions);
-            return Err(Error::user(place, fact, "cut them, the last one being [SEP]"));
+            return Err(Error::user(place, fact, "truncate them, with [SEP] last"));
         }
         if let Some(kind) = beyond(types, self.types).filter(|_| self.types > 0) {
             let fact = format!("the token type {kind} is beyond the model's {}", self.types);

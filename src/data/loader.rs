@@ -1,4 +1,4 @@
-//! The order of rows, the same as PyTorch's, and batches packed one step ahead on a thread of their own.
+//! The order of rows, the same as PyTorch's, and batches packed ahead on a thread of their own.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -19,27 +19,27 @@ pub fn randperm(rows: usize, seed: u64) -> Vec<u32> {
     order
 }
 
-/// The rows of an epoch (from 0) in the order in which Hugging Face's Trainer sees them; file order without `shuffle`.
+/// The rows of an epoch (from 0) in the order of Hugging Face's Trainer; in file order without `shuffle`.
 pub fn row_order(rows: usize, shuffle: bool, seed: u64, epoch: u64) -> Vec<u32> {
     if shuffle { randperm(rows, seed.wrapping_add(epoch)) } else { (0..rows as u32).collect() }
 }
 
-/// Batches of one pass over the rows; the last one may be short. Two are kept ready. Dropping it ends its thread.
+/// Batches of one pass over the rows; the last one may be short. Two are kept ready. Dropping the loader ends its thread.
 pub struct Loader {
     batches: Receiver<PackedBatch>,
     packer: Option<JoinHandle<()>>,
 }
 
 impl Loader {
-    /// Packs the rows of `order`, `batch_size` at a time, beginning with batch `first` (from 0) as a resumed run does.
+    /// Packs the rows of `order`, `batch_size` at a time, from batch `first` (from 0), as a resumed run needs.
     ///
     /// # Panics
-    /// When `batch_size` is 0; while iterating, when a row of `order` does not exist.
+    /// If `batch_size` is 0; while iterating, if a row of `order` does not exist.
     pub fn new(data: Arc<Encoded>, order: Vec<u32>, batch_size: usize, first: usize) -> Loader {
         assert!(batch_size > 0, "a batch holds at least one row");
         Loader::spawn(move |send| {
             let batch = |rows: &[u32]| PackedBatch::new(rows.iter().map(|&row| data.row(row as usize)));
-            // It ends where the loader was dropped.
+            // Ends when the loader is dropped.
             order.chunks(batch_size).skip(first).map(batch).all(send);
         })
     }
@@ -47,7 +47,7 @@ impl Loader {
     /// Packs all rows in order, into batches of at most `tokens` tokens and `seqs` rows.
     ///
     /// # Panics
-    /// While iterating, when a row is longer than `tokens`.
+    /// While iterating, if a row is longer than `tokens`.
     pub fn in_order(data: Arc<Encoded>, tokens: usize, seqs: usize) -> Loader {
         Loader::spawn(move |send| {
             data.batches(tokens, seqs).all(send);
@@ -66,7 +66,7 @@ impl Iterator for Loader {
 
     fn next(&mut self) -> Option<PackedBatch> {
         self.batches.recv().ok().or_else(|| {
-            // The packer has ended: a panic of its own must not pass for the end of the epoch.
+            // The packer has ended: a panic of its own must not be mistaken for the end of the epoch.
             if let Some(Err(panic)) = self.packer.take().map(JoinHandle::join) {
                 std::panic::resume_unwind(panic);
             }

@@ -1,5 +1,5 @@
-//! Packing: the sequences of a batch laid end to end without padding, and the gather lists that let the embedding's
-//! backward pass sum rows in a fixed order.
+//! Packing: the sequences of a batch laid end to end without padding, and the gather lists by which the embedding's backward
+//! pass sums rows in a fixed order.
 
 /// Rows of a tile of attention on a GPU.
 pub const TILE: usize = 64;
@@ -13,16 +13,16 @@ pub struct PackedBatch {
     pub positions: Vec<i32>,
     /// Token types (segments), (rows).
     pub types: Vec<i32>,
-    /// Where each sequence starts, and the end of the last, (seqs + 1).
+    /// Start of each sequence, and the end of the last, (seqs + 1).
     pub cu_seqlens: Vec<i32>,
-    /// Class of each sequence, (seqs); 0 where there is none.
+    /// Class of each sequence, (seqs); 0 if it has none.
     pub labels: Vec<i32>,
     /// All rows, ordered by token id and then by row, (rows).
     pub rows_by_token: Vec<i32>,
-    /// Where each distinct token starts in `rows_by_token`, and its end, (distinct tokens + 1).
+    /// Start of each distinct token in `rows_by_token`, and the end of the last, (distinct tokens + 1).
     pub token_starts: Vec<i32>,
-    /// (sequence, first row within it) of every tile of [`TILE`] rows, those of the longest sequences first: what takes longest
-    /// starts first. (tiles, 2)
+    /// (sequence, first row within it) of every tile of [`TILE`] rows, those of the longest sequences first, so that the longest
+    /// work starts first, (tiles, 2).
     pub tiles: Vec<i32>,
     /// Tokens in the longest sequence.
     pub max_seqlen: usize,
@@ -51,10 +51,10 @@ impl PackedBatch {
         ]
     }
 
-    /// Packs sequences of (ids, token types, label). An empty list of types stands for all zero.
+    /// Packs sequences of (ids, token types, label). An empty list of types means all zero.
     ///
     /// # Panics
-    /// When a sequence is empty: the tokenizer always gives `[CLS]` and `[SEP]`.
+    /// If a sequence is empty: the tokenizer always adds `[CLS]` and `[SEP]`.
     pub fn new<'a>(sequences: impl IntoIterator<Item = (&'a [i32], &'a [i32], u32)>) -> PackedBatch {
         let mut batch = PackedBatch { cu_seqlens: vec![0], ..Default::default() };
         for (ids, types, label) in sequences {

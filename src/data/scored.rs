@@ -1,5 +1,5 @@
-//! Labelled scores that `predict` or another program wrote, to be evaluated without a model: JSON lines
-//! `{"label": 1, "scores": [0.1, 0.9]}` or `{"label": "POSITIVE", "scores": [{"label": "POSITIVE", "score": 0.9}, ...]}`.
+//! Labelled scores written by `predict` or another program, to be evaluated without a model: JSON lines `{"label": 1, "scores":
+//! [0.1, 0.9]}` or `{"label": "POSITIVE", "scores": [{"label": "POSITIVE", "score": 0.9}, ...]}`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,14 +12,14 @@ use crate::metrics::softmax;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
-    /// Names of the classes, in order of their index: LABEL_0, LABEL_1, ... where labels and scores are bare numbers; else
-    /// sorted, numbers by value.
+    /// Names of the classes, in order of their index: LABEL_0, LABEL_1, ... if labels and scores are bare numbers; else sorted,
+    /// numbers by value.
     pub names: Vec<String>,
     /// The row's own id, else its number from 0, (rows)
     pub ids: Vec<Value>,
     /// (rows)
     pub labels: Vec<u32>,
-    /// Probabilities, (rows, classes). Where the rows of the file do not all add up to 1, they are taken for logits.
+    /// Probabilities, (rows, classes). Unless every row of the file sums to 1, they are taken as logits.
     pub scores: Vec<f64>,
 }
 
@@ -27,7 +27,7 @@ impl Scored {
     /// Reads a file.
     ///
     /// # Errors
-    /// A line that is not an object with `label` and `scores`; rows with different classes; a label that is none of them.
+    /// A line that is not an object with `label` and `scores`; rows with different classes; an unknown label.
     pub fn read(path: &Path) -> Result<Scored> {
         let text = dataset::read_text(path, dataset::open(path)?)?;
         let (mut ids, mut labels, mut lines, mut scores) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -42,7 +42,7 @@ impl Scored {
                 Some(_) => return Err(Error::user(place, "the label is a list or an object", "give an index or a name")),
             };
             let Some(Value::Array(row)) = object.swap_remove("scores") else {
-                let remedy = "give a score a class, as predict --top-k 0 does";
+                let remedy = "give one score per class, as predict --top-k 0 does";
                 return Err(Error::user(place, "there is no list of scores", remedy));
             };
             if classes.is_none() {
@@ -54,7 +54,7 @@ impl Scored {
             lines.push(line);
         }
         let Some(classes) = classes else {
-            return Err(Error::user(path.display(), "no rows", "give one JSON object a line"));
+            return Err(Error::user(path.display(), "no rows", "give one JSON object per line"));
         };
         let names = classes.names(path, &labels)?;
         let labels = Table::labelled(path, labels, lines).into_dataset(&names)?.labels;
@@ -71,7 +71,7 @@ fn misfit(place: &str, fact: &str) -> Error {
     Error::user(place, fact, "give every row the same classes, as numbers or as objects with label and score")
 }
 
-/// What the first row says of the classes.
+/// The classes as the first row gives them.
 enum Classes {
     Counted(usize),
     /// Sorted.
@@ -88,7 +88,7 @@ impl Classes {
         Some(Classes::Named(names)).filter(|_| !row.is_empty())
     }
 
-    /// The scores of a row in the order of the classes.
+    /// The scores of a row, in the order of the classes.
     fn order(&self, row: &[Value]) -> std::result::Result<Vec<f64>, String> {
         let scores = match self {
             Classes::Counted(classes) if *classes == row.len() => row.iter().map(Value::as_f64).collect(),
@@ -96,11 +96,11 @@ impl Classes {
                 let of = |name: &String| row.iter().find(|scored| scored["label"] == **name)?["score"].as_f64();
                 names.iter().map(of).collect()
             }
-            Classes::Counted(classes) => return Err(format!("{} scores where the first row has {classes}", row.len())),
-            Classes::Named(names) => return Err(format!("{} scores where the first row has {}", row.len(), names.len())),
+            Classes::Counted(classes) => return Err(format!("{} scores, but the first row has {classes}", row.len())),
+            Classes::Named(names) => return Err(format!("{} scores, but the first row has {}", row.len(), names.len())),
         };
         let scores: Option<Vec<f64>> = scores;
-        scores.ok_or_else(|| "the scores are not of the classes of the first row".to_string())
+        scores.ok_or_else(|| "the classes of the scores differ from those of the first row".to_string())
     }
 
     fn names(self, path: &Path, labels: &[String]) -> Result<Vec<String>> {
@@ -114,7 +114,7 @@ impl Classes {
         }
         let distinct = BTreeSet::from_iter(labels.iter().filter(|label| !label.is_empty()).cloned());
         if distinct.len() != classes {
-            let fact = format!("{} names among the labels, {classes} scores a row", distinct.len());
+            let fact = format!("{} names among the labels, but {classes} scores per row", distinct.len());
             return Err(Error::user(path.display(), fact, "give labels as indices, or scores as objects with label and score"));
         }
         Ok(distinct.into_iter().collect())

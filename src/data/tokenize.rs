@@ -1,4 +1,4 @@
-//! Texts to token ids, with a Hugging Face `tokenizer.json`: special tokens added, cut to a length, never padded.
+//! Texts to token ids, with a Hugging Face `tokenizer.json`: special tokens added, truncated to a length, never padded.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -17,13 +17,13 @@ use crate::error::{Error, Result};
 pub struct Encoded {
     /// (tokens of all rows)
     pub ids: Vec<i32>,
-    /// Token types (segments), (tokens of all rows); empty where all are 0.
+    /// Token types (segments), (tokens of all rows); empty if all are 0.
     pub types: Vec<i32>,
-    /// Where each row starts in `ids`, and the end of the last, (rows + 1).
+    /// Start of each row in `ids`, and the end of the last, (rows + 1).
     pub offsets: Vec<usize>,
-    /// Class of each row, (rows); empty where there is none.
+    /// Class of each row, (rows); empty without labels.
     pub labels: Vec<u32>,
-    /// Whether each row was cut to the greatest length, (rows).
+    /// Whether each row was truncated, (rows).
     pub cut: Vec<bool>,
 }
 
@@ -38,12 +38,12 @@ impl Encoded {
         self.cut.len()
     }
 
-    /// How many rows were cut.
+    /// The number of truncated rows.
     pub fn truncated(&self) -> usize {
         self.cut.iter().filter(|&&cut| cut).count()
     }
 
-    /// Ids, types (empty where all are 0) and label (0 where there is none) of a row, as `PackedBatch::new` takes them.
+    /// Ids, types (empty if all are 0) and label (0 without one) of a row, the input of `PackedBatch::new`.
     pub fn row(&self, row: usize) -> (&[i32], &[i32], u32) {
         let range = self.offsets[row]..self.offsets[row + 1];
         let types = if self.types.is_empty() { &[] } else { &self.types[range.clone()] };
@@ -53,7 +53,7 @@ impl Encoded {
     /// The rows in order, packed: batches of at most `tokens` tokens and `seqs` rows.
     ///
     /// # Panics
-    /// When a row is longer than `tokens`.
+    /// If a row is longer than `tokens`.
     pub fn batches(&self, tokens: usize, seqs: usize) -> impl Iterator<Item = PackedBatch> {
         let mut start = 0;
         std::iter::from_fn(move || {
@@ -65,8 +65,8 @@ impl Encoded {
         })
     }
 
-    /// Adds a row that was tokenised elsewhere; no types stand for all 0. `place` is where it came from.
-    /// An error where it has no ids or a negative one, or where ids and types differ in number.
+    /// Adds a row that was tokenised elsewhere; no types mean all 0. `place` is its source. An error if it has no ids or a
+    /// negative one, or if the numbers of ids and types differ.
     pub fn push(&mut self, place: impl Display, ids: &[i32], types: &[i32]) -> Result<()> {
         if ids.is_empty() {
             return Err(Error::user(place, "input_ids is empty", "give at least [CLS] and [SEP]"));
@@ -104,38 +104,38 @@ impl Encoded {
 /// The tokenizer of a model folder.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// Faster, where all of the tokenizer is BERT's.
+    /// For `tokenizer.json` files that hold BERT's own algorithm.
     fast: Option<WordPiece>,
     frame: Frame,
-    /// `tokenizer.json` as read, to be copied beside a trained model.
+    /// The bytes of `tokenizer.json`, to be copied beside a trained model.
     pub json: Vec<u8>,
-    /// `model_max_length` of `tokenizer_config.json`, where there is one that means something.
+    /// `model_max_length` of `tokenizer_config.json`, if it is a meaningful number.
     pub max_length: Option<usize>,
-    /// Largest token id + 1; may not be above the model's vocabulary.
+    /// Largest token id + 1; must not exceed the model's vocabulary.
     pub vocab: usize,
 }
 
-/// A token and where it stands in its text, in bytes; a special one stands nowhere.
+/// A token and its byte range in the text; a special token has none.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Piece {
     pub id: u32,
-    /// What stands there in the text; of a special one its name.
+    /// The characters of the text; of a special token its name.
     pub text: String,
     pub special: bool,
     pub start: Option<usize>,
     pub stop: Option<usize>,
 }
 
-/// The special tokens around a text.
+/// The special tokens added around a text.
 struct Frame {
     before: Vec<i32>,
     after: Vec<i32>,
-    /// Token types of both, with that of the text between them.
+    /// Token types of both, and of the text between them.
     types: Vec<i32>,
 }
 
 impl Frame {
-    /// What the tokenizer puts around a text of one token; `None` unless that is once in it.
+    /// The special tokens around a text of one token; `None` unless the text occurs exactly once.
     fn of(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Option<Frame>> {
         const TEXT: u32 = u32::MAX;
         let framed = inner.post_process(Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0), None, true)?;
@@ -145,12 +145,12 @@ impl Frame {
         Ok(parts.try_into().ok().map(frame))
     }
 
-    /// How many special tokens there are.
+    /// The number of special tokens.
     fn specials(&self) -> usize {
         self.before.len() + self.after.len()
     }
 
-    /// Token types for a text of so many tokens; none where all are 0.
+    /// Token types for a text of this many tokens; empty if all are 0.
     fn types(&self, tokens: usize) -> Vec<i32> {
         if self.types.iter().all(|&kind| kind == 0) {
             return Vec::new();
@@ -161,7 +161,7 @@ impl Frame {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and `tokenizer_config.json` where it stands beside it.
+    /// Reads `tokenizer.json`, and `tokenizer_config.json` if it exists.
     pub fn read(folder: &Path) -> Result<Tokenizer> {
         let path = folder.join("tokenizer.json");
         let json = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
@@ -172,15 +172,15 @@ impl Tokenizer {
             Err(e) => return Err(Error::io(&path, e)),
             Ok(config) => {
                 let config: Value = serde_json::from_slice(&config)
-                    .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "fetch the model folder again"))?;
-                // Without a limit of its own, Hugging Face writes 1e30.
+                    .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "download the model folder again"))?;
+                // If there is no limit, Hugging Face writes 1e30.
                 tokenizer.max_length = config["model_max_length"].as_u64().map(|n| n as usize);
             }
         }
         Ok(tokenizer)
     }
 
-    /// Takes the content of a `tokenizer.json`.
+    /// Parses the content of a `tokenizer.json`.
     pub fn from_bytes(json: &[u8]) -> Result<Tokenizer> {
         Tokenizer::parse(json, "tokenizer.json")
     }
@@ -188,16 +188,17 @@ impl Tokenizer {
     fn parse(json: &[u8], place: impl Display) -> Result<Tokenizer> {
         let bad = |fact: String| Error::user(&place, fact, "give the tokenizer.json of a BERT or DistilBERT model");
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| bad(format!("not a tokenizer: {e}")))?;
-        // A file may carry a length to cut or pad to: both are for the caller to say.
+        // A file may ask for truncation and padding; the caller decides about both.
         inner.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
         let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let frame = Frame::of(&inner).map_err(|e| bad(e.to_string()))?.filter(|frame| frame.specials() > 0);
-        let frame = frame.ok_or_else(|| bad("adds no [CLS] and [SEP] to a text".to_string()))?;
+        let frame = frame.ok_or_else(|| bad("it adds no [CLS] and [SEP]".to_string()))?;
         Ok(Tokenizer { fast: WordPiece::new(&inner), inner, frame, json: json.to_vec(), max_length: None, vocab })
     }
 
-    /// Token ids of each text, in order, cut on the right to `max_length` tokens with the special ones, on all cores.
-    /// `progress` hears, from any thread, how many more texts are done. An error where `max_length` leaves no room for text.
+    /// Token ids of each text, in order, truncated on the right to `max_length` tokens including the special ones, on all
+    /// cores. `progress` is called from any thread with the number of texts just finished. An error if `max_length` leaves no
+    /// room for text.
     pub fn encode<T: AsRef<str> + Sync>(
         &self,
         texts: &[T],
@@ -231,7 +232,7 @@ impl Tokenizer {
         Ok(all)
     }
 
-    /// The tokens of a text, all of them, with the special ones or without.
+    /// All tokens of a text, with or without the special ones.
     pub fn pieces(&self, text: &str, specials: bool) -> Result<Vec<Piece>> {
         let encoding = self.inner.encode(text, specials).map_err(untokenised)?;
         let piece = |i: usize| {

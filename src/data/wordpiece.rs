@@ -1,7 +1,6 @@
-//! BERT's tokenizer in one pass over a text: cleaned, lower-cased, parted into words, and each word into the longest pieces
-//! that the vocabulary has. It gives the ids that the `tokenizers` library gives, whose parts follow the same rules one
-//! after the other and keep track of where everything came from, which takes twenty times as long.
-//! What it is not sure to do alike, it leaves to the library.
+//! BERT's tokenizer in one pass over a text: it is cleaned, lower-cased and split into words, and each word into the longest
+//! pieces of the vocabulary. The ids equal those of the `tokenizers` library, which applies the same rules one after the other
+//! and tracks offsets, and takes twenty times as long. Cases in which the two could differ are left to the library.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -19,54 +18,54 @@ use self::Verdict::{Enough, Library, More};
 type Pieces = HashMap<Box<[u8]>, i32, FixedState>;
 
 pub struct WordPiece {
-    /// What a word may begin with.
+    /// Pieces that begin a word.
     starts: Pieces,
-    /// What may follow within a word, without its `##`.
+    /// Pieces that continue a word, without their `##`.
     rests: Pieces,
-    /// Bytes of the longest piece.
+    /// Length of the longest piece in bytes.
     longest: usize,
     unknown: i32,
-    /// A word of more characters is unknown.
+    /// Words of more characters are unknown.
     word_limit: usize,
-    /// Tokens that stand for themselves wherever they are written, such as `[SEP]`, and their ids.
+    /// Tokens that are matched verbatim in the text, such as `[SEP]`, and their ids.
     added: AhoCorasick,
     added_ids: Vec<i32>,
-    /// What characters come to, 256 a page, worked out when one of the page is first met.
+    /// Classes of characters, in pages of 256, computed on first use.
     pages: Box<[OnceLock<Box<[Class; 256]>>]>,
     normalizer: BertNormalizer,
 }
 
-/// What a character comes to, normalised.
+/// The class of a character after normalisation.
 #[derive(Clone, Copy)]
 enum Class {
     Nothing,
     /// Ends a word.
     Space,
-    /// Is a word for itself.
+    /// Is a word by itself.
     Alone(char),
     Letter(char),
     Several,
-    /// An accent that stays. Unicode puts these into an order of their own, whatever stands between.
+    /// An accent that is kept. Unicode reorders these across other characters.
     Mark,
 }
 
-/// How a text goes on.
+/// Whether to continue with a text.
 #[derive(PartialEq)]
 enum Verdict {
     More,
-    /// There are as many tokens as were asked for.
+    /// The requested number of tokens is reached.
     Enough,
     Library,
 }
 
 impl WordPiece {
-    /// The same rules as this tokenizer's; `None` where they are not all BERT's.
+    /// The rules of this tokenizer; `None` unless all of them are BERT's.
     pub fn new(tokenizer: &tokenizers::Tokenizer) -> Option<WordPiece> {
         let Some(&NormalizerWrapper::BertNormalizer(normalizer)) = tokenizer.get_normalizer() else { return None };
         let Some(PreTokenizerWrapper::BertPreTokenizer(_)) = tokenizer.get_pre_tokenizer() else { return None };
         let ModelWrapper::WordPiece(model) = tokenizer.get_model() else { return None };
         let added = tokenizer.get_added_tokens_decoder();
-        // One of these is looked for in the normalised text, or takes in what stands beside it.
+        // Such a token is matched in the normalised text, or absorbs its surroundings.
         if added.values().any(|token| token.normalized || token.single_word || token.lstrip || token.rstrip) {
             return None;
         }
@@ -77,7 +76,7 @@ impl WordPiece {
         let unknown = *vocabulary.get(&model.unk_token)? as i32;
         let (mut starts, mut rests) = (Pieces::default(), Pieces::default());
         for (piece, &id) in &vocabulary {
-            // No word holds a # beside another character: it is punctuation.
+            // A # is punctuation, so no word contains one beside another character.
             match piece.strip_prefix("##") {
                 Some(rest) => rests.insert(rest.as_bytes().into(), id as i32),
                 None => starts.insert(piece.as_bytes().into(), id as i32),
@@ -97,8 +96,8 @@ impl WordPiece {
         })
     }
 
-    /// Appends the ids of a text to `ids`: all, or where there are more than `limit`, at least that many. It reads no
-    /// further than it must. `false` for a text to be left to the library, with `ids` as they were.
+    /// Appends the ids of a text to `ids`: all, or if there are more than `limit`, at least that many. It reads no further than
+    /// it must. `false` leaves the text to the library, with `ids` unchanged.
     pub fn encode(&self, text: &str, limit: usize, ids: &mut Vec<i32>) -> bool {
         let before = ids.len();
         let mut words = Words { rules: self, limit: before.saturating_add(limit), word: Vec::new(), chars: 0, ids };
@@ -128,7 +127,7 @@ impl WordPiece {
             let first = c as u32 & !255;
             let class = |low: usize| {
                 let (mut class, mut classes) = (Class::Nothing, 0);
-                let c = char::from_u32(first + low as u32).unwrap_or_default(); // no text holds a surrogate
+                let c = char::from_u32(first + low as u32).unwrap_or_default(); // no text contains a surrogate
                 self.normalise(c, &mut |one| (class, classes) = (one, classes + 1));
                 if classes > 1 { Class::Several } else { class }
             };
@@ -168,11 +167,11 @@ impl WordPiece {
     }
 }
 
-/// A text on its way: the word under way, and the ids of those before it.
+/// The state of one text: the current word, and the ids of the words before it.
 struct Words<'a> {
     rules: &'a WordPiece,
     limit: usize,
-    /// Its UTF-8, as far as it counts.
+    /// Its UTF-8, up to the word limit.
     word: Vec<u8>,
     chars: usize,
     ids: &'a mut Vec<i32>,
@@ -203,7 +202,7 @@ impl Words<'_> {
         if self.ids.len() >= self.limit { Enough } else { More }
     }
 
-    /// `false` for a mark.
+    /// `false` for what is left to the library.
     fn take(&mut self, class: Class) -> bool {
         match class {
             Class::Nothing => {}
@@ -218,7 +217,7 @@ impl Words<'_> {
     #[inline]
     fn push(&mut self, c: char) {
         self.chars += 1;
-        // A longer word is unknown, whatever it holds.
+        // Words beyond the limit are unknown, whatever their characters.
         if self.chars <= self.rules.word_limit {
             match u8::try_from(c) {
                 Ok(byte) if byte.is_ascii() => self.word.push(byte),
@@ -234,7 +233,7 @@ impl Words<'_> {
         self.end();
     }
 
-    /// The word under way, if there is one, is whole.
+    /// Ends the current word, if there is one.
     fn end(&mut self) {
         if self.chars == 0 {
             return;
@@ -243,7 +242,7 @@ impl Words<'_> {
         let mut rest = if self.chars <= self.rules.word_limit { &self.word[..] } else { &[] };
         let mut pieces = &self.rules.starts;
         while !rest.is_empty() {
-            // Pieces are UTF-8: what equals one ends between characters.
+            // Pieces are valid UTF-8: a match ends between characters.
             let longest = (1..=rest.len().min(self.rules.longest)).rev();
             let Some((size, id)) =
                 longest.map(|size| (size, pieces.get(&rest[..size]))).find_map(|(size, id)| Some((size, *id?)))
@@ -263,12 +262,12 @@ impl Words<'_> {
     }
 }
 
-/// Control characters that are not white space, NUL among them, and what stands for a character that was lost.
+/// Control characters other than white space, NUL, and the replacement character.
 fn is_dropped(c: char) -> bool {
     c == '\u{fffd}' || !matches!(c, '\t' | '\n' | '\r') && c.is_other()
 }
 
-/// The blocks of ideographs, each of which is a word; other scripts of East Asia are not.
+/// The blocks of ideographs, each of which is a word of its own; other scripts of East Asia are not in them.
 fn is_chinese(c: char) -> bool {
     matches!(c,
         '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{2a6df}'

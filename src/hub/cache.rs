@@ -1,5 +1,5 @@
-//! Repositories of the hub as folders on this machine, in the layout that Python's huggingface_hub shares:
-//! `models--owner--name/{refs,blobs,snapshots}`, a snapshot being links to blobs, which are named by their ETag.
+//! Hub repositories as folders on this machine, in the layout shared with Python's huggingface_hub:
+//! `models--owner--name/{refs,blobs,snapshots}`. A snapshot consists of links to blobs, which are named by their ETag.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
@@ -22,39 +22,39 @@ pub struct Cache {
     offline: bool,
 }
 
-/// What a repository holds at one commit.
+/// The content of a repository at one commit.
 pub struct Listing {
     pub commit: String,
     pub files: Vec<Entry>,
-    /// Whether it lists what stands in the cache, and not what the hub has.
+    /// Whether it lists the content of the cache rather than that of the hub.
     pub cached: bool,
-    /// The front matter of its card; null where the list was made from the cache.
+    /// The front matter of its card; null if the list was made from the cache.
     pub card: Value,
 }
 
 pub struct Entry {
     /// Its path in the repository.
     pub name: String,
-    /// `None` where the list was made from the cache, in which the file stands.
+    /// `None` if the list was made from the cache.
     blob: Option<Blob>,
 }
 
 struct Blob {
     etag: String,
     size: u64,
-    /// Whether the ETag is the SHA-256 of the content; else it is a hash of git's.
+    /// Whether the ETag is the SHA-256 of the content; otherwise it is a git hash.
     is_sha256: bool,
 }
 
 impl Cache {
-    /// As the environment says.
+    /// Configured by the environment.
     pub fn new() -> Result<Cache> {
         let home = super::home()?;
         let folder = super::variable("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
         Ok(Cache { client: Client::new(super::token(&home)?)?, folder, offline: super::is_offline() })
     }
 
-    /// What `repo` holds: as the hub says, or where it cannot be asked, as far as it stands in the cache.
+    /// Lists the content of `repo`: from the hub, or from the cache if the hub cannot be reached.
     pub fn list(&self, repo: &Repo) -> Result<Listing, Failure> {
         if self.offline {
             return self.cached(repo).ok_or_else(|| {
@@ -69,7 +69,7 @@ impl Cache {
         let url = format!("{endpoint}/api/{kind}s/{id}/revision/{revision}?blobs=true");
         match self.client.get(&url, &[]).and_then(json) {
             Ok(answer) => Listing::parse(&answer).ok_or_else(|| {
-                Failure::Here(Error::user(repo, format!("{endpoint} does not answer as the hub does"), "check HF_ENDPOINT"))
+                Failure::Here(Error::user(repo, format!("{endpoint} does not speak the hub's protocol"), "check HF_ENDPOINT"))
             }),
             Err(failure) if failure.is_passing() => {
                 let cached = self.cached(repo).ok_or(failure)?;
@@ -80,7 +80,7 @@ impl Cache {
         }
     }
 
-    /// Brings the files of `names` into the cache, and gives the folder in which they stand under these names.
+    /// Fetches the files of `names` into the cache, and returns the folder that holds them under these names.
     pub fn fetch(&self, repo: &Repo, listing: &Listing, names: &[&str]) -> Result<PathBuf, Failure> {
         let folder = self.repo_folder(repo);
         let snapshot = folder.join("snapshots").join(&listing.commit);
@@ -97,7 +97,7 @@ impl Cache {
         if let Some(progress) = progress {
             progress.finish("");
         }
-        // Only now: a reference leads to what is complete.
+        // Written last, so that a reference leads only to complete snapshots.
         let reference = folder.join("refs").join(&repo.revision);
         if repo.revision != listing.commit && fs::read_to_string(&reference).ok().as_ref() != Some(&listing.commit) {
             create_dir(reference.parent().expect("lies in refs"))?;
@@ -110,7 +110,7 @@ impl Cache {
         self.folder.join(format!("{}s--{}", repo.kind, repo.id.replace('/', "--")))
     }
 
-    /// What of `repo` stands in the cache.
+    /// The part of `repo` that is in the cache.
     fn cached(&self, repo: &Repo) -> Option<Listing> {
         let folder = self.repo_folder(repo);
         let commit = fs::read_to_string(folder.join("refs").join(&repo.revision)).unwrap_or(repo.revision.clone());
@@ -120,7 +120,7 @@ impl Cache {
         Some(Listing { commit, files, cached: true, card: Value::Null })
     }
 
-    /// Brings a blob into the cache, or the rest of it where a download was cut off.
+    /// Downloads a blob into the cache, continuing an incomplete download.
     fn download(&self, repo: &Repo, url: &str, blob: &Blob, progress: Option<&Progress>) -> Result<(), Failure> {
         let folder = self.repo_folder(repo);
         let (path, partial) =
@@ -136,7 +136,7 @@ impl Cache {
         let mut file = OpenOptions::new().create(true).read(true).append(true).open(&partial).map_err(io)?;
         let mut have = file.metadata().map_err(io)?.len();
         advance(have.min(blob.size));
-        // In a row that brought nothing.
+        // Consecutive tries without progress.
         let mut tries = 0;
         while have != blob.size {
             let result = self.receive(url, &mut file, &partial, have, blob.size, &advance);
@@ -154,13 +154,13 @@ impl Cache {
         }
         if blob.is_sha256 && sha256(&partial)? != blob.etag {
             fs::remove_file(&partial).map_err(io)?;
-            let fact = format!("what was received from {url} is damaged: its SHA-256 is another");
-            return Err(Failure::Here(Error::user(repo, fact, "try again: it is fetched anew")));
+            let fact = format!("the download from {url} is damaged: its SHA-256 does not match");
+            return Err(Failure::Here(Error::user(repo, fact, "try again: it is downloaded afresh")));
         }
         file.sync_all().and_then(|()| fs::rename(&partial, &path)).map_err(io)
     }
 
-    /// Adds to `file`, which has `have` bytes, what lies behind them at `url`, up to `size` bytes in all.
+    /// Appends to `file`, which has `have` bytes, the bytes of `url` from there to `size`.
     fn receive(
         &self,
         url: &str,
@@ -174,13 +174,13 @@ impl Cache {
         let range = format!("bytes={have}-");
         let headers: &[_] = if have > 0 { &[("Range", &*range)] } else { &[] };
         let response = match self.client.get(url, headers) {
-            // It ends before: what is here belongs to something else.
+            // The file at `url` is shorter: the local bytes belong to something else.
             Err(Failure::Refused { status: 416, .. }) => return file.set_len(0).map_err(io),
             response => response?,
         };
         let mut left = size.saturating_sub(have);
         if response.status().as_u16() != 206 {
-            // From the start, whatever was asked for.
+            // The server sends the whole file, regardless of the range requested.
             file.set_len(0).map_err(io)?;
             left = size;
         }
@@ -198,7 +198,7 @@ impl Cache {
         }
     }
 
-    /// Held while a blob is written, by huggingface_hub too.
+    /// Held while a blob is written; huggingface_hub takes the same lock.
     fn lock(&self, repo: &Repo, blob: &Blob) -> Result<File, Failure> {
         let folder = self.folder.join(".locks").join(self.repo_folder(repo).file_name().expect("has a name"));
         create_dir(&folder)?;
@@ -210,7 +210,7 @@ impl Cache {
                 note(format!("{repo}: another process is fetching it; waiting"));
                 file.lock().map_err(io)?;
             }
-            // On a file system without locks the checksum alone has to do.
+            // On a file system without locks the checksum has to do.
             Ok(()) | Err(TryLockError::Error(_)) => (),
         }
         Ok(file)
@@ -218,7 +218,7 @@ impl Cache {
 }
 
 impl Listing {
-    /// Of the hub's answer; `None` where that is something else. Its names become paths and are trusted with nothing.
+    /// Parses the hub's response; `None` if it has another form. Its names become paths and are not trusted.
     fn parse(answer: &Value) -> Option<Listing> {
         let is_name = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let commit = answer["sha"].as_str().filter(|sha| is_name(sha))?.to_string();
@@ -237,7 +237,7 @@ impl Listing {
     }
 }
 
-/// Of a file, in hexadecimal.
+/// SHA-256 of a file, in hexadecimal.
 pub fn sha256(path: &Path) -> Result<String> {
     let io = |e| Error::io(path, e);
     let (mut file, mut hasher, mut buffer) = (File::open(path).map_err(io)?, Sha256::new(), vec![0; 1 << 17]);
@@ -249,12 +249,12 @@ pub fn sha256(path: &Path) -> Result<String> {
     }
 }
 
-/// The files below a folder, by their paths from `prefix` on.
+/// Lists the files below a folder, with paths relative to `prefix`.
 fn walk(folder: &Path, prefix: &str, files: &mut Vec<Entry>) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
-        // Through the link: one that leads nowhere is no file.
+        // Follows links: a dangling link is not a file.
         if path.is_dir() {
             walk(&path, &format!("{name}/"), files)?;
         } else if path.is_file() {
@@ -264,7 +264,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<Entry>) -> std::io::Result<
     Ok(())
 }
 
-/// Makes `name` in a snapshot a link to a blob, relative, so that the cache can be moved.
+/// Links `name` in a snapshot to a blob, relatively, so that the cache can be moved.
 fn link(snapshot: &Path, name: &str, etag: &str) -> Result<()> {
     let path = snapshot.join(name);
     create_dir(path.parent().expect("lies in the snapshot"))?;

@@ -1,5 +1,5 @@
-//! HTTP as the hub speaks it. Redirects are followed here and not by the HTTP library, so that the token goes to the
-//! endpoint alone and never to the host that stores the files.
+//! HTTP to the hub. Redirects are followed here and not by the HTTP library, so that the token goes to the endpoint alone and
+//! never to the host that stores the files.
 
 use std::time::Duration;
 
@@ -11,36 +11,36 @@ use ureq::{Agent, AsSendBody, Body, SendBody};
 use crate::console::check_interrupt;
 use crate::error::{Error, Result};
 
-/// How often a request is made that is cut off or answered with a fault of the server.
+/// How many times a request is tried when the connection breaks or the server fails.
 pub const TRIES: u32 = 5;
 
 pub const JSON: &str = "application/json";
-/// A JSON object a line.
+/// One JSON object per line.
 pub const NDJSON: &str = "application/x-ndjson";
-/// As Git's large file storage speaks it.
+/// The media type of Git's large file storage.
 pub const LFS_JSON: &str = "application/vnd.git-lfs+json";
 
 pub struct Client {
     agent: Agent,
-    /// Of `HF_ENDPOINT`, without a slash at its end.
+    /// `HF_ENDPOINT` without a trailing slash.
     pub endpoint: String,
     pub token: Option<String>,
     patience: Duration,
 }
 
-/// Why a request brought nothing.
+/// Why a request failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// No answer, or none to its end.
+    /// No response, or an incomplete one.
     Unreachable(String),
-    /// The answer is no: its status, the hub's name for what is wrong, and its message.
+    /// The server refuses: its status, the hub's error code, and its message.
     Refused { status: u16, code: String, message: String },
-    /// A fault on this side, such as a full disk.
+    /// A local fault, such as a full disk.
     Here(Error),
 }
 
 impl Failure {
-    /// Whether it may pass by itself.
+    /// Whether it may be transient.
     pub fn is_passing(&self) -> bool {
         match self {
             Failure::Unreachable(_) => true,
@@ -67,8 +67,8 @@ impl From<ureq::Error> for Failure {
 }
 
 impl Client {
-    /// As the environment says: `HF_ENDPOINT`, `HF_HUB_DOWNLOAD_TIMEOUT`, the token, the usual proxy variables, and
-    /// `SSL_CERT_FILE` with other certificates than those built in.
+    /// Configured by the environment: `HF_ENDPOINT`, `HF_HUB_DOWNLOAD_TIMEOUT`, the token, the usual proxy variables, and
+    /// `SSL_CERT_FILE` with certificates other than those built in.
     pub fn new(token: Option<String>) -> Result<Client> {
         let seconds = super::variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|text| text.parse().ok()).unwrap_or(10);
         let patience = Duration::from_secs(seconds);
@@ -93,7 +93,7 @@ impl Client {
         Ok(Client { agent: config.build().into(), endpoint, token, patience })
     }
 
-    /// What lies at `url`, wherever that redirects to.
+    /// Requests `url` and follows redirects.
     pub fn get(&self, url: &str, headers: &[(&str, &str)]) -> Result<Response<Body>, Failure> {
         let mut url = url.to_string();
         for _ in 0..10 {
@@ -110,19 +110,19 @@ impl Client {
                 _ => target.to_string(),
             };
         }
-        Err(Failure::Unreachable("it redirects in a circle".to_string()))
+        Err(Failure::Unreachable("too many redirects".to_string()))
     }
 
     /// Sends `content` of type `kind`.
     pub fn post(&self, url: &str, kind: &str, content: &str) -> Result<Response<Body>, Failure> {
-        // The answer too comes in this type where there is more than one.
+        // Where there is more than one format, the response comes in the same one.
         let headers = [("Content-Type", kind), ("Accept", if kind == NDJSON { JSON } else { kind })];
         // A commit of many files takes the hub some time.
         let patience = self.patience.max(Duration::from_secs(120));
         retry(|| self.send("POST", url, &headers, content, patience))
     }
 
-    /// Stores the `size` bytes that a fresh `body` reads.
+    /// Uploads `size` bytes from a fresh `body` on each try.
     pub fn put<R: std::io::Read>(
         &self,
         url: &str,
@@ -139,7 +139,7 @@ impl Client {
         })
     }
 
-    /// One exchange. `patience` is the longest wait for the next bytes.
+    /// One request and its response. `patience` is the longest wait for the next bytes.
     fn send(
         &self,
         method: &str,
@@ -174,14 +174,14 @@ impl Client {
     }
 }
 
-/// The JSON that was answered.
+/// The JSON body of a response.
 pub fn json(mut response: Response<Body>) -> Result<Value, Failure> {
-    // The list of a very large repository.
+    // Enough for the listing of a very large repository.
     let text = response.body_mut().with_config().limit(256 << 20).read_to_string()?;
-    serde_json::from_str(&text).map_err(|e| Failure::Unreachable(format!("its answer is no JSON: {e}")))
+    serde_json::from_str(&text).map_err(|e| Failure::Unreachable(format!("its response is not JSON: {e}")))
 }
 
-/// Tries again, with a longer wait each time, while what goes wrong may pass and nobody interrupts.
+/// Retries transient failures, with a longer wait each time, until interrupted.
 fn retry<T>(mut request: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let mut tries = 0;
     loop {

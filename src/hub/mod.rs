@@ -1,5 +1,5 @@
-//! The Hugging Face hub: models and data sets by their ids, fetched once into the cache that Python's huggingface_hub
-//! shares, and trained models pushed. No network is touched unless an id is given.
+//! The Hugging Face hub: models and data sets by id, fetched once into the cache shared with Python's huggingface_hub, and
+//! trained models pushed. The network is used only when an id is given.
 
 pub mod cache;
 pub mod client;
@@ -16,9 +16,9 @@ use crate::error::{Error, Result};
 use cache::{Cache, Listing};
 use client::{Client, Failure};
 
-/// The branch that is meant where no revision is named.
+/// The default revision.
 const MAIN: &str = "main";
-/// Where the hub keeps its own conversion of a data set to Parquet.
+/// The revision that holds the hub's conversion of a data set to Parquet.
 const CONVERTED: &str = "refs/convert/parquet";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum Kind {
     Dataset,
 }
 
-/// A repository at a branch, a tag or a commit. Displays as it is typed: `owner/name@revision`.
+/// A repository at a branch, a tag or a commit. Displays as it is written: `owner/name@revision`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repo {
     pub kind: Kind,
@@ -36,11 +36,11 @@ pub struct Repo {
     pub revision: String,
 }
 
-/// The folder of a model: `name` itself where it is one, else that of a hub id, fetched as far as it is not in the cache.
-/// What can be no id is given back, to be missed as a folder.
+/// The folder of a model: `name` itself if it is a folder, else that of a hub id, of which missing files are fetched. An
+/// invalid id is returned unchanged, to be reported as a missing folder.
 ///
 /// # Errors
-/// No such model, or one without safetensors; no access; no network and nothing in the cache; a full disk.
+/// No such model, or one without safetensors; no access; no network and no copy in the cache; a full disk.
 pub fn model(name: &Path) -> Result<PathBuf> {
     let Some(repo) = Repo::of(Kind::Model, name) else { return Ok(name.into()) };
     let hub = Cache::new()?;
@@ -51,11 +51,11 @@ pub fn model(name: &Path) -> Result<PathBuf> {
     fetch().map_err(|failure| explain(failure, &repo, &hub.client, NOT_HERE))
 }
 
-/// The files of a data set: those in `name` where that is a folder, else the Parquet files of a hub id, its own or the hub's
-/// conversion. `config` says which where it has several.
+/// The files of a data set: those in `name` if it is a folder, else the Parquet files of a hub id, its own or the hub's
+/// conversion. `config` chooses one of several configurations.
 ///
 /// # Errors
-/// As of [`model`]; several configurations and none of them named.
+/// Those of [`model`]; several configurations and none chosen.
 pub fn dataset(name: &Path, config: Option<&str>) -> Result<Splits> {
     let Some(repo) = Repo::of(Kind::Dataset, name) else {
         return dataset::splits(&config.map_or(name.into(), |config| name.join(config)));
@@ -72,19 +72,19 @@ pub fn dataset(name: &Path, config: Option<&str>) -> Result<Splits> {
     let converted = Repo { revision: CONVERTED.to_string(), ..repo.clone() };
     let found = match fetch(&repo) {
         Ok(None) if repo.revision == MAIN => match fetch(&converted) {
-            // There is no conversion of every data set.
+            // Not every data set has a conversion.
             Err(Failure::Refused { status: 404, .. }) => Ok(None),
             found => found,
         },
         found => found,
     };
     found.map_err(|failure| explain(failure, &repo, &hub.client, NOT_HERE))?.ok_or_else(|| {
-        let fact = "has no Parquet files of train, validation or test data, and the hub none made of them";
+        let fact = "has no Parquet files of train, validation or test data, and the hub has no Parquet conversion of it";
         Error::user(&repo, fact, "download its files and give them with --data-dir or --train-file")
     })
 }
 
-/// The id that `name` is on the hub, without a revision; `None` for what is here or is no id.
+/// The hub id in `name`, without a revision; `None` for a local path or an invalid id.
 pub fn id(kind: Kind, name: &Path) -> Option<String> {
     Repo::of(kind, name).map(|repo| repo.id)
 }
@@ -108,12 +108,12 @@ impl fmt::Display for Repo {
 }
 
 impl Repo {
-    /// What `name` means where nothing of that name is here: `None` for what is here or is no id.
+    /// The repository that `name` refers to; `None` for a local path or an invalid id.
     fn of(kind: Kind, name: &Path) -> Option<Repo> {
         if name.exists() { None } else { Repo::parse(kind, name.to_str()?) }
     }
 
-    /// An id, with or without `@revision`; `None` for what is none.
+    /// Parses an id, with or without `@revision`; `None` if it is invalid.
     pub fn parse(kind: Kind, text: &str) -> Option<Repo> {
         let (id, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let is_name = |text: &str| {
@@ -129,7 +129,7 @@ impl Repo {
         (is_id && is_revision).then(|| Repo { kind, id: id.to_string(), revision: revision.to_string() })
     }
 
-    /// Its page, below the endpoint.
+    /// Path of its page, below the endpoint.
     fn path(&self) -> String {
         match self.kind {
             Kind::Model => self.id.clone(),
@@ -138,7 +138,7 @@ impl Repo {
     }
 }
 
-/// What to fetch of a model: what says how it is built, its tokenizer, its card for the license, and its weights.
+/// The files to fetch of a model: configuration, tokenizer, card (for the license) and weights.
 fn model_files<'a>(repo: &Repo, listing: &'a Listing) -> Result<Vec<&'a str>> {
     const WHOLE: &str = "model.safetensors";
     const BESIDE: [&str; 6] =
@@ -160,7 +160,7 @@ fn model_files<'a>(repo: &Repo, listing: &'a Listing) -> Result<Vec<&'a str>> {
     Ok(names().filter(|name| BESIDE.contains(name) || is_weights(name)).collect())
 }
 
-/// Names of a data set's files.
+/// File names of the splits of a data set.
 #[derive(Clone, Default)]
 struct Names {
     train: Vec<String>,
@@ -168,8 +168,8 @@ struct Names {
     test: Vec<String>,
 }
 
-/// The Parquet files of the splits of a data set: `data/train-00000-of-00002.parquet`, or as the hub's conversion has them
-/// `default/train/0000.parquet`. What stands before is the configuration. `None` where there are none.
+/// The Parquet files of the splits of a data set: `data/train-00000-of-00002.parquet`, or in the hub's conversion
+/// `default/train/0000.parquet`. The part before the split is the configuration. `None` if there are none.
 fn parquet_files(repo: &Repo, listing: &Listing, config: Option<&str>) -> Result<Option<Names>> {
     let mut configs = BTreeMap::<&str, Names>::new();
     for file in listing.files.iter().filter(|file| file.name.ends_with(".parquet")) {
@@ -204,10 +204,10 @@ fn parquet_files(repo: &Repo, listing: &Listing, config: Option<&str>) -> Result
     if configs.is_empty() { Ok(None) } else { found.map(Some).ok_or_else(missing) }
 }
 
-/// What is said first of something that was looked for on the hub because it is not here.
+/// Prefix of a message about something that was looked for on the hub because it is not a local folder.
 const NOT_HERE: &str = "there is no such folder here, and ";
 
-/// A failure as one line; `first` is said before what the other side may not be to blame for.
+/// A failure as one line; `first` precedes messages whose cause may be a mistyped local path.
 fn explain(failure: Failure, repo: &Repo, client: &Client, first: &str) -> Error {
     let endpoint = &client.endpoint;
     let Repo { kind, revision, .. } = repo;
@@ -222,45 +222,43 @@ fn explain(failure: Failure, repo: &Repo, client: &Client, first: &str) -> Error
                 format!("ask for access at {endpoint}/{}, and set HF_TOKEN to a token of that account", repo.path()),
             ),
             (404, "RevisionNotFound", _) => {
-                (format!("the hub has no revision {revision} of this {kind}"), "check what stands behind the @".to_string())
+                (format!("the hub has no revision {revision} of this {kind}"), "check the revision after the @".to_string())
             }
             (401, _, Some(_)) => (format!("the hub refuses the token: {message}"), "check HF_TOKEN".to_string()),
-            // The hub does not tell who may not see it that there is something.
+            // The hub does not reveal the existence of a private repository.
             (401 | 404, _, token) => (
                 format!("{first}the hub ({endpoint}) shows no such {kind}"),
                 match token {
                     None => "check the name; for a private one set HF_TOKEN".to_string(),
-                    Some(_) => "check the name, and what HF_TOKEN may read".to_string(),
+                    Some(_) => "check the name, and the read access of HF_TOKEN".to_string(),
                 },
             ),
-            (403, ..) => (format!("the hub refuses access: {message}"), "check what HF_TOKEN may do".to_string()),
-            (429, ..) => ("the hub asks for fewer requests".to_string(), "try again in a while, or set HF_TOKEN".to_string()),
-            _ => (format!("the hub answers {status}: {message}"), "try again later".to_string()),
+            (403, ..) => (format!("the hub refuses access: {message}"), "check the permissions of HF_TOKEN".to_string()),
+            (429, ..) => ("the hub limits the rate of requests".to_string(), "try again in a while, or set HF_TOKEN".to_string()),
+            _ => (format!("the hub responds with status {status}: {message}"), "try again later".to_string()),
         },
     };
     Error::user(repo, fact, remedy)
 }
 
-/// An environment variable that is set to something.
+/// A non-empty environment variable.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// `HF_HUB_OFFLINE`: nothing may be asked of the network.
+/// `HF_HUB_OFFLINE`: the network must not be used.
 fn is_offline() -> bool {
     variable("HF_HUB_OFFLINE").is_some_and(|value| ["1", "on", "yes", "true"].contains(&&*value.to_lowercase()))
 }
 
-/// `HF_HOME`, the folder of all that is the hub's.
+/// `HF_HOME`, the folder of tokens and caches.
 fn home() -> Result<PathBuf> {
     let cache = || variable("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cache")));
     let home = variable("HF_HOME").map(PathBuf::from).or_else(|| Some(cache()?.join("huggingface")));
-    home.ok_or_else(|| {
-        Error::user("HF_HOME", "is not set, and there is no home folder", "set it to a folder for what is fetched")
-    })
+    home.ok_or_else(|| Error::user("HF_HOME", "is not set, and there is no home folder", "set it to a folder for downloads"))
 }
 
-/// `HF_TOKEN`, or what stands in the file `HF_TOKEN_PATH` or `token` in `HF_HOME`, where `hf auth login` puts it.
+/// `HF_TOKEN`, or the content of the file `HF_TOKEN_PATH` or `token` in `HF_HOME`, where `hf auth login` puts it.
 fn token(home: &Path) -> Result<Option<String>> {
     let path = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
     let from_file = || match std::fs::read_to_string(&path) {
@@ -270,13 +268,13 @@ fn token(home: &Path) -> Result<Option<String>> {
     let text = variable("HF_TOKEN").map_or_else(from_file, |token| Ok(Some(token)))?;
     match text.map(|text| text.trim().to_string()).filter(|text| !text.is_empty()) {
         Some(token) if !token.bytes().all(|b| b.is_ascii_graphic()) => {
-            Err(Error::user("HF_TOKEN", "is no token", "make one at https://huggingface.co/settings/tokens"))
+            Err(Error::user("HF_TOKEN", "is not a token", "create one at https://huggingface.co/settings/tokens"))
         }
         token => Ok(token),
     }
 }
 
-/// A path as part of an address.
+/// Escapes a path for use in a URL.
 fn escape(path: &str) -> String {
     const KEPT: AsciiSet = NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
     utf8_percent_encode(path, &KEPT).to_string()

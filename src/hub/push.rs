@@ -1,4 +1,4 @@
-//! A trained model published on the hub: the files of a run folder as one commit, the large ones through Git's large file
+//! Publishes a trained model on the hub: the files of a run folder as one commit, the large ones through Git's large file
 //! storage.
 
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::report::log::Progress;
 use crate::report::tensorboard;
 
-/// What a run leaves beside its checkpoints, and what Trainer publishes; nothing else that may lie in the folder.
+/// The files to publish: the results of a run. Checkpoints and other files in the folder are left out.
 const PUBLISHED: [&str; 19] = [
     "README.md",
     "config.json",
@@ -40,7 +40,7 @@ const PUBLISHED: [&str; 19] = [
     "plots/grad_norm.svg",
 ];
 
-/// A repository that models are to be pushed to, and that the token may write.
+/// A repository to push to, to which the token has write access.
 pub struct Target {
     repo: Repo,
     client: Client,
@@ -50,28 +50,28 @@ struct Upload {
     name: &'static str,
     path: PathBuf,
     size: u64,
-    /// SHA-256, of those that go to the large file storage.
+    /// SHA-256 of a file that goes to the large file storage.
     oid: Option<String>,
 }
 
 impl Target {
-    /// The repository `id`, in the space of the token's account where it is `name` alone. Nothing is made yet: this is asked
-    /// before a training run, so that nobody finds out after it.
+    /// The repository `id`, in the namespace of the token's account if it has no owner. Creates nothing yet: it is called
+    /// before a training run, so that an error is reported before and not after it.
     ///
     /// # Errors
-    /// No id; no token, or one that may not write there; no network.
+    /// An invalid id; no token, or one without write access; no network.
     pub fn check(id: &str) -> Result<Target> {
         let bad = |fact: &str, remedy: &str| Err(Error::user(format!("--push-to-hub {id}"), fact, remedy));
         let repo = match Repo::parse(Kind::Model, id) {
             Some(repo) if repo.revision == MAIN => repo,
-            _ => return bad("is no id of the hub", "write it as owner/name"),
+            _ => return bad("is not a hub id", "write it as owner/name"),
         };
         if super::is_offline() {
             return bad("HF_HUB_OFFLINE is set", "unset it");
         }
         let client = Client::new(super::token(&super::home()?)?)?;
         if client.token.is_none() {
-            return bad("there is no token", "set HF_TOKEN to one that may write, from https://huggingface.co/settings/tokens");
+            return bad("no token is set", "set HF_TOKEN to one that may write, from https://huggingface.co/settings/tokens");
         }
         let who = client.get(&format!("{}/api/whoami-v2", client.endpoint), &[]).and_then(json);
         let who = who.map_err(|failure| explain(failure, &repo, &client, ""))?;
@@ -83,17 +83,17 @@ impl Target {
         let mut organisations = who["orgs"].as_array().into_iter().flatten();
         if owner != user && !organisations.any(|organisation| organisation["name"] == owner) {
             return bad(
-                &format!("the token is that of {user}, who is no member of {owner}"),
+                &format!("the token belongs to {user}, who is not a member of {owner}"),
                 "set HF_TOKEN to another, or push elsewhere",
             );
         }
         Ok(Target { repo: Repo { id: format!("{owner}/{name}"), ..repo }, client })
     }
 
-    /// Publishes the model in `folder`, in a new public repository if there is none. Gives the address of its page.
+    /// Publishes the model in `folder`, creating a public repository if there is none. Returns the address of its page.
     pub fn push(&self, folder: &Path) -> Result<String> {
         self.upload(folder).map_err(|failure| {
-            let again = format!("nothing is lost: `push {} {}` tries again", folder.display(), self.repo);
+            let again = format!("nothing is lost: `warpfit push {} {}` tries again", folder.display(), self.repo);
             explain(failure, &self.repo, &self.client, "").and(&again)
         })?;
         Ok(format!("{}/{}", self.client.endpoint, self.repo))
@@ -115,12 +115,12 @@ impl Target {
         self.commit(&files)
     }
 
-    /// Makes the repository if it is not there.
+    /// Creates the repository unless it exists.
     fn create(&self) -> Result<(), Failure> {
         let (owner, name) = self.repo.id.split_once('/').expect("checked");
         let request = json!({"name": name, "organization": owner});
         match self.client.post(&format!("{}/api/repos/create", self.client.endpoint), JSON, &request.to_string()) {
-            // It is there; or the token may write what is there, but make nothing new.
+            // It exists; or the token may write to existing repositories and not create one.
             Ok(_) | Err(Failure::Refused { status: 403 | 409, .. }) => Ok(()),
             Err(failure) => Err(failure),
         }
@@ -138,7 +138,7 @@ impl Target {
         let answer = json(self.client.post(&self.api("preupload"), JSON, &json!({"files": asked}).to_string())?)?;
         let modes = answer["files"].as_array().into_iter().flatten();
         for mode in modes.filter(|mode| mode["uploadMode"] == "lfs") {
-            // An empty file cannot be stored there.
+            // The large file storage refuses empty files.
             if let Some(file) = files.iter_mut().find(|file| mode["path"] == file.name && file.size > 0) {
                 file.oid = Some(sha256(&file.path)?);
             }
@@ -146,7 +146,7 @@ impl Target {
         Ok(())
     }
 
-    /// Brings the large files that are not there yet into the large file storage.
+    /// Uploads the large files that are missing from the large file storage.
     fn store(&self, files: &[Upload]) -> Result<(), Failure> {
         let large: Vec<_> = files.iter().filter_map(|file| Some((file, file.oid.as_ref()?))).collect();
         if large.is_empty() {
@@ -163,7 +163,9 @@ impl Target {
         let progress = Progress::new(&format!("pushing to {}", self.repo), total, &["bytes"]);
         for (file, oid) in large {
             let mut objects = answer["objects"].as_array().into_iter().flatten();
-            let object = objects.find(|object| object["oid"] == **oid).ok_or_else(|| refused("it has no place for a file"))?;
+            let object = objects
+                .find(|object| object["oid"] == **oid)
+                .ok_or_else(|| refused("it returned no upload address for a file"))?;
             if let Some(message) = object["error"]["message"].as_str() {
                 return Err(refused(message));
             }
@@ -181,7 +183,7 @@ impl Target {
         Ok(())
     }
 
-    /// Sends one file, whole or in parts, as `header` asks: `chunk_size`, and under the number of each part its address.
+    /// Uploads one file, whole or in parts, as `header` requires: `chunk_size`, and an address under the number of each part.
     fn transfer(&self, file: &Upload, oid: &str, href: &str, header: &Value, progress: &Progress) -> Result<(), Failure> {
         let header = header.as_object().cloned().unwrap_or_default();
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), String::from);
@@ -196,7 +198,7 @@ impl Target {
             header.iter().filter_map(|(name, url)| Some((name.parse().ok()?, text(url)))).collect();
         urls.sort();
         if urls.len() as u64 != file.size.div_ceil(chunk) {
-            return Err(refused("it has another number of places than there are parts"));
+            return Err(refused("its upload addresses do not match the parts of a file"));
         }
         let mut parts = Vec::new();
         for ((number, url), start) in urls.iter().zip((0..file.size).step_by(chunk as usize)) {
@@ -228,12 +230,12 @@ impl Target {
     }
 }
 
-/// What the hub says within an answer that is none.
+/// An error that the hub reports inside a successful response.
 fn refused(message: &str) -> Failure {
     Failure::Refused { status: 422, code: String::new(), message: message.to_string() }
 }
 
-/// A part of a file that is counted while it is read.
+/// A part of a file, counted while it is read.
 struct Part<'a> {
     content: std::io::Take<File>,
     progress: &'a Progress,

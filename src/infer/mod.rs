@@ -1,4 +1,4 @@
-//! A trained model opened for inference: what `predict`, `evaluate`, `embed` and `serve` run.
+//! A trained model opened for inference, for `predict`, `evaluate`, `embed` and `serve`.
 //!
 //! ```
 //! use std::path::Path;
@@ -49,17 +49,17 @@ use pooling::Pooling;
 pub struct Options {
     pub device: Device,
     pub precision: Precision,
-    /// Tokens and texts of a batch, at most; one text always fits.
+    /// Most tokens and texts per batch; one text always fits.
     pub tokens: usize,
     pub texts: usize,
-    /// The layer whose states become vectors: 0 for the embeddings, 1 for the first layer, -1 for the last, counted from the
-    /// end. The layers behind it are not laid out.
+    /// The layer whose states become vectors: 0 is the embeddings, 1 the first layer, -1 the last, counting from the end. Later
+    /// layers are not run.
     pub layer: i64,
     /// With [`Pooling::Cls`] the last layer runs on the `[CLS]` rows alone.
     pub pooling: Pooling,
 }
 
-/// What is computed of a text.
+/// The output computed for a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// (classes)
@@ -73,7 +73,7 @@ pub enum Output {
 pub struct Prediction {
     /// (classes), finite
     pub logits: Vec<f32>,
-    /// Tokens that the model read, special ones included.
+    /// Tokens that the model read, including special ones.
     pub tokens: usize,
     /// Whether the text was longer.
     pub truncated: bool,
@@ -81,17 +81,17 @@ pub struct Prediction {
 
 pub struct Session {
     pub source: Arc<ModelDir>,
-    /// Parameters of the head that the folder does not have.
+    /// Parameters of the head that the folder lacks.
     pub missing: Vec<String>,
     pooling: Pooling,
     model: Model,
 }
 
 impl Session {
-    /// Opens a model folder. A base model has no trained head, but vectors.
+    /// Opens a model folder. A base model has no trained head, only vectors.
     ///
     /// # Errors
-    /// What is wrong with the folder or the device; a layer that the model does not have.
+    /// A fault of the folder or the device; a layer that the model does not have.
     pub fn open(path: &Path, options: &Options) -> Result<Session> {
         let Options { device, precision, pooling, .. } = *options;
         let source = ModelDir::read(path)?;
@@ -99,10 +99,10 @@ impl Session {
         let layer = if options.layer < 0 { options.layer + most + 1 } else { options.layer };
         if !(0..=most).contains(&layer) {
             let fact = format!("{} is not among the model's {most} layers", options.layer);
-            return Err(Error::user("--layer", fact, format!("give 0 (the embeddings) to {most}, or -1 for the last")));
+            return Err(Error::user("--layer", fact, format!("choose 0 (the embeddings) to {most}, or -1 for the last")));
         }
         let config = Config { layers: layer as usize, ..source.config.clone() };
-        // The embeddings have no layer to prune.
+        // The embeddings are no layer, so that there is none to prune.
         let last_rows = if pooling == Pooling::Cls && layer > 0 { Rows::Cls } else { Rows::Tokens };
         let tokens = options.tokens.max(config.positions);
         let seqs = options.texts.min(tokens); // a text has at least one token
@@ -114,7 +114,7 @@ impl Session {
         Ok(Session { source: Arc::new(source), missing, pooling, model })
     }
 
-    /// Opens a model folder to classify.
+    /// Opens a model folder for classification.
     ///
     /// # Errors
     /// Those of [`Session::open`]; a folder without a trained head.
@@ -132,13 +132,13 @@ impl Session {
         self.source.config.dim
     }
 
-    /// The token ids that the model takes.
+    /// The limits of the model on token ids.
     pub fn limits(&self) -> Limits {
         let config = &self.source.config;
         Limits { vocab: config.vocab, positions: config.positions, types: config.types }
     }
 
-    /// The output asked for of each row, in order. `done` is called with the texts and tokens of each batch.
+    /// The requested output of each row, in order. `done` is called with the texts and tokens of each batch.
     pub fn run(&mut self, rows: &Encoded, outputs: &[Output], mut done: impl FnMut(usize, usize)) -> Result<Vec<Vec<f32>>> {
         let ModelSpec { tokens, seqs, last_rows, .. } = self.model.plan.spec;
         let (dim, classes) = (self.source.config.dim, self.source.config.classes());
@@ -184,13 +184,13 @@ impl Session {
         match vectors.iter().position(|vector| vector.iter().any(|x| !x.is_finite())) {
             None => Ok(vectors.concat()),
             Some(row) => {
-                let fact = format!("the vector of row {} of these is not finite", row + 1);
-                Err(Error::new(Kind::Unusable, self.source.path.display(), fact, "the model is broken: fetch it again"))
+                let fact = format!("the vector of row {} is not finite", row + 1);
+                Err(Error::new(Kind::Unusable, self.source.path.display(), fact, "the model is broken: download it again"))
             }
         }
     }
 
-    /// A prediction for every input, in order. Texts are truncated to `max_length` tokens; token ids are taken as they are.
+    /// A prediction for every input, in order. Texts are truncated to `max_length` tokens; token ids are not.
     ///
     /// # Errors
     /// A text for a folder without a tokenizer; logits that are not finite.
@@ -199,11 +199,11 @@ impl Session {
         self.classify(inputs, &encoded)
     }
 
-    /// A prediction for every row of `batches`, in order. The next rows are read and tokenised while the model runs; `each`
-    /// is called with every batch once it is done. Memory holds a few batches.
+    /// A prediction for every row of `batches`, in order. The next rows are read and tokenised while the model runs; `each` is
+    /// called with every batch once it is done. Only a few batches are in memory at a time.
     ///
     /// # Errors
-    /// Those of [`Session::predict`], of `batches` and of `each`, after all that comes before.
+    /// Those of [`Session::predict`], of `batches` and of `each`, after the predictions of all earlier rows.
     pub fn predict_all(
         &mut self,
         batches: Batches,
@@ -211,12 +211,12 @@ impl Session {
         mut each: impl FnMut(&[Input], &[Prediction]) -> Result<()>,
     ) -> Result<()> {
         let (source, (send, receive)) = (self.source.clone(), sync_channel(1));
-        // Not a scoped thread: after an error nobody waits for the next line of a slow stream.
+        // Not a scoped thread: after an error, the next line of a slow stream must not be waited for.
         let reader = thread::spawn(move || {
             let encode = |inputs: Vec<Input>| source.encode(&inputs, max_length).map(|encoded| (inputs, encoded));
             for batch in batches {
                 if send.send(batch.and_then(encode)).is_err() {
-                    return; // nobody listens any more
+                    return; // the receiver is gone
                 }
             }
         });

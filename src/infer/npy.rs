@@ -1,13 +1,13 @@
-//! NumPy's array file, version 1.0: a magic word, a Python dictionary padded to 64 bytes, the numbers.
+//! NumPy's array file, version 1.0: magic string, a Python dictionary padded to 64 bytes, the numbers.
 
 use std::path::Path;
 
 use crate::error::Result;
 use crate::files::PartialFile;
 
-/// Writes rows of `dim` numbers; the file is complete before it gets its name.
+/// Writes rows of `dim` numbers atomically.
 pub fn write(path: &Path, rows: &[f32], dim: usize) -> Result<()> {
-    const BEFORE: usize = 10; // magic word, version, length of the dictionary
+    const BEFORE: usize = 10; // magic string, version, length of the dictionary
     let mut about = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {dim}), }}", rows.len() / dim);
     let padded = (BEFORE + about.len() + 1).next_multiple_of(64) - BEFORE;
     about.extend(std::iter::repeat_n(' ', padded - 1 - about.len()));

@@ -1,17 +1,17 @@
-//! Principal components (Pearson, 1901): the plane in which vectors vary most.
+//! Principal components (Pearson, 1901): the plane of largest variance.
 
 use nalgebra::DMatrix;
 
 pub struct Pca {
-    /// (rows), from the mean of all: first and second component.
+    /// (rows), relative to the mean: first and second component.
     pub points: Vec<[f64; 2]>,
-    /// Of the variance, along each component: between 0 and 1, and 0 where all vectors are equal.
+    /// Share of the variance along each component, in [0, 1]; 0 if all vectors are equal.
     pub shares: [f64; 2],
 }
 
 impl Pca {
-    /// Of vectors (rows, dim), all of them finite; at least one. The largest entry of a component is positive, so that the
-    /// same vectors give the same picture.
+    /// Projects vectors (rows, dim), all finite, at least one. The largest entry of a component is positive, so that the signs
+    /// are determined.
     pub fn of(vectors: &[f32], dim: usize) -> Pca {
         let rows = vectors.len() / dim;
         let mean = |i: usize| vectors[i..].iter().step_by(dim).map(|&x| f64::from(x)).sum::<f64>() / rows as f64;

@@ -11,7 +11,7 @@ pub enum Pooling {
 }
 
 impl Pooling {
-    /// A text's states, (rows, dim), as its vector, (dim); scaled to length 1 where it is to be normalised.
+    /// Reduces a text's states, (rows, dim), to its vector, (dim), scaled to length 1 if `normalized`.
     pub fn vector(self, states: &[f64], dim: usize, normalized: bool) -> Vec<f32> {
         let mut vector = match self {
             Pooling::Cls => states[..dim].to_vec(),
@@ -30,7 +30,7 @@ fn mean(rows: &[f64], dim: usize) -> Vec<f64> {
     (0..dim).map(|column| rows[column..].iter().step_by(dim).sum::<f64>() / count).collect()
 }
 
-/// To length 1; zeros stay.
+/// Scales to length 1; zeros are unchanged.
 fn normalize(vector: &mut [f64]) {
     let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
     if length > 0.0 {

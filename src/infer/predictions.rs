@@ -1,4 +1,4 @@
-//! Predictions as lines: JSON, CSV, or for people.
+//! Predictions as lines: JSON, CSV, or text.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -26,24 +26,24 @@ pub struct Ranked<'a> {
     pub score: f32,
 }
 
-/// All classes, highest first; of equals the first one.
+/// All classes, highest first; ties in their order.
 pub fn ranked<'a>(labels: &'a [String], logits: &[f32], raw: bool) -> Vec<Ranked<'a>> {
     let scores: Vec<f32> = if raw { logits.to_vec() } else { softmax(logits).into_iter().map(|p| p as f32).collect() };
     let mut order: Vec<usize> = (0..labels.len()).collect();
-    // By logits: probabilities may be equal where these are not.
+    // By logits: distinct logits may have equal probabilities.
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     order.into_iter().map(|class| Ranked { label: &labels[class], score: scores[class] }).collect()
 }
 
-/// Writes predictions in one way.
+/// Formats predictions.
 pub struct Lines {
     pub format: Format,
     pub labels: Vec<String>,
-    /// How many labels of a row; 0 stands for all.
+    /// Number of labels per row; 0 means all.
     pub top_k: usize,
     /// Logits instead of probabilities.
     pub raw: bool,
-    /// The positive class, where a row gets stars.
+    /// The positive class, if rows get stars.
     pub stars: Option<usize>,
 }
 
@@ -63,7 +63,7 @@ struct Line<'a> {
 }
 
 impl Lines {
-    /// What stands above all lines, with its line end; empty for all but CSV.
+    /// The header with its line end; empty except for CSV.
     pub fn header(&self) -> &'static str {
         match (self.format, self.stars) {
             (Format::Csv, None) => "id,label,score,tokens,truncated\n",
@@ -91,9 +91,9 @@ impl Lines {
                 for scored in &scores {
                     let fields = [&id, scored.label, &scored.score.to_string(), &tokens.to_string(), &truncated.to_string()];
                     let stars = stars.map(|stars| stars.to_string());
-                    csv.write_record(fields.into_iter().chain(stars.as_deref())).expect("memory takes it");
+                    csv.write_record(fields.into_iter().chain(stars.as_deref())).expect("writing to memory succeeds");
                 }
-                String::from_utf8(csv.into_inner().expect("memory takes it")).expect("all fields are UTF-8")
+                String::from_utf8(csv.into_inner().expect("writing to memory succeeds")).expect("all fields are UTF-8")
             }
             Format::Text => {
                 let width = self.labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
@@ -106,26 +106,26 @@ impl Lines {
                 }
                 let about = input.text().map_or_else(|| format!("id {}", input.id), |text| text.chars().take(200).collect());
                 line += &about;
-                // A text may hold line ends, and what a terminal would obey.
+                // A text may contain line ends and control sequences of terminals.
                 line.trim_end().replace(char::is_control, " ") + "\n"
             }
         }
     }
 }
 
-/// 1 to 10 stars of the probability of the positive class.
+/// 1 to 10 stars for the probability of the positive class.
 fn stars(positive: f64) -> u32 {
     (10.0 * positive).round().max(1.0) as u32
 }
 
-/// Which of two classes is the positive one: by its name, else the second.
+/// The positive one of two classes: by its name, else the second.
 ///
 /// # Errors
-/// Other than two classes.
+/// If there are not exactly two classes.
 pub fn positive_class(labels: &[String]) -> Result<usize> {
     if labels.len() != 2 {
         let fact = format!("the model has {} classes", labels.len());
-        return Err(Error::user("--stars", fact, "stars are for two: leave it out"));
+        return Err(Error::user("--stars", fact, "stars need two: leave out the flag"));
     }
     let positive = |label: &String| ["positive", "pos", "1", "label_1"].contains(&label.to_lowercase().as_str());
     Ok(labels.iter().position(positive).unwrap_or(1))

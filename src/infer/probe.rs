@@ -1,5 +1,5 @@
-//! The frozen-features baseline: multinomial logistic regression, as scikit-learn's `LogisticRegression(C=1)` poses it,
-//! solved by L-BFGS (Nocedal, 1980).
+//! The frozen-features baseline: multinomial logistic regression with the objective of scikit-learn's
+//! `LogisticRegression(C=1)`, solved by L-BFGS (Nocedal, 1980).
 
 use std::collections::VecDeque;
 
@@ -7,21 +7,21 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
-/// Converged once no element of the gradient of the mean loss is larger: ten times closer than scikit-learn goes by default.
+/// Largest element of the gradient of the mean loss at convergence: a tenth of scikit-learn's default.
 const TOLERANCE: f64 = 1e-5;
 const MAX_ITERATIONS: usize = 10_000;
-/// Past steps that stand in for the curvature.
+/// Number of past steps that approximate the curvature.
 const HISTORY: usize = 10;
-/// Rows that a thread takes at a time. Their sums are added in order: any number of threads gives the same bits.
+/// Rows per chunk of work. Partial sums are added in order: any number of threads gives the same bits.
 const CHUNK: usize = 512;
 
-/// Minimises `mean cross-entropy + |w|^2 / (2 rows)`; biases go free. Two classes have one logit, that of class 1.
+/// Minimises `mean cross-entropy + |w|^2 / (2 rows)`; biases are not penalised. Two classes have one logit, that of class 1.
 pub struct Probe {
     pub classes: usize,
     pub dim: usize,
-    /// The classes that the training labels have; the others are never predicted.
+    /// The classes among the training labels; others are never predicted.
     pub present: Vec<u32>,
-    /// (logits, dim + 1): a bias stands at the end of each row.
+    /// (logits, dim + 1), with the bias at the end of each row.
     pub weights: Vec<f64>,
     pub iterations: usize,
     /// Largest element of the gradient, in magnitude.
@@ -29,7 +29,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Fits features (rows, dim) with labels (rows). `heard` is told the largest element of the gradient after each step.
+    /// Fits features (rows, dim) with labels (rows). `heard` is called with the largest element of the gradient after each
+    /// step.
     ///
     /// # Errors
     /// All labels are the same.
@@ -41,7 +42,8 @@ impl Probe {
             return Err(Error::user("--train-file", "all labels are the same", "a probe needs at least two classes"));
         }
         let dim = features.len() / labels.len();
-        let targets: Vec<usize> = labels.iter().map(|label| present.binary_search(label).expect("taken from them")).collect();
+        let targets: Vec<usize> =
+            labels.iter().map(|label| present.binary_search(label).expect("present holds every label")).collect();
         let logits = if present.len() == 2 { 1 } else { present.len() };
         let start = vec![0.0; logits * (dim + 1)];
         let (weights, iterations, gradient) = minimise(|weights| objective(features, &targets, dim, weights), start, heard);
@@ -65,7 +67,7 @@ impl Probe {
     }
 }
 
-/// The value and its gradient.
+/// The objective and its gradient.
 fn objective(features: &[f32], targets: &[usize], dim: usize, weights: &[f64]) -> (f64, Vec<f64>) {
     let rows = targets.len() as f64;
     let part = |(features, targets): (&[f32], &[usize])| {
@@ -97,11 +99,11 @@ fn objective(features: &[f32], targets: &[usize], dim: usize, weights: &[f64]) -
     (value, gradient)
 }
 
-/// Of each class that is present.
+/// Probabilities of the classes that are present.
 fn probabilities(x: &[f32], weights: &[f64]) -> Vec<f64> {
     let logit = |weights: &[f64]| {
         let (weights, bias) = weights.split_at(x.len());
-        // Several sums side by side, which the processor adds at once.
+        // Independent sums, which the processor adds in parallel.
         let mut sums = [0.0; 8];
         for (x, weights) in x.chunks(8).zip(weights.chunks(8)) {
             sums.iter_mut().zip(x).zip(weights).for_each(|((sum, &x), w)| *sum += f64::from(x) * w);
@@ -118,11 +120,12 @@ fn probabilities(x: &[f32], weights: &[f64]) -> Vec<f64> {
     logits.into_iter().map(|x| x / sum).collect()
 }
 
-/// The least of a convex function from its value and gradient: where it is, the steps taken, the gradient's largest element.
+/// Minimises a convex function given its value and gradient. Returns the minimum, the steps taken, and the gradient's largest
+/// element.
 fn minimise(f: impl Fn(&[f64]) -> (f64, Vec<f64>), start: Vec<f64>, mut heard: impl FnMut(f64)) -> (Vec<f64>, usize, f64) {
     let mut x = start;
     let (mut value, mut gradient) = f(&x);
-    // The last steps with the changes of the gradient that they made, the newest last.
+    // The last steps and the changes of the gradient along them, newest last.
     let mut history: VecDeque<(Vec<f64>, Vec<f64>)> = VecDeque::new();
     for iteration in 0..MAX_ITERATIONS {
         let largest = gradient.iter().fold(0.0, |max: f64, g| max.max(g.abs()));
@@ -140,7 +143,7 @@ fn minimise(f: impl Fn(&[f64]) -> (f64, Vec<f64>), start: Vec<f64>, mut heard: i
             }
             scale /= 2.0;
             if scale < 1e-10 {
-                return (x, iteration, largest); // lower than rounding can tell
+                return (x, iteration, largest); // lower than rounding can resolve
             }
         };
         let step: Vec<f64> = to.iter().zip(&x).map(|(to, x)| to - x).collect();
@@ -158,7 +161,7 @@ fn minimise(f: impl Fn(&[f64]) -> (f64, Vec<f64>), start: Vec<f64>, mut heard: i
     (x, MAX_ITERATIONS, largest)
 }
 
-/// Minus the gradient times the inverse curvature that the history tells: the two loops of L-BFGS.
+/// Minus the gradient times the inverse curvature estimated from the history: the two-loop recursion of L-BFGS.
 fn direction(gradient: &[f64], history: &VecDeque<(Vec<f64>, Vec<f64>)>) -> Vec<f64> {
     let mut direction: Vec<f64> = gradient.iter().map(|g| -g).collect();
     let mut shares = Vec::new();

@@ -1,4 +1,4 @@
-//! Vectors drawn in two dimensions: a picture of where each class lies, its points as a table, and how faithful it is.
+//! Vectors projected to two dimensions: a picture of the classes, its points as a table, and a measure of the fidelity.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::report::plot::densities;
 pub enum Method {
     /// Principal components: the plane in which the vectors vary most
     Pca,
-    /// t-SNE: who is near whom, at the price of distances and densities
+    /// t-SNE: preserves neighbourhoods, at the price of distances and densities
     Tsne,
 }
 
@@ -26,22 +26,22 @@ pub struct Projection {
     /// (rows)
     pub points: Vec<[f64; 2]>,
     axes: [String; 2],
-    /// In words, and in figures: what of the vectors is left in the plane.
+    /// How much of the vectors' structure the plane preserves, in words and in figures.
     pub summary: String,
     pub faithful: Value,
 }
 
-/// What is projected.
+/// The rows that are projected.
 pub struct Rows {
     /// (rows)
     pub ids: Vec<Value>,
-    /// Indices into `classes`, (rows); all 0 where these are none.
+    /// Indices into `classes`, (rows); all 0 if there are no classes.
     pub labels: Vec<u32>,
     pub classes: Vec<String>,
 }
 
 impl Projection {
-    /// Of vectors (rows, dim), all of them finite; at least one. With progress where it takes long.
+    /// Projects vectors (rows, dim), all finite, at least one. Shows progress.
     pub fn of(method: Method, vectors: &[f32], dim: usize) -> Projection {
         let Pca { points, shares } = Pca::of(vectors, dim);
         match method {
@@ -65,22 +65,22 @@ impl Projection {
         }
     }
 
-    /// Writes the picture, .csv and .json into a folder, under the name of the method; gives the path of the picture.
-    /// `of` says what is projected, for the title; `about` stands in the .json beside the figures.
+    /// Writes the picture, .csv and .json into a folder, named after the method; returns the path of the picture. `of` names
+    /// the data in the title; `about` is added to the figures in the .json.
     pub fn write(&self, folder: &Path, rows: &Rows, of: &str, mut about: Map<String, Value>) -> Result<PathBuf> {
         let (name, stem) = match self.method {
             Method::Pca => ("PCA", "pca"),
             Method::Tsne => ("t-SNE", "tsne"),
         };
         let mut csv = csv::Writer::from_writer(Vec::new());
-        csv.write_record(["id", "label", "x", "y"]).expect("memory takes it");
+        csv.write_record(["id", "label", "x", "y"]).expect("writing to memory succeeds");
         for ((id, &label), point) in rows.ids.iter().zip(&rows.labels).zip(&self.points) {
             let id = id.as_str().map_or_else(|| id.to_string(), inert);
             let label = rows.classes.get(label as usize).map(|name| inert(name)).unwrap_or_default();
             let [x, y] = point.map(|value| (value as f32).to_string());
-            csv.write_record([id, label, x, y]).expect("memory takes it");
+            csv.write_record([id, label, x, y]).expect("writing to memory succeeds");
         }
-        write_file(&folder.join(stem).with_extension("csv"), &csv.into_inner().expect("memory takes it"))?;
+        write_file(&folder.join(stem).with_extension("csv"), &csv.into_inner().expect("writing to memory succeeds"))?;
         about.extend(self.faithful.as_object().cloned().into_iter().flatten());
         write_json(&folder.join(stem).with_extension("json"), &Value::from(about))?;
         let panels = if rows.classes.is_empty() { &["all".to_string()] } else { &rows.classes[..] };

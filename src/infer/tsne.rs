@@ -1,33 +1,33 @@
 //! t-SNE (van der Maaten and Hinton, 2008): points in the plane, near each other where the vectors are. The settings are
-//! scikit-learn's. Every repulsion is computed, none approximated, so that time grows with the square of the rows; nothing
-//! is drawn at random, and every sum has one order: the same vectors give the same bits on any number of threads.
+//! scikit-learn's. Every repulsion is computed exactly, so that time grows with the square of the rows. Nothing is random and
+//! every sum has one order: the same vectors give the same bits on any number of threads.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::cpu;
 
-/// About how many neighbours of a vector count.
+/// Effective number of neighbours of a vector.
 const PERPLEXITY: f64 = 30.0;
 pub const STEPS: usize = 1000;
-/// Of the steps, the first, in which neighbours attract each other this much more: clusters form.
+/// Number of first steps in which neighbours attract each other by this factor more, so that clusters form.
 const EARLY: usize = 250;
 const EXAGGERATION: f64 = 12.0;
 
-/// How near each vector is to its neighbours: a symmetric matrix whose sum is 1.
+/// Affinities between neighbours: a symmetric matrix whose sum is 1.
 pub struct Neighbours {
-    /// Less than 30 where there are few vectors.
+    /// Less than 30 if there are few vectors.
     pub perplexity: f64,
-    /// (rows) of neighbours with their entries; what is not here is 0.
+    /// (rows) of neighbours with their entries; all others are 0.
     rows: Vec<Vec<(u32, f64)>>,
 }
 
 impl Neighbours {
-    /// Of vectors (rows, dim), all of them finite; at least one. `done` hears of each row.
+    /// Neighbours of vectors (rows, dim), all finite, at least one. `done` is called for each row.
     pub fn of(vectors: &[f32], dim: usize, done: impl Fn() + Sync) -> Neighbours {
         let count = vectors.len() / dim;
         let perplexity = PERPLEXITY.min((count - 1) as f64 / 3.0).max(1.0);
-        // Those beyond have next to no weight.
+        // Farther ones have negligible weight.
         let kept = (3.0 * perplexity) as usize;
         let weighed = |row| {
             let mut near = cpu::arch().dispatch(Distances { vectors, dim, row });
@@ -56,7 +56,7 @@ impl Neighbours {
     }
 }
 
-/// From one vector to each of the others, squared.
+/// Squared distances from one vector to each of the others.
 struct Distances<'a> {
     vectors: &'a [f32],
     dim: usize,
@@ -78,15 +78,15 @@ impl WithSimd for Distances<'_> {
                 sums = simd.mul_add_f32s(difference, difference, sums);
             }
             let rest: f32 = from_rest.iter().zip(to_rest).map(|(a, b)| (a - b) * (a - b)).sum();
-            // What is too far for a number is as far as numbers go.
+            // Overflow becomes the largest finite number.
             distances.push((other as u32, (simd.reduce_sum_f32s(sums) + rest).min(f32::MAX)));
         }
         distances
     }
 }
 
-/// The weights of neighbours at these squared distances, which sum to 1 and have this perplexity: those of a Gaussian as
-/// wide as that takes, found by bisection.
+/// Weights of neighbours at these squared distances, with sum 1 and this perplexity: those of a Gaussian whose width is found
+/// by bisection.
 fn weigh(near: &[(u32, f32)], perplexity: f64) -> Vec<(u32, f64)> {
     let least = near.iter().map(|entry| entry.1).fold(f32::INFINITY, f32::min);
     let beyond: Vec<f64> = near.iter().map(|entry| f64::from(entry.1 - least)).collect();
@@ -110,8 +110,8 @@ fn weigh(near: &[(u32, f32)], perplexity: f64) -> Vec<(u32, f64)> {
     near.iter().zip(beyond).map(|(entry, distance)| (entry.0, (-sharpness * distance).exp() / sum)).collect()
 }
 
-/// Points (rows) for the vectors with these neighbours, and the Kullback-Leibler divergence that is left between the
-/// two, in nats: 0 were they the same. They start as `start`, scaled down; `heard` hears of each step.
+/// Points (rows) for the vectors with these neighbours, and the remaining Kullback-Leibler divergence between the two, in nats;
+/// 0 is a perfect fit. The points start as `start`, scaled down; `heard` is called for each step.
 pub fn tsne(neighbours: &Neighbours, start: &[[f64; 2]], mut heard: impl FnMut()) -> (Vec<[f64; 2]>, f64) {
     let count = start.len();
     let spread = (start.iter().map(|point| point[0] * point[0]).sum::<f64>() / count as f64).sqrt();
@@ -137,7 +137,7 @@ pub fn tsne(neighbours: &Neighbours, start: &[[f64; 2]], mut heard: impl FnMut()
         for axis in 0..2 {
             for (row, gradient) in gradients.iter().enumerate() {
                 let (speed, gain) = (&mut speeds[axis][row], &mut gains[axis][row]);
-                // Faster while it goes on the same way, slower where it turns.
+                // The step grows while the direction stays, and shrinks where it turns.
                 *gain = if *speed * gradient[axis] < 0.0 { *gain + 0.2 } else { (*gain * 0.8f64).max(0.01) };
                 *speed = momentum * *speed - rate * *gain * gradient[axis];
                 at[axis][row] += *speed;
@@ -157,17 +157,17 @@ pub fn tsne(neighbours: &Neighbours, start: &[[f64; 2]], mut heard: impl FnMut()
     (at[0].iter().zip(&at[1]).map(|(&x, &y)| [x, y]).collect(), divergence)
 }
 
-/// What pushes each point away from all others, before it is divided by the sum of all nearnesses 1 / (1 + distance^2),
-/// which is the second.
+/// The repulsion on each point by all others, before division by the normalizer, which is the second result: the sum of all
+/// affinities 1 / (1 + distance^2).
 fn repulsions(at: &[Vec<f64>; 2]) -> (Vec<[f64; 2]>, f64) {
     let push = |row| cpu::arch().dispatch(Push { xs: &at[0], ys: &at[1], row });
     let pushes: Vec<[f64; 3]> = (0..at[0].len()).into_par_iter().map(push).collect();
-    // Less what each point was to itself; above 0 also for a point alone.
+    // Without each point's affinity to itself; above 0 also for a single point.
     let total = pushes.iter().map(|push| push[2] - 1.0).sum::<f64>().max(f64::MIN_POSITIVE);
     (pushes.into_iter().map(|[x, y, _]| [x, y]).collect(), total)
 }
 
-/// On one point, along x and y, and the sum of its nearnesses.
+/// The repulsion on one point along x and y, and the sum of its affinities.
 struct Push<'a> {
     xs: &'a [f64],
     ys: &'a [f64],

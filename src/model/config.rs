@@ -1,5 +1,5 @@
-//! config.json of DistilBERT and BERT classifiers: what the engine needs of it, checked; unknown keys kept.
-//! The struct is the truth: `to_json` lays its fields over the file as it was read.
+//! config.json of DistilBERT and BERT classifiers: the fields that the engine needs, checked. Unknown keys are kept: `to_json`
+//! writes the struct's fields over the file as read.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -16,12 +16,12 @@ pub enum Arch {
     Bert,
 }
 
-/// Sizes and rates of a model, under one set of names for both architectures.
+/// Sizes and rates of a model, under the same names for both architectures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub arch: Arch,
     pub vocab: usize,
-    /// Rows of the position table: the longest sequence the model can take.
+    /// Rows of the position table: the maximum sequence length.
     pub positions: usize,
     /// Rows of the token-type table; 0 for DistilBERT, which has none.
     pub types: usize,
@@ -29,9 +29,9 @@ pub struct Config {
     pub heads: usize,
     pub layers: usize,
     pub ffn: usize,
-    /// `id2label` in order of id; LABEL_0, LABEL_1, ... where the file names none.
+    /// `id2label` in order of id; LABEL_0, LABEL_1, ... if the file has none.
     pub labels: Vec<String>,
-    /// Whether the file itself named the labels (not the default LABEL_i).
+    /// Whether the file names the labels (other than the default LABEL_i).
     pub labels_named: bool,
     /// Dropout after the embedding norm and in every layer.
     pub dropout: f32,
@@ -40,13 +40,13 @@ pub struct Config {
     pub classifier_dropout: f32,
     pub norm_eps: f32,
     pub initializer_range: f32,
-    /// The word row that gets no gradient.
+    /// The row of the word table that gets no gradient.
     pub pad_token_id: Option<usize>,
-    /// The file as read, so that keys the engine does not know survive a save.
+    /// The file as read, so that unknown keys survive a save.
     pub json: Map<String, Value>,
 }
 
-/// What each architecture calls the fields that they name differently.
+/// Keys that differ between the architectures.
 struct Keys {
     model_type: &'static str,
     class: &'static str,
@@ -100,8 +100,8 @@ impl Arch {
     }
 }
 
-// The largest sizes taken. They are far beyond any real model, and small enough that no product of them
-// (vocab * dim, layers * dim * ffn, times 8 bytes) overflows 64 bits.
+// Upper bounds of sizes. They are far beyond any real model, and small enough that no product of them (vocab * dim, layers *
+// dim * ffn, times 8 bytes) overflows 64 bits.
 const MAX_VOCAB: usize = 1 << 24;
 const MAX_POSITIONS: usize = 1 << 20;
 const MAX_TYPES: usize = 1 << 10;
@@ -122,28 +122,28 @@ impl Config {
     /// Reads and checks `config.json`.
     ///
     /// # Errors
-    /// A file that cannot be read, and everything `parse` refuses.
+    /// A file that cannot be read, and the errors of `parse`.
     pub fn read(path: &Path) -> Result<Config> {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         Config::parse(&bytes, path.display())
     }
 
-    /// Checks the content of a config.json; `place` names it in messages. Absent keys take the defaults of
-    /// Hugging Face's DistilBertConfig and BertConfig.
+    /// Checks the content of a config.json; `place` names it in messages. Absent keys have the defaults of Hugging Face's
+    /// DistilBertConfig and BertConfig.
     ///
     /// # Errors
-    /// What is not JSON, not of this architecture, or not computed by this engine: other activations than the exact
-    /// GELU, other positions than learned absolute ones, decoders, regression, several labels a text, absurd sizes.
+    /// Content that is not JSON, not of these architectures, or not supported by this engine: activations other than exact
+    /// GELU, positions other than learned absolute ones, decoders, regression, multi-label classification, absurd sizes.
     pub fn parse(bytes: &[u8], place: impl Display) -> Result<Config> {
         let json = serde_json::from_slice(bytes).map_err(|e| {
-            Error::user(&place, format!("is not a JSON object ({e})"), "give the config.json of a Hugging Face model")
+            Error::user(&place, format!("is not a JSON object ({e})"), "use the config.json of a Hugging Face model")
         })?;
         let file = File { json: &json, place: &place };
         let arch = match file.text("model_type")? {
             Some("distilbert") => Arch::DistilBert,
             Some("bert") => Arch::Bert,
             Some(other) => return Err(file.error(format!("model_type is {other}"), "use a distilbert or bert model")),
-            None => return Err(file.error("model_type is missing", "set it to distilbert or bert, as the weights are")),
+            None => return Err(file.error("model_type is missing", "set it to distilbert or bert, to match the weights")),
         };
         let keys = arch.keys();
         let bert = arch == Arch::Bert;
@@ -179,11 +179,11 @@ impl Config {
         };
         if !config.dim.is_multiple_of(config.heads) {
             let fact = format!("{} {} is not divisible by {} {}", keys.dim, config.dim, keys.heads, config.heads);
-            return Err(file.error(fact, "correct the one that does not fit the weights"));
+            return Err(file.error(fact, "correct the one that does not match the weights"));
         }
         if let Some(pad) = config.pad_token_id.filter(|&pad| pad >= config.vocab) {
             let fact = format!("pad_token_id {pad} is outside the vocabulary of {}", config.vocab);
-            return Err(file.error(fact, "correct the one that does not fit the tokenizer"));
+            return Err(file.error(fact, "correct the one that does not match the tokenizer"));
         }
         Ok(config)
     }
@@ -191,20 +191,20 @@ impl Config {
     /// The same model with another label set: `names` in order of class.
     ///
     /// # Errors
-    /// Fewer than two names, or a name that stands twice.
+    /// Fewer than two names, or a duplicate name.
     pub fn with_labels(self, names: Vec<String>) -> Result<Config> {
-        check_labels(&names).map_err(|fact| Error::user("labels", fact, "give two or more different labels"))?;
+        check_labels(&names).map_err(|fact| Error::user("labels", fact, "use two or more different labels"))?;
         Ok(Config { labels: names, labels_named: true, ..self })
     }
 
-    /// Sets the dropout of embeddings, attention and hidden layers to `all`, and that before the classifier to
-    /// `classifier`, where given. In a BERT file without a rate for the classifier, `all` holds there too.
+    /// Sets the dropout of embeddings, attention and hidden layers to `all`, and that before the classifier to `classifier`, if
+    /// given. In a BERT file without a rate for the classifier, `all` applies to it too.
     ///
     /// # Errors
     /// A rate outside [0, 1).
     pub fn with_dropout(mut self, all: Option<f32>, classifier: Option<f32>) -> Result<Config> {
         if let Some(rate) = [all, classifier].into_iter().flatten().find(|rate| !(0.0..1.0).contains(rate)) {
-            return Err(Error::user("dropout", format!("{rate} is no dropout rate"), "give a number from 0 to below 1"));
+            return Err(Error::user("dropout", format!("{rate} is not a dropout rate"), "use a number from 0 to below 1"));
         }
         let follows = self.arch == Arch::Bert && !self.json.get("classifier_dropout").is_some_and(Value::is_number);
         if let Some(rate) = all {
@@ -219,8 +219,8 @@ impl Config {
         Ok(self)
     }
 
-    /// The config.json of this model as Hugging Face lays it: two spaces, keys sorted, a newline at the end. Every key
-    /// of the file that was read is there; those the struct knows are true to it, and the weights are said to be float32.
+    /// The config.json of this model in Hugging Face's format: two spaces, sorted keys, a newline at the end. It has every key
+    /// of the file that was read, with the values of the struct, and float32 as the type of the weights.
     pub fn to_json(&self) -> String {
         let keys = self.arch.keys();
         let mut json = self.json.clone();
@@ -254,7 +254,7 @@ impl Config {
         }
         json.shift_remove("id2label");
         json.shift_remove("label2id");
-        // Hugging Face writes no labels where they are its default: two, without names.
+        // Hugging Face omits the default labels: two, without names.
         if self.labels != default_labels(2) {
             let ids = self.labels.iter().enumerate();
             json.insert("id2label".into(), Value::Null);
@@ -263,7 +263,7 @@ impl Config {
         let mut json = Value::Object(json);
         json.sort_all_objects();
         if let Some(id2label) = json.get_mut("id2label") {
-            // In order of id, 2 before 10.
+            // In order of id: 2 before 10.
             let names = self.labels.iter().enumerate();
             *id2label = names.map(|(id, name)| (id.to_string(), name.as_str().into())).collect::<Map<_, _>>().into();
         }
@@ -271,10 +271,10 @@ impl Config {
     }
 }
 
-/// Writes a rate, unless the file already says the same: 0.1 stays 0.1, and does not become the nearest f32.
+/// Writes a rate, unless the file has the same: 0.1 stays 0.1 instead of the nearest f32.
 fn set_rate(json: &mut Map<String, Value>, key: &str, rate: f32) {
     if json.get(key).and_then(Value::as_f64).is_none_or(|read| read as f32 != rate) {
-        // The shortest decimal that names this f32.
+        // The shortest decimal that rounds to this f32.
         let decimal: f64 = rate.to_string().parse().expect("a finite f32 prints as a decimal number");
         json.insert(key.into(), decimal.into());
     }
@@ -284,19 +284,19 @@ fn default_labels(count: usize) -> Vec<String> {
     (0..count).map(|id| format!("LABEL_{id}")).collect()
 }
 
-/// Why these labels cannot be those of a classifier.
+/// Checks that these labels can be those of a classifier.
 fn check_labels(names: &[String]) -> std::result::Result<(), String> {
     if names.len() < 2 {
-        return Err(format!("{} label is no classification", names.len()));
+        return Err(format!("{} label is not enough for a classification", names.len()));
     }
     let mut seen = HashSet::new();
     match names.iter().find(|name| !seen.insert(*name)) {
-        Some(name) => Err(format!("the label {name} stands twice")),
+        Some(name) => Err(format!("the label {name} is listed twice")),
         None => Ok(()),
     }
 }
 
-/// A config.json being checked: each method reads one key, and refuses another JSON type than the key has.
+/// A config.json being checked: each method reads one key, and refuses a value of the wrong JSON type.
 struct File<'a> {
     json: &'a Map<String, Value>,
     place: &'a dyn Display,
@@ -316,7 +316,7 @@ impl<'a> File<'a> {
             Value::Array(_) => "a list".into(),
             Value::Object(_) => "an object".to_string(),
         };
-        self.error(format!("{key} is {found} where {wanted} is needed"), "correct this key")
+        self.error(format!("{key} is {found}, but must be {wanted}"), "correct this key")
     }
 
     /// The value of a key; null counts as absent.
@@ -349,7 +349,7 @@ impl<'a> File<'a> {
     fn rate(&self, key: &str, default: f32, range: Range<f32>) -> Result<f32> {
         let Some(value) = self.json.get(key) else { return Ok(default) };
         let rate = value.as_f64().ok_or_else(|| self.wrong_type(key, value, "a number"))?;
-        // Judged as the f32 it becomes: 1 - 1e-12 would be a dropout of 1.
+        // Compared as f32, since 1 - 1e-12 would become a dropout of 1.
         if range.contains(&(rate as f32)) {
             return Ok(rate as f32);
         }
@@ -357,7 +357,7 @@ impl<'a> File<'a> {
         Err(self.error(fact, "correct this key"))
     }
 
-    /// Refuses what would be computed otherwise than this engine does.
+    /// Refuses models that this engine would compute differently.
     fn check_supported(&self, keys: &Keys) -> Result<()> {
         if let Some(value) = self.get("architectures").filter(|value| !value.is_array()) {
             return Err(self.wrong_type("architectures", value, "a list"));
@@ -374,19 +374,19 @@ impl<'a> File<'a> {
         }
         for key in ["is_decoder", "add_cross_attention"] {
             if self.flag(key)? {
-                return Err(self.error(format!("{key} is true"), "use an encoder; decoders are not trained here"));
+                return Err(self.error(format!("{key} is true"), "use an encoder; decoders are not supported"));
             }
         }
         match self.text("problem_type")? {
             None | Some("single_label_classification") => Ok(()),
             Some(other) => {
-                let remedy = "only single_label_classification, one label a text, is trained here";
+                let remedy = "only single_label_classification, one label per text, is supported";
                 Err(self.error(format!("problem_type is {other}"), remedy))
             }
         }
     }
 
-    /// The label names by id, and whether the file names them. As in Hugging Face, id2label outweighs num_labels.
+    /// The label names by id, and whether the file names them. As in Hugging Face, id2label overrides num_labels.
     fn labels(&self) -> Result<(Vec<String>, bool)> {
         let names = match self.get("id2label") {
             None => match self.get("num_labels") {

@@ -5,11 +5,11 @@ use super::config::{Arch, Config};
 use super::plan::{self, Affine, Plan};
 use crate::ops::*;
 
-/// The places of dropout: four per layer from 0, then these.
+/// The dropout sites: four per layer from 0, then these.
 const EMBED_SITE: u32 = u32::MAX;
 pub(super) const HEAD_SITE: u32 = u32::MAX - 1;
 
-/// From token ids to the last hidden states (of `[CLS]` alone, where the plan prunes).
+/// From token ids to the last hidden states (of `[CLS]` alone if the plan prunes).
 pub fn ops(plan: &Plan) -> Vec<Op> {
     let Config { dim, norm_eps: eps, dropout: p, pad_token_id: pad, .. } = plan.config;
     let (e, d) = (&plan.embeddings, &plan.backward);
@@ -53,16 +53,16 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
     let rows = layer.rows;
     let pruned = rows == Rows::Cls;
     let d = &plan.backward;
-    // The gradient that flows from layer to layer; a pruned layer's own output has a small one.
+    // The gradient passed from layer to layer; that of a pruned layer's output has fewer rows.
     let dh = if pruned { d.last_first } else { d.hidden };
     let site = |place: u32, p: f32| DropSite { p, site: 4 * l as u32 + place };
-    // BERT drops the output of both dense blocks, DistilBERT only the second's.
+    // BERT applies dropout to the output of both dense blocks, DistilBERT only to that of the second.
     let attn_out_p = if arch == Arch::Bert { dropout } else { 0.0 };
 
-    // The gradient of a linear's output is that of the sum it goes into, unless there is dropout in between.
+    // The gradient of a linear's output equals that of the sum it is added to, unless there is dropout in between.
     let branch = |p: f32| if p > 0.0 { d.branch } else { dh };
 
-    // The gradient of a residual joins that of the branch beside it.
+    // Adds the gradient of a linear's input to the gradient from the residual.
     let adding = |linear: Linear| Linear { add: true, ..linear };
     let norm = |x: View, skip: View, weights: Affine, y: View, stats: View, drop: DropSite| AddNorm {
         x,
@@ -81,14 +81,15 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
         rows,
     };
 
-    // Key and value stand after the query in each row of `projected`, or are all there is in a pruned layer.
+    // Key and value follow the query in each row of `projected`; a pruned layer has only key and value there.
     let (kv_stride, kv_at) = if pruned { (2 * dim, 0) } else { (3 * dim, dim) };
     let columns = |view: View, start: usize| if view.is_none() { view } else { view.from(start) };
     let split = Affine { w: layer.qkv.w.slice(0, dim * dim), b: layer.qkv.b.slice(0, dim) };
     let split_kv = Affine { w: layer.qkv.w.from(dim * dim), b: layer.qkv.b.from(dim) };
     let (t, s) = (Rows::Tokens, Rows::Cls);
-    // Query, key and value of every token by one product; or key and value of every token and the query of [CLS] alone. What
-    // comes last overwrites the gradient of the input, to which the others add.
+    // One product computes query, key and value of every token; in a pruned layer, one computes key and value of every token,
+    // and another the query of [CLS] alone. In the backward pass the last op of the list overwrites the gradient of the input,
+    // and the others add to it.
     let project = if pruned {
         let dkv = if d.projected.is_none() { View::NONE } else { d.projected.slice(0, layer.projected.len) };
         let first = GatherCls { x: layer.input, y: layer.first, dy: dh, dx: d.hidden, add: true, dim };

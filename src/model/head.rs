@@ -28,7 +28,7 @@ pub fn ops(plan: &Plan) -> Vec<Op> {
     first.into_iter().chain(rest).collect()
 }
 
-/// Of the logits.
+/// The loss of the logits.
 pub fn loss(plan: &Plan, smoothing: f32) -> Op {
     let (h, d) = (&plan.head, &plan.backward);
     Op::CrossEntropy(CrossEntropy {

@@ -1,4 +1,4 @@
-//! The transformer encoder and its head: configuration, parameters, memory plan, and the list of ops they run.
+//! The transformer encoder and its head: configuration, parameters, memory plan, and the list of ops.
 
 pub mod config;
 mod encoder;
@@ -19,12 +19,12 @@ pub struct Hyperparameters {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
-    /// Gradients are scaled down to this norm; 0 leaves them.
+    /// Gradients are clipped to this norm; 0 disables clipping.
     pub max_grad_norm: f64,
 }
 
 impl Default for Hyperparameters {
-    /// Those of Hugging Face's TrainingArguments.
+    /// The defaults of Hugging Face's TrainingArguments.
     fn default() -> Hyperparameters {
         Hyperparameters { label_smoothing: 0.0, weight_decay: 0.0, beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm: 1.0 }
     }
@@ -33,24 +33,24 @@ impl Default for Hyperparameters {
 /// A classifier laid out on a backend: weights, and the ops of a step.
 pub struct Model {
     pub plan: Plan,
-    /// From token ids to the last hidden states, from these to the logits, and the loss.
+    /// The encoder, the head, and the loss.
     ops: Vec<Op>,
-    /// How many of them lead to the last hidden states.
+    /// Number of ops up to the last hidden states.
     encoder: usize,
     grad_norm: GradNorm,
     adamw: AdamW,
-    /// Makes the copy of the parameters that products read, where there is one.
+    /// Copies the parameters to the type that products read, if it differs.
     copy: Option<Cast>,
-    /// The parameters have been written since it was made.
+    /// The parameters have changed since the last copy.
     copy_is_old: bool,
     backend: Box<dyn Backend>,
 }
 
 impl Model {
-    /// Plans the model and takes its memory on `backend`. The weights are to be set before the first step.
+    /// Plans the model and allocates its memory on `backend`. The weights must be set before the first step.
     ///
     /// # Errors
-    /// There is too little memory, or it cannot be had.
+    /// There is too little memory, or the allocation fails.
     pub fn new(config: &config::Config, spec: ModelSpec, hyper: Hyperparameters, mut backend: Box<dyn Backend>) -> Result<Model> {
         let plan = Plan::new(config, spec);
         if let Some(available) = backend.available()? {
@@ -95,12 +95,12 @@ impl Model {
         self.backend.as_ref()
     }
 
-    /// The list that a step runs forwards and then backwards.
+    /// The ops of a step, run forwards and then backwards.
     pub fn ops(&self) -> &[Op] {
         &self.ops
     }
 
-    /// Forward and backward of one micro-batch; its gradients are added to those of the micro-batches before.
+    /// Forward and backward of one micro-batch; its gradients are added to those of the previous micro-batches.
     pub fn accumulate(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
         self.renew_copy()?;
         let b = self.backend.as_mut();
@@ -109,7 +109,7 @@ impl Model {
         self.ops.iter().rev().try_for_each(|op| b.backward(op))
     }
 
-    /// The optimizer's update from the gradients accumulated, which are zero afterwards.
+    /// Updates the parameters from the accumulated gradients, which are zero afterwards.
     pub fn update(&mut self, update: &Update) -> Result<()> {
         self.backend.grad_norm(&self.grad_norm)?;
         self.backend.adamw(&self.adamw, update)
@@ -130,13 +130,13 @@ impl Model {
         Ok((logits, self.read(self.plan.head.loss.slice(0, batch.seqs()))?))
     }
 
-    /// The last hidden states of a batch, packed: (tokens, dim), or (seqs, dim) where the plan keeps `[CLS]` alone.
+    /// The last hidden states of a batch, packed: (tokens, dim), or (seqs, dim) if the plan keeps `[CLS]` alone.
     pub fn hidden(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
         self.encode(batch)?;
         self.last_hidden(batch)
     }
 
-    /// As [`Model::hidden`], of the batch that ran last.
+    /// Like [`Model::hidden`], of the batch that ran last.
     pub fn last_hidden(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
         let rows = match self.plan.spec.last_rows {
             Rows::Tokens => batch.tokens(),
@@ -152,7 +152,7 @@ impl Model {
         self.ops[..self.encoder].iter().try_for_each(|op| b.forward(op))
     }
 
-    /// One weight a class in the loss; all 1 unless set.
+    /// One weight per class in the loss; all 1 by default.
     pub fn set_class_weights(&mut self, weights: &[f64]) -> Result<()> {
         self.write(self.plan.head.weights, weights)
     }
@@ -165,25 +165,25 @@ impl Model {
         self.backend.write(self.plan.status, &status.to_array())
     }
 
-    /// The status block; its sums start from 0 again.
+    /// Reads the status block and resets its sums.
     pub fn take_status(&mut self) -> Result<Status> {
         let status = self.status()?;
         self.set_status(&Status { loss: status.loss, ..Status::default() })?;
         Ok(status)
     }
 
-    /// The elements of a view, whatever its type.
+    /// The elements of a view, of any type.
     pub fn read(&mut self, view: View) -> Result<Vec<f64>> {
         self.backend.read(view)
     }
 
-    /// Sets the front of a view of floats.
+    /// Sets the first elements of a view of floats.
     pub fn write(&mut self, view: View, values: &[f64]) -> Result<()> {
         self.copy_is_old = true;
         self.backend.write(view, values)
     }
 
-    /// What products read follows the parameters; after an update AdamW has seen to it.
+    /// Updates the copy that products read; AdamW itself does so after an update.
     fn renew_copy(&mut self) -> Result<()> {
         if let (Some(cast), true) = (&self.copy, self.copy_is_old) {
             self.backend.cast(cast)?;
@@ -192,7 +192,7 @@ impl Model {
         Ok(())
     }
 
-    /// Fills `out` with the elements of a view of floats, as checkpoints hold them.
+    /// Fills `out` with the elements of a view of floats, in the type of checkpoints.
     pub fn read_f32(&mut self, view: View, out: &mut [f32]) -> Result<()> {
         match view.dtype {
             DType::F32 => self.backend.download(view, bytemuck::cast_slice_mut(out)),
@@ -224,7 +224,7 @@ impl Model {
         views.into_iter().map(read).collect()
     }
 
-    /// Sets them all; one list a parameter.
+    /// Sets all of them; one list per parameter.
     pub fn write_all(&mut self, flat: View, values: &[Vec<f32>]) -> Result<()> {
         let views: Vec<View> = self.plan.slots.iter().map(|slot| self.plan.view_in(slot.view, flat)).collect();
         views.into_iter().zip(values).try_for_each(|(view, values)| self.write_f32(view, values))

@@ -1,5 +1,5 @@
-//! The parameters of a model: the name Hugging Face gives each tensor, its shape, and how it starts and is trained.
-//! Both architectures hold the same tensors in the same order; only the names differ.
+//! The parameters of a model: Hugging Face's name of each tensor, its shape, initialisation and training. Both architectures
+//! have the same tensors in the same order; only the names differ.
 
 use std::f64::consts::TAU;
 
@@ -7,7 +7,7 @@ use rand_mt::Mt64;
 
 use crate::model::config::{Arch, Config};
 
-/// How a parameter starts where no checkpoint gives it.
+/// Initialisation of a parameter that is missing from the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Init {
     /// N(0, initializer_range): the weights of linear layers and tables.
@@ -25,7 +25,7 @@ pub enum Module {
     Position,
     Types,
     EmbeddingNorm,
-    /// Of a layer, from 0.
+    /// In a layer, from 0.
     Layer(usize, Block),
     HeadDense,
     Classifier,
@@ -55,7 +55,7 @@ pub struct Param {
     /// Whether weight decay applies: to matrices and tables, not to biases and norms.
     pub decay: bool,
     pub init: Init,
-    /// Part of the head, which a base checkpoint may lack (that of BERT often has its pooler).
+    /// Part of the head, which a base checkpoint may lack (BERT's often has its pooler).
     pub head: bool,
 }
 
@@ -140,19 +140,19 @@ fn norm(name: String, module: Module, dim: usize) -> [Param; 2] {
 }
 
 impl Param {
-    /// Whether it lies directly behind the one before it in memory: key behind query, value behind key, so that one product
+    /// Whether it directly follows the previous parameter in memory: key after query, value after key, so that one product
     /// computes all three.
     pub fn follows_query(&self) -> bool {
         matches!(self.module, Module::Layer(_, Block::Key | Block::Value))
     }
 
-    /// How many numbers it holds.
+    /// The number of its elements.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// The names it may have in a checkpoint, the usual one first: base models are saved without the prefix of the
-    /// encoder, and norms (`LayerNorm`, `sa_layer_norm`) converted from TensorFlow have gamma and beta.
+    /// The names it may have in a checkpoint, the usual one first: base models are saved without the prefix of the encoder, and
+    /// norms (`LayerNorm`, `sa_layer_norm`) converted from TensorFlow have gamma and beta.
     pub fn spellings(&self) -> impl Iterator<Item = String> {
         let bare =
             [Arch::DistilBert, Arch::Bert].iter().find_map(|arch| self.name.strip_prefix(arch.model_type())?.strip_prefix('.'));
@@ -160,11 +160,11 @@ impl Param {
         [Some(self.name.as_str()), bare].into_iter().flatten().flat_map(move |name| [name.to_string(), old(name)])
     }
 
-    /// Its first values, `std` being the config's `initializer_range`. They depend on seed and name alone, neither on the
+    /// Its initial values, `std` being the config's `initializer_range`. They depend on seed and name alone, and neither on the
     /// order of calls nor on the platform: the logarithm and the sine come from the crate libm, not from the system.
     ///
-    /// Hugging Face zeroes the PAD row of a fresh word table; here it is drawn like the others. A checkpoint without a
-    /// word table is refused, so this concerns models made up from nothing only.
+    /// Hugging Face zeroes the PAD row of a new word table; here it is drawn like the others. As a checkpoint without a word
+    /// table is refused, this concerns only models built from scratch.
     pub fn initialise(&self, seed: u64, std: f32) -> Vec<f32> {
         let count = self.count();
         match self.init {
@@ -174,7 +174,7 @@ impl Param {
                 let mut random = Mt64::new_with_key([seed].into_iter().chain(self.name.bytes().map(u64::from)));
                 // 53 bits, in [0, 1).
                 let mut uniform = || (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-                // Box and Muller: two numbers a turn.
+                // Box-Muller transform: two numbers per call.
                 let mut pair = || {
                     let radius = f64::from(std) * libm::sqrt(-2.0 * libm::log(1.0 - uniform()));
                     let (sin, cos) = libm::sincos(TAU * uniform());

@@ -1,5 +1,5 @@
-//! Every buffer of a run, named once with its shape: one table of sizes, one allocation. This is all the memory
-//! that a step touches. Views are distinct or disjoint; the few that are shared on purpose say so.
+//! Every buffer of a run, with its name and shape: one table of sizes, one allocation. This is all the memory that a step uses.
+//! Views are distinct or disjoint, except where a comment says that they are shared.
 
 use std::fmt;
 
@@ -8,23 +8,23 @@ use super::names::{self, Block, Module, Param};
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Arithmetic, DType, Inputs, Layout, Linear, Rows, Status, View};
 
-/// Every buffer starts on a multiple of this, in bytes: a GPU's widest transaction, and what GEMM kernels ask for.
+/// Alignment of every buffer in bytes: the widest transaction of a GPU, and the requirement of GEMM kernels.
 const ALIGN: usize = 256;
-/// Parameters start on a multiple of this many elements of the flat arena, so that vector loads never straddle two.
+/// Alignment of parameters in elements of the flat arena, so that vector loads never straddle two.
 const PARAM_ALIGN: usize = 16;
 
-/// What a plan is for.
+/// The use of a model, for which its memory is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelSpec {
-    /// Gradients, optimizer state and all activations kept; else one layer's buffers serve all layers.
+    /// Gradients, optimizer state and all activations are kept; otherwise one layer's buffers serve all layers.
     pub train: bool,
-    /// Rows that go on after the last layer's keys and values: [`Rows::Cls`] where only `[CLS]` is needed (the head),
-    /// [`Rows::Tokens`] where the last hidden states are.
+    /// Rows of the last layer after its keys and values: [`Rows::Cls`] if only `[CLS]` is needed (the head), [`Rows::Tokens`]
+    /// if the last hidden states are.
     pub last_rows: Rows,
-    /// The most tokens and the most sequences of a batch.
+    /// The most tokens and the most sequences per batch.
     pub tokens: usize,
     pub seqs: usize,
-    /// Beside activations in Bf16 everything else (master weights, statistics, logits, gradients of parameters) is F32.
+    /// With Bf16 activations, everything else (master weights, statistics, logits, gradients of parameters) is F32.
     pub arithmetic: Arithmetic,
 }
 
@@ -84,7 +84,7 @@ pub struct Head {
     pub loss: View,         // (seqs)
 }
 
-/// ActivationKind gradients, one set for all layers. NONE in inference.
+/// Gradients of activations, one set for all layers. NONE in inference.
 #[derive(Clone, Debug)]
 pub struct Backward {
     pub hidden: View,     // (tokens, dim): flows from layer to layer
@@ -105,7 +105,7 @@ pub struct Buffer {
     pub view: View,
 }
 
-/// What a buffer is, for the memory table.
+/// The kind of a buffer, for the memory table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Inputs,
@@ -116,7 +116,7 @@ pub enum Part {
     ActivationGradients,
 }
 
-/// A parameter and where it stands.
+/// A parameter and its place.
 #[derive(Clone, Debug)]
 pub struct Slot {
     pub param: Param,
@@ -127,12 +127,12 @@ pub struct Slot {
 pub struct Plan {
     pub config: Config,
     pub spec: ModelSpec,
-    /// What the backend is to take.
+    /// The memory that the backend allocates.
     pub layout: Layout,
     pub status: View, // F64, Status::LEN
-    /// All parameters end to end, in Hugging Face's order within the two groups: those with weight decay come first.
+    /// All parameters end to end, those with weight decay first, in Hugging Face's order within both groups.
     pub params: View,
-    /// What products read: `params`, or a copy of them in Bf16.
+    /// The weights that products read: `params`, or a copy of them in Bf16.
     pub weights: View,
     /// Elements of `params` that have weight decay.
     pub decayed: usize,
@@ -147,10 +147,10 @@ pub struct Plan {
     pub buffers: Vec<Buffer>,
 }
 
-/// Hands out the arena from front to back.
+/// Assigns the arena from front to back.
 struct Arena {
     dtype: DType,
-    /// Of what is not rounded to Bf16.
+    /// The type of buffers that are never rounded to Bf16.
     exact: DType,
     train: bool,
     bytes: usize,
@@ -165,7 +165,7 @@ impl Arena {
         view
     }
 
-    /// Not rounded, whatever the activations are.
+    /// A buffer that is not rounded, regardless of the type of activations.
     fn exact(&mut self, part: Part, name: impl Into<String>, len: usize) -> View {
         self.typed(part, name, len, self.exact)
     }
@@ -174,12 +174,12 @@ impl Arena {
         self.typed(Part::Activations, name, len, self.dtype)
     }
 
-    /// Means, deviations, log-sums: a few numbers a row.
+    /// Means, deviations, log-sums: a few numbers per row.
     fn statistic(&mut self, name: impl Into<String>, len: usize) -> View {
         self.exact(Part::Activations, name, len)
     }
 
-    /// Of something that only training needs.
+    /// A buffer that only training needs.
     fn for_training(&mut self, part: Part, name: &str, len: usize, dtype: DType) -> View {
         if self.train { self.typed(part, name, len, dtype) } else { View::NONE }
     }
@@ -213,7 +213,7 @@ impl Arena {
         }
     }
 
-    /// Layer `l` behind the layer `before`, if any, whose output is `input`.
+    /// Layer `l` after the layer `before`, if any, whose output is `input`.
     fn layer(
         &mut self,
         weights: &Weights,
@@ -228,12 +228,12 @@ impl Arena {
         let pruned = l + 1 == config.layers && last_rows == Rows::Cls;
         let (rows, count) = if pruned { (Rows::Cls, seqs) } else { (Rows::Tokens, tokens) };
         let affine = |block| weights.affine(Module::Layer(l, block));
-        // Query, key and value lie end to end (see `place`), so that one product computes all three.
+        // Query, key and value are contiguous (see `place`), so that one product computes all three.
         let query = affine(Block::Query);
         let qkv = Affine { w: View { len: 3 * query.w.len, ..query.w }, b: View { len: 3 * query.b.len, ..query.b } };
         let [output, attn_norm, up, down, ffn_norm] =
             [Block::Output, Block::AttentionNorm, Block::Up, Block::Down, Block::FfnNorm].map(affine);
-        // Inference keeps nothing: all layers but a pruned one run in the buffers of the first.
+        // Inference keeps nothing: all layers except a pruned one use the buffers of the first.
         if let Some(before) = before.filter(|_| !train && !pruned) {
             return Layer { qkv, output, attn_norm, up, down, ffn_norm, input, ..before.clone() };
         }
@@ -267,7 +267,7 @@ impl Arena {
         }
     }
 
-    /// The head behind the last hidden states `last`.
+    /// The head after the last hidden states `last`.
     fn head(&mut self, weights: &Weights, config: &Config, spec: ModelSpec, last: View, class_weights: View) -> Head {
         let (seqs, dim, classes) = (spec.seqs, config.dim, config.classes());
         Head {
@@ -360,12 +360,12 @@ impl Plan {
         }
     }
 
-    /// The last hidden states, (tokens, dim), or (seqs, dim) where only those of `[CLS]` are left.
+    /// The last hidden states, (tokens, dim), or (seqs, dim) if only those of `[CLS]` are kept.
     pub fn last_hidden(&self) -> View {
         self.layers.last().map_or(self.embeddings.out, |layer| layer.out)
     }
 
-    /// Where `param`'s elements stand in another flat view of the same layout (gradients, moments).
+    /// The elements of `param` in another flat view of the same layout (gradients, moments).
     pub fn view_in(&self, param: View, flat: View) -> View {
         if flat.is_none() || param.is_none() {
             return View::NONE;
@@ -387,7 +387,7 @@ impl Plan {
         Linear { x, w, b, y, dy, dx, dw, db, add: false, k, n, rows }
     }
 
-    /// What the memory is for, in bytes.
+    /// Bytes by purpose.
     fn parts(&self) -> impl Iterator<Item = (&'static str, usize)> {
         use Part::*;
         let names = [
@@ -403,13 +403,13 @@ impl Plan {
     }
 
     /// # Errors
-    /// The plan is larger than the memory `available`, in bytes: what it is made of, and the largest batch that fits.
+    /// The plan is larger than the memory `available`, in bytes: lists its parts, and the largest batch that fits.
     pub fn check_fits(&self, available: usize) -> Result<()> {
         if self.layout.bytes <= available {
             return Ok(());
         }
         let ModelSpec { tokens, seqs, .. } = self.spec;
-        // Any of its rows may be of full length.
+        // Any of its rows may have full length.
         let smaller = |rows: usize| ModelSpec { tokens: tokens.min(rows * self.config.positions), seqs: rows, ..self.spec };
         let fits = |rows: &usize| Plan::new(&self.config, smaller(*rows)).layout.bytes <= available;
         let remedy = match (1..seqs).rev().find(fits) {
@@ -422,13 +422,13 @@ impl Plan {
         Err(Error::new(Kind::Device, "memory", fact, remedy))
     }
 
-    /// Parameters of the model, as people count them.
+    /// Number of parameters of the model, without padding.
     pub fn parameters(&self) -> usize {
         self.slots.iter().map(|slot| slot.view.len).sum()
     }
 }
 
-/// Where each parameter starts in the flat view, in elements; how many of them decay; how many there are, with padding.
+/// Start of each parameter in the flat view, in elements; how many elements decay; how many there are, with padding.
 fn place(params: Vec<Param>) -> (Vec<(usize, Param)>, usize, usize) {
     let mut starts = vec![0; params.len()];
     let (mut at, mut decayed) = (0usize, 0);

@@ -1,4 +1,4 @@
-//! Evaluated runs beside each other: their metrics with the best one marked, their curves over each other.
+//! Evaluations compared: their metrics, with the best marked, and their curves in one plot.
 
 use std::path::{Path, PathBuf};
 
@@ -11,17 +11,17 @@ use crate::error::{Error, Result};
 use crate::files::write_file;
 use crate::metrics::Metric;
 
-/// What `evaluate --output-dir` left in folders.
+/// Evaluations in folders that `evaluate --output-dir` wrote.
 pub struct Comparison {
-    /// The folders as they were given, each with its metrics.json.
+    /// The folders as given, each with its metrics.json.
     runs: Vec<(String, Value)>,
 }
 
 impl Comparison {
     /// # Errors
-    /// A folder without a metrics.json of an evaluation; runs of other classes than those of the first.
+    /// A folder without a metrics.json of an evaluation; runs whose classes differ from those of the first.
     pub fn read(folders: &[PathBuf]) -> Result<Comparison> {
-        let remedy = "give folders that evaluate --output-dir has written";
+        let remedy = "name folders written by evaluate --output-dir";
         let mut runs: Vec<(String, Value)> = Vec::new();
         for folder in folders {
             let path = folder.join("metrics.json");
@@ -32,7 +32,7 @@ impl Comparison {
                 return Err(Error::user(path.display(), "not the metrics of an evaluation", remedy));
             }
             if let Some((first, of_first)) = runs.first().filter(|(_, first)| first["labels"] != metrics["labels"]) {
-                let fact = format!("its classes are {}, those of {first} {}", metrics["labels"], of_first["labels"]);
+                let fact = format!("its classes are {}, but those of {first} are {}", metrics["labels"], of_first["labels"]);
                 return Err(Error::user(path.display(), fact, "compare runs on the same classes"));
             }
             runs.push((folder.display().to_string(), metrics));
@@ -40,14 +40,14 @@ impl Comparison {
         Ok(Comparison { runs })
     }
 
-    /// The value of each run, and whether none is better.
+    /// The value of each run, and whether it is the best.
     fn row(&self, metric: Metric) -> Vec<Option<(f64, bool)>> {
         let values: Vec<Option<f64>> = self.runs.iter().map(|(_, metrics)| metrics[metric.name()].as_f64()).collect();
         let best = |value: f64| !values.iter().flatten().any(|&other| metric.better(other, value));
         values.iter().map(|value| value.map(|value| (value, best(value)))).collect()
     }
 
-    /// A line a metric and a column a run, numbered as they stand below; `*` marks the best.
+    /// One line per metric and one column per run, numbered as listed below; `*` marks the best.
     pub fn table(&self) -> String {
         let width = Metric::ALL.map(|metric| metric.name().len()).into_iter().max().unwrap_or(0);
         let mut text = format!("{:width$}", "");
@@ -64,7 +64,7 @@ impl Comparison {
         text + &names
     }
 
-    /// Writes report.html and plots/ into `folder`, which is made if need be.
+    /// Writes report.html and plots/ into `folder`, which is created if missing.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let folder_of_plots = folder.join("plots");
         std::fs::create_dir_all(&folder_of_plots).map_err(|e| Error::io(&folder_of_plots, e))?;

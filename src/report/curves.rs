@@ -1,4 +1,4 @@
-//! The curves of a training run, drawn from its log: loss, metrics, learning rate, gradient norm.
+//! The curves of a training run, drawn from its log: loss, metrics, learning rate and gradient norm.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use super::plot::{Axis, Plot, Series, Shape};
 use crate::error::{Error, Result};
 use crate::files::write_file;
 
-/// Of plots/, each as .svg.
+/// Names of the plots in plots/, without .svg.
 pub const NAMES: [&str; 4] = ["loss", "metrics", "learning_rate", "grad_norm"];
 
-/// A series and its key in the log, and how it is drawn.
+/// Name of a series, its key in the log, and its shape.
 type Line = (&'static str, &'static str, Shape);
 
 const LINES: [(&str, &str, &[Line]); NAMES.len()] = [
@@ -32,7 +32,7 @@ const LINES: [(&str, &str, &[Line]); NAMES.len()] = [
     ("Gradient norm before clipping", "norm", &[("", "grad_norm", Shape::Line)]),
 ];
 
-/// Draws the entries of a log into the folder `plots` of a run; what the log has nothing of is not drawn.
+/// Draws the entries of a log into the folder `plots` of a run; plots without data are left out.
 pub fn write(run: &Path, log: &[Value]) -> Result<()> {
     let folder = run.join("plots");
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;

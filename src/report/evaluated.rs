@@ -1,4 +1,4 @@
-//! A labelled file with what a model made of each row: what an evaluation report is drawn from.
+//! A labelled file with a model's prediction for each row: the data of an evaluation report.
 
 use crate::data::scored::Scored;
 use crate::metrics::Metrics;
@@ -9,7 +9,7 @@ pub struct Evaluated {
     /// (rows)
     pub losses: Vec<f64>,
     pub metrics: Metrics,
-    /// Texts and their lengths in tokens, (rows); both empty where no model was run.
+    /// Texts and their lengths in tokens, (rows); both empty if no model was run.
     pub texts: Vec<String>,
     pub tokens: Vec<usize>,
 }
@@ -19,13 +19,13 @@ impl Evaluated {
         self.losses.len()
     }
 
-    /// Rows, (classes) scores each.
+    /// The scores of a row, (classes).
     pub fn scores(&self, row: usize) -> &[f64] {
         let classes = self.scored.names.len();
         &self.scored.scores[row * classes..][..classes]
     }
 
-    /// Names of the class that a row has, and of the one that it was given.
+    /// Names of the true and the predicted class of a row.
     pub fn classes(&self, row: usize) -> [&str; 2] {
         [self.scored.labels[row] as usize, self.metrics.pred[row]].map(|class| self.scored.names[class].as_str())
     }
@@ -34,7 +34,7 @@ impl Evaluated {
         self.metrics.pred[row] == self.scored.labels[row] as usize
     }
 
-    /// Rows by falling loss; of equals the first one.
+    /// Rows by descending loss, ties in the order of the file.
     pub fn by_loss(&self) -> Vec<usize> {
         let mut rows: Vec<usize> = (0..self.rows()).collect();
         rows.sort_by(|&a, &b| self.losses[b].total_cmp(&self.losses[a]));

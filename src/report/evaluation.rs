@@ -1,5 +1,5 @@
-//! The report of an evaluation, as a folder: metrics.json, classification_report.txt, predictions.jsonl, errors.csv (every
-//! row, the worst first), plots/*.svg, and all of it to be looked at in report.html.
+//! The report of an evaluation, as a folder: metrics.json, classification_report.txt, predictions.jsonl, errors.csv (every row,
+//! by descending loss), plots/*.svg, and report.html, which shows all of it.
 
 use std::path::Path;
 
@@ -12,11 +12,11 @@ use crate::error::{Error, Result};
 use crate::files::{PartialFile, write_file, write_json};
 use crate::metrics::{Tenth, calibration};
 
-/// Curves of more classes than this are not told apart.
+/// Number of classes whose curves can be told apart.
 const MOST_CURVES: usize = 8;
 
 impl Evaluated {
-    /// Writes the report into `folder`, which is made if need be. `title` heads the page.
+    /// Writes the report into `folder`, which is created if missing. `title` is the heading of the page.
     pub fn write(&self, folder: &Path, title: &str) -> Result<()> {
         let plots = folder.join("plots");
         std::fs::create_dir_all(&plots).map_err(|e| Error::io(&plots, e))?;
@@ -35,7 +35,7 @@ impl Evaluated {
         write_file(&folder.join("report.html"), page::evaluation(title, self, &drawn).as_bytes())
     }
 
-    /// A line a row, in the order of the file, which --predictions reads too.
+    /// One line per row, in the order of the file; `--predictions` reads this format.
     fn write_predictions(&self, path: &Path) -> Result<()> {
         let mut file = PartialFile::create(path)?;
         for row in 0..self.rows() {
@@ -49,7 +49,7 @@ impl Evaluated {
         file.finish()
     }
 
-    /// Every row by falling loss, with a column for the score of each class.
+    /// Every row by descending loss, with one column per class for its score.
     fn write_errors(&self, path: &Path) -> Result<()> {
         let mut file = PartialFile::create(path)?;
         let mut csv = csv::Writer::from_writer(Vec::new());
@@ -57,7 +57,7 @@ impl Evaluated {
         let mut record: Vec<String> = ["id", "label", "predicted", "loss"].map(String::from).into();
         record.extend(self.scored.names.iter().map(|name| format!("score {name}")));
         record.extend(["tokens", "text"].map(String::from).into_iter().filter(|_| modelled));
-        csv.write_record(&record).expect("memory takes it");
+        csv.write_record(&record).expect("writing to memory succeeds");
         for row in self.by_loss() {
             let id = &self.scored.ids[row];
             let [label, predicted] = self.classes(row).map(inert);
@@ -66,13 +66,13 @@ impl Evaluated {
             if modelled {
                 record.extend([self.tokens[row].to_string(), inert(&self.texts[row])]);
             }
-            csv.write_record(&record).expect("memory takes it");
+            csv.write_record(&record).expect("writing to memory succeeds");
         }
-        file.write(&csv.into_inner().expect("memory takes it"))?;
+        file.write(&csv.into_inner().expect("writing to memory succeeds"))?;
         file.finish()
     }
 
-    /// For two classes of the score of class 1; for more, of how sure the model was of the class it chose.
+    /// Calibration: for two classes of the score of class 1; for more, of the score of the predicted class.
     fn calibration(&self) -> Vec<Tenth> {
         let two = self.scored.names.len() == 2;
         calibration((0..self.rows()).map(|row| match two {
@@ -81,7 +81,7 @@ impl Evaluated {
         }))
     }
 
-    /// Every plot with the name of its file.
+    /// Every plot with its file name.
     fn plots(&self) -> Vec<(&'static str, String)> {
         let names = &self.scored.names;
         let (counts, support) = (&self.metrics.confusion_matrix, &self.metrics.per_class.support);
@@ -101,7 +101,7 @@ impl Evaluated {
         plots
     }
 
-    /// The classes to draw curves of: those that have one, the largest of them if they are many.
+    /// The classes whose curves are drawn: those that have one, and at most the `MOST_CURVES` largest.
     fn drawn_classes(&self) -> Vec<usize> {
         let defined = self.metrics.curves.iter().filter(|(_, curve)| curve.areas.is_some());
         let mut classes: Vec<usize> = defined.map(|(&class, _)| class).collect();
@@ -167,7 +167,7 @@ impl Evaluated {
         series.notes = tenths.iter().map(|tenth| tenth.count.to_string()).collect();
         let (x, y) = match &self.scored.names[..] {
             [_, positive] => (format!("mean score of {positive}"), format!("share that is {positive}")),
-            _ => ("mean score of the predicted class".to_string(), "share that is right".to_string()),
+            _ => ("mean score of the predicted class".to_string(), "share that is correct".to_string()),
         };
         Plot {
             title: "Calibration".to_string(),
@@ -177,7 +177,8 @@ impl Evaluated {
         }
     }
 
-    /// In bins of a twentieth: of class 1 by true class, or for more classes of the predicted class by right and wrong.
+    /// In 20 bins: for two classes the score of class 1 by true class, for more the score of the predicted class by
+    /// correctness.
     fn score_histogram(&self) -> Plot {
         let names = &self.scored.names;
         let two = names.len() == 2;
@@ -214,7 +215,7 @@ impl Evaluated {
         }
     }
 
-    /// In ten parts of about the same number of texts, those of one length in one part.
+    /// In ten bins of about equal size; texts of equal length share a bin.
     fn accuracy_by_length(&self) -> Plot {
         let mut rows: Vec<usize> = (0..self.rows()).collect();
         rows.sort_by_key(|&row| self.tokens[row]);
@@ -242,7 +243,7 @@ impl Evaluated {
     }
 }
 
-/// What a spreadsheet would take for a formula is a text.
+/// Keeps spreadsheets from reading a text as a formula.
 pub fn inert(text: &str) -> String {
     match text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
         true => format!("'{text}"),
@@ -254,14 +255,14 @@ pub fn points(x: &[f64], y: &[f64]) -> Vec<[f64; 2]> {
     x.iter().zip(y).map(|(&x, &y)| [x, y]).collect()
 }
 
-/// The curve whose area average precision is: each recall is bought at the precision of its own point.
+/// The step curve whose area is the average precision: each step of recall has the precision of its own point.
 pub fn stairs(recall: &[f64], precision: &[f64]) -> Vec<[f64; 2]> {
     let corners =
         (0..recall.len()).flat_map(|i| [[recall[i], precision[i]], [recall[(i + 1).min(recall.len() - 1)], precision[i]]]);
     corners.collect()
 }
 
-/// The mean of rising curves from (0, 0) to (1, 1), at 501 places.
+/// The mean of rising curves from (0, 0) to (1, 1), at 501 points.
 pub fn mean_curve(curves: &[Vec<[f64; 2]>]) -> Vec<[f64; 2]> {
     let at = |curve: &Vec<[f64; 2]>, x: f64| {
         let next = curve.partition_point(|point| point[0] <= x);

@@ -1,36 +1,36 @@
-//! How a run shows that it moves: a bar on a terminal, plain lines elsewhere, both on standard error, since standard
-//! output belongs to results. No colours, so that there is nothing for NO_COLOR to switch off.
+//! Progress of a run: a bar on a terminal, plain lines elsewhere, both on standard error, since standard output is for results.
+//! No colours, so that NO_COLOR is respected.
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// How numbers are shown: `Count(25000)` as 25,000 and `Bytes(1610612736)` as 1.50 GiB.
+/// Formatted numbers: `Count(25000)` is 25,000 and `Bytes(1610612736)` is 1.50 GiB.
 pub use indicatif::{HumanBytes as Bytes, HumanCount as Count};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Rates and the time left are those of the last seconds.
+/// Rates and the time left are computed over this window.
 const WINDOW: Duration = Duration::from_secs(10);
 const BAR_WIDTH: u64 = 10;
 
-/// One task under way, shown as
+/// Progress of one task, shown as
 ///
 /// ```text
 /// training [####------] 1,250/3,126  12m 03s left  loss 0.3479 lr 1.2e-5  22,310 tokens/s  143 reviews/s
 /// ```
 ///
-/// It can be called from many threads. Dropped before [`Progress::finish`], it takes its bar off the terminal, so that
-/// an error message stands alone.
+/// It may be used from many threads. If it is dropped before [`Progress::finish`], the bar disappears, so that an error message
+/// is the last output.
 pub struct Progress {
     what: String,
     total: Option<u64>,
     units: Vec<String>,
     sink: Sink,
-    /// The least time between two draws.
+    /// Least time between two draws.
     every: Duration,
     begin: Instant,
-    /// Of the first unit, done before this process began.
+    /// Count of the first unit before this process began.
     resumed_at: u64,
     state: Mutex<State>,
 }
@@ -41,23 +41,23 @@ enum Sink {
 }
 
 struct State {
-    /// Done so far of each unit.
+    /// The count of each unit.
     counts: Vec<u64>,
     note: String,
     drawn: Instant,
-    /// Past counts, the newest last.
+    /// Past counts, newest last.
     samples: VecDeque<(Instant, Vec<u64>)>,
 }
 
 impl Progress {
-    /// A task called `what` that has `total` of the first of `units` to do; `None` where nobody knows. The other units
-    /// are counted beside it: their rates are shown then, instead of the first one's.
+    /// A task called `what` with a `total` in the first of `units`; `None` if it is unknown. If there are other units, their
+    /// rates are shown instead of the first one's.
     pub fn new(what: &str, total: impl Into<Option<u64>>, units: &[&str]) -> Progress {
         if crate::console::is_quiet() {
             return Progress::lines(Box::new(std::io::sink()), Duration::MAX, what, total, units);
         }
         let target = ProgressDrawTarget::stderr();
-        // indicatif hides a bar where there is no terminal, or a dumb one.
+        // indicatif hides the bar on a dumb terminal, or without one.
         if target.is_hidden() {
             Progress::lines(Box::new(std::io::stderr()), Duration::from_secs(5), what, total, units)
         } else {
@@ -67,13 +67,13 @@ impl Progress {
 
     /// Draws a bar on `target`.
     pub fn bar(target: ProgressDrawTarget, what: &str, total: impl Into<Option<u64>>, units: &[&str]) -> Progress {
-        // The message is the only part that indicatif cuts to the width of the terminal: it carries everything.
+        // Only the message is truncated to the width of the terminal, so it holds the whole line.
         let style = ProgressStyle::with_template("{wide_msg}").expect("a valid template");
         let bar = ProgressBar::with_draw_target(None, target).with_style(style);
         Progress::to(Sink::Bar(bar), Duration::from_millis(100), what, total.into(), units)
     }
 
-    /// Writes lines to `out`, at most one in `every`, and the last one always.
+    /// Writes lines to `out`, at most one per `every`, and always the last one.
     pub fn lines(
         out: Box<dyn Write + Send>,
         every: Duration,
@@ -93,7 +93,7 @@ impl Progress {
         Progress { what: what.to_string(), total, units, sink, every, begin, resumed_at: 0, state: Mutex::new(state) }
     }
 
-    /// With `done` of the first unit behind it already, as in a resumed run; they count for no rate.
+    /// Starts with `done` of the first unit, as in a resumed run; rates exclude them.
     pub fn resumed_at(mut self, done: u64) -> Progress {
         self.resumed_at = done;
         let state = self.state.get_mut().expect("no thread panicked while it counted");
@@ -102,7 +102,7 @@ impl Progress {
         self
     }
 
-    /// Adds what was done, in the order of the units.
+    /// Adds to the counts, in the order of the units.
     pub fn add(&self, counts: &[u64]) {
         let mut state = self.state();
         for (sum, count) in state.counts.iter_mut().zip(counts) {
@@ -114,26 +114,26 @@ impl Progress {
         }
     }
 
-    /// What stands beside the counts from the next draw on, such as `loss 0.3479 lr 4.2e-5`.
+    /// Text beside the counts from the next draw on, such as `loss 0.3479 lr 4.2e-5`.
     pub fn note(&self, note: impl Into<String>) {
         self.state().note = note.into();
     }
 
-    /// Prints a line at once, above the bar.
+    /// Prints a line immediately, above the bar.
     pub fn println(&self, line: &str) {
         match &self.sink {
             Sink::Bar(bar) => bar.println(line),
-            // A full disk behind standard error, or a reader that has gone, does not end a run.
+            // A full disk or a closed pipe on standard error does not end a run.
             Sink::Lines(out) => drop(writeln!(out.lock().expect("no thread panicked while it wrote"), "{line}")),
         }
     }
 
-    /// Time since it began.
+    /// Time since the task began.
     pub fn elapsed(&self) -> Duration {
         self.begin.elapsed()
     }
 
-    /// Takes the bar away, leaves a last line with the rates of the whole task, and prints `summary` unless it is empty.
+    /// Removes the bar, prints a last line with the rates of the whole task, and `summary` unless it is empty.
     pub fn finish(self, summary: &str) {
         let elapsed = self.elapsed();
         let state = self.state();
@@ -157,7 +157,7 @@ impl Progress {
         state.drawn = now;
         let rates = recent_rates(&mut state.samples, now, &state.counts);
         let left = self.total.map(|total| total.saturating_sub(state.counts[0]) as f64 / rates[0]);
-        // Nothing done in the window leaves no finite time, and nothing to say.
+        // Without progress in the window, the time left is infinite and not shown.
         let left = left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let left = left.map(|left| format!("{} left", duration(left))).unwrap_or_default();
         match &self.sink {
@@ -170,7 +170,7 @@ impl Progress {
         }
     }
 
-    /// The whole line; what is cut first on a narrow terminal stands last.
+    /// The whole line; the parts that a narrow terminal truncates first come last.
     fn status(&self, state: &State, bar: &str, time: &str, rates: &[f64]) -> String {
         let mut line = self.what.clone();
         if !bar.is_empty() {
@@ -189,10 +189,10 @@ impl Progress {
     }
 }
 
-/// Adds a sample, drops those that left the window of ten seconds, and gives each count's rate since the oldest left.
+/// Adds a sample, removes those older than the window, and returns each count's rate since the oldest left.
 pub fn recent_rates(samples: &mut VecDeque<(Instant, Vec<u64>)>, now: Instant, counts: &[u64]) -> Vec<f64> {
     samples.push_back((now, counts.to_vec()));
-    // The oldest stays until the next one is as old as the window: a step longer than the window has a rate, too.
+    // The oldest is kept until the next one is as old as the window, so that steps longer than the window have a rate too.
     while samples.len() > 2 && now.duration_since(samples[1].0) >= WINDOW {
         samples.pop_front();
     }
@@ -201,7 +201,7 @@ pub fn recent_rates(samples: &mut VecDeque<(Instant, Vec<u64>)>, now: Instant, c
     counts.iter().zip(past).map(|(&count, &past)| (count - past) as f64 / seconds).collect()
 }
 
-/// A rate with three digits at least: 2,013 or 14.2 or 0.31; `-` where no time has passed.
+/// A rate with at least three digits: 2,013 or 14.2 or 0.31; `-` if no time has passed.
 pub fn rate(per_second: f64) -> String {
     match per_second {
         x if !x.is_finite() => "-".to_string(),
@@ -224,7 +224,7 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
-/// Rows under each other, one a line: the first column to the left, the others, being numbers, to the right.
+/// Aligned rows, one per line: the first column to the left, the others, which are numbers, to the right.
 pub fn table<Row: AsRef<[String]>>(rows: &[Row]) -> String {
     let width = |column: usize| rows.iter().map(|row| row.as_ref()[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows.first().map_or(0, |row| row.as_ref().len())).map(width).collect();

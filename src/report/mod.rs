@@ -1,4 +1,4 @@
-//! What a run shows and leaves to read: progress, tables, plots, pages.
+//! The output of a run for people: progress, tables, plots, pages.
 
 pub mod compare;
 pub mod curves;

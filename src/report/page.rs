@@ -1,5 +1,5 @@
-//! Pages of HTML that need no other file: styles, script and plots within. They are whole without the script, which sorts
-//! and filters the table.
+//! Self-contained HTML pages, with styles, script and plots inside. They are complete without the script, which sorts and
+//! filters the table.
 
 use super::evaluated::Evaluated;
 use super::plot::{escape, shortened};
@@ -8,13 +8,13 @@ use crate::report::log::Count;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-/// Rows shown of each end, the highest losses and the lowest.
+/// Rows shown with the highest losses, and as many with the lowest.
 const ROWS: usize = 100;
-/// Characters shown of a text: on the line, and unfolded.
+/// Characters of a text shown on its line, and when unfolded.
 const LINE: usize = 160;
 const TEXT: usize = 4000;
 
-/// The page of an evaluation.
+/// The HTML page of an evaluation.
 pub fn evaluation(title: &str, all: &Evaluated, plots: &[(&str, String)]) -> String {
     let mut body = cards(&all.metrics);
     body += &plots_section(plots);
@@ -27,7 +27,7 @@ pub fn evaluation(title: &str, all: &Evaluated, plots: &[(&str, String)]) -> Str
     page(title, &about, &body)
 }
 
-/// A whole page around `body`.
+/// A whole page with this `body`.
 pub fn page(title: &str, about: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -41,7 +41,7 @@ pub fn page(title: &str, about: &str, body: &str) -> String {
     )
 }
 
-/// The plots beside each other.
+/// The plots side by side.
 pub fn plots_section<'a>(plots: impl IntoIterator<Item = &'a (&'a str, String)>) -> String {
     let figures: String = plots.into_iter().map(|(_, svg)| format!("<figure>{svg}</figure>\n")).collect();
     format!("<section class=\"plots\">\n{figures}</section>\n")
@@ -76,7 +76,7 @@ fn classes(metrics: &Metrics, names: &[String]) -> String {
     )
 }
 
-/// The table of single rows.
+/// The table of rows.
 fn errors(all: &Evaluated) -> String {
     let by_loss = all.by_loss();
     let shown: Vec<usize> = match by_loss.len() > 2 * ROWS {
@@ -111,8 +111,8 @@ fn errors(all: &Evaluated) -> String {
         };
     }
     let shown = match all.rows() > shown.len() {
-        true => format!("The {ROWS} texts of the highest loss and the {ROWS} of the lowest; errors.csv has all."),
-        false => "All texts, the highest loss first.".to_string(),
+        true => format!("The {ROWS} texts with the highest loss and the {ROWS} with the lowest; errors.csv has all."),
+        false => "All texts, by descending loss.".to_string(),
     };
     format!(
         "<p>{shown} The score is that of the predicted class.</p>\n\
@@ -122,7 +122,7 @@ fn errors(all: &Evaluated) -> String {
     )
 }
 
-/// A text on one line, to be unfolded if there is more of it.
+/// A text on one line, which unfolds if it is longer.
 fn text(text: &str) -> String {
     let line = shortened(text, LINE);
     if line == text {

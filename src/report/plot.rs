@@ -1,20 +1,20 @@
-//! Plots as SVG: curves and histograms on two axes, a matrix of counts, horizontal bars, densities of classes. Text is
-//! text, and the colours of text and axes follow the light or dark scheme of whoever looks, in a file and within a page.
+//! Plots as SVG: curves and histograms on two axes, a confusion matrix, horizontal bars, densities of classes. Text is text,
+//! and its colour and that of the axes follow the reader's light or dark scheme, in a file and within a page.
 
 use std::fmt::Write;
 
 use super::density::{Density, MARGIN};
 use super::log::Count;
 
-/// Told apart on white and on black.
+/// Distinguishable on white and on black.
 const COLOURS: [&str; 8] = ["#3b7dd8", "#e07b39", "#2e9e6b", "#c94f7c", "#8d6cc9", "#a8862a", "#3aa3b8", "#7f8790"];
 const STYLE: &str = ".plot{color:#1f2328;background:#fff;font:12px system-ui,sans-serif}.plot text{fill:currentColor}\
 .plot .title{font-weight:600;font-size:14px}.plot .small{font-size:10px}.plot .name{font-weight:600}.plot .faint{stroke:currentColor;opacity:.14}\
 @media(prefers-color-scheme:dark){.plot{color:#e6e6e6;background:#16181c}}";
 const WIDTH: f64 = 480.0;
-/// Of a character of 12 pixels, on the generous side.
+/// Width of a character of 12 pixels, generously.
 const CHARACTER: f64 = 6.8;
-/// Whole steps to a pixel where there are too many points for decimals.
+/// Resolution per pixel of points stored as integers, if there are too many for decimals.
 const FINE: f64 = 4.0;
 
 /// Curves and bars on two axes.
@@ -27,17 +27,17 @@ pub struct Plot {
 
 pub struct Axis {
     pub label: String,
-    /// What is shown at the least; more where the data is outside.
+    /// The least range shown; wider if the data is.
     pub range: Option<[f64; 2]>,
 }
 
 pub struct Series {
-    /// In the legend; without one it is not there.
+    /// Name in the legend; empty to leave it out.
     pub name: String,
-    /// What is not finite leaves a gap.
+    /// A point that is not finite leaves a gap.
     pub points: Vec<[f64; 2]>,
     pub shape: Shape,
-    /// Small text at each point, or none at all.
+    /// Small text at each point, or empty.
     pub notes: Vec<String>,
 }
 
@@ -46,9 +46,9 @@ pub enum Shape {
     Line,
     /// A line with a dot at every point.
     Dots,
-    /// Dashed and grey: where an ideal or an idle model would be.
+    /// Dashed and grey, for the ideal or the chance level.
     Guide,
-    /// From 0 to y, and from x to x plus this width.
+    /// Bars from 0 to y, and from x to x plus this width.
     Bars(f64),
 }
 
@@ -65,7 +65,7 @@ impl Axis {
         Axis { label: label.to_string(), range: Some([0.0, 0.0]) }
     }
 
-    /// First and last value shown, the ticks between them, and how these are written. `whole`: it ends at ticks.
+    /// First and last value shown, the ticks between them, and their format. `whole`: the axis ends at ticks.
     fn scale(&self, values: impl Iterator<Item = f64>, whole: bool) -> ([f64; 2], Vec<f64>, impl Fn(f64) -> String) {
         let all = values.filter(|value| value.is_finite()).chain(self.range.into_iter().flatten());
         let (mut low, mut high) = all.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
@@ -73,7 +73,7 @@ impl Axis {
             (low, high) = (0.0, 1.0);
         }
         if low == high {
-            // Room around a single value; below 0 only where it is there.
+            // A margin around a single value, below 0 only for negative values.
             let room = if low == 0.0 { 1.0 } else { low.abs() / 2.0 };
             (low, high) = (if low == 0.0 { 0.0 } else { low - room }, high + room);
         }
@@ -139,7 +139,7 @@ impl Plot {
         let mut legend = Vec::new();
         let mut colours = COLOURS.iter().cycle();
         for series in &self.series {
-            let colour = if series.shape == Shape::Guide { "#888" } else { colours.next().expect("they go round") };
+            let colour = if series.shape == Shape::Guide { "#888" } else { colours.next().expect("the colours repeat") };
             if !series.name.is_empty() {
                 legend.push((series.name.as_str(), colour));
             }
@@ -164,7 +164,7 @@ impl Plot {
                     canvas.dot([x(a), y(b)], colour);
                 }
                 if let Some(note) = series.notes.get(i) {
-                    // Above the dot, or below where that would leave the axes or lie over the note before.
+                    // Above the dot, or below it if the note would leave the axes or overlap the one before.
                     let (wide, high) = (0.9 * width(note), 11.0);
                     let covers = |[x0, y0, wide0]: [f64; 3]| x(a) - x0 < (wide + wide0) / 2.0 && (y(b) - 8.0 - y0).abs() < high;
                     let above = y(b) - 8.0 > top && !written.is_some_and(covers);
@@ -179,7 +179,7 @@ impl Plot {
     }
 }
 
-/// Counts of rows (true classes) in columns (predicted ones), each with its share of the row, which is how dark it is.
+/// Counts of rows (true classes) in columns (predicted classes), each shaded by its share of the row.
 pub fn matrix(title: &str, names: &[String], counts: &[Vec<u64>]) -> String {
     let classes = names.len() as f64;
     let cell = (420.0 / classes).clamp(14.0, 84.0);
@@ -198,7 +198,7 @@ pub fn matrix(title: &str, names: &[String], counts: &[Vec<u64>]) -> String {
         for (column, &count) in counts.iter().enumerate() {
             let (x, share) = (left + column as f64 * cell, count as f64 / total as f64);
             let percent = format!("{:.1} %", 100.0 * share);
-            let about = format!("{name} taken for {}: {count} ({percent})", names[column]);
+            let about = format!("{name} predicted as {}: {count} ({percent})", names[column]);
             if count > 0 {
                 canvas.rect([x, y], [cell, cell], COLOURS[0], 0.75 * share, &about);
             }
@@ -222,7 +222,7 @@ pub fn matrix(title: &str, names: &[String], counts: &[Vec<u64>]) -> String {
     canvas.finish(full, label + 12.0, title)
 }
 
-/// A group of horizontal bars for each name: one of each series, with its value behind it.
+/// A group of horizontal bars for each name: one bar per series, followed by its value.
 pub fn bars(title: &str, label: &str, names: &[String], series: &[(&str, Vec<u64>)]) -> String {
     let names: Vec<String> = names.iter().map(|name| shortened(name, 24)).collect();
     let most = series.iter().flat_map(|(_, values)| values).copied().max().unwrap_or(0).max(1);
@@ -249,13 +249,13 @@ pub fn bars(title: &str, label: &str, names: &[String], series: &[(&str, Vec<u64
     canvas.finish(WIDTH, height, title)
 }
 
-/// Where the points of each class lie dense, over all points in grey: a panel a class, the same square in all. `classes`,
-/// (points), are indices into `names`; a class may have no points.
+/// The density of each class over all points in grey, in one panel per class with the same axes. `classes`, (points), are
+/// indices into `names`; a class may have no points.
 pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64; 2]], classes: &[u32]) -> String {
     const GAP: f64 = 14.0;
     const HEAD: f64 = 22.0;
     const SHARES: [f64; 5] = [0.95, 0.8, 0.6, 0.4, 0.2];
-    // One unit is as long on either axis: distances are what there is to see.
+    // Equal scales on both axes, as only distances matter.
     let ends = [0, 1].map(|axis| {
         let values = points.iter().map(|point| point[axis]);
         values.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], x| [low.min(x), high.max(x)])
@@ -282,7 +282,7 @@ pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64;
         let x_of = |value: f64| x + (value - lows[0]) / extent * side;
         let y_of = |value: f64| y + side - (value - lows[1]) / extent * side;
         canvas.rect([x, y], [side, side], "currentColor", 0.03, name);
-        // Where panels are small, not every tick is labelled.
+        // In small panels some ticks are unlabelled.
         let spacing = |ticks: &[f64], room: f64| (room * ticks.len() as f64 / side).ceil().max(1.0) as usize;
         for (i, &tick) in x_ticks.iter().enumerate() {
             canvas.line([x_of(tick), y], [x_of(tick), y + side], "class=\"faint\"");
@@ -298,7 +298,7 @@ pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64;
         }
         canvas.add(format_args!("<use href=\"#all\" x=\"{x:.1}\" y=\"{y:.1}\"/>"));
         let mine = || unit.iter().zip(classes).filter(|(_, of)| **of as usize == class).map(|(&point, _)| point);
-        // Less the last one, which is grey itself.
+        // Without the last colour, which is grey itself.
         let colour = COLOURS[class % (COLOURS.len() - 1)];
         let density = Density::of(mine());
         for share in SHARES {
@@ -319,7 +319,7 @@ pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64;
     canvas.finish(full, bottom + 68.0, title)
 }
 
-/// Text for HTML and SVG. Control characters, which XML does not know, are shown as replaced.
+/// Escapes text for HTML and SVG. Control characters, which are invalid in XML, become replacement characters.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -346,7 +346,7 @@ pub fn shortened(text: &str, most: usize) -> String {
     }
 }
 
-/// About how wide a line of text is, in pixels; that of East Asia is twice as wide.
+/// Approximate width of a line of text in pixels; East Asian characters count twice.
 fn width(text: &str) -> f64 {
     text.chars().map(|c| if c >= '\u{2e80}' { 2.0 * CHARACTER } else { CHARACTER }).sum()
 }
@@ -357,7 +357,7 @@ struct Canvas(String);
 
 impl Canvas {
     fn add(&mut self, element: std::fmt::Arguments) {
-        self.0.write_fmt(element).expect("memory takes it");
+        self.0.write_fmt(element).expect("writing to memory succeeds");
         self.0.push('\n');
     }
 
@@ -366,7 +366,7 @@ impl Canvas {
         self.add(format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\"{class}>{}</text>", escape(text)));
     }
 
-    /// Text that runs upwards.
+    /// Vertical text, reading upwards.
     fn turned(&mut self, x: f64, y: f64, anchor: &str, text: &str) {
         let text = escape(text);
         self.add(format_args!("<text transform=\"translate({x:.1} {y:.1}) rotate(-90)\" text-anchor=\"{anchor}\">{text}</text>"));
@@ -388,21 +388,21 @@ impl Canvas {
         self.add(format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>"));
     }
 
-    /// A line through points, less those that nobody could see beside the one before.
+    /// A line through points, without those that differ invisibly from the one before.
     fn path(&mut self, points: &[[f64; 2]], look: &str) {
         let Some((&last, points)) = points.split_last() else { return };
         let mut path = String::new();
         let mut drawn = [f64::INFINITY; 2];
         for &[x, y] in points {
             if (x - drawn[0]).abs() + (y - drawn[1]).abs() >= 0.5 {
-                write!(path, "{x:.1},{y:.1} ").expect("memory takes it");
+                write!(path, "{x:.1},{y:.1} ").expect("writing to memory succeeds");
                 drawn = [x, y];
             }
         }
         self.add(format_args!("<polyline points=\"{path}{:.1},{:.1}\" fill=\"none\" {look}/>", last[0], last[1]));
     }
 
-    /// Small grey dots at points of the unit square, drawn `side` wide wherever `id` is used.
+    /// Defines small grey dots at points of the unit square, drawn `side` wide wherever `id` is used.
     fn define_dots(&mut self, id: &str, points: &[[f64; 2]], side: f64) {
         let mut drawn: Vec<[i64; 2]> =
             points.iter().map(|[x, y]| [y, x].map(|value| (value * side * FINE).round() as i64)).collect();
@@ -410,7 +410,7 @@ impl Canvas {
         drawn.dedup();
         let (mut path, mut from) = (String::new(), [0; 2]);
         for [y, x] in drawn {
-            write!(path, "m{} {}h0", x - from[0], y - from[1]).expect("memory takes it");
+            write!(path, "m{} {}h0", x - from[0], y - from[1]).expect("writing to memory succeeds");
             from = [x, y];
         }
         self.add(format_args!(
@@ -421,7 +421,7 @@ impl Canvas {
         ));
     }
 
-    /// What closed outlines enclose; one within another is a hole.
+    /// The region inside closed outlines; an outline within another is a hole.
     fn region(&mut self, outlines: Vec<Vec<[f64; 2]>>, colour: &str, about: &str) {
         let mut path = String::new();
         for outline in &outlines {
@@ -429,7 +429,7 @@ impl Canvas {
             for (i, point) in outline.iter().enumerate() {
                 let to = point.map(|value| (value * FINE).round() as i64);
                 let command = ["M", "l", " "][i.min(2)];
-                write!(path, "{command}{} {}", to[0] - from[0], to[1] - from[1]).expect("memory takes it");
+                write!(path, "{command}{} {}", to[0] - from[0], to[1] - from[1]).expect("writing to memory succeeds");
                 from = to;
             }
             path.push('z');
@@ -444,7 +444,7 @@ impl Canvas {
         }
     }
 
-    /// Names beside their colours from `y` down, in as many lines as they need; gives where the drawing ends.
+    /// Names beside their colours from `y` down, in as many lines as needed; returns where the legend ends.
     fn legend(&mut self, entries: &[(&str, &str)], left: f64, right: f64, mut y: f64) -> f64 {
         if entries.len() < 2 {
             return y - 10.0;

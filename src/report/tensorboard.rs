@@ -1,5 +1,5 @@
-//! The log of a run as TensorBoard reads it: a file of framed records, each a protobuf message `Event`. An event is with
-//! the system as soon as it is added.
+//! The log of a run in TensorBoard's format: a file of framed records, each a protobuf message `Event`. Events are not
+//! buffered.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// Within the folder of a run; TensorBoard looks for `tfevents` in the name.
+/// In the folder of a run; TensorBoard looks for `tfevents` in the name.
 pub const FILE: &str = "runs/events.out.tfevents.warpfit";
 
 pub struct Events {
@@ -18,7 +18,7 @@ pub struct Events {
     path: PathBuf,
 }
 
-// Numbers of fields, from event.proto and summary.proto.
+// Field numbers, from event.proto and summary.proto.
 const WALL_TIME: u8 = 1;
 const STEP: u8 = 2;
 const FILE_VERSION: u8 = 3;
@@ -31,8 +31,7 @@ const SESSION_STATUS: u8 = 1;
 const SESSION_START: u64 = 1;
 
 impl Events {
-    /// Begins the file of a run, or goes on with it after the update `resumed_at`: what it has of later ones is void then,
-    /// which TensorBoard is told.
+    /// Creates the file of a run, or continues it after the update `resumed_at`: later events in it are marked as void.
     pub fn open(run: &Path, resumed_at: Option<usize>) -> Result<Events> {
         let path = run.join(FILE);
         let folder = path.parent().expect("FILE is in a folder");
@@ -50,8 +49,7 @@ impl Events {
         Ok(events)
     }
 
-    /// Adds the numbers of a log entry, under the tags that Trainer gives them: `loss` as train/loss, `eval_loss` as
-    /// eval/loss.
+    /// Adds the numbers of a log entry, under Trainer's tags: `loss` as train/loss, `eval_loss` as eval/loss.
     pub fn add(&mut self, step: usize, entry: &Map<String, Value>) -> Result<()> {
         let mut summary = Vec::new();
         for (key, value) in entry.iter().filter(|(key, _)| *key != "step") {
@@ -81,7 +79,7 @@ impl Events {
     }
 }
 
-/// How many bytes of `file` are whole records: the last one of a run that was killed may be cut.
+/// Length of the whole records in `file`: the last one of a killed run may be truncated.
 fn whole(file: &[u8]) -> usize {
     let mut end = 0;
     while let Some(size) = file[end..].first_chunk::<8>() {
@@ -92,14 +90,14 @@ fn whole(file: &[u8]) -> usize {
     end
 }
 
-/// A field that is an integer.
+/// An integer field.
 fn integer(field: u8, value: u64) -> Vec<u8> {
     let mut bytes = vec![field << 3];
     varint(value, &mut bytes);
     bytes
 }
 
-/// A field that is bytes: a text, or a message.
+/// A field of bytes: a string, or a message.
 fn text(field: u8, content: &[u8]) -> Vec<u8> {
     let mut bytes = vec![field << 3 | 2];
     varint(content.len() as u64, &mut bytes);
@@ -107,7 +105,7 @@ fn text(field: u8, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Seven bits a byte, the lowest first; the eighth says that there are more.
+/// Seven bits per byte, lowest first; the eighth bit marks a continuation.
 fn varint(mut value: u64, bytes: &mut Vec<u8>) {
     while value > 127 {
         bytes.push(value as u8 | 128);
@@ -116,7 +114,7 @@ fn varint(mut value: u64, bytes: &mut Vec<u8>) {
     bytes.push(value as u8);
 }
 
-/// The checksum of a record: CRC-32C, turned and moved so that the checksum of a checksum is another.
+/// The checksum of a record: CRC-32C, rotated and offset so that checksums can be checksummed themselves.
 fn masked_crc(bytes: &[u8]) -> [u8; 4] {
     let bit = |crc: u32, _| crc >> 1 ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
     let crc = !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), bit));

@@ -1,4 +1,4 @@
-//! The routes: what is asked and answered, and how it is refused.
+//! The routes: requests, responses and errors.
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -29,11 +29,11 @@ use crate::error::{Error, Kind};
 use crate::infer::Output;
 use crate::infer::predictions::{positive_class, ranked};
 
-/// What every request sees.
+/// The state shared by all requests.
 pub struct Service {
     pub served: Served,
     pub options: Serving,
-    /// How long the parts of a request may take to arrive.
+    /// How long the head of a request, and then its body, may take to arrive.
     pub patience: Duration,
     pub cores: usize,
     pub queue: Queue,
@@ -43,7 +43,7 @@ pub struct Service {
 type Shared = State<Arc<Service>>;
 type Answered<T = Response> = Result<T, Refusal>;
 
-/// A request that gets no answer, and why.
+/// A request that is refused or has failed, and why.
 #[derive(Debug)]
 struct Refusal {
     status: StatusCode,
@@ -64,7 +64,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The type of error of a response, for the metrics.
+/// The error type of a response, for the metrics.
 #[derive(Clone)]
 struct Failure(&'static str);
 
@@ -95,7 +95,11 @@ pub fn router(service: Arc<Service>) -> Router {
             )
         })
         .method_not_allowed_fallback(|method: Method| async move {
-            refusal(StatusCode::METHOD_NOT_ALLOWED, "validation", format!("{method} is not for this path; see the Allow header"))
+            refusal(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "validation",
+                format!("this path does not support {method}; see the Allow header"),
+            )
         })
         .layer(middleware::from_fn_with_state(service.clone(), count_failures));
     let origins = &service.options.cors_allow_origin;
@@ -120,12 +124,12 @@ pub fn router(service: Arc<Service>) -> Router {
 async fn check_key(State(service): Shared, request: Request, next: Next) -> Response {
     let given = request.headers().get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     match &service.options.api_key {
-        // By their hashes: how long it takes says nothing of the key.
+        // Hashes are compared, so that the time taken reveals nothing about the key.
         Some(key) if given.is_none_or(|given| Sha256::digest(given) != Sha256::digest(key)) => {
             let refusal = refusal(
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
-                "no key, or a wrong one; send the header Authorization: Bearer KEY",
+                "the key is missing or wrong; send the header Authorization: Bearer KEY",
             );
             ([(WWW_AUTHENTICATE, "Bearer")], refusal).into_response()
         }
@@ -141,7 +145,7 @@ async fn count_failures(State(service): Shared, request: Request, next: Next) ->
     response
 }
 
-/// The body of a request as JSON, whatever its Content-Type says.
+/// The body of a request as JSON, whatever its Content-Type.
 struct Asked<T>(T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Asked<T> {
@@ -151,10 +155,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Asked<T> {
         let limit = service.options.payload_limit;
         let (mut body, mut bytes, mut size) = (request.into_body(), Vec::new(), 0);
         let read = async {
-            // What is too long is read to its end all the same: who is still sending does not hear an answer.
+            // A body that is too long is still read to its end: clients read the response only after sending.
             while let Some(frame) = body.frame().await {
                 let frame =
-                    frame.map_err(|e| refusal(StatusCode::BAD_REQUEST, "validation", format!("the body breaks off: {e}")))?;
+                    frame.map_err(|e| refusal(StatusCode::BAD_REQUEST, "validation", format!("the body ends early: {e}")))?;
                 let data = frame.into_data().unwrap_or_default();
                 size += data.len();
                 if size <= limit {
@@ -173,12 +177,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Asked<T> {
         }
         serde_json::from_slice(&bytes).map(Asked).map_err(|e| {
             let status = if e.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
-            refusal(status, "validation", format!("the body is not as expected: {e}"))
+            refusal(status, "validation", format!("the body is invalid: {e}"))
         })
     }
 }
 
-/// One text, or several.
+/// One text, or a list of texts.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "`inputs` must be a text or a list of texts")]
 enum Inputs {
@@ -191,7 +195,7 @@ impl Inputs {
         matches!(self, Inputs::One(_))
     }
 
-    /// How the metrics call it.
+    /// The name in the metrics.
     fn method(&self) -> &'static str {
         if self.is_one() { "single" } else { "batch" }
     }
@@ -215,21 +219,21 @@ impl Inputs {
 #[derive(Deserialize)]
 struct Predict {
     inputs: Inputs,
-    /// Cut what is too long, instead of refusing it; true unless said.
+    /// Truncate texts that are too long, instead of refusing them; true by default.
     truncate: Option<bool>,
     /// Logits instead of probabilities.
     #[serde(default)]
     raw_scores: bool,
 }
 
-/// Of an answer of /predict and /embed: milliseconds, tokens read by the model, texts that were cut.
+/// Headers of responses to /predict and /embed: milliseconds, tokens read by the model, truncated texts.
 const FIGURES: [&str; 6] =
     ["x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time", "x-compute-tokens", "x-truncated-texts"];
 
 async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answered {
     let (served, one) = (&service.served, request.inputs.is_one());
     if !served.classifies {
-        let error = "the model has no trained head: fine-tune it with train, or ask /embed";
+        let error = "the model has no trained head: fine-tune it with train, or use /embed";
         return Err(refusal(StatusCode::FAILED_DEPENDENCY, "backend", error));
     }
     let (figures, rows) = compute(&service, request.inputs, request.truncate, Output::Logits).await?;
@@ -242,18 +246,18 @@ async fn predict(State(service): Shared, Asked(request): Asked<Predict>) -> Answ
 struct Embed {
     inputs: Inputs,
     truncate: Option<bool>,
-    /// To length 1; true unless said.
+    /// Scale to length 1; true by default.
     normalize: Option<bool>,
 }
 
-/// A list of vectors, for one text too.
+/// A list of vectors, also for a single text.
 async fn embed(State(service): Shared, Asked(request): Asked<Embed>) -> Answered {
     let output = Output::Vector { normalize: request.normalize.unwrap_or(true) };
     let (figures, vectors) = compute(&service, request.inputs, request.truncate, output).await?;
     Ok((figures, Json(vectors)).into_response())
 }
 
-/// The output of each text, and how it was made.
+/// The output of each text, and the headers with its figures.
 async fn compute(
     service: &Arc<Service>,
     inputs: Inputs,
@@ -284,7 +288,7 @@ async fn compute(
     let answer = queue.answer(place, rows, output).await?;
     if answer.rows.iter().flatten().any(|x| !x.is_finite()) {
         let remedy = "the model is broken: go back to an earlier checkpoint";
-        return Err(Error::new(Kind::Unusable, "model", "its answer is not finite", remedy).into());
+        return Err(Error::new(Kind::Unusable, "model", "its output is not finite", remedy).into());
     }
     let total = start.elapsed();
     metrics.successes.with_label_values(&[method]).inc();
@@ -324,19 +328,19 @@ fn untokenised(error: Error) -> Refusal {
     refusal(StatusCode::UNPROCESSABLE_ENTITY, "tokenizer", error.to_string())
 }
 
-/// Runs `work` on a thread for work, with a place in the queue.
+/// Runs `work` on a blocking thread, with a place in the queue.
 async fn in_background<T: Send + 'static>(
     service: &Arc<Service>,
     work: impl FnOnce(&Service) -> Answered<T> + Send + 'static,
 ) -> Answered<(T, Place)> {
     let place = service.queue.place().ok_or_else(|| {
-        let error = format!("{} requests are under way already; ask again later", service.options.max_concurrent_requests);
+        let error = format!("{} requests are being processed already; try again later", service.options.max_concurrent_requests);
         refusal(StatusCode::TOO_MANY_REQUESTS, "overloaded", error)
     })?;
     let service = service.clone();
-    // The work goes on where the client has gone, and so it has the place.
+    // The work continues after its client has disconnected, so it holds the place.
     let done = tokio::task::spawn_blocking(move || work(&service).map(|done| (done, place))).await;
-    done.unwrap_or_else(|_| Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, "tokenizer", "a text broke the tokenizer")))
+    done.unwrap_or_else(|_| Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, "tokenizer", "the tokenizer panicked")))
 }
 
 async fn info(State(service): Shared) -> Json<Value> {
@@ -362,14 +366,14 @@ async fn info(State(service): Shared) -> Json<Value> {
         "auto_truncate": true,
         "tokenization_workers": cores,
         "version": env!("CARGO_PKG_VERSION"),
-        // Beyond text-embeddings-inference: what /embed takes; and for the page, of two labels the one that stars are for.
+        // Extensions to text-embeddings-inference: the pooling of /embed; and for the page, the label of two that stars count.
         "pooling": pooling,
         "positive_label": positive_class(served.labels()).ok().map(|class| &served.labels()[class]),
         "payload_limit": options.payload_limit,
     }))
 }
 
-/// 200 while the model answers; after a batch that failed it is asked again.
+/// 200 while the model works; after a batch that failed, the model is tried again.
 async fn health(State(service): Shared) -> Answered<()> {
     if service.queue.is_well() {
         return Ok(());
@@ -387,7 +391,7 @@ async fn metrics(State(service): Shared) -> impl IntoResponse {
 
 const PAGE: &str = include_str!("page.html");
 
-/// The page's own style and script may run, and nothing else.
+/// Only the page's own style and script may be loaded.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |tag: &str| {
         let (start, end) = (format!("<{tag}>"), format!("</{tag}>"));

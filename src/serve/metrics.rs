@@ -1,4 +1,4 @@
-//! What `/metrics` shows: counters and histograms under the names of text-embeddings-inference.
+//! The content of `/metrics`: counters and histograms under the names of text-embeddings-inference.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -10,24 +10,24 @@ pub struct Metrics {
     /// By method: single or batch.
     pub requests: IntCounterVec,
     pub successes: IntCounterVec,
-    /// By the type of error.
+    /// By error type.
     pub failures: IntCounterVec,
     // Seconds.
     pub total: Histogram,
     pub tokenization: Histogram,
     pub queued: Histogram,
     pub inference: Histogram,
-    /// Tokens of a text.
+    /// Tokens per text.
     pub input_length: Histogram,
-    /// Requests that wait for the model.
+    /// Requests waiting for the model.
     pub queue_size: IntGauge,
-    /// Rows of a batch.
+    /// Rows per batch.
     pub batch_size: Histogram,
     pub batch_tokens: Histogram,
 }
 
-/// Nothing here depends on anything that is typed or measured: what fails is a mistake in this file.
-const SOUND: &str = "names and buckets are sound";
+/// Names and buckets are constants: a failure is a mistake in this file.
+const SOUND: &str = "names and buckets are valid";
 
 fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<C>) -> C {
     let metric = metric.expect(SOUND);
@@ -49,14 +49,14 @@ impl Metrics {
             requests: counter("te_request_count", "Requests to classify or embed", "method"),
             successes: counter("te_request_success", "Requests answered", "method"),
             failures: counter("te_request_failure", "Requests refused or failed", "err"),
-            total: seconds("te_request_duration", "Seconds from a request to its answer"),
-            tokenization: seconds("te_request_tokenization_duration", "Seconds of tokenising"),
-            queued: seconds("te_request_queue_duration", "Seconds of waiting for the model"),
-            inference: seconds("te_request_inference_duration", "Seconds of the batch"),
-            input_length: sizes("te_request_input_length", "Tokens of a text"),
-            queue_size: registered(&registry, IntGauge::new("te_queue_size", "Requests that wait for the model")),
-            batch_size: sizes("te_batch_next_size", "Texts of a batch"),
-            batch_tokens: sizes("te_batch_next_tokens", "Tokens of a batch"),
+            total: seconds("te_request_duration", "Seconds from a request to its response"),
+            tokenization: seconds("te_request_tokenization_duration", "Seconds spent tokenising"),
+            queued: seconds("te_request_queue_duration", "Seconds spent waiting for the model"),
+            inference: seconds("te_request_inference_duration", "Seconds spent computing the batch"),
+            input_length: sizes("te_request_input_length", "Tokens per text"),
+            queue_size: registered(&registry, IntGauge::new("te_queue_size", "Requests waiting for the model")),
+            batch_size: sizes("te_batch_next_size", "Texts per batch"),
+            batch_tokens: sizes("te_batch_next_tokens", "Tokens per batch"),
             registry,
         }
     }

@@ -1,5 +1,5 @@
-//! A model behind HTTP, with the interface of text-embeddings-inference and a page to try it on. The model stays on the
-//! thread that calls [`serve`]; connections and tokenising have threads of their own.
+//! A model behind HTTP, with the interface of text-embeddings-inference and a page to try it. The model stays on the thread
+//! that calls [`serve`]; connections and tokenisation have threads of their own.
 
 mod api;
 mod metrics;
@@ -54,18 +54,18 @@ pub struct Serving {
     pub cors_allow_origin: Vec<HeaderValue>,
 }
 
-/// What is served.
+/// The model that is served.
 pub struct Served {
     pub name: String,
-    /// With a tokenizer.
+    /// Has a tokenizer.
     pub source: Arc<ModelDir>,
-    /// Texts are cut to this many tokens.
+    /// Texts are truncated to this many tokens.
     pub max_length: usize,
-    /// Of activations: float32, bfloat16.
+    /// Of the activations: float32 or bfloat16.
     pub dtype: &'static str,
-    /// What /embed makes of a text's states.
+    /// How /embed reduces the states of a text to a vector.
     pub pooling: Pooling,
-    /// Whether there is a trained head for /predict.
+    /// Whether the model has a trained head for /predict.
     pub classifies: bool,
 }
 
@@ -75,27 +75,32 @@ impl Served {
     }
 
     fn tokenizer(&self) -> &Tokenizer {
-        self.source.tokenizer.as_ref().expect("what is served has one")
+        self.source.tokenizer.as_ref().expect("a served model has one")
     }
 }
 
-/// Takes a port; 0 stands for any that is free.
+/// Binds a port; 0 means any free one.
 pub fn listen(hostname: &str, port: u16) -> Result<TcpListener> {
     use std::io::ErrorKind::*;
     TcpListener::bind((hostname, port)).and_then(|listener| listener.set_nonblocking(true).map(|()| listener)).map_err(
         |e| match e.kind() {
-            AddrInUse => Error::user(format!("--port {port}"), "another program has it", "stop that one, or give another port"),
-            PermissionDenied => Error::user(format!("--port {port}"), "needs more rights", "give one above 1023"),
-            _ => Error::user(format!("--hostname {hostname}"), e.to_string(), "give an address of this machine, like 127.0.0.1"),
+            AddrInUse => {
+                Error::user(format!("--port {port}"), "is in use", "stop the program that uses it, or choose another port")
+            }
+            PermissionDenied => Error::user(format!("--port {port}"), "is a privileged port", "choose one above 1023"),
+            _ => {
+                Error::user(format!("--hostname {hostname}"), e.to_string(), "use an address of this machine, such as 127.0.0.1")
+            }
         },
     )
 }
 
-/// Serves until `stop` is ready; then it accepts no more connections, and answers all accepted requests. `compute` computes the
+/// Serves until `stop` is ready; then it accepts no more connections, and completes all accepted requests. `compute` computes
+/// the requested output of each row.
 /// output asked for of each row.
 ///
 /// # Errors
-/// The threads cannot be had.
+/// Threads cannot be created.
 pub fn serve(
     listener: TcpListener,
     served: Served,
@@ -115,7 +120,7 @@ pub fn serve(
         .name("http".to_string())
         .spawn(move || runtime.block_on(accept(listener, app, patience, stop)))
         .map_err(failed)?;
-    batches.run(compute); // ends once the connections have
+    batches.run(compute); // ends after all connections
     connections.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(failed)
 }
 
@@ -131,13 +136,13 @@ async fn accept(listener: TcpListener, app: Router, patience: Duration, stop: im
             () = &mut stop => break,
         };
         let Ok((stream, _)) = accepted else {
-            // Most likely there are no more file descriptors: some come back as connections end.
+            // File descriptors have probably run out; some are freed as connections end.
             sleep(Duration::from_millis(50)).await;
             continue;
         };
         let _ = stream.set_nodelay(true);
         let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app.clone()));
-        // What goes wrong with a connection is its client's affair.
+        // Errors of a connection concern its client alone.
         tokio::spawn(open.watch(connection));
     }
     drop(listener);

@@ -1,5 +1,5 @@
-//! Dynamic batching: requests wait in a bounded queue; the thread that has the model takes what waits, up to so many tokens,
-//! runs it as one packed batch, and answers each.
+//! Dynamic batching: requests wait in a bounded queue; the thread that has the model takes the waiting requests, up to a limit
+//! of tokens, runs them as one packed batch, and sends the results back.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::infer::Output;
 
-/// The requests' end.
+/// The end of the queue that requests use.
 pub struct Queue {
     places: Arc<Semaphore>,
     entries: mpsc::Sender<Entry>,
@@ -22,37 +22,37 @@ pub struct Queue {
     metrics: Arc<Metrics>,
 }
 
-/// The model's end.
+/// The end of the queue that the model uses.
 pub struct Batches {
     entries: mpsc::Receiver<Entry>,
-    /// Did not fit the batch before.
+    /// The entry that did not fit the previous batch.
     next: Option<Entry>,
     max_tokens: usize,
     well: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 }
 
-/// A place in the queue, given back when it is dropped.
+/// A place in the queue, returned when it is dropped.
 pub struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
-/// The rows of one request, until the model has them.
+/// The rows of one request, while they wait for the model.
 struct Entry {
     rows: Encoded,
     output: Output,
     since: Instant,
     answer: oneshot::Sender<Result<Answer>>,
-    /// Not the request's, which may be gone: what waits is bounded all the same.
+    /// Held by the entry and not by the request, so that the queue stays bounded when clients disconnect.
     _place: Place,
 }
 
 pub struct Answer {
     /// The output of each row.
     pub rows: Vec<Vec<f32>>,
-    /// From the request's end of tokenising to the start of its batch.
+    /// From the end of tokenisation to the start of the batch.
     pub queued: Duration,
-    /// Of the whole batch.
+    /// Time of the whole batch.
     pub computed: Duration,
 }
 
@@ -66,35 +66,35 @@ pub fn queue(places: usize, max_tokens: usize, metrics: &Arc<Metrics>) -> (Queue
 }
 
 impl Queue {
-    /// `None` where the queue is full.
+    /// `None` if the queue is full.
     pub fn place(&self) -> Option<Place> {
         self.places.clone().try_acquire_owned().ok().map(|permit| Place { _permit: permit })
     }
 
-    /// The output of `rows`. Rows whose caller no longer waits are not computed.
+    /// The output of `rows`. Rows whose client has disconnected are not computed.
     ///
     /// # Errors
-    /// The device's, and a panic of the model.
+    /// Those of the device, and a panic of the model.
     pub async fn answer(&self, place: Place, rows: Encoded, output: Output) -> Result<Answer> {
         let (answer, answered) = oneshot::channel();
-        let gone = || Error::new(Kind::Device, "model", "has stopped", "start the server anew");
+        let gone = || Error::new(Kind::Device, "model", "has stopped", "restart the server");
         self.metrics.queue_size.inc();
         let entry = Entry { rows, output, since: Instant::now(), answer, _place: place };
         self.entries.send(entry).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 
-    /// Whether the model's last batch went well.
+    /// Whether the last batch succeeded.
     pub fn is_well(&self) -> bool {
         self.well.load(Ordering::Relaxed)
     }
 }
 
-/// Computes the output asked for of each row.
+/// Computes the requested output of each row.
 pub type Compute<'a> = &'a mut dyn FnMut(&Encoded, &[Output]) -> Result<Vec<Vec<f32>>>;
 
 impl Batches {
-    /// Answers until the queue's other end is gone.
+    /// Processes batches until the other end of the queue is dropped.
     pub fn run(mut self, compute: Compute) {
         while let Some(batch) = self.take() {
             self.metrics.batch_size.observe(batch.iter().map(|entry| entry.rows.rows()).sum::<usize>() as f64);
@@ -103,7 +103,7 @@ impl Batches {
         }
     }
 
-    /// The requests that wait, in order, as many as fit; waits for the first.
+    /// The next batch: the waiting requests that fit, in order; blocks until there is one.
     fn take(&mut self) -> Option<Vec<Entry>> {
         let (mut batch, mut tokens) = (Vec::new(), 0);
         loop {
@@ -136,11 +136,11 @@ impl Batches {
             (0..entry.rows.rows()).for_each(|row| rows.append_row(&entry.rows, row));
             outputs.resize(rows.rows(), entry.output);
         }
-        // A panic leaves nothing behind but scratch memory, which the next batch overwrites.
+        // A panic leaves only scratch memory behind, which the next batch overwrites.
         let computed = catch_unwind(AssertUnwindSafe(|| compute(&rows, &outputs))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             let fact = format!("internal error ({})", text.unwrap_or("no message"));
-            Err(Error::new(Kind::Unusable, "model", fact, "please report it with this line"))
+            Err(Error::new(Kind::Unusable, "model", fact, "please report this line"))
         });
         self.well.store(computed.is_ok(), Ordering::Relaxed);
         match computed {
@@ -148,11 +148,11 @@ impl Batches {
                 let (mut answers, computed) = (answers.into_iter(), start.elapsed());
                 for Entry { rows, since, answer, .. } in batch {
                     let rows = answers.by_ref().take(rows.rows()).collect();
-                    // Whoever left in the meantime needs none.
+                    // The client may have disconnected meanwhile.
                     let _ = answer.send(Ok(Answer { rows, queued: start - since, computed }));
                 }
             }
-            // One of them may be to blame: the others are not to pay for it.
+            // A single request may be the cause: run alone, it does not fail the others.
             Err(_) if batch.len() > 1 => batch.into_iter().for_each(|entry| self.answer(vec![entry], compute)),
             Err(error) => {
                 note(format!("error: {error}"));

@@ -1,4 +1,4 @@
-//! The flags of `train`: raw (everything optional), then validated settings (everything decided and checked against each other).
+//! The flags of `train`: raw (everything optional), then validated settings (complete and checked against each other).
 //! Defaults are those of Hugging Face's TrainingArguments.
 
 use std::path::PathBuf;
@@ -244,29 +244,29 @@ pub enum ClassWeights {
     Given(Vec<f64>),
 }
 
-/// When something happens during training.
+/// When an action is due during training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cadence {
     Never,
-    /// Each time this many updates are done.
+    /// After each multiple of this many updates.
     Steps(usize),
     /// After the last update of each epoch.
     Epoch,
 }
 
-/// The flags as meant.
+/// The validated settings.
 #[derive(Clone, Debug, Serialize)]
 pub struct Settings {
-    /// A folder, or an id of the hub.
+    /// A folder, or a hub id.
     pub model: PathBuf,
     pub from_scratch: bool,
     pub output_dir: PathBuf,
     pub overwrite_output_dir: bool,
-    /// A checkpoint's folder, or `newest` for the newest of `output_dir`.
+    /// A checkpoint's folder, or `newest` for the newest one in `output_dir`.
     pub resume_from_checkpoint: Option<PathBuf>,
     pub dry_run: bool,
-    /// The id of the hub, or the folder, that `files` come from.
+    /// The hub id, or the folder, that `files` come from.
     pub dataset: Option<PathBuf>,
     pub files: Splits,
     pub validation_split: Option<f64>,
@@ -287,7 +287,7 @@ pub struct Settings {
     pub adam_beta1: f64,
     pub adam_beta2: f64,
     pub adam_epsilon: f64,
-    /// Below 1 a share of all updates.
+    /// Below 1, a fraction of all updates.
     pub warmup_steps: f64,
     pub lr_scheduler_type: ScheduleKind,
     pub max_grad_norm: f64,
@@ -305,7 +305,7 @@ pub struct Settings {
     pub load_best_model_at_end: bool,
     pub metric_for_best_model: Metric,
     pub early_stopping_patience: Option<usize>,
-    /// Without `None`.
+    /// Does not contain `None`.
     pub report_to: Vec<ReportTo>,
     /// Updates to time.
     pub profile: Option<usize>,
@@ -313,9 +313,9 @@ pub struct Settings {
 }
 
 impl Args {
-    /// Fills in what was not typed and checks the flags against each other. A data set of the hub is fetched.
+    /// Fills in defaults and checks the flags against each other. Fetches a data set of the hub.
     pub fn settings(self) -> Result<Settings> {
-        // First what needs no reading and no network.
+        // Checks that need no reading and no network come first.
         let model = self.model.clone().ok_or_else(|| missing("--model", "the folder of a model, or its id on the hub"))?;
         let device = self.device.as_deref().unwrap_or("auto").parse()?;
         let fail_under = self.fail_under.as_deref().map(fail_under).transpose()?;
@@ -323,11 +323,11 @@ impl Args {
         let (overwrites, resumes) = (self.overwrite_output_dir.unwrap_or(false), self.resume_from_checkpoint.is_some());
         if let Some(folder) = &self.output_dir {
             if same_file(folder, &model) {
-                return Err(Error::user("--output-dir", "is the folder of --model", "give another one"));
+                return Err(Error::user("--output-dir", "is the folder of --model", "choose another one"));
             }
             RunDir::check(folder, overwrites || resumes || self.dry_run)?;
         } else if resumes {
-            return Err(Error::user("--output-dir", "is not given", "name the folder of the run that is to go on"));
+            return Err(Error::user("--output-dir", "is missing", "name the folder of the run to resume"));
         }
         let files = self.files()?;
 
@@ -366,7 +366,7 @@ impl Args {
         }
         let mut report_to = self.report_to.unwrap_or(vec![ReportTo::Jsonl, ReportTo::Tensorboard]);
         if report_to.contains(&ReportTo::None) && report_to.len() > 1 {
-            return Err(Error::user("--report-to", "none stands beside a log", "leave out one of them"));
+            return Err(Error::user("--report-to", "none cannot be combined with a log", "leave out one of them"));
         }
         report_to.retain(|&log| log != ReportTo::None);
         let output_dir = match self.output_dir {
@@ -424,7 +424,7 @@ impl Args {
         })
     }
 
-    /// The files of each split: those of --data-dir or --dataset, and those that are named in their place.
+    /// The files of each split: those of --data-dir or --dataset, and those given in their place.
     fn files(&self) -> Result<Splits> {
         let mut files = match (&self.dataset, &self.data_dir) {
             (Some(name), _) => hub::dataset(name, self.dataset_config.as_deref())?,
@@ -457,10 +457,10 @@ impl Args {
         }
         match whole {
             Some(name) if self.validation_split_name.is_some() && files.validation.is_empty() => {
-                Err(Error::user("--validation-split-name", format!("{} has no such split", name.display()), "name another"))
+                Err(Error::user("--validation-split-name", format!("{} has no such split", name.display()), "choose another"))
             }
             Some(name) if files.train.is_empty() => {
-                Err(Error::user(name.display(), "there is no training data in it", "name it with --train-file"))
+                Err(Error::user(name.display(), "has no training data", "name it with --train-file"))
             }
             None if files.train.is_empty() => {
                 Err(missing("--train-file", "a file of texts and labels, or --data-dir, or --dataset"))
@@ -471,11 +471,11 @@ impl Args {
 }
 
 fn missing(flag: &str, what: &str) -> Error {
-    Error::user(flag, "is not given", format!("name {what}, or leave out all of the run's files"))
+    Error::user(flag, "is missing", format!("name {what}, or leave out all files of the run"))
 }
 
 impl Settings {
-    /// How the data files are to be read.
+    /// Options for reading the data files.
     pub fn columns(&self) -> dataset::Options {
         dataset::Options {
             delimiter: self.delimiter.map(|c| c as u8),
@@ -490,5 +490,5 @@ fn class_weights(text: &str) -> std::result::Result<ClassWeights, String> {
         return Ok(ClassWeights::Balanced);
     }
     let numbers = text.split(',').map(|n| positive(n.trim())).collect::<std::result::Result<_, _>>();
-    numbers.map(ClassWeights::Given).map_err(|_| "give balanced, or one number above 0 a label with commas between".to_string())
+    numbers.map(ClassWeights::Given).map_err(|_| "use balanced, or one number above 0 per label, separated by commas".to_string())
 }

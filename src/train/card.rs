@@ -1,4 +1,4 @@
-//! The README.md of a run folder: a model card as the Hugging Face hub reads it.
+//! The README.md of a run folder: a model card for the Hugging Face hub.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::model::config::Config;
 use crate::train::args::Settings;
 use crate::train::evaluate::Evaluation;
 
-/// Front matter, the final figures, the settings and the table of evaluations.
+/// Front matter, final metrics, settings and the table of evaluations.
 pub fn model_card(settings: &Settings, source: &ModelDir, config: &Config, log: &[Value], last: Option<&Evaluation>) -> String {
     let name = settings.output_dir.file_name().unwrap_or_default().to_string_lossy();
     let base = settings.model.display();
@@ -19,7 +19,7 @@ pub fn model_card(settings: &Settings, source: &ModelDir, config: &Config, log: 
     let mut card = "---\nlibrary_name: transformers\npipeline_tag: text-classification\n".to_string();
     if !settings.from_scratch {
         card += &license(&source.path).map_or(String::new(), |license| format!("{license}\n"));
-        // The hub knows ids alone, and refuses a card that names something else.
+        // A card may name hub ids only; the hub refuses anything else.
         if let Some(id) = hub::id(hub::Kind::Model, &settings.model) {
             card += &format!("base_model: {id}\n");
         }
@@ -33,7 +33,7 @@ pub fn model_card(settings: &Settings, source: &ModelDir, config: &Config, log: 
     }
     card += &format!("---\n\n# {name}\n\n");
     card += &match settings.from_scratch {
-        true => format!("A {} classifier trained from scratch in the shape of `{base}`", config.arch.model_type()),
+        true => format!("A {} classifier trained from scratch with the architecture of `{base}`", config.arch.model_type()),
         false => format!("`{base}` ({}) fine-tuned", config.arch.model_type()),
     };
     let data = settings.dataset.as_ref().unwrap_or(&settings.files.train[0]);
@@ -91,7 +91,7 @@ pub fn model_card(settings: &Settings, source: &ModelDir, config: &Config, log: 
     card
 }
 
-/// The line of the base model's own card that says its license.
+/// The license line of the base model's card.
 fn license(model: &Path) -> Option<String> {
     let card = std::fs::read_to_string(model.join("README.md")).ok()?;
     let front_matter = card.strip_prefix("---\n")?.split("\n---").next()?;

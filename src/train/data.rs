@@ -1,5 +1,5 @@
-//! What a run trains and is evaluated on: files read, class names chosen, validation split off, texts tokenised; or what an
-//! earlier run kept of all that.
+//! The data of a run: files are read, class names chosen, the validation split taken off and the texts tokenised, unless an
+//! earlier run has cached the result.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,13 +22,13 @@ pub struct Data {
     pub train: Arc<Encoded>,
     pub validation: Option<Arc<Encoded>>,
     pub test: Option<Arc<Encoded>>,
-    /// Validation texts that stand in the training data too.
+    /// Validation texts that are in the training data too.
     pub shared: usize,
 }
 
 impl Data {
-    /// Reads and tokenises the files of `settings` for a model with this config and tokenizer, or takes from the folder
-    /// `cache` what an earlier run made of the same, and keeps it there for a later one.
+    /// Reads and tokenises the files of `settings` for a model with this config and tokenizer, or loads the result of an
+    /// earlier run from the folder `cache`; a new result is stored there.
     pub fn read(
         settings: &Settings,
         config: &Config,
@@ -36,7 +36,7 @@ impl Data {
         max_length: usize,
         cache: Option<&Path>,
     ) -> Result<Data> {
-        // Without a key something cannot be read, which reading it will say.
+        // No key means that a file cannot be read; reading it reports why.
         let entry = || Some((cache?, Data::key(settings, config, tokenizer, max_length).ok()?));
         let place = entry();
         let kept = place.and_then(|(folder, key)| Data::from_cache(cache::load(folder, key)?));
@@ -54,7 +54,7 @@ impl Data {
                 if let Some((folder, key)) = place.filter(|_| entry() == place) {
                     let about = json!({"names": data.names, "shared": data.shared});
                     if let Err(error) = cache::store(folder, key, &data.parts(), &about) {
-                        note(format!("the tokenised texts are not kept for the next run: {error}"));
+                        note(format!("the tokenised texts were not cached: {error}"));
                     }
                 }
                 data
@@ -62,7 +62,7 @@ impl Data {
         };
         if let Some(validation) = data.validation.as_ref().filter(|_| data.shared > 0) {
             note(format!(
-                "warning: {} of the {} validation texts stand in the training data too",
+                "warning: {} of the {} validation texts are in the training data too",
                 Count(data.shared as u64),
                 Count(validation.rows() as u64)
             ));
@@ -70,7 +70,7 @@ impl Data {
         Ok(data)
     }
 
-    /// The hash of all that decides the rows, their labels and their tokens.
+    /// The hash of everything that determines the rows, their labels and their tokens.
     fn key(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> std::io::Result<u128> {
         let files = [&settings.files.train, &settings.files.validation, &settings.files.test];
         let decisive = json!({
@@ -113,8 +113,8 @@ impl Data {
         if let Some(share) = settings.validation_split {
             let (kept, split) = dataset::stratified_split(&train.labels, share, settings.seed);
             if kept.is_empty() || split.is_empty() {
-                let fact = format!("{share} of {} rows leaves one side empty", train.texts.len());
-                return Err(Error::user("--validation-split", fact, "give another share, or a --validation-file"));
+                let fact = format!("a fraction of {share} of {} rows leaves one side empty", train.texts.len());
+                return Err(Error::user("--validation-split", fact, "use another fraction, or --validation-file"));
             }
             validation = Some(rows(&train, &split));
             train = rows(&train, &kept);
@@ -135,7 +135,7 @@ impl Data {
         })
     }
 
-    /// One weight a class that makes every class count the same in the loss: rows / (classes * rows of the class), as
+    /// One weight per class, with which all classes count the same in the loss: rows / (classes * rows of the class), like
     /// scikit-learn's "balanced"; 1 for a class without rows.
     pub fn balanced_weights(&self) -> Vec<f64> {
         let mut counts = vec![0usize; self.names.len()];
@@ -156,7 +156,7 @@ fn truncate(data: &mut Dataset, most: Option<usize>) {
     data.labels.truncate(most);
 }
 
-/// Tokenises labelled texts, with progress; says how many were cut.
+/// Tokenises labelled texts, with progress, and reports the number of truncated texts.
 pub fn encode(what: &str, data: Dataset, tokenizer: &Tokenizer, max_length: usize) -> Result<Encoded> {
     let progress = Progress::new(&format!("tokenising {what}"), data.texts.len() as u64, &["texts"]);
     let mut encoded = tokenizer.encode(&data.texts, max_length, &|done| progress.add(&[done as u64]))?;
@@ -165,12 +165,12 @@ pub fn encode(what: &str, data: Dataset, tokenizer: &Tokenizer, max_length: usiz
     Ok(encoded)
 }
 
-/// How many texts were cut, in words; "" for none.
+/// The number of truncated texts, in words; "" for none.
 fn cut(what: &str, encoded: &Encoded, max_length: usize) -> String {
     let (cut, rows) = (encoded.truncated(), encoded.rows());
     if cut == 0 {
         return String::new();
     }
     let share = 100.0 * cut as f64 / rows as f64;
-    format!("{what}: {} of {} texts cut to {max_length} tokens ({share:.1} %)", Count(cut as u64), Count(rows as u64))
+    format!("{what}: {} of {} texts truncated to {max_length} tokens ({share:.1} %)", Count(cut as u64), Count(rows as u64))
 }

@@ -1,4 +1,4 @@
-//! The training loop. One update is `accumulate` for each of its micro-batches, then `update`; around it are logging,
+//! The training loop. One update is `accumulate` for each of its micro-batches, then `update`; after it come logging,
 //! evaluation, checkpoints, the best model and early stopping.
 
 use std::sync::Arc;
@@ -36,17 +36,17 @@ impl Trainer<'_> {
         progress.finish("");
         let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
         self.finish(seconds).map_err(|error| match error.kind {
-            Kind::Interrupted => Error::new(Kind::Interrupted, "train", saved, "its figures are missing: run evaluate on it"),
+            Kind::Interrupted => Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it"),
             _ => error,
         })
     }
 
-    /// Saves where the run stands, and says how to go on.
+    /// Saves the state of the run, and reports how to resume.
     fn interrupted(&mut self) -> Result<Error> {
         let path = self.save()?;
         let fact =
             format!("interrupted after {} of {} updates, saved in {}", self.state.step, self.schedule.total, path.display());
-        Ok(Error::new(Kind::Interrupted, "train", fact, "go on with the same command and --resume-from-checkpoint"))
+        Ok(Error::new(Kind::Interrupted, "train", fact, "resume with the same command and --resume-from-checkpoint"))
     }
 
     fn epochs(&mut self, progress: &Progress) -> Result<()> {
@@ -80,7 +80,7 @@ impl Trainer<'_> {
                 }
             }
         }
-        unreachable!("the epochs do not end")
+        unreachable!("the loop returns at the last update")
     }
 
     fn stopped_early(&self) -> bool {
@@ -91,7 +91,7 @@ impl Trainer<'_> {
         self.state.step >= self.schedule.total || self.stopped_early()
     }
 
-    /// Logs, evaluates and saves, where that is due after this step.
+    /// Logs, evaluates and saves, if due after this update.
     fn after_update(&mut self, progress: &Progress) -> Result<()> {
         let settings = self.settings;
         let last = self.state.step == self.schedule.total;
@@ -115,12 +115,12 @@ impl Trainer<'_> {
         }
         if self.stopped_early() {
             progress
-                .println(&format!("stopped early: {} evaluations without a better one", self.state.evals_without_improvement));
+                .println(&format!("stopped early: {} evaluations without an improvement", self.state.evals_without_improvement));
         }
         Ok(())
     }
 
-    /// The table of where the time went, shown and in profile.txt, and a trace of every op in profile.json.
+    /// The profile: a table, shown and written to profile.txt, and a trace of every op in profile.json.
     fn show_profile(&mut self, progress: &Progress) -> Result<()> {
         let Some((profile, ceilings)) = self.profile.take() else { return Ok(()) };
         let table = profile.table(&ceilings);
@@ -129,7 +129,7 @@ impl Trainer<'_> {
         profile.write_trace(&self.run.path.join("profile.json"))
     }
 
-    /// The micro-batches of an update that are not done yet, and the update.
+    /// Runs the remaining micro-batches of an update, and the update.
     fn update(&mut self, micro_batches: &[PackedBatch]) -> Result<()> {
         let labels = micro_batches.iter().flat_map(|batch| &batch.labels);
         let loss_normalizer = labels.map(|&label| self.class_weights[label as usize]).sum();
@@ -145,14 +145,14 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Epochs done, as Trainer counts them: by the micro-batches of the one under way.
+    /// Completed epochs, as in Trainer: a fraction in micro-batches.
     pub(super) fn epoch(&self) -> f64 {
         let batches = self.data.train.rows().div_ceil(self.settings.batch_size);
         let (epochs, updates) = (self.state.step / self.updates_per_epoch, self.state.step % self.updates_per_epoch);
         epochs as f64 + (updates * self.settings.gradient_accumulation_steps).min(batches) as f64 / batches as f64
     }
 
-    /// Logs the mean loss since the last logged line, and stops the run where it is not finite.
+    /// Logs the mean loss since the last logged line, and stops the run if it is not finite.
     fn log_loss(&mut self, progress: &Progress) -> Result<()> {
         let status = self.model.take_status()?;
         if status.skipped > 0.0 {
@@ -174,7 +174,7 @@ impl Trainer<'_> {
         ]))
     }
 
-    /// What went wrong when updates were left out; the weights are still those before.
+    /// The error for skipped updates; the weights are those before them.
     fn not_finite(&mut self, updates: usize) -> Result<Error> {
         let mut what = "the loss".to_string();
         for slot in self.model.plan.slots.clone() {
@@ -193,7 +193,7 @@ impl Trainer<'_> {
         ))
     }
 
-    /// From where a run that failed may go on.
+    /// The checkpoint from which a failed run can resume, in words.
     fn kept(&self) -> Result<String> {
         Ok(match self.run.checkpoints()?.last() {
             Some(step) => format!("the last good checkpoint is {}", self.run.path.join(format!("checkpoint-{step}")).display()),
@@ -216,7 +216,7 @@ impl Trainer<'_> {
     }
 
     fn evaluate(&mut self, progress: &Progress, saved: bool) -> Result<()> {
-        let data = self.data.validation.clone().expect("settings ask for evaluations only where there is data");
+        let data = self.data.validation.clone().expect("settings allow evaluations only with validation data");
         let evaluation = self.run_over(&data, "evaluating")?;
         progress.println(&format!("epoch {:.2}  evaluation: {}", self.epoch(), evaluation.metrics.summary()));
         self.log_entry(evaluation.log_entry("eval"))?;
@@ -235,7 +235,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The step of the best evaluation and its value of the metric, NaN where that is not defined.
+    /// The step of the best evaluation and its value of the metric; NaN if undefined.
     pub(super) fn best_evaluation(&self) -> Option<(usize, f64)> {
         self.state.best.map(|(step, value)| (step, value.unwrap_or(f64::NAN)))
     }

@@ -1,4 +1,4 @@
-//! A model run over a labelled data set: its loss and its metrics.
+//! Evaluates a model on a labelled data set: loss and metrics.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,14 +18,14 @@ pub struct Evaluation {
     pub metrics: Metrics,
     /// (rows, classes)
     pub logits: Vec<f32>,
-    /// Of each row, unweighted by the others, (rows).
+    /// Loss of each row, regardless of the weights of other rows, (rows).
     pub losses: Vec<f64>,
     pub batches: usize,
     pub seconds: f64,
 }
 
-/// Runs all rows in file order, unless it is interrupted, at most `batch_size` at a time and no more tokens than the model is
-/// planned for. `class_weights` are those of the loss, whose mean is over the rows' summed weights.
+/// Runs all rows in file order, unless interrupted, in batches of at most `batch_size` rows and no more tokens than the model
+/// is planned for. `class_weights` are those of the loss, which is averaged over the sum of the rows' weights.
 pub fn evaluate(
     model: &mut Model,
     data: &Arc<Encoded>,
@@ -60,15 +60,15 @@ pub fn cross_entropy(labels: &[u32], logits: &[f32], classes: usize) -> Vec<f64>
     logits.chunks_exact(classes).zip(labels).map(loss).collect()
 }
 
-/// METRIC=VALUE of `--fail-under`.
+/// Parses METRIC=VALUE of `--fail-under`.
 pub fn fail_under(text: &str) -> Result<(Metric, f64)> {
     let bad = |fact: String| Error::user(format!("--fail-under {text}"), fact, "write it as accuracy=0.9");
     let (name, value) = text.split_once('=').ok_or_else(|| bad("has no =".to_string()))?;
-    let value = value.parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| bad(format!("{value} is no number")))?;
+    let value = value.parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| bad(format!("{value} is not a number")))?;
     Ok((Metric::parse("--fail-under", name)?, value))
 }
 
-/// An error unless the figure reaches the bound: at least that much, or for the loss at most.
+/// An error unless the metric reaches the bound: at least, or for the loss at most.
 pub fn check(metrics: Option<&Metrics>, metric: Metric, bound: f64) -> Result<()> {
     let found = metrics.and_then(|metrics| metrics.get(metric));
     if found.is_some_and(|value| value == bound || metric.better(value, bound)) {
@@ -76,11 +76,11 @@ pub fn check(metrics: Option<&Metrics>, metric: Metric, bound: f64) -> Result<()
     }
     let fact = format!("{} is {}", metric.name(), found.map_or("undefined".to_string(), |value| format!("{value:.4}")));
     let place = format!("--fail-under {}={bound}", metric.name());
-    Err(Error::new(Kind::Unusable, place, fact, "the results were written all the same"))
+    Err(Error::new(Kind::Unusable, place, fact, "the results were written nevertheless"))
 }
 
 impl Evaluation {
-    /// The figures that a log line holds: `eval_loss`, `eval_accuracy`, ... with another prefix for another data set.
+    /// The entries of a log line: `eval_loss`, `eval_accuracy`, ... with another prefix for another data set.
     pub fn log_entry(&self, prefix: &str) -> Map<String, Value> {
         let mut entry: Map<String, Value> =
             Metric::ALL.iter().map(|&metric| (format!("{prefix}_{}", metric.name()), json!(self.metrics.get(metric)))).collect();

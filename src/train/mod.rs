@@ -1,4 +1,4 @@
-//! Fine-tuning: flags (over a file of them, over a recipe) -> setup (device, data, model) -> the loop -> results.
+//! Fine-tuning: flags (overriding a file of flags, overriding a recipe) -> setup (device, data, model) -> the loop -> results.
 
 pub mod args;
 mod card;
@@ -47,21 +47,21 @@ pub struct Trainer<'a> {
     /// The newest evaluation and its step.
     evaluated: Option<(usize, Evaluation)>,
     best: Option<BestModel>,
-    /// Under way, with what the hardware reaches at most.
+    /// The profile in progress, with the ceilings of the hardware.
     profile: Option<(Profile, Ceilings)>,
 }
 
-/// The model of the best evaluation, whose step and value are in the state.
+/// The model of the best evaluation; its step and value are in the state.
 pub struct BestModel {
-    /// None after a resume; it is run again at the end.
+    /// `None` after a resume; the evaluation is repeated at the end.
     pub evaluation: Option<Evaluation>,
-    /// The weights, where they are to be loaded at the end.
+    /// The weights, if they are to be loaded at the end.
     pub weights: Vec<Vec<f32>>,
-    /// A checkpoint holds it.
+    /// Whether a checkpoint has these weights.
     pub saved: bool,
 }
 
-/// Trains as `settings` say, with tokenised texts kept in the folder `cache`, if any. `None` after a dry run.
+/// Trains with `settings`, caching tokenised texts in the folder `cache`, if any. `None` after a dry run.
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let setup = Setup::read(settings, cache)?;
     if settings.dry_run {

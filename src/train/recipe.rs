@@ -1,6 +1,6 @@
-//! Flags from three places, one over the other: what is typed, over `--config FILE`, over `--recipe NAME`. A recipe is such
-//! a file that comes with the program. The settings of a file become words of the command line, before those that were
-//! typed and less what these stand over, so that clap has the last word on all of them.
+//! Flags from three sources, in order of precedence: the command line, `--config FILE`, `--recipe NAME`. A recipe is such a
+//! file, bundled with the program. The settings of a file become words of the command line, inserted before those of the user
+//! and without those that the user overrides, so that clap validates all of them.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -24,11 +24,10 @@ pub fn names() -> [&'static str; RECIPES.len()] {
     RECIPES.map(|(name, _)| name)
 }
 
-/// The flags of a run; `None` where help was asked for, and printed. Without a model and without data it is the recipe
-/// `sample`.
+/// The flags of a run; `None` if help was requested and printed. Without a model and data the recipe is `sample`.
 ///
 /// # Errors
-/// A flag that is wrong; a file that cannot be read; a setting in it that is wrong, with its line.
+/// An invalid flag; a file that cannot be read; an invalid setting in it, with its line.
 pub fn parse<A: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Option<A>> {
     let command = flags::command::<A>();
     let words: Vec<OsString> = words.into_iter().collect();
@@ -60,32 +59,32 @@ impl Flags {
         self.matches.value_source(id) == Some(ValueSource::CommandLine)
     }
 
-    /// Whether nothing that is there stands over a flag: itself, or what it cannot be used with.
+    /// Whether no present flag overrides this one: the flag itself, or one that it conflicts with.
     fn leaves_room_for(&self, flag: &Arg) -> bool {
         let excludes = |a: &Arg, b: &Arg| self.command.get_arg_conflicts_with(a).iter().any(|c| c.get_id() == b.get_id());
         let over = |other: &Arg| other.get_id() == flag.get_id() || excludes(other, flag) || excludes(flag, other);
         !self.command.get_arguments().any(|other| self.has(other.get_id().as_str()) && over(other))
     }
 
-    /// Adds the settings of a file for which there is room.
+    /// Adds the settings of a file that are not overridden.
     fn put_under(&mut self, place: &str, text: &str) -> Result<()> {
         let settings = settings(&self.command, place, text)?;
         let words = settings.into_iter().filter(|(flag, _)| self.leaves_room_for(flag)).map(|(_, word)| word);
         let words: Vec<OsString> = words.collect();
         self.words.splice(1..1, words);
-        self.matches = flags::matches(&self.command, self.words.clone())?.expect("a file asks for no help");
+        self.matches = flags::matches(&self.command, self.words.clone())?.expect("a file cannot request help");
         Ok(())
     }
 }
 
-/// The settings of a file in their order, each as one word: `batch-size = 16` as `--batch-size=16`.
+/// The settings of a file in order, each as one word: `batch-size = 16` as `--batch-size=16`.
 fn settings(command: &Command, file: &str, text: &str) -> Result<Vec<(Arg, OsString)>> {
     let bad = |at: usize, fact: String| {
         let place = format!("{file}:{}", 1 + text[..at].matches('\n').count());
         Error::user(place, fact, format!("see {} --help", command.get_name()))
     };
     let table =
-        DeTable::parse(text).map_err(|e| bad(e.span().map_or(0, |span| span.start), format!("no TOML: {}", e.message())))?;
+        DeTable::parse(text).map_err(|e| bad(e.span().map_or(0, |span| span.start), format!("not TOML: {}", e.message())))?;
     let mut entries: Vec<_> = table.get_ref().iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
     let mut found = Vec::new();
@@ -97,23 +96,23 @@ fn settings(command: &Command, file: &str, text: &str) -> Result<Vec<(Arg, OsStr
             flag.get_long().into_iter().chain(aliases).any(|name| name == key)
         };
         let flag = command.get_arguments().find(|flag| is_called(flag) && *flag.get_id() != "config");
-        let flag = flag.ok_or_else(|| bad(at, format!("there is no setting {key}")))?;
+        let flag = flag.ok_or_else(|| bad(at, format!("unknown setting {key}")))?;
         let long = flag.get_long().expect("every flag is long");
         let word = match (scalar(value.get_ref()), flag.get_action()) {
             (Some(text), ArgAction::SetTrue) if text == "false" => continue,
             (Some(text), ArgAction::SetTrue) if text == "true" => format!("--{long}"),
             (Some(text), _) => format!("--{long}={text}"),
-            (None, _) => return Err(bad(at, format!("{key} can be no {}", value.get_ref().type_str()))),
+            (None, _) => return Err(bad(at, format!("{key} cannot be of type {}", value.get_ref().type_str()))),
         };
         words.push(word.clone().into());
-        // Alone, so that an error is told from one in what was typed, and has its line.
+        // Parsed alone, so that its errors have the line of the file and are not mistaken for those of the command line.
         flags::matches(command, words.clone()).map_err(|error| bad(at, error.fact().to_string()))?;
         found.push((flag.clone(), word.into()));
     }
     Ok(found)
 }
 
-/// A value as it is typed; a list has commas.
+/// A value as on the command line; lists are separated by commas.
 fn scalar(value: &DeValue) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),

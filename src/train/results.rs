@@ -1,4 +1,4 @@
-//! The end of a run: the best model, the last evaluations, and the files of results under the names of Hugging Face's Trainer.
+//! The end of a run: the best model, the last evaluations, and the result files with the names of Hugging Face's Trainer.
 
 use serde_json::{Map, Value, json};
 
@@ -15,10 +15,10 @@ use crate::report::curves;
 pub struct Outcome {
     /// Mean loss over all updates.
     pub train_loss: f64,
-    /// Of the model that was saved, on the validation data.
+    /// Evaluation of the saved model on the validation data.
     pub evaluation: Option<Evaluation>,
     pub test: Option<Evaluation>,
-    /// Of the training loop.
+    /// Time of the training loop.
     pub seconds: f64,
     pub updates: usize,
 }
@@ -52,7 +52,7 @@ impl Trainer<'_> {
         })
     }
 
-    /// Loads the best model, evaluates what is left to evaluate, and writes all results.
+    /// Loads the best model, runs the missing evaluations, and writes all results.
     pub(super) fn finish(mut self, seconds: f64) -> Result<Outcome> {
         let (rows, updates) = (self.data.train.rows(), self.state.step);
         let train_loss = self.state.loss_sum / updates as f64;

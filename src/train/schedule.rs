@@ -1,4 +1,4 @@
-//! How many updates a run has, and the learning rate of each: the schedules of the Hugging Face `Trainer`.
+//! The number of updates of a run, and their learning rates: the schedules of the Hugging Face `Trainer`.
 
 use std::f64::consts::PI;
 
@@ -7,18 +7,18 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// What follows the warm-up.
+/// Schedule after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
-    /// Down to 0 in a straight line.
+    /// Linear decay to 0.
     Linear,
-    /// Down to 0 along half a cosine.
+    /// Decay to 0 along half a cosine.
     Cosine,
     Constant,
 }
 
-/// `warmup` updates that rise from 0 to `base_lr`, then `kind` until `total`.
+/// `warmup` updates rise from 0 to `base_lr`, followed by `kind` until `total`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     pub kind: ScheduleKind,
@@ -40,9 +40,9 @@ impl Schedule {
     /// 1                                      constant
     /// ```
     ///
-    /// so that the first warm-up update has 0, and the last update of all is the last before 0.
+    /// so that the first warm-up update has learning rate 0, and the rate reaches 0 only after the last update.
     pub fn lr(&self, update: usize) -> f64 {
-        assert!(update >= 1, "updates count from 1");
+        assert!(update >= 1, "updates are numbered from 1");
         let done = update - 1;
         if done < self.warmup {
             return self.base_lr * (done as f64 / self.warmup as f64);
@@ -57,7 +57,7 @@ impl Schedule {
     }
 }
 
-/// Updates of one epoch: the last may hold fewer than `accumulation` micro-batches, and none crosses the epoch's end.
+/// Updates of one epoch: the last may have fewer than `accumulation` micro-batches, and none crosses the end of the epoch.
 pub fn updates_per_epoch(batches: usize, accumulation: usize) -> usize {
     batches.div_ceil(accumulation)
 }
@@ -67,18 +67,19 @@ pub fn total_updates(epochs: f64, updates_per_epoch: usize) -> usize {
     (epochs * updates_per_epoch as f64).ceil() as usize
 }
 
-/// Warm-up updates of a run of `total`: `warmup` below 1 is a share of the run, rounded up; from 1 on it counts updates.
+/// Warm-up updates of a run of `total`: `warmup` below 1 is a fraction of the run, rounded up; from 1 on it is a number of
+/// updates.
 ///
-/// Fails where it is negative or NaN, or longer than the run, which would then never reach its learning rate.
+/// An error if it is negative or NaN, or longer than the run, which would then never reach its learning rate.
 pub fn warmup_updates(warmup: f64, total: usize) -> Result<usize> {
     let wrong =
-        |fact: String| Err(Error::user("--warmup-steps", fact, "give a number of updates, or a share of the run below 1"));
+        |fact: String| Err(Error::user("--warmup-steps", fact, "use a number of updates, or a fraction of the run below 1"));
     if warmup.is_nan() || warmup < 0.0 {
-        return wrong(format!("{warmup} is no length"));
+        return wrong(format!("{warmup} is not a length"));
     }
     let updates = if warmup < 1.0 { (warmup * total as f64).ceil() as usize } else { warmup as usize };
     if updates > total {
-        return wrong(format!("{warmup} where the whole run has {total} updates"));
+        return wrong(format!("{warmup}, but the whole run has {total} updates"));
     }
     Ok(updates)
 }

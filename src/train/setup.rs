@@ -1,4 +1,4 @@
-//! From settings to a trainer that is ready to run: the device, the model folder, the data, the memory, the weights.
+//! From settings to a trainer that is ready to run: device, model folder, data, memory, weights.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ use crate::profile::{Ceilings, Profile};
 use crate::report::log::Count;
 use crate::report::tensorboard::Events;
 
-/// A run that was read and checked, before it takes any memory of the device.
+/// A run whose inputs are read and checked, before any device memory is allocated.
 pub struct Setup<'a> {
     settings: &'a Settings,
     device: Opened,
@@ -36,7 +36,7 @@ pub struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    /// Tokenised texts are kept in the folder `cache`, if any.
+    /// Caches tokenised texts in the folder `cache`, if any.
     pub fn read(settings: &'a Settings, cache: Option<&Path>) -> Result<Setup<'a>> {
         let device = settings.device.open(settings.precision)?;
         let source = ModelDir::read(&hub::model(&settings.model)?)?;
@@ -57,7 +57,7 @@ impl<'a> Setup<'a> {
         Ok(Setup { settings, device, source, data, config, class_weights, spec, schedule, updates_per_epoch })
     }
 
-    /// What would run, and the memory that it would take.
+    /// The run and its memory, for a dry run.
     pub fn summary(&self) -> String {
         let plan = Plan::new(&self.config, self.spec);
         let [parameters, rows, tokens] =
@@ -66,7 +66,7 @@ impl<'a> Setup<'a> {
         format!("{parameters} parameters, {rows} rows to train on, batches of at most {tokens} tokens, {updates} updates\n{plan}")
     }
 
-    /// Takes the memory, sets the weights, makes the output folder, and goes back to a checkpoint where that is asked for.
+    /// Allocates the memory, sets the weights, creates the output folder, and resumes from a checkpoint if requested.
     pub fn trainer(self) -> Result<Trainer<'a>> {
         let Setup { settings, device, source, data, config, class_weights, spec, schedule, updates_per_epoch } = self;
         let Opened { backend, arithmetic, notes } = device;
@@ -118,13 +118,13 @@ fn class_weights(settings: &Settings, data: &Data) -> Result<Vec<f64>> {
         Some(ClassWeights::Given(weights)) if weights.len() == data.names.len() => Ok(weights.clone()),
         Some(ClassWeights::Given(weights)) => {
             let fact = format!("{} weights for the {} classes {}", weights.len(), data.names.len(), data.names.join(", "));
-            Err(Error::user("--class-weights", fact, "give one number per class, in this order"))
+            Err(Error::user("--class-weights", fact, "use one number per class, in this order"))
         }
     }
 }
 
-/// Tokens and rows of a batch, at most. An evaluation keeps to the tokens of a training batch, which needs far more memory for
-/// each.
+/// Tokens and rows per batch, at most. An evaluation batch is limited to the tokens of a training batch, which needs far more
+/// memory per token.
 fn largest_batch(settings: &Settings, data: &Data) -> (usize, usize) {
     let longest = |rows: &Encoded, batch: usize| {
         let mut lengths: Vec<usize> = rows.offsets.windows(2).map(|row| row[1] - row[0]).collect();
@@ -150,7 +150,7 @@ fn hyperparameters(settings: &Settings) -> Hyperparameters {
     }
 }
 
-/// The weights of the model folder; those that it does not have are drawn from the seed.
+/// Loads the weights of the model folder; missing ones are drawn from the seed.
 fn set_weights(model: &mut Model, settings: &Settings, source: &ModelDir, config: &Config) -> Result<()> {
     let parameters = Count(model.plan.parameters() as u64);
     if settings.from_scratch {
@@ -163,7 +163,7 @@ fn set_weights(model: &mut Model, settings: &Settings, source: &ModelDir, config
     let drawn = source.load_weights(model, settings.seed)?;
     note(format!("model: {parameters} parameters from {}", source.path.display()));
     if !drawn.is_empty() {
-        note(format!("model: the folder has no {}; drawn from seed {}", drawn.join(", "), settings.seed));
+        note(format!("model: the folder lacks {}; drawn from seed {}", drawn.join(", "), settings.seed));
     }
     Ok(())
 }

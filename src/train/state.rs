@@ -1,5 +1,5 @@
-//! The state of a run: what a checkpoint holds beside the model, so that resuming is bit-identical to an uninterrupted run. The
-//! weights and moments are tensors; row order, dropout and schedule follow from the step alone.
+//! The state of a run that a checkpoint holds beside the model, with which resuming is bit-identical to an uninterrupted run.
+//! The weights and moments are tensors; row order, dropout and schedule are functions of the step alone.
 
 use std::path::{Path, PathBuf};
 
@@ -26,26 +26,26 @@ use crate::report::log::Count;
 pub struct RunState {
     /// Updates done.
     pub step: usize,
-    /// Micro-batches done of the update under way; their gradients are in gradients.safetensors. 0 unless interrupted.
+    /// Completed micro-batches of the current update; their gradients are in gradients.safetensors. 0 unless interrupted.
     pub micro_batch: usize,
-    /// The status block when this was saved; null for what is not finite.
+    /// The status block when this was saved; null for values that are not finite.
     pub status: [Option<f64>; Status::LEN],
-    /// The evaluation that follows this step is not done yet.
+    /// The evaluation that follows this step is still due.
     pub evaluation_due: bool,
     /// Summed loss of all updates.
     pub loss_sum: f64,
-    /// Evaluations in a row that were not the best.
+    /// Consecutive evaluations without an improvement.
     #[serde(rename = "stale")]
     pub evals_without_improvement: usize,
-    /// The best evaluation's step, and its value of the metric where that is defined.
+    /// The best evaluation's step, and its value of the metric if defined.
     pub best: Option<(usize, Option<f64>)>,
-    /// What must be the same when the run goes on.
+    /// Settings that must be the same when the run resumes.
     #[serde(rename = "run")]
     pub fingerprint: Value,
 }
 
 impl RunState {
-    /// Of a run that has not begun.
+    /// The state before the first update.
     pub fn new(settings: &Settings, train: &Encoded) -> RunState {
         RunState {
             step: 0,
@@ -62,27 +62,27 @@ impl RunState {
     /// Reads the state of a checkpoint that belongs to the run of `fingerprint`, of a model with this config.
     ///
     /// # Errors
-    /// No such checkpoint, or one of a run or a model that differs, with the first difference named.
+    /// No such checkpoint, or one of a different run or model, with the first difference named.
     fn read(checkpoint: &Path, fingerprint: &Value, config: &Config) -> Result<RunState> {
         let path = checkpoint.join("state.json");
         let json = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
         let state: RunState = serde_json::from_slice(&json)
-            .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "give another checkpoint"))?;
+            .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "use another checkpoint"))?;
         let [was, is] = [&Config::read(&checkpoint.join("config.json"))?, config]
             .map(|config| serde_json::from_str(&config.to_json()).expect("JSON of our own"));
         for (was, is) in [(&state.fingerprint, fingerprint), (&was, &is)] {
             let Some((key, is)) = is.as_object().into_iter().flatten().find(|(key, is)| was[*key] != **is) else { continue };
             let fact = match key.as_str() {
-                "data" => "was made with other training data, another tokenizer or another --max-length".to_string(),
-                _ => format!("was made with {key} {}, this run has {is}", was[key]),
+                "data" => "was written with other training data, another tokenizer or another --max-length".to_string(),
+                _ => format!("was written with {key} {}, but this run has {is}", was[key]),
             };
-            return Err(Error::user(checkpoint.display(), fact, "go on with the same, or start anew"));
+            return Err(Error::user(checkpoint.display(), fact, "resume with the same settings, or start a new run"));
         }
         Ok(state)
     }
 }
 
-/// What must be the same when a run goes on.
+/// Settings that must be the same when a run resumes.
 fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
     let hash = |bytes: &[u8], seed| XxHash64::oneshot(seed, bytes);
     let data = hash(bytemuck::cast_slice(&train.ids), hash(bytemuck::cast_slice(&train.labels), train.rows() as u64));
@@ -96,20 +96,18 @@ fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
     })
 }
 
-/// The checkpoint that `--resume-from-checkpoint` means.
+/// Resolves `--resume-from-checkpoint`.
 pub fn checkpoint(asked: &Path, run: &RunDir) -> Result<PathBuf> {
     if asked.as_os_str() != "newest" {
         return Ok(asked.into());
     }
     match run.checkpoints()?.last() {
         Some(&step) => Ok(run.checkpoint_path(step)),
-        None => {
-            Err(Error::user(run.path.display(), "there is no checkpoint in this folder", "leave out --resume-from-checkpoint"))
-        }
+        None => Err(Error::user(run.path.display(), "this folder has no checkpoint", "leave out --resume-from-checkpoint")),
     }
 }
 
-/// The optimizer's state, as a checkpoint names it.
+/// The optimizer's state, with the prefixes of its tensors in a checkpoint.
 fn moments(model: &Model) -> [(&'static str, View); 2] {
     [("m.", model.plan.m), ("v.", model.plan.v)]
 }
@@ -120,7 +118,7 @@ impl Trainer<'_> {
         let (trainer_state, settings) = (self.trainer_state(), json!(self.settings));
         self.state.status = self.model.status()?.to_array().map(|x| Some(x).filter(|x| x.is_finite()));
         let (run, source, model, state) = (&self.run, &self.source, &mut self.model, &self.state);
-        // Best weights that no checkpoint holds travel with this one.
+        // If no checkpoint has the best weights, this one includes them.
         let unsaved = self.best.as_ref().filter(|best| !best.saved && !best.weights.is_empty());
         let path = run.checkpoint(state.step, |folder| {
             source.write(folder, model)?;
@@ -147,17 +145,17 @@ impl Trainer<'_> {
         Ok(path)
     }
 
-    /// Goes back to the state of a checkpoint.
+    /// Restores the state of a checkpoint.
     pub(super) fn resume(&mut self, checkpoint: &Path) -> Result<()> {
         self.state = RunState::read(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
-        // Of no use where the best model is not loaded at the end.
+        // Not needed unless the best model is loaded at the end.
         self.state.best = self.state.best.filter(|_| self.settings.load_best_model_at_end);
         if let Some((step, _)) = self.state.best {
             let homes = [self.run.checkpoint_path(step).join("model.safetensors"), checkpoint.join("best.safetensors")];
             let Some((home, path)) = homes.iter().enumerate().find(|(_, path)| path.exists()) else {
-                let fact = format!("the weights of the best evaluation, of update {step}, are gone");
-                return Err(Error::user(homes[0].display(), fact, "pass --load-best-model-at-end false, or start anew"));
+                let fact = format!("the weights of the best evaluation, at update {step}, are missing");
+                return Err(Error::user(homes[0].display(), fact, "pass --load-best-model-at-end false, or start a new run"));
             };
             read_tensors(path, &mut self.model, &params)?;
             let weights = self.model.read_all(self.model.plan.params)?;
@@ -174,7 +172,7 @@ impl Trainer<'_> {
         let path = checkpoint.join("trainer_state.json");
         let saved = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
         let saved: Value = serde_json::from_slice(&saved)
-            .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "give another checkpoint"))?;
+            .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "use another checkpoint"))?;
         self.log = saved["log_history"].as_array().cloned().unwrap_or_default();
         if self.settings.report_to.contains(&ReportTo::Jsonl) {
             self.run.restart_log(&self.log)?;

@@ -27,10 +27,10 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
             "a.csv:4`: ends in the middle of a UTF-8 character",
         ),
         ("a.csv", b"text,label\na,0\n\"b,1\nc,1\n", "a.csv:3`: a quote opens"),
-        ("a.csv", b"text,label\na,0\n\nb,1,2\n", "a.csv:4`: 3 fields where the header has 2"),
-        ("a.csv", b"text,label\na\n", "a.csv:2`: 1 fields where the header has 2"),
+        ("a.csv", b"text,label\na,0\n\nb,1,2\n", "a.csv:4`: 3 fields, but the header has 2"),
+        ("a.csv", b"text,label\na\n", "a.csv:2`: 1 fields, but the header has 2"),
         ("a.csv", b"text,text\na,0\n", "two columns are named text"),
-        ("a.csv", b"x,y,z\na,0,1\n", "no column of texts among x, y, z"),
+        ("a.csv", b"x,y,z\na,0,1\n", "no text column among x, y, z"),
         ("a.csv", long.as_bytes(), "a.csv:3`: 3 fields"),
         ("a.jsonl", b"{\"text\": \"a\", \"label\": 0}\n{\"text\": \"b\"\n", "a.jsonl:2`: "),
         ("a.jsonl", b"{\"text\": \"a\", \"label\": 0}\n[1]\n", "a.jsonl:2`: "),
@@ -42,7 +42,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
         ("a.parquet", &parquet[parquet.len() / 2..], "not a whole Parquet file"),
         ("a.parquet", b"PAR1PAR1", "not a whole Parquet file"),
         ("a.parquet", b"text,label\na,0\n", "not a whole Parquet file"),
-        ("a.pdf", b"text,label\na,0\n", "cannot tell the format from the ending; give one of .csv"),
+        ("a.pdf", b"text,label\na,0\n", "cannot tell the format from the file extension; use one of .csv"),
         ("a.json", b"[{\"text\": \"a\", \"label\": 0},\n", "a.json:2`: EOF while parsing"),
         ("a.json", b"[{\"text\": \"a\", \"label\": 0},\n{\"label\": 0}]", "a.json:2`: text is missing"),
         ("a.json", b"[]", "a.json`: no rows"),
@@ -57,8 +57,8 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
         ("a.csv", b"text,label\na,0\nb,-1\n", "a.csv:3`: the label -1 is negative"),
         ("a.csv", b"text,label\na,0\nb,0\n", "every label is \"0\""),
         ("a.csv", b"text,label\na,0\n", "every label is \"0\""),
-        ("a.csv", b"text\na\n", "no column of labels among text"),
-        ("a.csv", b"text,x,y\na,0,1\n", "no column of labels among text, x, y"),
+        ("a.csv", b"text\na\n", "no label column among text"),
+        ("a.csv", b"text,x,y\na,0,1\n", "no label column among text, x, y"),
         ("a.jsonl", b"{\"text\": \"a\", \"label\": [0]}\n", "a.jsonl:1`: label is a list or an object"),
         ("a.txt", b"a;0\nb\n", "a.txt:2`: there is no ; between a text and a label"),
         ("a.txt", b"text;label\n", "a.txt`: no rows"),
@@ -71,8 +71,8 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
         ("a.csv", b"text,label\na,0\nb,-1\n", "a.csv:3`: the label -1 is negative"),
         ("a.csv", b"text,label\na,0\nb,0.5\n", "a.csv:3`: the label 0.5 is not a whole number"),
         ("a.csv", b"text,label\na,0\nb,\n", "a.csv:3`: the label is missing"),
-        ("a.txt", b"a;joy\n", "a.txt:1`: the label \"joy\" is none of the classes"),
-        ("a.json", b"[{\"text\": \"a\"}]", "no column of labels among text"),
+        ("a.txt", b"a;joy\n", "a.txt:1`: the label \"joy\" is not one of the classes"),
+        ("a.json", b"[{\"text\": \"a\"}]", "no label column among text"),
     ];
     let predicting: Vec<(&str, &[u8], &str)> = vec![
         ("a.txt", b"", "the file is empty"),
@@ -240,7 +240,7 @@ fn odd_texts_and_labels_survive() {
     let model = golden("train/hf_init");
     let args = ["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out), "--epochs", "1"];
     let trained = ran(TRAIN, &[&args[..], &["--from-scratch", "--validation-file", path(&validation)]].concat()).done();
-    assert!(trained.err.contains("training: 1 of 11 texts cut to 64 tokens"), "{}", trained.err);
+    assert!(trained.err.contains("training: 1 of 11 texts truncated to 64 tokens"), "{}", trained.err);
     let id2label = &read(&out, "config.json")["id2label"];
     assert_eq!(id2label, &json!({"0": labels[0], "1": labels[1], "2": labels[2]}));
 

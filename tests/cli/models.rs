@@ -111,7 +111,7 @@ fn what_is_wrong_with_a_model_folder_is_said_in_one_line() {
     let cases: Vec<(Edit, i32, &str)> = vec![
         (remove("config.json"), 2, "config.json`: no such file"),
         (remove("model.safetensors"), 2, "model.safetensors"),
-        (remove("tokenizer.json"), 2, "there is no tokenizer.json in this folder"),
+        (remove("tokenizer.json"), 2, "this folder has no tokenizer.json"),
         (replace("config.json", b""), 2, "config.json`: "),
         (replace("config.json", b"{\"model_type\": "), 2, "config.json`: "),
         (replace("tokenizer.json", b"{}"), 2, "tokenizer.json`: "),
@@ -136,7 +136,7 @@ fn what_is_wrong_with_a_model_folder_is_said_in_one_line() {
         (weights(header(u64::MAX)), 2, "model.safetensors`: "),
         (weights(|bytes| bytes[8] = 0xff), 2, "model.safetensors`: "),
         (weights(|bytes| bytes[8] = b'x'), 2, "model.safetensors`: has a header that is not JSON"),
-        (json_of_weights("[0,8]", "[4,8]"), 2, "classifier.bias starts at byte 4, not 0: it leaves a hole"),
+        (json_of_weights("[0,8]", "[4,8]"), 2, "classifier.bias starts at byte 4, not 0: it leaves a gap"),
         (json_of_weights("[8,", "[4,"), 2, "starts at byte 4, not 8: it overlaps"),
         (json_of_weights("\"shape\":[2]", "\"shape\":[9223372036854775808,2]"), 2, "classifier.bias of [9223372036854775808, 2]"),
         (
@@ -144,13 +144,13 @@ fn what_is_wrong_with_a_model_folder_is_said_in_one_line() {
             2,
             "model.safetensors`: has a header that is not JSON of tensors (missing field",
         ),
-        (json_of_weights("\"classifier.bias\"", "\"classifier.weight\""), 2, "classifier.weight stands twice"),
+        (json_of_weights("\"classifier.bias\"", "\"classifier.weight\""), 2, "classifier.weight is listed twice"),
         (stored(|tensors| tensors.retain(|t| !t.0.ends_with("lin2.bias"))), 2, "lacks 2 of the model's 40 tensors, among them"),
-        (stored(|tensors| tensors[1].2.reverse()), 2, "tensor classifier.weight is [32, 2] where [2, 32] is needed"),
+        (stored(|tensors| tensors[1].2.reverse()), 2, "tensor classifier.weight is [32, 2], but must be [2, 32]"),
         (
             stored(|tensors| tensors.iter_mut().for_each(|t| (t.1, t.3) = (Dtype::F64, t.3.repeat(2)))),
             2,
-            "word_embeddings.weight is F64 where F32, F16 or BF16 is needed",
+            "word_embeddings.weight is F64, but must be F32, F16 or BF16",
         ),
         (
             stored(|tensors| tensors.iter_mut().for_each(|t| (t.1, t.3) = (Dtype::F16, [0x00, 0x7c].repeat(t.3.len() / 4)))),

@@ -219,7 +219,7 @@ fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
         predict(&["x", "--text", "y"]).fault(2, "cannot be used with"),
         predict(&["x", "--input", file]).fault(2, "cannot be used with"),
         predict(&["x", "--top-k", "-1"]).fault(2, "invalid value '-1' for '--top-k"),
-        predict(&["x", "--max-length", "49"]).fault(2, "49 is over the model's 48 positions"),
+        predict(&["x", "--max-length", "49"]).fault(2, "49 exceeds the model's 48 positions"),
         predict(&["x", "--max-length", "2"]).fault(2, "2 leaves no room for text"),
         predict(&["x", "--format", "xml"]).fault(2, "invalid value 'xml'"),
         predict(&["x", "--batch-size", "0"]).fault(2, "invalid value '0' for '--batch-size"),
@@ -238,21 +238,20 @@ fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
         scored("{}").fault(2, "p.jsonl:1`: there is no list of scores"),
         scored("{\"label\": \"POSITIVE\", \"score\": 0.9}").fault(2, "p.jsonl:1`: there is no list of scores"),
         scored("{\"label\": 0, \"scores\": []}").fault(2, "p.jsonl:1`: the scores are neither numbers nor objects"),
-        scored("{\"label\": 0, \"scores\": [1]}").fault(2, "one class is no choice"),
-        scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"label\": 0, \"scores\": [1, 0, 0]}")
-            .fault(2, "p.jsonl:2`: 3 scores where"),
+        scored("{\"label\": 0, \"scores\": [1]}").fault(2, "a classifier needs two classes"),
+        scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"label\": 0, \"scores\": [1, 0, 0]}").fault(2, "p.jsonl:2`: 3 scores, but"),
         scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"label\": 2, \"scores\": [1, 0]}")
             .fault(2, "p.jsonl:2`: the label 2 is out of range"),
         scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"scores\": [1, 0]}").fault(2, "p.jsonl:2`: the label is missing"),
         scored("{\"label\": 0, \"scores\": [1, null]}").fault(2, "p.jsonl:1`: "),
         scored("{\"label\": 0, \"scores\": [1, NaN]}").fault(2, "p.jsonl:1`: "),
-        scored("{\"label\": \"a\", \"scores\": [1, 0]}").fault(2, "1 names among the labels, 2 scores a row"),
+        scored("{\"label\": \"a\", \"scores\": [1, 0]}").fault(2, "1 names among the labels, but 2 scores per row"),
         scored("{\"label\": \"c\", \"scores\": [{\"label\": \"a\", \"score\": 1}, {\"label\": \"b\", \"score\": 0}]}")
-            .fault(2, "p.jsonl:1`: the label \"c\" is none of the classes; the classes are a, b"),
+            .fault(2, "p.jsonl:1`: the label \"c\" is not one of the classes; the classes are a, b"),
     ]);
     // The labels of another data set.
     let other = dir.path().join("other.csv");
     fs::write(&other, "text,label\na,joy\n").unwrap();
     ran(EVALUATE, &["--model", model, "--file", path(&other)])
-        .failed(2, "other.csv:2`: the label \"joy\" is none of the classes");
+        .failed(2, "other.csv:2`: the label \"joy\" is not one of the classes");
 }

@@ -84,7 +84,7 @@ fn a_run_leaves_a_folder_with_everything() {
     // What is printed, is the result; everything else is said on standard error.
     let printed: Vec<&str> = ran.out.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(printed, ["trained", "validation", "test", "saved"]);
-    assert!(ran.err.contains("warning: 3 of the 32 validation texts stand in the training data too"), "{}", ran.err);
+    assert!(ran.err.contains("warning: 3 of the 32 validation texts are in the training data too"), "{}", ran.err);
     assert!(!ran.err.contains('\u{1b}') && !ran.err.contains('\r'), "a file is no terminal: {:?}", ran.err);
 
     let read = |name| read(&out, name);
@@ -132,7 +132,7 @@ fn checkpoints_rotate_but_the_best_stays_and_is_loaded() {
     // The same run stops after two evaluations that were not better; without checkpoints the best is kept all the same.
     let stopped = TempDir::new().unwrap();
     let ran = train(stopped.path(), &[words("--save-strategy no --early-stopping-patience 2"), common].concat()).done();
-    assert!(ran.err.contains("stopped early: 2 evaluations without a better one"), "{}", ran.err);
+    assert!(ran.err.contains("stopped early: 2 evaluations without an improvement"), "{}", ran.err);
     let state = read(stopped.path(), "trainer_state.json");
     assert_eq!((&state["global_step"], &state["best_model_checkpoint"]), (&json!(best + 8), &Value::Null));
     assert!(names(stopped.path()).iter().all(|name| !name.starts_with("checkpoint")));
@@ -253,12 +253,12 @@ fn what_is_wrong_with_a_data_folder_is_said_in_one_line() {
     let cases: [(Files, &str, &str); 9] = [
         (&[], "", "`: there is no training, validation or test data in this folder"),
         (&[("a.csv", csv)], "", "`: there is no training, validation or test data in this folder"),
-        (&[("test.csv", csv)], "", "`: there is no training data in it; name it with --train-file"),
+        (&[("test.csv", csv)], "", "`: has no training data; name it with --train-file"),
         (&[("test.csv", csv)], "none", "none`: no such file or folder"),
         (&[("test.csv", csv)], "test.csv", "test.csv`: Not a directory"),
         (&[("train.csv", csv), ("train.json", "[]")], "", "`: several files may be its train data: train.csv, train.json; keep"),
-        (&[("data/train-00001-of-00002.csv", csv)], "", "data`: of the 2 files of its train data, number 00000 is missing"),
-        (&[("a/train.csv", csv), ("b/train.csv", csv)], "", "`: there are data sets in several folders: a, b; give one"),
+        (&[("data/train-00001-of-00002.csv", csv)], "", "data`: shard 00000 of 2 of its train data is missing"),
+        (&[("a/train.csv", csv), ("b/train.csv", csv)], "", "`: several folders hold data sets: a, b; name one"),
         (&[("train/neg/0_1.txt", "bad")], "", "train/pos`: no such file or folder"),
     ];
     assert_none(cases.iter().map(|(files, data, part)| {
@@ -325,7 +325,7 @@ fn a_result_that_is_not_usable_exits_with_1() {
 fn a_folder_with_results_is_left_alone() {
     let out = TempDir::new().unwrap();
     fs::write(out.path().join("thesis.txt"), "ten years").unwrap();
-    train(out.path(), &["--max-steps", "1"]).failed(2, "the folder is not empty; give another --output-dir, or pass");
+    train(out.path(), &["--max-steps", "1"]).failed(2, "the folder is not empty; choose another --output-dir, or pass");
     assert_eq!(names(out.path()), BTreeSet::from(["thesis.txt".to_string()]));
     train(out.path(), &["--max-steps", "1", "--overwrite-output-dir"]).done();
     assert_eq!(fs::read_to_string(out.path().join("thesis.txt")).unwrap(), "ten years");
@@ -381,12 +381,12 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--seed 1 --seed 2", "cannot be used multiple times"),
         ("--seed -1", "invalid value '-1' for '--seed"),
         (&contradiction, "cannot be used with"),
-        ("--batch-size 1.5", "give a whole number, 1 or above"),
-        ("--batch-size 99999999999999999999", "give a whole number, 1 or above"),
+        ("--batch-size 1.5", "use a whole number, 1 or above"),
+        ("--batch-size 99999999999999999999", "use a whole number, 1 or above"),
         ("--max-length 1", "`--max-length`: 1 leaves no room for text"),
         ("--max-length 2", "`--max-length`: 2 leaves no room for text"),
-        ("--max-length 65", "`--max-length`: 65 is over the model's 64 positions"),
-        ("--warmup-steps 1000", "`--warmup-steps`: 1000 where the whole run has 36 updates"),
+        ("--max-length 65", "`--max-length`: 65 exceeds the model's 64 positions"),
+        ("--warmup-steps 1000", "`--warmup-steps`: 1000, but the whole run has 36 updates"),
         ("--eval-strategy epoch", "`--eval-strategy`: there is nothing to evaluate on"),
         ("--eval-strategy sometimes", "invalid value 'sometimes'"),
         ("--eval-steps 5", "`--eval-steps`: has no effect without"),
@@ -395,17 +395,17 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--load-best-model-at-end", "`--load-best-model-at-end`: needs evaluations"),
         ("--metric-for-best-model bleu --validation-split 0.1", "there is no metric `bleu`"),
         ("--fail-under accuracy", "has no ="),
-        ("--fail-under accuracy=high", "high is no number"),
-        ("--fail-under accuracy=nan", "nan is no number"),
+        ("--fail-under accuracy=high", "high is not a number"),
+        ("--fail-under accuracy=nan", "nan is not a number"),
         ("--fail-under accuracy=0.5", "there is nothing to evaluate on"),
         ("--class-weights 1,2,3", "`--class-weights`: 3 weights for the 2 classes NEGATIVE, POSITIVE"),
-        ("--class-weights 1,-2", "give balanced, or one number above 0 a label"),
+        ("--class-weights 1,-2", "use balanced, or one number above 0 per label"),
         ("--device tpu", "`--device tpu`: no such device"),
         ("--device cuda:x", "`--device cuda:x`: no such device"),
         ("--device cuda", "`--device cuda`: "),
         ("--precision fp8", "invalid value 'fp8'"),
         ("--delimiter ab", "give one character, or tab"),
-        ("--delimiter ;", "no column of labels among text,label"),
+        ("--delimiter ;", "no label column among text,label"),
         ("--text-column nope", "no column is named nope; the columns are text, label"),
         ("--label-column text", "cannot be both text and label"),
         ("--validation-split 0.001", "leaves one side empty"),
@@ -415,7 +415,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--validation-split-name test", "cannot be used with"),
         ("--recipe nonsense", "invalid value 'nonsense' for '--recipe"),
         ("--config nowhere.toml", "`nowhere.toml`: no such file"),
-        ("--push-to-hub a/b/c", "`--push-to-hub a/b/c`: is no id of the hub"),
+        ("--push-to-hub a/b/c", "`--push-to-hub a/b/c`: is not a hub id"),
         ("--push-to-hub me/x", "`--push-to-hub me/x`: HF_HUB_OFFLINE is set"),
     ]
     .into_iter()
@@ -479,21 +479,21 @@ fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
     let elsewhere = format!("--resume-from-checkpoint {}", path(&elsewhere));
     assert_none(
         [
-            ("--resume-from-checkpoint --batch-size 4", "was made with batch_size 8, this run has 4"),
+            ("--resume-from-checkpoint --batch-size 4", "was written with batch_size 8, but this run has 4"),
             ("--resume-from-checkpoint --gradient-accumulation-steps 2", "with gradient_accumulation_steps 1, this run has 2"),
-            ("--resume-from-checkpoint --seed 43", "was made with seed 42, this run has 43"),
-            ("--resume-from-checkpoint --no-shuffle", "was made with shuffle true"),
-            ("--resume-from-checkpoint --max-length 5", "was made with other training data"),
-            ("--resume-from-checkpoint --max-train-samples 50", "was made with other training data"),
+            ("--resume-from-checkpoint --seed 43", "was written with seed 42, but this run has 43"),
+            ("--resume-from-checkpoint --no-shuffle", "was written with shuffle true"),
+            ("--resume-from-checkpoint --max-length 5", "was written with other training data"),
+            ("--resume-from-checkpoint --max-train-samples 50", "was written with other training data"),
             (&elsewhere, "elsewhere/state.json`: no such file"),
         ]
         .map(|(flags, part)| train(&out, &words(flags)).fault(2, part).map(|fault| format!("{flags}: {fault}"))),
     );
     assert_eq!(names(&out), before);
-    train(&dir.path().join("empty"), &["--resume-from-checkpoint"]).failed(2, "there is no checkpoint in this folder");
+    train(&dir.path().join("empty"), &["--resume-from-checkpoint"]).failed(2, "this folder has no checkpoint");
     let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let no_folder = ["--model", path(&model), "--train-file", path(&file), "--resume-from-checkpoint"];
-    ran(TRAIN, &no_folder).failed(2, "`--output-dir`: is not given");
+    ran(TRAIN, &no_folder).failed(2, "`--output-dir`: is missing");
 }
 
 #[test]
@@ -540,21 +540,21 @@ fn flags_stand_over_a_file_and_a_file_over_a_recipe() {
     assert_eq!((&ran.err[..], &settings["max_steps"], &settings["shuffle"]), ("", &json!(1), &json!(true)));
     assert_none(
         [
-            ("epochs = 1\n\nepoch = 2", "run.toml:3`: there is no setting epoch; see train --help"),
-            ("config = 'other.toml'", "run.toml:1`: there is no setting config"),
-            ("help = true", "run.toml:1`: there is no setting help"),
+            ("epochs = 1\n\nepoch = 2", "run.toml:3`: unknown setting epoch; see train --help"),
+            ("config = 'other.toml'", "run.toml:1`: unknown setting config"),
+            ("help = true", "run.toml:1`: unknown setting help"),
             ("seed = 1\nepochs = 0", "run.toml:2`: invalid value '0' for '--epochs"),
             ("quiet = 3", "run.toml:1`: unexpected value '3' for '--quiet'"),
             (
                 "batch-size = 1\nbatch_size = 2",
                 "run.toml:2`: the argument '--batch-size <BATCH_SIZE>' cannot be used multiple times",
             ),
-            ("seed = 1\nseed = 2", "run.toml:2`: no TOML: duplicate key"),
+            ("seed = 1\nseed = 2", "run.toml:2`: not TOML: duplicate key"),
             ("validation-split = 0.1\nvalidation-file = 'x'", "run.toml:2`: the argument '--validation-"),
-            ("seed =", "run.toml:1`: no TOML: "),
-            ("[data]\nseed = 1", "run.toml:1`: there is no setting data"),
-            ("seed = {a = 1}", "run.toml:1`: seed can be no table"),
-            ("seed = 2026-01-01", "run.toml:1`: seed can be no datetime"),
+            ("seed =", "run.toml:1`: not TOML: "),
+            ("[data]\nseed = 1", "run.toml:1`: unknown setting data"),
+            ("seed = {a = 1}", "run.toml:1`: seed cannot be of type table"),
+            ("seed = 2026-01-01", "run.toml:1`: seed cannot be of type datetime"),
         ]
         .map(|(text, part)| {
             fs::write(&config, text).unwrap();

@@ -1,4 +1,4 @@
-//! From labels as they stand in files to the names of the classes, and to indices into these names.
+//! From the labels in files to class names, and to indices into these names.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -6,7 +6,7 @@ use super::{Dataset, Table, brief, list};
 use crate::error::{Error, Result};
 
 impl Table {
-    /// Turns the raw labels into indices into `names`: all of them are names, or all of them are indices.
+    /// Converts the raw labels to indices into `names`. Either all labels are names, or all are indices.
     pub fn into_dataset(self, names: &[String]) -> Result<Dataset> {
         let distinct = self.distinct_labels()?;
         let class = classes(distinct.iter().map(|l| l.0), names).map_err(|misfit| {
@@ -14,8 +14,10 @@ impl Table {
             let fact = match number(misfit) {
                 Some(n) if n.fract() != 0.0 => format!("the label {} is not a whole number", brief(misfit)),
                 Some(n) if n < 0.0 => format!("the label {} is negative", brief(misfit)),
-                Some(_) => format!("the label {} is out of range: the {} classes count from 0", brief(misfit), names.len()),
-                None => format!("the label \"{}\" is none of the classes", brief(misfit)),
+                Some(_) => {
+                    format!("the label {} is out of range: the {} classes are numbered from 0", brief(misfit), names.len())
+                }
+                None => format!("the label \"{}\" is not one of the classes", brief(misfit)),
             };
             Error::user(self.place(row), fact, format!("the classes are {}", list(names)))
         })?;
@@ -23,7 +25,7 @@ impl Table {
         Ok(Dataset { texts: self.texts, labels })
     }
 
-    /// An error where one class is all there is, which nothing can be learnt from.
+    /// An error if there is one class alone, from which nothing can be learnt.
     pub fn check_classes(&self) -> Result<()> {
         match self.distinct_labels()?[..] {
             [(label, _)] => {
@@ -34,10 +36,10 @@ impl Table {
         }
     }
 
-    /// Each distinct label, trimmed, with the first row that has it; in order of appearance.
+    /// Each distinct label, trimmed, with the first row that has it, in order of appearance.
     fn distinct_labels(&self) -> Result<Vec<(&str, usize)>> {
         let Some(labels) = &self.labels else {
-            let fact = format!("no column of labels among {}", list(&self.column_names));
+            let fact = format!("no label column among {}", list(&self.column_names));
             return Err(Error::user(self.path().display(), fact, "name it with --label-column"));
         };
         let mut seen = HashSet::new();
@@ -51,11 +53,11 @@ impl Table {
 }
 
 /// Chooses the class names of these tables:
-/// `model` where every label is one of these names or an index into them; else the names that the files give;
-/// else LABEL_0, LABEL_1, ... where the labels are exactly 0, 1, ...; else the labels themselves, sorted (numbers by
-/// value). Pass `None` for a model that names no labels itself.
+/// `model` if every label is one of these names or an index into them; else the names given by the files;
+/// else LABEL_0, LABEL_1, ... if the labels are exactly 0, 1, ...; else the labels themselves, sorted (numbers by value). Pass
+/// `None` for a model without label names.
 ///
-/// An error: a missing label or column of labels, a fractional or negative one, files that name different classes.
+/// Errors: a missing label or label column, a fractional or negative label, files that name different classes.
 pub fn class_names(tables: &[&Table], model: Option<&[String]>) -> Result<Vec<String>> {
     let mut labels = Vec::new();
     for table in tables {
@@ -69,7 +71,8 @@ pub fn class_names(tables: &[&Table], model: Option<&[String]>) -> Result<Vec<St
         return match given.find(|(_, others)| *others != names) {
             None => Ok(names.clone()),
             Some((other, others)) => {
-                let fact = format!("its classes are {}, those of {} are {}", list(others), first.path().display(), list(names));
+                let fact =
+                    format!("its classes are {}, but those of {} are {}", list(others), first.path().display(), list(names));
                 Err(Error::user(other.path().display(), fact, "give files with the same classes"))
             }
         };
@@ -109,7 +112,7 @@ fn classes<'a>(
     })
 }
 
-/// A label in digits, with a sign or a decimal point or none; beyond 1e15 it is a name.
+/// A label written in digits, with an optional sign and decimal point; beyond 1e15 it is a name.
 fn number(label: &str) -> Option<f64> {
     let digits = label.bytes().all(|b| b.is_ascii_digit() || b"+-.".contains(&b));
     if digits { label.parse().ok().filter(|n: &f64| n.abs() < 1e15) } else { None }

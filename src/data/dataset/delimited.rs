@@ -7,8 +7,8 @@ use super::{LineNumbers, Options, Table, number_or_text};
 use crate::error::{Error, Result};
 
 pub(super) fn read(path: &Path, text: &str, delimiter: u8, options: &Options) -> Result<Table> {
-    // The crate takes an unclosed quote for closed at the end. A last record of one NUL, which no file holds, tells:
-    // behind an unclosed quote it becomes part of a field.
+    // The crate closes an unclosed quote at the end of the file. To detect it, a last record of one NUL is appended, which no
+    // file contains: after an unclosed quote it becomes part of a field.
     let end = "\0";
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
@@ -24,7 +24,7 @@ pub(super) fn read(path: &Path, text: &str, delimiter: u8, options: &Options) ->
         if !more || &record == [end].as_slice() {
             break;
         }
-        // A record's position may stand on the line ends before it.
+        // A record's position may be that of the line ends before it.
         let mut start = (record.position().expect("a record that was read has a position").byte() as usize).min(text.len());
         start += text[start..].bytes().take_while(|b| b"\r\n".contains(b)).count();
         let line = lines.at(text, start);
@@ -41,7 +41,7 @@ pub(super) fn read(path: &Path, text: &str, delimiter: u8, options: &Options) ->
             continue;
         };
         if record.len() != table.column_names.len() {
-            let fact = format!("{} fields where the header has {}", record.len(), table.column_names.len());
+            let fact = format!("{} fields, but the header has {}", record.len(), table.column_names.len());
             return Err(Error::user(place(), fact, "quote the text, or pass --delimiter"));
         }
         let label = table.columns.label.map_or("", |label| &record[label]);

@@ -1,4 +1,4 @@
-//! JSON: one object a line, or an array of objects. The first object names the columns.
+//! JSON: one object per line, or an array of objects. The first object names the columns.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -9,17 +9,17 @@ use serde_json::{Map, Value};
 use super::{LineNumbers, Options, Table, brief};
 use crate::error::{Error, Result};
 
-/// An array of objects, or else an object a line.
+/// An array of objects, or else one object per line.
 pub(super) fn read(path: &Path, text: &str, options: &Options) -> Result<Table> {
     if !text.trim_start().starts_with('[') {
         return read_lines(path, text, options);
     }
     let items: Vec<&RawValue> = serde_json::from_str(text).map_err(|e| {
         let place = format!("{}:{}", path.display(), e.line());
-        Error::user(place, what(&e), "give an array of JSON objects, or one object a line")
+        Error::user(place, what(&e), "give an array of JSON objects, or one object per line")
     })?;
     let mut lines = LineNumbers::default();
-    // An item is a piece of the text, and stands where its first byte does.
+    // An item is a slice of the text: its offset gives its line.
     let start = |item: &str| item.as_ptr() as usize - text.as_ptr() as usize;
     read_objects(path, items.iter().map(|item| (lines.at(text, start(item.get())), item.get())), options)
 }
@@ -28,7 +28,7 @@ pub(super) fn read_lines(path: &Path, text: &str, options: &Options) -> Result<T
     read_objects(path, (1..).zip(text.lines()).filter(|(_, json)| !json.trim().is_empty()), options)
 }
 
-/// Each object with the line that it starts on.
+/// Reads each object, with the line that it starts on.
 fn read_objects<'a>(path: &Path, objects: impl Iterator<Item = (usize, &'a str)>, options: &Options) -> Result<Table> {
     let mut table: Option<Table> = None;
     for (line, json) in objects {
@@ -60,15 +60,15 @@ fn read_objects<'a>(path: &Path, objects: impl Iterator<Item = (usize, &'a str)>
         let id = table.columns.id.map(|id| object.swap_remove(&table.column_names[id]).unwrap_or_default());
         table.push(Some(line), text, label, id);
     }
-    table.ok_or_else(|| Error::user(path.display(), "no rows", "give a JSON object for every row"))
+    table.ok_or_else(|| Error::user(path.display(), "no rows", "give one JSON object per row"))
 }
 
-/// A row: one JSON object.
+/// Parses a row: one JSON object.
 pub(crate) fn json_object(json: &str, place: impl Display) -> Result<Map<String, Value>> {
-    serde_json::from_str(json).map_err(|e| Error::user(place, what(&e), "give a JSON object for every row"))
+    serde_json::from_str(json).map_err(|e| Error::user(place, what(&e), "give one JSON object per row"))
 }
 
-/// What is wrong, and in which column.
+/// The error and the column of its place.
 fn what(error: &serde_json::Error) -> String {
     let text = error.to_string();
     format!("{} (column {})", text.split(" at line ").next().unwrap_or_default(), error.column())

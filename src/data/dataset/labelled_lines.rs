@@ -1,14 +1,14 @@
-//! A text and its label a line: `text;label`, split at the last semicolon, or fastText's `__label__name text`.
+//! One text with its label per line: `text;label`, split at the last semicolon, or fastText's `__label__name text`.
 
 use std::path::Path;
 
 use super::{LABEL_COLUMNS, Options, TEXT_COLUMNS, Table};
 use crate::error::{Error, Result};
 
-/// What fastText puts before a label.
+/// The prefix of a label in fastText files.
 const PREFIX: &str = "__label__";
 
-/// Which of the two it is, the first line tells. One that names the columns (`text;label`) is a header; fastText has none.
+/// The first line decides between the two. One that names the columns (`text;label`) is a header; fastText has none.
 pub(super) fn read(path: &Path, text: &str, options: &Options) -> Result<Table> {
     let mut lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()).peekable();
     let fasttext = lines.peek().is_some_and(|(_, line)| line.starts_with(PREFIX));
@@ -24,15 +24,17 @@ pub(super) fn read(path: &Path, text: &str, options: &Options) -> Result<Table> 
             Some(row) if fasttext => {
                 let (label, text) = row.split_once(char::is_whitespace).unwrap_or((row, ""));
                 if text.trim_start().starts_with(PREFIX) {
-                    return wrong("there are two labels".to_string(), "give one label a text");
+                    return wrong("there are two labels".to_string(), "give one label per text");
                 }
                 (text, label)
             }
-            None if fasttext => return wrong(format!("the line does not start with {PREFIX}"), "give every line its label"),
+            None if fasttext => {
+                return wrong(format!("the line does not start with {PREFIX}"), "start every line with its label");
+            }
             _ => match row.rsplit_once(delimiter) {
                 Some(row) => row,
                 None => {
-                    let remedy = "give lines of text;label or __label__name text, or another format";
+                    let remedy = "write lines of text;label or __label__name text, or use another format";
                     return wrong(format!("there is no {delimiter} between a text and a label"), remedy);
                 }
             },

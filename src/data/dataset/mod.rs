@@ -1,6 +1,6 @@
-//! Labelled texts, read whole; one file a format. First a `Table` (the texts and the raw labels of a split), then class
-//! names over one or more tables, then a `Dataset` whose labels are indices into those names. Which files of a folder are
-//! the splits of a data set, `splits` finds. An error names the file and the line or row.
+//! Labelled texts, read whole, with one file per format. First a `Table` (the texts and raw labels of a split), then class
+//! names for one or more tables, then a `Dataset` whose labels are indices into those names. `splits` finds the files of each
+//! split of a folder. An error names the file and the line or row.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -25,32 +25,32 @@ pub use classes::class_names;
 pub(crate) use json::json_object;
 pub use splits::{Splits, splits};
 
-/// What the name of a file of data ends in.
+/// File extensions that are read as data.
 pub(crate) const ENDINGS: [&str; 8] = ["csv", "tsv", "json", "jsonl", "txt", "ft", "fasttext", "parquet"];
 
-/// Column names that are recognised, best first, whatever their case.
+/// Recognised column names, best first; case is ignored.
 pub(crate) const TEXT_COLUMNS: [&str; 6] = ["text", "sentence", "content", "review", "comment", "document"];
 const LABEL_COLUMNS: [&str; 8] = ["label", "label_name", "labels", "target", "sentiment", "emotion", "class", "category"];
 
-/// How to read a file where its name and header do not say it.
+/// How to read a file whose name and header do not tell.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Between the fields of CSV and TSV, and before the label of a line; by default what the ending says.
+    /// Separates the fields of CSV and TSV, and the label of a line; by default chosen by the extension.
     pub delimiter: Option<u8>,
     pub text_column: Option<String>,
     pub label_column: Option<String>,
 }
 
-/// Texts and raw labels of a split, in the order of its files. Never without rows.
+/// Texts and raw labels of a split, in the order of its files. Never empty.
 #[derive(Debug)]
 pub struct Table {
     /// (rows), as in the file: nothing is cleaned, and a text may be empty.
     pub texts: Vec<String>,
     /// (rows), as in the file, "" where missing; `None` without a label column.
     pub labels: Option<Vec<String>>,
-    /// What the column `id` holds, numbers as numbers, (rows); empty without one.
+    /// The column `id`, numbers as numbers, (rows); empty without one.
     pub ids: Vec<Value>,
-    /// Class names that the files themselves give, in order of index.
+    /// Class names given by the files themselves, in order of index.
     pub class_names: Option<Vec<String>>,
     /// Never empty.
     sources: Vec<Source>,
@@ -58,13 +58,13 @@ pub struct Table {
     columns: Columns,
 }
 
-/// Where rows come from.
+/// A file or folder that rows come from.
 #[derive(Debug)]
 struct Source {
     path: PathBuf,
-    /// The table's first row from here.
+    /// The table's first row of this source.
     row: usize,
-    /// Line on which each row starts, from 1; empty for Parquet, which has rows only.
+    /// Line on which each row starts, from 1; empty for Parquet, which has no lines.
     lines: Vec<usize>,
 }
 
@@ -78,12 +78,12 @@ pub struct Dataset {
 }
 
 impl Table {
-    /// Reads a file in the format that its ending names, or a folder of reviews.
+    /// Reads a file in the format of its extension, or a folder of reviews.
     pub fn read(path: &Path, options: &Options) -> Result<Table> {
         Table::read_all(&[path], options)
     }
 
-    /// Reads the files of one split, one after another; at least one. They must have the same columns and classes.
+    /// Reads the files of one split in order; at least one. They must have the same columns and classes.
     pub fn read_all(paths: &[impl AsRef<Path>], options: &Options) -> Result<Table> {
         let (first, rest) = paths.split_first().expect("a split has a file");
         let mut table = Table::read_one(first.as_ref(), options)?;
@@ -91,9 +91,9 @@ impl Table {
             table.append(Table::read_one(path.as_ref(), options)?)?;
         }
         if table.texts.is_empty() {
-            return Err(Error::user(table.path().display(), "no rows", "give at least one"));
+            return Err(Error::user(table.path().display(), "no rows", "give at least one row"));
         }
-        // Two columns of unknown names were taken in file order: the text is the longer one.
+        // Two columns of unknown names were assigned in file order: the text is the longer one.
         if table.columns.guessed {
             let size = |column: &[String]| column.iter().map(String::len).sum::<usize>();
             if let Some(labels) = table.labels.as_mut().filter(|labels| size(labels) > size(&table.texts)) {
@@ -118,13 +118,13 @@ impl Table {
             "parquet" => catch_unwind(|| parquet::read(path, file, options))
                 .unwrap_or_else(|_| Err(parquet::broken(path, "damaged pages"))),
             _ => {
-                let remedy = format!("give one of .{}", ENDINGS.join(", ."));
-                Err(Error::user(path.display(), "cannot tell the format from the ending", remedy))
+                let remedy = format!("use one of .{}", ENDINGS.join(", ."));
+                Err(Error::user(path.display(), "cannot tell the format from the file extension", remedy))
             }
         }
     }
 
-    /// Without rows yet.
+    /// A table without rows.
     fn new(path: &Path, column_names: Vec<String>, options: &Options) -> Result<Table> {
         let columns = Columns::choose(path, &column_names, options)?;
         let labels = columns.label.map(|_| Vec::new());
@@ -132,7 +132,7 @@ impl Table {
         Ok(Table { texts: Vec::new(), labels, ids: Vec::new(), class_names: None, sources, column_names, columns })
     }
 
-    /// Labels alone, one a line of `lines`.
+    /// Labels alone, from these lines of a file.
     pub(crate) fn labelled(path: &Path, labels: Vec<String>, lines: Vec<usize>) -> Table {
         let columns = Columns { text: 0, label: Some(1), id: None, guessed: false };
         let sources = vec![Source { path: path.into(), row: 0, lines }];
@@ -140,7 +140,7 @@ impl Table {
         Table { texts, labels: Some(labels), ids, class_names: None, sources, column_names, columns }
     }
 
-    /// Adds a row of the last source, with the line that it starts on where there are lines.
+    /// Adds a row to the last source, with its line if the format has lines.
     fn push(&mut self, line: Option<usize>, text: String, label: String, id: Option<Value>) {
         self.sources.last_mut().expect("there is always one").lines.extend(line);
         self.texts.push(text);
@@ -156,7 +156,7 @@ impl Table {
             [Some(text), label, id].map(|column| Some(table.column_names[column?].clone()))
         };
         if chosen(self) != chosen(&other) || self.class_names != other.class_names {
-            let fact = format!("its columns or classes are not those of {}", self.path().display());
+            let fact = format!("its columns or classes differ from those of {}", self.path().display());
             return Err(Error::user(other.path().display(), fact, "give files of one data set"));
         }
         let rows = self.texts.len();
@@ -169,12 +169,12 @@ impl Table {
         Ok(())
     }
 
-    /// The first file or folder that it was read from.
+    /// The first file or folder of the table.
     pub fn path(&self) -> &Path {
         &self.sources[0].path
     }
 
-    /// Where a row (from 0) stands, for messages: `file:line`.
+    /// The place of a row (from 0), for messages: `file:line`.
     pub fn place(&self, row: usize) -> String {
         let source = &self.sources[self.sources.partition_point(|source| source.row <= row) - 1];
         match (source.path.display(), row - source.row) {
@@ -184,13 +184,13 @@ impl Table {
     }
 }
 
-/// Which columns hold the texts and the labels.
+/// The columns of the texts and of the labels.
 #[derive(Clone, Copy, Debug)]
 struct Columns {
     text: usize,
     label: Option<usize>,
     id: Option<usize>,
-    /// Two columns of unknown names: which is which shows in their contents.
+    /// Two columns of unknown names, told apart by their contents.
     guessed: bool,
 }
 
@@ -216,7 +216,7 @@ impl Columns {
         let label = pick(&options.label_column, "--label-column", &LABEL_COLUMNS)?;
         let id = find("id").ok().flatten().filter(|&id| Some(id) != text && Some(id) != label);
         let chosen = |text, label, guessed| Ok(Columns { text, label, id, guessed });
-        // Of two columns an id is neither.
+        // Of two columns an `id` is neither text nor label.
         let others: Vec<usize> = (0..columns.len()).filter(|&column| columns.len() > 2 || Some(column) != id).collect();
         match (text, label, &others[..]) {
             (Some(text), Some(label), _) if text == label => Err(Error::user(
@@ -231,14 +231,14 @@ impl Columns {
             (None, None, &[a, b]) => chosen(a, Some(b), true),
             (None, None, &[a]) => chosen(a, None, false),
             _ => {
-                let fact = format!("no column of texts among {}", list(columns));
-                Err(Error::user(path.display(), fact, "name it with --text-column, and the labels with --label-column"))
+                let fact = format!("no text column among {}", list(columns));
+                Err(Error::user(path.display(), fact, "name it with --text-column, and the label column with --label-column"))
             }
         }
     }
 }
 
-/// Opens a regular file that holds something.
+/// Opens a regular file that is not empty.
 pub(crate) fn open(path: &Path) -> Result<File> {
     let file = open_regular(path)?;
     if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
@@ -247,7 +247,7 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Refuses a folder, and a pipe before it could block.
+/// Refuses a folder, and a pipe, which would block.
 fn open_regular(path: &Path) -> Result<File> {
     let about = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if about.is_dir() {
@@ -259,12 +259,12 @@ fn open_regular(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::io(path, e))
 }
 
-/// The ending of a file's name, in lower case.
+/// The extension of a file's name, in lower case.
 pub(crate) fn ending(path: &Path) -> String {
     path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
 }
 
-/// The whole file as UTF-8 without byte order mark.
+/// The whole file as UTF-8, without its byte order mark.
 pub(crate) fn read_text(path: &Path, mut file: File) -> Result<String> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
@@ -287,7 +287,7 @@ fn newlines(bytes: &[u8]) -> usize {
     bytes.iter().filter(|&&b| b == b'\n').count()
 }
 
-/// Lines of places in a text, which come in ascending order.
+/// Line numbers of ascending positions in a text.
 #[derive(Default)]
 struct LineNumbers {
     byte: usize,
@@ -295,7 +295,7 @@ struct LineNumbers {
 }
 
 impl LineNumbers {
-    /// The line, from 1, on which this byte stands.
+    /// The line, from 1, of this byte.
     fn at(&mut self, text: &str, byte: usize) -> usize {
         self.newlines += newlines(&text.as_bytes()[self.byte..byte]);
         self.byte = byte;
@@ -303,12 +303,12 @@ impl LineNumbers {
     }
 }
 
-/// An id: a number where it is written as JSON would write it.
+/// An id: a number if it is written as JSON would write it.
 fn number_or_text(id: &str) -> Value {
     id.parse::<i64>().ok().filter(|n| n.to_string() == id).map_or_else(|| Value::from(id), Value::from)
 }
 
-/// A piece of a file short enough for a message.
+/// An excerpt of a file, short enough for a message.
 fn brief(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -321,8 +321,8 @@ fn list(names: &[String]) -> String {
     shown.join(", ") + if names.len() > 20 { ", ..." } else { "" }
 }
 
-/// Splits rows into (train, validation), both in file order. Of n rows round(n * fraction) are for validation, shared among
-/// the classes in proportion, by largest remainder; which rows of a class, the seed decides.
+/// Splits rows into (train, validation), both in file order. Of n rows round(n * fraction) are for validation, shared among the
+/// classes in proportion, by largest remainder. The seed chooses the rows of each class.
 pub fn stratified_split(labels: &[u32], fraction: f64, seed: u64) -> (Vec<u32>, Vec<u32>) {
     let rows = labels.len();
     let wanted = (rows as f64 * fraction.clamp(0.0, 1.0)).round() as usize;
@@ -343,7 +343,7 @@ pub fn stratified_split(labels: &[u32], fraction: f64, seed: u64) -> (Vec<u32>, 
     (0..rows as u32).partition(|&row| !in_validation[row as usize])
 }
 
-/// How many validation rows have a text that also stands in the training data.
+/// The number of validation rows whose text is in the training data too.
 pub fn overlap(train: &[String], validation: &[String]) -> usize {
     let train: HashSet<&String> = train.iter().collect();
     validation.iter().filter(|text| train.contains(text)).count()

@@ -1,4 +1,4 @@
-//! Parquet with a column of strings; class names from the metadata that the `datasets` library writes.
+//! Parquet with a column of strings; class names are read from the metadata that the `datasets` library writes.
 
 use std::fs::File;
 use std::path::Path;
@@ -51,7 +51,7 @@ pub(super) fn read(path: &Path, file: File, options: &Options) -> Result<Table> 
 }
 
 pub(super) fn broken(path: &Path, why: &str) -> Error {
-    Error::user(path.display(), format!("not a whole Parquet file ({})", brief(why)), "fetch or write it again")
+    Error::user(path.display(), format!("not a whole Parquet file ({})", brief(why)), "download or write it again")
 }
 
 fn is_string(field: &Type) -> bool {

@@ -1,5 +1,5 @@
-//! A split as the Large Movie Review Dataset lays it: `neg/*.txt` and `pos/*.txt`, a review a file. `unsup`, which has no
-//! labels, is left aside.
+//! A split in the layout of the Large Movie Review Dataset: `neg/*.txt` and `pos/*.txt`, one review per file. `unsup`, which
+//! has no labels, is ignored.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 const CLASSES: [&str; 2] = ["neg", "pos"];
 
-/// Whether a folder has a folder of reviews in it.
+/// Whether a folder contains a folder of reviews.
 pub(super) fn is_split(folder: &Path) -> bool {
     CLASSES.iter().any(|class| folder.join(class).is_dir())
 }

@@ -1,6 +1,6 @@
-//! Which files of a folder are the splits of a data set: `train.csv`, `val.csv` and so on in any format; the shards that the
-//! Hugging Face hub makes of a split, `train-00000-of-00002.parquet`; or folders of reviews, `train/` and `test/`. They lie
-//! in the folder itself or in one folder below it (`data/`, `plain_text/`, `aclImdb/`).
+//! The files of each split of a data set in a folder: `train.csv`, `val.csv` and so on in any format; the shards of the Hugging
+//! Face hub, `train-00000-of-00002.parquet`; or folders of reviews, `train/` and `test/`. They are in the folder itself or in
+//! one folder below it (`data/`, `plain_text/`, `aclImdb/`).
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{ENDINGS, ending, list, reviews};
 use crate::error::{Error, Result};
 
-/// The files of each split in order; none where there is no such split. Each split is read with `Table::read_all`.
+/// The files of each split in order; empty for a missing split. Each split is read with `Table::read_all`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Splits {
     pub train: Vec<PathBuf>,
@@ -20,8 +20,8 @@ pub struct Splits {
 /// Finds the splits of the data set in a folder.
 ///
 /// # Errors
-/// A folder that cannot be read or holds no split; several files for a split that are not its shards; a missing shard;
-/// splits in several folders below it.
+/// A folder that cannot be read or has no split; several files for a split that are not its shards; a missing shard; splits in
+/// several folders below it.
 pub fn splits(dir: &Path) -> Result<Splits> {
     let found = directly_in(dir)?;
     if found != Splits::default() {
@@ -37,13 +37,13 @@ pub fn splits(dir: &Path) -> Result<Splits> {
     match below.len() {
         1 => Ok(below.remove(0).1),
         0 => {
-            let remedy = "name the files as in train.csv, validation.csv and test.csv, or give each with its own flag";
+            let remedy = "name the files like train.csv, validation.csv and test.csv, or give each with its own flag";
             Err(Error::user(dir.display(), "there is no training, validation or test data in this folder", remedy))
         }
         _ => {
             let names: Vec<String> = below.into_iter().map(|(name, _)| name).collect();
-            let fact = format!("there are data sets in several folders: {}", list(&names));
-            Err(Error::user(dir.display(), fact, "give one of these folders"))
+            let fact = format!("several folders hold data sets: {}", list(&names));
+            Err(Error::user(dir.display(), fact, "name one of these folders"))
         }
     }
 }
@@ -69,7 +69,7 @@ fn directly_in(dir: &Path) -> Result<Splits> {
     Ok(found)
 }
 
-/// Several files of a split are its shards, and all of them.
+/// Checks that several files of a split are all of its shards.
 fn check(dir: &Path, split: &str, paths: &[PathBuf]) -> Result<()> {
     let mut shards: Vec<Option<(usize, usize)>> = paths.iter().map(|path| shard(path)).collect();
     shards.sort();
@@ -81,20 +81,20 @@ fn check(dir: &Path, split: &str, paths: &[PathBuf]) -> Result<()> {
             match (0..of).find(|&number| !shards.contains(&Some((number, of)))) {
                 None => Ok(()),
                 Some(number) => {
-                    let fact = format!("of the {of} files of its {split} data, number {number:05} is missing");
-                    Err(Error::user(dir.display(), fact, "fetch it too"))
+                    let fact = format!("shard {number:05} of {of} of its {split} data is missing");
+                    Err(Error::user(dir.display(), fact, "download it too"))
                 }
             }
         }
         _ => {
             let names: Vec<String> = paths.iter().map(|path| name(path)).collect();
             let fact = format!("several files may be its {split} data: {}", list(&names));
-            Err(Error::user(dir.display(), fact, "keep one of them there, or give each file with its own flag"))
+            Err(Error::user(dir.display(), fact, "keep one of them, or give each file with its own flag"))
         }
     }
 }
 
-/// Which shard a file is, from 0, and of how many: (1, 2) of `train-00001-of-00002.parquet`, or with `-` and a hash behind.
+/// Index of a shard, from 0, and their number: (1, 2) of `train-00001-of-00002.parquet`, also with `-` and a hash after it.
 fn shard(path: &Path) -> Option<(usize, usize)> {
     let name = name(path);
     let mut parts = name.split(['-', '.']).skip(1);
@@ -107,7 +107,7 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// What a folder holds, sorted by name, without hidden entries.
+/// The entries of a folder, sorted by name, without hidden ones.
 pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let io = |e| Error::io(dir, e);
     let mut paths = Vec::new();
