@@ -647,8 +647,10 @@ bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsig
     kernel->argument_bytes = argument_bytes;
     kernel->threads = threads;
     kernel->body = body;
-    if (threads == 0 || threads > MAX_THREADS || !kernels().emplace(name, std::move(kernel)).second) {
-        fprintf(stderr, "vgpu: kernel %s of %s: its name is not its own, or its block has not 1 to 1024 threads\n", name, file);
+    const char* fact = threads == 0 || threads > MAX_THREADS ? "a block has 1 to 1024 threads" : nullptr;
+    if (!kernels().emplace(name, std::move(kernel)).second) fact = "another kernel, here or among the tests' own, has this name";
+    if (fact) {
+        fprintf(stderr, "vgpu: kernel %s of %s: %s\n", name, file, fact);
         abort();
     }
     return true;
