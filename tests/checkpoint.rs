@@ -49,7 +49,7 @@ fn store(path: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
 }
 
 #[test]
-fn golden_models_resolve_with_nothing_missing_or_left_over() {
+fn golden_models_resolve_completely() {
     for folder in FOLDERS {
         let (list, weights) = (inventory(folder), Weights::open(&golden(folder)).unwrap());
         let loaded = resolve(&list, &weights).unwrap();
@@ -64,7 +64,7 @@ fn golden_models_resolve_with_nothing_missing_or_left_over() {
 }
 
 #[test]
-fn a_model_written_again_is_the_same_file() {
+fn rewriting_a_model_gives_the_same_file() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.safetensors");
     for case in FOLDERS {
@@ -104,7 +104,7 @@ fn every_bit_pattern_survives() {
 }
 
 #[test]
-fn a_failed_write_leaves_what_was_there() {
+fn a_failed_write_keeps_the_previous_file() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.safetensors");
     store(&path, &[("a", vec![1], vec![1.0])]);
@@ -186,7 +186,7 @@ pub fn shard(folder: &Path) -> Value {
 }
 
 #[test]
-fn half_precision_is_read_to_the_bit() {
+fn half_precision_is_read_exactly() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("x.safetensors");
     for dtype in [Dtype::F16, Dtype::BF16] {
@@ -325,7 +325,7 @@ fn base_checkpoints_get_a_fresh_head() {
 }
 
 #[test]
-fn models_that_do_not_fit_are_refused() {
+fn mismatched_models_are_refused() {
     let folder = TempDir::new().unwrap();
     let case = "distilbert-a/hf";
     let weights = Weights::open(&golden(case)).unwrap();
@@ -354,7 +354,7 @@ fn models_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_named() {
+fn non_finite_weights_are_reported() {
     for (value, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
         let mut data = vec![0u8; 16];
         data[8..12].copy_from_slice(&value.to_le_bytes());
@@ -369,7 +369,7 @@ fn weights_that_are_not_finite_are_named() {
 }
 
 #[test]
-fn headers_that_are_not_sound_are_refused() {
+fn invalid_headers_are_refused() {
     let refused = |bytes: &[u8], fact: &str| {
         let message = refusal(bytes);
         assert!(message.contains(fact), "{message}");
@@ -431,7 +431,7 @@ fn headers_that_are_not_sound_are_refused() {
 }
 
 #[test]
-fn folders_without_safetensors_say_what_to_do() {
+fn folders_without_safetensors_are_refused_with_a_remedy() {
     let folder = TempDir::new().unwrap();
     let message = || Weights::open(folder.path()).err().expect("must be refused").to_string();
     assert!(message().contains("this folder has no model.safetensors"));
@@ -444,7 +444,7 @@ fn folders_without_safetensors_say_what_to_do() {
 
 #[cfg(unix)]
 #[test]
-fn a_fifo_is_refused_and_not_waited_for() {
+fn a_fifo_is_refused_without_blocking() {
     let folder = TempDir::new().unwrap();
     let fifo = folder.path().join("model.safetensors");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());

@@ -59,7 +59,7 @@ fn label(table: Table, model: Option<&[String]>) -> warpfit::Result<(Vec<String>
 // ---- dataset: formats
 
 #[test]
-fn csv_as_rfc_4180_has_it() {
+fn csv_follows_rfc_4180() {
     let table = csv("\u{feff}id,text,label\r\n1,\"a, \"\"b\"\"\r\nc\",pos\r\n\r\n2,<br />  d ,neg\r\n3,,pos\r\n");
     assert_eq!(table.texts, ["a, \"b\"\r\nc", "<br />  d ", ""]);
     assert_eq!(table.labels, Some(strings(&["pos", "neg", "pos"])));
@@ -112,7 +112,7 @@ fn json_arrays_and_json_lines_under_one_ending() {
 }
 
 #[test]
-fn a_text_and_its_label_a_line() {
+fn one_text_and_label_per_line() {
     let texts = |content: &str| read("a.txt", content).map(|table| (table.texts, table.labels.unwrap()));
     let rows = (strings(&["a; b", " c "]), strings(&["joy", "<3"]));
     assert_eq!(texts("a; b;joy\n c ;<3").unwrap(), rows, "no header");
@@ -434,7 +434,7 @@ fn parquet_faults() {
 // ---- dataset: names of classes
 
 #[test]
-fn model_names_win_where_they_fit() {
+fn model_names_are_preferred_if_they_match() {
     let model = strings(&["NEG", "POS"]);
     let with = |file: &str| label(csv(file), Some(&model)).unwrap();
     assert_eq!(with("text,label\na,POS\nb,NEG\n"), (model.clone(), vec![1, 0]));
@@ -473,7 +473,7 @@ fn names_over_two_tables() {
         Table::read(&path, &Options::default()).unwrap()
     });
     let tables: Vec<Table> = tables.collect();
-    assert_error(class_names(&[&tables[0], &tables[1]], None), ".parquet", "classes are pos, neg, those of");
+    assert_error(class_names(&[&tables[0], &tables[1]], None), ".parquet", "classes are pos, neg, but those of");
 }
 
 #[test]
@@ -754,6 +754,6 @@ fn a_loader_runs_ahead_and_ends() {
 
 #[test]
 #[should_panic(expected = "out of bounds")]
-fn a_packing_fault_does_not_pass_for_the_end() {
+fn a_panic_while_packing_is_not_the_end_of_the_epoch() {
     Loader::new(encoded(2), vec![0, 1, 2], 1, 0).count();
 }

@@ -54,7 +54,7 @@ fn the_cpu_rounds_products_to_bf16_and_has_no_tf32() {
 }
 
 #[test]
-fn a_driver_that_does_not_do() {
+fn unsuitable_drivers() {
     let vgpu = vgpu::directory();
     // Without nvcc there is no GPU code that could be too new.
     let built = |fact| if archs().is_empty() { "this binary has no GPU code: it was built without nvcc" } else { fact };
@@ -78,7 +78,7 @@ fn no_cublaslt() {
 }
 
 #[test]
-fn the_gpu_that_was_asked_for_is_taken_and_no_other() {
+fn the_requested_gpu_is_used_and_no_other() {
     let vgpu = vgpu::directory();
     let cpu = predict(&vgpu, &[], &["--device", "cpu"]).done().out;
     for (device, note) in [("auto", "device: Virtual GPU 0\n"), ("cuda", ""), ("cuda:1", "")] {
@@ -91,7 +91,7 @@ fn the_gpu_that_was_asked_for_is_taken_and_no_other() {
 }
 
 #[test]
-fn memory_that_is_one_byte_short() {
+fn one_byte_too_little_memory() {
     let config = ModelDir::read(&golden("text/hf")).unwrap().config;
     let spec = ModelSpec { train: false, last_rows: Rows::Cls, tokens: 512, seqs: 8, arithmetic: Arithmetic::F32 };
     let needed = Plan::new(&config, spec).layout.bytes + OVERHEAD;
@@ -115,7 +115,7 @@ fn cublaslt_without_memory() {
 }
 
 #[test]
-fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_goes_on_from_there() {
+fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_resumes() {
     let (model, file, folder) = (golden("train/hf_init"), golden("train/train.csv"), TempDir::new().unwrap());
     let out = folder.path().join("run");
     let train = |failing: &str, more: &[&str]| {

@@ -150,7 +150,7 @@ fn embed_writes_the_vectors_of_any_layer() {
 }
 
 #[test]
-fn embed_takes_lines_and_refuses_what_it_cannot_do() {
+fn embed_reads_lines_and_refuses_invalid_flags() {
     let model = golden("text/hf");
     let ran = embed(&model, &["--pooling", "mean"], "a good film\n\n").done();
     let rows: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -181,7 +181,7 @@ fn made_up(classes: u32) -> (Vec<f32>, Vec<u32>) {
 }
 
 #[test]
-fn the_probe_is_scikit_learns_logistic_regression() {
+fn the_probe_matches_scikit_learns_logistic_regression() {
     // LogisticRegression(C=1, tol=1e-10, max_iter=100000): a row of coefficients and the intercept for each logit.
     let two: &[f64] = &[0.499369, -1.235906, 0.234827, -3.180650];
     let three: &[f64] = &[
@@ -204,7 +204,7 @@ fn the_probe_is_scikit_learns_logistic_regression() {
 }
 
 #[test]
-fn the_probe_is_shown_beside_the_majority() {
+fn the_probe_is_compared_with_the_majority() {
     let dir = TempDir::new().unwrap();
     let (train, test) = (golden("train/train.csv"), golden("train/test.csv"));
     let args = ["--probe", "--train-file", path(&train), "--test-file", path(&test), "--output-dir", path(dir.path())];
@@ -225,7 +225,7 @@ fn the_probe_is_shown_beside_the_majority() {
 }
 
 #[test]
-fn the_components_of_a_turned_ellipsoid() {
+fn the_components_of_a_rotated_ellipsoid() {
     // Two points on each half-axis, away from the origin. The largest entry of an axis is positive, as of a component.
     let axes = [[2.0, 3.0, 6.0], [-3.0, 6.0, -2.0], [6.0, 2.0, -3.0]].map(|axis| axis.map(|x: f64| x / 7.0));
     let along = [(0, 3.0), (0, -3.0), (1, 2.0), (1, -2.0), (2, 1.0), (2, -1.0)];
@@ -283,7 +283,7 @@ fn t_sne_keeps_clusters_apart_on_any_number_of_threads() {
 }
 
 #[test]
-fn a_projection_has_a_panel_a_class_and_a_line_a_text() {
+fn a_projection_has_one_panel_per_class_and_one_line_per_text() {
     let dir = TempDir::new().unwrap();
     let (model, input, out) = (golden("text/hf"), dir.path().join("in.csv"), dir.path().join("out"));
     let text = |row: usize| ["good ", "bad ", "film the ", "a "][row % 4].repeat(1 + row * 7 % 11);
@@ -339,7 +339,7 @@ fn a_projection_has_a_panel_a_class_and_a_line_a_text() {
 }
 
 #[test]
-fn a_projection_refuses_what_it_cannot_do() {
+fn invalid_projections_are_refused() {
     let dir = TempDir::new().unwrap();
     let (model, out, input) = (golden("text/hf"), dir.path().join("out"), dir.path().join("a.csv"));
     let out = path(&out);

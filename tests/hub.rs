@@ -284,7 +284,7 @@ fn tree(folder: &Path) -> BTreeSet<String> {
 const SHORT: [&str; 8] = ["--max-steps", "2", "--max-train-samples", "32", "--max-eval-samples", "32", "--save-strategy", "no"];
 
 #[test]
-fn a_run_by_ids_fetches_once_and_goes_on_without_a_network() {
+fn a_run_by_ids_fetches_once_and_then_needs_no_network() {
     let data = reviews("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet");
     let unsupervised = ("plain_text/unsupervised-00000-of-00001.parquet".to_string(), b"not wanted".to_vec());
     let hub = Hub::new(&[("models/tiny/distil", tiny()), ("datasets/tiny/reviews", [data, vec![unsupervised]].concat())]);
@@ -371,7 +371,7 @@ fn a_recipe_needs_nothing_else() {
 }
 
 #[test]
-fn what_is_cut_off_goes_on_and_what_is_damaged_is_not_kept() {
+fn interrupted_downloads_resume_and_damaged_ones_are_discarded() {
     let content = fs::read(golden("train/hf_init/model.safetensors")).unwrap();
     let blob = |hub: &Hub| hub.cache("models--tiny--distil/blobs").join(hex(&content));
     let predict = |hub: &Hub| hub.ran(PREDICT, &["--model", "tiny/distil", "good"]);
@@ -414,7 +414,7 @@ fn what_is_cut_off_goes_on_and_what_is_damaged_is_not_kept() {
 }
 
 #[test]
-fn a_data_set_is_its_parquet_files_or_those_that_the_hub_made() {
+fn a_data_set_has_its_own_or_converted_parquet_files() {
     let train = |hub: &Hub, id: &str, more: &[&str]| {
         let out = TempDir::new().unwrap();
         let model = golden("train/hf_init");
@@ -461,7 +461,7 @@ fn a_data_set_is_its_parquet_files_or_those_that_the_hub_made() {
 }
 
 #[test]
-fn what_is_wrong_with_the_hub_is_said_in_one_line() {
+fn hub_failures_are_reported_in_one_line() {
     let folder = |name: &str| vec![("config.json".to_string(), b"{}".to_vec()), (name.to_string(), b"x".to_vec())];
     let hub = Hub::new(&[
         ("models/tiny/distil", tiny()),
@@ -570,7 +570,7 @@ fn takes_pushes(chunk: Option<usize>, refuses: Arc<AtomicUsize>) -> (Server, Arc
 }
 
 #[test]
-fn a_run_is_pushed_whole_and_nothing_is_lost_where_that_fails() {
+fn a_run_is_pushed_and_survives_a_failed_push() {
     let refuses = Arc::new(AtomicUsize::new(0));
     let (server, storage) = takes_pushes(None, refuses.clone());
     let whole = Hub { server, storage, home: TempDir::new().unwrap(), cuts: Arc::default() };

@@ -12,7 +12,7 @@ use crate::cli::{PREDICT, path, program, run};
 use crate::fixtures::golden;
 
 #[test]
-fn what_the_machine_lacks_is_refused() {
+fn missing_instructions_are_refused() {
     let refused = |name: &str, fact: &str| {
         let available = Instructions::available().iter().map(Instructions::to_string).collect::<Vec<_>>().join(", ");
         let mut command = program(PREDICT);
@@ -30,7 +30,7 @@ fn what_the_machine_lacks_is_refused() {
 }
 
 #[test]
-fn the_name_says_what_computes() {
+fn the_name_shows_the_instructions() {
     let best = Instructions::available().last().unwrap().to_string();
     let named = env::var("WARPFIT_CPU").unwrap_or(best);
     let name = Cpu::<f32>::new().name();

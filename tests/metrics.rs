@@ -77,7 +77,7 @@ fn metrics_equal_scikit_learn() {
 }
 
 #[test]
-fn the_report_is_scikit_learns() {
+fn the_report_matches_scikit_learn() {
     let cases = json("metrics.json");
     let report = |i: usize, names: &[&str], digits| {
         let (labels, scores, classes) = case(&cases[i]);
@@ -118,7 +118,7 @@ weighted avg     0.6117    0.5667    0.5755       150
 }
 
 #[test]
-fn what_labels_leave_undefined_is_null() {
+fn undefined_metrics_are_null() {
     // Class 2 never occurs, and is never predicted.
     let metrics = Metrics::from_scores(&[0, 1, 0], &[0.8, 0.1, 0.1, 0.3, 0.6, 0.1, 0.4, 0.5, 0.1], 3).unwrap();
     let json = serde_json::to_value(&metrics).unwrap();
@@ -184,7 +184,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn metrics_are_their_definitions((labels, scores, classes) in rows()) {
+    fn metrics_match_their_definitions((labels, scores, classes) in rows()) {
         let metrics = Metrics::from_scores(&labels, &scores, classes).unwrap();
         let rows = labels.len();
         let row = |i: usize| &scores[i * classes..][..classes];
@@ -261,7 +261,7 @@ proptest! {
 }
 
 #[test]
-fn metric_names_and_which_is_better() {
+fn metric_names_and_order() {
     let parse = |name: &str| Metric::parse("--metric-for-best-model", name);
     for metric in Metric::ALL {
         assert_eq!(parse(metric.name()).unwrap(), metric);
@@ -433,7 +433,7 @@ fn without_a_terminal_progress_is_lines() {
 }
 
 #[test]
-fn lines_are_sparse_but_the_last_one_comes() {
+fn progress_lines_are_sparse_but_the_last_is_printed() {
     let page = Page::default();
     let progress = Progress::lines(Box::new(page.clone()), Duration::from_secs(3600), "tokenising", 25_000, &["texts"]);
     rayon::scope(|scope| {
@@ -499,7 +499,7 @@ fn a_bar_fits_its_terminal() {
 }
 
 #[test]
-fn rates_are_those_of_the_last_seconds() {
+fn rates_cover_the_last_seconds() {
     let begin = Instant::now();
     let at = |seconds: u64| begin + Duration::from_secs(seconds);
     let mut samples = [(begin, vec![0, 0])].into();

@@ -487,7 +487,7 @@ fn numerical_gradients() {
 
 /// The last layer on [CLS] rows alone is the same model, masks included.
 #[test]
-fn pruned_is_unpruned() {
+fn pruned_equals_unpruned() {
     let batch = labelled(&LENGTHS);
     for arch in ARCHS {
         let [(model, all), (_, pruned)] = [Rows::Tokens, Rows::Cls].map(|last_rows| {
@@ -504,7 +504,7 @@ fn pruned_is_unpruned() {
 
 /// Four micro-batches of eight make the gradients, and the loss, of one batch of 32.
 #[test]
-fn accumulated_is_at_once() {
+fn accumulation_equals_one_batch() {
     let lengths: Vec<usize> = (0..32).map(|b| 1 + b * 7 % 23).collect();
     let batch = labelled(&lengths);
     for arch in ARCHS {
@@ -526,7 +526,7 @@ fn accumulated_is_at_once() {
 
 /// A sequence has the same logits alone and among others; in a plan for inference and in one for training.
 #[test]
-fn packed_is_one_by_one() {
+fn packed_equals_one_by_one() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Cls)]) {
         let infer = |train| random_model(On::CpuF64, &small(arch), last_rows, train, &batch).evaluate(&batch).unwrap();
@@ -543,7 +543,7 @@ fn packed_is_one_by_one() {
 
 /// After one update every parameter that the batch reaches has moved, and no other; and every gradient is zero.
 #[test]
-fn everything_moves() {
+fn every_parameter_moves() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Cls)]) {
         let mut model = random_model(On::Cpu, &small(arch), last_rows, true, &batch);
@@ -580,7 +580,7 @@ fn everything_moves() {
 
 /// An update with a gradient or a loss that is not finite is counted and leaves every weight and moment.
 #[test]
-fn not_finite_is_left_out() {
+fn non_finite_updates_are_skipped() {
     let batch = labelled(&LENGTHS);
     for (arch, bad) in ARCHS.into_iter().zip([f64::NAN, f64::INFINITY]) {
         let mut model = random_model(On::Cpu, &small(arch), Rows::Cls, true, &batch);

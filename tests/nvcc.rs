@@ -87,7 +87,7 @@ fn the_host_gets_the_structs_and_kernels_of_a_source() {
 }
 
 #[test]
-fn what_the_host_does_not_understand_of_a_source_is_named() {
+fn source_lines_that_cannot_be_parsed_are_reported() {
     for (from, to, message) in [
         (
             "Scale<float>, 128)",
@@ -135,7 +135,7 @@ fn fake(path: &Path, version: &str, compile: &str) {
 }
 
 #[test]
-fn nvcc_is_looked_for_in_a_fixed_order() {
+fn nvcc_is_searched_in_a_fixed_order() {
     let folder = TempDir::new().unwrap();
     let place = |name: &str| folder.path().join(name);
     let (named, home, cuda_path, on_path, python) =
@@ -169,7 +169,7 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
 }
 
 #[test]
-fn an_nvcc_that_is_too_old_and_architectures_that_are_none_are_named() {
+fn an_old_nvcc_and_unknown_architectures_are_reported() {
     let folder = TempDir::new().unwrap();
     let nvcc = folder.path().join("nvcc");
     let find = |archs: &str| find(&[("NVCC", &nvcc), ("WARPFIT_CUDA_ARCHS", Path::new(archs))]);
@@ -199,11 +199,11 @@ fn an_nvcc_that_is_too_old_and_architectures_that_are_none_are_named() {
     }
     fake(&nvcc, "12.1", "exit 1");
     let error = find("80").err().unwrap();
-    assert!(error.contains("this is nvcc 12.1, the kernels need 12.2"), "{error}");
+    assert!(error.contains("this is nvcc 12.1, but the kernels need 12.2"), "{error}");
 }
 
 #[test]
-fn what_nvcc_made_is_kept_until_something_that_it_depends_on_changes() {
+fn compiled_kernels_are_reused_until_an_input_changes() {
     let folder = TempDir::new().unwrap();
     let (nvcc, out) = (folder.path().join("nvcc"), folder.path());
     // Writes a fatbin, and a line each time.
@@ -253,7 +253,7 @@ fn faults(kernels: &[String], archs: &[String], usages: &BTreeMap<(String, Strin
 }
 
 #[test]
-fn spills_and_missing_kernels_are_seen_in_a_report() {
+fn spills_and_missing_kernels_are_detected_in_a_report() {
     let report = "\
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'a' for 'sm_80'
@@ -336,7 +336,7 @@ fn out(source: &Source, ending: &str) -> PathBuf {
 
 #[test]
 #[ignore = "needs a build with nvcc"]
-fn nvcc_made_every_kernel_for_every_architecture_without_local_memory() {
+fn every_kernel_compiles_for_every_architecture_without_local_memory() {
     let archs = archs();
     println!(
         "registers (and bytes of static shared memory)\n{:<28}{:>7}",

@@ -38,18 +38,18 @@ everywhere! {
     cpu: Cpu; cpu_bf16: CpuBf16; cuda: Cuda; cuda_bf16: CudaBf16;
     {
         same_bits
-        not_finite_is_where_it_is_in_f64
-        masks_are_those_of_the_page
+        nan_and_infinity_match_f64
+        dropout_masks_match_the_definition
         dropout_off_is_the_identity
         act_in_place
         xent_at_the_edges
-        xent_counts_its_loss
+        xent_adds_its_loss_in_training_only
         grad_norm_is_the_root_of_the_sum_of_squares
-        adamw_is_that_of_the_page
-        adamw_leaves_out_what_is_not_finite
+        adamw_matches_the_definition
+        adamw_skips_non_finite_updates
         memory
         stage
-        batches_follow_each_other
+        staging_needs_no_wait
     }
 }
 
@@ -362,7 +362,7 @@ fn check_nan(case: &Case, backward: bool) {
 }
 
 #[test]
-fn nan_goes_where_it_must() {
+fn nan_propagates_only_where_it_must() {
     for case in odd() {
         check_nan(&case, false);
         check_nan(&case, true);
@@ -370,7 +370,7 @@ fn nan_goes_where_it_must() {
 }
 
 /// A NaN or an infinity that comes in comes out where it does in f64 on the CPU.
-fn not_finite_is_where_it_is_in_f64(on: On) {
+fn nan_and_infinity_match_f64(on: On) {
     each(cases().into_iter().filter(|case| case.batch.max_seqlen < 128).collect(), |case| {
         let mut run = start(case, on);
         let mut exact = start(case, On::CpuF64);
@@ -400,7 +400,7 @@ fn not_finite_is_where_it_is_in_f64(on: On) {
 }
 
 /// The factors that dropout, add_norm and attention apply are those that ops.rs says, for tokens and for [CLS].
-fn masks_are_those_of_the_page(on: On) {
+fn dropout_masks_match_the_definition(on: On) {
     let batch = batch(&[33, 1, 200, 2]);
     let drop = DropSite { p: 0.3, site: 9 };
     let steps = [(7, 3, 1), (43 + (1 << 32), 5 + (1 << 33), 2)];
@@ -585,7 +585,7 @@ fn xent_at_the_edges(on: On) {
 }
 
 /// The status block gets the loss on top, in training alone.
-fn xent_counts_its_loss(on: On) {
+fn xent_adds_its_loss_in_training_only(on: On) {
     for (classes, train) in [(3, true), (3, false), (6, true)] {
         let mut case = xent(&batch(&LONG), classes, 0.1, true);
         case.step.train = train;
@@ -611,7 +611,7 @@ fn grad_norm_is_the_root_of_the_sum_of_squares(on: On) {
 }
 
 /// One element after another, as [`AdamW`] says.
-fn adamw_is_that_of_the_page(on: On) {
+fn adamw_matches_the_definition(on: On) {
     for case in cases().into_iter().filter(|case| matches!(case.call(), Call::AdamW(..))) {
         let mut run = start(&case, on);
         let Call::AdamW(op, Update { number, learning_rate: lr }) = run.call else { unreachable!() };
@@ -640,7 +640,7 @@ fn adamw_is_that_of_the_page(on: On) {
 }
 
 /// A loss or a norm that is not finite: counted, and nothing else changes.
-fn adamw_leaves_out_what_is_not_finite(on: On) {
+fn adamw_skips_non_finite_updates(on: On) {
     for (loss, norm) in [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (0.5, f64::NAN), (0.5, f64::INFINITY)] {
         let mut run = start(&adamw(100, 48, 1.0, 1.0), on);
         run.write("status", &[loss, 0.25, norm, 1.0]);
@@ -703,7 +703,7 @@ fn stage_smaller(on: On, n: usize) {
 }
 
 /// Nothing waits for a batch to be done before the next is staged; each is what its ops see.
-fn batches_follow_each_other(on: On) {
+fn staging_needs_no_wait(on: On) {
     let batches: Vec<_> = (0..6).map(|i| batch(&[9 + i, 7])).collect();
     let case = embed(batches.last().unwrap(), 8, 2, Some(0));
     let [got, want] = [on, On::CpuF64].map(|on| {

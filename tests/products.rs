@@ -112,7 +112,7 @@ fn weight_gradients_of_ones_are_exact() {
 /// An algorithm is asked for with large numbers of rows rounded up. Where it is refused for the true number, another is asked
 /// for; the virtual GPU refuses some by the seed, and all that were asked for with another small number.
 #[test]
-fn every_number_of_rows_is_taken() {
+fn every_number_of_rows() {
     let (faults, refused) = sweep(gpu, Arithmetic::Bf16, 1..257);
     assert!(faults.is_empty() && refused == 0, "{refused} were refused; {faults:#?}");
     for seed in if is_virtual() { 1..5 } else { 0..1 } {

@@ -133,7 +133,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn bad_requests_have_their_status_and_the_server_lives_on() {
+fn bad_requests_get_their_status_and_the_server_survives() {
     let server = Server::start(&[]);
     let address = server.address;
     let texts = |n: usize| json!({ "inputs": vec!["good"; n] }).to_string().into_bytes();
@@ -294,7 +294,7 @@ fn the_vectors_of_embed() {
 }
 
 #[test]
-fn both_at_once_by_many() {
+fn scores_and_vectors_for_many_clients_at_once() {
     let (model, texts) = (golden("text/hf"), texts());
     let server = Server::start(&["--max-length", "40", "--max-batch-tokens", "300"]);
     let vectors = written(EMBED, &model, &["--normalize"], "embedding");
@@ -340,7 +340,7 @@ fn a_model_without_a_head_embeds_and_does_not_classify() {
 }
 
 #[test]
-fn the_answers_of_cuda_are_those_of_the_cpu() {
+fn responses_of_cuda_match_the_cpu() {
     let (model, texts) = (golden("text/hf"), texts());
     let libraries = vgpu::directory();
     let vars = [("LD_LIBRARY_PATH", path(&libraries))];
@@ -365,7 +365,7 @@ fn the_answers_of_cuda_are_those_of_the_cpu() {
 }
 
 #[test]
-fn tokens_stand_where_the_text_has_them() {
+fn token_offsets_match_the_text() {
     let server = Server::start(&[]);
     let ask = |body: Value| Asked::post(server.address, "/tokenize", body.to_string().as_bytes()).reply().json();
     let text = "The “good” movie, unwatchable";
@@ -441,7 +441,7 @@ fn a_server_that_cannot_start() {
 }
 
 #[test]
-fn what_was_asked_before_the_signal_is_answered() {
+fn requests_before_the_signal_are_answered() {
     for signal in ["-TERM", "-INT"] {
         let server = Server::start(&[]);
         let body = json!({ "inputs": vec!["good"; 32] }).to_string();
@@ -469,7 +469,7 @@ fn what_was_asked_before_the_signal_is_answered() {
 }
 
 #[test]
-fn slow_clients_hold_up_nobody_and_are_let_go() {
+fn slow_clients_delay_no_others_and_are_disconnected() {
     let server = Server::start(&["--client-timeout", "2", "--max-concurrent-requests", "4"]);
     let asked = request("POST", "/predict", &[], br#"{"inputs": "good"}"#);
     let begin = Instant::now();
@@ -603,7 +603,7 @@ impl Drop for Fake {
 }
 
 #[test]
-fn what_waits_is_one_batch_in_order() {
+fn waiting_requests_form_one_batch_in_order() {
     let words = ["good", "movie", "great", "good", "boring"];
     let (fake, replies) = Fake::start(&[]).together(&words);
     assert_eq!(fake.begun(), words.map(id));
@@ -652,7 +652,7 @@ fn a_full_queue_refuses_at_once_and_recovers() {
 }
 
 #[test]
-fn who_has_gone_is_not_computed() {
+fn disconnected_clients_are_not_computed() {
     let mut fake = Fake::start(&[]);
     let first = Asked::predict(fake.address, "movie");
     fake.begun();
@@ -668,7 +668,7 @@ fn who_has_gone_is_not_computed() {
 }
 
 #[test]
-fn one_text_that_breaks_the_model_is_alone_in_that() {
+fn a_text_that_breaks_the_model_fails_alone() {
     let (fake, replies) = Fake::start(&[]).together(&["good", PANICS, "great", BREAKS, NOT_FINITE]);
     let status: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
     assert_eq!(status, [200, 424, 200, 503, 424]);

@@ -27,7 +27,7 @@ fn json_lines(path: PathBuf) -> Vec<Value> {
 }
 
 #[test]
-fn ids_are_those_of_hugging_face() {
+fn ids_match_hugging_face() {
     let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
     assert_eq!((tokenizer.max_length, tokenizer.vocab), (Some(48), 299));
     let texts: Vec<String> =
@@ -77,7 +77,7 @@ fn many_texts_keep_their_order() {
 }
 
 #[test]
-fn token_types_stay_where_there_are_some() {
+fn token_types_are_kept() {
     let mut json: Value = serde_json::from_slice(&fs::read(golden("text/hf/tokenizer.json")).unwrap()).unwrap();
     json["post_processor"]["single"][1]["Sequence"]["type_id"] = json!(1);
     let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
@@ -148,7 +148,7 @@ proptest! {
 
     /// Cutting early gives what cutting late gives, whatever stands where the text is cut.
     #[test]
-    fn long_texts_are_cut_like_short_ones(
+    fn long_texts_are_truncated_like_short_ones(
         words in prop::collection::vec("good|lovely|[a-z]{1,30}|\\[SEP\\]|\\[MASK\\]|日本|e\u{301}|\u{301}|[.,\"-]|\\PC{1,5}", 1..300),
         spaces in "[ \t\n\u{a0}]{1,3}",
         max_length in 3..40usize,
@@ -285,7 +285,7 @@ fn words_and_pieces() {
 }
 
 #[test]
-fn what_is_not_berts_is_left_to_the_library() {
+fn other_tokenizers_are_left_to_the_library() {
     assert!(WordPiece::new(&changed(|_| ())).is_some());
     let added = |key: &str| changed(|json| json["added_tokens"][4][key] = json!(true));
     for other in [
@@ -325,7 +325,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn hostile_texts_as_the_library_has_them(
+    fn hostile_texts_match_the_library(
         parts in prop::collection::vec(prop_oneof![
             "good|Lovely|[a-zA-Z]{1,25}|##[a-z]|\\[SEP\\]|\\[sep\\]|\\[A\\]|\\[A\\]\\[B\\]|[!-/:-@\\[-`{-~]",
             "[ \t\r\n\u{a0}\u{3000}\u{2028}\u{85}\u{b}\u{1680}]|[\0\u{1}\u{7f}\u{ad}\u{200b}-\u{200f}\u{feff}\u{fffd}\u{e0001}]",
@@ -378,7 +378,7 @@ fn rows() -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn a_second_run_takes_the_tokens_of_the_first() {
+fn a_second_run_reuses_the_tokens_of_the_first() {
     let (folder, data) = rows();
     let kept = folder.path().join("kept/here");
     let test = golden("train/test.csv");
@@ -404,7 +404,7 @@ fn a_second_run_takes_the_tokens_of_the_first() {
 }
 
 #[test]
-fn other_data_or_settings_are_tokenised_anew() {
+fn other_data_or_settings_are_tokenised_again() {
     let (folder, data) = rows();
     let kept = folder.path().join("kept");
     let fresh = |more: &[&str]| !dry_run(&data, &kept, more).is_from_cache() && dry_run(&data, &kept, more).is_from_cache();
@@ -454,7 +454,7 @@ fn other_data_or_settings_are_tokenised_anew() {
 }
 
 #[test]
-fn what_was_damaged_is_made_again() {
+fn damaged_cache_files_are_rewritten() {
     let (folder, data) = rows();
     let kept = folder.path().join("kept");
     dry_run(&data, &kept, &[]);
@@ -494,7 +494,7 @@ fn what_was_damaged_is_made_again() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_one_note() {
+fn an_unwritable_cache_is_one_note() {
     let (folder, data) = rows();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -517,7 +517,7 @@ fn a_folder_that_cannot_be_written_is_one_note() {
 }
 
 #[test]
-fn those_used_longest_ago_go_first() {
+fn least_recently_used_files_are_removed_first() {
     let (folder, data) = rows();
     let kept = folder.path().join("tokens");
     fs::create_dir(&kept).unwrap();
@@ -540,7 +540,7 @@ fn those_used_longest_ago_go_first() {
 }
 
 #[test]
-fn every_byte_of_files_and_folders_counts() {
+fn the_cache_key_covers_every_byte() {
     let folder = TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     let key = |names: &[&str]| {
@@ -572,7 +572,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 50, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn what_is_kept_comes_back(
+    fn cached_tokens_round_trip(
         rows in prop::collection::vec((prop::collection::vec(0..70_000i32, 1..9), any::<bool>(), any::<u32>()), 0..20),
         largest in prop_oneof![Just(9), Just(0xffff), Just(0x10000), Just(i32::MAX)],
         key: u128,

@@ -231,7 +231,7 @@ fn assert_same_run(got: &Path, want: &Path) {
 }
 
 #[test]
-fn a_resumed_run_is_the_run_that_was_never_stopped() {
+fn a_resumed_run_equals_an_uninterrupted_run() {
     // Epochs of 7 updates (the last of two micro-batches); saved within them and at their edges.
     let flags = "--epochs 3 --batch-size 5 --gradient-accumulation-steps 3 --dropout 0.1 --classifier-dropout 0.2 \
                  --eval-strategy steps --eval-steps 3 --save-strategy steps --save-steps 7 --logging-steps 2 --max-length 32";
@@ -253,10 +253,10 @@ fn a_resumed_run_is_the_run_that_was_never_stopped() {
         let files = format!("--model {0}/hf_init --train-file {0}/train.csv --validation-file {0}/test.csv", folder.display());
         train(&settings(&format!("{files} {flags} --resume-from-checkpoint"), whole.path()), None).err().unwrap().to_string()
     };
-    assert!(refused("--batch-size 4 --gradient-accumulation-steps 3 --max-length 32").contains("batch_size 5, this run has 4"));
+    assert!(refused("--batch-size 4 --gradient-accumulation-steps 3 --max-length 32").contains("batch_size 5, but this run has 4"));
     assert!(refused("--batch-size 5 --gradient-accumulation-steps 3 --max-length 6").contains("other training data"));
     let other = "--batch-size 5 --gradient-accumulation-steps 3 --max-length 32 --dropout 0.5";
-    assert!(refused(other).contains("dropout 0.1, this run has 0.5"), "{}", refused(other));
+    assert!(refused(other).contains("dropout 0.1, but this run has 0.5"), "{}", refused(other));
 }
 
 /// What a run leaves that does not depend on the clock.
@@ -310,7 +310,7 @@ fn stopped_again_and_again(device: &str, flags: &str) {
 }
 
 #[test]
-fn a_run_stopped_anywhere_goes_on_to_the_same_bits() {
+fn a_run_interrupted_anywhere_resumes_to_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     sample::unpack(dir.path()).unwrap();
     let files = format!(
@@ -323,7 +323,7 @@ fn a_run_stopped_anywhere_goes_on_to_the_same_bits() {
 }
 
 #[test]
-fn a_run_stopped_anywhere_goes_on_to_the_same_bits_on_cuda() {
+fn a_run_interrupted_anywhere_resumes_to_the_same_bits_on_cuda() {
     drop(gpu());
     let folder = golden("train");
     let files = format!("--model {0}/hf_init --train-file {0}/train.csv --validation-file {0}/test.csv", folder.display());
@@ -332,7 +332,7 @@ fn a_run_stopped_anywhere_goes_on_to_the_same_bits_on_cuda() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_stops_the_run() {
+fn a_non_finite_loss_stops_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let folder = golden("train");
     let flags =

@@ -263,7 +263,7 @@ mod faults {
     }
 
     #[test]
-    fn a_copy_that_is_not_waited_for() {
+    fn a_copy_without_a_wait() {
         let gpu = Gpu::new();
         for waits in [true, false] {
             let x = gpu.floats(&[1.0; 128]);
@@ -300,7 +300,7 @@ mod faults {
 
     /// A kernel that depends on the order of its threads or blocks does not give the same with every seed.
     #[test]
-    fn races_show() {
+    fn races_are_detected() {
         let gpu = Gpu::new();
         let x = gpu.floats(&[0.0; 64]);
         let mut results = [const { Vec::new() }; 2];
@@ -510,7 +510,7 @@ fn pageable_buffers_are_read_at_once() {
 /// One stream fills, another multiplies. With the wait between them the result is right whatever the order; without it, it is
 /// wrong under some seed.
 #[test]
-fn a_missing_wait_between_streams_shows() {
+fn a_missing_wait_between_streams_is_detected() {
     let run = |gpu: &Gpu, waits: bool| {
         let other = gpu.context.new_stream().unwrap();
         let x = gpu.floats(&[1.0; 64]);
@@ -773,7 +773,7 @@ fn captures_that_a_gpu_refuses() {
 }
 
 #[test]
-fn event_tracking_does_not_go_with_a_capture() {
+fn event_tracking_is_incompatible_with_capture() {
     let gpu = Gpu::new();
     let tracking = CudaContext::new(1).unwrap();
     let stream = tracking.new_stream().unwrap();

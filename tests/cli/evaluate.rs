@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 
 #[test]
-fn evaluate_measures_the_model_of_hugging_face() {
+fn evaluated_model_matches_hugging_face() {
     let (model, file, out) = (trained(), golden("train/test.csv"), TempDir::new().unwrap());
     let args = ["--model", path(model.path()), "--file", path(&file), "--output-dir", path(out.path())];
     let ran = ran(EVALUATE, &[&args[..], &["--batch-size", "5", "--fail-under", "accuracy=0.9"]].concat()).done();
@@ -36,7 +36,7 @@ fn evaluate_measures_the_model_of_hugging_face() {
 }
 
 #[test]
-fn evaluate_measures_predictions_as_scikit_learn_does() {
+fn evaluated_predictions_match_scikit_learn() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("p.jsonl");
     for case in json("metrics.json").as_array().unwrap() {

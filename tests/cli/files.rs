@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 
 #[test]
-fn what_is_wrong_with_a_file_is_said_in_one_line() {
+fn invalid_files_are_reported_in_one_line() {
     let dir = TempDir::new().unwrap();
     let parquet = fs::read(golden("../../src/sample/train.parquet")).unwrap();
     let long = format!("text,label\n{},0\nb,1,2\n", "x".repeat(2_000_000));
@@ -136,7 +136,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
 }
 
 #[test]
-fn what_is_no_file_is_said_in_one_line() {
+fn paths_that_are_not_files_are_reported_in_one_line() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::create_dir(at("folder.csv")).unwrap();
@@ -176,7 +176,7 @@ fn what_is_no_file_is_said_in_one_line() {
 }
 
 #[test]
-fn what_may_not_be_read_is_said_in_one_line() {
+fn unreadable_files_are_reported_in_one_line() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     // Everything lies where any user gets at it, for root may read all and has to become another one.

@@ -51,7 +51,7 @@ fn checkpoints_of_every_kind_are_read() {
 }
 
 #[test]
-fn what_is_wrong_with_a_model_folder_is_said_in_one_line() {
+fn invalid_model_folders_are_reported_in_one_line() {
     type Edit = Box<dyn Fn(&Path)>;
     fn remove(name: &'static str) -> Edit {
         Box::new(move |folder| fs::remove_file(folder.join(name)).unwrap())

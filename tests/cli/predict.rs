@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::*;
 
 #[test]
-fn predictions_are_those_of_hugging_face() {
+fn predictions_match_hugging_face() {
     let dir = TempDir::new().unwrap();
     for (expected, max_length) in [("text/expected.jsonl", "48"), ("text/expected_max16.jsonl", "16")] {
         let wanted = json_lines(&golden(expected));
@@ -65,7 +65,7 @@ fn predictions_are_those_of_hugging_face() {
 }
 
 #[test]
-fn predict_takes_what_is_typed() {
+fn predict_reads_texts_from_arguments() {
     let rows = predict(&["The movie was great!", "-1"]).done().json();
     assert_eq!((&rows[0]["id"], &rows[0]["label"], &rows[1]["id"]), (&json!(0), &json!("NEGATIVE"), &json!(1)));
     assert_eq!(rows, predict(&["--text", "The movie was great!", "--text", "-1"]).done().json());
@@ -89,7 +89,7 @@ fn predict_takes_what_is_typed() {
 }
 
 #[test]
-fn predict_answers_each_line_of_a_stream_before_the_next_one_comes() {
+fn predict_answers_each_line_before_the_next_arrives() {
     // From another folder, with a relative path.
     let model = golden("text/hf");
     let mut command = program(PREDICT);
@@ -171,7 +171,7 @@ fn predict_reads_every_kind_of_file() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
+fn a_broken_pipe_succeeds_and_a_full_disk_fails() {
     let model = golden("text/hf");
     let mut command = program(PREDICT);
     command
@@ -202,7 +202,7 @@ fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
 }
 
 #[test]
-fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
+fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
     let (model, file) = (golden("text/hf"), golden("train/test.csv"));
     let (model, file) = (path(&model), path(&file));
     let dir = TempDir::new().unwrap();

@@ -15,7 +15,7 @@ use warpfit::train::recipe;
 use super::*;
 
 #[test]
-fn training_gives_the_losses_and_the_model_of_hugging_face() {
+fn training_matches_hugging_face() {
     let out = TempDir::new().unwrap();
     let test = golden("train/test.csv");
     let flags = "--learning_rate 5e-4 --num_train_epochs 2 --per_device_train_batch_size 8 --weight_decay 0.01 --no-shuffle \
@@ -58,7 +58,7 @@ fn training_gives_the_losses_and_the_model_of_hugging_face() {
 }
 
 #[test]
-fn a_run_leaves_a_folder_with_everything() {
+fn a_run_writes_all_its_files() {
     let out = TempDir::new().unwrap();
     // A name with spaces and beyond ASCII, below a folder that is not there yet.
     let out = out.path().join("läufe und 実験/1");
@@ -111,7 +111,7 @@ fn a_run_leaves_a_folder_with_everything() {
 }
 
 #[test]
-fn checkpoints_rotate_but_the_best_stays_and_is_loaded() {
+fn checkpoints_rotate_and_the_best_is_kept_and_loaded() {
     let out = TempDir::new().unwrap();
     let validation = golden("train/test.csv");
     // The accuracy is 1 from an early evaluation on, so that no later one is better.
@@ -226,7 +226,7 @@ fn every_format_and_layout_trains_the_same_model() {
 }
 
 #[test]
-fn what_is_typed_wins_over_what_a_data_folder_holds() {
+fn flags_override_the_files_of_a_data_folder() {
     let dir = TempDir::new().unwrap();
     let rows = |n: usize| "text,label\n".to_string() + &"good,0\nbad,1\n".repeat(n);
     put(dir.path(), &[("train.csv", &rows(10)), ("val.csv", &rows(2)), ("test.csv", &rows(3)), ("other/a.csv", &rows(1))]);
@@ -247,7 +247,7 @@ fn what_is_typed_wins_over_what_a_data_folder_holds() {
 }
 
 #[test]
-fn what_is_wrong_with_a_data_folder_is_said_in_one_line() {
+fn invalid_data_folders_are_reported_in_one_line() {
     let (model, csv) = (golden("train/hf_init"), "text,label\na,0\nb,1\n");
     type Files<'a> = &'a [(&'a str, &'a str)];
     let cases: [(Files, &str, &str); 9] = [
@@ -286,7 +286,7 @@ fn a_dry_run_and_a_validation_split() {
 
 /// Rows of an evaluation batch are at most those asked for; its tokens are at most those of a training batch.
 #[test]
-fn a_large_evaluation_batch_takes_no_more_memory() {
+fn a_large_evaluation_batch_needs_no_more_memory() {
     let out = TempDir::new().unwrap();
     let flags =
         words("--validation-split 0.5 --batch-size 2 --max-steps 1 --eval-strategy steps --eval-steps 1 --eval-batch-size");
@@ -303,7 +303,7 @@ fn a_large_evaluation_batch_takes_no_more_memory() {
 }
 
 #[test]
-fn a_result_that_is_not_usable_exits_with_1() {
+fn unusable_results_exit_with_1() {
     let out = TempDir::new().unwrap();
     let test = golden("train/test.csv");
     let below = train(&out.path().join("below"), &["--max-steps", "1", "--test-file", path(&test), "--fail-under", "accuracy=1"]);
@@ -322,7 +322,7 @@ fn a_result_that_is_not_usable_exits_with_1() {
 }
 
 #[test]
-fn a_folder_with_results_is_left_alone() {
+fn a_folder_with_results_is_not_overwritten() {
     let out = TempDir::new().unwrap();
     fs::write(out.path().join("thesis.txt"), "ten years").unwrap();
     train(out.path(), &["--max-steps", "1"]).failed(2, "the folder is not empty; choose another --output-dir, or pass");
@@ -343,7 +343,7 @@ fn a_folder_with_results_is_left_alone() {
 }
 
 #[test]
-fn a_file_that_is_replaced_during_the_run_changes_nothing() {
+fn replacing_a_file_during_the_run_changes_nothing() {
     let dir = TempDir::new().unwrap();
     let (model, file, out) = (golden("train/hf_init"), dir.path().join("a.csv"), dir.path().join("out"));
     let steps = words("--max-steps 300 --logging-steps 1 --save-strategy no --max-length 8");
@@ -365,7 +365,7 @@ fn a_file_that_is_replaced_during_the_run_changes_nothing() {
 }
 
 #[test]
-fn what_is_wrong_with_a_flag_is_said_in_one_line() {
+fn invalid_flags_are_reported_in_one_line() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("out");
     let bad = |flags: &str, part: &str| {
@@ -404,7 +404,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--device cuda:x", "`--device cuda:x`: no such device"),
         ("--device cuda", "`--device cuda`: "),
         ("--precision fp8", "invalid value 'fp8'"),
-        ("--delimiter ab", "give one character, or tab"),
+        ("--delimiter ab", "use one character, or tab"),
         ("--delimiter ;", "no label column among text,label"),
         ("--text-column nope", "no column is named nope; the columns are text, label"),
         ("--label-column text", "cannot be both text and label"),
@@ -471,7 +471,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
 }
 
 #[test]
-fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
+fn failures_to_resume_are_reported_in_one_line() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("out");
     train(&out, &words("--max-steps 2 --save-strategy steps --save-steps 1")).done();
@@ -480,7 +480,7 @@ fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
     assert_none(
         [
             ("--resume-from-checkpoint --batch-size 4", "was written with batch_size 8, but this run has 4"),
-            ("--resume-from-checkpoint --gradient-accumulation-steps 2", "with gradient_accumulation_steps 1, this run has 2"),
+            ("--resume-from-checkpoint --gradient-accumulation-steps 2", "with gradient_accumulation_steps 1, but this run has 2"),
             ("--resume-from-checkpoint --seed 43", "was written with seed 42, but this run has 43"),
             ("--resume-from-checkpoint --no-shuffle", "was written with shuffle true"),
             ("--resume-from-checkpoint --max-length 5", "was written with other training data"),
@@ -497,7 +497,7 @@ fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
 }
 
 #[test]
-fn flags_stand_over_a_file_and_a_file_over_a_recipe() {
+fn flags_override_a_file_and_a_file_a_recipe() {
     let dir = TempDir::new().unwrap();
     let config = dir.path().join("run.toml");
     let parse = |flags: &str| {

@@ -71,7 +71,7 @@ fn parameter_sizes(elf: &str) -> BTreeMap<&str, usize> {
 
 #[test]
 #[ignore = "needs a build with nvcc, and cuobjdump and nvdisasm beside it"]
-fn the_machine_code_takes_arguments_of_the_sizes_that_the_host_passes() {
+fn the_machine_code_expects_the_argument_sizes_of_the_host() {
     let arch = format!("sm_{}", archs().last().expect("built without nvcc; docs/gpu.md describes how to install it"));
     for (source, _) in built() {
         let elf = cuobjdump(&source, "-elf", &arch);

@@ -66,7 +66,7 @@ fn warps(line: &str) -> Vec<Option<u32>> {
 }
 
 #[test]
-fn blocks_are_limited_by_what_is_scarcest() {
+fn blocks_are_limited_by_the_scarcest_resource() {
     let usage = |registers, shared| Usage { registers, shared, stack: 0, stores: 0, loads: 0 };
     let [t4, a100, h100] = &MULTIPROCESSORS;
     // Registers; shared memory; warps; blocks.
@@ -80,7 +80,7 @@ fn blocks_are_limited_by_what_is_scarcest() {
 
 #[test]
 #[ignore = "needs a build with nvcc for sm_75, sm_80 and sm_90a"]
-fn as_many_warps_run_at_a_time_as_are_expected() {
+fn occupancy_is_as_expected() {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvcc/occupancy.txt");
     let archs = MULTIPROCESSORS.map(|multiprocessor| format!("  | {:<17}", multiprocessor.arch)).concat();
     let columns = "  | reg stati blk wrp".repeat(MULTIPROCESSORS.len());

@@ -89,7 +89,7 @@ fn width(opcode: &str) -> usize {
 }
 
 #[test]
-fn arrays_that_are_aligned_to_less_than_an_access_are_named() {
+fn underaligned_arrays_are_reported() {
     let kernel = "
 .extern .shared .align 16 .b8 q_bytes[];
 .visible .entry sums(
@@ -129,7 +129,7 @@ fn arrays_that_are_aligned_to_less_than_an_access_are_named() {
 
 #[test]
 #[ignore = "needs nvcc"]
-fn shared_arrays_are_aligned_to_what_is_read_and_written_at_once() {
+fn shared_arrays_are_aligned_to_their_widest_access() {
     let (nvcc, folder) = (super::nvcc(), TempDir::new().unwrap());
     let out = folder.path().join("ptx");
     let (mut wrong, mut wide) = (Vec::new(), 0);

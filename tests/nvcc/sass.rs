@@ -107,7 +107,7 @@ fn differences(found: &Counts, golden: &Counts) -> Vec<String> {
 }
 
 #[test]
-fn instructions_that_are_missing_or_too_many_are_named() {
+fn missing_and_excess_instructions_are_reported() {
     let sass = "
         Function : copy
         /*0000*/                   LDC R1, c[0x0][0x28] ;           /* 0x00000a00ff017b82 */
@@ -144,7 +144,7 @@ multiply loop                  HMMA 1  IMAD.WIDE 1  LOP3 0  MUFU 0  instructions
 
 #[test]
 #[ignore = "needs a build with nvcc for sm_90a, and cuobjdump and nvdisasm beside it"]
-fn the_machine_code_has_the_instructions_that_are_expected() {
+fn the_machine_code_has_the_expected_instructions() {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvcc/instructions.txt");
     let found: Counts = built().iter().flat_map(|(source, _)| counts(&cuobjdump(source, "-sass", "sm_90a"))).collect();
     print!("{}", write(&found));
@@ -157,7 +157,7 @@ fn the_machine_code_has_the_instructions_that_are_expected() {
 
 #[test]
 #[ignore = "needs a build with nvcc for sm_80 and sm_90a, and cuobjdump and nvdisasm beside it"]
-fn nvcc_made_tensor_core_instructions_of_the_mma_kernels() {
+fn the_mma_kernels_use_tensor_cores() {
     let mut seen = BTreeSet::new();
     for (source, _) in built() {
         let wanted: BTreeSet<&str> =
