@@ -1,4 +1,4 @@
-//! config.json: every golden one read and written back unchanged, the defaults, and everything that is refused.
+//! config.json: every golden one parsed and written back unchanged, the defaults, and everything that is refused.
 
 use std::path::Path;
 
@@ -256,7 +256,7 @@ fn new_parameters_depend_on_seed_and_name() {
     assert!((moment(2).sqrt() - 0.02).abs() < 8e-5, "{}", moment(2).sqrt());
     let within = values.iter().filter(|value| value.abs() < 0.02).count() as f64 / values.len() as f64;
     assert!((within - 0.6827).abs() < 2.5e-3, "{within}");
-    // Neighbours, which come from one radius, are not correlated.
+    // Neighbours, which come from one radius, are uncorrelated.
     let product = values.chunks_exact(2).map(|pair| f64::from(pair[0] * pair[1])).sum::<f64>() / (values.len() / 2) as f64;
     assert!((product / 4e-4).abs() < 8e-3, "{product}");
 

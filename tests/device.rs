@@ -1,5 +1,5 @@
-//! `--device` from outside, on the virtual GPU: what is missing or fails is one line and exit code 3, and where any device
-//! would do, the CPU. A machine with a real driver leaves `no_driver` out (`--skip no_driver`).
+//! `--device` from outside, on the virtual GPU: a missing or failing GPU is one line and exit code 3, and with `auto` the CPU
+//! is used. A machine with a real driver leaves `no_driver` out (`--skip no_driver`).
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ use crate::cli::{PREDICT, Ran, TRAIN, path, program, run};
 use crate::fixtures::{golden, max_abs_difference};
 use crate::nvcc::archs;
 
-/// Classifies one text; libraries come from a folder, variables are for the virtual GPU.
+/// Classifies one text, with libraries from a folder and variables for the virtual GPU.
 fn predict(libraries: &Path, vars: &[(&str, &str)], more: &[&str]) -> Ran {
     let model = golden("text/hf");
     let mut command = program(PREDICT);
@@ -23,7 +23,7 @@ fn predict(libraries: &Path, vars: &[(&str, &str)], more: &[&str]) -> Ran {
     run(command.env("LD_LIBRARY_PATH", libraries).envs(vars.iter().copied()), b"")
 }
 
-/// `--device cuda` is refused with this fact, and `auto` takes the CPU because of it.
+/// `--device cuda` is refused with this fact, and `auto` falls back to the CPU because of it.
 #[track_caller]
 fn refused(libraries: &Path, vars: &[(&str, &str)], fact: &str) {
     predict(libraries, vars, &["--device", "cuda"]).failed(3, &format!("`--device cuda`: {fact}"));
@@ -107,7 +107,7 @@ fn one_byte_too_little_memory() {
     with(OVERHEAD + 1000).failed(3, " are free; not even a batch of one row fits");
 }
 
-/// cuBLASLt takes memory of its own, on the first use of a kernel.
+/// cuBLASLt allocates memory of its own on the first use of a kernel.
 #[test]
 fn cublaslt_without_memory() {
     let ran = predict(&vgpu::directory(), &[("VGPU_FAULT", "cublaslt_memory")], &["--device", "cuda"]);

@@ -1,4 +1,4 @@
-//! `WARPFIT_CPU`: what it refuses, and the CPU's ops and golden numbers with each of the machine's instructions.
+//! `WARPFIT_CPU`: refused values, and the CPU's ops and golden numbers with each of the machine's instructions.
 
 use std::env;
 use std::process::Command;
@@ -22,7 +22,7 @@ fn missing_instructions_are_refused() {
     for name in ["", "AVX2", "sse2"] {
         refused(name, "no such instructions");
     }
-    // No machine has those of all architectures.
+    // No machine has the instructions of all architectures.
     let available = Instructions::available();
     for lacking in Instructions::value_variants().iter().filter(|instructions| !available.contains(instructions)) {
         refused(&lacking.to_string(), "this machine does not have these instructions");
@@ -34,7 +34,7 @@ fn the_name_shows_the_instructions() {
     let best = Instructions::available().last().unwrap().to_string();
     let named = env::var("WARPFIT_CPU").unwrap_or(best);
     let name = Cpu::<f32>::new().name();
-    assert!(name.ends_with(&format!(" threads, {named}")), "{name} where {named} is to compute");
+    assert!(name.ends_with(&format!(" threads, {named}")), "{name} instead of {named}");
 }
 
 #[test]

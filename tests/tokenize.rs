@@ -1,4 +1,4 @@
-//! Tokenising, against the `tokenizers` library; and what is kept of it for the next run.
+//! Tokenisation, compared with the `tokenizers` library; and its cache.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -58,7 +58,7 @@ fn baked_in_lengths_are_overridden() {
     assert_eq!(encode(&baked), encode(&plain));
     assert_eq!(encode(&baked).cut, [false, true, false]);
     assert_eq!(encode(&baked).row(2).0, [2, 3], "an empty text is [CLS] [SEP]");
-    assert_eq!(Tokenizer::from_bytes(&baked).unwrap().json, baked, "the bytes stay as they were read");
+    assert_eq!(Tokenizer::from_bytes(&baked).unwrap().json, baked, "the bytes are unchanged");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn tokenizer_faults() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 
-    /// Cutting early gives what cutting late gives, whatever stands where the text is cut.
+    /// Truncating early gives the same as truncating late, whatever the text at the cut.
     #[test]
     fn long_texts_are_truncated_like_short_ones(
         words in prop::collection::vec("good|lovely|[a-z]{1,30}|\\[SEP\\]|\\[MASK\\]|日本|e\u{301}|\u{301}|[.,\"-]|\\PC{1,5}", 1..300),
@@ -166,7 +166,7 @@ proptest! {
     }
 }
 
-// ---- word pieces: the library is the judge
+// ---- word pieces, compared with the library
 
 /// tokenizer.json of the golden text model, changed.
 fn changed(change: impl FnOnce(&mut Value)) -> tokenizers::Tokenizer {
@@ -177,8 +177,8 @@ fn changed(change: impl FnOnce(&mut Value)) -> tokenizers::Tokenizer {
 
 type Judged = (tokenizers::Tokenizer, WordPiece);
 
-/// With every setting of the normalizer, its own choice first; and a vocabulary that shows what became of a character: all
-/// that are lettered or marked, as a word and within one, beside the golden words. Words of at most 20 characters.
+/// With every setting of the normalizer, its own first; and a vocabulary that reveals the normalised characters: every letter
+/// and mark, as a word and within one, beside the golden words. Words of at most 20 characters.
 static JUDGED: LazyLock<Vec<Judged>> = LazyLock::new(|| {
     let blocks = [0..0x3400, 0xa000..0xac00, 0xf900..0x12000, 0x1d000..0x1f000].into_iter().flatten();
     let chars: Vec<char> = blocks.filter_map(char::from_u32).collect();
@@ -204,18 +204,18 @@ static JUDGED: LazyLock<Vec<Judged>> = LazyLock::new(|| {
                 json["model"]["vocab"][content] = json!(id);
             }
         });
-        let ours = WordPiece::new(&library).expect("all of it is BERT's");
+        let ours = WordPiece::new(&library).expect("all its rules are BERT's");
         (library, ours)
     });
     judged.collect()
 });
 
-/// `None` where the text was left to the library; else the ids must be its own.
+/// `None` if the text was left to the library; otherwise the ids must equal its own.
 #[track_caller]
 fn same((library, ours): &Judged, text: &str) -> Option<Vec<i32>> {
     let mut ids = vec![-7];
     if !ours.encode(text, usize::MAX, &mut ids) {
-        assert_eq!(ids, [-7], "ids of a text that was left to the library: {text:?}");
+        assert_eq!(ids, [-7], "ids changed by a text left to the library: {text:?}");
         return None;
     }
     let wanted: Vec<i32> = library.encode_fast(text, false).unwrap().get_ids().iter().map(|&id| id as i32).collect();
@@ -223,7 +223,7 @@ fn same((library, ours): &Judged, text: &str) -> Option<Vec<i32>> {
     Some(wanted)
 }
 
-/// Each between two letters. Settings other than the first skip long blocks whose characters are all alike.
+/// Each between two letters. Settings other than the first skip long blocks of equivalent characters.
 #[test]
 fn every_character_of_unicode() {
     let left: usize = (JUDGED.par_iter().enumerate())
@@ -242,7 +242,7 @@ fn every_character_of_unicode() {
             left
         })
         .sum();
-    assert!(left > 0, "accents that stay are put into order by the library alone");
+    assert!(left > 0, "only the library reorders accents that are kept");
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn words_and_pieces() {
         assert_eq!(same(judged, &"a".repeat(size)).unwrap().len(), if size <= 20 { size } else { 1 });
         assert!(same(judged, &format!("{0}\u{301} {0}\u{200b}z {1}", "é".repeat(size), "日".repeat(size))).is_some());
     }
-    // These two stay, and change places.
+    // These two are kept, and swap places.
     let text = "a\u{1d16d}\u{1d165}b";
     assert_eq!(same(judged, text), None);
     let tokenizer = Tokenizer::from_bytes(judged.0.to_string(false).unwrap().as_bytes()).unwrap();
@@ -300,7 +300,7 @@ fn other_tokenizers_are_left_to_the_library() {
     ] {
         assert!(WordPiece::new(&other).is_none(), "{}", other.to_string(false).unwrap());
     }
-    // Through the library, a text is cut and framed in the same way.
+    // Through the library, a text is truncated and framed in the same way.
     let texts = ["a good [MASK] film", "", "good good good good"];
     let encode = |tokenizer: tokenizers::Tokenizer| {
         Tokenizer::from_bytes(tokenizer.to_string(false).unwrap().as_bytes()).unwrap().encode(&texts, 5, &ignore).unwrap()
@@ -308,7 +308,7 @@ fn other_tokenizers_are_left_to_the_library() {
     assert_eq!(encode(added("single_word")), encode(changed(|_| ())));
 }
 
-/// 100 MB without white space, and as many words: read in a moment, and no further than needed.
+/// 100 MB without white space, and the same length of words: read quickly, and no further than needed.
 #[test]
 fn a_very_long_text_is_cheap() {
     let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
@@ -348,9 +348,9 @@ proptest! {
     }
 }
 
-// ---- what is kept for the next run
+// ---- the cache
 
-/// A dry run on a file of a folder, with or without what an earlier one kept.
+/// A dry run on a file of a folder, with or without the cache of an earlier one.
 fn dry_run(data: &Path, kept: &Path, more: &[&str]) -> Ran {
     let (model, out) = (golden("train/hf_init"), data.with_file_name("out"));
     let mut command = program(TRAIN);
@@ -363,7 +363,7 @@ impl Ran {
         self.err.contains("tokenised by an earlier run")
     }
 
-    /// What is said of the data.
+    /// The notes about the data.
     fn warnings(&self) -> Vec<&str> {
         self.err.lines().filter(|line| line.contains("truncated to") || line.contains("warning")).collect()
     }
@@ -389,7 +389,7 @@ fn a_second_run_reuses_the_tokens_of_the_first() {
     assert_eq!(first.warnings().len(), 4, "{}", first.err);
     assert_eq!(first.out, second.out);
 
-    // It trains to the same bits.
+    // Training gives the same bits.
     let runs = ["one", "two", "three"].map(|name| {
         let out = folder.path().join(name);
         let model = golden("train/hf_init");
@@ -428,7 +428,7 @@ fn other_data_or_settings_are_tokenised_again() {
         &["--test-file", path(&data)],
     ];
     assert!(settings.iter().all(|more| fresh(more)));
-    assert!(dry_run(&data, &kept, &["--seed", "7"]).is_from_cache(), "without a split the seed decides nothing");
+    assert!(dry_run(&data, &kept, &["--seed", "7"]).is_from_cache(), "without a split the seed does not matter");
     let mut command = program(TRAIN);
     command.args([
         "--model",
@@ -441,7 +441,7 @@ fn other_data_or_settings_are_tokenised_again() {
     ]);
     assert!(!run(command.env("WARPFIT_CACHE", &kept), b"").done().is_from_cache(), "another tokenizer");
 
-    // Another file of the same name, size and time.
+    // Another file with the same name, size and time.
     let modified = fs::metadata(&data).unwrap().modified().unwrap();
     let text = fs::read_to_string(&data).unwrap();
     fs::write(&data, text.replacen("good", "look", 1)).unwrap();
@@ -513,7 +513,7 @@ fn an_unwritable_cache_is_one_note() {
         "--dry-run",
     ]);
     let ran = run(command.env_remove("HOME").env_remove("XDG_CACHE_HOME").env_remove("WARPFIT_CACHE"), b"").done();
-    assert!(!ran.err.contains("next run"), "no folder at all: {}", ran.err);
+    assert!(!ran.err.contains("not cached"), "no folder at all: {}", ran.err);
 }
 
 #[test]
@@ -523,7 +523,7 @@ fn least_recently_used_files_are_removed_first() {
     fs::create_dir(&kept).unwrap();
     let file = |name: &str, size: u64, hours: u64| {
         let file = fs::File::create(kept.join(name)).unwrap();
-        file.set_len(size).unwrap(); // a hole: it takes no room
+        file.set_len(size).unwrap(); // a sparse file: it occupies no space
         file.set_modified(SystemTime::now() - Duration::from_secs(3600 * hours)).unwrap();
     };
     file("oldest", 1 << 30, 3);
@@ -532,7 +532,7 @@ fn least_recently_used_files_are_removed_first() {
     dry_run(&data, folder.path(), &[]);
     let names: BTreeSet<String> = fs::read_dir(&kept).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!((names.len(), names.contains("new"), names.contains("old")), (2, true, false), "{names:?}");
-    // One that is used is new again.
+    // Using a file makes it recent again.
     let stored = kept.join(names.into_iter().find(|name| name != "new").unwrap());
     let modified = || fs::metadata(&stored).unwrap().modified().unwrap();
     fs::File::options().append(true).open(&stored).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
