@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Shows that the tests can fail: breaks the engine or the server in one place at a time, in a copy of the sources, and runs
-the test that must notice; where it does not, all tests of the ops, the model and the server. A break of a kernel is compiled
-into the virtual GPU alone, for the test binary of before. Exits 1 when a break goes unnoticed, or not by the test named.
+the test that must notice; if it does not, all tests of the ops, the model and the server. A break of a kernel is compiled
+into the virtual GPU only, for the same test binary. Exits 1 if a break goes unnoticed, or is not caught by the test named.
 
     tests/mutants.py [WORD...]     only the breaks whose row has one of the words
 """
@@ -16,7 +16,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# File, what stands there (once), what replaces it, a test that must fail; with "thread: ", under ThreadSanitizer.
+# File, text (which occurs once), replacement, and a test that must fail; with "thread: ", under ThreadSanitizer.
 MUTANTS = [
     ("src/cpu/embed.rs", "rows.iter().for_each(|&r| add_to(out, row(dy, r, dim)))", "rows.iter().skip(1).for_each(|&r| add_to(out, row(dy, r, dim)))", "ops::gradients"),
     ("src/cpu/embed.rs", "if Some(token) != op.pad {", "if true {", "ops::gradients"),
@@ -235,12 +235,12 @@ MUTANTS = [
 
 
 QUIET = {"capture_output": True, "text": True}
-# Of threads on the virtual GPU.
+# Seeds of the order of threads on the virtual GPU.
 ORDERS = ["0", "1", "2"]
 
 
 def build(copy):
-    """The test binary and the folder of the virtual GPU; None where the copy does not build."""
+    """Builds the test binary and the virtual GPU, and returns their paths; None if the copy does not build."""
     command = ["cargo", "test", "--release", "--test", "tests", "--no-run", "--message-format", "json"]
     made = subprocess.run(command, cwd=copy, **QUIET)
     if made.returncode:
@@ -252,7 +252,7 @@ def build(copy):
 
 
 def failing(binary, emulator, order, *tests):
-    """Those of the tests that fail."""
+    """The names of the tests that fail."""
     environment = {**os.environ, "VGPU_DIR": str(emulator), "VGPU_SEED": order, "RUST_BACKTRACE": "0"}
     try:
         run = subprocess.run([binary, "--format=pretty", *tests], env=environment, timeout=900, **QUIET)
@@ -270,7 +270,7 @@ def judge(binary, emulator, test):
 
 
 def kernel_mutant(copy, binary, emulator, file, new_source, test):
-    """A break under kernels/."""
+    """Judges a break under kernels/."""
     flags = re.search(r'const KERNELS: &str = "(.*?)";', (copy / "tests/vgpu/build.rs").read_text(), re.S)[1]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -292,13 +292,13 @@ def kernel_mutant(copy, binary, emulator, file, new_source, test):
 
 
 def races(copy, test):
-    """Whether ThreadSanitizer sees any."""
+    """Whether ThreadSanitizer detects a race."""
     run = subprocess.run(["tests/vgpu/sanitize.sh", "thread", "--exact", test.removeprefix("thread: ")], cwd=copy, **QUIET)
     return "data race" in run.stderr or "FAILED" in run.stdout
 
 
 def host_mutant(copy, file, new_source, test):
-    """A break under src/, or one that ThreadSanitizer must see."""
+    """Judges a break under src/, or one that ThreadSanitizer must detect."""
     path = copy / file
     source = path.read_text()
     path.write_text(new_source)
@@ -318,15 +318,15 @@ def main():
     caught = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CARGO_TARGET_DIR"] = str(root / "target" / "mutants")
-        # Built often, run once.
+        # Each build runs only once.
         os.environ.update({"CARGO_PROFILE_RELEASE_DEBUG": "0", "CARGO_PROFILE_RELEASE_INCREMENTAL": "true"})
-        # At one place, for cargo to know it again.
+        # Always the same path, so that cargo reuses earlier builds.
         copy = root / "target" / "mutants" / "copy"
         shutil.rmtree(copy, ignore_errors=True)
-        # With times of today, or cargo would keep what the last run left.
+        # With new modification times, or cargo would keep the last run's build.
         shutil.copytree(root, copy, ignore=shutil.ignore_patterns("target", ".git"), copy_function=shutil.copy)
         binary, emulator = build(copy) or sys.exit("without a break: does not build")
-        # The next build would take its place.
+        # The next build would replace it.
         binary = shutil.copy(binary, Path(folder) / "tests")
         if failed := failing(binary, emulator, "0", "ops::", "model::", "serve::"):
             sys.exit(f"without a break: {failed}")
@@ -336,7 +336,7 @@ def main():
         for file, old, new, _ in chosen:
             source = (copy / file).read_text()
             if source.count(old) != 1:
-                sys.exit(f"{file}: `{old}` stands there {source.count(old)} times; correct the table")
+                sys.exit(f"{file}: `{old}` occurs {source.count(old)} times; correct the table")
             sources[file, old, new] = source.replace(old, new)
 
         def judged(mutant):

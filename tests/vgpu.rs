@@ -291,7 +291,7 @@ mod faults {
         gpu.launch("past_dynamic_shared_f32", (1, 32, 128), &Buffer { x: gpu.address(&x), n: 32 });
         gpu.stream.synchronize().unwrap();
         drop(x);
-        let parts = ["byte 128 of dynamic shared memory, of which 128 were asked for"];
+        let parts = ["byte 128 of dynamic shared memory, of which 128 were requested"];
         gpu.breaks("past_dynamic_shared_f32", (1, 32, 128), 33, CUDA_ERROR_ILLEGAL_ADDRESS, &parts);
         drop(gpu);
         let line = line_of("faults.cu", "a.x[threadIdx.x] = tile[a.n];");
@@ -332,7 +332,7 @@ fn launches_that_a_gpu_refuses() {
     };
     assert_eq!(refused("race_f32", (1, 32, 0), "a block of 32 x 1 x 1 threads"), CUDA_ERROR_INVALID_VALUE);
     assert_eq!(refused("race_f32", (0, 64, 0), "a grid of 0 x 1 x 1 blocks"), CUDA_ERROR_INVALID_VALUE);
-    let too_much = "49168 bytes of dynamic shared memory, where 49152 were allowed";
+    let too_much = "49168 bytes of dynamic shared memory, but 49152 are allowed";
     assert_eq!(refused("past_dynamic_shared_f32", (1, 32, 49168), too_much), CUDA_ERROR_INVALID_VALUE);
 
     let function = gpu.module.load_function("past_dynamic_shared_f32").unwrap();
@@ -408,7 +408,7 @@ fn device_memory_is_counted() {
     // SAFETY: the second one is refused.
     let free = || unsafe { result::free_sync(address) }.map_err(|e| e.0);
     assert_eq!((free(), free()), (Ok(()), Err(CUDA_ERROR_INVALID_VALUE)));
-    assert!(vgpu::last_error().contains("free already"));
+    assert!(vgpu::last_error().contains("already freed"));
 }
 
 #[test]

@@ -82,12 +82,12 @@ struct Problem {
         if (d.rows != m() || d.columns != n() || c.rows != m() || c.columns != n()) return bad_value("the shape of C or D is not that of the product");
         if (c.type != d.type || c.stride != d.stride) return unsupported("C and D of different layouts");
         if (a.type != b.type || (a.type == F32 && d.type != F32)) return unsupported("this mix of types");
-        if (description.compute == COMPUTE_32F_FAST_TF32 && a.type != F32) return unsupported("TF32 of what is not f32");
+        if (description.compute == COMPUTE_32F_FAST_TF32 && a.type != F32) return unsupported("TF32 of a type other than f32");
         bool biased = description.epilogue == BIAS;
-        if (biased && description.bias_type >= 0 && description.bias_type != d.type) return unsupported("a bias that is not of D's type");
+        if (biased && description.bias_type >= 0 && description.bias_type != d.type) return unsupported("a bias of another type than D");
         for (const Layout* matrix : {&a, &b, &c, &d}) {
             if (matrix->stride < static_cast<int64_t>(matrix->rows)) return bad_value("a leading dimension below the rows");
-            if (matrix->stride * size_of(matrix->type) % 16) return unsupported("a leading dimension that is no multiple of 16 bytes");
+            if (matrix->stride * size_of(matrix->type) % 16) return unsupported("a leading dimension that is not a multiple of 16 bytes");
         }
         return OK;
     }
@@ -370,7 +370,7 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* description, void* a, voi
     Problem problem;
     if (int status = find_problem(description, a, b, c, d, &problem)) return status;
     if (preference->workspace < WORKSPACE) return unsupported("every algorithm here needs 64 KiB of workspace");
-    if (preference->reductions & IN_PLACE) return unsupported("partial sums added in an order that is left to chance");
+    if (preference->reductions & IN_PLACE) return unsupported("partial sums added in an undetermined order");
     if (preference->reductions & IN_OUTPUT_TYPE) return unsupported("partial sums rounded to the type of D");
     HeuristicResult result{};
     result.algorithm.key = problem.key();
@@ -395,7 +395,7 @@ int cublasLtMatmul(void* handle, void* description, const float* alpha, const vo
     Problem problem;
     if (int status = find_problem(description, layout_a, layout_b, layout_c, layout_d, &problem)) return status;
     if (injected("cublaslt_memory")) return refuse(ALLOC_FAILED, "cublasLt: no memory for a kernel that is loaded on first use");
-    if (current_device()->left_behind) return refuse(EXECUTION_FAILED, "cublasLt: its kernels are those of a context that is gone");
+    if (current_device()->left_behind) return refuse(EXECUTION_FAILED, "cublasLt: its kernels belong to a destroyed context");
     if (!algorithm) return bad_value("no algorithm; ask the heuristic for one");
     if (!algorithm->serves(problem)) return UNSUPPORTED;  // without a message: the engine requests another
     const void* bias = problem.description.epilogue == BIAS ? problem.description.bias : nullptr;

@@ -304,16 +304,16 @@ int check_launch(const Function& function, Grid grid, Grid block, size_t dynamic
     const Kernel& kernel = function.kernel;
     const char* name = kernel.name.c_str();
     if (block.x != kernel.threads || block.y != 1 || block.z != 1)
-        return refuse(INVALID_VALUE, format("%s: a block of %u x %u x %u threads, where its KERNEL line has %u", name, block.x, block.y, block.z, kernel.threads));
+        return refuse(INVALID_VALUE, format("%s: a block of %u x %u x %u threads, but its KERNEL line has %u", name, block.x, block.y, block.z, kernel.threads));
     if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
         return refuse(INVALID_VALUE, format("%s: a grid of %u x %u x %u blocks", name, grid.x, grid.y, grid.z));
     if (dynamic_shared > function.dynamic_shared)
-        return refuse(INVALID_VALUE, format("%s: %zu bytes of dynamic shared memory, where %zu were allowed", name, dynamic_shared, function.dynamic_shared.load()));
+        return refuse(INVALID_VALUE, format("%s: %zu bytes of dynamic shared memory, but %zu are allowed", name, dynamic_shared, function.dynamic_shared.load()));
     return SUCCESS;
 }
 
 void run_launch(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments) {
-    if (++launches == failing_launch) break_context(device, ILLEGAL_ADDRESS, format("kernel %s: the failure asked for by VGPU_FAIL_LAUNCH", kernel.name.c_str()));
+    if (++launches == failing_launch) break_context(device, ILLEGAL_ADDRESS, format("kernel %s: the failure requested by VGPU_FAIL_LAUNCH", kernel.name.c_str()));
     else run_kernel(device, kernel, grid, dynamic_shared, arguments);
 }
 
@@ -410,7 +410,7 @@ int cuDevicePrimaryCtxRetain(Device** context, int device) {
 int cuDevicePrimaryCtxRelease_v2(int ordinal) {
     if (ordinal < 0 || ordinal >= DEVICES) return INVALID_DEVICE;
     Device& device = devices[ordinal];
-    if (device.retained == 0) return refuse(INVALID_CONTEXT, "a primary context that nobody retains");
+    if (device.retained == 0) return refuse(INVALID_CONTEXT, "a primary context that is not retained");
     if (--device.retained) return SUCCESS;
     destroy_context(device);
     device.left_behind = device.left_behind || device.kernels_loaded;

@@ -106,8 +106,8 @@ int release(Device& device, uint64_t address) {
     std::lock_guard lock(mutex);
     auto found = allocations.find(address);
     if (found == allocations.end() || found->second.device != &device)
-        return refuse(INVALID_VALUE, format("free of %#lx, which is no allocation", address));
-    if (!found->second.live) return refuse(INVALID_VALUE, format("free of %#lx, which is free already", address));
+        return refuse(INVALID_VALUE, format("free of %#lx, which is not an allocation", address));
+    if (!found->second.live) return refuse(INVALID_VALUE, format("free of %#lx, which is already freed", address));
     bool intact = found->second.intact();
     bury(address, found->second);
     if (!intact)

@@ -350,7 +350,7 @@ void after_signal() {
     char* address = reinterpret_cast<char*>(caught.address);
     char* stacks_end = runner->stacks + MAX_THREADS * (STACK + PAGE);
     if (address >= runner->dynamic_memory && address < runner->dynamic_end() + PAGE)
-        where = format("byte %ld of dynamic shared memory, of which %zu were asked for", address - runner->dynamic.begin, runner->dynamic.bytes);
+        where = format("byte %ld of dynamic shared memory, of which %zu were requested", address - runner->dynamic.begin, runner->dynamic.bytes);
     else if (address >= runner->stacks && address < stacks_end)
         where = "stack overflow";
     else
