@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Folders go back and forth between warpfit and Hugging Face transformers: what either fine-tuned, the other loads without a
-missing or unexpected key, gives the same logits for, and goes on with. Small models with random weights, on the CPU.
+"""Exchanges folders between warpfit and Hugging Face transformers: what either has fine-tuned, the other loads without a
+missing or unexpected key, with the same logits, and fine-tunes further. Small models with random weights, on the CPU.
 
     cargo build --release && python tests/back_and_forth.py [WORD...]     only those with one of the words
 
@@ -54,7 +54,7 @@ def logits_of_warpfit(folder, file):
 
 
 def load(folder):
-    """The model as transformers has it; every key must be in its place."""
+    """The model loaded by transformers; no key may be missing or unexpected."""
     model, about = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     for what in ["missing_keys", "unexpected_keys", "mismatched_keys"]:
         assert not about[what], f"{folder}: {what} {about[what]}"
@@ -66,7 +66,7 @@ def encode(tokenizer, batch):
 
 
 def compare(folder, tokenizer, rows, tolerance, reference=None):
-    """The largest difference between the logits that warpfit gives for a folder and those of transformers."""
+    """The largest difference between the logits of warpfit and of transformers for a folder."""
     model = reference or load(folder)
     file = Path(folder) / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
@@ -90,7 +90,7 @@ def train_warpfit(model, out, rows, epochs):
 
 
 def train_transformers(model, tokenizer, rows, epochs):
-    """What the same settings mean in plain PyTorch."""
+    """The same settings in plain PyTorch."""
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1]
     rest = [p for n, p in model.named_parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
@@ -114,17 +114,17 @@ def save(model, folder, **how):
 def back_and_forth(folder, name, config, dtype, how):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
     torch.manual_seed(0)
-    # A copy, for saving notes its dtype in it.
+    # A copy, as saving writes the dtype into it.
     model = AutoModelForSequenceClassification.from_config(copy.deepcopy(config)).eval()
     labels = random.Random(1)
     rows = [(text, labels.randrange(config.num_labels)) for text in texts(40, 2)]
     unseen = texts(20, 3)
 
-    # transformers -> warpfit: fine-tuned there, saved there, the same logits here; then both go on.
+    # transformers -> warpfit: fine-tuned and saved there, the same logits here; then both fine-tune further.
     train_transformers(model, tokenizer, rows, 1)
     theirs = folder / f"{name}-transformers"
     save(model.to(dtype), theirs, **how)
-    # What was saved, not what it was rounded from.
+    # The saved weights, not those before rounding.
     model = load(theirs)
     taken = compare(theirs, tokenizer, unseen, LOGITS)
     ours = folder / f"{name}-warpfit"
@@ -133,7 +133,7 @@ def back_and_forth(folder, name, config, dtype, how):
     train_transformers(model, tokenizer, rows, 2)
     same = compare(ours, tokenizer, unseen, CONTINUED, reference=model)
 
-    # warpfit -> transformers: loaded, the same logits, and both go on.
+    # warpfit -> transformers: loaded, the same logits, and both fine-tune further.
     given = compare(ours, tokenizer, unseen, LOGITS)
     model = load(ours)
     train_transformers(model, tokenizer, rows, 2)

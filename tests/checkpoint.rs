@@ -1,4 +1,4 @@
-//! safetensors: the golden files in full, write and read back bit for bit, and every fault a file can have.
+//! safetensors: the golden files in full, write and read back bit for bit, and every possible fault of a file.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ fn open(bytes: &[u8]) -> Result<Weights> {
     Weights::open(&path)
 }
 
-/// The one line that opening `bytes` gives.
+/// The one-line error of opening `bytes`.
 fn refusal(bytes: &[u8]) -> String {
     let message = open(bytes).err().expect("must be refused").to_string();
     assert!(message.contains("model.safetensors`: ") && message.contains("; ") && !message.contains('\n'), "{message}");
@@ -49,7 +49,7 @@ fn store(path: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
 }
 
 #[test]
-fn golden_models_resolve_with_nothing_missing_or_left_over() {
+fn golden_models_resolve_completely() {
     for folder in FOLDERS {
         let (list, weights) = (inventory(folder), Weights::open(&golden(folder)).unwrap());
         let loaded = resolve(&list, &weights).unwrap();
@@ -64,7 +64,7 @@ fn golden_models_resolve_with_nothing_missing_or_left_over() {
 }
 
 #[test]
-fn a_model_written_again_is_the_same_file() {
+fn rewriting_a_model_gives_the_same_file() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.safetensors");
     for case in FOLDERS {
@@ -104,7 +104,7 @@ fn every_bit_pattern_survives() {
 }
 
 #[test]
-fn a_failed_write_leaves_what_was_there() {
+fn a_failed_write_keeps_the_previous_file() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.safetensors");
     store(&path, &[("a", vec![1], vec![1.0])]);
@@ -145,7 +145,7 @@ pub fn tensors(folder: &Path) -> Tensors {
     weights.names().map(tensor).map(|t| (t.name.to_string(), t.dtype, t.shape.to_vec(), t.bytes.to_vec())).collect()
 }
 
-/// The same rounded to f16 or bf16, and as f32 what these come to.
+/// The same rounded to f16 or bf16, and these values as f32.
 pub fn rounded(tensors: &Tensors, dtype: Dtype) -> (Tensors, Tensors) {
     let (mut halves, mut wide) = (tensors.clone(), tensors.clone());
     for (half, wide) in halves.iter_mut().zip(&mut wide) {
@@ -170,7 +170,7 @@ pub fn save(path: &Path, tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) {
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-/// Lays a folder's model out as two shards with an index, and gives the index.
+/// Splits a folder's model into two shards with an index, and returns the index.
 pub fn shard(folder: &Path) -> Value {
     let tensors = tensors(folder);
     std::fs::remove_file(folder.join("model.safetensors")).unwrap();
@@ -186,12 +186,12 @@ pub fn shard(folder: &Path) -> Value {
 }
 
 #[test]
-fn half_precision_is_read_to_the_bit() {
+fn half_precision_is_read_exactly() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("x.safetensors");
     for dtype in [Dtype::F16, Dtype::BF16] {
         let to_f32 = |bits| if dtype == Dtype::F16 { f16::from_bits(bits).to_f32() } else { bf16::from_bits(bits).to_f32() };
-        // Every finite number there is, from an odd byte on, and no multiple of the eight that are converted at once.
+        // Every finite number, starting at an odd byte, in a count that is not a multiple of the eight converted at a time.
         let all: Vec<u16> = (1..=u16::MAX).filter(|&bits| to_f32(bits).is_finite()).collect();
         let w = json!({"dtype": dtype.to_string(), "shape": [all.len()], "data_offsets": [1, 1 + 2 * all.len()]});
         let header = json!({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "w": w}).to_string();
@@ -225,7 +225,7 @@ fn shards_are_read_through_their_index() {
     assert!(tensors(path) == whole);
     let list = inventory("bert-a/hf");
     assert!(resolve(&list, &Weights::open(path).unwrap()).unwrap().unexpected.is_empty());
-    // Where both are, the one file counts, as for Hugging Face.
+    // If both exist, the single file is used, as in Hugging Face.
     save(&path.join("model.safetensors"), &whole[..1]);
     assert_eq!(tensors(path).len(), 1);
 
@@ -269,14 +269,14 @@ fn shards_are_read_through_their_index() {
     }
     std::fs::write(path.join(index), "{").unwrap();
     assert!(Weights::open(path).err().unwrap().to_string().contains("is not an index of shards"));
-    // A tensor that a shard has and the index does not is none of the model's.
+    // A tensor that a shard has and the index does not is ignored.
     let mut json = lay_out();
     json["weight_map"].as_object_mut().unwrap().remove("classifier.bias");
     std::fs::write(path.join(index), json.to_string()).unwrap();
     assert_eq!(resolve(&list, &Weights::open(path).unwrap()).unwrap().missing, ["classifier.bias"]);
 }
 
-/// Every parameter of a golden model under the name `rename` gives it, where it gives one.
+/// Every parameter of a golden model under the name that `rename` returns, if any.
 fn renamed(case: &str, folder: &Path, rename: impl Fn(&Param) -> Option<String>) -> Weights {
     let original = Weights::open(&golden(case)).unwrap();
     let kept: Vec<_> = inventory(case).into_iter().filter_map(|param| Some((rename(&param)?, param))).collect();
@@ -310,7 +310,7 @@ fn base_checkpoints_get_a_fresh_head() {
             assert_eq!(tensor.unwrap().bytes, original.get(&param.name).unwrap().bytes, "{}", param.name);
         }
 
-        // A language model as converted from TensorFlow: gamma and beta, other heads, with the pooler in BERT.
+        // A language model converted from TensorFlow: gamma and beta, other heads, with the pooler in BERT.
         let old = |name: &str| name.replace("orm.weight", "orm.gamma").replace("orm.bias", "orm.beta");
         let weights = renamed(case, folder.path(), |param| match param.name.as_str() {
             "classifier.weight" => Some("vocab_transform.weight".into()),
@@ -325,7 +325,7 @@ fn base_checkpoints_get_a_fresh_head() {
 }
 
 #[test]
-fn models_that_do_not_fit_are_refused() {
+fn mismatched_models_are_refused() {
     let folder = TempDir::new().unwrap();
     let case = "distilbert-a/hf";
     let weights = Weights::open(&golden(case)).unwrap();
@@ -354,7 +354,7 @@ fn models_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_named() {
+fn non_finite_weights_are_reported() {
     for (value, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
         let mut data = vec![0u8; 16];
         data[8..12].copy_from_slice(&value.to_le_bytes());
@@ -369,7 +369,7 @@ fn weights_that_are_not_finite_are_named() {
 }
 
 #[test]
-fn headers_that_are_not_sound_are_refused() {
+fn invalid_headers_are_refused() {
     let refused = |bytes: &[u8], fact: &str| {
         let message = refusal(bytes);
         assert!(message.contains(fact), "{message}");
@@ -431,7 +431,7 @@ fn headers_that_are_not_sound_are_refused() {
 }
 
 #[test]
-fn folders_without_safetensors_say_what_to_do() {
+fn folders_without_safetensors_are_refused_with_a_remedy() {
     let folder = TempDir::new().unwrap();
     let message = || Weights::open(folder.path()).err().expect("must be refused").to_string();
     assert!(message().contains("this folder has no model.safetensors"));
@@ -444,7 +444,7 @@ fn folders_without_safetensors_say_what_to_do() {
 
 #[cfg(unix)]
 #[test]
-fn a_fifo_is_refused_and_not_waited_for() {
+fn a_fifo_is_refused_without_blocking() {
     let folder = TempDir::new().unwrap();
     let fifo = folder.path().join("model.safetensors");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());

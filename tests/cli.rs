@@ -1,4 +1,4 @@
-//! The binaries from outside: what a run leaves, what they print, and one clear line for everything that goes wrong.
+//! The commands from outside: their files and output, and one clear line for every error.
 
 mod evaluate;
 mod files;
@@ -36,19 +36,19 @@ pub struct Ran {
 }
 
 fn ran_with(command: &str, args: &[&str], stdin: &[u8]) -> Ran {
-    // No test but those of the hub asks the network for anything.
+    // Only the tests of the hub use a network.
     run(program(command).args(args).env("HF_HUB_OFFLINE", "1"), stdin)
 }
 
 pub fn run(command: &mut Command, stdin: &[u8]) -> Ran {
-    // Nothing of the tests goes into the user's cache.
+    // The tests do not use the user's cache.
     if command.get_envs().all(|(name, _)| name != "WARPFIT_CACHE") {
         command.env("WARPFIT_CACHE", "");
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (mut pipe, stdin) = (child.stdin.take().unwrap(), stdin.to_vec());
-    // It may end before it has read everything.
+    // It may end before reading everything.
     let writer = std::thread::spawn(move || drop(pipe.write_all(&stdin)));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
@@ -67,14 +67,14 @@ impl Ran {
         self
     }
 
-    /// Ended with `code` and one line of error that has a place, `part` and a remedy.
+    /// Ended with `code` and one line of error with a place, `part` and a remedy.
     #[track_caller]
     pub fn failed(self, code: i32, part: &str) -> Ran {
         assert_eq!(self.fault(code, part), None);
         self
     }
 
-    /// What is wrong with how it failed.
+    /// How its failure differs from the expected one.
     pub fn fault(&self, code: i32, part: &str) -> Option<String> {
         let errors: Vec<&str> = self.err.lines().filter(|line| line.starts_with("error")).collect();
         let line = errors.first().copied().unwrap_or_default();
@@ -85,7 +85,7 @@ impl Ran {
             () if !(line.starts_with("error: `") && line.contains("`: ") && line.contains("; ")) => "no place or no remedy",
             () if !line.contains(part) => "another error",
             () if line.len() > 1000 => "a long line",
-            () if self.err.lines().last() != Some(line) => "something stands behind the error",
+            () if self.err.lines().last() != Some(line) => "output after the error",
             () => return None,
         };
         Some(format!("{wrong}: wanted {code} and {part}, got {:?} and {}", self.code, self.err))
@@ -105,7 +105,7 @@ fn json_lines(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
-/// Names of what a folder holds.
+/// Names of the entries of a folder.
 fn names(folder: &Path) -> BTreeSet<String> {
     fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
@@ -129,13 +129,13 @@ fn train(out: &Path, more: &[&str]) -> Ran {
     ran(TRAIN, &[&args, more].concat())
 }
 
-/// The text model, or another folder, over what is typed.
+/// Predictions of the text model, or of the `--model` in `more`.
 fn predict(more: &[&str]) -> Ran {
     let model = golden("text/hf");
     ran(PREDICT, &[&["--model", path(&model)], more].concat())
 }
 
-/// A model folder of its own, to be changed.
+/// A copy of a model folder, to be modified.
 fn copy(folder: &str) -> TempDir {
     let copy = TempDir::new().unwrap();
     for name in names(&golden(folder)) {
@@ -144,7 +144,7 @@ fn copy(folder: &str) -> TempDir {
     copy
 }
 
-/// What Hugging Face's Trainer left at the end of the golden run, with its tokenizer.
+/// The result of the golden run by Hugging Face's Trainer, with its tokenizer.
 fn trained() -> TempDir {
     let model = copy("train/hf_final");
     for name in ["tokenizer.json", "tokenizer_config.json"] {
@@ -163,7 +163,7 @@ fn logits(model: &Path, file: &Path) -> Vec<f64> {
     ran.json().iter().flat_map(|row| ["NEGATIVE", "POSITIVE"].map(|label| score(row, label))).collect()
 }
 
-/// The faults that a table of cases shows, all at once.
+/// The faults found in a table of cases, all at once.
 fn assert_none(faults: impl IntoIterator<Item = Option<String>>) {
     let faults: Vec<String> = faults.into_iter().flatten().collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));

@@ -1,4 +1,4 @@
-//! config.json: every golden one read and written back unchanged, the defaults, and everything that is refused.
+//! config.json: every golden one parsed and written back unchanged, the defaults, and everything that is refused.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ fn changed(folder: &str, keys: Value) -> Value {
 }
 
 #[test]
-fn golden_configs_come_back_byte_for_byte() {
+fn golden_configs_round_trip_byte_for_byte() {
     for folder in FOLDERS {
         let path = golden(folder).join("config.json");
         assert_eq!(Config::read(&path).unwrap().to_json(), std::fs::read_to_string(&path).unwrap(), "{folder}");
@@ -33,7 +33,7 @@ fn golden_configs_come_back_byte_for_byte() {
 }
 
 #[test]
-fn golden_configs_are_understood() {
+fn golden_configs_are_parsed() {
     let a = read("distilbert-a/hf");
     assert_eq!((a.arch, a.vocab, a.positions, a.types), (Arch::DistilBert, 256, 64, 0));
     assert_eq!((a.dim, a.heads, a.head_dim(), a.layers, a.ffn), (64, 4, 16, 2, 128));
@@ -52,7 +52,7 @@ fn golden_configs_are_understood() {
 }
 
 #[test]
-fn absent_keys_take_the_defaults_of_the_architecture() {
+fn absent_keys_have_the_architectures_defaults() {
     let distilbert = parse(&json!({ "model_type": "distilbert" })).unwrap();
     assert_eq!((distilbert.vocab, distilbert.positions, distilbert.types), (30522, 512, 0));
     assert_eq!((distilbert.dim, distilbert.heads, distilbert.layers, distilbert.ffn), (768, 12, 6, 3072));
@@ -119,7 +119,7 @@ fn dropout_goes_to_the_keys_of_each_architecture() {
 }
 
 #[test]
-fn what_cannot_be_trained_is_refused_in_one_line() {
+fn unsupported_configs_are_refused_in_one_line() {
     let refused = |folder: &str, keys: Value, fact: &str| {
         let error = parse(&changed(folder, keys.clone())).expect_err(&keys.to_string());
         let message = error.to_string();
@@ -181,7 +181,7 @@ fn what_cannot_be_trained_is_refused_in_one_line() {
 }
 
 #[test]
-fn what_is_not_a_json_object_is_refused() {
+fn files_without_a_json_object_are_refused() {
     let deep = "[".repeat(100_000);
     for bytes in [
         &b""[..],
@@ -202,7 +202,7 @@ fn what_is_not_a_json_object_is_refused() {
 }
 
 #[test]
-fn label_sets_that_classify_nothing_are_refused() {
+fn invalid_label_sets_are_refused() {
     for names in [vec![], vec!["A"], vec!["A", "B", "A"]] {
         let names: Vec<String> = names.into_iter().map(String::from).collect();
         assert!(read("distilbert-a/hf").with_labels(names.clone()).is_err(), "{names:?}");
@@ -210,7 +210,7 @@ fn label_sets_that_classify_nothing_are_refused() {
 }
 
 #[test]
-fn decay_is_what_the_trainer_decayed() {
+fn weight_decay_matches_the_trainer() {
     for case in ["distilbert-a", "distilbert-b", "bert-a"] {
         let case_json: Value = serde_json::from_slice(&std::fs::read(golden(case).join("case.json")).unwrap()).unwrap();
         for (key, decay) in [("decayed", true), ("not_decayed", false)] {
@@ -233,7 +233,7 @@ fn published_models_have_their_published_size() {
 }
 
 #[test]
-fn fresh_parameters_are_drawn_by_seed_and_name() {
+fn new_parameters_depend_on_seed_and_name() {
     let list = params(&parse(&json!({ "model_type": "distilbert" })).unwrap());
     let find = |name: &str| list.iter().find(|param| param.name == name).unwrap();
     let (dense, classifier) = (find("pre_classifier.weight"), find("classifier.weight"));
@@ -256,7 +256,7 @@ fn fresh_parameters_are_drawn_by_seed_and_name() {
     assert!((moment(2).sqrt() - 0.02).abs() < 8e-5, "{}", moment(2).sqrt());
     let within = values.iter().filter(|value| value.abs() < 0.02).count() as f64 / values.len() as f64;
     assert!((within - 0.6827).abs() < 2.5e-3, "{within}");
-    // Neighbours, which come from one radius, are not correlated.
+    // Neighbours, which come from one radius, are uncorrelated.
     let product = values.chunks_exact(2).map(|pair| f64::from(pair[0] * pair[1])).sum::<f64>() / (values.len() / 2) as f64;
     assert!((product / 4e-4).abs() < 8e-3, "{product}");
 

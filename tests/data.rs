@@ -36,7 +36,7 @@ fn read_with(name: &str, content: impl AsRef<[u8]>, options: &Options) -> warpfi
     Table::read(&path, options)
 }
 
-/// The error's one line; the place must end in `place` and the rest hold `part`.
+/// The error must be one line; its place must end in `place` and the rest contain `part`.
 #[track_caller]
 pub fn assert_error<T>(result: warpfit::Result<T>, place: &str, part: &str) {
     let line = result.err().expect("an error").to_string();
@@ -59,11 +59,11 @@ fn label(table: Table, model: Option<&[String]>) -> warpfit::Result<(Vec<String>
 // ---- dataset: formats
 
 #[test]
-fn csv_as_rfc_4180_has_it() {
+fn csv_follows_rfc_4180() {
     let table = csv("\u{feff}id,text,label\r\n1,\"a, \"\"b\"\"\r\nc\",pos\r\n\r\n2,<br />  d ,neg\r\n3,,pos\r\n");
     assert_eq!(table.texts, ["a, \"b\"\r\nc", "<br />  d ", ""]);
     assert_eq!(table.labels, Some(strings(&["pos", "neg", "pos"])));
-    // Rows start on these lines, whatever the line ends and the lines inside quotes.
+    // Rows start on these lines, for any line ends and with lines inside quotes.
     assert!([(0, ":2"), (1, ":5"), (2, ":6")].iter().all(|(row, line)| table.place(*row).ends_with(line)));
 }
 
@@ -112,14 +112,14 @@ fn json_arrays_and_json_lines_under_one_ending() {
 }
 
 #[test]
-fn a_text_and_its_label_a_line() {
+fn one_text_and_label_per_line() {
     let texts = |content: &str| read("a.txt", content).map(|table| (table.texts, table.labels.unwrap()));
     let rows = (strings(&["a; b", " c "]), strings(&["joy", "<3"]));
     assert_eq!(texts("a; b;joy\n c ;<3").unwrap(), rows, "no header");
     for header in ["text;label_name", " Sentence ;Emotion", "review;class"] {
         assert_eq!(texts(&format!("\u{feff}{header}\r\n\r\na; b;joy\r\n c ;<3\r\n")).unwrap(), rows);
     }
-    assert_eq!(texts("text;joy\nlabel;text\n").unwrap().0, ["text", "label"], "these are no names of a text and a label");
+    assert_eq!(texts("text;joy\nlabel;text\n").unwrap().0, ["text", "label"], "not the names of a text and a label column");
     let named = Options { text_column: Some("phrase".into()), label_column: Some("mood".into()), delimiter: Some(b'\t') };
     let table = read_with("a.txt", "phrase\tmood\na;b\tc\n", &named).unwrap();
     assert_eq!((&table.texts[0], table.place(0).ends_with("a.txt:2")), (&"a;b".to_string(), true));
@@ -142,7 +142,7 @@ fn fasttext_lines() {
     assert_error(label(read("a.txt", "__label__1 a\n__label__ b\n").unwrap(), None), "a.txt:2", "the label is missing");
 }
 
-/// Writes files below a folder, with the folders that they need.
+/// Writes files below a folder, creating subfolders.
 pub fn put(folder: &Path, files: &[(&str, &str)]) {
     for (name, content) in files {
         fs::create_dir_all(folder.join(name).parent().unwrap()).unwrap();
@@ -211,7 +211,7 @@ fn the_files_of_a_split_are_one_table() {
     for other in ["other.csv", "ids.csv"] {
         assert_error(read_all(&[names[0], other]), other, "its columns or classes differ from those of");
     }
-    // Which of two unknown columns is the text, all files decide together.
+    // All files together decide which of two unknown columns is the text.
     put(dir.path(), &[("1.csv", "a,b\nlong enough,x\n"), ("2.csv", "a,b\n,longer\n")]);
     assert_eq!(read_all(&["1.csv", "2.csv"]).unwrap().texts, ["long enough", ""]);
 }
@@ -300,7 +300,7 @@ fn columns_by_name_by_flag_and_by_content() {
     assert_eq!(csv("phrase\ngood\n").labels, None);
     assert_eq!(csv("id,text,note\n1,good,x\n").labels, None);
     let table = csv("ID,text\n7,good\n07,bad\n");
-    assert_eq!((table.labels, table.ids), (None, vec![json!(7), json!("07")]), "an id is no label");
+    assert_eq!((table.labels, table.ids), (None, vec![json!(7), json!("07")]), "an id is not a label");
     assert_eq!(csv("id,a\nlonger than the text,x\n").texts, ["x"]);
     let table = read("a.jsonl", "{\"id\": [1], \"text\": \"a\", \"label\": 0}\n{\"text\": \"b\", \"label\": 1}\n").unwrap();
     assert_eq!(table.ids, [json!([1]), Value::Null]);
@@ -434,7 +434,7 @@ fn parquet_faults() {
 // ---- dataset: names of classes
 
 #[test]
-fn model_names_win_where_they_fit() {
+fn model_names_are_preferred_if_they_match() {
     let model = strings(&["NEG", "POS"]);
     let with = |file: &str| label(csv(file), Some(&model)).unwrap();
     assert_eq!(with("text,label\na,POS\nb,NEG\n"), (model.clone(), vec![1, 0]));
@@ -442,7 +442,7 @@ fn model_names_win_where_they_fit() {
     assert_eq!(with("text,label\na, 1.0 \nb,00\n"), (model.clone(), vec![1, 0]));
     assert_eq!(with("text,label\na,pos\nb,neg\n"), (strings(&["neg", "pos"]), vec![1, 0]));
     assert_eq!(with("text,label\na,2\nb,0\nc,1\n").0, ["LABEL_0", "LABEL_1", "LABEL_2"]);
-    // Names that look like indices are names first, but only where all labels are.
+    // Names that look like indices are names first, but only if all labels are.
     let stars = strings(&["1", "2", "3"]);
     assert_eq!(label(csv("text,label\na,1\nb,3\n"), Some(&stars)).unwrap().1, [0, 2]);
     assert_eq!(label(csv("text,label\na,1\nb,0\n"), Some(&stars)).unwrap().1, [1, 0]);
@@ -473,7 +473,7 @@ fn names_over_two_tables() {
         Table::read(&path, &Options::default()).unwrap()
     });
     let tables: Vec<Table> = tables.collect();
-    assert_error(class_names(&[&tables[0], &tables[1]], None), ".parquet", "classes are pos, neg, those of");
+    assert_error(class_names(&[&tables[0], &tables[1]], None), ".parquet", "classes are pos, neg, but those of");
 }
 
 #[test]
@@ -577,7 +577,7 @@ fn json_line_faults() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 
-    /// What the csv crate writes comes back, line by line.
+    /// Output of the csv crate is read back, line by line.
     #[test]
     fn csv_round_trip(rows in prop::collection::vec(("[a-c\",\r\n é]{0,12}", "[xy]"), 1..20)) {
         let mut writer = csv::Writer::from_writer(Vec::new());
@@ -593,7 +593,7 @@ proptest! {
         }
     }
 
-    /// Any bytes at all: a table or one line of error, never a panic.
+    /// Arbitrary bytes give a table or one line of error, never a panic.
     #[test]
     fn hostile_bytes(bytes in prop::collection::vec(prop_oneof![Just(b'"'), Just(b','), Just(b';'), Just(b'\n'), Just(b'['), Just(b'{'), any::<u8>()], 0..60)) {
         for name in ["a.csv", "a.json", "a.jsonl", "a.txt", "a.parquet"] {
@@ -603,7 +603,7 @@ proptest! {
         }
     }
 
-    /// Damage inside the file: the crate panics on some of it, which must not come through.
+    /// Damage inside the file: the crate panics on some of it, which must not escape.
     #[test]
     fn hostile_parquet(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         let folder = TempDir::new().unwrap();
@@ -623,7 +623,7 @@ proptest! {
         let (train, validation) = stratified_split(&labels, fraction, seed);
         let mut rows = [train.clone(), validation.clone()].concat();
         rows.sort();
-        prop_assert!(rows.into_iter().eq(0..labels.len() as u32), "each row on one side");
+        prop_assert!(rows.into_iter().eq(0..labels.len() as u32), "each row is in one split");
         prop_assert!(train.is_sorted() && validation.is_sorted());
         prop_assert_eq!(validation.len(), (labels.len() as f64 * fraction).round() as usize);
         for class in 0..5 {
@@ -634,7 +634,7 @@ proptest! {
         prop_assert_eq!(stratified_split(&labels, fraction, seed), (train, validation));
     }
 
-    /// A batch holds its sequences in order, and its gather lists each row once, by token and then by row.
+    /// A batch has its sequences in order, and its gather lists have each row once, by token and then by row.
     #[test]
     fn packing(rows in prop::collection::vec((prop::collection::vec(0..9i32, 1..12), any::<bool>(), 0..4u32), 1..9)) {
         let types: Vec<Vec<i32>> = rows.iter().map(|(ids, typed, _)| if *typed { ids.iter().map(|id| id % 2).collect() } else { vec![] }).collect();
@@ -660,7 +660,7 @@ proptest! {
             gathered.extend(group.iter().map(|&row| (batch.ids[row as usize], row)));
         }
         prop_assert_eq!(gathered, expected);
-        prop_assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "one group a token");
+        prop_assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "one group per token");
     }
 
     #[test]
@@ -684,7 +684,7 @@ fn split_depends_on_the_seed() {
     let labels: Vec<u32> = (0..100).map(|i| i % 2).collect();
     assert_ne!(stratified_split(&labels, 0.2, 1), stratified_split(&labels, 0.2, 2));
     assert_eq!(stratified_split(&[], 0.5, 1), (vec![], vec![]));
-    assert_eq!(stratified_split(&[3], 0.1, 1), (vec![0], vec![]), "one row stays");
+    assert_eq!(stratified_split(&[3], 0.1, 1), (vec![0], vec![]), "one row stays in training");
 }
 
 #[test]
@@ -748,12 +748,12 @@ fn dropping_a_loader_ends_its_thread() {
 fn a_loader_runs_ahead_and_ends() {
     let mut loader = Loader::new(encoded(7), row_order(7, false, 0, 0), 3, 1);
     assert_eq!(loader.by_ref().map(|batch| batch.seqs()).collect::<Vec<_>>(), [3, 1]);
-    assert_eq!(loader.next(), None, "and stays ended");
+    assert_eq!(loader.next(), None, "it stays ended");
     assert_eq!(Loader::new(encoded(7), row_order(7, false, 0, 0), 3, 9).count(), 0);
 }
 
 #[test]
 #[should_panic(expected = "out of bounds")]
-fn a_packing_fault_does_not_pass_for_the_end() {
+fn a_panic_while_packing_is_not_the_end_of_the_epoch() {
     Loader::new(encoded(2), vec![0, 1, 2], 1, 0).count();
 }

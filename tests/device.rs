@@ -1,5 +1,5 @@
-//! `--device` from outside, on the virtual GPU: what is missing or fails is one line and exit code 3, and where any device
-//! would do, the CPU. A machine with a real driver leaves `no_driver` out (`--skip no_driver`).
+//! `--device` from outside, on the virtual GPU: a missing or failing GPU is one line and exit code 3, and with `auto` the CPU
+//! is used. A machine with a real driver leaves `no_driver` out (`--skip no_driver`).
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ use crate::cli::{PREDICT, Ran, TRAIN, path, program, run};
 use crate::fixtures::{golden, max_abs_difference};
 use crate::nvcc::archs;
 
-/// Classifies one text; libraries come from a folder, variables are for the virtual GPU.
+/// Classifies one text, with libraries from a folder and variables for the virtual GPU.
 fn predict(libraries: &Path, vars: &[(&str, &str)], more: &[&str]) -> Ran {
     let model = golden("text/hf");
     let mut command = program(PREDICT);
@@ -23,7 +23,7 @@ fn predict(libraries: &Path, vars: &[(&str, &str)], more: &[&str]) -> Ran {
     run(command.env("LD_LIBRARY_PATH", libraries).envs(vars.iter().copied()), b"")
 }
 
-/// `--device cuda` is refused with this fact, and `auto` takes the CPU because of it.
+/// `--device cuda` is refused with this fact, and `auto` falls back to the CPU because of it.
 #[track_caller]
 fn refused(libraries: &Path, vars: &[(&str, &str)], fact: &str) {
     predict(libraries, vars, &["--device", "cuda"]).failed(3, &format!("`--device cuda`: {fact}"));
@@ -54,7 +54,7 @@ fn the_cpu_rounds_products_to_bf16_and_has_no_tf32() {
 }
 
 #[test]
-fn a_driver_that_does_not_do() {
+fn unsuitable_drivers() {
     let vgpu = vgpu::directory();
     // Without nvcc there is no GPU code that could be too new.
     let built = |fact| if archs().is_empty() { "this binary has no GPU code: it was built without nvcc" } else { fact };
@@ -78,7 +78,7 @@ fn no_cublaslt() {
 }
 
 #[test]
-fn the_gpu_that_was_asked_for_is_taken_and_no_other() {
+fn the_requested_gpu_is_used_and_no_other() {
     let vgpu = vgpu::directory();
     let cpu = predict(&vgpu, &[], &["--device", "cpu"]).done().out;
     for (device, note) in [("auto", "device: Virtual GPU 0\n"), ("cuda", ""), ("cuda:1", "")] {
@@ -91,7 +91,7 @@ fn the_gpu_that_was_asked_for_is_taken_and_no_other() {
 }
 
 #[test]
-fn memory_that_is_one_byte_short() {
+fn one_byte_too_little_memory() {
     let config = ModelDir::read(&golden("text/hf")).unwrap().config;
     let spec = ModelSpec { train: false, last_rows: Rows::Cls, tokens: 512, seqs: 8, arithmetic: Arithmetic::F32 };
     let needed = Plan::new(&config, spec).layout.bytes + OVERHEAD;
@@ -107,7 +107,7 @@ fn memory_that_is_one_byte_short() {
     with(OVERHEAD + 1000).failed(3, " are free; not even a batch of one row fits");
 }
 
-/// cuBLASLt takes memory of its own, on the first use of a kernel.
+/// cuBLASLt allocates memory of its own on the first use of a kernel.
 #[test]
 fn cublaslt_without_memory() {
     let ran = predict(&vgpu::directory(), &[("VGPU_FAULT", "cublaslt_memory")], &["--device", "cuda"]);
@@ -115,7 +115,7 @@ fn cublaslt_without_memory() {
 }
 
 #[test]
-fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_goes_on_from_there() {
+fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_resumes() {
     let (model, file, folder) = (golden("train/hf_init"), golden("train/train.csv"), TempDir::new().unwrap());
     let out = folder.path().join("run");
     let train = |failing: &str, more: &[&str]| {

@@ -1,5 +1,5 @@
-//! Vectors against golden hidden states, on every layer and both backends; the probe against scikit-learn; projections
-//! against what is known of made-up vectors.
+//! Vectors compared with golden hidden states, on every layer and both backends; the probe with scikit-learn; projections with
+//! known properties of synthetic vectors.
 
 use std::fs;
 use std::path::Path;
@@ -48,7 +48,7 @@ fn lines(case: &str) -> String {
     ids.chunks_exact(width).zip(mask.chunks_exact(width)).map(row).collect()
 }
 
-/// A model cut behind each layer, planned for inference: one layer's buffers serve all.
+/// A model truncated after each layer, planned for inference: one layer's buffers serve all.
 fn hidden(on: On, case: &str) {
     let inputs = Tensors::read(&format!("{case}/inputs.safetensors"));
     let weights = Tensors::read(&format!("{case}/hf/model.safetensors"));
@@ -79,7 +79,7 @@ fn hidden_states_of_every_layer_on_cuda() {
     CASES.iter().for_each(|case| hidden(On::Cuda, case));
 }
 
-/// The numbers that a file holds, row by row.
+/// The numbers in a file, row by row.
 fn numbers(file: &Path) -> Vec<f64> {
     let bytes = fs::read(file).unwrap();
     let floats = |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect();
@@ -132,7 +132,7 @@ fn embed_writes_the_vectors_of_any_layer() {
         ] {
             let output = dir.path().join(name);
             let args = ["--input", path(&input), "--output", path(&output), "--layer", layer, "--pooling", pooling];
-            // Batches of one row or two, and all at once.
+            // Batches of one or two rows, and all at once.
             let small = ["--normalize", "--max-batch-tokens", "1"];
             embed(&model, &[&args[..], if normalize { &small } else { &[] }].concat(), "").done();
             let wanted = states(case, index).into_iter().flat_map(|states| {
@@ -150,7 +150,7 @@ fn embed_writes_the_vectors_of_any_layer() {
 }
 
 #[test]
-fn embed_takes_lines_and_refuses_what_it_cannot_do() {
+fn embed_reads_lines_and_refuses_invalid_flags() {
     let model = golden("text/hf");
     let ran = embed(&model, &["--pooling", "mean"], "a good film\n\n").done();
     let rows: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -167,7 +167,7 @@ fn embed_takes_lines_and_refuses_what_it_cannot_do() {
     embed(&model, &["--input", file, "--output", file], "").failed(2, "is the file of --input");
     embed(&model, &["--probe"], "").failed(2, "--train-file");
     embed(&model, &["--train-file", file], "").failed(2, "--probe");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no other file is left");
 }
 
 /// 40 rows of 3 features, and labels that they do not quite separate; class 1 of `classes` has no row.
@@ -181,8 +181,8 @@ fn made_up(classes: u32) -> (Vec<f32>, Vec<u32>) {
 }
 
 #[test]
-fn the_probe_is_scikit_learns_logistic_regression() {
-    // LogisticRegression(C=1, tol=1e-10, max_iter=100000): a row of coefficients and the intercept for each logit.
+fn the_probe_matches_scikit_learns_logistic_regression() {
+    // LogisticRegression(C=1, tol=1e-10, max_iter=100000): coefficients and intercept of each logit.
     let two: &[f64] = &[0.499369, -1.235906, 0.234827, -3.180650];
     let three: &[f64] = &[
         -0.447898, 1.310311, -0.156454, 3.058914, //
@@ -195,16 +195,16 @@ fn the_probe_is_scikit_learns_logistic_regression() {
         assert!(probe.converged());
         let difference = max_abs_difference(&probe.weights, wanted);
         assert!(difference < 1e-3, "{difference:e}: {:?}", probe.weights);
-        // A class without rows is never predicted; the others add up.
+        // A class without rows is never predicted; the others sum to 1.
         for scores in probe.scores(&features).chunks_exact(classes as usize) {
             assert!(scores[1] == 0.0 && (scores.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{scores:?}");
         }
     }
-    assert!(Probe::fit(&[1.0, 2.0], &[1, 1], 2, |_| ()).is_err(), "one class is no problem to solve");
+    assert!(Probe::fit(&[1.0, 2.0], &[1, 1], 2, |_| ()).is_err(), "a single class is refused");
 }
 
 #[test]
-fn the_probe_is_shown_beside_the_majority() {
+fn the_probe_is_compared_with_the_majority() {
     let dir = TempDir::new().unwrap();
     let (train, test) = (golden("train/train.csv"), golden("train/test.csv"));
     let args = ["--probe", "--train-file", path(&train), "--test-file", path(&test), "--output-dir", path(dir.path())];
@@ -225,8 +225,8 @@ fn the_probe_is_shown_beside_the_majority() {
 }
 
 #[test]
-fn the_components_of_a_turned_ellipsoid() {
-    // Two points on each half-axis, away from the origin. The largest entry of an axis is positive, as of a component.
+fn the_components_of_a_rotated_ellipsoid() {
+    // Two points on each half-axis, off the origin. The largest entry of an axis is positive, as in a component.
     let axes = [[2.0, 3.0, 6.0], [-3.0, 6.0, -2.0], [6.0, 2.0, -3.0]].map(|axis| axis.map(|x: f64| x / 7.0));
     let along = [(0, 3.0), (0, -3.0), (1, 2.0), (1, -2.0), (2, 1.0), (2, -1.0)];
     let vectors = along.iter().flat_map(|&(axis, x)| [0, 1, 2].map(|i| (5.0 + i as f64 + axes[axis][i] * x) as f32));
@@ -236,7 +236,7 @@ fn the_components_of_a_turned_ellipsoid() {
     let wanted = along.map(|(axis, x)| [0, 1].map(|i| if axis == i { x } else { 0.0 }));
     assert!(max_abs_difference(points.as_flattened(), wanted.as_flattened()) < 1e-5, "{points:?}");
 
-    // Nothing varies, or in one direction only, or there is but one.
+    // No variance, or in one direction only, or a single vector.
     for (vectors, dim, share) in [(&[0.1f32, 7.0].repeat(3)[..], 2, 0.0), (&[1.0, 2.0, 4.0], 1, 1.0), (&[1.0, 2.0], 2, 0.0)] {
         let Pca { points, shares } = Pca::of(vectors, dim);
         assert!(shares == [share, 0.0] && points.iter().all(|point| point[1] == 0.0 && point[0].is_finite()), "{points:?}");
@@ -245,7 +245,7 @@ fn the_components_of_a_turned_ellipsoid() {
 
 #[test]
 fn t_sne_keeps_clusters_apart_on_any_number_of_threads() {
-    // Three clusters of 40 in 19 dimensions; of noise alone a third would have a neighbour of their own.
+    // Three clusters of 40 in 19 dimensions; with noise alone a third would have a neighbour of their own cluster.
     let (rows, dim) = (120, 19);
     let noise = |i: usize| ((i as f64 * 12.9898).sin() * 43758.5453).fract() as f32;
     let vectors: Vec<f32> = (0..rows * dim).map(|i| noise(i) + if i % dim == i / dim % 3 { 3.0 } else { 0.0 }).collect();
@@ -268,10 +268,10 @@ fn t_sne_keeps_clusters_apart_on_any_number_of_threads() {
         let nearest = others.min_by(|&a, &b| squared(row, a).total_cmp(&squared(row, b))).unwrap();
         assert_eq!(row % 3, nearest % 3, "{row} lies beside {nearest}");
     }
-    // With as many neighbours as a cluster has, their differences within it are what is lost.
+    // With as many neighbours as a cluster has points, only the differences within a cluster are lost.
     assert!(divergence > 0.0 && divergence < 0.8, "{divergence}");
 
-    // Too few to have neighbours, or no difference between them.
+    // Too few for neighbours, or all equal.
     for rows in [1, 2, 3, 5] {
         for vectors in [vec![1.0; rows * dim], vectors[..rows * dim].to_vec()] {
             let neighbours = Neighbours::of(&vectors, dim, || ());
@@ -283,7 +283,7 @@ fn t_sne_keeps_clusters_apart_on_any_number_of_threads() {
 }
 
 #[test]
-fn a_projection_has_a_panel_a_class_and_a_line_a_text() {
+fn a_projection_has_one_panel_per_class_and_one_line_per_text() {
     let dir = TempDir::new().unwrap();
     let (model, input, out) = (golden("text/hf"), dir.path().join("in.csv"), dir.path().join("out"));
     let text = |row: usize| ["good ", "bad ", "film the ", "a "][row % 4].repeat(1 + row * 7 % 11);
@@ -315,7 +315,7 @@ fn a_projection_has_a_panel_a_class_and_a_line_a_text() {
         }
     }
 
-    // A class of the model that the file does not have; lines without labels.
+    // A class of the model that is not in the file; lines without labels.
     let ran = project("text,label\ngood,POSITIVE\nbad,POSITIVE\ngood bad,POSITIVE\n", "pca", &[]).done();
     let figures: Value = serde_json::from_str(&read("pca.json")).unwrap();
     let shares = figures["explained_variance_ratio"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap());
@@ -327,7 +327,7 @@ fn a_projection_has_a_panel_a_class_and_a_line_a_text() {
     project("good;1\nbad;2\n", "pca", &["--input-format", "text"]).done();
     assert_eq!(read("pca.csv").lines().map(|line| line.split(',').nth(1).unwrap()).collect::<Vec<_>>(), ["label", "", ""]);
 
-    // More texts than asked for: the seed says which.
+    // More texts than requested: the seed chooses.
     let many: String = (0..50).map(|row| format!("{},c{}\n", text(row), row % 2)).collect();
     let drawn = |seed: &str| {
         let ran = project(&format!("text,label\n{many}"), "pca", &["--max-samples", "20", "--seed", seed]).done();
@@ -339,7 +339,7 @@ fn a_projection_has_a_panel_a_class_and_a_line_a_text() {
 }
 
 #[test]
-fn a_projection_refuses_what_it_cannot_do() {
+fn invalid_projections_are_refused() {
     let dir = TempDir::new().unwrap();
     let (model, out, input) = (golden("text/hf"), dir.path().join("out"), dir.path().join("a.csv"));
     let out = path(&out);
@@ -357,7 +357,7 @@ fn a_projection_refuses_what_it_cannot_do() {
         fs::write(&input, content).unwrap();
         fails(&["--project", "tsne", "--output-dir", out, "--input", path(&input)], "", part);
     }
-    assert_eq!(fs::read_dir(out).unwrap().count(), 0, "nothing half-done");
+    assert_eq!(fs::read_dir(out).unwrap().count(), 0, "no partial output");
 
     // Weights so large that a state overflows.
     let broken = dir.path().join("broken");
@@ -374,7 +374,7 @@ fn a_projection_refuses_what_it_cannot_do() {
     }
     save(&broken.join("model.safetensors"), &tensors);
     embed(&broken, &["--project", "tsne", "--output-dir", out], "a good film\nbad\n").failed(1, "is not finite");
-    assert_eq!(fs::read_dir(out).unwrap().count(), 0, "nothing half-done");
+    assert_eq!(fs::read_dir(out).unwrap().count(), 0, "no partial output");
 }
 
 #[test]

@@ -16,17 +16,17 @@ use warpfit::random::{philox, step_key, threshold};
 
 use crate::rounded::Rounded;
 
-/// A backend, and the type that it computes in.
+/// A backend and its arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum On {
     Cpu,
     /// Products in bf16.
     CpuBf16,
-    /// What all others are held to.
+    /// The reference for all others.
     CpuF64,
     Cuda,
     CudaBf16,
-    /// What the errors in bf16 are held to.
+    /// The reference for errors in bf16.
     Rounded,
     RoundedProducts,
 }
@@ -41,7 +41,7 @@ impl On {
         }
     }
 
-    /// The computation that one in bf16 is held to.
+    /// The reference for a computation in bf16.
     pub fn plain(self) -> On {
         if self == On::CpuBf16 { On::RoundedProducts } else { On::Rounded }
     }
@@ -55,7 +55,7 @@ impl On {
         }
     }
 
-    /// Runs what this thread launches on a virtual GPU in another order of threads and blocks.
+    /// Changes the order of threads and blocks in launches of this thread on a virtual GPU.
     pub fn reorder(self, seed: u64) {
         if matches!(self, On::Cuda | On::CudaBf16) && is_virtual() {
             vgpu::set_seed(seed);
@@ -70,13 +70,13 @@ impl On {
         }
     }
 
-    /// The same of an operand of a product.
+    /// The same for an operand of a product.
     pub fn product_epsilon(self) -> f64 {
         if self == On::CpuBf16 { 2f64.powi(-8) } else { self.epsilon() }
     }
 }
 
-/// The factor of an element, as [`DropSite`] says.
+/// The factor of an element, by the definition in [`DropSite`].
 pub fn factor(step: &Step, drop: DropSite, row: u32, column: u32) -> f64 {
     if !step.train || drop.p == 0.0 {
         return 1.0;
@@ -85,12 +85,12 @@ pub fn factor(step: &Step, drop: DropSite, row: u32, column: u32) -> f64 {
     if words[column as usize % 4][0] < threshold(drop.p) { 0.0 } else { 1.0 / (1.0 - f64::from(drop.p)) }
 }
 
-/// The virtual GPU stands in for a real one, but with WARPFIT_TEST_DEVICE=real.
+/// Whether the GPU is virtual: unless WARPFIT_TEST_DEVICE=real.
 pub fn is_virtual() -> bool {
     std::env::var_os("WARPFIT_TEST_DEVICE").is_none_or(|device| device != "real")
 }
 
-/// Where there is no GPU the test fails.
+/// The GPU; the test fails if there is none.
 pub fn gpu() -> Cuda {
     if is_virtual() {
         vgpu::install();
@@ -98,14 +98,14 @@ pub fn gpu() -> Cuda {
     Cuda::open(0).unwrap()
 }
 
-/// Counts what the current thread allocates.
+/// Counts the allocations of the current thread.
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: hands everything on to the system's allocator.
+// SAFETY: forwards all calls to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
@@ -120,7 +120,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How often `f` allocates, on this thread.
+/// The number of allocations of `f`, on this thread.
 pub fn allocations(f: impl FnOnce()) -> usize {
     let before = ALLOCATIONS.get();
     f();
@@ -139,7 +139,7 @@ pub const FOLDERS: [&str; 8] = [
     "train-accumulate/hf_final",
 ];
 
-/// Golden files lie in the repository, or where WARPFIT_TEST_ROOT says of a test binary that was taken elsewhere.
+/// Golden files are in the repository, or in WARPFIT_TEST_ROOT for a test binary run elsewhere.
 pub fn golden(path: &str) -> PathBuf {
     let root = std::env::var_os("WARPFIT_TEST_ROOT").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
     Path::new(&root).join("tests/golden").join(path)
@@ -200,7 +200,7 @@ pub fn pack(ids: &[i32], mask: &[i32], types: &[i32], labels: &[i32]) -> PackedB
     }))
 }
 
-/// A model of a golden folder, planned for training at a size that holds `batch`.
+/// A model of a golden folder, planned for training with space for `batch`.
 pub fn model(on: On, folder: &str, last_rows: Rows, batch: &PackedBatch, hyper: Hyperparameters) -> Model {
     let config = Config::read(&golden(folder).join("config.json")).unwrap();
     let spec = ModelSpec { train: true, last_rows, tokens: batch.tokens(), seqs: batch.seqs(), arithmetic: on.arithmetic() };
@@ -215,7 +215,7 @@ pub fn model(on: On, folder: &str, last_rows: Rows, batch: &PackedBatch, hyper: 
 
 pub fn max_abs_difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
-    // A NaN anywhere must not hide behind max.
+    // max would hide a NaN.
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| if d.is_nan() { f64::INFINITY } else { max.max(d) })
 }
 

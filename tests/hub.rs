@@ -1,5 +1,5 @@
-//! The hub, played by two servers on loopback: one that knows the repositories, and one at another port that stores large
-//! files, as the real one's does. The binaries fetch from it, live on the cache without it, push to it, and meet its faults.
+//! The hub, played by two servers on loopback: one with the repositories, and one at another port that stores large files, like
+//! the real one's. The commands fetch from it, work from the cache without it, push to it, and encounter its faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,7 +25,7 @@ const TOKEN: &str = "hf_secret";
 #[derive(Clone, Debug)]
 struct Request {
     method: String,
-    /// Without what stands behind the `?`.
+    /// Without the part after the `?`.
     path: String,
     /// Names in lower case.
     headers: BTreeMap<String, String>,
@@ -36,7 +36,7 @@ struct Response {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
-    /// Where the connection is cut.
+    /// Where the connection breaks.
     cut: Option<usize>,
 }
 
@@ -57,7 +57,7 @@ impl From<Value> for Response {
     }
 }
 
-/// Answers on a port of its own, one request a connection, and remembers what it was asked.
+/// Responds on a port of its own, one request per connection, and records the requests.
 struct Server {
     address: String,
     seen: Arc<Mutex<Vec<Request>>>,
@@ -77,7 +77,7 @@ impl Server {
         server
     }
 
-    /// What it was asked since this was called last.
+    /// The requests since the last call.
     fn seen(&self) -> Vec<Request> {
         std::mem::take(&mut self.seen.lock().unwrap())
     }
@@ -104,7 +104,7 @@ fn exchange(stream: TcpStream, seen: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
     let mut head = format!("HTTP/1.1 {status} -\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     body.truncate(cut.unwrap_or(usize::MAX));
-    // The other side may have gone.
+    // The client may have disconnected.
     let mut stream = &stream;
     let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(&body));
     let _ = stream.shutdown(Shutdown::Both);
@@ -113,12 +113,12 @@ fn exchange(stream: TcpStream, seen: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
 /// Path in the repository and content.
 type Files = Vec<(String, Vec<u8>)>;
 
-/// A hub, its storage, and a home folder for those who use it.
+/// A hub, its storage, and a home folder for its users.
 struct Hub {
     server: Server,
     storage: Arc<Server>,
     home: TempDir,
-    /// How many of the next answers of the storage are cut in the middle.
+    /// The number of the storage's next responses that break off in the middle.
     cuts: Arc<AtomicUsize>,
 }
 
@@ -130,13 +130,13 @@ fn hex(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What the hub calls a file: the SHA-256 of a large one, git's shorter hash of another (any will do here).
+/// The hub's ETag of a file: the SHA-256 of a large one, git's shorter hash of another (any will do here).
 fn etag(name: &str, content: &[u8]) -> String {
     if is_large(name) { hex(content) } else { hex(content)[..40].to_string() }
 }
 
 impl Hub {
-    /// Holds `models/owner/name` or `datasets/owner/name`, with `@revision` where that is not main.
+    /// Serves `models/owner/name` or `datasets/owner/name`, with `@revision` for one other than main.
     fn new(repos: &[(&str, Files)]) -> Hub {
         Hub::with_cards(repos, Value::Null)
     }
@@ -157,7 +157,7 @@ impl Hub {
                 None => Response::new(200, content.clone()),
             };
             if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-                // Twice or so in the middle; very often at the start.
+                // In the middle for a few cuts; at the start for many.
                 answer.cut = Some(if left.load(Ordering::SeqCst) > 10 && from.is_some() { 0 } else { answer.body.len() / 2 });
             }
             answer
@@ -167,7 +167,7 @@ impl Hub {
         Hub { server, storage, home: TempDir::new().unwrap(), cuts }
     }
 
-    /// A command, of this hub and with a home folder of its own.
+    /// A command with this hub and a home folder of its own.
     fn command(&self, command: &str, args: &[&str]) -> Command {
         let mut command = program(command);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HF_") || name.to_lowercase().ends_with("_proxy")) {
@@ -235,7 +235,7 @@ fn answer(repos: &BTreeMap<String, Files>, card: &Value, storage: &str, request:
     }
 }
 
-/// A large file lies at the storage, another at this server, each behind a redirect.
+/// A large file is in the storage, another on this server, each behind a redirect.
 fn resolve(repos: &BTreeMap<String, Files>, repo: &str, file: &[&str], storage: &str) -> Response {
     let file = file.join("/");
     let mut files = repos.iter().filter(|(id, _)| id.split('@').next() == Some(repo)).flat_map(|(_, files)| files);
@@ -266,7 +266,7 @@ fn reviews(train: &str, test: &str) -> Files {
     vec![(train.to_string(), sample("train.parquet")), (test.to_string(), sample("validation.parquet"))]
 }
 
-/// Every file below a folder that is no folder, by its path from there.
+/// Every file below a folder, by its path relative to it.
 fn tree(folder: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(folder).into_iter().flatten() {
@@ -284,7 +284,7 @@ fn tree(folder: &Path) -> BTreeSet<String> {
 const SHORT: [&str; 8] = ["--max-steps", "2", "--max-train-samples", "32", "--max-eval-samples", "32", "--save-strategy", "no"];
 
 #[test]
-fn a_run_by_ids_fetches_once_and_goes_on_without_a_network() {
+fn a_run_by_ids_fetches_once_and_then_needs_no_network() {
     let data = reviews("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet");
     let unsupervised = ("plain_text/unsupervised-00000-of-00001.parquet".to_string(), b"not wanted".to_vec());
     let hub = Hub::new(&[("models/tiny/distil", tiny()), ("datasets/tiny/reviews", [data, vec![unsupervised]].concat())]);
@@ -304,14 +304,14 @@ fn a_run_by_ids_fetches_once_and_goes_on_without_a_network() {
     );
     assert!(out.path().join("first/eval_results.json").exists(), "the test split was evaluated on");
 
-    // The token is for the hub alone.
+    // The token goes to the hub alone.
     let bearer = format!("Bearer {TOKEN}");
     let (asked, stored) = (hub.server.seen(), hub.storage.seen());
     assert!(asked.iter().all(|request| request.headers.get("authorization") == Some(&bearer)));
     assert_eq!(stored.len(), 3);
     assert!(stored.iter().all(|request| !request.headers.contains_key("authorization")), "{stored:?}");
 
-    // The cache is as huggingface_hub has it.
+    // The cache has huggingface_hub's layout.
     let model = hub.cache("models--tiny--distil");
     assert_eq!(fs::read_to_string(model.join("refs/main")).unwrap(), COMMIT);
     let snapshot = model.join("snapshots").join(COMMIT);
@@ -328,12 +328,12 @@ fn a_run_by_ids_fetches_once_and_goes_on_without_a_network() {
     assert_eq!(tree(&data).len(), 2);
     assert!(tree(hub.home.path()).iter().all(|name| !name.contains("incomplete") && !name.contains("partial")));
 
-    // The card names what can be found.
+    // The card names hub ids.
     let card = fs::read_to_string(out.path().join("first/README.md")).unwrap();
     assert!(card.contains("license: mit\nbase_model: tiny/distil\ndatasets:\n- tiny/reviews\n"), "{card}");
     assert!(!card.contains(path(hub.home.path())), "{card}");
 
-    // Again: with nothing to fetch, without a hub, and without asking for one, with the same result.
+    // Again: with nothing to fetch, with no hub reachable, and offline, with the same result.
     let weights = |out: &str| fs::read(out_file(&first, out)).unwrap();
     fn out_file(first: &[&str], out: &str) -> PathBuf {
         Path::new(first.last().unwrap()).with_file_name(out).join("model.safetensors")
@@ -371,7 +371,7 @@ fn a_recipe_needs_nothing_else() {
 }
 
 #[test]
-fn what_is_cut_off_goes_on_and_what_is_damaged_is_not_kept() {
+fn interrupted_downloads_resume_and_damaged_ones_are_discarded() {
     let content = fs::read(golden("train/hf_init/model.safetensors")).unwrap();
     let blob = |hub: &Hub| hub.cache("models--tiny--distil/blobs").join(hex(&content));
     let predict = |hub: &Hub| hub.ran(PREDICT, &["--model", "tiny/distil", "good"]);
@@ -379,7 +379,7 @@ fn what_is_cut_off_goes_on_and_what_is_damaged_is_not_kept() {
         hub.storage.seen().iter().map(|request| request.headers.get("range").cloned()).collect()
     };
 
-    // Within one run: the half, of the rest the half, the rest.
+    // Within one run: half of the file, half of the rest, the rest.
     let hub = Hub::new(&[("models/tiny/distil", tiny())]);
     hub.cuts.store(2, Ordering::SeqCst);
     predict(&hub).done();
@@ -389,7 +389,7 @@ fn what_is_cut_off_goes_on_and_what_is_damaged_is_not_kept() {
     assert_eq!(ranges(&hub), [None, range(half), range(three_quarters)]);
     assert_eq!(fs::read(blob(&hub)).unwrap(), content);
 
-    // A run that gives up keeps what it has, out of the way; the next one fetches the rest.
+    // A run that gives up keeps the partial download; the next one fetches the rest.
     let hub = Hub::new(&[("models/tiny/distil", tiny())]);
     hub.cuts.store(1000, Ordering::SeqCst);
     predict(&hub).failed(2, "cannot be reached");
@@ -402,7 +402,7 @@ fn what_is_cut_off_goes_on_and_what_is_damaged_is_not_kept() {
     predict(&hub).done();
     assert_eq!((ranges(&hub), partial.exists()), (vec![range(have)], false));
 
-    // A part that belongs to something else: noticed by the checksum, or by being too long.
+    // A partial download of something else is detected by the checksum, or by its length.
     let hub = Hub::new(&[("models/tiny/distil", tiny())]);
     fs::create_dir_all(blob(&hub).parent().unwrap()).unwrap();
     fs::write(blob(&hub).with_extension("incomplete"), vec![7; half]).unwrap();
@@ -414,7 +414,7 @@ fn what_is_cut_off_goes_on_and_what_is_damaged_is_not_kept() {
 }
 
 #[test]
-fn a_data_set_is_its_parquet_files_or_those_that_the_hub_made() {
+fn a_data_set_has_its_own_or_converted_parquet_files() {
     let train = |hub: &Hub, id: &str, more: &[&str]| {
         let out = TempDir::new().unwrap();
         let model = golden("train/hf_init");
@@ -453,7 +453,7 @@ fn a_data_set_is_its_parquet_files_or_those_that_the_hub_made() {
     let (ran, settings) = train(&hub, "tiny/several", &["--dataset-config", "unsplit"]);
     ran.done();
     assert!(settings.contains("/unsplit/train") && !settings.contains("/split/"), "{settings}");
-    // The card says which is meant.
+    // The card names the default.
     let configs = json!({"configs": [{"config_name": "unsplit"}, {"config_name": "split", "default": true}]});
     let (ran, settings) = train(&Hub::with_cards(&repos, configs), "tiny/several", &[]);
     ran.done();
@@ -461,7 +461,7 @@ fn a_data_set_is_its_parquet_files_or_those_that_the_hub_made() {
 }
 
 #[test]
-fn what_is_wrong_with_the_hub_is_said_in_one_line() {
+fn hub_failures_are_reported_in_one_line() {
     let folder = |name: &str| vec![("config.json".to_string(), b"{}".to_vec()), (name.to_string(), b"x".to_vec())];
     let hub = Hub::new(&[
         ("models/tiny/distil", tiny()),
@@ -505,7 +505,7 @@ fn what_is_wrong_with_the_hub_is_said_in_one_line() {
         fault("tiny/distil", "nor a model in the cache (", &[("HF_HUB_OFFLINE", "1")]),
         fault("tiny/distil", "Not a directory", &[("HF_HUB_CACHE", path(&blocked))]),
         fault("tiny/distil", "`HF_TOKEN`: is not a token", &[("HF_TOKEN", "two\nlines")]),
-        // What can be no id is not asked for.
+        // An invalid id is not requested.
         fault("./tiny/distil", "`./tiny/distil`: no such folder", &[("HF_ENDPOINT", "http://127.0.0.1:9")]),
         fault("a/b/c", "`a/b/c`: no such folder", &[("HF_ENDPOINT", "http://127.0.0.1:9")]),
         fault("../x", "`../x`: no such folder", &[("HF_ENDPOINT", "http://127.0.0.1:9")]),
@@ -516,7 +516,7 @@ fn what_is_wrong_with_the_hub_is_said_in_one_line() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// Takes what is pushed: `whoami`, the repository, large files in parts of `chunk` bytes or whole, commits.
+/// Accepts pushes: `whoami`, the repository, large files in parts of `chunk` bytes or whole, commits.
 fn takes_pushes(chunk: Option<usize>, refuses: Arc<AtomicUsize>) -> (Server, Arc<Server>) {
     let store = Arc::new(Server::new(|request| match request.path.as_str() {
         "/unauthorised" => Response::new(403, ""),
@@ -570,7 +570,7 @@ fn takes_pushes(chunk: Option<usize>, refuses: Arc<AtomicUsize>) -> (Server, Arc
 }
 
 #[test]
-fn a_run_is_pushed_whole_and_nothing_is_lost_where_that_fails() {
+fn a_run_is_pushed_and_survives_a_failed_push() {
     let refuses = Arc::new(AtomicUsize::new(0));
     let (server, storage) = takes_pushes(None, refuses.clone());
     let whole = Hub { server, storage, home: TempDir::new().unwrap(), cuts: Arc::default() };
@@ -582,7 +582,7 @@ fn a_run_is_pushed_whole_and_nothing_is_lost_where_that_fails() {
     let train = |id: &str, token: Option<&str>| {
         run(whole.command(TRAIN, &[&args, &[id][..]].concat()).envs(token.map(|token| ("HF_TOKEN", token))), b"")
     };
-    // Before anything is trained.
+    // Before training starts.
     for (id, token, part) in [
         ("name", None, "`--push-to-hub name`: no token is set; set HF_TOKEN to one that may write"),
         ("me/name", Some("hf_read"), "`--push-to-hub me/name`: the token may only read"),
@@ -594,9 +594,9 @@ fn a_run_is_pushed_whole_and_nothing_is_lost_where_that_fails() {
         let ran = train(id, token).failed(2, part);
         assert!(!ran.err.contains("training") && !out.exists(), "{}", ran.err);
     }
-    assert!(whole.server.seen().iter().all(|request| request.method == "GET"), "nothing was made");
+    assert!(whole.server.seen().iter().all(|request| request.method == "GET"), "nothing was created");
 
-    // A commit that is refused: the run is there, and is pushed by itself.
+    // A refused commit: the run is complete, and can be pushed later.
     refuses.store(1, Ordering::SeqCst);
     let again = format!("nothing is lost: `warpfit push {} me/name` tries again", path(&out));
     train("name", Some(TOKEN)).failed(2, "the hub responds with status 400: the card is wrong").failed(2, &again);
@@ -637,7 +637,7 @@ fn a_run_is_pushed_whole_and_nothing_is_lost_where_that_fails() {
             assert_eq!((&line["key"], content), (&json!("file"), fs::read(out.join(name)).unwrap()));
         }
     }
-    // All that the run left, but its checkpoint and what is not its own.
+    // All files of the run, except its checkpoint and foreign files.
     let left = tree(&out);
     let its_own = |name: &&String| !name.starts_with("checkpoint-1/") && *name != "thesis.txt";
     let left: BTreeSet<&str> = left.iter().filter(its_own).map(String::as_str).collect();
@@ -655,6 +655,6 @@ fn a_run_is_pushed_whole_and_nothing_is_lost_where_that_fails() {
     let wanted = json!({"oid": hex(&weights), "parts": [etag(1), etag(2), etag(3)]});
     assert_eq!(serde_json::from_slice::<Value>(&complete.body).unwrap(), wanted);
 
-    // A folder that is no model.
+    // A folder without a model.
     run(parts.command(PUSH, &[path(dir.path()), "me/x"]).env("HF_TOKEN", TOKEN), b"").failed(2, "config.json`: no such file");
 }

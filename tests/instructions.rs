@@ -1,4 +1,4 @@
-//! `WARPFIT_CPU`: what it refuses, and the CPU's ops and golden numbers with each of the machine's instructions.
+//! `WARPFIT_CPU`: refused values, and the CPU's ops and golden numbers with each of the machine's instructions.
 
 use std::env;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::cli::{PREDICT, path, program, run};
 use crate::fixtures::golden;
 
 #[test]
-fn what_the_machine_lacks_is_refused() {
+fn missing_instructions_are_refused() {
     let refused = |name: &str, fact: &str| {
         let available = Instructions::available().iter().map(Instructions::to_string).collect::<Vec<_>>().join(", ");
         let mut command = program(PREDICT);
@@ -22,7 +22,7 @@ fn what_the_machine_lacks_is_refused() {
     for name in ["", "AVX2", "sse2"] {
         refused(name, "no such instructions");
     }
-    // No machine has those of all architectures.
+    // No machine has the instructions of all architectures.
     let available = Instructions::available();
     for lacking in Instructions::value_variants().iter().filter(|instructions| !available.contains(instructions)) {
         refused(&lacking.to_string(), "this machine does not have these instructions");
@@ -30,11 +30,11 @@ fn what_the_machine_lacks_is_refused() {
 }
 
 #[test]
-fn the_name_says_what_computes() {
+fn the_name_shows_the_instructions() {
     let best = Instructions::available().last().unwrap().to_string();
     let named = env::var("WARPFIT_CPU").unwrap_or(best);
     let name = Cpu::<f32>::new().name();
-    assert!(name.ends_with(&format!(" threads, {named}")), "{name} where {named} is to compute");
+    assert!(name.ends_with(&format!(" threads, {named}")), "{name} instead of {named}");
 }
 
 #[test]

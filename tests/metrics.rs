@@ -1,5 +1,5 @@
-//! Metrics and schedules against scikit-learn's and the Hugging Face Trainer's numbers and against their definitions
-//! by brute force; what a run shows while it goes on.
+//! Metrics and schedules compared with scikit-learn's and the Hugging Face Trainer's numbers, and with their definitions by
+//! brute force; the progress of a run.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -60,7 +60,7 @@ fn metrics_equal_scikit_learn() {
             }
         }
         assert_eq!(found.get("binary").is_some(), classes == 2);
-        // The figures at the top.
+        // The top-level metrics.
         let single = if classes == 2 { &wanted["binary"] } else { &wanted["weighted"] };
         for key in ["precision", "recall", "f1"] {
             assert_same(&format!("{name}, top {key}"), &found[key], &single[key]);
@@ -77,7 +77,7 @@ fn metrics_equal_scikit_learn() {
 }
 
 #[test]
-fn the_report_is_scikit_learns() {
+fn the_report_matches_scikit_learn() {
     let cases = json("metrics.json");
     let report = |i: usize, names: &[&str], digits| {
         let (labels, scores, classes) = case(&cases[i]);
@@ -118,7 +118,7 @@ weighted avg     0.6117    0.5667    0.5755       150
 }
 
 #[test]
-fn what_labels_leave_undefined_is_null() {
+fn undefined_metrics_are_null() {
     // Class 2 never occurs, and is never predicted.
     let metrics = Metrics::from_scores(&[0, 1, 0], &[0.8, 0.1, 0.1, 0.3, 0.6, 0.1, 0.4, 0.5, 0.1], 3).unwrap();
     let json = serde_json::to_value(&metrics).unwrap();
@@ -131,7 +131,7 @@ fn what_labels_leave_undefined_is_null() {
     assert_eq!(json["macro"]["recall"], 0.5);
     assert_eq!(metrics.get(Metric::RocAuc), None);
     assert_eq!(metrics.get(Metric::Accuracy), Some(2.0 / 3.0));
-    // A loss that is not a number is no number in JSON.
+    // A loss that is not a number is null in JSON.
     assert!(serde_json::to_value(Metrics { loss: Some(f64::NAN), ..metrics }).unwrap()["loss"].is_null());
 }
 
@@ -164,7 +164,7 @@ fn logits_become_scores() {
     assert_eq!(Metrics::from_scores(&[0], &[1.0], 1).unwrap_err().kind, Kind::User);
 }
 
-/// Rows of few distinct scores, so that ties abound.
+/// Rows with few distinct scores, so that ties are common.
 fn rows() -> impl Strategy<Value = (Vec<u32>, Vec<f64>, usize)> {
     (2usize..5).prop_flat_map(|classes| {
         let row = (0..classes as u32, prop::collection::vec((-2i32..4).prop_map(|s| s as f64 / 8.0), classes));
@@ -184,7 +184,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn metrics_are_their_definitions((labels, scores, classes) in rows()) {
+    fn metrics_match_their_definitions((labels, scores, classes) in rows()) {
         let metrics = Metrics::from_scores(&labels, &scores, classes).unwrap();
         let rows = labels.len();
         let row = |i: usize| &scores[i * classes..][..classes];
@@ -220,7 +220,7 @@ proptest! {
             };
             prop_assert!(0 < support && support < rows);
             let score = |i: usize| row(i)[class];
-            // The probability that a row of the class ranks above another row; a tie is half.
+            // The probability that a row of the class ranks above another row; a tie counts half.
             let mut above = 0.0;
             for i in (0..rows).filter(|&i| truth(i)) {
                 for j in (0..rows).filter(|&j| !truth(j)) {
@@ -249,7 +249,7 @@ proptest! {
             }
             prop_assert!(close(areas.average_precision, average_precision));
 
-            // The shorter curve is the same line: a part of the points, and the same area.
+            // The reduced curve is the same line: a subset of the points, with the same area.
             let short = &areas.roc_drop_intermediate;
             prop_assert!(short.thresholds.iter().all(|t| areas.roc.thresholds.contains(t)));
             let area: f64 = (1..short.fpr.len()).map(|k| (short.fpr[k] - short.fpr[k - 1]) * (short.tpr[k] + short.tpr[k - 1]) / 2.0).sum();
@@ -261,7 +261,7 @@ proptest! {
 }
 
 #[test]
-fn metric_names_and_which_is_better() {
+fn metric_names_and_order() {
     let parse = |name: &str| Metric::parse("--metric-for-best-model", name);
     for metric in Metric::ALL {
         assert_eq!(parse(metric.name()).unwrap(), metric);
@@ -319,7 +319,7 @@ fn schedules_at_their_ends() {
     }
     assert_eq!(cosine[8], 4e-5);
 
-    // After the last update, and where all is warm-up, there is nothing left but no negative rate either.
+    // After the last update, and in a run of warm-up alone, the rate is not negative.
     assert_eq!(rates(schedule(ScheduleKind::Linear, 2))[12], 0.0);
     assert_eq!(Schedule { kind: ScheduleKind::Cosine, base_lr: 1.0, warmup: 0, total: 4 }.lr(9), 0.0);
     for kind in [ScheduleKind::Linear, ScheduleKind::Cosine, ScheduleKind::Constant] {
@@ -348,7 +348,7 @@ fn lengths_of_runs_and_warm_ups() {
     }
 }
 
-/// Standard error as a test sees it.
+/// Captured standard error.
 #[derive(Clone, Default)]
 struct Page(Arc<Mutex<Vec<u8>>>);
 
@@ -367,7 +367,7 @@ impl Write for Page {
     }
 }
 
-/// A terminal of a given width that keeps all that is written.
+/// A terminal of a given width that keeps its output.
 #[derive(Clone)]
 struct Screen(u16, Page);
 
@@ -426,14 +426,14 @@ fn without_a_terminal_progress_is_lines() {
     assert!(lines[2].starts_with("training 3,126/3,126  0.0s left  loss 0.3479"), "{text}");
     assert!(lines[3].starts_with("training 3,126/3,126  in "), "{text}");
     assert_eq!(lines[4], "trained");
-    // The thousand steps of an earlier run count for no rate.
+    // The thousand steps of an earlier run do not count for rates.
     let rate: f64 =
         lines[3].split("  ").find_map(|part| part.strip_suffix(" steps/s")).unwrap().replace(',', "").parse().unwrap();
     assert!(rate > 0.0 && rate <= (2126.0 / least.as_secs_f64()).ceil(), "{rate} a second");
 }
 
 #[test]
-fn lines_are_sparse_but_the_last_one_comes() {
+fn progress_lines_are_sparse_but_the_last_is_printed() {
     let page = Page::default();
     let progress = Progress::lines(Box::new(page.clone()), Duration::from_secs(3600), "tokenising", 25_000, &["texts"]);
     rayon::scope(|scope| {
@@ -499,13 +499,13 @@ fn a_bar_fits_its_terminal() {
 }
 
 #[test]
-fn rates_are_those_of_the_last_seconds() {
+fn rates_cover_the_last_seconds() {
     let begin = Instant::now();
     let at = |seconds: u64| begin + Duration::from_secs(seconds);
     let mut samples = [(begin, vec![0, 0])].into();
     assert_eq!(log::recent_rates(&mut samples, at(4), &[4, 400]), [1.0, 100.0]);
     assert_eq!(log::recent_rates(&mut samples, at(10), &[10, 1000]), [1.0, 100.0]);
-    // From second 10 to 20 it goes twice as fast; what was before no longer counts.
+    // From second 10 to 20 the speed is doubled; what was before no longer counts.
     assert_eq!(log::recent_rates(&mut samples, at(20), &[30, 3000]), [2.0, 200.0]);
     // One step that takes longer than the window.
     assert_eq!(log::recent_rates(&mut samples, at(60), &[31, 3000]), [1.0 / 40.0, 0.0]);

@@ -1,5 +1,5 @@
-//! The model against golden numbers: forward, every gradient, twelve updates (tolerances: tests/golden/README.md). Then
-//! against itself: numerical gradients with every dropout on, pruned and not, packed and alone; and what a plan shares.
+//! The model against golden numbers: forward, every gradient, twelve updates (tolerances: tests/golden/README.md). Then against
+//! itself: numerical gradients with every dropout on, pruned and not, packed and alone; and the sharing of buffers in a plan.
 
 use std::mem::discriminant;
 use std::ops::Range;
@@ -71,7 +71,7 @@ fn forward(on: On, case: &str, scale: f64) {
 fn golden_forward() {
     for case in CASES {
         forward(On::Cpu, case, 1.0);
-        // In f64 what is left is the rounding of the files.
+        // In f64 only the rounding of the files remains.
         forward(On::CpuF64, case, 0.05);
     }
 }
@@ -111,7 +111,7 @@ fn golden_backward() {
     for case in CASES {
         for last_rows in [Rows::Tokens, Rows::Cls] {
             backward(On::Cpu, case, last_rows, 1.0);
-            // In f64 what is left is the rounding of the files.
+            // In f64 only the rounding of the files remains.
             backward(On::CpuF64, case, last_rows, 0.05);
         }
     }
@@ -167,7 +167,7 @@ fn golden_adamw() {
     for case in CASES {
         adamw(On::Cpu, case);
     }
-    // In f64 what is left is the rounding of the file.
+    // In f64 only the rounding of the file remains.
     adamw(On::CpuF64, "distilbert-a");
     adamw(On::CpuF64, "bert-a");
 }
@@ -177,7 +177,7 @@ fn golden_adamw_on_cuda() {
     CASES.iter().for_each(|case| adamw(On::Cuda, case));
 }
 
-/// The batches of a case's updates, and the tokens that they are padded to.
+/// The batches of a case's updates, and the tokens to which they are padded.
 fn batches(golden: &Tensors) -> (Vec<PackedBatch>, usize) {
     let (ids, mask) = (golden.ints("batches.input_ids"), golden.ints("batches.attention_mask"));
     let types = if golden.has("batches.token_type_ids") { golden.ints("batches.token_type_ids") } else { Vec::new() };
@@ -227,7 +227,7 @@ fn adamw(on: On, case: &str) {
         );
         assert!((status.grad_norm - golden.get(&format!("{run}.grad_norm"))[i]).abs() < 2e-5 * scale, "{case} step {i} norm");
         if i == 0 {
-            // Warm-up makes the first learning rate 0: the weights stay bit for bit.
+            // Warm-up makes the first learning rate 0: the weights do not change.
             assert!(model.read_all(model.plan.params).unwrap() == start, "{case}: the first update moved a weight");
         }
         let stored = file.as_ref().unwrap_or(&golden);
@@ -262,7 +262,7 @@ fn adamw(on: On, case: &str) {
         }
     }
 
-    // And which parameters decay at all.
+    // And the set of parameters with decay.
     for slot in &model.plan.slots {
         let decays = slot.view.offset + slot.view.bytes()
             <= model.plan.params.offset + model.plan.decayed * model.plan.params.dtype.size();
@@ -271,8 +271,8 @@ fn adamw(on: On, case: &str) {
     }
 }
 
-/// The bias before the head's activation, moved until no unit is near 0 in this batch: at a ReLU's corner, rounding of any
-/// size decides on the whole of a gradient.
+/// The bias before the head's activation, moved until no unit is near 0 in this batch: at the kink of ReLU, any rounding
+/// decides a whole gradient.
 fn bias_off_the_corner(case: &str) -> Vec<f64> {
     let batch = inputs(case);
     let mut model = model(On::CpuF64, &format!("{case}/hf"), Rows::Cls, &batch, Hyperparameters::default());
@@ -283,7 +283,7 @@ fn bias_off_the_corner(case: &str) -> Vec<f64> {
     bias.iter().enumerate().map(|(unit, bias)| bias + moved(unit)).collect()
 }
 
-/// Everything that a step computes: hidden states, logits, and every gradient.
+/// All results of a step: hidden states, logits, and every gradient.
 fn results(on: On, case: &str, last_rows: Rows) -> Vec<(String, Vec<f64>)> {
     let batch = inputs(case);
     let mut model = model(on, &format!("{case}/hf"), last_rows, &batch, Hyperparameters::default());
@@ -296,11 +296,11 @@ fn results(on: On, case: &str, last_rows: Rows) -> Vec<(String, Vec<f64>)> {
     views.into_iter().map(|(name, view)| (name, model.read(view).unwrap())).collect()
 }
 
-/// Asserts that the error in bf16 is at most `factor` times that of a computation which rounds what it has to, and nothing else;
-/// `floor` is what f32 may err by.
+/// Asserts that the error in bf16 is at most `factor` times that of a plain computation that rounds only what must be rounded;
+/// `floor` allows for the errors of f32.
 fn assert_as_good(got: &[f64], plain: &[f64], exact: &[f64], [factor, floor]: [f64; 2], what: &str) {
     let [got, plain] = [got, plain].map(|values| rms(values.iter().zip(exact).map(|(a, b)| a - b)));
-    assert!(got <= factor * plain + floor, "{what} has an error of {got:e} where {plain:e} is plain");
+    assert!(got <= factor * plain + floor, "{what} has an error of {got:e}, the plain computation {plain:e}");
 }
 
 #[test]
@@ -317,8 +317,8 @@ fn bf16(on: On) {
     for (case, last_rows) in CASES.into_iter().flat_map(|case| [Rows::Tokens, Rows::Cls].map(|rows| (case, rows))) {
         let [got, plain, exact] = [on, on.plain(), On::CpuF64].map(|on| results(on, case, last_rows));
         for ((name, got), ((_, plain), (_, exact))) in got.iter().zip(plain.iter().zip(&exact)) {
-            // The gradient of a key bias is what rounding leaves, of the gradients of the scores too; the error of a few
-            // numbers is up to chance.
+            // The gradient of a key bias is a sum of rounding errors, also those of the gradients of the scores. The error of a
+            // few numbers varies by chance.
             let bounds = match () {
                 () if is_key_bias(name) => [4.0, 1e-6],
                 () => [if exact.len() < 16 { 4.0 } else { 2.0 }, 3e-6 * max_abs(exact)],
@@ -338,9 +338,9 @@ fn golden_bf16_training_on_cuda() {
     CASES.iter().for_each(|case| bf16_training(On::CudaBf16, case));
 }
 
-/// The losses of four updates from each of 16 starts, whose weights differ by up to 2 %. Training amplifies every rounding: from a
-/// single start the error of a correct backend is between 0.2 and 8 times the plain one. Over 16 starts, resampled from 48, the
-/// ratio is below 1.45 in 99.9 % of the cases. Where operands are truncated it is 2.7.
+/// The losses of four updates from each of 16 starts, whose weights differ by up to 2 %. Training amplifies every rounding:
+/// from a single start the error of a correct backend is between 0.2 and 8 times the plain one. Over 16 starts, resampled from
+/// 48, the ratio is below 1.45 in 99.9 % of the cases. With truncated operands it is 2.7.
 fn bf16_training(on: On, case: &str) {
     let (batches, _) = batches(&Tensors::read(&format!("{case}/adamw.safetensors")));
     let losses = |on: On, start: u64| -> Vec<f64> {
@@ -364,7 +364,7 @@ fn bf16_training(on: On, case: &str) {
     assert_as_good(&got, &plain, &exact, [2.0, 3e-6], &format!("{case} on {on:?}: losses {got:?}"));
 }
 
-/// rms, 99.9 % quantile and maximum of the differences, key biases left out but bounded.
+/// rms, 99.9 % quantile and maximum of the differences, without key biases, which are bounded separately.
 fn compare_parameters(model: &mut Model, want: &dyn Fn(&str) -> Vec<f64>, rates: f64, bounds: [f64; 3]) {
     let values = model.read_all(model.plan.params).unwrap();
     let mut differences = Vec::new();
@@ -420,7 +420,7 @@ fn part(batch: &PackedBatch, seqs: Range<usize>) -> PackedBatch {
     }))
 }
 
-/// With random weights throughout: biases too, and norms around 1.
+/// With random weights everywhere: biases too, and norms around 1.
 fn random_model(on: On, config: &Config, last_rows: Rows, train: bool, batch: &PackedBatch) -> Model {
     let spec = ModelSpec { train, last_rows, tokens: batch.tokens(), seqs: batch.seqs(), arithmetic: on.arithmetic() };
     let hyper = Hyperparameters { label_smoothing: 0.1, ..Hyperparameters::default() };
@@ -485,9 +485,9 @@ fn numerical_gradients() {
     }
 }
 
-/// The last layer on [CLS] rows alone is the same model, masks included.
+/// The last layer on [CLS] rows alone is the same model, with the same masks.
 #[test]
-fn pruned_is_unpruned() {
+fn pruned_equals_unpruned() {
     let batch = labelled(&LENGTHS);
     for arch in ARCHS {
         let [(model, all), (_, pruned)] = [Rows::Tokens, Rows::Cls].map(|last_rows| {
@@ -502,9 +502,9 @@ fn pruned_is_unpruned() {
     }
 }
 
-/// Four micro-batches of eight make the gradients, and the loss, of one batch of 32.
+/// Four micro-batches of eight give the gradients, and the loss, of one batch of 32.
 #[test]
-fn accumulated_is_at_once() {
+fn accumulation_equals_one_batch() {
     let lengths: Vec<usize> = (0..32).map(|b| 1 + b * 7 % 23).collect();
     let batch = labelled(&lengths);
     for arch in ARCHS {
@@ -524,9 +524,9 @@ fn accumulated_is_at_once() {
     }
 }
 
-/// A sequence has the same logits alone and among others; in a plan for inference and in one for training.
+/// A sequence has the same logits alone and in a batch, in a plan for inference and in one for training.
 #[test]
-fn packed_is_one_by_one() {
+fn packed_equals_one_by_one() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Cls)]) {
         let infer = |train| random_model(On::CpuF64, &small(arch), last_rows, train, &batch).evaluate(&batch).unwrap();
@@ -541,9 +541,9 @@ fn packed_is_one_by_one() {
     }
 }
 
-/// After one update every parameter that the batch reaches has moved, and no other; and every gradient is zero.
+/// After one update every parameter that the batch reaches has moved, and no other; every gradient is zero.
 #[test]
-fn everything_moves() {
+fn every_parameter_moves() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Cls)]) {
         let mut model = random_model(On::Cpu, &small(arch), last_rows, true, &batch);
@@ -578,9 +578,9 @@ fn everything_moves() {
     }
 }
 
-/// An update with a gradient or a loss that is not finite is counted and leaves every weight and moment.
+/// An update with a gradient or a loss that is not finite is counted and changes no weight or moment.
 #[test]
-fn not_finite_is_left_out() {
+fn non_finite_updates_are_skipped() {
     let batch = labelled(&LENGTHS);
     for (arch, bad) in ARCHS.into_iter().zip([f64::NAN, f64::INFINITY]) {
         let mut model = random_model(On::Cpu, &small(arch), Rows::Cls, true, &batch);
@@ -664,8 +664,8 @@ fn models() -> impl Iterator<Item = Model> {
     plans().into_iter().map(model)
 }
 
-/// What the slices of a backend rest on: the tensors of an op lie in buffers of the plan, and no two of them in one place, but
-/// for those whose definition says so.
+/// The backends' slices rely on this: the tensors of an op lie in buffers of the plan, and no two of them overlap, except where
+/// the definition of the op allows it.
 #[test]
 fn tensors_of_an_op_are_disjoint() {
     for model in models() {
@@ -691,8 +691,8 @@ fn tensors_of_an_op_are_disjoint() {
     }
 }
 
-/// In training nothing that a forward pass leaves for the backward pass is overwritten: each tensor is written by one op, but
-/// for what dropout and layer norm change in place.
+/// In training no output of a forward pass that the backward pass needs is overwritten: each tensor is written by one op,
+/// except for in-place changes by dropout and layer norm.
 #[test]
 fn activations_are_written_once() {
     for model in models().filter(|model| model.plan.spec.train) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Shows that the tests can fail: breaks the engine or the server in one place at a time, in a copy of the sources, and runs
-the test that must notice; where it does not, all tests of the ops, the model and the server. A break of a kernel is compiled
-into the virtual GPU alone, for the test binary of before. Exits 1 when a break goes unnoticed, or not by the test named.
+the test that must notice; if it does not, all tests of the ops, the model and the server. A break of a kernel is compiled
+into the virtual GPU only, for the same test binary. Exits 1 if a break goes unnoticed, or is not caught by the test named.
 
     tests/mutants.py [WORD...]     only the breaks whose row has one of the words
 """
@@ -16,7 +16,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# File, what stands there (once), what replaces it, a test that must fail; with "thread: ", under ThreadSanitizer.
+# File, text (which occurs once), replacement, and a test that must fail; with "thread: ", under ThreadSanitizer.
 MUTANTS = [
     ("src/cpu/embed.rs", "rows.iter().for_each(|&r| add_to(out, row(dy, r, dim)))", "rows.iter().skip(1).for_each(|&r| add_to(out, row(dy, r, dim)))", "ops::gradients"),
     ("src/cpu/embed.rs", "if Some(token) != op.pad {", "if true {", "ops::gradients"),
@@ -24,7 +24,7 @@ MUTANTS = [
     ("src/cpu/embed.rs", "if types[r] == t as i32", "if types[r] <= t as i32", "ops::gradients"),
     ("src/cpu/embed.rs", "if !op.add {", "if op.add {", "ops::gradients"),
     ("src/cpu/linear.rs", "if op.add { Accumulate::Itself } else", "if false { Accumulate::Itself } else", "ops::gradients"),
-    ("src/cpu/linear.rs", "(dy_matrix.t(), Mat::new(x, k)), Accumulate::Itself", "(dy_matrix.t(), Mat::new(x, k)), Accumulate::Nothing", "model::accumulated_is_at_once"),
+    ("src/cpu/linear.rs", "(dy_matrix.t(), Mat::new(x, k)), Accumulate::Itself", "(dy_matrix.t(), Mat::new(x, k)), Accumulate::Nothing", "model::accumulation_equals_one_batch"),
     ("src/cpu/linear.rs", "add_columns([db], rows, ", "add_columns([db], rows - 1, ", "ops::gradients"),
     ("src/cpu/mod.rs", "layout.arithmetic == Arithmetic::Bf16Products", "false", "device::the_cpu_rounds_products_to_bf16_and_has_no_tf32"),
     ("src/cpu/rounded.rs", "multiply(panel(a, i, terms), i % WIDTH, ", "multiply(panel(a, i, terms), 0, ", "ops::bf16_on_the_cpu"),
@@ -33,7 +33,7 @@ MUTANTS = [
     ("src/cpu/linear.rs", "*dy *= cdf + x * density;", "*dy *= cdf;", "ops::gradients"),
     ("src/cpu/linear.rs", "if x <= T::zero() {", "if x <= T::one() {", "ops::gradients"),
     ("src/cpu/linear.rs", "*dy *= T::one() - y * y;", "*dy *= T::one() - y;", "ops::gradients"),
-    ("src/cpu/linear.rs", "if *y < T::zero() { T::zero() } else { *y }", "if *y > T::zero() { *y } else { T::zero() }", "ops::nan_goes_where_it_must"),
+    ("src/cpu/linear.rs", "if *y < T::zero() { T::zero() } else { *y }", "if *y > T::zero() { *y } else { T::zero() }", "ops::nan_propagates_only_where_it_must"),
     ("src/cpu/norm.rs", "- g_mean - (z - mean) * rstd * gn_mean", "- g_mean", "ops::gradients"),
     ("src/cpu/norm.rs", "*dgamma += dy * ((z - mean) * rstd);", "*dgamma += dy * z;", "ops::gradients"),
     ("src/cpu/norm.rs", "token_row(task * grain + r)", "token_row(task * grain)", "ops::gradients"),
@@ -41,54 +41,54 @@ MUTANTS = [
     ("src/cpu/attention.rs", "*p = prob * factor;", "*p = prob;", "ops::gradients"),
     ("src/cpu/attention.rs", "(ds, q), scale, onto", "(ds, q), T::one(), onto", "ops::gradients"),
     ("src/cpu/attention.rs", "(p, dy_block), T::one(), onto", "(p, dy_block), T::one(), Accumulate::Nothing", "ops::gradients"),
-    ("src/cpu/attention.rs", "dropout + ((row - from) * heads) as u32", "dropout + (row - from) as u32", "ops::cpu::masks_are_those_of_the_page"),
+    ("src/cpu/attention.rs", "dropout + ((row - from) * heads) as u32", "dropout + (row - from) as u32", "ops::cpu::dropout_masks_match_the_definition"),
     ("src/cpu/attention.rs", "*y /= total", "*y *= T::one()", "ops::gradients"),
     ("src/cpu/attention.rs", "lse[0] = largest + total.ln();", "lse[0] = largest;", "ops::gradients"),
-    ("src/cpu/dropout.rs", "(start + l) as u32 * step", "(start + l) as u32", "ops::cpu::masks_are_those_of_the_page"),
+    ("src/cpu/dropout.rs", "(start + l) as u32 * step", "(start + l) as u32", "ops::cpu::dropout_masks_match_the_definition"),
     ("src/cpu/avx512.rs", "numbers(2 * p + 1)", "numbers(2 * p)", "ops::bf16_on_the_cpu"),
     ("src/cpu/avx512.rs", "_mm512_mul_ps(scale, sum)", "sum", "ops::bf16_on_the_cpu"),
-    ("src/cpu/dropout.rs", "factors[4 * l + w] =", "factors[4 * l + 3 - w] =", "ops::cpu::masks_are_those_of_the_page"),
-    ("src/cpu/mod.rs", "Rows::Cls => starts[r] as u32,", "Rows::Cls => r as u32,", "model::pruned_is_unpruned"),
+    ("src/cpu/dropout.rs", "factors[4 * l + w] =", "factors[4 * l + 3 - w] =", "ops::cpu::dropout_masks_match_the_definition"),
+    ("src/cpu/mod.rs", "Rows::Cls => starts[r] as u32,", "Rows::Cls => r as u32,", "model::pruned_equals_unpruned"),
     ("src/random.rs", "[micro], [0]];", "[0], [0]];", "ops::dropout_is_random"),
     ("src/cpu/loss.rs", "(p * shares - share)", "(p - share)", "ops::gradients"),
-    ("src/cpu/loss.rs", "total / cpu.step.loss_normalizer", "total", "ops::cpu::xent_counts_its_loss"),
+    ("src/cpu/loss.rs", "total / cpu.step.loss_normalizer", "total", "ops::cpu::xent_adds_its_loss_in_training_only"),
     ("src/cpu/adamw.rs", "partials.iter().sum", "partials.iter().skip(1).sum", "ops::cpu::grad_norm_is_the_root_of_the_sum_of_squares"),
     ("src/cpu/adamw.rs", "grads.par_chunks(CHUNK)", "grads.par_chunks(grads.len().div_ceil(rayon::current_num_threads()))", "ops::same_bits_on_any_number_of_threads"),
-    ("src/cpu/adamw.rs", "one_minus_beta2 * grad * grad", "one_minus_beta2 * *g * *g", "ops::cpu::adamw_is_that_of_the_page"),
-    ("src/cpu/adamw.rs", "(op.decayed..len, 0.0)", "(op.decayed..len, op.weight_decay)", "ops::cpu::adamw_is_that_of_the_page"),
-    ("src/cpu/adamw.rs", "loss.is_finite() && s.grad_norm.is_finite()", "loss.is_finite()", "model::not_finite_is_left_out"),
+    ("src/cpu/adamw.rs", "one_minus_beta2 * grad * grad", "one_minus_beta2 * *g * *g", "ops::cpu::adamw_matches_the_definition"),
+    ("src/cpu/adamw.rs", "(op.decayed..len, 0.0)", "(op.decayed..len, op.weight_decay)", "ops::cpu::adamw_matches_the_definition"),
+    ("src/cpu/adamw.rs", "loss.is_finite() && s.grad_norm.is_finite()", "loss.is_finite()", "model::non_finite_updates_are_skipped"),
     ("src/model/encoder.rs", "dy: d.context,", "dy: d.projected.slice(0, d.context.len),", "model::tensors_of_an_op_are_disjoint"),
     ("src/model/plan.rs", "out: if train || pruned {", "out: if pruned {", "model::activations_are_written_once"),
     ("src/serve/queue.rs", "Semaphore::new(places)", "Semaphore::new(places + 1)", "serve::a_full_queue_refuses_at_once_and_recovers"),
-    ("src/serve/queue.rs", "        Some(batch).filter(|batch| !batch.is_empty())", "        batch.reverse();\n        Some(batch).filter(|batch| !batch.is_empty())", "serve::what_waits_is_one_batch_in_order"),
-    ("src/serve/queue.rs", "answer, .. } in batch {", "answer, .. } in batch.into_iter().rev() {", "serve::what_waits_is_one_batch_in_order"),
-    ("src/serve/queue.rs", "if entry.answer.is_closed() {", "if false {", "serve::who_has_gone_is_not_computed"),
-    ("src/serve/queue.rs", "tokens + entry.rows.ids.len() > self.max_tokens", "tokens > self.max_tokens", "serve::what_waits_is_one_batch_in_order"),
-    ("src/serve/queue.rs", "outputs.resize(rows.rows(), entry.output);", "outputs.resize(rows.rows(), batch[0].output);", "serve::what_waits_is_one_batch_in_order"),
-    ("src/serve/queue.rs", "Err(_) if batch.len() > 1 =>", "Err(_) if batch.is_empty() =>", "serve::one_text_that_breaks_the_model_is_alone_in_that"),
-    ("src/serve/queue.rs", "self.well.store(computed.is_ok(), ", "self.well.store(true, ", "serve::the_answers_of_cuda_are_those_of_the_cpu"),
-    ("src/serve/queue.rs", "self.metrics.queue_size.dec();", "", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
+    ("src/serve/queue.rs", "        Some(batch).filter(|batch| !batch.is_empty())", "        batch.reverse();\n        Some(batch).filter(|batch| !batch.is_empty())", "serve::waiting_requests_form_one_batch_in_order"),
+    ("src/serve/queue.rs", "answer, .. } in batch {", "answer, .. } in batch.into_iter().rev() {", "serve::waiting_requests_form_one_batch_in_order"),
+    ("src/serve/queue.rs", "if entry.answer.is_closed() {", "if false {", "serve::disconnected_clients_are_not_computed"),
+    ("src/serve/queue.rs", "tokens + entry.rows.ids.len() > self.max_tokens", "tokens > self.max_tokens", "serve::waiting_requests_form_one_batch_in_order"),
+    ("src/serve/queue.rs", "outputs.resize(rows.rows(), entry.output);", "outputs.resize(rows.rows(), batch[0].output);", "serve::waiting_requests_form_one_batch_in_order"),
+    ("src/serve/queue.rs", "Err(_) if batch.len() > 1 =>", "Err(_) if batch.is_empty() =>", "serve::a_text_that_breaks_the_model_fails_alone"),
+    ("src/serve/queue.rs", "self.well.store(computed.is_ok(), ", "self.well.store(true, ", "serve::responses_of_cuda_match_the_cpu"),
+    ("src/serve/queue.rs", "self.metrics.queue_size.dec();", "", "serve::bad_requests_get_their_status_and_the_server_survives"),
     ("src/infer/mod.rs", "Rows::Cls => row..row + 1,", "Rows::Cls => 0..1,", "serve::the_vectors_of_embed"),
     ("src/infer/mod.rs", "logits[row * classes..]", "logits[..]", "serve::the_scores_of_predict"),
     ("src/serve/api.rs", ".route(\"/info\", get(info))\n        .route_layer(middleware::from_fn_with_state(service.clone(), check_key))", ".route_layer(middleware::from_fn_with_state(service.clone(), check_key))\n        .route(\"/info\", get(info))", "serve::keys_and_origins"),
-    ("src/serve/api.rs", "if size > limit {", "if size > limit + 1 {", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
-    ("src/serve/api.rs", "n if n > most =>", "n if n > most + 1 =>", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
-    ("src/serve/api.rs", "cut && !truncate", "cut && false", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
-    ("src/serve/api.rs", "tokio::time::timeout(service.patience, read)", "tokio::time::timeout(60 * service.patience, read)", "serve::slow_clients_hold_up_nobody_and_are_let_go"),
+    ("src/serve/api.rs", "if size > limit {", "if size > limit + 1 {", "serve::bad_requests_get_their_status_and_the_server_survives"),
+    ("src/serve/api.rs", "n if n > most =>", "n if n > most + 1 =>", "serve::bad_requests_get_their_status_and_the_server_survives"),
+    ("src/serve/api.rs", "cut && !truncate", "cut && false", "serve::bad_requests_get_their_status_and_the_server_survives"),
+    ("src/serve/api.rs", "tokio::time::timeout(service.patience, read)", "tokio::time::timeout(60 * service.patience, read)", "serve::slow_clients_delay_no_others_and_are_disconnected"),
     ("src/serve/api.rs", "request.raw_scores)", "false)", "serve::the_scores_of_predict"),
     ("src/serve/api.rs", "normalize: request.normalize.unwrap_or(true)", "normalize: true", "serve::the_vectors_of_embed"),
-    ("src/serve/api.rs", "metrics.requests.with_label_values(&[method]).inc();", "", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
-    ("src/serve/api.rs", "service.metrics.failures.with_label_values(&[error_type]).inc();", "", "serve::bad_requests_have_their_status_and_the_server_lives_on"),
-    ("src/serve/mod.rs", "open.shutdown().await;", "", "serve::what_was_asked_before_the_signal_is_answered"),
-    ("src/infer/predictions.rs", "logits[b].total_cmp(&logits[a])", "logits[a].total_cmp(&logits[b])", "serve::what_waits_is_one_batch_in_order"),
+    ("src/serve/api.rs", "metrics.requests.with_label_values(&[method]).inc();", "", "serve::bad_requests_get_their_status_and_the_server_survives"),
+    ("src/serve/api.rs", "service.metrics.failures.with_label_values(&[error_type]).inc();", "", "serve::bad_requests_get_their_status_and_the_server_survives"),
+    ("src/serve/mod.rs", "open.shutdown().await;", "", "serve::requests_before_the_signal_are_answered"),
+    ("src/infer/predictions.rs", "logits[b].total_cmp(&logits[a])", "logits[a].total_cmp(&logits[b])", "serve::waiting_requests_form_one_batch_in_order"),
     ("kernels/gpu.cuh", "for (int step = 16; step > 0; step /= 2) x += ", "for (int step = 8; step > 0; step /= 2) x += ", "ops::f32_on_cuda"),
     ("kernels/gpu.cuh", "if (lane() == 0) parts[warp()] = x;\n    __syncthreads();", "if (lane() == 0) parts[warp()] = x;", "ops::f32_on_cuda"),
     ("kernels/gpu.cuh", "const int at = start + i * step, r = at < end ? row(at) : -1;", "const int at = start + i * step, r = at <= end ? row(at) : -1;", "ops::f32_on_cuda"),
-    ("kernels/gpu.cuh", "unsigned(b >> 32) ^ c.y ^ k0", "unsigned(b >> 32) ^ c.y", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/gpu.cuh", "unsigned(b >> 32) ^ c.y ^ k0", "unsigned(b >> 32) ^ c.y", "ops::cuda::dropout_masks_match_the_definition"),
     ("kernels/gpu.cuh", "return warp_sum(lane() < THREADS / 32 ? parts[lane()] : T(0));", "return warp_sum(parts[lane()]);", "ops::f32_on_cuda"),
-    ("kernels/gpu.cuh", "k1 += 0xBB67AE85u;", "", "ops::cuda::masks_are_those_of_the_page"),
-    ("kernels/gpu.cuh", "word < drop.threshold ?", "word <= ~drop.threshold ?", "ops::cuda::masks_are_those_of_the_page"),
-    ("kernels/gpu.cuh", "make_uint4(block, row, drop.site, 0)", "make_uint4(row, block, drop.site, 0)", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/gpu.cuh", "k1 += 0xBB67AE85u;", "", "ops::cuda::dropout_masks_match_the_definition"),
+    ("kernels/gpu.cuh", "word < drop.threshold ?", "word <= ~drop.threshold ?", "ops::cuda::dropout_masks_match_the_definition"),
+    ("kernels/gpu.cuh", "make_uint4(block, row, drop.site, 0)", "make_uint4(row, block, drop.site, 0)", "ops::cuda::dropout_masks_match_the_definition"),
     ("kernels/gpu.cuh", "if (i < count) p[i] = ", "if (i <= count) p[i] = ", "ops::f32_on_cuda"),
     ("kernels/mma.cuh", "vgpu::load_fragments<true>(r, p, {file, line});", "vgpu::load_fragments<false>(r, p, {file, line});", "ops::bf16_on_cuda"),
     ("kernels/columns.cu", "store(parts[warp()] + lane() * P, sum);\n    __syncthreads();", "store(parts[warp()] + lane() * P, sum);", "ops::f32_on_cuda"),
@@ -120,7 +120,7 @@ MUTANTS = [
     ("src/cuda/embed.rs", "pad: op.pad.map_or(-1, |pad| pad as i32)", "pad: 0", "ops::f32_on_cuda"),
     ("src/cuda/embed.rs", "positions: cuda.at(inputs.positions),", "positions: cuda.at(inputs.types),", "ops::f32_on_cuda"),
     ("kernels/linear.cu", "return dy * (cdf + x * density);", "return dy * cdf;", "ops::f32_on_cuda"),
-    ("kernels/linear.cu", "return x < 0.0f ? 0.0f : x;", "return x > 0.0f ? x : 0.0f;", "ops::cuda::not_finite_is_where_it_is_in_f64"),
+    ("kernels/linear.cu", "return x < 0.0f ? 0.0f : x;", "return x > 0.0f ? x : 0.0f;", "ops::cuda::nan_and_infinity_match_f64"),
     ("kernels/linear.cu", "start + BLOCK <= len ?", "start < len ?", "ops::f32_on_cuda"),
     ("kernels/linear.cu", "if (s.add) sum +=", "if (false) sum +=", "ops::f32_on_cuda"),
     ("kernels/linear.cu", "p < s.k; p += 32", "p < s.k - 1; p += 32", "ops::f32_on_cuda"),
@@ -128,7 +128,7 @@ MUTANTS = [
     ("kernels/linear.cu", "if (element >= size_t(s.m) * s.n) return;", "if (element > size_t(s.m) * s.n) return;", "ops::f32_on_cuda"),
     ("kernels/linear.cu", "d = from_float<Out>(sum);", "d = from_float<Out>(to_float(from_float<bf16>(sum)));", "ops::f32_on_cuda"),
     ("kernels/linear.cu", "float sum = 0.0f;\n#pragma unroll 4\n    for (int p = lane(); p < s.k; p += 32) sum +=", "float sum = 0.0f;\n    for (int p = lane(); p < s.k / 32 * 32; p += 32) sum +=", "ops::f32_on_cuda"),
-    ("kernels/linear.cu", "return x < 0.0f ? 0.0f : x;", "return fmaxf(x, 0.0f);", "ops::cuda::not_finite_is_where_it_is_in_f64"),
+    ("kernels/linear.cu", "return x < 0.0f ? 0.0f : x;", "return fmaxf(x, 0.0f);", "ops::cuda::nan_and_infinity_match_f64"),
     ("src/cuda/linear.rs", "kind: op.kind as i32", "kind: 0", "ops::f32_on_cuda"),
     ("src/cuda/linear.rs", "if transposed { (ld as i32, 1) } else { (1, ld as i32) }", "if transposed { (1, ld as i32) } else { (1, ld as i32) }", "ops::f32_on_cuda"),
     ("kernels/linear.cu", "constexpr int ACT_PACKS = 2;", "constexpr int ACT_PACKS = 3;", "ops::f32_on_cuda"),
@@ -141,9 +141,9 @@ MUTANTS = [
     ("src/cuda/gemm.rs", "linear::bias_bwd(cuda, op)", "Ok(())", "ops::f32_on_cuda"),
     ("src/cuda/gemm.rs", "output: op.dw.dtype,", "", "ops::bf16_on_cuda"),
     ("src/cuda/gemm.rs", "BIAS_DATA_TYPE, &data_type(p.output)", "BIAS_DATA_TYPE, &data_type(p.input)", "ops::bf16_on_cuda"),
-    ("kernels/dropout.cu", "a.token_rows ? a.token_rows[row] : row;", "row;", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/dropout.cu", "a.token_rows ? a.token_rows[row] : row;", "row;", "ops::cuda::dropout_masks_match_the_definition"),
     ("kernels/dropout.cu", "a.width % PACK<T> == 0 ? drop_row<true>", "true ? drop_row<true>", "ops::f32_on_cuda"),
-    ("kernels/dropout.cu", "a.token_rows ? a.token_rows[row] : row", "row", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/dropout.cu", "a.token_rows ? a.token_rows[row] : row", "row", "ops::cuda::dropout_masks_match_the_definition"),
     ("kernels/norm.cu", "squares += (z[pack][i] - mean) * (z[pack][i] - mean);", "squares += z[pack][i] * z[pack][i];", "ops::f32_on_cuda"),
     ("kernels/norm.cu", "(g[r][i] - mean_g - n[r][i] * mean_gn)", "(g[r][i] - mean_g)", "ops::f32_on_cuda"),
     ("kernels/norm.cu", "dbeta[i] += g[r][i];", "dbeta[i] += g[r][i] * gamma[i];", "ops::f32_on_cuda"),
@@ -164,8 +164,8 @@ MUTANTS = [
     ("kernels/attention.cu", "return uint2{unsigned(first + row_of<D>(i)) / 4, row * a.heads + head};", "return uint2{unsigned(first + row_of<D>(i)) / 4, row + head};", "ops::f32_on_cuda"),
     ("kernels/attention.cu", "buffer[row_of<D>(i) * P_STRIDE<D> + column_of(j)] = p[i][j];\n    __syncwarp();", "buffer[row_of<D>(i) * P_STRIDE<D> + column_of(j)] = p[i][j];", "ops::f32_on_cuda"),
     ("kernels/attention.cu", "p[m][n][e] = -INFINITY;", "p[m][n][e] = 0.0f;", "ops::bf16_on_cuda"),
-    ("kernels/attention.cu", "row + (g + t % 2 * 8) * heads) << 4 * n;\n    return exchange<2>(bits, 1);", "row + (g + t % 2 * 8) * heads) << 4 * n;\n    return bits;", "ops::cuda_bf16::masks_are_those_of_the_page"),
-    ("kernels/attention.cu", "row + (g + t % 2 * 8) * heads)", "row + g * heads)", "ops::cuda_bf16::masks_are_those_of_the_page"),
+    ("kernels/attention.cu", "row + (g + t % 2 * 8) * heads) << 4 * n;\n    return exchange<2>(bits, 1);", "row + (g + t % 2 * 8) * heads) << 4 * n;\n    return bits;", "ops::cuda_bf16::dropout_masks_match_the_definition"),
+    ("kernels/attention.cu", "row + (g + t % 2 * 8) * heads)", "row + g * heads)", "ops::cuda_bf16::dropout_masks_match_the_definition"),
     ("kernels/attention.cu", "const float shrink = exp2_approx((largest[m][h] - next) * scale)", "const float shrink = exp2_approx((largest[m][h] - next) * a.scale)", "ops::bf16_on_cuda"),
     ("kernels/attention.cu", "ds[0][n][e] = prob * (ds[0][n][e] * (keep ? a.drop.scale : 0.0f) - delta[e % 2]);", "ds[0][n][e] = prob * ds[0][n][e] * (keep ? a.drop.scale : 0.0f);", "ops::bf16_on_cuda"),
     ("kernels/attention.cu", "p[0][n][e] = keep ? prob : 0.0f;", "p[0][n][e] = prob;", "ops::bf16_on_cuda"),
@@ -174,7 +174,7 @@ MUTANTS = [
     ("kernels/attention.cu", "    __syncwarp();\n#pragma unroll\n    for (int i = 0; i < R<D>; i++)\n#pragma unroll\n        for (int j = 0; j < N<D>; j++) buffer", "#pragma unroll\n    for (int i = 0; i < R<D>; i++)\n#pragma unroll\n        for (int j = 0; j < N<D>; j++) buffer", "thread: ops::f32_on_cuda"),
     ("kernels/attention.cu", "r < valid && c < head_dim ? to_float", "c < head_dim ? to_float", "ops::f32_on_cuda"),
     ("kernels/attention.cu", "for (int e = 0; e < 4; e++) out[i][b][e] *= shrink;", "for (int e = 1; e < 4; e++) out[i][b][e] *= shrink;", "ops::f32_on_cuda"),
-    ("kernels/attention.cu", "uint2{unsigned(key + column_of(j)) / 4, row * a.heads + head};\n            });\n#pragma unroll\n            for (int i = 0; i < R<D>; i++)\n#pragma unroll\n                for (int j = 0; j < N<D>; j++)\n                    if", "uint2{unsigned(key + column_of(j)) / 4, row};\n            });\n#pragma unroll\n            for (int i = 0; i < R<D>; i++)\n#pragma unroll\n                for (int j = 0; j < N<D>; j++)\n                    if", "ops::cuda::masks_are_those_of_the_page"),
+    ("kernels/attention.cu", "uint2{unsigned(key + column_of(j)) / 4, row * a.heads + head};\n            });\n#pragma unroll\n            for (int i = 0; i < R<D>; i++)\n#pragma unroll\n                for (int j = 0; j < N<D>; j++)\n                    if", "uint2{unsigned(key + column_of(j)) / 4, row};\n            });\n#pragma unroll\n            for (int i = 0; i < R<D>; i++)\n#pragma unroll\n                for (int j = 0; j < N<D>; j++)\n                    if", "ops::cuda::dropout_masks_match_the_definition"),
     ("kernels/attention.cu", "ds[i][j] = p[i][j] * (ds[i][j] * factor - delta[i]);", "ds[i][j] = p[i][j] * (ds[i][j] - delta[i]);", "ops::f32_on_cuda"),
     ("kernels/attention.cu", "const float delta = there ? a.delta[(row + c) * a.heads + head] : 0.0f;", "const float delta = there ? a.delta[row + c] : 0.0f;", "ops::f32_on_cuda"),
     ("kernels/attention.cu", "store_rows<D>(a.dk + key, a.kv_stride, valid, a.head_dim, dk, a.scale);", "store_rows<D>(a.dk + key, a.kv_stride, valid, a.head_dim, dk, 1.0f);", "ops::f32_on_cuda"),
@@ -185,15 +185,15 @@ MUTANTS = [
     ("kernels/attention.cu", "fetched = fetch(query + TILE);", "", "ops::bf16_on_cuda"),
     ("kernels/attention.cu", "if (key + 8 * n + lane() % 4 * 2 + e % 2 >= seq.keys) p[m][n][e] = -INFINITY;", "if (key + 8 * n + lane() % 4 * 2 + e % 2 > seq.keys) p[m][n][e] = -INFINITY;", "ops::bf16_on_cuda"),
     ("kernels/attention.cu", "row + (8 * n + 2 * t + g % 2) * heads) << 4 * n;", "row + (8 * n + 2 * t) * heads) << 4 * n;", "ops::bf16_on_cuda"),
-    ("kernels/attention.cu", "row + (g + t % 2 * 8) * heads) << 4 * n;", "row + (g + t % 2 * 8)) << 4 * n;", "ops::cuda_bf16::masks_are_those_of_the_page"),
+    ("kernels/attention.cu", "row + (g + t % 2 * 8) * heads) << 4 * n;", "row + (g + t % 2 * 8)) << 4 * n;", "ops::cuda_bf16::dropout_masks_match_the_definition"),
     ("kernels/attention.cu", "if (seq.tile % (2 * TILE) != 0) return;", "if (seq.tile != 0) return;", "ops::bf16_on_cuda"),
-    ("kernels/attention.cu", "return exchange<2>(bits, 1);", "return bits;", "ops::cuda_bf16::masks_are_those_of_the_page"),
+    ("kernels/attention.cu", "return exchange<2>(bits, 1);", "return bits;", "ops::cuda_bf16::dropout_masks_match_the_definition"),
     ("kernels/attention.cu", "rows + (row + lane() % 16) * PITCH<D> + 16 * c + lane() / 16 * 8", "rows + (row + lane() % 16) * PITCH<D> + 16 * c", "ops::bf16_on_cuda"),
     ("src/cuda/kernels.rs", "shared_mem_bytes: self.shared", "shared_mem_bytes: self.shared / 9 * 8", "ops::bf16_on_cuda"),
     ("src/cuda/gemm.rs", "p.k.is_multiple_of(SPLITTABLE)", "true", "products::weight_gradients_of_ones_are_exact"),
-    ("src/cuda/gemm.rs", "if rows <= EXACT { rows } else", "if false { rows } else", "products::every_number_of_rows_is_taken"),
-    ("src/cuda/gemm.rs", "if shape != exact => {", "if false => {", "products::every_number_of_rows_is_taken"),
-    ("src/cuda/gemm.rs", "{ CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE }", "{ CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE }", "products::every_number_of_rows_is_taken"),
+    ("src/cuda/gemm.rs", "if rows <= EXACT { rows } else", "if false { rows } else", "products::every_number_of_rows"),
+    ("src/cuda/gemm.rs", "if shape != exact => {", "if false => {", "products::every_number_of_rows"),
+    ("src/cuda/gemm.rs", "{ CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE }", "{ CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE }", "products::every_number_of_rows"),
     ("src/cuda/device.rs", "open.insert(index, gpu.clone());", "", "virtual_gpu::a_gpu_whose_last_backend_was_dropped_opens_again"),
     ("src/cuda/norm.rs", "CHUNKS.min(SCRATCH / bytes)", "CHUNKS", "virtual_gpu::launches_of_large_batches"),
     ("src/cuda/attention.rs", "Rows::Cls => (cuda.seqs, 1),", "Rows::Cls => (cuda.tiles, 1),", "ops::f32_on_cuda"),
@@ -202,45 +202,45 @@ MUTANTS = [
     ("src/cuda/attention.rs", "(1.0 / (op.head_dim as f64).sqrt()) as f32", "(1.0 / op.head_dim as f64) as f32", "ops::f32_on_cuda"),
     ("src/cuda/attention.rs", "if width <= 64 { 1 } else { 2 }", "1", "ops::f32_on_cuda"),
     ("src/cuda/kernels.rs", "shared_mem_bytes: self.shared", "shared_mem_bytes: self.shared / 2", "ops::bf16_on_cuda"),
-    ("kernels/loss.cu", "if (share > 0.0) loss -=", "loss -=", "ops::cuda::not_finite_is_where_it_is_in_f64"),
-    ("kernels/loss.cu", "a.status->loss += total / a.loss_normalizer;", "a.status->loss += total;", "ops::cuda::xent_counts_its_loss"),
+    ("kernels/loss.cu", "if (share > 0.0) loss -=", "loss -=", "ops::cuda::nan_and_infinity_match_f64"),
+    ("kernels/loss.cu", "a.status->loss += total / a.loss_normalizer;", "a.status->loss += total;", "ops::cuda::xent_adds_its_loss_in_training_only"),
     ("kernels/loss.cu", "(exp(row.log_p(c)) * shares - row.share(c))", "(exp(row.log_p(c)) - row.share(c))", "ops::f32_on_cuda"),
     ("kernels/loss.cu", "if (share > 0.0) loss -= share * row.log_p(c);", "if (share > 0.0 && c < 2) loss -= share * row.log_p(c);", "ops::f32_on_cuda"),
     ("kernels/loss.cu", "largest = warp_max(largest);", "largest = 0.0f;", "ops::cuda::xent_at_the_edges"),
-    ("kernels/loss.cu", "if (threadIdx.x == 0 && a.train)", "if (threadIdx.x == 0)", "ops::cuda::xent_counts_its_loss"),
+    ("kernels/loss.cu", "if (threadIdx.x == 0 && a.train)", "if (threadIdx.x == 0)", "ops::cuda::xent_adds_its_loss_in_training_only"),
     ("kernels/loss.cu", "(exp(row.log_p(c)) * shares - row.share(c)) / a.loss_normalizer", "(exp(row.log_p(c)) * shares - row.share(c))", "ops::f32_on_cuda"),
-    ("src/cuda/loss.rs", "train: cuda.step.train.into(),", "train: 1,", "ops::cuda::xent_counts_its_loss"),
-    ("kernels/adamw.cu", "fabs(loss) < INFINITY && fabs(norm) < INFINITY", "fabs(loss) < INFINITY", "ops::cuda::adamw_leaves_out_what_is_not_finite"),
+    ("src/cuda/loss.rs", "train: cuda.step.train.into(),", "train: 1,", "ops::cuda::xent_adds_its_loss_in_training_only"),
+    ("kernels/adamw.cu", "fabs(loss) < INFINITY && fabs(norm) < INFINITY", "fabs(loss) < INFINITY", "ops::cuda::adamw_skips_non_finite_updates"),
     ("kernels/adamw.cu", "at + i < a.decayed", "at + i <= a.decayed", "ops::f32_on_cuda"),
     ("kernels/adamw.cu", "if (rest < end)", "if (rest < end - 1)", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
     ("kernels/adamw.cu", "        g[i] = 0.0f;\n", "", "ops::f32_on_cuda"),
     ("kernels/adamw.cu", "if (a.copy) store<WHOLE>(a.copy + at, p, count);", "if (a.copy) store<WHOLE>(a.copy + at, m, count);", "ops::bf16_on_cuda"),
     ("kernels/adamw.cu", "sum += double(g[i]) * g[i];", "sum += g[i] * g[i];", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
-    ("kernels/adamw.cu", "at + i < a.decayed ? a.decay : 1.0f", "at < a.decayed ? a.decay : 1.0f", "ops::cuda::adamw_is_that_of_the_page"),
-    ("kernels/adamw.cu", "} else if (at < a.len) {", "} else if (at + 4 < a.len) {", "ops::cuda::adamw_is_that_of_the_page"),
+    ("kernels/adamw.cu", "at + i < a.decayed ? a.decay : 1.0f", "at < a.decayed ? a.decay : 1.0f", "ops::cuda::adamw_matches_the_definition"),
+    ("kernels/adamw.cu", "} else if (at < a.len) {", "} else if (at + 4 < a.len) {", "ops::cuda::adamw_matches_the_definition"),
     ("src/cuda/adamw.rs", "decay: (1.0 - lr * op.weight_decay) as f32,", "decay: (1.0 - op.weight_decay) as f32,", "ops::f32_on_cuda"),
     ("src/cuda/adamw.rs", "copy: cuda.at(op.copy),", "copy: 0,", "ops::bf16_on_cuda"),
     ("src/cuda/adamw.rs", "count: count as i32 };", "count: 1 };", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
     ("src/cuda/arena.rs", "        fetched.synchronize().map_err(failed(\"batch\"))?;\n", "", "train::golden_trainer_runs_on_cuda"),
     ("src/data/pack.rs", ".step_by(TILE)", ".step_by(2 * TILE)", "ops::f32_on_cuda"),
-    ("src/cuda/arena.rs", "fetched.record(stream).map_err(failed(\"batch\"))?;", "", "ops::cuda::batches_follow_each_other"),
+    ("src/cuda/arena.rs", "fetched.record(stream).map_err(failed(\"batch\"))?;", "", "ops::cuda::staging_needs_no_wait"),
     ("src/cuda/kernels.rs", "block_dim: (self.threads, 1, 1)", "block_dim: (self.threads / 2, 1, 1)", "ops::f32_on_cuda"),
     ("src/cuda/mod.rs", "self.step.train && drop.p > 0.0", "drop.p > 0.0", "ops::cuda::dropout_off_is_the_identity"),
-    ("src/cuda/mod.rs", "Rows::Cls => self.at(self.inputs().cu_seqlens),", "Rows::Cls => 0,", "ops::cuda::masks_are_those_of_the_page"),
-    ("src/cuda/mod.rs", "step_key(self.step.seed, self.step.update, self.step.micro)", "step_key(self.step.seed, self.step.update, 0)", "ops::cuda::masks_are_those_of_the_page"),
-    ("src/cuda/mod.rs", "self.step = *step;", "", "ops::cuda::masks_are_those_of_the_page"),
+    ("src/cuda/mod.rs", "Rows::Cls => self.at(self.inputs().cu_seqlens),", "Rows::Cls => 0,", "ops::cuda::dropout_masks_match_the_definition"),
+    ("src/cuda/mod.rs", "step_key(self.step.seed, self.step.update, self.step.micro)", "step_key(self.step.seed, self.step.update, 0)", "ops::cuda::dropout_masks_match_the_definition"),
+    ("src/cuda/mod.rs", "self.step = *step;", "", "ops::cuda::dropout_masks_match_the_definition"),
     ("src/cuda/mod.rs", "self.stream.cu_stream()) }.map_err(failed(\"download\"))?;\n        self.stream.synchronize()", "self.stream.cu_stream()) }.map_err(failed(\"download\"))?;\n        Ok::<(), cudarc::driver::DriverError>(())", "ops::cuda::memory"),
     ("src/cuda/mod.rs", "self.distinct = batch.token_starts.len() - 1;", "self.distinct = batch.token_starts.len() - 2;", "ops::f32_on_cuda"),
 ]
 
 
 QUIET = {"capture_output": True, "text": True}
-# Of threads on the virtual GPU.
+# Seeds of the order of threads on the virtual GPU.
 ORDERS = ["0", "1", "2"]
 
 
 def build(copy):
-    """The test binary and the folder of the virtual GPU; None where the copy does not build."""
+    """Builds the test binary and the virtual GPU, and returns their paths; None if the copy does not build."""
     command = ["cargo", "test", "--release", "--test", "tests", "--no-run", "--message-format", "json"]
     made = subprocess.run(command, cwd=copy, **QUIET)
     if made.returncode:
@@ -252,7 +252,7 @@ def build(copy):
 
 
 def failing(binary, emulator, order, *tests):
-    """Those of the tests that fail."""
+    """The names of the tests that fail."""
     environment = {**os.environ, "VGPU_DIR": str(emulator), "VGPU_SEED": order, "RUST_BACKTRACE": "0"}
     try:
         run = subprocess.run([binary, "--format=pretty", *tests], env=environment, timeout=900, **QUIET)
@@ -270,7 +270,7 @@ def judge(binary, emulator, test):
 
 
 def kernel_mutant(copy, binary, emulator, file, new_source, test):
-    """A break under kernels/."""
+    """Judges a break under kernels/."""
     flags = re.search(r'const KERNELS: &str = "(.*?)";', (copy / "tests/vgpu/build.rs").read_text(), re.S)[1]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -292,13 +292,13 @@ def kernel_mutant(copy, binary, emulator, file, new_source, test):
 
 
 def races(copy, test):
-    """Whether ThreadSanitizer sees any."""
+    """Whether ThreadSanitizer detects a race."""
     run = subprocess.run(["tests/vgpu/sanitize.sh", "thread", "--exact", test.removeprefix("thread: ")], cwd=copy, **QUIET)
     return "data race" in run.stderr or "FAILED" in run.stdout
 
 
 def host_mutant(copy, file, new_source, test):
-    """A break under src/, or one that ThreadSanitizer must see."""
+    """Judges a break under src/, or one that ThreadSanitizer must detect."""
     path = copy / file
     source = path.read_text()
     path.write_text(new_source)
@@ -318,15 +318,15 @@ def main():
     caught = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CARGO_TARGET_DIR"] = str(root / "target" / "mutants")
-        # Built often, run once.
+        # Each build runs only once.
         os.environ.update({"CARGO_PROFILE_RELEASE_DEBUG": "0", "CARGO_PROFILE_RELEASE_INCREMENTAL": "true"})
-        # At one place, for cargo to know it again.
+        # Always the same path, so that cargo reuses earlier builds.
         copy = root / "target" / "mutants" / "copy"
         shutil.rmtree(copy, ignore_errors=True)
-        # With times of today, or cargo would keep what the last run left.
+        # With new modification times, or cargo would keep the last run's build.
         shutil.copytree(root, copy, ignore=shutil.ignore_patterns("target", ".git"), copy_function=shutil.copy)
         binary, emulator = build(copy) or sys.exit("without a break: does not build")
-        # The next build would take its place.
+        # The next build would replace it.
         binary = shutil.copy(binary, Path(folder) / "tests")
         if failed := failing(binary, emulator, "0", "ops::", "model::", "serve::"):
             sys.exit(f"without a break: {failed}")
@@ -336,7 +336,7 @@ def main():
         for file, old, new, _ in chosen:
             source = (copy / file).read_text()
             if source.count(old) != 1:
-                sys.exit(f"{file}: `{old}` stands there {source.count(old)} times; correct the table")
+                sys.exit(f"{file}: `{old}` occurs {source.count(old)} times; correct the table")
             sources[file, old, new] = source.replace(old, new)
 
         def judged(mutant):

@@ -1,6 +1,7 @@
-//! The build's side of the kernels: what is read from their sources, which nvcc is found, and what it made of them. The tests
-//! that need an nvcc say so and are run by name: `cargo test --release -- --ignored nvcc`. What the virtual GPU cannot see of the
-//! kernels is in the modules: alignment of shared memory (`ptx`), arguments (`layout`), instructions (`sass`), `occupancy`.
+//! The build of the kernels: parsing of their sources, the search for nvcc, and the compiled code. Tests that need nvcc are
+//! ignored by default and run by name: `cargo test --release -- --ignored nvcc`. Properties of the kernels that the virtual GPU
+//! cannot check are in the modules: alignment of shared memory (`ptx`), arguments (`layout`), instructions (`sass`),
+//! `occupancy`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -87,7 +88,7 @@ fn the_host_gets_the_structs_and_kernels_of_a_source() {
 }
 
 #[test]
-fn what_the_host_does_not_understand_of_a_source_is_named() {
+fn source_lines_that_cannot_be_parsed_are_reported() {
     for (from, to, message) in [
         (
             "Scale<float>, 128)",
@@ -114,7 +115,7 @@ fn what_the_host_does_not_understand_of_a_source_is_named() {
 
 // ---- finding nvcc
 
-/// Environment variables as given, and no others.
+/// With these environment variables and no others.
 fn find(vars: &[(&str, &Path)]) -> Result<Option<Nvcc>, String> {
     Nvcc::find(&|name| vars.iter().find(|var| var.0 == name).map(|var| OsString::from(var.1)))
 }
@@ -125,7 +126,7 @@ fn script(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Says what an nvcc says that knows these architectures, and does `compile` when it is to compile.
+/// A fake nvcc: prints a version and these architectures, and runs `compile` to compile.
 fn fake(path: &Path, version: &str, compile: &str) {
     let text = format!(
         "case $1 in --version) echo 'Cuda compilation tools, release {version}, V{version}.88';; \
@@ -135,7 +136,7 @@ fn fake(path: &Path, version: &str, compile: &str) {
 }
 
 #[test]
-fn nvcc_is_looked_for_in_a_fixed_order() {
+fn nvcc_is_searched_in_a_fixed_order() {
     let folder = TempDir::new().unwrap();
     let place = |name: &str| folder.path().join(name);
     let (named, home, cuda_path, on_path, python) =
@@ -143,7 +144,7 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
     for nvcc in [&named, &home.join("bin/nvcc"), &cuda_path.join("bin/nvcc"), &on_path.join("nvcc"), &python] {
         fake(nvcc, "13.0", "exit 1");
     }
-    // A Python whose packages lie in site.
+    // A Python whose packages are in site.
     let real =
         std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|folder| folder.join("python3")).find(|p| p.is_file());
     let real = real.expect("python3 is on PATH");
@@ -157,7 +158,7 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
     assert_eq!(found(&all[1..]), Some(home.join("bin/nvcc")));
     assert_eq!(found(&all[2..]), Some(cuda_path.join("bin/nvcc")));
     assert_eq!(found(&all[3..]), Some(on_path.join("nvcc")));
-    // Machines with a toolkit in the usual place have no later one.
+    // Machines with a toolkit in the default folder have no later one.
     let usual = Some(PathBuf::from(USUAL)).filter(|nvcc| nvcc.is_file());
     assert_eq!(found(&[("PATH", &with_python)]), usual.clone().or(Some(python)));
     fs::remove_dir_all(&site).unwrap();
@@ -169,7 +170,7 @@ fn nvcc_is_looked_for_in_a_fixed_order() {
 }
 
 #[test]
-fn an_nvcc_that_is_too_old_and_architectures_that_are_none_are_named() {
+fn an_old_nvcc_and_unknown_architectures_are_reported() {
     let folder = TempDir::new().unwrap();
     let nvcc = folder.path().join("nvcc");
     let find = |archs: &str| find(&[("NVCC", &nvcc), ("WARPFIT_CUDA_ARCHS", Path::new(archs))]);
@@ -179,7 +180,7 @@ fn an_nvcc_that_is_too_old_and_architectures_that_are_none_are_named() {
     assert_eq!(archs("80"), ["80"]);
     assert_eq!(archs(" 80  90a"), ["80", "90a"]);
     assert_eq!(find("").unwrap().map(|nvcc| nvcc.path), None);
-    // What is not set is all of ours that it knows.
+    // By default all of ours that this nvcc supports.
     assert_eq!(self::find(&[("NVCC", &nvcc)]).unwrap().unwrap().archs, ["75", "80", "90a"]);
     for (setting, wrong) in [
         ("8.0", "8.0"),
@@ -199,14 +200,14 @@ fn an_nvcc_that_is_too_old_and_architectures_that_are_none_are_named() {
     }
     fake(&nvcc, "12.1", "exit 1");
     let error = find("80").err().unwrap();
-    assert!(error.contains("this is nvcc 12.1, the kernels need 12.2"), "{error}");
+    assert!(error.contains("this is nvcc 12.1, but the kernels need 12.2"), "{error}");
 }
 
 #[test]
-fn what_nvcc_made_is_kept_until_something_that_it_depends_on_changes() {
+fn compiled_kernels_are_reused_until_an_input_changes() {
     let folder = TempDir::new().unwrap();
     let (nvcc, out) = (folder.path().join("nvcc"), folder.path());
-    // Writes a fatbin, and a line each time.
+    // Writes a fatbin, and one line per call.
     let compile =
         format!("while [ $1 != -o ]; do shift; done; echo made > $2; echo once >> {}/times; echo no warning >&2", out.display());
     fake(&nvcc, "13.0", &compile);
@@ -227,7 +228,7 @@ fn what_nvcc_made_is_kept_until_something_that_it_depends_on_changes() {
         assert_eq!((times(), fs::read_to_string(out.join("scale.fatbin")).unwrap().as_str()), (expected, "made\n"));
     }
 
-    // A failure is told as nvcc told it, and what was made before does not stand in for what failed.
+    // A failure is reported with nvcc's message, and earlier output does not replace the failed one.
     fake(&nvcc, "13.0", "echo 'scale.cu(3): error: no such thing' >&2; exit 2");
     for text in ["c", "c", "b"] {
         let error = make("75", text, "i").unwrap_err();
@@ -237,14 +238,14 @@ fn what_nvcc_made_is_kept_until_something_that_it_depends_on_changes() {
 
 // ---- what nvcc made
 
-/// Kernels that use local memory all the same: (kernel, architecture, why).
+/// Kernels that may use local memory: (kernel, architecture, reason).
 const ALLOWED: [(&str, &str, &str); 0] = [];
 
-/// What is wrong with these kernels: not there for some architecture, or with local memory.
+/// Faults of these kernels: missing for some architecture, or with local memory.
 fn faults(kernels: &[String], archs: &[String], usages: &BTreeMap<(String, String), Usage>) -> Vec<String> {
     let pairs = kernels.iter().flat_map(|kernel| archs.iter().map(move |arch| (kernel.clone(), format!("sm_{arch}"))));
     let fault = |pair: (String, String)| match usages.get(&pair) {
-        None => Some(format!("{} is not there for {}", pair.0, pair.1)),
+        None => Some(format!("{} is missing for {}", pair.0, pair.1)),
         Some(usage) if !usage.local_memory() => None,
         Some(_) if ALLOWED.iter().any(|allowed| (allowed.0, allowed.1) == (pair.0.as_str(), pair.1.as_str())) => None,
         Some(usage) => Some(format!("{}, {}: {usage}", pair.0, pair.1)),
@@ -253,7 +254,7 @@ fn faults(kernels: &[String], archs: &[String], usages: &BTreeMap<(String, Strin
 }
 
 #[test]
-fn spills_and_missing_kernels_are_seen_in_a_report() {
+fn spills_and_missing_kernels_are_detected_in_a_report() {
     let report = "\
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'a' for 'sm_80'
@@ -274,33 +275,33 @@ ptxas info    : Used 128 registers, used 0 barriers, 32 bytes cumulative stack s
     assert_eq!(faults.len(), 3, "{faults:?}");
     assert!(ptxas::usages(report.split("ptxas info    : Used 128").next().unwrap()).is_err());
     for (fault, part) in faults.iter().zip([
-        "a is not there for sm_90a",
-        "b is not there for sm_80",
+        "a is missing for sm_90a",
+        "b is missing for sm_80",
         "b, sm_90a: 128 registers, 32 bytes of local memory, 24 of spill stores, 48 of spill loads",
     ]) {
         assert!(fault.contains(part), "{fault}");
     }
 }
 
-/// The architectures that the build made machine code for; none without nvcc.
+/// The architectures with machine code in this build; none without nvcc.
 pub fn archs() -> Vec<String> {
     let kernels = include_str!(concat!(env!("OUT_DIR"), "/kernels.rs"));
     let (_, rest) = kernels.split_once("pub const ARCHS: &str = \"").unwrap();
     rest.split('"').next().unwrap().split_whitespace().map(str::to_string).collect()
 }
 
-/// The nvcc that is found now.
+/// The nvcc found on this machine.
 fn nvcc() -> Nvcc {
     let nvcc = Nvcc::find(&|name| std::env::var_os(name)).unwrap();
     nvcc.expect("this test needs nvcc; docs/gpu.md describes how to install it")
 }
 
-/// Where the kernels lie.
+/// The folder of the kernels.
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")
 }
 
-/// All of them, by name.
+/// All sources, by name.
 fn sources() -> Vec<Source> {
     let paths = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
     let mut paths: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|ending| ending == "cu")).collect();
@@ -308,7 +309,7 @@ fn sources() -> Vec<Source> {
     paths.iter().map(|path| Source::parse(path, fs::read_to_string(path).unwrap()).unwrap()).collect()
 }
 
-/// The sources, each with what ptxas said of it when the build compiled it.
+/// The sources, each with the report of ptxas from the build.
 fn built() -> Vec<(Source, String)> {
     assert!(!archs().is_empty(), "built without nvcc; docs/gpu.md describes how to install it");
     let with_report = |source: Source| {
@@ -318,7 +319,7 @@ fn built() -> Vec<(Source, String)> {
     sources().into_iter().map(with_report).collect()
 }
 
-/// What cuobjdump has to tell of the machine code that the build made of a source for an architecture. It needs nvdisasm.
+/// The output of cuobjdump for a source's machine code on an architecture. It needs nvdisasm.
 fn cuobjdump(source: &Source, what: &str, arch: &str) -> String {
     let nvcc = nvcc();
     let tools = nvcc.path.parent().unwrap();
@@ -329,14 +330,14 @@ fn cuobjdump(source: &Source, what: &str, arch: &str) -> String {
     run(&mut command).expect("cuobjdump beside nvcc (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)")
 }
 
-/// What the build made of a source.
+/// A file of the build's output for a source.
 fn out(source: &Source, ending: &str) -> PathBuf {
     Path::new(env!("OUT_DIR")).join(&source.stem).with_extension(ending)
 }
 
 #[test]
 #[ignore = "needs a build with nvcc"]
-fn nvcc_made_every_kernel_for_every_architecture_without_local_memory() {
+fn every_kernel_compiles_for_every_architecture_without_local_memory() {
     let archs = archs();
     println!(
         "registers (and bytes of static shared memory)\n{:<28}{:>7}",
@@ -365,7 +366,7 @@ fn nvcc_made_every_kernel_for_every_architecture_without_local_memory() {
 #[test]
 #[ignore = "needs nvcc"]
 fn nvcc_reports_a_kernel_that_spills() {
-    // 128 values alive at once, where a block of 1024 threads leaves 64 registers to each.
+    // 128 live values, where a block of 1024 threads leaves 64 registers to each thread.
     let text = "
 struct Spill {
     float* x;

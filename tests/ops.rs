@@ -1,5 +1,5 @@
-//! Every op against numerical gradients, against itself in another precision and on another device, and for what it may
-//! not do: write beside its tensors, spread a NaN, depend on the number of threads. The checks take any backend; see
+//! Checks every op against numerical gradients and against itself in another precision and on another device, and for forbidden
+//! effects: writing outside its tensors, spreading a NaN, depending on the number of threads. The checks take any backend; see
 //! `cases` for the ops.
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use cases::*;
 pub mod cases;
 pub mod views;
 
-/// The checks that hold wherever an op runs.
+/// The checks that apply to every backend.
 macro_rules! everywhere {
     ($($module:ident: $on:ident;)* { $($check:ident)* }) => {
         everywhere! { @ [$($module: $on;)*] { $($check)* } }
@@ -38,18 +38,18 @@ everywhere! {
     cpu: Cpu; cpu_bf16: CpuBf16; cuda: Cuda; cuda_bf16: CudaBf16;
     {
         same_bits
-        not_finite_is_where_it_is_in_f64
-        masks_are_those_of_the_page
+        nan_and_infinity_match_f64
+        dropout_masks_match_the_definition
         dropout_off_is_the_identity
         act_in_place
         xent_at_the_edges
-        xent_counts_its_loss
+        xent_adds_its_loss_in_training_only
         grad_norm_is_the_root_of_the_sum_of_squares
-        adamw_is_that_of_the_page
-        adamw_leaves_out_what_is_not_finite
+        adamw_matches_the_definition
+        adamw_skips_non_finite_updates
         memory
         stage
-        batches_follow_each_other
+        staging_needs_no_wait
     }
 }
 
@@ -57,14 +57,14 @@ fn start(case: &Case, on: On) -> Run {
     case.on(on.arithmetic(), on.backend())
 }
 
-/// Goes on after a case that fails, so that all are named.
+/// Continues after a failing case, so that all are named.
 fn each(cases: Vec<Case>, check: impl Fn(&Case)) {
     let failed: Vec<_> = cases.iter().filter(|case| catch_unwind(AssertUnwindSafe(|| check(case))).is_err()).collect();
     let names: Vec<&str> = failed.iter().map(|case| case.name.as_str()).collect();
     assert!(names.is_empty(), "{} of {} cases failed:\n{}", names.len(), cases.len(), names.join("\n"));
 }
 
-/// What `tensor` has of a gradient, without what stood there before.
+/// A tensor's gradient without the start value it was added to.
 fn gradient(run: &mut Run, tensor: &str) -> Vec<f64> {
     let mut values = run.read(tensor);
     if run.tensor(tensor).adds {
@@ -73,9 +73,9 @@ fn gradient(run: &mut Run, tensor: &str) -> Vec<f64> {
     values
 }
 
-/// Entries of a tensor to look at: all of a small one, else some of every sequence.
+/// Entries of a tensor to check: all of a small one, else some of every sequence.
 fn sample(tensor: &Tensor, case: &Case) -> BTreeSet<usize> {
-    // Attention costs the square of its length.
+    // The cost of attention is quadratic in the length.
     let count = if case.batch.max_seqlen > 128 && matches!(case.call(), Call::Op(Op::Attention(_))) { 24 } else { 128 };
     let len = tensor.start.len();
     if len <= count {
@@ -93,8 +93,8 @@ fn sample(tensor: &Tensor, case: &Case) -> BTreeSet<usize> {
     (0..count).map(|i| row(i) * tensor.width + at(i, 3, tensor.width)).collect()
 }
 
-/// d (sum of outputs * cotangents) / d (entry `i` of `input`), by central differences of two widths, from which what goes
-/// with the square of the width is extrapolated away.
+/// d (sum of outputs * cotangents) / d (entry `i` of `input`), by central differences of two widths, extrapolated to eliminate
+/// the error quadratic in the width.
 fn slope(run: &mut Run, input: &Tensor, i: usize) -> f64 {
     let outputs: Vec<Tensor> = run.tensors.iter().filter(|t| t.cotangent.is_some()).cloned().collect();
     let mut outputs_at = |h: f64| -> Vec<Vec<f64>> {
@@ -137,7 +137,7 @@ fn check_gradients(case: &Case) {
     }
 }
 
-/// On the CPU in f64, and so everywhere: the other tests hold gradients to these.
+/// On the CPU in f64: the other tests compare gradients with these.
 #[test]
 fn gradients() {
     each(odd(), check_gradients);
@@ -152,7 +152,7 @@ fn finish(case: &Case, on: On) -> (Run, Vec<Vec<f64>>) {
     (run, values)
 }
 
-/// The same in f64, from the numbers that `tensors` start with.
+/// The same in f64, with the same start values as `tensors`.
 fn in_f64(case: &Case, tensors: &[Tensor]) -> Vec<Vec<f64>> {
     let mut run = start(case, On::CpuF64);
     tensors.iter().for_each(|t| run.write(t.name, &t.start));
@@ -161,11 +161,10 @@ fn in_f64(case: &Case, tensors: &[Tensor]) -> Vec<Vec<f64>> {
     tensors.iter().map(|t| run.read(t.name)).collect()
 }
 
-/// Nothing that was NaN at first is left so; nothing is written beside a tensor; what an op computes in f32 is what it computes
-/// in f64.
+/// No NaN from the start is left; nothing is written outside a tensor; the results in f32 match those in f64.
 fn check_f32(case: &Case, on: On) {
     let (mut run, got) = finish(case, on);
-    assert!(run.guards_hold(), "{} on {on:?} wrote beside its tensors", case.name);
+    assert!(run.guards_hold(), "{} on {on:?} wrote outside its tensors", case.name);
     let want = in_f64(case, &run.tensors);
     for (tensor, (got, want)) in run.tensors.iter().zip(got.iter().zip(&want)) {
         assert!(want.iter().all(|x| x.is_finite()), "{}: {} is not finite", case.name, tensor.name);
@@ -180,7 +179,7 @@ fn f32_on_the_cpu() {
     each(cases(), |case| check_f32(case, On::Cpu));
 }
 
-/// What a GPU computes inexactly errs on the virtual one too, as VGPU_SEED says or as 1 does.
+/// Instructions that are inexact on a GPU have errors on the virtual one too, by VGPU_SEED or 1.
 fn with_errors(checks: impl FnOnce()) {
     let exact = is_virtual() && !std::env::var("VGPU_SEED").is_ok_and(|seed| seed != "0");
     if exact {
@@ -197,7 +196,7 @@ fn f32_on_cuda() {
     with_errors(|| each(cases(), |case| check_f32(case, On::Cuda)));
 }
 
-/// More texts, and tiles of attention, than the second dimension of a grid has room for.
+/// More texts, and tiles of attention, than the second dimension of a grid allows.
 #[test]
 fn seventy_thousand_short_texts_on_cuda() {
     let (many, on) = (batch(&[2; 70_000]), DropSite { p: 0.1, site: 3 });
@@ -206,11 +205,11 @@ fn seventy_thousand_short_texts_on_cuda() {
     each(vec![attn(&many, 1, 32, Rows::Tokens, on)], |case| check_bf16(case, On::CudaBf16));
 }
 
-/// The errors in bf16 are at most twice those of a plain computation that rounds what it writes and nothing else; but for
-/// those, what is summed in f32 is as good as that.
+/// The errors in bf16 are at most twice those of a plain computation that rounds only what it stores; sums in f32 are otherwise
+/// as exact as there.
 fn check_bf16(case: &Case, on: On) {
     let (mut run, got) = finish(case, on);
-    assert!(run.guards_hold(), "{} wrote beside its tensors", case.name);
+    assert!(run.guards_hold(), "{} wrote outside its tensors", case.name);
     let (_, plain) = finish(case, on.plain());
     let copied = |t: &&Tensor| t.name == "copy";
     if let Some(copy) = run.tensors.clone().iter().find(copied) {
@@ -255,7 +254,7 @@ fn bf16_on_cuda() {
     with_errors(|| each(cases(), |case| check_bf16(case, On::CudaBf16)));
 }
 
-/// Where the products round, on the CPU; the rest is as in f32.
+/// Products round on the CPU; the rest is as in f32.
 #[test]
 fn bf16_on_the_cpu() {
     each(cases().into_iter().filter(multiplies).collect(), |case| check_bf16(case, On::CpuBf16));
@@ -265,7 +264,7 @@ fn multiplies(case: &Case) -> bool {
     matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attention(_)))
 }
 
-/// With what is computed otherwise in bf16.
+/// Odd cases, including the ops that differ in bf16.
 fn odd_on_the_cpu() -> impl Iterator<Item = (Case, On)> {
     let rounded = odd().into_iter().filter(multiplies);
     odd().into_iter().map(|case| (case, On::Cpu)).chain(rounded.map(|case| (case, On::CpuBf16)))
@@ -281,7 +280,7 @@ fn bits(mut run: Run) -> Vec<u8> {
     run.bytes()
 }
 
-/// The same bits each time, also in memory that has been used, and in whatever order a GPU's threads come.
+/// The same bits each time, also in used memory, and in any order of a GPU's threads.
 fn same_bits(on: On) {
     each(cases(), |case| {
         let mut run = start(case, on);
@@ -296,7 +295,7 @@ fn same_bits(on: On) {
     });
 }
 
-/// The same bits on any number of threads, whichever pool the memory was reserved in.
+/// The same bits on any number of threads, regardless of the pool in which the memory was reserved.
 #[test]
 fn same_bits_on_any_number_of_threads() {
     let pools = [1, 2, 3].map(pool);
@@ -323,8 +322,8 @@ fn seq_of(extent: Extent, case: &Case) -> Option<Vec<usize>> {
     }
 }
 
-/// A NaN in a row of what comes in reaches that row of what goes out, and no other; with attention, and between tokens
-/// and sequences, none of another sequence. Where the rows are those of tables and parameters, it gets there.
+/// A NaN in a row of an input reaches that row of the outputs, and no other; with attention, and between tokens and sequences,
+/// none of another sequence. In tables and parameters it reaches the row that sums it.
 fn check_nan(case: &Case, backward: bool) {
     let mut run = start(case, On::Cpu);
     let inputs: Vec<Tensor> = match backward {
@@ -352,7 +351,7 @@ fn check_nan(case: &Case, backward: bool) {
             if backward {
                 run.forward();
             }
-            // In the backward pass of ReLU part of a row may come to nothing.
+            // In the backward pass of ReLU part of a row may become 0.
             let columns = if backward { 0..input.width } else { 0..1 };
             let mut values = input.start.clone();
             values[row * input.width..][columns].fill(f64::NAN);
@@ -383,19 +382,19 @@ fn check_nan(case: &Case, backward: bool) {
 }
 
 #[test]
-fn nan_goes_where_it_must() {
+fn nan_propagates_only_where_it_must() {
     for case in odd() {
         check_nan(&case, false);
         check_nan(&case, true);
     }
 }
 
-/// A NaN or an infinity that comes in comes out where it does in f64 on the CPU.
-fn not_finite_is_where_it_is_in_f64(on: On) {
+/// A NaN or an infinity in an input appears in the outputs where it does in f64 on the CPU.
+fn nan_and_infinity_match_f64(on: On) {
     each(cases().into_iter().filter(|case| case.batch.max_seqlen < 128).collect(), |case| {
         let mut run = start(case, on);
         let mut exact = start(case, On::CpuF64);
-        // What forward or backward reads.
+        // Tensors that forward or backward reads.
         let inputs: Vec<Tensor> = run.tensors.iter().filter(|t| !t.start[0].is_nan() && !t.adds).cloned().collect();
         for (input, bad) in inputs.iter().flat_map(|t| [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(|bad| (t, bad))) {
             let mut values = input.start.clone();
@@ -420,8 +419,8 @@ fn not_finite_is_where_it_is_in_f64(on: On) {
     });
 }
 
-/// The factors that dropout, add_norm and attention apply are those that ops.rs says, for tokens and for [CLS].
-fn masks_are_those_of_the_page(on: On) {
+/// The factors applied by dropout, add_norm and attention match their definition in ops.rs, for tokens and for [CLS].
+fn dropout_masks_match_the_definition(on: On) {
     let batch = batch(&[33, 1, 200, 2]);
     let drop = DropSite { p: 0.3, site: 9 };
     let steps = [(7, 3, 1), (43 + (1 << 32), 5 + (1 << 33), 2)];
@@ -466,7 +465,7 @@ fn masks_are_those_of_the_page(on: On) {
                     let (head, first) = (c / head_dim, c % head_dim);
                     let of_key = |key| factor(&case.step, drop, row * heads as u32 + head as u32, key as u32);
                     let want = (first..len).step_by(head_dim).map(of_key).sum::<f64>() / len as f64;
-                    // A GPU's 2^0 need not be 1.
+                    // A GPU's 2^0 may differ from 1.
                     let same = (got - want).abs() <= (2.0 * on.product_epsilon()).max(1e-5) * want;
                     assert!(same, "{}: row {r}, head {head}, key {first}: {got}, not {want}", case.name);
                 }
@@ -475,7 +474,7 @@ fn masks_are_those_of_the_page(on: On) {
     }
 }
 
-/// Which elements of (tokens, 64) are dropped on the CPU, and so everywhere.
+/// The elements of (tokens, 64) that are dropped on the CPU; other backends must match.
 fn dropped(rows: Rows, drop: DropSite, step: Step) -> Vec<bool> {
     let mut case = dropout(&batch(&LONG), 64, rows, drop);
     case.step = step;
@@ -533,7 +532,7 @@ fn dropout_is_random() {
     }
 }
 
-/// Without dropout, or outside of training, what comes in goes out, bit for bit.
+/// Without dropout, or outside of training, the output is the input, bit for bit.
 fn dropout_off_is_the_identity(on: On) {
     let (short, never, outside) = (batch(&SHORT), DropSite { p: 0.0, site: 1 }, DropSite { p: 0.3, site: 1 });
     for (drop, train) in [(never, true), (outside, false)] {
@@ -545,7 +544,7 @@ fn dropout_off_is_the_identity(on: On) {
         run.backward();
         assert!(run.bytes() == before, "{drop:?}, train {train}");
 
-        // The other two that drop: as without a place of dropout.
+        // The other two ops with dropout: the same as without a dropout site.
         for rows in [Rows::Tokens, Rows::Cls] {
             let pairs = [
                 [drop, DropSite::NONE].map(|drop| add_norm(&short, 24, rows, true, drop)),
@@ -582,7 +581,7 @@ fn act_in_place(on: On) {
     }
 }
 
-/// Logits of 1e4 and equal logits have finite losses and gradients; so has a class of weight 0.
+/// Logits of 1e4 and equal logits have finite losses and gradients, and so has a class of weight 0.
 fn xent_at_the_edges(on: On) {
     let case = xent(&batch(&[1, 2]), 3, 0.1, false);
     let label = case.batch.labels[0] as usize;
@@ -605,8 +604,8 @@ fn xent_at_the_edges(on: On) {
     }
 }
 
-/// The status block gets the loss on top, in training alone.
-fn xent_counts_its_loss(on: On) {
+/// The loss is added to the status block in training only.
+fn xent_adds_its_loss_in_training_only(on: On) {
     for (classes, train) in [(3, true), (3, false), (6, true)] {
         let mut case = xent(&batch(&LONG), classes, 0.1, true);
         case.step.train = train;
@@ -631,8 +630,8 @@ fn grad_norm_is_the_root_of_the_sum_of_squares(on: On) {
     }
 }
 
-/// One element after another, as [`AdamW`] says.
-fn adamw_is_that_of_the_page(on: On) {
+/// Element by element, as in [`AdamW`].
+fn adamw_matches_the_definition(on: On) {
     for case in cases().into_iter().filter(|case| matches!(case.call(), Call::AdamW(..))) {
         let mut run = start(&case, on);
         let Call::AdamW(op, Update { number, learning_rate: lr }) = run.call else { unreachable!() };
@@ -647,21 +646,21 @@ fn adamw_is_that_of_the_page(on: On) {
             let decayed = if i < op.decayed { params.0[i] * (1.0 - lr * op.weight_decay) } else { params.0[i] };
             let (m_hat, v_hat) = (want_m / (1.0 - op.beta1.powf(t)), want_v / (1.0 - op.beta2.powf(t)));
             let want = decayed - lr * m_hat / (v_hat.sqrt() + op.eps);
-            // Rounding counts by what goes into the difference, not by what is left of it.
+            // Rounding errors scale with the operands of the difference, not with its result.
             let size = decayed.abs().max(want.abs());
             for (name, got, want, size) in
                 [("params", params.1[i], want, size), ("m", m.1[i], want_m, want_m.abs()), ("v", v.1[i], want_v, want_v)]
             {
                 assert!((got - want).abs() <= 1e-6 * (0.1 + size), "{}: {name}[{i}] is {got}, not {want}", case.name);
             }
-            assert_eq!(grads.1[i], 0.0, "{}: gradient {i} stands", case.name);
+            assert_eq!(grads.1[i], 0.0, "{}: gradient {i} is not reset", case.name);
         }
         assert_eq!(run.read("status"), [0.0, 0.75, norm, 1.0], "{}", case.name);
     }
 }
 
-/// A loss or a norm that is not finite: counted, and nothing else changes.
-fn adamw_leaves_out_what_is_not_finite(on: On) {
+/// A loss or a norm that is not finite is counted, and nothing else changes.
+fn adamw_skips_non_finite_updates(on: On) {
     for (loss, norm) in [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (0.5, f64::NAN), (0.5, f64::INFINITY)] {
         let mut run = start(&adamw(100, 48, 1.0, 1.0), on);
         run.write("status", &[loss, 0.25, norm, 1.0]);
@@ -674,7 +673,7 @@ fn adamw_leaves_out_what_is_not_finite(on: On) {
     }
 }
 
-/// What goes up comes down; a part leaves the rest; nothing is written beside it.
+/// Uploads and downloads match; a partial one leaves the rest; nothing outside is written.
 fn memory(on: On) {
     let case = linear(&batch(&SHORT), 24, 33, Rows::Tokens, false);
     let mut run = start(&case, on);
@@ -696,9 +695,9 @@ fn memory(on: On) {
     assert!(!run.backend.name().is_empty());
 }
 
-/// A smaller batch staged over a larger one: the ops run on its rows alone.
+/// A smaller batch staged over a larger one: the ops run on its rows only.
 fn stage(on: On) {
-    // By a product of our own, and by cuBLASLt's.
+    // By our own product, and by cuBLASLt's.
     for n in [33, 32] {
         stage_smaller(on, n);
     }
@@ -723,8 +722,8 @@ fn stage_smaller(on: On, n: usize) {
     }
 }
 
-/// Nothing waits for a batch to be done before the next is staged; each is what its ops see.
-fn batches_follow_each_other(on: On) {
+/// The next batch can be staged without waiting; each op still sees its own batch.
+fn staging_needs_no_wait(on: On) {
     let batches: Vec<_> = (0..6).map(|i| batch(&[9 + i, 7])).collect();
     let case = embed(batches.last().unwrap(), 8, 2, Some(0));
     let [got, want] = [on, On::CpuF64].map(|on| {
@@ -744,7 +743,7 @@ fn batches_follow_each_other(on: On) {
 
 #[test]
 fn nothing_is_allocated() {
-    // All work on this thread, whose allocations are counted.
+    // All work is on this thread, whose allocations are counted.
     let pool = ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap();
     pool.install(|| {
         for (case, on) in odd_on_the_cpu() {
@@ -755,14 +754,14 @@ fn nothing_is_allocated() {
             };
             both_ways();
             let count = allocations(both_ways);
-            // The crate gemm takes working memory of its own in every product.
+            // The crate gemm allocates working memory in every product.
             let by_gemm = on == On::Cpu && matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attention(_)));
             assert!(count == 0 || by_gemm, "{} allocated {count} times", case.name);
         }
     });
 }
 
-/// An op has one stem on both sides and in the kernels.
+/// An op's files have the same stem on both sides and in the kernels.
 #[test]
 fn every_op_has_its_files() {
     let stems = |folder: &str, others: &[&str]| -> BTreeSet<String> {
@@ -776,7 +775,7 @@ fn every_op_has_its_files() {
     assert_eq!(ops, stems("kernels", &["columns"]));
 }
 
-/// The cases reach every kernel, and cuBLASLt. The virtual GPU counts; a real one does not.
+/// The cases launch every kernel, and cuBLASLt. The virtual GPU counts launches; a real one does not.
 #[test]
 fn every_kernel_has_a_case() {
     for on in [On::Cuda, On::CudaBf16] {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The page of `serve`, and the one that `evaluate` writes, in a browser, from end to end; screenshots go to a folder, to be
+"""End-to-end tests of the pages of `serve` and `evaluate` in a browser; screenshots go to a folder, to be
 looked at.
 
     page.py [--model FOLDER] [--report FOLDER/report.html] [--out screenshots]

@@ -1,5 +1,5 @@
-//! Products of ones by cuBLASLt, which have exact results, at every number of rows: a term that is lost, an algorithm that is
-//! refused, or sums that are rounded on the way show. On a real GPU at the sizes of DistilBERT-base.
+//! Products of ones by cuBLASLt, which have exact results, at every number of rows: they reveal lost terms, refused algorithms
+//! and intermediate rounding. On a real GPU with the sizes of DistilBERT-base.
 
 use warpfit::cuda::Cuda;
 use warpfit::data::pack::PackedBatch;
@@ -12,7 +12,7 @@ fn numbers_of_rows() -> impl Iterator<Item = usize> + Clone {
     (1..=300).chain(4096..=4480)
 }
 
-/// (k, n) of the linear layers. A virtual GPU that passes for a real one asks for the small one with WARPFIT_TEST_SMALL.
+/// (k, n) of the linear layers. A virtual GPU in place of a real one uses the small one, with WARPFIT_TEST_SMALL.
 fn layers() -> &'static [(usize, usize)] {
     if is_virtual() || std::env::var_os("WARPFIT_TEST_SMALL").is_some() {
         &[(16, 32)]
@@ -21,14 +21,14 @@ fn layers() -> &'static [(usize, usize)] {
     }
 }
 
-/// So many tokens, in sequences of up to 512.
+/// This many tokens, in sequences of up to 512.
 fn batch(rows: usize) -> PackedBatch {
     let (ids, full) = ([0; 512], rows / 512);
     let lengths = std::iter::repeat_n(512, full).chain((!rows.is_multiple_of(512)).then_some(rows % 512));
     PackedBatch::new(lengths.map(|len| (&ids[..len], &[][..], 0)))
 }
 
-/// A linear layer all of whose operands are 1, and its bias 0.
+/// A linear layer with operands of 1, and a bias of 0.
 struct Ones {
     backend: Cuda,
     op: Linear,
@@ -66,7 +66,7 @@ impl Ones {
         Ones { backend, op }
     }
 
-    /// What is not exact of the layer and its gradients at a number of rows: for a sum of ones there is one right result.
+    /// The inexact results of the layer and its gradients at a number of rows: a sum of ones has one right value.
     fn faults(&mut self, rows: usize) -> Vec<String> {
         let Ones { backend, op } = self;
         backend.stage(&batch(rows), &Step::INFER).unwrap();
@@ -85,7 +85,7 @@ impl Ones {
     }
 }
 
-/// What is not exact in any layer at these numbers of rows, and how often an algorithm was refused.
+/// The inexact results of all layers at these numbers of rows, and the number of refused algorithms.
 fn sweep(open: impl Fn() -> Cuda, arithmetic: Arithmetic, rows: impl Iterator<Item = usize> + Clone) -> (Vec<String>, u64) {
     let (mut faults, mut refused) = (Vec::new(), 0);
     for &layer in layers() {
@@ -99,7 +99,7 @@ fn sweep(open: impl Fn() -> Cuda, arithmetic: Arithmetic, rows: impl Iterator<It
 
 #[test]
 fn weight_gradients_of_ones_are_exact() {
-    // 5 and the unit of cuBLASLt's tiles have no common factor: every remainder is among them.
+    // 5 and the unit of cuBLASLt's tiles are coprime: every remainder occurs.
     let every_fifth = numbers_of_rows().step_by(5);
     let (faults, _) = sweep(gpu, Arithmetic::Bf16, numbers_of_rows());
     assert!(faults.is_empty(), "{faults:#?}");
@@ -109,10 +109,10 @@ fn weight_gradients_of_ones_are_exact() {
     }
 }
 
-/// An algorithm is asked for with large numbers of rows rounded up. Where it is refused for the true number, another is asked
-/// for; the virtual GPU refuses some by the seed, and all that were asked for with another small number.
+/// An algorithm is requested for large numbers of rows rounded up. If it is refused for the exact number, another is requested;
+/// the virtual GPU refuses some by the seed, and all that were requested for another small number.
 #[test]
-fn every_number_of_rows_is_taken() {
+fn every_number_of_rows() {
     let (faults, refused) = sweep(gpu, Arithmetic::Bf16, 1..257);
     assert!(faults.is_empty() && refused == 0, "{refused} were refused; {faults:#?}");
     for seed in if is_virtual() { 1..5 } else { 0..1 } {
@@ -128,7 +128,7 @@ fn every_number_of_rows_is_taken() {
     }
 }
 
-/// What the sweep is for: with sums split over any k, the virtual GPU drops terms as cuBLASLt was seen to do. On a real GPU
+/// The reason for the sweep: with sums split over any k, the virtual GPU drops terms, as cuBLASLt was seen to do. On a real GPU
 /// this reports whether it does.
 #[test]
 fn sums_split_over_any_k_lose_terms() {

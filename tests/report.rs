@@ -1,5 +1,5 @@
-//! Reports as the binaries leave them: pages and plots that hold whatever texts and names come, every row in errors.csv,
-//! curves of a run, TensorBoard's event files read back.
+//! Reports as the commands write them: pages and plots that show any texts and names, every row in errors.csv, curves of a run,
+//! TensorBoard's event files read back.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::cli::{EVALUATE, TRAIN, path, ran};
 use crate::fixtures::golden;
 
-/// The names of what a folder holds, sorted.
+/// The entries of a folder, sorted.
 fn entries(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -18,7 +18,7 @@ fn entries(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Whether tags open and close as they should; panics where they do not. Knows no comments and no scripts.
+/// Checks that tags open and close properly; panics if not. Does not support comments and scripts.
 pub fn assert_well_formed(name: &str, xml: &str) {
     let mut open: Vec<&str> = Vec::new();
     for part in xml.split('<').skip(1) {
@@ -32,7 +32,7 @@ pub fn assert_well_formed(name: &str, xml: &str) {
         }
     }
     assert_eq!(open, Vec::<&str>::new(), "{name}");
-    assert!(!xml.contains("NaN") && !xml.contains("inf\""), "{name} has what is no number: {xml}");
+    assert!(!xml.contains("NaN") && !xml.contains("inf\""), "{name} has a value that is not a number: {xml}");
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_report_shows_hostile_texts_as_texts() {
     }
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;quoted&quot;"));
     assert_eq!(page.matches("<script>").count(), 1);
-    // Nothing of it lies elsewhere; a name space is no address.
+    // Nothing is loaded from elsewhere; a namespace is not an address.
     let page = page.replace("http://www.w3.org/2000/svg", "").replace("http://nowhere", "");
     assert!(!page.contains("://") && !page.contains("src=") && !page.contains("@import"));
 
@@ -112,7 +112,7 @@ fn reports_hold_any_number_of_classes_and_rows() {
     let folder = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     let (first, second, other) = (folder("6-200"), folder("6-3"), folder("2-200"));
     let compared = ran(EVALUATE, &["--compare", &first, &second, "--output-dir", &folder("compared")]).done();
-    // The first has rows of its classes but one, the second of one class alone: neither has areas.
+    // The first has rows of all its classes but one, the second of one class alone: neither has areas.
     let line = |metric: &str| compared.out.lines().find(|line| line.starts_with(metric)).unwrap().to_string();
     assert!(line("accuracy").matches('*').count() >= 1 && line("roc_auc").contains('-'), "{}", compared.out);
     assert!(compared.out.ends_with(&format!("[1] {first}\n[2] {second}\n")), "{}", compared.out);
@@ -123,7 +123,7 @@ fn reports_hold_any_number_of_classes_and_rows() {
     ran(EVALUATE, &["--compare", &first, "--predictions", path(&file)]).failed(2, "cannot be used with");
 }
 
-/// CRC-32C by long division from the highest bit, bytes and result mirrored: not the way that it is written with.
+/// CRC-32C by long division from the highest bit, bytes and result mirrored: unlike the code under test.
 fn crc32c(bytes: &[u8]) -> u32 {
     let mut rest = u32::MAX;
     for byte in bytes {
@@ -178,7 +178,7 @@ enum Event {
     Scalar(u64, String, f32),
 }
 
-/// Every event of a file, whose checksums are all right.
+/// Every event of a file; checks their checksums.
 fn events(file: &Path) -> Vec<Event> {
     let bytes = fs::read(file).unwrap();
     let (mut rest, mut found) = (&bytes[..], Vec::new());
@@ -247,7 +247,7 @@ fn a_run_draws_its_curves_and_tensorboard_reads_its_log() {
     assert_eq!(before[1..], expected());
     assert!(before.iter().any(|event| matches!(event, Event::Scalar(4, tag, _) if tag == "eval/roc_auc")));
 
-    // The last record was cut when the run was killed; going on from the second update voids those after it.
+    // The last record was truncated when the run was killed; resuming from the second update voids those after it.
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
     let checkpoint = out.join("checkpoint-2");

@@ -1,6 +1,6 @@
-//! A plain computation in bf16, to judge another by: each op in f64 on the CPU, but what is stored in bf16 is rounded when it
-//! is written, and what a linear layer or attention multiplies when it is read. Takes the plans of a GPU, and those of a CPU
-//! that round products alone.
+//! A plain computation in bf16, as a yardstick: each op in f64 on the CPU, with tensors stored in bf16 rounded when they are
+//! written, and operands of linear layers and attention rounded when they are read. Supports the plans of a GPU, and those of a
+//! CPU that only rounds products.
 
 use half::bf16;
 use warpfit::Result;
@@ -13,7 +13,7 @@ use crate::ops::views::{views, written};
 
 pub struct Rounded {
     cpu: Cpu<f64>,
-    /// Of the layout.
+    /// Size of the layout.
     bytes: usize,
     cu_seqlens: Vec<i32>,
     step: Step,
@@ -36,8 +36,8 @@ impl Rounded {
         &mut self.cpu
     }
 
-    /// Where the CPU has a tensor. Each type has a part of the arena to itself, stretched to elements of 8 bytes, so slices
-    /// stay slices.
+    /// The place of a tensor on the CPU. Each type has a part of the arena to itself, stretched to elements of 8 bytes, so
+    /// slices stay slices.
     fn place(&self, view: View) -> View {
         if view.is_none() {
             return view;
@@ -61,7 +61,7 @@ impl Rounded {
         self.cpu().write(place, &values)
     }
 
-    /// Runs `f` on rounded operands; then they are again what they were.
+    /// Runs `f` on rounded operands, and restores them.
     fn on_rounded<const N: usize>(&mut self, operands: [View; N], f: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let places = operands.map(|view| self.place(view));
         let before: Vec<_> = places.iter().map(|&place| self.cpu().read(place)).collect::<Result<_>>()?;
@@ -70,7 +70,7 @@ impl Rounded {
         places.iter().zip(before).try_for_each(|(&place, before)| self.cpu().write(place, &before))
     }
 
-    /// Attention as the page has it, one query after the other; whatever a product takes is rounded.
+    /// Attention by its definition, one query after the other; operands of products are rounded.
     fn attn(&mut self, op: &Attention, backward: bool) -> Result<()> {
         let (heads, d, dim) = (op.heads, op.head_dim, op.heads * op.head_dim);
         let scale = 1.0 / (d as f64).sqrt();
@@ -126,7 +126,7 @@ impl Rounded {
             true => vec![(op.dq, dq, op.q_stride, dim), (op.dk, dk, op.kv_stride, dim), (op.dv, dv, op.kv_stride, dim)],
             false => vec![(op.y, y, dim, dim), (op.lse, lse, heads, heads)],
         };
-        // The three gradients may lie side by side.
+        // The three gradients may be interleaved.
         for (view, values, stride, width) in written {
             let mut all = exact(self, view)?;
             for (all, values) in all.chunks_mut(stride).zip(values.chunks(stride)) {
@@ -145,7 +145,7 @@ impl Rounded {
         placed
     }
 
-    /// The op in f64, and what it writes rounded.
+    /// The op in f64, with its results rounded.
     fn plain(&mut self, op: &Op, pass: Pass) -> Result<()> {
         let placed = self.placed(op);
         self.cpu().run(&placed, pass)?;
@@ -158,7 +158,7 @@ impl Rounded {
             self.on_rounded([op.x, op.w], |rounded| rounded.cpu.forward(&placed))?;
             return self.round(op.y);
         }
-        // The bias's gradient is a sum, no product: it comes of a pass of its own, over what is not rounded.
+        // The bias's gradient is a sum and not a product: it is computed in a separate pass, from unrounded operands.
         let [dx, dw, db] = [op.dx, op.dw, op.db].map(|view| self.place(view));
         let before = [dx, dw].map(|view| self.cpu().read(view));
         self.cpu.backward(&placed)?;
@@ -171,7 +171,7 @@ impl Rounded {
         [op.dx, op.dw, op.db].into_iter().try_for_each(|view| self.round(view))
     }
 
-    /// Two ops: the norm is that of the sum as stored.
+    /// Two ops: the norm is that of the stored sum.
     fn add_norm(&mut self, op: &AddNorm) -> Result<()> {
         let placed = self.placed(&Op::AddNorm(*op));
         self.cpu.forward(&placed)?;

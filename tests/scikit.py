@@ -1,6 +1,6 @@
-"""Holds an evaluation to scikit-learn, by hand: python tests/scikit.py DIR, a folder that evaluate --output-dir has written.
+"""Compares an evaluation with scikit-learn, by hand: python tests/scikit.py DIR, a folder written by evaluate --output-dir.
 
-Needs scikit-learn. Reads predictions.jsonl alone, computes everything anew, and compares it with metrics.json and
+Needs scikit-learn. Recomputes everything from predictions.jsonl alone, and compares it with metrics.json and
 classification_report.txt. Exits with 1 if anything differs by more than 1e-9.
 """
 

@@ -1,5 +1,5 @@
-//! `serve` over real sockets: the binary with the golden text model, on both backends, and the server in this process around
-//! a model that waits, panics or fails when it is told to.
+//! `serve` over real sockets: the binary with the golden text model, on both backends, and the server in this process around a
+//! model that waits, panics or fails on demand.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -45,7 +45,7 @@ impl Reply {
     }
 }
 
-/// A request that waits for its answer.
+/// A request that waits for its response.
 struct Asked(TcpStream);
 
 impl Asked {
@@ -68,11 +68,11 @@ impl Asked {
         let mut bytes = Vec::new();
         self.0.read_to_end(&mut bytes).unwrap();
         let text = String::from_utf8(bytes).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no whole answer: {text:?}"));
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("incomplete response: {text:?}"));
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let reply = Reply { status, head: head.to_string(), body: body.to_string() };
         if let Some(length) = reply.header("content-length") {
-            assert_eq!(length.parse(), Ok(reply.body.len()), "cut: {text}");
+            assert_eq!(length.parse(), Ok(reply.body.len()), "truncated: {text}");
         }
         reply
     }
@@ -116,7 +116,7 @@ impl Server {
         assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
     }
 
-    /// The exit code, and what stood on standard error.
+    /// The exit code, and standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let code = self.child.wait().unwrap().code();
         let mut err = String::new();
@@ -133,7 +133,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn bad_requests_have_their_status_and_the_server_lives_on() {
+fn bad_requests_get_their_status_and_the_server_survives() {
     let server = Server::start(&[]);
     let address = server.address;
     let texts = |n: usize| json!({ "inputs": vec!["good"; n] }).to_string().into_bytes();
@@ -168,7 +168,7 @@ fn bad_requests_have_their_status_and_the_server_lives_on() {
         ("a word for a flag", br#"{"inputs": "good", "truncate": "yes"}"#.to_vec(), 422, "validation"),
         ("33 texts", texts(33), 413, "validation"),
         ("2 MB + 1", sized(2_000_001), 413, "validation"),
-        ("100,000 tokens, not to be cut", long(false), 413, "validation"),
+        ("100,000 tokens, not to be truncated", long(false), 413, "validation"),
     ];
     for (what, body) in fine {
         let reply = Asked::post(address, "/predict", body).reply();
@@ -228,7 +228,7 @@ fn the_scores_of_predict() {
     }
 }
 
-/// The same labels, and numbers to the rounding of another batch.
+/// The same labels, and numbers equal up to the rounding of another batch.
 fn close(a: &Value, b: &Value) {
     match (a, b) {
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => a.iter().zip(b).for_each(|(a, b)| close(a, b)),
@@ -244,7 +244,7 @@ fn close(a: &Value, b: &Value) {
     }
 }
 
-/// What a command writes of the golden texts: that key of each line.
+/// A command's output for the golden texts: that key of each line.
 fn written(command: &str, model: &Path, flags: &[&str], key: &str) -> Vec<Value> {
     let file = golden("text/texts.jsonl");
     let mut command = program(command);
@@ -294,7 +294,7 @@ fn the_vectors_of_embed() {
 }
 
 #[test]
-fn both_at_once_by_many() {
+fn scores_and_vectors_for_many_clients_at_once() {
     let (model, texts) = (golden("text/hf"), texts());
     let server = Server::start(&["--max-length", "40", "--max-batch-tokens", "300"]);
     let vectors = written(EMBED, &model, &["--normalize"], "embedding");
@@ -340,7 +340,7 @@ fn a_model_without_a_head_embeds_and_does_not_classify() {
 }
 
 #[test]
-fn the_answers_of_cuda_are_those_of_the_cpu() {
+fn responses_of_cuda_match_the_cpu() {
     let (model, texts) = (golden("text/hf"), texts());
     let libraries = vgpu::directory();
     let vars = [("LD_LIBRARY_PATH", path(&libraries))];
@@ -354,7 +354,7 @@ fn the_answers_of_cuda_are_those_of_the_cpu() {
         server.signal("-TERM");
         assert_eq!(server.end(), (Some(0), String::new()));
     }
-    // A GPU that fails fails its request, and no more is promised.
+    // A GPU that fails fails its request; nothing more is promised.
     let server = Server::of(&model, &["--device", "cuda"], &[vars[0], ("VGPU_FAIL_LAUNCH", "5")]);
     let reply = post(server.address, "/predict", &json!({ "inputs": "good" }));
     assert_eq!((reply.status, reply.json()["error_type"].as_str()), (503, Some("unhealthy")), "{}", reply.body);
@@ -365,7 +365,7 @@ fn the_answers_of_cuda_are_those_of_the_cpu() {
 }
 
 #[test]
-fn tokens_stand_where_the_text_has_them() {
+fn token_offsets_match_the_text() {
     let server = Server::start(&[]);
     let ask = |body: Value| Asked::post(server.address, "/tokenize", body.to_string().as_bytes()).reply().json();
     let text = "The “good” movie, unwatchable";
@@ -394,7 +394,7 @@ fn info_and_the_page() {
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     let policy = page.header("content-security-policy").unwrap();
     assert!(policy.contains("default-src 'none'") && policy.matches("'sha256-").count() == 2 && !policy.contains("unsafe"));
-    // Nothing from elsewhere: the one address is the name of a namespace.
+    // Nothing is loaded from elsewhere: the only address is the name of a namespace.
     assert_eq!((page.body.matches("http").count(), page.body.matches("http://www.w3.org/2000/svg").count()), (1, 1));
 }
 
@@ -441,7 +441,7 @@ fn a_server_that_cannot_start() {
 }
 
 #[test]
-fn what_was_asked_before_the_signal_is_answered() {
+fn requests_before_the_signal_are_answered() {
     for signal in ["-TERM", "-INT"] {
         let server = Server::start(&[]);
         let body = json!({ "inputs": vec!["good"; 32] }).to_string();
@@ -449,7 +449,7 @@ fn what_was_asked_before_the_signal_is_answered() {
         let (first, rest) = asked.split_at(asked.len() - 20);
         let mut asked: Vec<Asked> = (0..20).map(|_| Asked::raw(server.address, first)).collect();
         let idle = Asked::raw(server.address, b"");
-        assert_eq!(get(server.address, "/health").status, 200); // those before were taken too
+        assert_eq!(get(server.address, "/health").status, 200); // earlier connections were accepted too
         server.signal(signal);
         let begin = Instant::now();
         while TcpStream::connect(server.address).is_ok() {
@@ -469,7 +469,7 @@ fn what_was_asked_before_the_signal_is_answered() {
 }
 
 #[test]
-fn slow_clients_hold_up_nobody_and_are_let_go() {
+fn slow_clients_delay_no_others_and_are_disconnected() {
     let server = Server::start(&["--client-timeout", "2", "--max-concurrent-requests", "4"]);
     let asked = request("POST", "/predict", &[], br#"{"inputs": "good"}"#);
     let begin = Instant::now();
@@ -487,12 +487,12 @@ fn slow_clients_hold_up_nobody_and_are_let_go() {
     assert_eq!(Asked::predict(server.address, "good").reply().status, 200);
 }
 
-/// The server in this process, around a model that is told what to do.
+/// The server in this process, around a controllable model.
 struct Fake {
     address: SocketAddr,
-    /// The texts of each batch, by their last word's id, as the model begins it.
+    /// The texts of each batch, by their last word's id, when the model begins it.
     batches: Receiver<Vec<i32>>,
-    /// While it is there, the model finishes no batch.
+    /// While it is held, the model finishes no batch.
     held: Option<Sender<()>>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -504,7 +504,7 @@ struct Flags {
     options: Serving,
 }
 
-/// How the ids of these words make the model fail.
+/// Words whose ids make the model fail.
 const PANICS: &str = "bad";
 const BREAKS: &str = "dull";
 const NOT_FINITE: &str = "weak";
@@ -535,10 +535,10 @@ impl Fake {
             let mut compute = |rows: &Encoded, wanted: &[Output]| {
                 let words: Vec<i32> = (0..rows.rows()).map(|row| rows.row(row).0).map(|ids| ids[ids.len() - 2]).collect();
                 let _ = begun.send(words.clone());
-                let _ = gate.recv(); // ends as the other end goes
+                let _ = gate.recv(); // ends when the other end is dropped
                 assert!(!words.contains(&panics), "told to");
                 if words.contains(&breaks) {
-                    return Err(Error::new(Kind::Device, "cuda", "an illegal address", "start anew"));
+                    return Err(Error::new(Kind::Device, "cuda", "an illegal address", "start again"));
                 }
                 let number = |word: i32| if word == not_finite { f32::NAN } else { word as f32 };
                 let answer = |(&word, &wanted): (&i32, &Output)| match wanted {
@@ -564,13 +564,13 @@ impl Fake {
         }
     }
 
-    /// Asks for the logits of each of `words`, as [`Fake::all_at_once`] does.
+    /// Requests the logits of each of `words`, as in [`Fake::all_at_once`].
     fn together(self, words: &[&str]) -> (Fake, Vec<Reply>) {
         let bodies: Vec<_> = words.iter().map(|word| ("/predict", json!({ "inputs": [word], "raw_scores": true }))).collect();
         self.all_at_once(&bodies)
     }
 
-    /// Sends requests while the model is busy with another text, so that they wait; nothing holds the model then.
+    /// Sends requests while the model is busy with another text, so that they wait; then releases the model.
     fn all_at_once(mut self, requests: &[(&str, Value)]) -> (Fake, Vec<Reply>) {
         let first = Asked::predict(self.address, "movie");
         self.begun();
@@ -603,7 +603,7 @@ impl Drop for Fake {
 }
 
 #[test]
-fn what_waits_is_one_batch_in_order() {
+fn waiting_requests_form_one_batch_in_order() {
     let words = ["good", "movie", "great", "good", "boring"];
     let (fake, replies) = Fake::start(&[]).together(&words);
     assert_eq!(fake.begun(), words.map(id));
@@ -611,7 +611,7 @@ fn what_waits_is_one_batch_in_order() {
         let score = |label, score: i32| json!({ "label": label, "score": score as f32 });
         assert_eq!(reply.json(), json!([[score("POSITIVE", id(word)), score("NEGATIVE", 0)]]), "{word}");
     }
-    // Each gets its own, of its own kind and in its own order.
+    // Each request gets its own result, of the requested kind and in the order of its texts.
     let (fake, replies) = Fake::start(&[]).all_at_once(&[
         ("/embed", json!({ "inputs": ["good", "great"], "normalize": false })),
         ("/predict", json!({ "inputs": ["boring", "good"], "raw_scores": true })),
@@ -623,7 +623,7 @@ fn what_waits_is_one_batch_in_order() {
     let scores: Vec<Value> = replies[1].json().as_array().unwrap().iter().map(|scores| scores[0]["score"].clone()).collect();
     assert_eq!(scores, ["boring", "good"].map(|word| json!(id(word) as f32)));
     assert_eq!(replies[2].json(), json!([vector("movie", 1.0)]));
-    // Three tokens a text; one text is always taken.
+    // Three tokens per text; one text always fits.
     let (fake, _) = Fake::start(&["--max-batch-tokens", "7"]).together(&words);
     let sizes: Vec<usize> = (0..3).map(|_| fake.begun().len()).collect();
     assert_eq!(sizes, [2, 2, 1]);
@@ -652,7 +652,7 @@ fn a_full_queue_refuses_at_once_and_recovers() {
 }
 
 #[test]
-fn who_has_gone_is_not_computed() {
+fn disconnected_clients_are_not_computed() {
     let mut fake = Fake::start(&[]);
     let first = Asked::predict(fake.address, "movie");
     fake.begun();
@@ -661,21 +661,21 @@ fn who_has_gone_is_not_computed() {
     let stays = Asked::predict(fake.address, "good");
     fake.until_queued(2);
     gone.0.shutdown(Shutdown::Both).unwrap();
-    std::thread::sleep(Duration::from_secs(1)); // for the server to notice
+    std::thread::sleep(Duration::from_secs(1)); // the server needs time to notice
     fake.let_go();
     assert_eq!((first.reply().status, stays.reply().status), (200, 200));
     assert_eq!(fake.begun(), [id("good")]);
 }
 
 #[test]
-fn one_text_that_breaks_the_model_is_alone_in_that() {
+fn a_text_that_breaks_the_model_fails_alone() {
     let (fake, replies) = Fake::start(&[]).together(&["good", PANICS, "great", BREAKS, NOT_FINITE]);
     let status: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
     assert_eq!(status, [200, 424, 200, 503, 424]);
     let types: Vec<Value> = replies.iter().map(|reply| reply.json()["error_type"].clone()).collect();
     assert_eq!(types[1..], [json!("backend"), json!(null), json!("unhealthy"), json!("backend")]);
     assert!(replies[1].body.contains("told to") && !replies[1].body.contains("panicked"), "{}", replies[1].body);
-    // After a failure the model is asked before it is called healthy.
+    // After a failure the model is tried again before it is reported as healthy.
     assert_eq!(Asked::predict(fake.address, BREAKS).reply().status, 503);
     assert_eq!(get(fake.address, "/health").status, 200);
     assert_eq!(Asked::predict(fake.address, "good").reply().status, 200);

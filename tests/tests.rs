@@ -1,4 +1,4 @@
-//! One integration binary; each module tests one part of the library, or the binaries from outside.
+//! One integration binary; each module tests one part of the library, or the commands from outside.
 
 mod checkpoint;
 mod cli;

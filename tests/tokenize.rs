@@ -1,4 +1,4 @@
-//! Tokenising, against the `tokenizers` library; and what is kept of it for the next run.
+//! Tokenisation, compared with the `tokenizers` library; and its cache.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,7 +27,7 @@ fn json_lines(path: PathBuf) -> Vec<Value> {
 }
 
 #[test]
-fn ids_are_those_of_hugging_face() {
+fn ids_match_hugging_face() {
     let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
     assert_eq!((tokenizer.max_length, tokenizer.vocab), (Some(48), 299));
     let texts: Vec<String> =
@@ -58,7 +58,7 @@ fn baked_in_lengths_are_overridden() {
     assert_eq!(encode(&baked), encode(&plain));
     assert_eq!(encode(&baked).cut, [false, true, false]);
     assert_eq!(encode(&baked).row(2).0, [2, 3], "an empty text is [CLS] [SEP]");
-    assert_eq!(Tokenizer::from_bytes(&baked).unwrap().json, baked, "the bytes stay as they were read");
+    assert_eq!(Tokenizer::from_bytes(&baked).unwrap().json, baked, "the bytes are unchanged");
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn many_texts_keep_their_order() {
 }
 
 #[test]
-fn token_types_stay_where_there_are_some() {
+fn token_types_are_kept() {
     let mut json: Value = serde_json::from_slice(&fs::read(golden("text/hf/tokenizer.json")).unwrap()).unwrap();
     json["post_processor"]["single"][1]["Sequence"]["type_id"] = json!(1);
     let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
@@ -146,9 +146,9 @@ fn tokenizer_faults() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 
-    /// Cutting early gives what cutting late gives, whatever stands where the text is cut.
+    /// Truncating early gives the same as truncating late, whatever the text at the cut.
     #[test]
-    fn long_texts_are_cut_like_short_ones(
+    fn long_texts_are_truncated_like_short_ones(
         words in prop::collection::vec("good|lovely|[a-z]{1,30}|\\[SEP\\]|\\[MASK\\]|日本|e\u{301}|\u{301}|[.,\"-]|\\PC{1,5}", 1..300),
         spaces in "[ \t\n\u{a0}]{1,3}",
         max_length in 3..40usize,
@@ -166,7 +166,7 @@ proptest! {
     }
 }
 
-// ---- word pieces: the library is the judge
+// ---- word pieces, compared with the library
 
 /// tokenizer.json of the golden text model, changed.
 fn changed(change: impl FnOnce(&mut Value)) -> tokenizers::Tokenizer {
@@ -177,8 +177,8 @@ fn changed(change: impl FnOnce(&mut Value)) -> tokenizers::Tokenizer {
 
 type Judged = (tokenizers::Tokenizer, WordPiece);
 
-/// With every setting of the normalizer, its own choice first; and a vocabulary that shows what became of a character: all
-/// that are lettered or marked, as a word and within one, beside the golden words. Words of at most 20 characters.
+/// With every setting of the normalizer, its own first; and a vocabulary that reveals the normalised characters: every letter
+/// and mark, as a word and within one, beside the golden words. Words of at most 20 characters.
 static JUDGED: LazyLock<Vec<Judged>> = LazyLock::new(|| {
     let blocks = [0..0x3400, 0xa000..0xac00, 0xf900..0x12000, 0x1d000..0x1f000].into_iter().flatten();
     let chars: Vec<char> = blocks.filter_map(char::from_u32).collect();
@@ -204,18 +204,18 @@ static JUDGED: LazyLock<Vec<Judged>> = LazyLock::new(|| {
                 json["model"]["vocab"][content] = json!(id);
             }
         });
-        let ours = WordPiece::new(&library).expect("all of it is BERT's");
+        let ours = WordPiece::new(&library).expect("all its rules are BERT's");
         (library, ours)
     });
     judged.collect()
 });
 
-/// `None` where the text was left to the library; else the ids must be its own.
+/// `None` if the text was left to the library; otherwise the ids must equal its own.
 #[track_caller]
 fn same((library, ours): &Judged, text: &str) -> Option<Vec<i32>> {
     let mut ids = vec![-7];
     if !ours.encode(text, usize::MAX, &mut ids) {
-        assert_eq!(ids, [-7], "ids of a text that was left to the library: {text:?}");
+        assert_eq!(ids, [-7], "ids changed by a text left to the library: {text:?}");
         return None;
     }
     let wanted: Vec<i32> = library.encode_fast(text, false).unwrap().get_ids().iter().map(|&id| id as i32).collect();
@@ -223,7 +223,7 @@ fn same((library, ours): &Judged, text: &str) -> Option<Vec<i32>> {
     Some(wanted)
 }
 
-/// Each between two letters. Settings other than the first skip long blocks whose characters are all alike.
+/// Each between two letters. Settings other than the first skip long blocks of equivalent characters.
 #[test]
 fn every_character_of_unicode() {
     let left: usize = (JUDGED.par_iter().enumerate())
@@ -242,7 +242,7 @@ fn every_character_of_unicode() {
             left
         })
         .sum();
-    assert!(left > 0, "accents that stay are put into order by the library alone");
+    assert!(left > 0, "only the library reorders accents that are kept");
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn words_and_pieces() {
         assert_eq!(same(judged, &"a".repeat(size)).unwrap().len(), if size <= 20 { size } else { 1 });
         assert!(same(judged, &format!("{0}\u{301} {0}\u{200b}z {1}", "é".repeat(size), "日".repeat(size))).is_some());
     }
-    // These two stay, and change places.
+    // These two are kept, and swap places.
     let text = "a\u{1d16d}\u{1d165}b";
     assert_eq!(same(judged, text), None);
     let tokenizer = Tokenizer::from_bytes(judged.0.to_string(false).unwrap().as_bytes()).unwrap();
@@ -285,7 +285,7 @@ fn words_and_pieces() {
 }
 
 #[test]
-fn what_is_not_berts_is_left_to_the_library() {
+fn other_tokenizers_are_left_to_the_library() {
     assert!(WordPiece::new(&changed(|_| ())).is_some());
     let added = |key: &str| changed(|json| json["added_tokens"][4][key] = json!(true));
     for other in [
@@ -300,7 +300,7 @@ fn what_is_not_berts_is_left_to_the_library() {
     ] {
         assert!(WordPiece::new(&other).is_none(), "{}", other.to_string(false).unwrap());
     }
-    // Through the library, a text is cut and framed in the same way.
+    // Through the library, a text is truncated and framed in the same way.
     let texts = ["a good [MASK] film", "", "good good good good"];
     let encode = |tokenizer: tokenizers::Tokenizer| {
         Tokenizer::from_bytes(tokenizer.to_string(false).unwrap().as_bytes()).unwrap().encode(&texts, 5, &ignore).unwrap()
@@ -308,7 +308,7 @@ fn what_is_not_berts_is_left_to_the_library() {
     assert_eq!(encode(added("single_word")), encode(changed(|_| ())));
 }
 
-/// 100 MB without white space, and as many words: read in a moment, and no further than needed.
+/// 100 MB without white space, and the same length of words: read quickly, and no further than needed.
 #[test]
 fn a_very_long_text_is_cheap() {
     let tokenizer = Tokenizer::read(&golden("text/hf")).unwrap();
@@ -325,7 +325,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn hostile_texts_as_the_library_has_them(
+    fn hostile_texts_match_the_library(
         parts in prop::collection::vec(prop_oneof![
             "good|Lovely|[a-zA-Z]{1,25}|##[a-z]|\\[SEP\\]|\\[sep\\]|\\[A\\]|\\[A\\]\\[B\\]|[!-/:-@\\[-`{-~]",
             "[ \t\r\n\u{a0}\u{3000}\u{2028}\u{85}\u{b}\u{1680}]|[\0\u{1}\u{7f}\u{ad}\u{200b}-\u{200f}\u{feff}\u{fffd}\u{e0001}]",
@@ -348,9 +348,9 @@ proptest! {
     }
 }
 
-// ---- what is kept for the next run
+// ---- the cache
 
-/// A dry run on a file of a folder, with or without what an earlier one kept.
+/// A dry run on a file of a folder, with or without the cache of an earlier one.
 fn dry_run(data: &Path, kept: &Path, more: &[&str]) -> Ran {
     let (model, out) = (golden("train/hf_init"), data.with_file_name("out"));
     let mut command = program(TRAIN);
@@ -363,7 +363,7 @@ impl Ran {
         self.err.contains("tokenised by an earlier run")
     }
 
-    /// What is said of the data.
+    /// The notes about the data.
     fn warnings(&self) -> Vec<&str> {
         self.err.lines().filter(|line| line.contains("truncated to") || line.contains("warning")).collect()
     }
@@ -378,7 +378,7 @@ fn rows() -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn a_second_run_takes_the_tokens_of_the_first() {
+fn a_second_run_reuses_the_tokens_of_the_first() {
     let (folder, data) = rows();
     let kept = folder.path().join("kept/here");
     let test = golden("train/test.csv");
@@ -389,7 +389,7 @@ fn a_second_run_takes_the_tokens_of_the_first() {
     assert_eq!(first.warnings().len(), 4, "{}", first.err);
     assert_eq!(first.out, second.out);
 
-    // It trains to the same bits.
+    // Training gives the same bits.
     let runs = ["one", "two", "three"].map(|name| {
         let out = folder.path().join(name);
         let model = golden("train/hf_init");
@@ -404,7 +404,7 @@ fn a_second_run_takes_the_tokens_of_the_first() {
 }
 
 #[test]
-fn other_data_or_settings_are_tokenised_anew() {
+fn other_data_or_settings_are_tokenised_again() {
     let (folder, data) = rows();
     let kept = folder.path().join("kept");
     let fresh = |more: &[&str]| !dry_run(&data, &kept, more).is_from_cache() && dry_run(&data, &kept, more).is_from_cache();
@@ -428,7 +428,7 @@ fn other_data_or_settings_are_tokenised_anew() {
         &["--test-file", path(&data)],
     ];
     assert!(settings.iter().all(|more| fresh(more)));
-    assert!(dry_run(&data, &kept, &["--seed", "7"]).is_from_cache(), "without a split the seed decides nothing");
+    assert!(dry_run(&data, &kept, &["--seed", "7"]).is_from_cache(), "without a split the seed does not matter");
     let mut command = program(TRAIN);
     command.args([
         "--model",
@@ -441,7 +441,7 @@ fn other_data_or_settings_are_tokenised_anew() {
     ]);
     assert!(!run(command.env("WARPFIT_CACHE", &kept), b"").done().is_from_cache(), "another tokenizer");
 
-    // Another file of the same name, size and time.
+    // Another file with the same name, size and time.
     let modified = fs::metadata(&data).unwrap().modified().unwrap();
     let text = fs::read_to_string(&data).unwrap();
     fs::write(&data, text.replacen("good", "look", 1)).unwrap();
@@ -454,7 +454,7 @@ fn other_data_or_settings_are_tokenised_anew() {
 }
 
 #[test]
-fn what_was_damaged_is_made_again() {
+fn damaged_cache_files_are_rewritten() {
     let (folder, data) = rows();
     let kept = folder.path().join("kept");
     dry_run(&data, &kept, &[]);
@@ -494,7 +494,7 @@ fn what_was_damaged_is_made_again() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_one_note() {
+fn an_unwritable_cache_is_one_note() {
     let (folder, data) = rows();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -513,17 +513,17 @@ fn a_folder_that_cannot_be_written_is_one_note() {
         "--dry-run",
     ]);
     let ran = run(command.env_remove("HOME").env_remove("XDG_CACHE_HOME").env_remove("WARPFIT_CACHE"), b"").done();
-    assert!(!ran.err.contains("next run"), "no folder at all: {}", ran.err);
+    assert!(!ran.err.contains("not cached"), "no folder at all: {}", ran.err);
 }
 
 #[test]
-fn those_used_longest_ago_go_first() {
+fn least_recently_used_files_are_removed_first() {
     let (folder, data) = rows();
     let kept = folder.path().join("tokens");
     fs::create_dir(&kept).unwrap();
     let file = |name: &str, size: u64, hours: u64| {
         let file = fs::File::create(kept.join(name)).unwrap();
-        file.set_len(size).unwrap(); // a hole: it takes no room
+        file.set_len(size).unwrap(); // a sparse file: it occupies no space
         file.set_modified(SystemTime::now() - Duration::from_secs(3600 * hours)).unwrap();
     };
     file("oldest", 1 << 30, 3);
@@ -532,7 +532,7 @@ fn those_used_longest_ago_go_first() {
     dry_run(&data, folder.path(), &[]);
     let names: BTreeSet<String> = fs::read_dir(&kept).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!((names.len(), names.contains("new"), names.contains("old")), (2, true, false), "{names:?}");
-    // One that is used is new again.
+    // Using a file makes it recent again.
     let stored = kept.join(names.into_iter().find(|name| name != "new").unwrap());
     let modified = || fs::metadata(&stored).unwrap().modified().unwrap();
     fs::File::options().append(true).open(&stored).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
@@ -540,7 +540,7 @@ fn those_used_longest_ago_go_first() {
 }
 
 #[test]
-fn every_byte_of_files_and_folders_counts() {
+fn the_cache_key_covers_every_byte() {
     let folder = TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     let key = |names: &[&str]| {
@@ -572,7 +572,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 50, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn what_is_kept_comes_back(
+    fn cached_tokens_round_trip(
         rows in prop::collection::vec((prop::collection::vec(0..70_000i32, 1..9), any::<bool>(), any::<u32>()), 0..20),
         largest in prop_oneof![Just(9), Just(0xffff), Just(0x10000), Just(i32::MAX)],
         key: u128,

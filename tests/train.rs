@@ -1,4 +1,4 @@
-//! Whole runs: against Hugging Face's Trainer number for number, and properties of the loop.
+//! Whole runs: compared with Hugging Face's Trainer number by number, and properties of the loop.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use warpfit::train::{Outcome, train};
 use crate::cli::{TRAIN, program};
 use crate::fixtures::*;
 
-/// The settings that these words on the command line give; on the CPU unless they name a device.
+/// The settings of these flags; on the CPU unless they name a device.
 fn settings(flags: &str, out: &Path) -> Settings {
     warpfit::console::be_quiet();
     let device = if flags.contains("--device") { "" } else { "--device cpu" };
@@ -72,7 +72,7 @@ fn golden_trainer_runs_on(device: Device) {
         let (losses, evaluations) = (entries("loss"), entries("eval_loss"));
         let close = |got: &Value, want: &Value, key: &str, tolerance: f64| {
             let (got, want) = (got[key].as_f64().unwrap(), want[key].as_f64().unwrap());
-            assert!((got - want).abs() <= tolerance, "{case} {key}: {got} where Trainer has {want}");
+            assert!((got - want).abs() <= tolerance, "{case} {key}: {got}, but Trainer has {want}");
         };
         let want_losses = want["train"].as_array().unwrap();
         assert_eq!(losses.len(), want_losses.len());
@@ -92,7 +92,7 @@ fn golden_trainer_runs_on(device: Device) {
 
         compare_weights(dir.path(), &golden(case).join("hf_final"));
 
-        // The saved folder, opened anew.
+        // The saved folder, opened again.
         let golden_logits = Tensors::read(&format!("{case}/test_logits.safetensors"));
         let mut classifier = Session::classifier(dir.path(), device, Precision::Fp32, 512, 8).unwrap();
         let table = Table::read(&golden(case).join("test.csv"), &Options::default()).unwrap();
@@ -103,10 +103,10 @@ fn golden_trainer_runs_on(device: Device) {
     }
 }
 
-/// Within what two correct runs in f32 may differ by, key biases left out.
+/// Within the difference that two correct runs in f32 may have, without key biases.
 fn compare_weights(got: &Path, want: &Path) {
     let (got, want) = [got, want].map(|folder| Weights::open(folder).unwrap()).into();
-    assert!(got.names().eq(want.names()), "other tensors");
+    assert!(got.names().eq(want.names()), "different tensors");
     let mut differences = Vec::new();
     for name in want.names().filter(|name| !name.ends_with("k_lin.bias")) {
         let (got, want) = (got.get(name).unwrap().f32().unwrap(), want.get(name).unwrap().f32().unwrap());
@@ -115,7 +115,7 @@ fn compare_weights(got: &Path, want: &Path) {
     check_parameters(differences, [1e-6, 1e-5, 3e-4]);
 }
 
-/// Weights and logged losses of a short run with everything random on, with this many threads.
+/// Weights and logged losses of a short run with all randomness on, with this many threads.
 fn short_run(threads: usize, flags: &str) -> (Vec<u8>, Vec<Value>) {
     let dir = tempfile::tempdir().unwrap();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -131,7 +131,7 @@ fn short_run(threads: usize, flags: &str) -> (Vec<u8>, Vec<Value>) {
 fn same_bits_on_any_number_of_threads() {
     let one = short_run(1, "");
     assert!(one == short_run(2, "") && one == short_run(3, ""), "the number of threads changed a bit");
-    assert!(one == short_run(2, ""), "the same run gave other bits");
+    assert!(one == short_run(2, ""), "the same run gave different bits");
     assert!(one.0 != short_run(2, "--seed 7").0, "another seed changed nothing");
 }
 
@@ -148,7 +148,7 @@ fn accumulated_micro_batches_equal_one_batch() {
 #[test]
 fn the_best_model_is_the_one_saved() {
     let dir = tempfile::tempdir().unwrap();
-    // All test rows are right after two epochs, and cannot get better.
+    // All test rows are right after two epochs, and cannot improve.
     let flags = "--epochs 6 --batch-size 16 --learning-rate 5e-3 --lr-scheduler-type constant --metric-for-best-model accuracy \
                  --early-stopping-patience 2 --save-total-limit 2 --max-length 64";
     let outcome = golden_run("train", flags, dir.path());
@@ -161,9 +161,9 @@ fn the_best_model_is_the_one_saved() {
     assert_eq!(state["best_global_step"], best_step);
     assert_eq!(outcome.evaluation.unwrap().metrics.accuracy, best);
     assert!(accuracies.len() < 6, "did not stop early");
-    assert_eq!(accuracies[accuracies.len() - 3].0, best_step, "stopped after another number of stale evaluations than two");
+    assert_eq!(accuracies[accuracies.len() - 3].0, best_step, "did not stop after two evaluations without an improvement");
 
-    // Rotation keeps the best beside the newest, and the run's own weights are the best's.
+    // Rotation keeps the best beside the newest, and the run's final weights are the best's.
     let weights = |folder: &str| std::fs::read(dir.path().join(folder).join("model.safetensors")).unwrap();
     assert!(weights("") == weights(&format!("checkpoint-{best_step}")));
     let folders = std::fs::read_dir(dir.path())
@@ -172,7 +172,7 @@ fn the_best_model_is_the_one_saved() {
     assert_eq!(folders.count(), 2);
 }
 
-/// A run that goes on from another's checkpoint.
+/// A run that resumes from another's checkpoint.
 fn resumed(whole: &Path, step: usize, flags: &str) -> TempDir {
     let part = tempfile::tempdir().unwrap();
     let name = format!("checkpoint-{step}");
@@ -185,14 +185,14 @@ fn resumed(whole: &Path, step: usize, flags: &str) -> TempDir {
     part
 }
 
-/// Every loss that was logged.
+/// Every logged loss.
 fn losses(folder: &Path) -> Vec<f64> {
     let log = read_json(&folder.join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
     log.iter().filter_map(|entry| entry["loss"].as_f64()).collect()
 }
 
-/// Ten updates with everything random on, and a checkpoint in between: the devices draw the same masks, and one goes on from
-/// the other's checkpoint as from its own.
+/// Ten updates with all randomness on, and a checkpoint in between: the devices draw the same masks, and one resumes from the
+/// other's checkpoint as from its own.
 #[test]
 fn cpu_and_cuda_run_alike() {
     let flags = "--max-steps 10 --batch-size 9 --dropout 0.1 --classifier-dropout 0.2 --learning-rate 5e-4 --save-strategy steps \
@@ -221,7 +221,7 @@ fn cpu_and_cuda_run_alike() {
     assert_same_run(resumed(dir.path(), 5, &flags).path(), dir.path());
 }
 
-/// Bit for bit.
+/// Asserts equality bit for bit.
 fn assert_same_run(got: &Path, want: &Path) {
     for file in ["model.safetensors", "checkpoint-10/model.safetensors", "checkpoint-10/optimizer.safetensors"] {
         let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
@@ -231,8 +231,8 @@ fn assert_same_run(got: &Path, want: &Path) {
 }
 
 #[test]
-fn a_resumed_run_is_the_run_that_was_never_stopped() {
-    // Epochs of 7 updates (the last of two micro-batches); saved within them and at their edges.
+fn a_resumed_run_equals_an_uninterrupted_run() {
+    // Epochs of 7 updates (the last of two micro-batches); checkpoints within them and at their ends.
     let flags = "--epochs 3 --batch-size 5 --gradient-accumulation-steps 3 --dropout 0.1 --classifier-dropout 0.2 \
                  --eval-strategy steps --eval-steps 3 --save-strategy steps --save-steps 7 --logging-steps 2 --max-length 32";
     let whole = tempfile::tempdir().unwrap();
@@ -253,13 +253,15 @@ fn a_resumed_run_is_the_run_that_was_never_stopped() {
         let files = format!("--model {0}/hf_init --train-file {0}/train.csv --validation-file {0}/test.csv", folder.display());
         train(&settings(&format!("{files} {flags} --resume-from-checkpoint"), whole.path()), None).err().unwrap().to_string()
     };
-    assert!(refused("--batch-size 4 --gradient-accumulation-steps 3 --max-length 32").contains("batch_size 5, this run has 4"));
+    assert!(
+        refused("--batch-size 4 --gradient-accumulation-steps 3 --max-length 32").contains("batch_size 5, but this run has 4")
+    );
     assert!(refused("--batch-size 5 --gradient-accumulation-steps 3 --max-length 6").contains("other training data"));
     let other = "--batch-size 5 --gradient-accumulation-steps 3 --max-length 32 --dropout 0.5";
-    assert!(refused(other).contains("dropout 0.1, this run has 0.5"), "{}", refused(other));
+    assert!(refused(other).contains("dropout 0.1, but this run has 0.5"), "{}", refused(other));
 }
 
-/// What a run leaves that does not depend on the clock.
+/// The output of a run that does not depend on the clock.
 fn lasting(folder: &Path) -> (Vec<u8>, Vec<serde_json::Map<String, Value>>) {
     let log = read_json(&folder.join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
     let timeless = |entry: &Value| {
@@ -270,7 +272,7 @@ fn lasting(folder: &Path) -> (Vec<u8>, Vec<serde_json::Map<String, Value>>) {
     (std::fs::read(folder.join("model.safetensors")).unwrap(), log.iter().map(timeless).collect())
 }
 
-/// A process that is told to stop wherever it stands, again and again, and goes on each time.
+/// A process that is interrupted at arbitrary points, repeatedly, and resumes each time.
 fn stopped_again_and_again(device: &str, flags: &str) {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let start = |folder: &Path, more: &[&str]| {
@@ -285,7 +287,7 @@ fn stopped_again_and_again(device: &str, flags: &str) {
     loop {
         let more: &[&str] = if stops > 0 { &["--resume-from-checkpoint"] } else { &[] };
         let (before, mut child) = (lines(), start(parts.path(), more));
-        // Some time after it has begun to move.
+        // Some time after it has made progress.
         while lines() <= before && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -305,12 +307,12 @@ fn stopped_again_and_again(device: &str, flags: &str) {
     }
     assert!(stops > 2 && within > 0, "stopped {stops} times, {within} of them within an update; last in {}", last.display());
     let (got, want) = (lasting(parts.path()), lasting(whole.path()));
-    assert!(got.0 == want.0, "{device}: other weights after {stops} stops");
-    assert_eq!(got.1, want.1, "{device}: another history after {stops} stops");
+    assert!(got.0 == want.0, "{device}: different weights after {stops} stops");
+    assert_eq!(got.1, want.1, "{device}: different history after {stops} stops");
 }
 
 #[test]
-fn a_run_stopped_anywhere_goes_on_to_the_same_bits() {
+fn a_run_interrupted_anywhere_resumes_to_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     sample::unpack(dir.path()).unwrap();
     let files = format!(
@@ -323,7 +325,7 @@ fn a_run_stopped_anywhere_goes_on_to_the_same_bits() {
 }
 
 #[test]
-fn a_run_stopped_anywhere_goes_on_to_the_same_bits_on_cuda() {
+fn a_run_interrupted_anywhere_resumes_to_the_same_bits_on_cuda() {
     drop(gpu());
     let folder = golden("train");
     let files = format!("--model {0}/hf_init --train-file {0}/train.csv --validation-file {0}/test.csv", folder.display());
@@ -332,7 +334,7 @@ fn a_run_stopped_anywhere_goes_on_to_the_same_bits_on_cuda() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_stops_the_run() {
+fn a_non_finite_loss_stops_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let folder = golden("train");
     let flags =
@@ -342,7 +344,7 @@ fn a_loss_that_is_not_finite_stops_the_run() {
     assert!(error.to_string().contains("is not finite"), "{error}");
 }
 
-/// A run that is timed is the run that is not; the table has every op of an update, the trace each of its calls.
+/// A timed run equals an untimed one; the table has every op of an update, the trace each of its calls.
 #[test]
 fn a_profile_names_every_op() {
     for device in ["cpu", "cuda"] {
@@ -379,8 +381,8 @@ fn a_profile_names_every_op() {
     }
 }
 
-/// The default run's data and model, a few rows over and over: they must be learnt. The whole run is the README's first
-/// command.
+/// The data and model of the default run, with a few rows over and over: they must be learnt. The whole run is the README's
+/// first command.
 #[test]
 fn the_sample_trains() {
     let dir = tempfile::tempdir().unwrap();
@@ -398,8 +400,8 @@ fn the_sample_trains() {
     assert!(last < 0.5 * first, "the loss went from {first} to {last}");
 }
 
-/// Real weights, where WARPFIT_MINILM names their folder (all-MiniLM-L6-v2 folded into a DistilBERT classifier, head seed
-/// 0). Without it this test is not run, and says so.
+/// Real weights, if WARPFIT_MINILM names their folder (all-MiniLM-L6-v2 folded into a DistilBERT classifier, head seed 0).
+/// Without it this test is ignored, which the output shows.
 #[test]
 #[ignore = "needs WARPFIT_MINILM, the folder of the folded MiniLM weights"]
 fn golden_minilm() {

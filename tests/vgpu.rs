@@ -1,6 +1,6 @@
-//! The virtual GPU by itself: right kernels give right results whatever the order, wrong ones are caught, and the host's
-//! mistakes show. All on device 1, one test at a time, so that a broken context is nobody else's.
-//! There is nothing here for a real GPU: a run on one leaves this module out (`--skip virtual_gpu`).
+//! The virtual GPU itself: correct kernels give correct results in any order, wrong ones are caught, and mistakes of the host
+//! are detected. All on device 1, one test at a time, so that a broken context affects no other test. None of it applies to a
+//! real GPU: a run on one leaves this module out (`--skip virtual_gpu`).
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -108,7 +108,7 @@ impl Gpu {
         let (blocks, threads, shared) = shape;
         let function = self.module.load_function(name)?;
         let config = LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: shared };
-        // SAFETY: what the kernels do wrong is seen.
+        // SAFETY: the virtual GPU detects what the kernels do wrong.
         unsafe { stream.launch_builder(&function).arg(arguments).launch(config) }.map(|_| ())
     }
 
@@ -135,7 +135,7 @@ impl Gpu {
         x.device_ptr(&self.stream).0
     }
 
-    /// The kernel breaks the context with this error, and what is said of it names all of `parts`.
+    /// The kernel breaks the context with this error, and its description has all of `parts`.
     #[track_caller]
     fn breaks(&self, name: &str, shape: (u32, u32, u32), n: i32, code: CUresult, parts: &[&str]) {
         let x = self.floats(&[0.0; 64]);
@@ -151,7 +151,7 @@ impl Gpu {
         for part in parts {
             assert!(detail.contains(part), "{part:?} is not in {detail:?}");
         }
-        // It stays.
+        // The error persists.
         assert_eq!(self.context.synchronize().map_err(|e| e.0), Err(code));
         assert_eq!(self.stream.alloc_zeros::<f32>(1).map(|_| ()).map_err(|e| e.0), Err(code));
     }
@@ -160,12 +160,12 @@ impl Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         vgpu::set_seed(0);
-        // SAFETY: nobody else uses the device, and what still points to it is not used.
+        // SAFETY: the tests hold a lock on the device, and remaining pointers to it are not used.
         unsafe { sys::cuDevicePrimaryCtxReset_v2(1) };
     }
 }
 
-/// The line of `text` in a file of tests/vgpu, as the faults name it.
+/// The line of `text` in a file of tests/vgpu, in the form of the faults.
 fn line_of(file: &str, text: &str) -> String {
     let source = std::fs::read_to_string(format!("{}/tests/vgpu/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let line = source.lines().position(|line| line.contains(text)).unwrap();
@@ -174,7 +174,7 @@ fn line_of(file: &str, text: &str) -> String {
 
 use CUresult::*;
 
-/// Wrong kernels. The sanitizers see most of these too, and leave this module out.
+/// Wrong kernels. The sanitizers detect most of these too, and leave this module out.
 mod faults {
     use super::*;
 
@@ -191,7 +191,7 @@ mod faults {
         );
     }
 
-    /// The allocation ends inside of 16 bytes, which a guard page cannot see: the canary does, when it is freed.
+    /// The allocation ends within 16 bytes, which a guard page cannot detect: the canary does, when it is freed.
     #[test]
     fn a_write_next_to_an_allocation() {
         let gpu = Gpu::new();
@@ -206,7 +206,7 @@ mod faults {
         let gpu = Gpu::new();
         let x = gpu.floats(&[0.0; 64]);
         let address = gpu.address(&x);
-        // A free in the order of the stream comes after this one...
+        // A free in stream order comes after this launch...
         gpu.scale(&gpu.stream, address, 64, 2.0, 0.0);
         drop(x);
         gpu.stream.synchronize().unwrap();
@@ -263,7 +263,7 @@ mod faults {
     }
 
     #[test]
-    fn a_copy_that_is_not_waited_for() {
+    fn a_copy_without_a_wait() {
         let gpu = Gpu::new();
         for waits in [true, false] {
             let x = gpu.floats(&[1.0; 128]);
@@ -276,7 +276,7 @@ mod faults {
     #[test]
     fn memory_starts_as_nan() {
         let gpu = Gpu::new();
-        // SAFETY: read before it is written, to see what is there.
+        // SAFETY: read before it is written, to check the initial content.
         let x = unsafe { gpu.stream.alloc::<f32>(64) }.unwrap();
         assert!(gpu.read(&x).iter().all(|x| x.is_nan()));
         gpu.stream.memcpy_htod(&[0.0; 64], &mut gpu.floats(&[0.0; 64])).unwrap();
@@ -291,16 +291,16 @@ mod faults {
         gpu.launch("past_dynamic_shared_f32", (1, 32, 128), &Buffer { x: gpu.address(&x), n: 32 });
         gpu.stream.synchronize().unwrap();
         drop(x);
-        let parts = ["byte 128 of dynamic shared memory, of which 128 were asked for"];
+        let parts = ["byte 128 of dynamic shared memory, of which 128 were requested"];
         gpu.breaks("past_dynamic_shared_f32", (1, 32, 128), 33, CUDA_ERROR_ILLEGAL_ADDRESS, &parts);
         drop(gpu);
         let line = line_of("faults.cu", "a.x[threadIdx.x] = tile[a.n];");
         Gpu::new().breaks("past_fixed_shared_f32", (1, 32, 0), 32, CUDA_ERROR_ILLEGAL_ADDRESS, &["index 32", &line]);
     }
 
-    /// A kernel that depends on the order of its threads or blocks does not give the same with every seed.
+    /// A kernel that depends on the order of its threads or blocks gives different results with different seeds.
     #[test]
-    fn races_show() {
+    fn races_are_detected() {
         let gpu = Gpu::new();
         let x = gpu.floats(&[0.0; 64]);
         let mut results = [const { Vec::new() }; 2];
@@ -332,7 +332,7 @@ fn launches_that_a_gpu_refuses() {
     };
     assert_eq!(refused("race_f32", (1, 32, 0), "a block of 32 x 1 x 1 threads"), CUDA_ERROR_INVALID_VALUE);
     assert_eq!(refused("race_f32", (0, 64, 0), "a grid of 0 x 1 x 1 blocks"), CUDA_ERROR_INVALID_VALUE);
-    let too_much = "49168 bytes of dynamic shared memory, where 49152 were allowed";
+    let too_much = "49168 bytes of dynamic shared memory, but 49152 are allowed";
     assert_eq!(refused("past_dynamic_shared_f32", (1, 32, 49168), too_much), CUDA_ERROR_INVALID_VALUE);
 
     let function = gpu.module.load_function("past_dynamic_shared_f32").unwrap();
@@ -340,11 +340,11 @@ fn launches_that_a_gpu_refuses() {
     allow(49168).unwrap();
     gpu.launch("past_dynamic_shared_f32", (1, 32, 49168), &arguments);
     assert_eq!(allow(227 * 1024 + 1).unwrap_err().0, CUDA_ERROR_INVALID_VALUE);
-    // Nothing of this has broken the context.
+    // None of this has broken the context.
     gpu.stream.synchronize().unwrap();
 }
 
-/// In a process of its own, as all devices of one are alike.
+/// In a process of its own, as all devices of a process are alike.
 #[test]
 fn compute_capability_7_5() {
     if std::env::var_os("VGPU_CAPABILITY").is_none() {
@@ -371,7 +371,7 @@ fn images() {
     let find = |module: &Arc<CudaModule>, name: &str| module.load_function(name).map(|_| ()).map_err(|e| e.0);
     let module = gpu.context.load_module(image("scale_f32 no_such_kernel")).unwrap();
     assert_eq!(find(&module, "scale_f32"), Ok(()));
-    // Registered, but not in the image; and the other way round.
+    // Registered, but not in the image; and the reverse.
     assert_eq!(find(&module, "race_f32"), Err(CUDA_ERROR_NOT_FOUND));
     assert_eq!(find(&module, "no_such_kernel"), Err(CUDA_ERROR_NOT_FOUND));
 
@@ -401,14 +401,14 @@ fn device_memory_is_counted() {
     drop(x);
     gpu.stream.synchronize().unwrap();
     assert_eq!(gpu.context.mem_get_info().unwrap().0, total);
-    // Twice the same free.
+    // The same free twice.
     let x = alloc(1000).unwrap();
     let address = gpu.address(&x);
     std::mem::forget(x);
     // SAFETY: the second one is refused.
     let free = || unsafe { result::free_sync(address) }.map_err(|e| e.0);
     assert_eq!((free(), free()), (Ok(()), Err(CUDA_ERROR_INVALID_VALUE)));
-    assert!(vgpu::last_error().contains("free already"));
+    assert!(vgpu::last_error().contains("already freed"));
 }
 
 #[test]
@@ -420,7 +420,7 @@ fn a_copy_outside_of_an_allocation() {
     assert_eq!(copied.map_err(|e| e.0), Err(CUDA_ERROR_INVALID_VALUE));
 }
 
-/// After an error nothing works until the device is reset, and then everything does; other devices do not notice.
+/// After an error nothing works until the device is reset, and then everything does; other devices are not affected.
 #[test]
 fn errors_stay_until_the_reset() {
     let gpu = Gpu::new();
@@ -445,8 +445,8 @@ fn errors_have_their_real_names() {
 
 // ---- streams
 
-/// What was queued runs when something waits for it, and no sooner: a pinned buffer that is written to before its copy ran
-/// gives the new data, and one that is read before its copy ran gives garbage.
+/// Queued work runs when something waits for it, and no sooner: a pinned buffer that is written before its copy ran gives the
+/// new data, and one that is read before its copy ran gives garbage.
 #[test]
 fn pinned_buffers_are_read_and_written_late() {
     let gpu = Gpu::new();
@@ -455,7 +455,7 @@ fn pinned_buffers_are_read_and_written_late() {
     let mut x = gpu.floats(&[0.0; 64]);
     pinned.as_mut_slice().unwrap().fill(1.0);
     gpu.stream.memcpy_htod(&pinned, &mut x).unwrap();
-    // Behind cudarc's back, which would wait.
+    // Without cudarc, which would wait.
     let buffer = pinned.as_mut_ptr().unwrap();
     // SAFETY: inside the buffer.
     unsafe { buffer.write(2.0) };
@@ -470,8 +470,8 @@ fn pinned_buffers_are_read_and_written_late() {
     assert_eq!(pinned.as_slice().unwrap()[..2], [20.0, 10.0]);
 }
 
-/// Launches of the engine at sizes that are too large to run here: none is beyond what a GPU takes, and what is beyond the
-/// engine's working memory is an error.
+/// Launches of the engine at sizes that are too large to run here: none exceeds the limits of a GPU, and exceeding the engine's
+/// working memory is an error.
 #[test]
 fn launches_of_large_batches() {
     let (t, s, on) = (Rows::Tokens, Rows::Cls, DropSite { p: 0.1, site: 3 });
@@ -497,7 +497,7 @@ fn launches_of_large_batches() {
     assert!(error.fact().contains("49152000 bytes of working memory, but there are 33554432"), "{error}");
 }
 
-/// Pageable memory is copied when the call is made.
+/// Pageable memory is copied during the call.
 #[test]
 fn pageable_buffers_are_read_at_once() {
     let gpu = Gpu::new();
@@ -507,10 +507,10 @@ fn pageable_buffers_are_read_at_once() {
     assert_eq!(gpu.read(&x), [1.0; 64]);
 }
 
-/// One stream fills, another multiplies. With the wait between them the result is right whatever the order; without it, it is
-/// wrong under some seed.
+/// One stream fills, another multiplies. With a wait between them the result is right in any order; without it, it is wrong
+/// under some seed.
 #[test]
-fn a_missing_wait_between_streams_shows() {
+fn a_missing_wait_between_streams_is_detected() {
     let run = |gpu: &Gpu, waits: bool| {
         let other = gpu.context.new_stream().unwrap();
         let x = gpu.floats(&[1.0; 64]);
@@ -547,17 +547,17 @@ fn events() {
     let start = gpu.stream.record_event(timed).unwrap();
     gpu.scale(&gpu.stream, gpu.address(&x), 64, 2.0, 0.0);
     let end = gpu.stream.record_event(timed).unwrap();
-    // Asking is enough for it to come, but not at once.
+    // Querying an event makes progress, but not immediately.
     assert!(!end.is_complete());
     assert!((0..100).any(|_| end.is_complete()));
     assert!(start.elapsed_ms(&end).unwrap() >= 0.0);
-    // Without timing there is no time.
+    // Without timing there is no elapsed time.
     let untimed = gpu.stream.record_event(None).unwrap();
     gpu.stream.synchronize().unwrap();
     assert!(start.elapsed_ms(&untimed).is_err());
 }
 
-/// Threads of the host, each with a stream of its own, do not disturb each other.
+/// Host threads, each with a stream of its own, do not interfere.
 #[test]
 fn threads_of_the_host_run_at_once() {
     let gpu = Gpu::new();
@@ -643,7 +643,7 @@ fn products_on_tensor_cores() {
     }
 }
 
-/// The sums of tensor cores are cut off, not rounded: of operands above 0 each is too small, by a little.
+/// The sums of tensor cores are truncated, not rounded: for positive operands each is slightly too small.
 #[test]
 fn sums_of_tensor_cores_are_truncated() {
     let gpu = Gpu::new();
@@ -665,14 +665,15 @@ fn sums_of_tensor_cores_are_truncated() {
     assert!(mean(&product(0)).abs() < 2.0 * unit, "{:e}", mean(&product(0)));
     let mut different = (1..9).map(product).collect::<Vec<_>>();
     for found in &different {
-        // A truncation loses half a unit of the last place on average, and there are 32 or 64 of them, most near the end's size.
+        // A truncation loses half a unit in the last place on average; there are 32 or 64 of them, most near the final
+        // magnitude.
         assert!((-80.0 * unit..-4.0 * unit).contains(&mean(found)), "{:e}", mean(found));
         assert_near(found, &exact, 1e-3);
     }
     assert_eq!(product(1), different[0]);
     different.sort_by(|x, y| x.partial_cmp(y).unwrap());
     different.dedup();
-    assert_eq!(different.len(), 4, "8 or 16 terms at a time, one or two bits more than f32 has");
+    assert_eq!(different.len(), 4, "8 or 16 terms at a time, with one or two bits more than f32");
 }
 
 // ---- inexact instructions
@@ -690,7 +691,7 @@ fn errors_of_instructions_stay_within_their_bounds() {
         gpu.launch("approximate_f32", (64, 64, 0), &Approximate { x: gpu.address(&on_gpu), y: gpu.address(&y), n: n as i32 });
         gpu.read(&y)
     };
-    // In units of the last place of the exact result, which is a normal number.
+    // In units in the last place of the exact result, which is a normal number.
     let error = |found: f32, exact: f64| {
         let exponent = i32::try_from((exact.abs().to_bits() >> 52) as i64 - 1023).unwrap();
         (f64::from(found) - exact).abs() / 2f64.powi(exponent - 23)
@@ -715,7 +716,7 @@ fn errors_of_instructions_stay_within_their_bounds() {
             }
         }
         different += found.iter().zip(&plain).filter(|(a, b)| a != b).count();
-        // The bound is reached, nearly.
+        // The bound is nearly reached.
         let largest = (0..n).filter(|&i| normal.contains(&exact(i))).map(|i| error(found[i], exact(i))).fold(0.0, f64::max);
         assert!(seed == 0 || largest > 1.9, "{largest}");
     }
@@ -754,7 +755,7 @@ fn captures_that_a_gpu_refuses() {
     assert_eq!(null.begin_capture(MODE).map_err(|e| e.0), Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
     let ended = |stream: &Arc<CudaStream>| stream.end_capture(FLAGS).map(|_| ()).map_err(|e| e.0);
 
-    // A wait, and memory, in a capture; it is lost then.
+    // A wait, or an allocation, invalidates a capture.
     gpu.stream.begin_capture(MODE).unwrap();
     assert_eq!(gpu.stream.synchronize().map_err(|e| e.0), Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
     assert_eq!(ended(&gpu.stream), Err(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED));
@@ -765,7 +766,7 @@ fn captures_that_a_gpu_refuses() {
     assert_eq!(ended(&gpu.stream), Err(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED));
     assert_eq!(ended(&gpu.stream), Err(CUDA_ERROR_ILLEGAL_STATE));
 
-    // What cudarc does with event tracking on: a wait for what was recorded before the capture.
+    // cudarc's behaviour with event tracking: a wait for an event recorded before the capture.
     let before = gpu.stream.record_event(None).unwrap();
     gpu.stream.begin_capture(MODE).unwrap();
     assert_eq!(gpu.stream.wait(&before).map_err(|e| e.0), Err(CUDA_ERROR_STREAM_CAPTURE_ISOLATION));
@@ -773,7 +774,7 @@ fn captures_that_a_gpu_refuses() {
 }
 
 #[test]
-fn event_tracking_does_not_go_with_a_capture() {
+fn event_tracking_is_incompatible_with_capture() {
     let gpu = Gpu::new();
     let tracking = CudaContext::new(1).unwrap();
     let stream = tracking.new_stream().unwrap();
@@ -818,7 +819,7 @@ const WORKSPACE: usize = 1 << 20;
 use blas_sys::cublasLtReductionScheme_t as Reduction;
 const NO_REDUCTION: u32 = Reduction::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
 
-/// D = op(A) op(B) + bias + beta D at these addresses; the algorithm is asked for with `k` terms, and may reduce by `schemes`.
+/// D = op(A) op(B) + bias + beta D at these addresses; the algorithm is requested for `k` terms, and may reduce by `schemes`.
 fn matmul(
     gpu: &Gpu,
     p: &Matmul,
@@ -857,7 +858,7 @@ fn matmul(
         (layout(input, p.transposed.0, p.m, k), layout(input, p.transposed.1, k, p.n), layout(output, false, p.m, p.n))
     };
     let preference = blas::create_matmul_pref().unwrap();
-    // SAFETY: all are alive; what the product reads and writes is checked.
+    // SAFETY: all are alive; the product's accesses are checked.
     unsafe {
         let most = WORKSPACE;
         let attribute = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
@@ -914,7 +915,7 @@ fn products_of_cublas() {
     cases.push(Matmul { bias: true, beta: 1.0, ..PLAIN });
     cases.push(Matmul { half: true, half_result: true, bias: true, beta: 1.0, ..PLAIN });
     cases.push(Matmul { tf32: true, ..PLAIN });
-    // More than one block of the product, with ragged ends.
+    // More than one block of the product, with ragged edges.
     cases.push(Matmul { m: 340, n: 44, k: 600, ..PLAIN });
     let count = cases.len() as u64;
     for p in cases {
@@ -947,7 +948,7 @@ fn products_of_cublas() {
     }
     assert!(vgpu::matmuls() - before >= count);
     let written = gpu.stream.clone_dtoh(&workspace).unwrap();
-    assert_eq!(written[0], 0xff, "the workspace is left as it was");
+    assert_eq!(written[0], 0xff, "the workspace is unchanged");
 }
 
 #[test]
@@ -965,16 +966,16 @@ fn products_that_cublas_refuses() {
         pointers[i] += 8;
         assert_eq!(run(&with_bias, pointers), Err(CUBLAS_STATUS_NOT_SUPPORTED), "pointer {i}");
     }
-    // Rows that are no multiple of 16 bytes, in A and B, and in D.
+    // Rows that are not a multiple of 16 bytes, in A and B, and in D.
     assert_eq!(run(&Matmul { k: 42, ..PLAIN }, good), Err(CUBLAS_STATUS_NOT_SUPPORTED));
     assert_eq!(run(&Matmul { m: 30, ..PLAIN }, good), Err(CUBLAS_STATUS_NOT_SUPPORTED));
-    // An algorithm serves its class of shapes; of small ones, the one that was asked about.
+    // An algorithm fits its class of shapes; a small one fits only the shape it was requested for.
     let tall = Matmul { transposed: (false, true), ..PLAIN };
     assert_eq!(matmul(&gpu, &tall, good, 128, NO_REDUCTION), Err(CUBLAS_STATUS_NOT_SUPPORTED));
     let tall = Matmul { k: 300, ..tall };
     assert_eq!(matmul(&gpu, &tall, good, 384, NO_REDUCTION), Ok(()));
     assert_eq!(matmul(&gpu, &tall, good, 512, NO_REDUCTION), Err(CUBLAS_STATUS_NOT_SUPPORTED));
-    // Partial sums are added in f32 and in a fixed order, or not at all.
+    // Partial sums are added in f32 and in a fixed order, or refused.
     for (scheme, answer) in [
         (Reduction::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, Ok(())),
         (Reduction::CUBLASLT_REDUCTION_SCHEME_INPLACE, Err(CUBLAS_STATUS_NOT_SUPPORTED)),
@@ -983,12 +984,12 @@ fn products_that_cublas_refuses() {
         assert_eq!(matmul(&gpu, &tall, good, tall.k, scheme as u32), answer);
     }
     gpu.stream.synchronize().unwrap();
-    // Memory that is too small is found when the product runs.
+    // Memory that is too small is detected when the product runs.
     assert_eq!(run(&Matmul { m: 512, ..PLAIN }, good), Ok(()));
     gpu.broken(CUDA_ERROR_ILLEGAL_ADDRESS, &["cublasLt: A, 81920 bytes"]);
 }
 
-/// cuBLASLt holds on to the kernels that it loaded into a context after that was destroyed; so no context of the engine is.
+/// cuBLASLt keeps the kernels that it loaded into a context after that is destroyed, so the engine destroys no context.
 #[test]
 fn a_gpu_whose_last_backend_was_dropped_opens_again() {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -997,6 +998,6 @@ fn a_gpu_whose_last_backend_was_dropped_opens_again() {
     for _ in 0..2 {
         case.on(Arithmetic::F32, Box::new(Cuda::open(1).unwrap())).forward();
     }
-    // SAFETY: nobody else uses the device.
+    // SAFETY: the tests hold a lock on the device.
     unsafe { sys::cuDevicePrimaryCtxReset_v2(1) };
 }

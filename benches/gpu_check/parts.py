@@ -38,8 +38,8 @@ TESTS = [
 ]
 # They run the binaries from cargo's folder, with the virtual GPU's libraries and faults.
 NOT_ON_A_REAL_GPU = [
-    "serve::the_answers_of_cuda_are_those_of_the_cpu",
-    "train::a_run_stopped_anywhere_goes_on_to_the_same_bits_on_cuda",
+    "serve::responses_of_cuda_match_the_cpu",
+    "train::a_run_interrupted_anywhere_resumes_to_the_same_bits_on_cuda",
 ]
 SMALL_TESTS = ["model::golden_bf16_training_on_cuda", "ops::cuda_bf16::stage"]
 OPS = ["linear", "attn", "norm", "gelu", "dropout", "embed", "first_row", "classifier", "xent", "adamw", "cast"]

@@ -1,4 +1,4 @@
-"""Makes every other file of this folder, but the README, from the two Parquet files of the Large Movie Review Dataset.
+"""Makes every other file of this folder, except the README, from the two Parquet files of the Large Movie Review Dataset.
 
     pip install pyarrow==26.0.1 tokenizers==0.23.3
     python make.py train-00000-of-00001.parquet test-00000-of-00001.parquet
@@ -31,7 +31,7 @@ def read(path):
 
 
 def draw(reviews, rows):
-    """The first rows / 2 of each label in the order of the hash of SEED and text, left in that order: [(text, label)]."""
+    """The first rows / 2 of each label in the order of the hash of SEED and text, in that order: [(text, label)]."""
     order = sorted(reviews, key=lambda text: hashlib.sha256(f"{SEED}:{text}".encode()).digest())
     left = [rows // 2] * 2
     drawn = []
@@ -47,7 +47,7 @@ def write_rows(name, rows):
     metadata = {"huggingface": json.dumps({"info": {"features": FEATURES}})}
     schema = pa.schema([("text", pa.string()), ("label", pa.int64())], metadata=metadata)
     table = pa.table([texts, labels], schema=schema)
-    # Whole texts are of no use as dictionary entries or as statistics in the footer.
+    # Whole texts are useless as dictionary entries or as statistics in the footer.
     compact = {"use_dictionary": False, "write_statistics": False, "data_page_size": 8 << 20}
     pq.write_table(table, HERE / name, compression="zstd", compression_level=19, **compact)
 
@@ -66,7 +66,7 @@ def word_piece(vocab=None):
 
 def train_vocab(texts):
     """The pieces and their ids. The trainer numbers the one-character pieces that continue a word by the order of a hash table,
-    which changes from run to run and decides ties between merges. So they are handed to it numbered, as if they were special."""
+    which changes from run to run and decides ties between merges. So they are passed in numbered, as special tokens."""
     tokenizer = word_piece()
     inner = set()
     for text in texts:

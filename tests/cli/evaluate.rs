@@ -1,4 +1,4 @@
-//! `evaluate`: a model or predictions, measured.
+//! `evaluate` of a model or of predictions.
 
 use crate::fixtures::{Tensors, golden, json};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 
 #[test]
-fn evaluate_measures_the_model_of_hugging_face() {
+fn evaluated_model_matches_hugging_face() {
     let (model, file, out) = (trained(), golden("train/test.csv"), TempDir::new().unwrap());
     let args = ["--model", path(model.path()), "--file", path(&file), "--output-dir", path(out.path())];
     let ran = ran(EVALUATE, &[&args[..], &["--batch-size", "5", "--fail-under", "accuracy=0.9"]].concat()).done();
@@ -27,7 +27,7 @@ fn evaluate_measures_the_model_of_hugging_face() {
     );
     assert!(difference < 1e-4, "{difference}");
 
-    // What was written can be measured again without the model.
+    // The predictions written can be evaluated without the model.
     let (again, predictions) = (TempDir::new().unwrap(), out.path().join("predictions.jsonl"));
     assert_eq!(json_lines(&predictions).len(), 32);
     let ran_again = crate::cli::ran(EVALUATE, &["--predictions", path(&predictions), "--output-dir", path(again.path())]).done();
@@ -36,7 +36,7 @@ fn evaluate_measures_the_model_of_hugging_face() {
 }
 
 #[test]
-fn evaluate_measures_predictions_as_scikit_learn_does() {
+fn evaluated_predictions_match_scikit_learn() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("p.jsonl");
     for case in json("metrics.json").as_array().unwrap() {
@@ -44,7 +44,7 @@ fn evaluate_measures_predictions_as_scikit_learn_does() {
         let classes = scores[0].as_array().unwrap().len();
         let name = |class: usize| format!("c{class}");
         let numbers = |row: usize| json!({"label": labels[row], "scores": scores[row]});
-        // As predict writes them, in an order of their own; the names sort as the classes do.
+        // In the format of predict, in another order; the names sort like the classes.
         let objects = |row: usize| {
             let object = |class: usize| json!({"label": name(class), "score": scores[row][class]});
             json!({"label": name(labels[row].as_u64().unwrap() as usize), "scores": (0..classes).rev().map(object).collect::<Vec<_>>()})
@@ -60,7 +60,7 @@ fn evaluate_measures_predictions_as_scikit_learn_does() {
     }
 }
 
-/// Where `found` lacks or differs from what stands in `wanted`.
+/// The places where `found` lacks or differs from a value in `wanted`.
 fn differences(found: &Value, wanted: &Value, at: &str) -> Vec<String> {
     match (found, wanted) {
         (Value::Object(_), Value::Object(wanted)) => {

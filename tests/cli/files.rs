@@ -1,4 +1,4 @@
-//! Files of texts and labels that are wrong, or odd.
+//! Invalid and unusual files of texts and labels.
 
 use crate::fixtures::golden;
 use serde_json::json;
@@ -10,11 +10,11 @@ use tempfile::TempDir;
 use super::*;
 
 #[test]
-fn what_is_wrong_with_a_file_is_said_in_one_line() {
+fn invalid_files_are_reported_in_one_line() {
     let dir = TempDir::new().unwrap();
     let parquet = fs::read(golden("../../src/sample/train.parquet")).unwrap();
     let long = format!("text,label\n{},0\nb,1,2\n", "x".repeat(2_000_000));
-    // For all: train and evaluate read labels too, predict the texts alone.
+    // Errors of all commands: train and evaluate read labels too, predict only texts.
     let both: Vec<(&str, &[u8], &str)> = vec![
         ("a.csv", b"", "a.csv`: the file is empty"),
         ("a.csv", b"\xef\xbb\xbf", "a.csv`: no header and no rows"),
@@ -65,7 +65,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
         ("a.txt", b"a;0\nb;\n", "a.txt:2`: the label is missing"),
         ("a.txt", b"a;0\nb\xff;1\n", "a.txt:2`: not UTF-8"),
     ];
-    // Against the classes of the model.
+    // Compared with the classes of the model.
     let evaluating: Vec<(&str, &[u8], &str)> = vec![
         ("a.csv", b"text,label\na,0\nb,2\n", "a.csv:3`: the label 2 is out of range"),
         ("a.csv", b"text,label\na,0\nb,-1\n", "a.csv:3`: the label -1 is negative"),
@@ -136,7 +136,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
 }
 
 #[test]
-fn what_is_no_file_is_said_in_one_line() {
+fn paths_that_are_not_files_are_reported_in_one_line() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::create_dir(at("folder.csv")).unwrap();
@@ -167,7 +167,7 @@ fn what_is_no_file_is_said_in_one_line() {
         }),
     );
     assert!(!out.exists());
-    // A place for the results that is none.
+    // An invalid output path.
     predict(&["--output", path(&at("folder.csv")), "good"]).failed(2, "folder.csv`: is a folder");
     predict(&["--output", path(&at("none/out.jsonl")), "good"]).failed(2, "none/out.jsonl`: no such file or folder");
     fs::write(at("in.txt"), "good\n").unwrap();
@@ -176,10 +176,10 @@ fn what_is_no_file_is_said_in_one_line() {
 }
 
 #[test]
-fn what_may_not_be_read_is_said_in_one_line() {
+fn unreadable_files_are_reported_in_one_line() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
-    // Everything lies where any user gets at it, for root may read all and has to become another one.
+    // All files are accessible to any user: root can read everything, and has to become another user.
     let dir = TempDir::new().unwrap();
     let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     permit(dir.path(), 0o755);
@@ -255,6 +255,6 @@ fn odd_texts_and_labels_survive() {
     assert!(rows.iter().all(|row| labels.contains(&&row[1])));
     let people = over("text");
     assert_eq!(people.lines().count(), odd.len());
-    assert!(!people.contains('\u{1b}'), "what a text says to the terminal is not passed on");
+    assert!(!people.contains('\u{1b}'), "control sequences of a text reach the terminal");
     ran(PREDICT, &["--model", path(&out), "--stars", "x"]).failed(2, "`--stars`: the model has 3 classes");
 }

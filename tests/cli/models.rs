@@ -20,7 +20,7 @@ fn checkpoints_of_every_kind_are_read() {
     let extra = [plain.clone(), vec![("vocab_projector.bias".into(), Dtype::I64, vec![1], vec![0; 8])]].concat();
     let (f16, wide_f16) = rounded(&plain, Dtype::F16);
     let (bf16, wide_bf16) = rounded(&plain, Dtype::BF16);
-    // What a folder with these weights predicts, and what it is after an update.
+    // The predictions of a folder with these weights, and its weights after an update.
     let file = golden("train/train.csv");
     let of = |weights: &Stored, sharded: bool| {
         let (model, out) = (copy("text/hf"), TempDir::new().unwrap());
@@ -47,11 +47,11 @@ fn checkpoints_of_every_kind_are_read() {
     ] {
         assert!(of(weights, sharded) == *wanted, "{what}");
     }
-    assert_ne!(of(&f16, false).0, wanted.0, "rounding shows");
+    assert_ne!(of(&f16, false).0, wanted.0, "rounding makes a difference");
 }
 
 #[test]
-fn what_is_wrong_with_a_model_folder_is_said_in_one_line() {
+fn invalid_model_folders_are_reported_in_one_line() {
     type Edit = Box<dyn Fn(&Path)>;
     fn remove(name: &'static str) -> Edit {
         Box::new(move |folder| fs::remove_file(folder.join(name)).unwrap())
@@ -193,7 +193,7 @@ fn what_is_wrong_with_a_model_folder_is_said_in_one_line() {
         let fault = predicted.or_else(trained).map(|fault| format!("case {i}: {fault}"));
         fault.or((out.exists() || output.exists()).then(|| format!("case {i}: {part} left something")))
     }));
-    // What only helps people is not needed.
+    // Files that are only for people are not needed.
     for name in ["vocab.txt", "special_tokens_map.json", "tokenizer_config.json"] {
         let model = copy("text/hf");
         remove(name)(model.path());

@@ -1,4 +1,4 @@
-//! `predict`: what it reads and writes, and its flags.
+//! `predict`: inputs, outputs and flags.
 
 use crate::fixtures::golden;
 use serde_json::{Value, json};
@@ -13,11 +13,11 @@ use tempfile::TempDir;
 use super::*;
 
 #[test]
-fn predictions_are_those_of_hugging_face() {
+fn predictions_match_hugging_face() {
     let dir = TempDir::new().unwrap();
     for (expected, max_length) in [("text/expected.jsonl", "48"), ("text/expected_max16.jsonl", "16")] {
         let wanted = json_lines(&golden(expected));
-        // The texts, and the ids that Hugging Face made of them; with and without a tokenizer.
+        // The texts, and Hugging Face's ids for them; with and without a tokenizer.
         let no_tokenizer = copy("text/hf");
         fs::remove_file(no_tokenizer.path().join("tokenizer.json")).unwrap();
         let (texts, ids) = (golden("text/texts.jsonl"), golden(expected));
@@ -65,12 +65,12 @@ fn predictions_are_those_of_hugging_face() {
 }
 
 #[test]
-fn predict_takes_what_is_typed() {
+fn predict_reads_texts_from_arguments() {
     let rows = predict(&["The movie was great!", "-1"]).done().json();
     assert_eq!((&rows[0]["id"], &rows[0]["label"], &rows[1]["id"]), (&json!(0), &json!("NEGATIVE"), &json!(1)));
     assert_eq!(rows, predict(&["--text", "The movie was great!", "--text", "-1"]).done().json());
 
-    // Hugging Face's pipeline on texts 0 and 7, as a table and for people.
+    // Hugging Face's pipeline on texts 0 and 7, as CSV and as text.
     let texts = json_lines(&golden("text/texts.jsonl"));
     let (short, long) = (texts[0]["text"].as_str().unwrap(), texts[7]["text"].as_str().unwrap());
     let lines = |more: &[&str]| {
@@ -89,7 +89,7 @@ fn predict_takes_what_is_typed() {
 }
 
 #[test]
-fn predict_answers_each_line_of_a_stream_before_the_next_one_comes() {
+fn predict_answers_each_line_before_the_next_arrives() {
     // From another folder, with a relative path.
     let model = golden("text/hf");
     let mut command = program(PREDICT);
@@ -104,7 +104,7 @@ fn predict_answers_each_line_of_a_stream_before_the_next_one_comes() {
         let answer = answers.recv_timeout(Duration::from_secs(60)).expect("an answer while the stream is open");
         assert_eq!(&serde_json::from_str::<Value>(&answer).unwrap()["id"], id);
     }
-    // What stands before a line that is wrong is answered.
+    // The lines before an invalid one are answered.
     stdin.write_all(b"{\"text\": \"bad\"}\n\n{\"input_ids\": [2, 3]}\n{\"input_ids\": []}\n{\"text\": \"lost\"}\n").unwrap();
     drop(stdin);
     let output = child.wait_with_output().unwrap();
@@ -149,7 +149,7 @@ fn predict_reads_every_kind_of_file() {
     }
     let sample = golden("../../src/sample/validation.parquet");
     assert_eq!(predict(&["--input", path(&sample)]).done().out.lines().count(), 500);
-    // Token types, for a model that has them and no tokenizer; DistilBERT does not look at them.
+    // Token types, for a model that has them and no tokenizer; DistilBERT ignores them.
     let segments = dir.path().join("segments.jsonl");
     let over = |model: &Path, types: Value| {
         let row = |types: &Value| json!({"input_ids": [2, 9, 3, 9, 3], "token_type_ids": types}).to_string() + "\n";
@@ -162,7 +162,7 @@ fn predict_reads_every_kind_of_file() {
     over(&golden("bert-a/hf"), json!([0, 0, 0, 1, 2])).failed(2, "segments.jsonl:2`: the token type 2 is beyond the model's 2");
     let distilbert = scores(over(&golden("text/hf"), json!([0, 0, 0, 1, 9])));
     assert_eq!(distilbert[0], distilbert[1]);
-    // Both at once: the ids win.
+    // With both, the ids are used.
     let both = dir.path().join("both.jsonl");
     fs::write(&both, "{\"text\": \"good good good\", \"input_ids\": [2, 3]}\n{\"text\": \"good\", \"input_ids\": null}\n")
         .unwrap();
@@ -171,7 +171,7 @@ fn predict_reads_every_kind_of_file() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
+fn a_broken_pipe_succeeds_and_a_full_disk_fails() {
     let model = golden("text/hf");
     let mut command = program(PREDICT);
     command
@@ -182,7 +182,7 @@ fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
     let mut child = command.spawn().unwrap();
     drop(child.stdout.take());
     let mut stdin = child.stdin.take().unwrap();
-    // It leaves in its turn, and this pipe breaks too.
+    // It ends too, and breaks this pipe as well.
     while stdin.write_all(b"good\n").is_ok() {}
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
@@ -192,7 +192,7 @@ fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().starts_with("error: `standard output`: "));
     predict(&["--output", "/dev/full", "good"]).failed(2, "`/dev/full`: ");
-    // Nobody needs to be reading what is said on the way.
+    // Progress may have no reader.
     let out = TempDir::new().unwrap();
     let (hf, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let args = ["--model", path(&hf), "--train-file", path(&file), "--output-dir", path(out.path()), "--max-steps", "1"];
@@ -202,7 +202,7 @@ fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one() {
 }
 
 #[test]
-fn what_is_wrong_with_predicts_and_evaluates_flags_is_said_in_one_line() {
+fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
     let (model, file) = (golden("text/hf"), golden("train/test.csv"));
     let (model, file) = (path(&model), path(&file));
     let dir = TempDir::new().unwrap();

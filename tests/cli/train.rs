@@ -15,7 +15,7 @@ use warpfit::train::recipe;
 use super::*;
 
 #[test]
-fn training_gives_the_losses_and_the_model_of_hugging_face() {
+fn training_matches_hugging_face() {
     let out = TempDir::new().unwrap();
     let test = golden("train/test.csv");
     let flags = "--learning_rate 5e-4 --num_train_epochs 2 --per_device_train_batch_size 8 --weight_decay 0.01 --no-shuffle \
@@ -44,7 +44,7 @@ fn training_gives_the_losses_and_the_model_of_hugging_face() {
         }
         assert_eq!(entry["step"], golden["step"]);
     }
-    // What is left out belongs to searches, to callbacks, and to counts that nobody asked for.
+    // Omitted: keys of searches, of callbacks, and counts that are off by default.
     let left_out = ["stateful_callbacks", "trial_name", "trial_params", "total_flos", "num_input_tokens_seen"];
     assert_eq!(&keys(&golden_state) - &keys(&state), BTreeSet::from(left_out));
     for key in ["epoch", "global_step", "max_steps", "num_train_epochs", "train_batch_size", "logging_steps"] {
@@ -58,9 +58,9 @@ fn training_gives_the_losses_and_the_model_of_hugging_face() {
 }
 
 #[test]
-fn a_run_leaves_a_folder_with_everything() {
+fn a_run_writes_all_its_files() {
     let out = TempDir::new().unwrap();
-    // A name with spaces and beyond ASCII, below a folder that is not there yet.
+    // A name with spaces and beyond ASCII, in a folder that does not exist yet.
     let out = out.path().join("läufe und 実験/1");
     let (validation, test) = (golden("train/test.csv"), golden("train/test.csv"));
     let ran = train(&out, &["--epochs", "2", "--validation-file", path(&validation), "--test-file", path(&test)]).done();
@@ -81,11 +81,11 @@ fn a_run_leaves_a_folder_with_everything() {
         assert!(same(&out, &golden("train/hf_init")) && same(&out, &out.join("checkpoint-12")), "{name}");
     }
 
-    // What is printed, is the result; everything else is said on standard error.
+    // Results go to standard output, everything else to standard error.
     let printed: Vec<&str> = ran.out.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(printed, ["trained", "validation", "test", "saved"]);
     assert!(ran.err.contains("warning: 3 of the 32 validation texts are in the training data too"), "{}", ran.err);
-    assert!(!ran.err.contains('\u{1b}') && !ran.err.contains('\r'), "a file is no terminal: {:?}", ran.err);
+    assert!(!ran.err.contains('\u{1b}') && !ran.err.contains('\r'), "a file is not a terminal: {:?}", ran.err);
 
     let read = |name| read(&out, name);
     let all = read("all_results.json");
@@ -105,13 +105,13 @@ fn a_run_leaves_a_folder_with_everything() {
     let card = fs::read_to_string(out.join("README.md")).unwrap();
     assert!(card.starts_with("---\n") && card.contains("pipeline_tag: text-classification"), "{card}");
 
-    // The model that was kept is that of the best evaluation, which is a checkpoint too.
+    // The model kept is that of the best evaluation, which is a checkpoint too.
     let best = read("trainer_state.json")["best_model_checkpoint"].as_str().map(PathBuf::from).unwrap();
     assert_eq!(fs::read(best.join("model.safetensors")).unwrap(), fs::read(out.join("model.safetensors")).unwrap());
 }
 
 #[test]
-fn checkpoints_rotate_but_the_best_stays_and_is_loaded() {
+fn checkpoints_rotate_and_the_best_is_kept_and_loaded() {
     let out = TempDir::new().unwrap();
     let validation = golden("train/test.csv");
     // The accuracy is 1 from an early evaluation on, so that no later one is better.
@@ -129,7 +129,7 @@ fn checkpoints_rotate_but_the_best_stays_and_is_loaded() {
     assert_ne!(weights(&out.path().join("checkpoint-48")), weights(out.path()));
     assert_eq!(read(out.path(), "eval_results.json")["eval_accuracy"], state["best_metric"]);
 
-    // The same run stops after two evaluations that were not better; without checkpoints the best is kept all the same.
+    // The same run stops after two evaluations without an improvement; without checkpoints the best is still kept.
     let stopped = TempDir::new().unwrap();
     let ran = train(stopped.path(), &[words("--save-strategy no --early-stopping-patience 2"), common].concat()).done();
     assert!(ran.err.contains("stopped early: 2 evaluations without an improvement"), "{}", ran.err);
@@ -201,7 +201,7 @@ fn every_format_and_layout_trains_the_same_model() {
         assert!(trained_in(layout) == wanted, "{layout}");
     }
 
-    // A folder of reviews has an order of its own; the classes are those of the model, by their index.
+    // A folder of reviews has its own order; the classes are those of the model, by index.
     let sorted = |rows: &[(String, String)]| {
         let class = |class: &'static str| rows.iter().filter(move |row| row.1 == class).cloned();
         class("0").chain(class("1")).collect::<Vec<_>>()
@@ -212,7 +212,7 @@ fn every_format_and_layout_trains_the_same_model() {
             let class = if label == "0" { "neg" } else { "pos" };
             put(&at("reviews/aclImdb"), &[(&format!("{split}/{class}/{i}_1.txt"), text)]);
         }
-        put(&at("reviews/aclImdb"), &[(&format!("{split}/unsup/0_0.txt"), "left aside")]);
+        put(&at("reviews/aclImdb"), &[(&format!("{split}/unsup/0_0.txt"), "ignored")]);
     }
     let reviews = trained_in("reviews");
     assert!(reviews == trained_in("sorted") && reviews.0 != wanted.0);
@@ -226,7 +226,7 @@ fn every_format_and_layout_trains_the_same_model() {
 }
 
 #[test]
-fn what_is_typed_wins_over_what_a_data_folder_holds() {
+fn flags_override_the_files_of_a_data_folder() {
     let dir = TempDir::new().unwrap();
     let rows = |n: usize| "text,label\n".to_string() + &"good,0\nbad,1\n".repeat(n);
     put(dir.path(), &[("train.csv", &rows(10)), ("val.csv", &rows(2)), ("test.csv", &rows(3)), ("other/a.csv", &rows(1))]);
@@ -247,7 +247,7 @@ fn what_is_typed_wins_over_what_a_data_folder_holds() {
 }
 
 #[test]
-fn what_is_wrong_with_a_data_folder_is_said_in_one_line() {
+fn invalid_data_folders_are_reported_in_one_line() {
     let (model, csv) = (golden("train/hf_init"), "text,label\na,0\nb,1\n");
     type Files<'a> = &'a [(&'a str, &'a str)];
     let cases: [(Files, &str, &str); 9] = [
@@ -284,9 +284,9 @@ fn a_dry_run_and_a_validation_split() {
     assert!(!out.path().join("metrics.jsonl").exists());
 }
 
-/// Rows of an evaluation batch are at most those asked for; its tokens are at most those of a training batch.
+/// Rows of an evaluation batch are at most those requested; its tokens are at most those of a training batch.
 #[test]
-fn a_large_evaluation_batch_takes_no_more_memory() {
+fn a_large_evaluation_batch_needs_no_more_memory() {
     let out = TempDir::new().unwrap();
     let flags =
         words("--validation-split 0.5 --batch-size 2 --max-steps 1 --eval-strategy steps --eval-steps 1 --eval-batch-size");
@@ -303,12 +303,12 @@ fn a_large_evaluation_batch_takes_no_more_memory() {
 }
 
 #[test]
-fn a_result_that_is_not_usable_exits_with_1() {
+fn unusable_results_exit_with_1() {
     let out = TempDir::new().unwrap();
     let test = golden("train/test.csv");
     let below = train(&out.path().join("below"), &["--max-steps", "1", "--test-file", path(&test), "--fail-under", "accuracy=1"]);
     below.failed(1, "--fail-under accuracy=1`: accuracy is 0.");
-    assert!(out.path().join("below/model.safetensors").exists(), "the model is written all the same");
+    assert!(out.path().join("below/model.safetensors").exists(), "the model is written nevertheless");
     train(&out.path().join("above"), &["--max-steps", "1", "--test-file", path(&test), "--fail-under", "loss=9"]).done();
 
     let diverged = out.path().join("diverged");
@@ -322,7 +322,7 @@ fn a_result_that_is_not_usable_exits_with_1() {
 }
 
 #[test]
-fn a_folder_with_results_is_left_alone() {
+fn a_folder_with_results_is_not_overwritten() {
     let out = TempDir::new().unwrap();
     fs::write(out.path().join("thesis.txt"), "ten years").unwrap();
     train(out.path(), &["--max-steps", "1"]).failed(2, "the folder is not empty; choose another --output-dir, or pass");
@@ -343,7 +343,7 @@ fn a_folder_with_results_is_left_alone() {
 }
 
 #[test]
-fn a_file_that_is_replaced_during_the_run_changes_nothing() {
+fn replacing_a_file_during_the_run_changes_nothing() {
     let dir = TempDir::new().unwrap();
     let (model, file, out) = (golden("train/hf_init"), dir.path().join("a.csv"), dir.path().join("out"));
     let steps = words("--max-steps 300 --logging-steps 1 --save-strategy no --max-length 8");
@@ -353,11 +353,11 @@ fn a_file_that_is_replaced_during_the_run_changes_nothing() {
         program(TRAIN).args([&args[..], &steps].concat()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let start = Instant::now();
     while !out.join("metrics.jsonl").exists() {
-        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "the run has begun");
+        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "the run is in progress");
         std::thread::sleep(Duration::from_millis(1));
     }
     fs::write(&file, "text,label\ncut").unwrap();
-    assert!(child.try_wait().unwrap().is_none(), "the run goes on");
+    assert!(child.try_wait().unwrap().is_none(), "the run continues");
     assert!(child.wait().unwrap().success());
     let undisturbed = dir.path().join("undisturbed");
     train(&undisturbed, &steps).done();
@@ -365,7 +365,7 @@ fn a_file_that_is_replaced_during_the_run_changes_nothing() {
 }
 
 #[test]
-fn what_is_wrong_with_a_flag_is_said_in_one_line() {
+fn invalid_flags_are_reported_in_one_line() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("out");
     let bad = |flags: &str, part: &str| {
@@ -404,7 +404,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
         ("--device cuda:x", "`--device cuda:x`: no such device"),
         ("--device cuda", "`--device cuda`: "),
         ("--precision fp8", "invalid value 'fp8'"),
-        ("--delimiter ab", "give one character, or tab"),
+        ("--delimiter ab", "use one character, or tab"),
         ("--delimiter ;", "no label column among text,label"),
         ("--text-column nope", "no column is named nope; the columns are text, label"),
         ("--label-column text", "cannot be both text and label"),
@@ -456,7 +456,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
     assert_none(faults);
     assert!(!out.exists());
 
-    // Extreme, but meant.
+    // Extreme but valid.
     for flags in [
         "--learning-rate 0",
         "--learning-rate 1e6",
@@ -471,7 +471,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_line() {
 }
 
 #[test]
-fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
+fn failures_to_resume_are_reported_in_one_line() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("out");
     train(&out, &words("--max-steps 2 --save-strategy steps --save-steps 1")).done();
@@ -480,7 +480,10 @@ fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
     assert_none(
         [
             ("--resume-from-checkpoint --batch-size 4", "was written with batch_size 8, but this run has 4"),
-            ("--resume-from-checkpoint --gradient-accumulation-steps 2", "with gradient_accumulation_steps 1, this run has 2"),
+            (
+                "--resume-from-checkpoint --gradient-accumulation-steps 2",
+                "with gradient_accumulation_steps 1, but this run has 2",
+            ),
             ("--resume-from-checkpoint --seed 43", "was written with seed 42, but this run has 43"),
             ("--resume-from-checkpoint --no-shuffle", "was written with shuffle true"),
             ("--resume-from-checkpoint --max-length 5", "was written with other training data"),
@@ -497,14 +500,14 @@ fn what_stands_in_a_way_of_going_on_is_said_in_one_line() {
 }
 
 #[test]
-fn flags_stand_over_a_file_and_a_file_over_a_recipe() {
+fn flags_override_a_file_and_a_file_a_recipe() {
     let dir = TempDir::new().unwrap();
     let config = dir.path().join("run.toml");
     let parse = |flags: &str| {
         let flags = format!("train {flags}");
         recipe::parse::<Args>(words(&flags).into_iter().map(Into::into)).map(Option::unwrap)
     };
-    // As published: model, data, and the flags that say how.
+    // As published: model, data, and hyperparameters.
     let known = |name: &str| {
         let args = parse(&format!("--recipe {name}")).unwrap();
         let text = |path: &Option<PathBuf>| path.as_deref().map_or(String::new(), |path| path.display().to_string());
@@ -521,7 +524,7 @@ fn flags_stand_over_a_file_and_a_file_over_a_recipe() {
     assert_eq!(known("emotion"), (distilbert, "dair-ai/emotion".to_string(), None, None, two(64.0), None));
     assert_eq!(parse("").unwrap().recipe.as_deref(), Some("sample"));
 
-    // Each over the next; and what cannot stand together leaves with what it stood under.
+    // Each overrides the next; a setting that conflicts with a flag is dropped.
     fs::write(&config, "recipe = 'imdb'\nbatch-size = 4\nepochs = 5\nfrom-scratch = true\nclass_weights = [1, 2.5]\n").unwrap();
     let args = parse(&format!("--epochs 7 --config {} --train-file mine.csv", path(&config))).unwrap();
     assert_eq!((args.epochs, args.batch_size, args.eval_batch_size), (Some(7.0), Some(4), Some(16)));
@@ -532,7 +535,7 @@ fn flags_stand_over_a_file_and_a_file_over_a_recipe() {
     let args = parse("--recipe sample --validation-split 0.3 --learning_rate 1").unwrap();
     assert_eq!((args.validation_file, args.learning_rate, args.seed), (None, Some(1.0), None));
 
-    // Through the binary, and what is wrong with a file by its line.
+    // Through the binary; errors in a file have its line.
     let out = dir.path().join("out");
     fs::write(&config, "max_steps = 1 # one\n\n\"save-strategy\" = 'no'\nquiet = true\nno-shuffle = false\n").unwrap();
     let ran = train(&out, &["--config", path(&config)]).done();

@@ -1,5 +1,5 @@
 """Rehearses benches/gpu_check without a GPU: packed, taken to another folder and run there in its small form on the virtual GPU as
-if that were a real one, with its tools missing and with stand-ins for them.
+if that were a real one, without its tools and with fake ones.
 
     python3 tests/gpu_check/rehearsal.py [-v] [TEST...]
 """
@@ -59,7 +59,7 @@ class Elsewhere:
         (folder / "no-torch/torch.py").write_text("raise ImportError('torch is not installed')")
 
     def blind(self):
-        """What the binaries know of the folder they were built in leads nowhere, as on another machine."""
+        """Paths of the build folder inside the binaries lead nowhere, as on another machine."""
         files, known = self.folder / "files", 0
         pack.unpack(self.pack, files)
         for binary in (files / "bin").iterdir():
@@ -108,7 +108,7 @@ class Rehearsal(unittest.TestCase):
         self.assertEqual(code, 0)
         self.assertEqual(len(set(report["facts"]["imdb"]["weights"].values())), 1)
         self.assertLess({"train 16", "infer 16", "train 64", "infer 64"}, set(report["facts"]["steps"]))
-        # The profile of the ops stands in for ncu: every row of kernels is in some line, with a time.
+        # The profile of the ops replaces ncu: every row of kernels is in some line, with a time.
         lines = [line for line in report["table"]["lines"] if line.get("measured_us")]
         self.assertTrue(report["table"]["source"].startswith("`train --profile`"))
         rows = [name for line in lines for name in line["row"].split(" + ")]
@@ -121,7 +121,7 @@ class Rehearsal(unittest.TestCase):
         self.assertEqual(statuses(report), dict.fromkeys(names, "passed"))
         self.assertEqual(code, 0)
         self.assertEqual(report["parts"]["ncu"]["gpu"], {"sm_mhz": 1980.0, "watts": 312.45, "celsius": 41.0, "mib": 2411.0})
-        # Each launch of a step is in a row, and a row has the launches that it predicts; how often cuBLASLt splits is its own matter.
+        # Each launch of a step is in a row, and a row has the predicted number of launches, except for cuBLASLt's splits.
         lines = {line["row"]: line for line in report["table"]["lines"]}
         self.assertIsNone(lines.get(table.UNASSIGNED, {}).get("remark"), table.UNASSIGNED)
         for row in table.predicted()["rows"]:

@@ -1,5 +1,5 @@
-//! The structs of arguments: nvcc lays them out as Rust does. The virtual GPU cannot see a difference, as g++ compiles its
-//! kernels.
+//! The argument structs have the same layout under nvcc as in Rust. The virtual GPU cannot detect a difference, as g++ compiles
+//! its kernels.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ fn host(name: &str) -> &Arguments {
 }
 
 /// A source that nvcc refuses unless the arguments of every kernel have the sizes and offsets of the host, `change`d. KERNEL
-/// gives a name to the type of the arguments here, and makes no kernel.
+/// only names the type of the arguments here.
 fn assertions(sources: &[Source], change: impl Fn(&str, usize) -> usize) -> String {
     let mut text = "#include \"mma.cuh\"\n#include <cstddef>\n#undef KERNEL\n".to_string();
     text.push_str("#define KERNEL(name, body, Args, threads, ...) using name##_args = Args;\n");
@@ -58,7 +58,7 @@ fn nvcc_lays_out_arguments_as_rust_does() {
     }
 }
 
-/// Bytes of arguments of each kernel in what `cuobjdump -elf` prints.
+/// Bytes of arguments of each kernel in the output of `cuobjdump -elf`.
 fn parameter_sizes(elf: &str) -> BTreeMap<&str, usize> {
     let infos = elf.split("\n.nv.info.").skip(1).filter_map(|info| {
         let name = info.split(|c: char| c.is_whitespace()).next()?;
@@ -71,7 +71,7 @@ fn parameter_sizes(elf: &str) -> BTreeMap<&str, usize> {
 
 #[test]
 #[ignore = "needs a build with nvcc, and cuobjdump and nvdisasm beside it"]
-fn the_machine_code_takes_arguments_of_the_sizes_that_the_host_passes() {
+fn the_machine_code_expects_the_argument_sizes_of_the_host() {
     let arch = format!("sm_{}", archs().last().expect("built without nvcc; docs/gpu.md describes how to install it"));
     for (source, _) in built() {
         let elf = cuobjdump(&source, "-elf", &arch);

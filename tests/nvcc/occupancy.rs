@@ -1,6 +1,6 @@
-//! How many blocks and warps of each kernel a multiprocessor holds at a time: what registers, threads and shared memory allow.
-//! occupancy.txt has the table; fewer warps than there are a failure. After a change that is meant, RENEW=1 writes the file
-//! anew; look at its diff.
+//! The number of blocks and warps of each kernel that a multiprocessor can hold, as limited by registers, threads and shared
+//! memory. occupancy.txt has the table; fewer warps than there are a failure. After an intended change, RENEW=1 rewrites the
+//! file; check its diff.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,16 +10,16 @@ use super::built;
 use super::ptxas::{Usage, usages};
 use super::source::Kernel;
 
-/// What a multiprocessor has, by the technical specifications per compute capability in the CUDA C++ Programming Guide. All have
-/// 64 Ki registers in four parts, and give them to a warp 256 at a time.
+/// Limits of a multiprocessor, from the technical specifications per compute capability in the CUDA C++ Programming Guide. All
+/// have 64 Ki registers in four parts, allocated to warps in units of 256.
 struct Multiprocessor {
     arch: &'static str,
     warps: u32,
     blocks: u32,
     shared: u32,
-    /// Bytes of shared memory that each block takes for the system.
+    /// Bytes of shared memory per block reserved by the system.
     reserved: u32,
-    /// Shared memory is given in multiples of this.
+    /// Allocation unit of shared memory.
     unit: u32,
 }
 
@@ -30,7 +30,7 @@ const MULTIPROCESSORS: [Multiprocessor; 3] = [
 ];
 
 impl Multiprocessor {
-    /// Blocks that run at a time.
+    /// Blocks that can run at a time.
     fn blocks(&self, usage: &Usage, threads: u32, dynamic: u32) -> u32 {
         let warps = threads.div_ceil(32);
         let of_a_warp = (32 * usage.registers).next_multiple_of(256);
@@ -43,12 +43,13 @@ impl Multiprocessor {
     }
 }
 
-/// A line of a kernel: threads, dynamic shared memory; then, of each multiprocessor, registers, static shared memory, blocks, warps.
+/// The line of a kernel: threads, dynamic shared memory; then, per multiprocessor, registers, static shared memory, blocks,
+/// warps.
 fn line(kernel: &Kernel, mut usage: impl FnMut(&str) -> Usage) -> String {
     let Kernel { name, threads, shared: dynamic, .. } = kernel;
     let mut line = format!("{name:<27}{threads:>5}{dynamic:>7}");
     for multiprocessor in &MULTIPROCESSORS {
-        // There are no tensor cores for bf16.
+        // It has no tensor cores for bf16.
         if multiprocessor.arch == "sm_75" && name.contains("_mma_") {
             line.push_str("  |   -     -   -   -");
             continue;
@@ -66,7 +67,7 @@ fn warps(line: &str) -> Vec<Option<u32>> {
 }
 
 #[test]
-fn blocks_are_limited_by_what_is_scarcest() {
+fn blocks_are_limited_by_the_scarcest_resource() {
     let usage = |registers, shared| Usage { registers, shared, stack: 0, stores: 0, loads: 0 };
     let [t4, a100, h100] = &MULTIPROCESSORS;
     // Registers; shared memory; warps; blocks.
@@ -80,7 +81,7 @@ fn blocks_are_limited_by_what_is_scarcest() {
 
 #[test]
 #[ignore = "needs a build with nvcc for sm_75, sm_80 and sm_90a"]
-fn as_many_warps_run_at_a_time_as_are_expected() {
+fn occupancy_is_as_expected() {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvcc/occupancy.txt");
     let archs = MULTIPROCESSORS.map(|multiprocessor| format!("  | {:<17}", multiprocessor.arch)).concat();
     let columns = "  | reg stati blk wrp".repeat(MULTIPROCESSORS.len());

@@ -1,5 +1,5 @@
-//! Alignment in shared memory, which the virtual GPU cannot see: where the compiler happens to put an array on the CPU says
-//! nothing about where nvcc puts it. An access of N bytes needs an array that is declared with an alignment of N.
+//! Alignment in shared memory, which the virtual GPU cannot check: the address of an array on the CPU tells nothing about its
+//! address under nvcc. An access of N bytes needs an array declared with an alignment of N.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// What is wrong with the accesses to shared memory in a PTX module. Whatever is computed from the address of an array counts
-/// as an address in it: in any order of the instructions, and on any path.
+/// Faulty accesses to shared memory in a PTX module. Any value computed from the address of an array counts as an address in
+/// it, in any order of the instructions and on any path.
 fn faults(ptx: &str) -> Vec<String> {
     let arrays: BTreeMap<&str, usize> = ptx.lines().filter_map(array).collect();
     let kernels = ptx.split(".entry ").skip(1).map(|text| text.split_once('(').expect("a kernel has parameters"));
@@ -24,7 +24,7 @@ fn array(line: &str) -> Option<(&str, usize)> {
 
 fn kernel_faults(kernel: &str, text: &str, arrays: &BTreeMap<&str, usize>) -> Vec<String> {
     let lines = || text.lines().map(str::trim).filter_map(|line| line.strip_suffix(';')).map(unconditional);
-    // What is computed from each register or array.
+    // The values computed from each register or array.
     let mut computed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (opcode, operands) in lines() {
         if is_access(opcode) || opcode.starts_with('.') {
@@ -52,7 +52,7 @@ fn kernel_faults(kernel: &str, text: &str, arrays: &BTreeMap<&str, usize>) -> Ve
         let address = operands.split_once('[')?.1.split_once(']').expect("an address ends").0;
         let (base, offset) = address.split_once('+').unwrap_or((address, "0"));
         let wrong = match arrays_of.get(base) {
-            None if opcode.split('.').any(|part| part == "shared") => "an address in an array that is not known".to_string(),
+            None if opcode.split('.').any(|part| part == "shared") => "an address in an unknown array".to_string(),
             None => return None,
             Some(_) if offset.parse::<i64>().expect("an offset is a number") % width as i64 != 0 => {
                 format!("an offset of {offset}")
@@ -67,7 +67,7 @@ fn kernel_faults(kernel: &str, text: &str, arrays: &BTreeMap<&str, usize>) -> Ve
     accesses.filter_map(fault).collect()
 }
 
-/// Opcode and operands, without a condition before them.
+/// Opcode and operands, without a predicate.
 fn unconditional(instruction: &str) -> (&str, &str) {
     let instruction = if instruction.starts_with('@') { instruction.split_once(' ').map_or("", |it| it.1) } else { instruction };
     instruction.split_once(char::is_whitespace).unwrap_or((instruction, ""))
@@ -77,7 +77,7 @@ fn is_access(opcode: &str) -> bool {
     ["ld.", "st.", "ldmatrix.", "cp.async.c", "atom.", "red."].iter().any(|prefix| opcode.starts_with(prefix))
 }
 
-/// The bytes that an access moves for a thread: ld.shared.v4.f32 moves 16, and so do ldmatrix and the cp.async used here.
+/// Bytes per thread of an access: 16 for ld.shared.v4.f32, ldmatrix and the cp.async used here.
 fn width(opcode: &str) -> usize {
     if opcode.starts_with("ldmatrix.") || opcode.starts_with("cp.async.") {
         return 16;
@@ -89,7 +89,7 @@ fn width(opcode: &str) -> usize {
 }
 
 #[test]
-fn arrays_that_are_aligned_to_less_than_an_access_are_named() {
+fn underaligned_arrays_are_reported() {
     let kernel = "
 .extern .shared .align 16 .b8 q_bytes[];
 .visible .entry sums(
@@ -118,7 +118,7 @@ fn arrays_that_are_aligned_to_less_than_an_access_are_named() {
     let aligned = kernel.replace("align 4 ", "align 16 ");
     assert_eq!(faults(&aligned), [""; 0]);
     one(&aligned.replace("[%r5+32]", "[%r5+24]"), "an offset of 24");
-    one(&aligned.replace("[%r5+32]", "[%r6]"), "an array that is not known");
+    one(&aligned.replace("[%r5+32]", "[%r6]"), "an unknown array");
     one(&aligned.replace("ld.global.v4.f32    {%f1, %f2, %f3, %f4}, [%rd1]", "ld.v4.f64 {%d1}, [%r4]"), "moves 32 bytes");
     let copy = "cp.async.cg.shared.global [%r4], [%rd2], 16, %r7;\n    ret;";
     one(
@@ -129,7 +129,7 @@ fn arrays_that_are_aligned_to_less_than_an_access_are_named() {
 
 #[test]
 #[ignore = "needs nvcc"]
-fn shared_arrays_are_aligned_to_what_is_read_and_written_at_once() {
+fn shared_arrays_are_aligned_to_their_widest_access() {
     let (nvcc, folder) = (super::nvcc(), TempDir::new().unwrap());
     let out = folder.path().join("ptx");
     let (mut wrong, mut wide) = (Vec::new(), 0);

@@ -1,6 +1,6 @@
-//! Instructions of the machine code for sm_90a, held to those in instructions.txt: a 16-byte access that became four, a loop that
-//! is no longer unrolled, or one more call of Philox in attention shows without a GPU. Counts may be 4 % off, for another
-//! version of nvcc. After a change that is meant, RENEW=1 writes the file anew; look at its diff.
+//! Instructions of the machine code for sm_90a, compared with instructions.txt: this detects, without a GPU, a 16-byte access
+//! split into four, a loop that is no longer unrolled, or an additional call of Philox in attention. Counts may differ by 4 %,
+//! for other versions of nvcc. After an intended change, RENEW=1 rewrites the file; check its diff.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ struct Instruction<'a> {
     operands: &'a str,
 }
 
-/// The code of each kernel in what `cuobjdump -sass` prints.
+/// The code of each kernel in the output of `cuobjdump -sass`.
 fn kernels(sass: &str) -> BTreeMap<&str, Vec<Instruction<'_>>> {
     let functions = sass.split("Function : ").skip(1).map(|function| function.split_once('\n').expect("a name, then code"));
     functions.map(|(name, code)| (name.trim(), code.lines().filter_map(instruction).collect())).collect()
@@ -32,7 +32,7 @@ fn instruction(line: &str) -> Option<Instruction<'_>> {
     Some(Instruction { address, opcode, operands })
 }
 
-/// The instructions of the innermost loop with tensor cores: from where a branch goes back to, to the branch.
+/// The instructions of the innermost loop with tensor cores: from a backward branch's target to the branch.
 fn loop_of_tensor_cores<'a, 'b>(code: &'a [Instruction<'b>]) -> Option<&'a [Instruction<'b>]> {
     let at = |address| code.iter().position(|instruction| instruction.address == address);
     let back = code.iter().enumerate().filter(|(_, instruction)| instruction.opcode.starts_with("BRA"));
@@ -50,7 +50,7 @@ fn count(code: &[Instruction], name: &str, ending: &str) -> usize {
     code.iter().filter(|instruction| fits(instruction.opcode) && instruction.opcode.contains(ending)).count()
 }
 
-/// Counts by what is counted, which are not 0; by kernel, or by "kernel loop".
+/// Nonzero counts by instruction, for each kernel and each "kernel loop".
 type Counts = BTreeMap<String, BTreeMap<String, usize>>;
 
 fn counts(sass: &str) -> Counts {
@@ -87,19 +87,19 @@ fn read(text: &str) -> Counts {
     text.lines().map(line).collect()
 }
 
-/// Where these are not those.
+/// The differences between the two.
 fn differences(found: &Counts, golden: &Counts) -> Vec<String> {
     let parts: BTreeSet<&String> = found.keys().chain(golden.keys()).collect();
     let mut differences = Vec::new();
     for part in parts {
         let (Some(found), Some(golden)) = (found.get(part), golden.get(part)) else {
-            differences.push(format!("{part} is in one of the two alone"));
+            differences.push(format!("{part} is in only one of the two"));
             continue;
         };
         for what in found.keys().chain(golden.keys()).collect::<BTreeSet<_>>() {
             let [found, golden] = [found, golden].map(|counts| counts.get(what).copied().unwrap_or(0));
             if found.abs_diff(golden) * 25 > golden {
-                differences.push(format!("{part}: {found} {what}, where {golden} are expected"));
+                differences.push(format!("{part}: {found} {what}, but {golden} are expected"));
             }
         }
     }
@@ -107,7 +107,7 @@ fn differences(found: &Counts, golden: &Counts) -> Vec<String> {
 }
 
 #[test]
-fn instructions_that_are_missing_or_too_many_are_named() {
+fn missing_and_excess_instructions_are_reported() {
     let sass = "
         Function : copy
         /*0000*/                   LDC R1, c[0x0][0x28] ;           /* 0x00000a00ff017b82 */
@@ -134,17 +134,17 @@ multiply loop                  HMMA 1  IMAD.WIDE 1  LOP3 0  MUFU 0  instructions
     assert_eq!(read(golden), counts);
     assert_eq!(differences(&counts, &counts), [""; 0]);
     let narrow = self::counts(&sass.replace("LDG.E.128", "LDG.E"));
-    assert_eq!(differences(&narrow, &counts), ["copy: 0 LDG.128, where 1 are expected"]);
+    assert_eq!(differences(&narrow, &counts), ["copy: 0 LDG.128, but 1 are expected"]);
     let golden = golden.replace("instructions 5", "instructions 100");
     let of = |instructions: usize| read(&golden.replace("100", &instructions.to_string()));
     assert_eq!(differences(&of(104), &read(&golden)), [""; 0]);
-    assert_eq!(differences(&of(95), &read(&golden)), ["multiply loop: 95 instructions, where 100 are expected"]);
-    assert_eq!(differences(&Counts::new(), &read("copy")), ["copy is in one of the two alone"]);
+    assert_eq!(differences(&of(95), &read(&golden)), ["multiply loop: 95 instructions, but 100 are expected"]);
+    assert_eq!(differences(&Counts::new(), &read("copy")), ["copy is in only one of the two"]);
 }
 
 #[test]
 #[ignore = "needs a build with nvcc for sm_90a, and cuobjdump and nvdisasm beside it"]
-fn the_machine_code_has_the_instructions_that_are_expected() {
+fn the_machine_code_has_the_expected_instructions() {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvcc/instructions.txt");
     let found: Counts = built().iter().flat_map(|(source, _)| counts(&cuobjdump(source, "-sass", "sm_90a"))).collect();
     print!("{}", write(&found));
@@ -152,12 +152,12 @@ fn the_machine_code_has_the_instructions_that_are_expected() {
         fs::write(&path, write(&found)).unwrap();
     }
     let differences = differences(&found, &read(&fs::read_to_string(&path).unwrap()));
-    assert!(differences.is_empty(), "{}\nif this is meant, RENEW=1 writes {}", differences.join("\n"), path.display());
+    assert!(differences.is_empty(), "{}\nif this is intended, RENEW=1 rewrites {}", differences.join("\n"), path.display());
 }
 
 #[test]
 #[ignore = "needs a build with nvcc for sm_80 and sm_90a, and cuobjdump and nvdisasm beside it"]
-fn nvcc_made_tensor_core_instructions_of_the_mma_kernels() {
+fn the_mma_kernels_use_tensor_cores() {
     let mut seen = BTreeSet::new();
     for (source, _) in built() {
         let wanted: BTreeSet<&str> =

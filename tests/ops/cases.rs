@@ -1,12 +1,12 @@
-//! Cases: an op with its tensors, a batch and a step. A case lays its tensors out with guards between them and runs on
-//! any backend; the tests of the ops and the benchmarks are made of these.
+//! Cases: an op with its tensors, a batch and a step. A case places its tensors with guards between them and runs on any
+//! backend. The tests of the ops and the benchmarks use them.
 
 use rand_mt::Mt64;
 use warpfit::data::pack::PackedBatch;
 use warpfit::error::Result;
 use warpfit::ops::*;
 
-/// What a case runs: an op of a model, or one of those that follow its backward pass.
+/// The call of a case: an op of a model, or one of those that follow its backward pass.
 #[derive(Clone, Copy, Debug)]
 pub enum Call {
     Op(Op),
@@ -16,7 +16,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// Nothing where it has no such pass.
+    /// Does nothing if there is no such pass.
     pub fn run(&self, backend: &mut dyn Backend, pass: Pass) -> Result<()> {
         match (self, pass) {
             (Call::Op(op), pass) => backend.run(op, pass),
@@ -69,25 +69,25 @@ pub struct Tensor {
     pub extent: Extent,
     pub width: usize,
     pub view: View,
-    /// What it holds at first; all NaN where the op overwrites it.
+    /// Its start value; all NaN if the op overwrites it.
     pub start: Vec<f64>,
-    /// Of what the forward pass reads: the tensor where the backward pass leaves its gradient.
+    /// For inputs of the forward pass: the tensor that receives the gradient in the backward pass.
     pub grad: Option<&'static str>,
-    /// Of what the forward pass writes: the tensor with the gradient that comes in.
+    /// For outputs of the forward pass: the tensor with the incoming gradient.
     pub cotangent: Option<&'static str>,
-    /// The backward pass adds to what stands here.
+    /// The backward pass adds to this tensor.
     pub adds: bool,
 }
 
-/// Bytes between tensors, at the least, and what they hold: no float that goes unnoticed when read, no NaN that
+/// Least number of bytes between tensors, and their content: not a float that could be read unnoticed, nor a NaN, which
 /// arithmetic would keep.
 const GUARD: usize = 256;
 const GUARD_BYTE: u8 = 0x5a;
-/// Of every tensor, as in a plan.
+/// Alignment of every tensor, as in a plan.
 const ALIGN: usize = 256;
 
-/// What a plan of bf16 keeps in f32: tables, norms, statistics, logits with the bias they get, losses, all that the optimizer
-/// works on, and so the gradient of every parameter.
+/// Tensors that a bf16 plan keeps in f32: tables, norms, statistics, logits and their bias, losses, everything the optimizer
+/// uses, and so the gradient of every parameter.
 const EXACT: [&str; 24] = [
     "word",
     "position",
@@ -115,10 +115,10 @@ const EXACT: [&str; 24] = [
     "status",
 ];
 
-/// A number as a type has it.
+/// A number rounded to a type.
 pub fn rounded(x: f64, dtype: DType) -> f64 {
     match dtype {
-        // Its from_f64 takes what is just above a tie for a tie.
+        // f64 is rounded through f32 here: half's from_f64 treats numbers just above a tie as ties.
         DType::Bf16 => f64::from(half::bf16::from_f32(x as f32)),
         _ => f64::from(x as f32),
     }
@@ -132,7 +132,7 @@ pub struct Builder<'a> {
     bytes: usize,
     places: Vec<View>,
     tensors: Vec<Tensor>,
-    /// Tensors get no numbers.
+    /// Tensors get no values.
     blank: bool,
 }
 
@@ -155,12 +155,12 @@ impl Builder<'_> {
         self.tensors.last_mut().unwrap()
     }
 
-    /// Random numbers without further meaning: a gradient that comes in, for one.
+    /// Random numbers, such as an incoming gradient.
     pub fn random(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize) -> View {
         self.place(name, extent, width, true).view
     }
 
-    /// Something to be overwritten.
+    /// A tensor that is overwritten.
     pub fn empty(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize) -> View {
         self.place(name, extent, width, false).view
     }
@@ -172,21 +172,21 @@ impl Builder<'_> {
         tensor.view
     }
 
-    /// What the forward pass reads; its gradient is the tensor `grad`.
+    /// An input of the forward pass; its gradient is the tensor `grad`.
     pub fn input(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, grad: &'static str) -> View {
         let tensor = self.place(name, extent, width, true);
         tensor.grad = Some(grad);
         tensor.view
     }
 
-    /// What it writes; the gradient that comes in is the tensor `cotangent`.
+    /// An output of the forward pass; its incoming gradient is the tensor `cotangent`.
     pub fn output(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, cotangent: &'static str) -> View {
         let tensor = self.place(name, extent, width, false);
         tensor.cotangent = Some(cotangent);
         tensor.view
     }
 
-    /// What it writes over its input; so does the backward pass in the tensor `d`.
+    /// An input that the forward pass overwrites with its output, as the backward pass does with the tensor `d`.
     pub fn in_place(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, d: &'static str) -> View {
         let tensor = self.place(name, extent, width, true);
         (tensor.grad, tensor.cotangent) = (Some(d), Some(d));
@@ -197,7 +197,7 @@ impl Builder<'_> {
         self.take(Inputs::capacity(self.batch.tokens(), self.batch.seqs()), DType::I32)
     }
 
-    /// Of all that was placed, with a guard at the end.
+    /// The layout of all placed tensors, with a guard at the end.
     fn layout(&self, arithmetic: Arithmetic, batch: View) -> Layout {
         let bytes = (self.bytes + GUARD).next_multiple_of(ALIGN);
         let params = self.tensors.iter().map(|t| t.view.len).max().unwrap();
@@ -219,13 +219,13 @@ impl Builder<'_> {
     }
 }
 
-/// Of mean 0 and variance 1.
+/// With mean 0 and variance 1.
 fn uniform(random: &mut Mt64) -> f64 {
     let x = (random.next_u64() >> 40) as f64 / (1u64 << 23) as f64 - 1.0;
     x * 3f64.sqrt()
 }
 
-/// An op before it has a place.
+/// An op without memory.
 pub struct Case {
     pub name: String,
     pub batch: PackedBatch,
@@ -254,7 +254,7 @@ impl Case {
         Case { name, batch: batch.clone(), step, build: Box::new(move |b| build(b).into()) }
     }
 
-    /// What it runs, without a backend.
+    /// Its call, without a backend.
     pub fn call(&self) -> Call {
         (self.build)(&mut self.builder(DType::F32))
     }
@@ -274,13 +274,13 @@ impl Case {
         Pass::BOTH.into_iter().try_for_each(|pass| call.run(backend, pass))
     }
 
-    /// Lays the case out on `backend`, everything set for the forward pass.
+    /// Places the case on `backend`, ready for the forward pass.
     pub fn on(&self, arithmetic: Arithmetic, backend: Box<dyn Backend>) -> Run {
         self.copies(1, arithmetic, backend).0
     }
 
-    /// The same `count` times over, for who wants memory that no cache holds. The run is the first; the ops are all of them,
-    /// each on tensors of its own that hold the same numbers.
+    /// The same `count` times, for callers that need memory outside the caches. The run is the first; the calls are all of
+    /// them, each on its own tensors with the same values.
     pub fn copies(&self, count: usize, arithmetic: Arithmetic, mut backend: Box<dyn Backend>) -> (Run, Vec<Call>) {
         let mut builder = self.builder(arithmetic.dtype());
         let region = builder.region();
@@ -308,7 +308,7 @@ impl Case {
 }
 
 impl Run {
-    /// Every tensor as it was at first.
+    /// Resets every tensor to its start value.
     pub fn reset(&mut self) {
         for tensor in &self.tensors {
             self.backend.write(tensor.view, &tensor.start).unwrap();
@@ -345,7 +345,7 @@ impl Run {
         bytes
     }
 
-    /// Whether nothing was written outside of a tensor.
+    /// Whether nothing was written outside a tensor.
     pub fn guards_hold(&mut self) -> bool {
         let bytes = self.bytes();
         let ends = self.places.iter().map(|view| view.offset + view.bytes());
@@ -421,7 +421,7 @@ fn linear_into([y, bias]: [&'static str; 2], batch: &PackedBatch, k: usize, n: u
     })
 }
 
-/// With `q_rows` Tokens q, k, v are the columns of one tensor; with Seqs q stands alone.
+/// With `q_rows` Tokens q, k, v are the columns of one tensor; with Cls q is separate.
 pub fn attn(batch: &PackedBatch, heads: usize, head_dim: usize, q_rows: Rows, drop: DropSite) -> Case {
     let dim = heads * head_dim;
     Case::new(format!("attn {heads} x {head_dim}, {q_rows:?}{}", p(drop)), batch, move |b| {
@@ -490,7 +490,7 @@ pub fn add_norm(batch: &PackedBatch, dim: usize, rows: Rows, skip: bool, drop: D
 pub fn act(batch: &PackedBatch, kind: ActivationKind, width: usize, rows: Rows) -> Case {
     Case::new(format!("act {kind:?} {width}, {rows:?}"), batch, move |b| {
         let x = b.input("x", rows, width, "dy");
-        // Into the tails, and off the kink of ReLU.
+        // Covers the tails, and avoids the kink of ReLU.
         b.map("x", |x| 2.5 * x + 0.01 * x.signum());
         let (y, dy) = (b.output("y", rows, width, "dy"), b.random("dy", rows, width));
         Op::Activation(Activation { kind, x, y, dy, width, rows })
@@ -513,7 +513,7 @@ pub fn first_row(batch: &PackedBatch, dim: usize, add: bool) -> Case {
     })
 }
 
-/// The labels become random classes. The gradient that comes in is 1 / loss_normalizer for every row.
+/// The labels become random classes. The incoming gradient is 1 / loss_normalizer for every row.
 pub fn xent(batch: &PackedBatch, classes: usize, smoothing: f32, weighted: bool) -> Case {
     let mut batch = batch.clone();
     let mut random = Mt64::new(classes as u64);
@@ -539,7 +539,7 @@ pub fn grad_norm(len: usize) -> Case {
     })
 }
 
-/// In a plan of bf16, what products read.
+/// In a bf16 plan, the weights that products read.
 pub fn cast(len: usize) -> Case {
     Case::new(format!("cast {len}"), &batch(&[1]), move |b| {
         let (x, y) = (b.random("params", 1, len), b.empty("copy", 1, len));
@@ -547,7 +547,7 @@ pub fn cast(len: usize) -> Case {
     })
 }
 
-/// The gradient norm is told to be `norm`; so the status block has it from `grad_norm`, and no other.
+/// The gradient norm is set to `norm` in the status block.
 pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
     Case::new(format!("adamw {len}, {decayed} decayed, norm {norm} of {max_norm}"), &batch(&[1]), move |b| {
         let (params, grads) = (b.random("params", 1, len), b.random("grads", 1, len));
@@ -619,12 +619,12 @@ pub fn odd() -> Vec<Case> {
     cases
 }
 
-/// Sizes that a GPU has fast ways for: rows of whole packs of 16 bytes, heads of 32 and 64, tiles of 64 full, not quite full
-/// and just begun.
+/// Sizes for which a GPU has fast paths: rows of whole 16-byte packs, heads of 32 and 64, tiles of 64 that are full, nearly
+/// full and barely begun.
 pub fn even() -> Vec<Case> {
     let (few, short) = (batch(&[3, 1, 2]), batch(&SHORT));
     let (tiles, long) = (batch(&[65, 1, 64, 2, 63, 31]), batch(&[128, 512, 1, 200]));
-    // More rows than the chunks, at their smallest, of a sum over rows.
+    // More rows than the smallest chunks of a sum over rows hold.
     let many = batch(&[700; 6]);
     let (t, s) = (Rows::Tokens, Rows::Cls);
     let off = DropSite::NONE;

@@ -2,7 +2,7 @@
 
 use warpfit::ops::*;
 
-/// Takes a struct apart into its views and all else, so that a new field does not go unnoticed.
+/// Destructures a struct into its views and its other fields, so that a new field is not overlooked.
 macro_rules! views {
     ($op:ident: $Struct:ident { $($view:ident),* } $($other:ident)*) => {{
         let $Struct { $($view,)* $($other: _),* } = $op;
@@ -28,7 +28,7 @@ pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
     }
 }
 
-/// What a pass of an op writes, the status block aside.
+/// The views that a pass of an op writes, except the status block.
 pub fn written(op: &Op, pass: Pass) -> Vec<View> {
     match (op, pass) {
         (Op::Embed(op), Pass::Forward) => vec![op.y],

@@ -9,7 +9,7 @@ use std::{env, fs, thread};
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("the virtual GPU is written for Linux on x86-64");
 
-/// Of the kernels. What the compiler's checks find ends in scheduler.cpp.
+/// Flags of the kernels. Failures of the compiler's checks are handled in scheduler.cpp.
 const KERNELS: &str = "-x c++ -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-gnu-unique -ftls-model=local-dynamic \
                        -Wall -Wno-unknown-pragmas -Wno-sign-compare -fsanitize=alignment,bounds -fno-sanitize-recover=all";
 const EMULATOR: &str = "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-missing-field-initializers";

@@ -1,4 +1,4 @@
-// Wrong kernels, each by one mistake, that the virtual GPU has to catch or to show; tests/vgpu.rs runs them.
+// Wrong kernels, each with one mistake, that the virtual GPU must catch or reveal; tests/vgpu.rs runs them.
 #include "mma.cuh"
 
 struct Buffer {
@@ -44,7 +44,7 @@ __device__ void exit_before_shuffle(const Buffer& a) {
 }
 KERNEL(exit_before_shuffle_f32, exit_before_shuffle, Buffer, 32)
 
-// One warp waits at the barrier, one for lanes that are at it.
+// One warp waits at the barrier, one for lanes that wait there.
 __device__ void deadlock(const Buffer& a) {
     if (threadIdx.x == 40) a.x[0] = __shfl_sync(ALL_LANES, 1.0f, 0);
     __syncthreads();
@@ -61,7 +61,7 @@ __device__ void misaligned_ldmatrix(const Buffer& a) {
 }
 KERNEL(misaligned_ldmatrix_f32, misaligned_ldmatrix, Buffer, 32)
 
-// Rows of n elements: with 64 all eight of a matrix begin in the same bank, with 72 they lie in different ones.
+// Rows of n elements: with 64 all eight of a matrix begin in the same bank, with 72 in different banks.
 __device__ void ldmatrix_of_rows(const Buffer& a) {
     DYNAMIC_SHARED(bf16, tile);  // (32, n)
     for (int i = threadIdx.x; i < 32 * a.n; i += 32) tile[i] = __float2bfloat16(0.0f);
@@ -121,7 +121,7 @@ __device__ void past_fixed_shared(const Buffer& a) {
 }
 KERNEL(past_fixed_shared_f32, past_fixed_shared, Buffer, 32)
 
-// Every thread reads what its left neighbour has just written, with no barrier between.
+// Every thread reads what its left neighbour has just written, without a barrier in between.
 __device__ void race(const Buffer& a) {
     __shared__ float tile[64];
     tile[threadIdx.x] = float(threadIdx.x);
@@ -129,6 +129,6 @@ __device__ void race(const Buffer& a) {
 }
 KERNEL(race_f32, race, Buffer, 64)
 
-// The last block to run leaves its number.
+// The last block to run stores its number.
 __device__ void race_of_blocks(const Buffer& a) { a.x[threadIdx.x] = float(blockIdx.x); }
 KERNEL(race_of_blocks_f32, race_of_blocks, Buffer, 32)

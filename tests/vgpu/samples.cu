@@ -1,4 +1,4 @@
-// Right kernels that use what the engine's use, to test the virtual GPU by itself; tests/vgpu.rs runs them.
+// Correct kernels with the engine's language features, to test the virtual GPU itself; tests/vgpu.rs runs them.
 #include "mma.cuh"
 
 struct Scale {
@@ -36,10 +36,10 @@ struct Product {
     int k;          // a multiple of 16
 };
 
-// Of a tile's rows in shared memory: 48 bytes, so that ldmatrix reads 8 of them from different banks.
+// Pitch of a tile's rows in shared memory: 48 bytes, so that ldmatrix reads 8 of them from different banks.
 constexpr int PITCH = 24;
 
-// A warp makes a tile of 16 x 16; its operands come 16 columns at a time, the next ones while the last ones are used.
+// A warp computes a tile of 16 x 16; its operands come 16 columns at a time, the next ones while the last ones are used.
 template <bool B_TRANSPOSED> __device__ void product(const Product& a) {
     DYNAMIC_SHARED(bf16, tiles);  // (2, 2, 16, PITCH)
     const int row = lane() % 16, half = lane() / 16 * 8;

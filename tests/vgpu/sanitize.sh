@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs tests with the kernels under a sanitizer: AddressSanitizer sees every access outside of an array or allocation,
-# ThreadSanitizer every pair of accesses that no barrier orders. The test binary itself is as always.
+# Runs tests with the kernels under a sanitizer: AddressSanitizer detects every access outside of an array or allocation,
+# ThreadSanitizer every pair of accesses that no barrier orders. The test binary itself is not instrumented.
 #   tests/vgpu/sanitize.sh address|thread [test filters and options]
-# The virtual GPU's own wrong kernels (tests/vgpu.rs, mod faults) are left out. Fails where a test fails or the sanitizer reports anything.
+# The virtual GPU's own wrong kernels (tests/vgpu.rs, mod faults) are left out. Fails if a test fails or the sanitizer reports
+# anything.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -24,7 +25,7 @@ tests=$(cargo test --release --test tests --no-run --message-format json | messa
 reports=$(mktemp -d)
 trap 'rm -rf "$reports"' EXIT
 options="log_path=$reports/report:exitcode=1"
-# Leaks are the host's; only the kernels are compiled for the sanitizer, so what others do in its name is no finding.
+# Leaks are the host's; only the kernels are instrumented, so reports about other code are no findings.
 export ASAN_OPTIONS=$options:detect_leaks=0:detect_stack_use_after_return=0
 export TSAN_OPTIONS=$options:ignore_noninstrumented_modules=1:report_signal_unsafe=0
 status=0

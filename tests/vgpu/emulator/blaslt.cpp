@@ -1,8 +1,8 @@
-// libcublasLt.so: D = alpha op(A) op(B) + beta C (+ bias over the columns), column-major, as far as the engine uses it: f32 or
-// bf16 factors, f32 sums, epilogues DEFAULT and BIAS. It is stricter than cuBLASLt where that leaves room: an algorithm needs a
-// workspace, which is filled with NaN, and serves sizes of up to EXACT only as the heuristic was asked about them. Beyond, it
-// serves those that round up to the same multiple of SHAPE_CLASS, but for some that it refuses by the seed. Where sums may be
-// split over k, it drops the last terms as cuBLASLt was seen to do.
+// libcublasLt.so: D = alpha op(A) op(B) + beta C (+ bias over the columns), column-major, in the combinations that the engine
+// uses: f32 or bf16 factors, f32 sums, epilogues DEFAULT and BIAS. It is stricter than cuBLASLt where that leaves room: an
+// algorithm needs a workspace, which is filled with NaN. Below EXACT it supports only the sizes that the heuristic was asked
+// for; above, those that round up to the same multiple of SHAPE_CLASS, except some that it refuses by the seed. If sums may be
+// split over k, it drops the last terms, as cuBLASLt was seen to do.
 #include "runtime.h"
 
 #include <algorithm>
@@ -34,7 +34,7 @@ size_t size_of(int type) { return type == F32 ? 4 : 2; }
 struct Layout {
     int type;
     uint64_t rows, columns;
-    int64_t stride;  // elements from one column to the next
+    int64_t stride;  // elements between columns
 
     size_t bytes() const { return ((columns - 1) * stride + rows) * size_of(type); }
 };
@@ -68,7 +68,7 @@ Handles<Description> descriptions;
 Handles<Preference> preferences;
 std::atomic<uint64_t> products{0};
 
-// A product as it was asked for. The layouts' strides count too.
+// A requested product. The layouts' strides are part of it.
 struct Problem {
     Description description;
     Layout a, b, c, d;
@@ -82,17 +82,17 @@ struct Problem {
         if (d.rows != m() || d.columns != n() || c.rows != m() || c.columns != n()) return bad_value("the shape of C or D is not that of the product");
         if (c.type != d.type || c.stride != d.stride) return unsupported("C and D of different layouts");
         if (a.type != b.type || (a.type == F32 && d.type != F32)) return unsupported("this mix of types");
-        if (description.compute == COMPUTE_32F_FAST_TF32 && a.type != F32) return unsupported("TF32 of what is not f32");
+        if (description.compute == COMPUTE_32F_FAST_TF32 && a.type != F32) return unsupported("TF32 of a type other than f32");
         bool biased = description.epilogue == BIAS;
-        if (biased && description.bias_type >= 0 && description.bias_type != d.type) return unsupported("a bias that is not of D's type");
+        if (biased && description.bias_type >= 0 && description.bias_type != d.type) return unsupported("a bias of another type than D");
         for (const Layout* matrix : {&a, &b, &c, &d}) {
             if (matrix->stride < static_cast<int64_t>(matrix->rows)) return bad_value("a leading dimension below the rows");
-            if (matrix->stride * size_of(matrix->type) % 16) return unsupported("a leading dimension that is no multiple of 16 bytes");
+            if (matrix->stride * size_of(matrix->type) % 16) return unsupported("a leading dimension that is not a multiple of 16 bytes");
         }
         return OK;
     }
 
-    // All that an algorithm depends on but the sizes.
+    // Everything except the sizes on which an algorithm depends.
     uint64_t key() const {
         Hash hash;
         for (int value : {description.compute, description.transposed_a, description.transposed_b, description.epilogue, description.bias_type}) hash.mix(value);
@@ -101,12 +101,12 @@ struct Problem {
     }
 };
 
-// cublasLtMatmulAlgo_t, and what the heuristic gives
+// cublasLtMatmulAlgo_t, the heuristic's result
 struct Algorithm {
     uint64_t key;
     uint32_t alignment[4];
-    uint64_t sizes[3];       // that the heuristic was asked about
-    uint32_t splits, tile;  // parts of a sum over k, and the terms that each takes at a time
+    uint64_t sizes[3];       // requested from the heuristic
+    uint32_t splits, tile;  // parts of a sum over k, and the terms per step
     uint64_t unused;
 
     bool serves(const Problem& problem) const {
@@ -123,7 +123,7 @@ struct Algorithm {
         return same || !seed() || hash.value >> 20 & 3;
     }
 
-    // The terms of a sum that are computed. https://github.com/facebookexperimental/triton/pull/2767
+    // The number of terms of a sum that are computed. https://github.com/facebookexperimental/triton/pull/2767
     size_t computed(size_t k) const {
         size_t rest = k % tile;
         return splits > rest && k / tile % splits == 0 ? k - rest : k;
@@ -161,7 +161,7 @@ uint16_t narrowed(float x) {
     return x != x ? 0x7fff : (word + 0x7fff + (word >> 16 & 1)) >> 16;
 }
 
-// To nearest, ties away from zero, as the tensor cores' operands are rounded.
+// To nearest, ties away from zero, like operands of tensor cores.
 float rounded_to_tf32(float x) {
     uint32_t word;
     memcpy(&word, &x, 4);
@@ -252,7 +252,7 @@ void run(const Problem& problem, size_t terms, const Operands& operands) {
         }
 }
 
-// ---- memory that a product touches
+// ---- memory accessed by a product
 
 struct Span {
     const char* name;
@@ -370,7 +370,7 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* description, void* a, voi
     Problem problem;
     if (int status = find_problem(description, a, b, c, d, &problem)) return status;
     if (preference->workspace < WORKSPACE) return unsupported("every algorithm here needs 64 KiB of workspace");
-    if (preference->reductions & IN_PLACE) return unsupported("partial sums added in an order that is left to chance");
+    if (preference->reductions & IN_PLACE) return unsupported("partial sums added in an undetermined order");
     if (preference->reductions & IN_OUTPUT_TYPE) return unsupported("partial sums rounded to the type of D");
     HeuristicResult result{};
     result.algorithm.key = problem.key();
@@ -395,9 +395,9 @@ int cublasLtMatmul(void* handle, void* description, const float* alpha, const vo
     Problem problem;
     if (int status = find_problem(description, layout_a, layout_b, layout_c, layout_d, &problem)) return status;
     if (injected("cublaslt_memory")) return refuse(ALLOC_FAILED, "cublasLt: no memory for a kernel that is loaded on first use");
-    if (current_device()->left_behind) return refuse(EXECUTION_FAILED, "cublasLt: its kernels are those of a context that is gone");
+    if (current_device()->left_behind) return refuse(EXECUTION_FAILED, "cublasLt: its kernels belong to a destroyed context");
     if (!algorithm) return bad_value("no algorithm; ask the heuristic for one");
-    if (!algorithm->serves(problem)) return UNSUPPORTED;  // without a message: the engine asks for another
+    if (!algorithm->serves(problem)) return UNSUPPORTED;  // without a message: the engine requests another
     const void* bias = problem.description.epilogue == BIAS ? problem.description.bias : nullptr;
     if (problem.description.epilogue == BIAS && !bias) return bad_value("a bias that is null");
     const void* pointers[] = {a, b, c, d, bias};

@@ -67,7 +67,7 @@ struct Module {
 
 struct Function {
     Kernel& kernel;
-    std::atomic<size_t> dynamic_shared{48 * 1024};  // the most that a launch may ask for
+    std::atomic<size_t> dynamic_shared{48 * 1024};  // the most that a launch may request
 };
 
 constexpr int DEVICES = 2;
@@ -75,8 +75,8 @@ Device devices[DEVICES] = {{0}, {1}};
 
 struct Capability {
     int major, minor;
-    int block_shared, shared;  // bytes of shared memory that a block may opt in to, and of a multiprocessor
-    int threads;               // of a multiprocessor
+    int block_shared, shared;  // bytes of shared memory: limit per block with opting in, and total per multiprocessor
+    int threads;               // per multiprocessor
 };
 // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 constexpr Capability CAPABILITIES[] = {
@@ -112,7 +112,7 @@ uint64_t environment_number(const char* name) {
     return text ? strtoull(text, nullptr, 10) : 0;
 }
 
-// Small, as they lie in the static thread-local storage that is left for opened libraries.
+// Small, as they are in the static thread-local storage reserved for opened libraries.
 __thread Device* current __attribute__((tls_model("initial-exec")));
 __thread uint64_t current_seed __attribute__((tls_model("initial-exec")));
 __thread uint64_t random_state __attribute__((tls_model("initial-exec")));
@@ -132,7 +132,7 @@ void set_seed(uint64_t value) {
     seed_is_set = true;
 }
 
-// The error that a call gives before it does anything.
+// The error with which a call is refused up front.
 int ready() {
     if (!initialised) return NOT_INITIALIZED;
     return current ? current->error.load() : INVALID_CONTEXT;
@@ -224,7 +224,7 @@ int check_range(uint64_t address, size_t bytes) {
     return refuse(INVALID_VALUE, format("%zu bytes at %#lx, %s", bytes, address, describe_address(address).c_str()));
 }
 
-// Pinned memory is read when the copy runs, pageable memory now.
+// Pinned memory is read when the copy runs, pageable memory during the call.
 int copy_to_device(uint64_t to, const void* from, size_t bytes, void* stream) {
     TRY(ready());
     if (!bytes) return SUCCESS;
@@ -241,7 +241,7 @@ int copy_to_device(uint64_t to, const void* from, size_t bytes, void* stream) {
     return submit(stream, work_on(to, bytes, [=] { memcpy(target, staged->data(), bytes); }));
 }
 
-// Into pageable memory the call waits; into pinned memory it does not, and what lies there is garbage until the copy ran.
+// Copies into pageable memory wait; into pinned memory they do not, and it holds garbage until the copy ran.
 int copy_to_host(void* to, uint64_t from, size_t bytes, void* stream) {
     TRY(ready());
     if (!bytes) return SUCCESS;
@@ -277,7 +277,7 @@ template <class T> int fill(uint64_t to, T value, size_t count, void* stream) {
 
 // ---- images
 
-// The names in an image: `warpfit kernels` and then one a line. A fatbin may stand before it.
+// The names in an image: `warpfit kernels`, followed by one per line. A fatbin may precede them.
 int read_manifest(const void* image, Module& module) {
     auto bytes = static_cast<const char*>(image);
     uint32_t magic;
@@ -304,16 +304,16 @@ int check_launch(const Function& function, Grid grid, Grid block, size_t dynamic
     const Kernel& kernel = function.kernel;
     const char* name = kernel.name.c_str();
     if (block.x != kernel.threads || block.y != 1 || block.z != 1)
-        return refuse(INVALID_VALUE, format("%s: a block of %u x %u x %u threads, where its KERNEL line has %u", name, block.x, block.y, block.z, kernel.threads));
+        return refuse(INVALID_VALUE, format("%s: a block of %u x %u x %u threads, but its KERNEL line has %u", name, block.x, block.y, block.z, kernel.threads));
     if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
         return refuse(INVALID_VALUE, format("%s: a grid of %u x %u x %u blocks", name, grid.x, grid.y, grid.z));
     if (dynamic_shared > function.dynamic_shared)
-        return refuse(INVALID_VALUE, format("%s: %zu bytes of dynamic shared memory, where %zu were allowed", name, dynamic_shared, function.dynamic_shared.load()));
+        return refuse(INVALID_VALUE, format("%s: %zu bytes of dynamic shared memory, but %zu are allowed", name, dynamic_shared, function.dynamic_shared.load()));
     return SUCCESS;
 }
 
 void run_launch(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments) {
-    if (++launches == failing_launch) break_context(device, ILLEGAL_ADDRESS, format("kernel %s: the failure asked for by VGPU_FAIL_LAUNCH", kernel.name.c_str()));
+    if (++launches == failing_launch) break_context(device, ILLEGAL_ADDRESS, format("kernel %s: the failure requested by VGPU_FAIL_LAUNCH", kernel.name.c_str()));
     else run_kernel(device, kernel, grid, dynamic_shared, arguments);
 }
 
@@ -385,10 +385,10 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     bool old = injected_fault == "unsupported_arch";
     const Capability& gpu = device_capability;
     const std::map<int, int> attributes = {
-        {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},      // threads of a block
-        {5, 0x7fffffff}, {6, 65535}, {7, 65535},       // blocks of a grid
-        {8, 48 * 1024}, {97, gpu.block_shared},        // shared memory of a block, and with opting in
-        {81, gpu.shared}, {82, 65536}, {12, 65536},    // shared memory and registers of a multiprocessor
+        {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},      // threads per block
+        {5, 0x7fffffff}, {6, 65535}, {7, 65535},       // blocks per grid
+        {8, 48 * 1024}, {97, gpu.block_shared},        // shared memory per block, and with opting in
+        {81, gpu.shared}, {82, 65536}, {12, 65536},    // shared memory and registers per multiprocessor
         {10, 32}, {16, 4}, {39, gpu.threads},          // lanes, multiprocessors, threads of one
         {13, 1000000}, {36, 1000000}, {37, 512}, {38, 4 << 20},  // clocks in kHz, bus width, L2 bytes
         {41, 1}, {75, old ? 5 : gpu.major}, {76, old ? 0 : gpu.minor}, {115, 1},  // unified addresses, compute capability, memory pools
@@ -410,14 +410,14 @@ int cuDevicePrimaryCtxRetain(Device** context, int device) {
 int cuDevicePrimaryCtxRelease_v2(int ordinal) {
     if (ordinal < 0 || ordinal >= DEVICES) return INVALID_DEVICE;
     Device& device = devices[ordinal];
-    if (device.retained == 0) return refuse(INVALID_CONTEXT, "a primary context that nobody retains");
+    if (device.retained == 0) return refuse(INVALID_CONTEXT, "a primary context that is not retained");
     if (--device.retained) return SUCCESS;
     destroy_context(device);
     device.left_behind = device.left_behind || device.kernels_loaded;
     return SUCCESS;
 }
 
-// For tests: as good as new.
+// For tests: resets everything.
 int cuDevicePrimaryCtxReset_v2(int device) {
     if (device < 0 || device >= DEVICES) return INVALID_DEVICE;
     destroy_context(devices[device]);
@@ -472,7 +472,7 @@ int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     TRY(ready_for_unsafe("cuMemAlloc"));
     int error = allocate(*current, bytes, address);
     if (error != OUT_OF_MEMORY) return error;
-    // Memory may wait in a stream to be freed.
+    // Frees in stream order may be pending.
     TRY(synchronize_device(*current));
     return allocate(*current, bytes, address);
 }
@@ -568,7 +568,7 @@ int cuFuncSetAttribute(void* handle, int attribute, int value) {
     TRY(ready());
     auto function = functions.find(handle);
     if (!function) return INVALID_HANDLE;
-    if (attribute == 9) return SUCCESS;  // how to share L1; a hint
+    if (attribute == 9) return SUCCESS;  // the split between L1 and shared memory, which is a hint
     if (attribute != 8 || value < 0 || value > device_capability.block_shared)
         return refuse(INVALID_VALUE, format("%s: attribute %d cannot be %d", function->kernel.name.c_str(), attribute, value));
     function->dynamic_shared = value;
@@ -593,7 +593,7 @@ int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     TRY(check_launch(*function, grid, {block_x, block_y, block_z}, dynamic_shared));
     if (extra || !arguments) return INVALID_VALUE;
     Kernel& kernel = function->kernel;
-    // In units of the largest alignment, as the struct of arguments needs it.
+    // In units of the largest alignment that a struct of arguments needs.
     auto copy = std::make_shared<std::vector<std::max_align_t>>(kernel.argument_bytes / sizeof(std::max_align_t) + 1);
     memcpy(copy->data(), arguments[0], kernel.argument_bytes);
     trace("%s %u %u %u %u\n", kernel.name.c_str(), grid_x, grid_y, grid_z, block_x);
@@ -706,7 +706,7 @@ int cuGraphLaunch(void* executable, void* stream) {
 int cuGraphDestroy(void* graph) { return graphs.remove(graph) ? SUCCESS : INVALID_HANDLE; }
 int cuGraphExecDestroy(void* executable) { return cuGraphDestroy(executable); }
 
-// ---- for the tests; lists come line by line into a buffer, and the bytes they need come back
+// ---- for the tests; lists are written line by line into a buffer, and the number of bytes needed is returned
 
 static size_t give(const std::string& text, char* buffer, size_t bytes) {
     if (bytes) snprintf(buffer, bytes, "%s", text.c_str());
@@ -724,7 +724,7 @@ void vgpu_set_errors(uint64_t value) {
 
 size_t vgpu_last_error(char* buffer, size_t bytes) { return give(last_error(), buffer, bytes); }
 
-// `name launches bytes`, of the kernels of the engine: how often launched, and with how much dynamic shared memory at most.
+// `name launches bytes` of the engine's kernels: number of launches, and most dynamic shared memory.
 size_t vgpu_launches(char* buffer, size_t bytes) {
     std::string lines;
     for (auto& [name, kernel] : kernels())

@@ -1,7 +1,7 @@
-// Device memory: each allocation is a mapping of its own that ends at a page without access, so that an access past its end
-// faults at once; it starts as NaN, and is without access when it is freed. What a guard page cannot see (up to 15 bytes
-// past the end, and what lies before the start in the first page) is filled with a canary that release() looks at.
-// An allocation is 256-byte aligned, as a GPU's is, if its size is a multiple of 256, else 16-byte aligned.
+// Device memory: each allocation is a mapping of its own that ends at an inaccessible page, so that an access past its end
+// faults immediately. It starts as NaN, and is inaccessible once freed. Bytes that a guard page cannot protect (up to 15 past
+// the end, and those before the start in the first page) are filled with a canary that release() checks. An allocation is
+// 256-byte aligned, as a GPU's is, if its size is a multiple of 256, else 16-byte aligned.
 #include "runtime.h"
 
 #include <cstdlib>
@@ -9,7 +9,7 @@
 #include <deque>
 #include <sys/mman.h>
 
-// Where AddressSanitizer is preloaded, it sees the bytes past the end too.
+// If AddressSanitizer is preloaded, it detects accesses past the end too.
 extern "C" void __asan_poison_memory_region(const volatile void*, size_t) __attribute__((weak));
 extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t) __attribute__((weak));
 
@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t PAGE = 4096;
 constexpr unsigned char CANARY = 0xca;
-// Freed allocations that are remembered, so that a use of them is told from a wild address.
+// Freed allocations that are remembered, to tell a use after free from a wild address.
 constexpr size_t GRAVES = 4096;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
@@ -26,7 +26,7 @@ size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * 
 struct Allocation {
     const Device* device;
     size_t bytes;
-    char* mapping;  // a page without access, the first canaries, the bytes, the last canaries, a page without access
+    char* mapping;  // an inaccessible page, the first canaries, the bytes, the last canaries, an inaccessible page
     size_t mapped;
     bool live;
     bool hollow;  // without content, and not counted
@@ -106,8 +106,8 @@ int release(Device& device, uint64_t address) {
     std::lock_guard lock(mutex);
     auto found = allocations.find(address);
     if (found == allocations.end() || found->second.device != &device)
-        return refuse(INVALID_VALUE, format("free of %#lx, which is no allocation", address));
-    if (!found->second.live) return refuse(INVALID_VALUE, format("free of %#lx, which is free already", address));
+        return refuse(INVALID_VALUE, format("free of %#lx, which is not an allocation", address));
+    if (!found->second.live) return refuse(INVALID_VALUE, format("free of %#lx, which is already freed", address));
     bool intact = found->second.intact();
     bury(address, found->second);
     if (!intact)

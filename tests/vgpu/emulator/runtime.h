@@ -1,5 +1,5 @@
-// What the parts of the emulator share. libcuda.so holds scheduler.cpp (a kernel's blocks and threads), memory.cpp, streams.cpp
-// and driver.cpp (the entry points); libcublasLt.so stands on it.
+// Shared by the parts of the emulator. libcuda.so has scheduler.cpp (a kernel's blocks and threads), memory.cpp, streams.cpp
+// and driver.cpp (the entry points); libcublasLt.so builds on it.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -14,7 +14,7 @@
 #pragma GCC visibility push(default)
 namespace vgpu {
 
-// CUresult: the codes that the emulator gives.
+// CUresult: the codes that the emulator returns.
 enum Result : int {
     SUCCESS = 0,
     INVALID_VALUE = 1,
@@ -49,24 +49,24 @@ struct Device {
     int ordinal;
     std::atomic<int> error{SUCCESS};  // sticky
     std::atomic<int> retained{0};
-    // Whether cuBLASLt has loaded kernels into the context; and whether it holds on to those of one that was destroyed since,
-    // as libraries of CUDA's runtime do.
+    // Whether cuBLASLt has loaded kernels into the context; and whether it keeps those of a context destroyed since, as
+    // libraries of CUDA's runtime do.
     std::atomic<bool> kernels_loaded{false}, left_behind{false};
 };
 
 // Dynamic shared memory of a block on the largest GPU.
 constexpr int MAX_DYNAMIC_SHARED = 227 * 1024;
 
-// The context of this thread of the host, or null.
+// The context of this host thread, or null.
 Device* current_device();
 
-// Says what is wrong on stderr, keeps it for vgpu_last_error of this thread, and gives the code back.
+// Reports an error on stderr, keeps it for vgpu_last_error of this thread, and returns the code.
 int refuse(int code, const std::string& detail);
 
 // Whether VGPU_FAULT names this one.
 bool injected(const char* fault);
 
-// Breaks the device's context: every later call gets the code.
+// Breaks the device's context: every later call returns the code.
 void break_context(Device& device, int code, const std::string& detail);
 
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
@@ -74,16 +74,16 @@ std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)
 // Adds a line to the file that VGPU_TRACE names, if any.
 void trace(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 
-// ---- chance, by the seed of this thread; with seed 0 nothing is left to chance
+// ---- randomness, by the seed of this thread; with seed 0 everything is deterministic
 
 uint64_t seed();
 inline bool seeded() { return seed() != 0; }
 uint64_t random_below(uint64_t limit);
 inline bool coin() { return seeded() && random_below(2); }
-// Which errors the kernels' inexact instructions make; 0: none.
+// Chooses the errors of the kernels' inexact instructions; 0: none.
 uint64_t error_seed();
 
-// Whether this thread only checks what it submits and runs nothing; memory that it takes then has addresses and no content.
+// Whether this thread's work is only checked and not run; memory allocated then has addresses and no content.
 bool checks_only();
 
 // ---- memory.cpp
@@ -95,7 +95,7 @@ size_t memory_total();
 size_t memory_used(const Device& device);
 // Whether the bytes lie inside one live allocation of the device.
 bool allocated(const Device& device, uint64_t address, size_t bytes);
-// Which allocation an address lies in, or past; for messages.
+// The allocation that an address is in, or past; for messages.
 std::string describe_address(uint64_t address);
 
 // Pinned memory of the host.
@@ -111,11 +111,11 @@ std::shared_ptr<HostBuffer> pinned(const void* address, size_t bytes);
 
 // ---- streams.cpp
 
-// What a stream does, later. Runs with the device's context whole, and breaks it by itself.
+// Queued work of a stream. Runs while the device's context is intact, and may break it.
 struct Work {
     std::function<void(Device&)> run;
     std::shared_ptr<HostBuffer> host = nullptr;  // read or written when it runs
-    void* arrives = nullptr;                     // where in it something arrives: garbage until then
+    void* arrives = nullptr;                     // the part of it that is written: garbage until then
     size_t bytes = 0;
 };
 int submit(void* stream, Work work);
@@ -124,12 +124,12 @@ int submit(void* stream, Work work);
 
 struct Kernel {
     std::string name;
-    bool is_test;  // not the engine's: of tests/vgpu
+    bool is_test;  // a kernel of tests/vgpu and not of the engine
     size_t argument_bytes;
     unsigned threads;
     void (*body)(const void* arguments);
     std::atomic<uint64_t> launches{0};
-    std::atomic<size_t> dynamic_shared{0};  // the most that a launch asked for
+    std::atomic<size_t> dynamic_shared{0};  // the most that a launch requested
 };
 std::map<std::string, std::unique_ptr<Kernel>>& kernels();
 
@@ -137,7 +137,7 @@ struct Grid { unsigned x, y, z; };
 void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments);
 void catch_signals();
 
-// ---- handles: numbers that are never used again, so that a stale one is seen
+// ---- handles: numbers that are never reused, so that a stale one is detected
 
 template <class T> class Handles {
 public:

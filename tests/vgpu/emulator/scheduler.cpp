@@ -1,7 +1,7 @@
-// Runs the blocks of a launch one after the other, and in a block each CUDA thread on a fiber of its own. A fiber runs until
-// it waits at a barrier or in an operation of its warp; then another one goes on. A fiber whose thread ends takes up the next
-// thread that has not started, so that a kernel without barriers never switches. Seed 0 runs blocks and threads in order;
-// other seeds shuffle both and switch at random. A wrong access comes back as the error a GPU gives, with what is known of it.
+// Runs the blocks of a launch one after the other, and each CUDA thread of a block on a fiber of its own. A fiber runs until it
+// waits at a barrier or in an operation of its warp; then another one continues. A fiber whose thread ends starts the next
+// thread, so that a kernel without barriers never switches. Seed 0 runs blocks and threads in order; other seeds shuffle both
+// and switch at random. A wrong access is reported as the error of a GPU, with the known details.
 #include "runtime.h"
 #include "vgpu.h"
 
@@ -22,7 +22,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
-// ThreadSanitizer, where it is preloaded: each CUDA thread is a fiber to it, and barriers order what they order on a GPU.
+// ThreadSanitizer, if preloaded: each CUDA thread is a fiber to it, and barriers order the same accesses as on a GPU.
 extern "C" {
 void* __tsan_create_fiber(unsigned) __attribute__((weak));
 void* __tsan_get_current_fiber() __attribute__((weak));
@@ -32,7 +32,7 @@ void __tsan_release(void*) __attribute__((weak));
 void __asan_unpoison_memory_region(const volatile void*, size_t) __attribute__((weak));
 }
 
-// Stores the running fiber's registers and stack pointer, and goes on where `to` was stored.
+// Stores the running fiber's registers and stack pointer, and continues where `to` was stored.
 extern "C" void vgpu_switch(void** from, void* to);
 asm(R"(
     .text
@@ -68,7 +68,7 @@ constexpr unsigned MAX_THREADS = 1024, WARP = 32;
 
 bool sanitized() { return __tsan_acquire || __asan_unpoison_memory_region; }
 
-// Where a thread's shared memory lies: the static arrays are the thread-local data of the kernels' library.
+// Location of a thread's shared memory: the static arrays are the thread-local data of the kernels' library.
 struct Range {
     char* begin;
     size_t bytes;
@@ -108,18 +108,18 @@ struct Fiber : Thread {
     void* tsan = nullptr;
     unsigned warp;
     unsigned committed;        // groups of copies
-    std::deque<Copy> copies;  // on their way, oldest first
+    std::deque<Copy> copies;  // pending, oldest first
     Copy landing;
 };
 
-// Lanes of a warp that wait for each other. Two sets of slots: a lane may come back before all have left.
+// Lanes of a warp that wait for each other. Two sets of slots: a lane may return before all have left.
 struct Meeting {
     unsigned mask, arrived;
     int parity;
     const char* operation;
     Site site;
     Slot slots[2][WARP];
-    char order;  // a name for tsan
+    char order;  // a label for tsan
 };
 
 struct Warp {
@@ -142,7 +142,7 @@ private:
     unsigned first = 0, last = 0;
 };
 
-// What a thread of the host needs to run a launch.
+// State of a host thread that runs a launch.
 struct Runner {
     Kernel* kernel;
     const void* arguments;
@@ -152,19 +152,19 @@ struct Runner {
     std::string detail;
 
     std::vector<Fiber> fibers;
-    std::vector<void*> tsan_fibers;  // kept, as there cannot be many
+    std::vector<void*> tsan_fibers;  // kept, as their number is limited
     std::vector<unsigned> order;  // in which threads start
     std::vector<Warp> warps;
     unsigned started, alive, waiting;  // threads; waiting at the barrier
     Site barrier_site;
     Queue ready;
 
-    char* stacks;          // one for each thread, each over a page without access
+    char* stacks;          // one per thread, each above an inaccessible page
     unsigned stacks_used;
-    char* dynamic_memory;  // its end is followed by a page without access
+    char* dynamic_memory;  // followed by an inaccessible page
     void* main_stack;
     void* main_tsan;
-    char begin, end, barrier[2];  // names for tsan
+    char begin, end, barrier[2];  // labels for tsan
     int barrier_parity;
 
     Runner() {
@@ -222,7 +222,7 @@ void* Runner::new_stack() {
     char* top = stacks + (stacks_used + 1) * (STACK + PAGE) - 128 - stacks_used % 61 * 192;
     stacks_used++;
     void** stack = reinterpret_cast<void**>(top);
-    *--stack = nullptr;  // where vgpu_fiber would return to
+    *--stack = nullptr;  // vgpu_fiber's return address
     *--stack = reinterpret_cast<void*>(vgpu_fiber);
     for (int i = 0; i < 6; i++) *--stack = nullptr;
     return stack;
@@ -257,7 +257,7 @@ void Runner::end_thread(Fiber& fiber) {
     }
 }
 
-// Leaves a fiber (which may be over) for another one.
+// Leaves a fiber (which may have ended) for another one.
 void Runner::next(void** from, Fiber* leaving) {
     bool unstarted = started < fibers.size();
     void* to;
@@ -289,7 +289,7 @@ void Runner::wake(Fiber& fiber) {
     ready.push(&fiber);
 }
 
-// By chance, lets others go first.
+// At random, lets others run first.
 void Runner::give_way(Fiber& fiber) {
     if (!coin()) return;
     wake(fiber);
@@ -313,7 +313,7 @@ void Runner::deadlock() {
                                 who.empty() ? "operations of their warps" : who.c_str()).c_str(), {});
 }
 
-// Back to launch(), whatever the fibers do.
+// Back to launch(), abandoning the fibers.
 void Runner::stop() {
     tsan_switch(main_tsan);
     void* nowhere;
@@ -321,7 +321,7 @@ void Runner::stop() {
     __builtin_unreachable();
 }
 
-// The line of the source that an address of the code comes from: addr2line of the compiler's tools, if it is there.
+// The source line of an address of the code: addr2line of the compiler's tools, if available.
 std::string source_line(void* code) {
     Dl_info library;
     if (!dladdr(code, &library)) return "";
@@ -342,7 +342,7 @@ struct Signal {
 };
 __thread Signal caught __attribute__((tls_model("initial-exec")));
 
-// Where a fiber goes on after a signal, on the stack of the thread that launched.
+// Where a fiber continues after a signal, on the stack of the launching thread.
 void after_signal() {
     if (caught.number == SIGFPE) fault(LAUNCH_FAILED, ("integer division by zero" + source_line(caught.code)).c_str(), {});
     if (caught.number != SIGSEGV && caught.number != SIGBUS) fault(LAUNCH_FAILED, ("trap" + source_line(caught.code)).c_str(), {});
@@ -350,7 +350,7 @@ void after_signal() {
     char* address = reinterpret_cast<char*>(caught.address);
     char* stacks_end = runner->stacks + MAX_THREADS * (STACK + PAGE);
     if (address >= runner->dynamic_memory && address < runner->dynamic_end() + PAGE)
-        where = format("byte %ld of dynamic shared memory, of which %zu were asked for", address - runner->dynamic.begin, runner->dynamic.bytes);
+        where = format("byte %ld of dynamic shared memory, of which %zu were requested", address - runner->dynamic.begin, runner->dynamic.bytes);
     else if (address >= runner->stacks && address < stacks_end)
         where = "stack overflow";
     else
@@ -362,7 +362,7 @@ struct sigaction former[NSIG];
 
 void on_signal(int number, siginfo_t* info, void* context) {
     if (!runner || !current_thread) {
-        // Not a kernel's: as if this handler were not there.
+        // Not a kernel's fault: as if this handler were not installed.
         sigaction(number, &former[number], nullptr);
         return;
     }
@@ -389,7 +389,7 @@ void fault(int code, const char* what, Site site) {
     runner->stop();
 }
 
-// ---- what the compiler checks in the kernels (-fsanitize=alignment,bounds) ends here
+// ---- failures of the compiler's checks in the kernels (-fsanitize=alignment,bounds)
 
 struct CheckedPlace {
     const char* file;
@@ -452,7 +452,7 @@ Meeting& Runner::meeting(Fiber& fiber, unsigned mask, Site site) {
     Warp& warp = warps[fiber.warp];
     for (unsigned i = 0; i < warp.meetings; i++)
         if (warp.meeting[i].mask == mask) return warp.meeting[i];
-    // A mask that nobody waits with makes room.
+    // A mask with no waiting lanes can be replaced.
     for (unsigned i = 0; i < warp.meetings; i++)
         if (warp.meetings == warp.meeting.size() && !warp.meeting[i].arrived) {
             warp.meeting[i].mask = mask;
@@ -465,7 +465,7 @@ Meeting& Runner::meeting(Fiber& fiber, unsigned mask, Site site) {
     return fresh;
 }
 
-// `put` fills the lane's slot, `finish` runs once over all.
+// `put` fills the lane's slot, `finish` runs once over all slots.
 template <class Put, class Finish> Slot& Runner::meet(unsigned mask, const char* operation, Site site, Put put, Finish finish) {
     Fiber& fiber = self();
     unsigned bit = 1u << fiber.lane;
@@ -495,8 +495,8 @@ template <class Put, class Finish> Slot& Runner::meet(unsigned mask, const char*
     return slots[0];
 }
 
-// Orders nothing but itself: the whole warp's reads come before what any of its lanes does next, as ldmatrix is one
-// instruction of the warp, but writes of its lanes before it need a __syncwarp.
+// Orders only itself: the whole warp's reads precede whatever any of its lanes does next, as ldmatrix is one instruction of the
+// warp, but earlier writes of its lanes need a __syncwarp.
 void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32], Site site), const char* operation, Site site) {
     Meeting* joined;
     Slot* slots = &runner->meet(
@@ -630,7 +630,7 @@ void Runner::launch(Kernel& launched, Grid grid, size_t dynamic_shared, const vo
         block.index = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)};
         run_block();
     }
-    // What an abandoned fiber left on its stack means nothing any more.
+    // The stacks of abandoned fibers are meaningless from here on.
     if (error && __asan_unpoison_memory_region)
         for (unsigned i = 0; i < MAX_THREADS; i++) __asan_unpoison_memory_region(stacks + i * (STACK + PAGE) + PAGE, STACK);
 }

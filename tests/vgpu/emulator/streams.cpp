@@ -1,6 +1,6 @@
-// Streams are lazy: what is submitted waits in its stream's queue until something waits for it, so that a result used too
-// early is not there yet. Seed 0 runs everything as late as the waits allow; other seeds run some of it early and let streams
-// overtake each other by chance. Whoever waits runs the work on its own thread, so streams of different threads run at once.
+// Streams are lazy: submitted work stays in its stream's queue until something waits for it, so that a result used too early is
+// not there yet. Seed 0 runs everything as late as the waits allow; other seeds run some of it early and let streams overtake
+// each other at random. The waiting thread runs the work, so streams of different threads run concurrently.
 #include "streams.h"
 
 #include <algorithm>
@@ -21,9 +21,9 @@ struct Operation {
 
 struct Stream {
     Device& device;
-    std::thread::id owner;  // nobody's, if it is the null stream
+    std::thread::id owner;  // none for the null stream
     std::deque<std::shared_ptr<Operation>> queue;
-    bool busy = false;  // its first operation runs
+    bool busy = false;  // its first operation is running
     std::shared_ptr<Graph> capture;
 };
 
@@ -31,7 +31,7 @@ namespace {
 
 using Lock = std::unique_lock<std::mutex>;
 
-std::mutex mutex;  // guards everything here; open while an operation runs
+std::mutex mutex;  // guards everything here; unlocked while an operation runs
 std::condition_variable changed;
 Handles<Stream> handles;
 std::vector<Stream*> streams;
@@ -60,7 +60,7 @@ void run_first(Lock& lock, Stream& stream) {
     changed.notify_all();
 }
 
-// By chance, runs operations of this thread's streams that nothing waits for yet.
+// At random, runs operations of this thread's streams that nothing waits for yet.
 void run_some(Lock& lock, Device& device) {
     while (coin()) {
         std::vector<Stream*> ready;
@@ -156,7 +156,7 @@ int synchronize_stream(void* handle) {
 
 int synchronize_device(Device& device) {
     Lock lock(mutex);
-    // Another thread may end one of these streams while the lock is open, so look from the start after each.
+    // Another thread may end one of these streams while the lock is released, so search from the start each time.
     for (size_t i = 0; i < streams.size(); i++) {
         if (&streams[i]->device != &device || streams[i]->queue.empty()) continue;
         drain(lock, *streams[i]);
@@ -219,7 +219,7 @@ int wait_event(void* stream_handle, void* handle) {
     auto event = events.find(handle);
     auto stream = find_stream(stream_handle);
     if (!event || !stream) return INVALID_HANDLE;
-    // Within one capture the stream's order is all there is to keep.
+    // Within one capture only the stream's order matters.
     if (stream->capture && event->capture == stream->capture) return SUCCESS;
     if (stream->capture && event->operation) {
         stream->capture->invalid = true;
@@ -246,7 +246,7 @@ int query_event(void* handle) {
     if (!event) return INVALID_HANDLE;
     if (event->capture) return CAPTURED_EVENT;
     if (!event->operation || event->operation->done) return SUCCESS;
-    // Asking again and again must come to an end: each time does one operation's work.
+    // Polling must terminate: each query runs one operation.
     auto wanted = event->operation;
     while (!may_run(*wanted->stream) && !wanted->stream->busy) wanted = wanted->stream->queue.front()->after;
     if (may_run(*wanted->stream)) run_first(lock, *wanted->stream);
@@ -295,7 +295,7 @@ int launch_graph(Graph& graph, void* handle) {
         work.insert(work.end(), graph.work.begin(), graph.work.end());
         return SUCCESS;
     }
-    // Launches of one graph run one after the other, whatever their streams.
+    // Launches of one graph run one after the other, in any streams.
     if (graph.last && !graph.last->done) enqueue(*stream, {}, graph.last);
     for (const Work& work : graph.work) graph.last = enqueue(*stream, work);
     run_some(lock, stream->device);

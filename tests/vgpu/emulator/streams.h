@@ -1,4 +1,4 @@
-// Streams, events and graphs, as driver.cpp offers them.
+// Streams, events and graphs, for the entry points in driver.cpp.
 #pragma once
 #include "runtime.h"
 
@@ -17,21 +17,21 @@ struct Graph {
     std::vector<Work> work;
     std::shared_ptr<Operation> last;  // of the last launch
     bool invalid = false;
-    std::thread::id thread;  // that captures
+    std::thread::id thread;  // the capturing thread
     CaptureMode mode;
 };
 
 struct Event {
     bool timed;
     std::shared_ptr<Operation> operation;  // its latest record, or null
-    std::shared_ptr<Graph> capture;        // that recorded it
+    std::shared_ptr<Graph> capture;        // in which it was recorded
 };
 
 void* create_stream();
 int destroy_stream(void* stream);
 int synchronize_stream(void* stream);
 int synchronize_device(Device& device);
-void reset_streams(Device& device);  // drops what is queued
+void reset_streams(Device& device);  // drops queued operations
 
 void* create_event(bool timed);
 int destroy_event(void* event);
@@ -41,7 +41,7 @@ int synchronize_event(void* event);
 int query_event(void* event);
 int elapsed(void* from, void* to, float* milliseconds);
 
-// The error of a call that a capture in progress does not allow, and the end of that capture.
+// The error of a call that is not allowed during a capture; ends that capture.
 int refuse_in_capture(const char* call);
 bool captured(void* stream);
 int begin_capture(void* stream, CaptureMode mode);

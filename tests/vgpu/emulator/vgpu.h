@@ -1,5 +1,5 @@
-// CUDA C++ for a host compiler: the words of the language that the kernels use, and the calls into the scheduler behind
-// them (scheduler.cpp). Every call takes the place it stands at, so that a fault can name it and divergence can be seen.
+// CUDA C++ for a host compiler: the keywords and functions that the kernels use, and the calls into the scheduler
+// (scheduler.cpp). Every call passes its source location, so that faults can name it and divergence can be detected.
 #pragma once
 #define VGPU 1
 
@@ -42,10 +42,10 @@ struct Block {
     uint3 index;
     dim3 threads, blocks;
     void* dynamic_shared;
-    uint64_t errors;  // which errors inexact instructions make in this launch; 0: none
+    uint64_t errors;  // chooses the errors of inexact instructions in this launch; 0: none
 };
 
-// The CUDA thread that runs now on this thread of the host.
+// The CUDA thread that this host thread is running.
 struct Thread {
     uint3 index;
     unsigned lane;
@@ -60,9 +60,9 @@ struct Site {
 
 void barrier(Site site);
 
-// What a lane brings to an operation of its warp, and takes from it.
+// A lane's input to an operation of its warp, and its result.
 struct Slot { uint32_t words[10]; };
-// Waits for all lanes of the mask; the last one to come runs `combine` over the slots; each gets its own slot back.
+// Waits for all lanes of the mask; the last one to arrive runs `combine` over the slots; each gets its own slot back.
 void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32], Site site), const char* operation, Site site);
 void sync_warp(unsigned mask, Site site);
 uint64_t shuffle(unsigned mask, uint64_t value, unsigned from, const char* operation, Site site);
@@ -77,10 +77,10 @@ struct Copy {
 };
 void start_copy(const Copy& copy);
 void commit_copies();
-// The next copy that lands when at most `groups` committed groups may stay on their way; null when all have landed.
+// The next copy to complete if at most `groups` committed groups may stay pending; null if all are complete.
 const Copy* next_landing(unsigned groups);
 
-// ldmatrix and cp.async work on shared memory alone.
+// ldmatrix and cp.async work on shared memory only.
 void check_shared(const void* address, const char* operation, Site site);
 
 // 9.0 is 90.
@@ -105,8 +105,8 @@ bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsig
 #define __align__(n) __attribute__((aligned(n)))
 #define __forceinline__ inline __attribute__((always_inline))
 
-// One block runs on one thread of the host, so a block's shared memory is that thread's. The sanitizers see the bounds of
-// static arrays only; launches then run one at a time.
+// One block runs on one host thread, so a block's shared memory is thread-local. The sanitizers know the bounds of static
+// arrays only; under them launches run one at a time.
 #ifdef VGPU_STATIC_SHARED
 #define __shared__ static
 #else
@@ -115,7 +115,7 @@ bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsig
 
 #define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(vgpu::current_thread->block->dynamic_shared)
 
-// The function is never called: it is there so that what nvcc does not take is not taken here.
+// The function is never called: it makes the host compiler reject what nvcc rejects.
 #define KERNEL(name, body, Args, threads, ...)                                          \
     [[maybe_unused]] static void name(const Args a) { body(a); }                        \
     [[maybe_unused]] static const bool kernel_##name = vgpu::add_kernel(                \
@@ -126,7 +126,7 @@ bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsig
 #define blockDim (vgpu::current_thread->block->threads)
 #define gridDim (vgpu::current_thread->block->blocks)
 
-// A default argument stands for the place of the call.
+// A default argument captures the source location of the call.
 #define VGPU_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 // ---- synchronisation and warp operations
@@ -172,7 +172,7 @@ template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned step, int w
     return vgpu::shuffle_as(mask, value, from, "__shfl_up_sync", {file, line});
 }
 
-// ---- what a GPU does not compute exactly. Seed 0 has no errors; other seeds draw them within their bounds, as functions of seed,
+// ---- inexact arithmetic of a GPU. Seed 0 has no errors; other seeds draw them within their bounds, as functions of seed,
 // kernel and operands alone, so that the same seed gives the same bits in any order of the threads.
 
 namespace vgpu {
@@ -200,7 +200,7 @@ inline __attribute__((noinline)) float inexact(double exact, int ulps, uint64_t 
     return nearest;
 }
 
-// ex2.approx.ftz.f32: 2 ulp, as exp2f, which is made of it, has in the CUDA C++ Programming Guide, "Mathematical Functions";
+// ex2.approx.ftz.f32: 2 ulp, like exp2f, which uses it, according to the CUDA C++ Programming Guide, "Mathematical Functions";
 // results below the normal numbers are 0.
 inline float exp2_approx(float x) {
     const float y = errors() ? inexact(exp2(static_cast<double>(x)), 2, bits<uint32_t>(x)) : exp2f(x);
@@ -218,27 +218,27 @@ inline float vgpu_expf(float x) {
 }
 #define __expf vgpu_expf
 
-// 2 ulp where 2^-126 <= |b| <= 2^126; 0 beyond.
+// 2 ulp if 2^-126 <= |b| <= 2^126; 0 beyond.
 inline float __fdividef(float a, float b) {
     if (fabsf(b) > 0x1p126f && fabsf(b) <= FLT_MAX) return a * 0.0f;
     if (!vgpu::errors()) return a / b;
     return vgpu::inexact(static_cast<double>(a) / b, 2, static_cast<uint64_t>(vgpu::bits<uint32_t>(a)) << 32 | vgpu::bits<uint32_t>(b));
 }
 
-// ---- tensor cores and asynchronous copies; mma.cuh says what they do
+// ---- tensor cores and asynchronous copies; described in mma.cuh
 
 namespace vgpu {
 
 inline float low_bf16(uint32_t pair) { return bits<float>(pair << 16); }
 inline float high_bf16(uint32_t pair) { return bits<float>(pair & 0xffff0000u); }
 
-// Of a normal number; what lies below counts as the smallest.
+// For a normal number; smaller ones count as the smallest.
 inline int exponent(float x) {
     const int biased = bits<uint32_t>(x) >> 23 & 255;
     return (biased ? biased : 1) - 127;
 }
 
-// sum + a b, of 16 terms that are 1 and 8 elements apart, as tensor cores have been measured to add (Fasi et al.,
+// sum + a b, of 16 terms that are 1 and 8 elements apart, with the additions measured on tensor cores (Fasi et al.,
 // doi.org/10.7717/peerj-cs.330, on V100, T4 and A100; Khattak and Mikaitis, arXiv 2512.07004, on H100 and B200 too): 8 or 16
 // products and the sum so far are aligned to the largest exponent among them and truncated one or two bits below the last place
 // of an f32, and their sum is truncated to an f32.
@@ -267,7 +267,7 @@ inline __attribute__((noinline)) float truncated_sum(float sum, const float* a, 
     return sum;
 }
 
-// Slots hold the fragments a (4 words), b (2 words) and d (4 floats) of each lane, and then its d + a b.
+// Slots hold the fragments a (4 words), b (2 words) and d (4 floats) of each lane, and afterwards its d + a b.
 inline void multiply_tiles(Slot (&slots)[32], Site) {
     float a[16][16], b[16][8], product[16][8] = {};
     for (int lane = 0; lane < 32; lane++) {
@@ -319,7 +319,7 @@ inline void check_banks(const uint16_t* const* rows, Site site) {
     }
 }
 
-// Slots hold the address of a row each, lanes 8 i .. 8 i + 7 those of matrix i, and then one word of each matrix.
+// Slots hold the address of a row each, lanes 8 i .. 8 i + 7 those of matrix i, and afterwards one word of each matrix.
 template <bool TRANSPOSED> void load_matrices(Slot (&slots)[32], Site site) {
     const uint16_t* rows[32];
     for (int lane = 0; lane < 32; lane++) memcpy(&rows[lane], slots[lane].words, sizeof rows[lane]);
@@ -343,7 +343,7 @@ template <bool TRANSPOSED> void load_fragments(uint32_t (&r)[4], const void* row
     memcpy(r, slot.words, 16);
 }
 
-// The destination is NaN until the copy lands.
+// The destination is NaN until the copy completes.
 inline void copy_async(void* to, const void* from, bool valid, Site site) {
     if (capability < 80) fault(719, "cp.async, which needs compute capability 8.0", site);
     check_shared(to, "cp.async", site);

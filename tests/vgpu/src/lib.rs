@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 
-/// The libraries, open for good.
+/// The libraries, never closed.
 struct Installed {
     cuda: Library,
     blaslt: Library,
@@ -18,15 +18,15 @@ struct Installed {
 
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
 
-/// Where the libraries lie, for LD_LIBRARY_PATH of a child process: those of `VGPU_DIR`, or those built with this crate.
+/// Folder of the libraries, for LD_LIBRARY_PATH of a child process: `VGPU_DIR`, or that of this build.
 pub fn directory() -> PathBuf {
     std::env::var_os("VGPU_DIR").map_or_else(|| PathBuf::from(env!("VGPU_BUILT_IN")), PathBuf::from)
 }
 
-/// Opens the libraries, once. Whoever then asks the loader for libcuda.so gets this one, by its name.
+/// Opens the libraries, once. Later requests to the loader for libcuda.so find this one, by its name.
 ///
 /// # Panics
-/// They cannot be opened.
+/// If they cannot be opened.
 pub fn install() {
     installed();
 }
@@ -41,30 +41,30 @@ fn installed() -> &'static Installed {
 
 fn open(directory: &Path, name: &str) -> Library {
     let path = directory.join(name);
-    // SAFETY: our own libraries; what runs when they are opened registers the kernels.
+    // SAFETY: our own libraries; their initialisers register the kernels.
     unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.unwrap_or_else(|e| panic!("the virtual GPU does not open: {e}"))
 }
 
 /// A function of the emulator.
 ///
 /// # Safety
-/// `F` is its type.
+/// `F` must be its type.
 unsafe fn function<F>(library: &'static Library, name: &str) -> Symbol<F> {
     // SAFETY: by contract.
-    unsafe { library.get(name) }.unwrap_or_else(|e| panic!("the virtual GPU is not of this build: {e}"))
+    unsafe { library.get(name) }.unwrap_or_else(|e| panic!("the virtual GPU is of another build: {e}"))
 }
 
-/// Sets the order of CUDA threads, blocks and streams for what this thread submits and waits for; 0 is the sources' order,
-/// with everything as late as the waits allow. VGPU_SEED sets it for threads that do not.
+/// Sets the order of CUDA threads, blocks and streams in work that this thread submits and waits for; 0 is the order of the
+/// sources, with everything as late as the waits allow. Other threads use VGPU_SEED.
 pub fn set_seed(seed: u64) {
-    // SAFETY: as driver.cpp has it.
+    // SAFETY: the signature in driver.cpp.
     unsafe { function::<unsafe extern "C" fn(u64)>(&installed().cuda, "vgpu_set_seed")(seed) }
 }
 
-/// What this thread submits within `f` is checked as ever and not run, and memory that it takes there has no content: for launches
-/// too large to run here.
+/// Work that this thread submits within `f` is checked as usual and not run, and memory allocated in it has no content: for
+/// launches that are too large to run here.
 pub fn only_checking<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: as driver.cpp has it.
+    // SAFETY: the signature in driver.cpp.
     let set = |on: i32| unsafe { function::<unsafe extern "C" fn(i32)>(&installed().cuda, "vgpu_set_only_checks")(on) };
     set(1);
     let result = f();
@@ -72,21 +72,21 @@ pub fn only_checking<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Sets which errors inexact instructions make in what this thread waits for; 0: none. VGPU_SEED sets them for threads that do not.
+/// Chooses the errors of inexact instructions in work that this thread waits for; 0: none. Other threads use VGPU_SEED.
 pub fn set_errors(seed: u64) {
-    // SAFETY: as driver.cpp has it.
+    // SAFETY: the signature in driver.cpp.
     unsafe { function::<unsafe extern "C" fn(u64)>(&installed().cuda, "vgpu_set_errors")(seed) }
 }
 
-/// What was wrong the last time that this thread got an error: kernel, block, thread, allocation, line.
+/// Details of this thread's last error: kernel, block, thread, allocation, line.
 pub fn last_error() -> String {
     text("vgpu_last_error")
 }
 
-/// What was launched of a kernel.
+/// The launches of a kernel.
 pub struct Launched {
     pub times: u64,
-    /// The most bytes of dynamic shared memory that a launch asked for.
+    /// The most dynamic shared memory, in bytes, of any launch.
     pub dynamic_shared: u32,
 }
 
@@ -100,14 +100,14 @@ pub fn launches() -> BTreeMap<String, Launched> {
     text("vgpu_launches").lines().map(parse).collect()
 }
 
-/// How many products cuBLASLt has computed.
+/// The number of products computed by cuBLASLt.
 pub fn matmuls() -> u64 {
-    // SAFETY: as blaslt.cpp has it.
+    // SAFETY: the signature in blaslt.cpp.
     unsafe { function::<unsafe extern "C" fn() -> u64>(&installed().blaslt, "vgpu_matmuls")() }
 }
 
 fn text(name: &str) -> String {
-    // SAFETY: as driver.cpp has it: fills a buffer, and returns the bytes there are.
+    // SAFETY: the signature in driver.cpp: fills a buffer, and returns the number of bytes available.
     let read = unsafe { function::<unsafe extern "C" fn(*mut c_char, usize) -> usize>(&installed().cuda, name) };
     let mut buffer = vec![0u8; 1 << 16];
     // SAFETY: as above.
