@@ -141,7 +141,7 @@ def back_and_forth(folder, name, config, dtype, how):
     train_warpfit(ours, further, rows, 2)
     onward = compare(further, tokenizer, unseen, CONTINUED, reference=model)
     assert before, "no loss was logged"
-    print(f"{name:<24} logits {taken:.1e} from transformers, {given:.1e} to it; after going on {same:.1e} and {onward:.1e}", flush=True)
+    print(f"{name:<24} logits {taken:.1e} from transformers, {given:.1e} to it; after further fine-tuning {same:.1e} and {onward:.1e}", flush=True)
 
 
 def labelled(config, names):

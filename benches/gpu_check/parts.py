@@ -253,7 +253,7 @@ def profile(work):
 
 
 def ops(work):
-    """Every op cold and warm beside the ceilings. How exact they are is for the tests to say."""
+    """Every op cold and warm beside the ceilings. Their errors are left to the tests."""
     filters = SMALL_OPS if work.small else OPS
     result = work.bench(*filters, "--precision", "bf16", "--batch", "16", "--samples", "15", "--repeats", "3", "--no-errors")
     work.facts = {"rows": result["rows"], "ceilings": result["ceilings"]}

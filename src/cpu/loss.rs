@@ -4,8 +4,8 @@ use super::Cpu;
 use super::real::Real;
 use crate::ops::CrossEntropy;
 
-/// The log-softmax of a row with the loss's weights: calls `f(class, probability, share)`, where `share = (1 - e) w[t] [c = t]
-/// + e / classes * w[c]`, and returns the loss, the sum of `share * -log p`.
+/// The log-softmax of a row with the loss's weights: calls `f(class, probability, share)`, where
+/// `share = (1 - e) w[t] [c = t] + e / classes * w[c]`, and returns the loss, the sum of `share * -log p`.
 fn row<T: Real>(logits: &[T], weights: &[T], label: usize, smoothing: f64, mut f: impl FnMut(usize, f64, f64)) -> f64 {
     let largest = logits.iter().map(|x| x.f64()).fold(f64::NEG_INFINITY, f64::max);
     let lse = largest + logits.iter().map(|x| (x.f64() - largest).exp()).sum::<f64>().ln();

@@ -143,7 +143,7 @@ impl Cache {
             let before = std::mem::replace(&mut have, file.metadata().map_err(io)?.len());
             let failure = match result {
                 Ok(()) if have == blob.size => break,
-                Ok(()) => Failure::Unreachable("the connection was cut".to_string()),
+                Ok(()) => Failure::Unreachable("the connection was closed early".to_string()),
                 Err(failure) => failure,
             };
             tries = if have > before { 1 } else { tries + 1 };

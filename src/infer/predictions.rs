@@ -13,7 +13,7 @@ use crate::metrics::softmax;
 pub enum Format {
     /// One object a line: id, label and score (or scores), tokens, truncated
     Jsonl,
-    /// id,label,score,tokens,truncated; one line a label that is asked for, highest first
+    /// id,label,score,tokens,truncated; one line per requested label, highest first
     Csv,
     /// Label, score and the beginning of the text, for people
     Text,

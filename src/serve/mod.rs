@@ -97,7 +97,6 @@ pub fn listen(hostname: &str, port: u16) -> Result<TcpListener> {
 
 /// Serves until `stop` is ready; then it accepts no more connections, and completes all accepted requests. `compute` computes
 /// the requested output of each row.
-/// output asked for of each row.
 ///
 /// # Errors
 /// Threads cannot be created.
