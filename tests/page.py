@@ -4,7 +4,7 @@ looked at.
 
     page.py [--model FOLDER] [--report FOLDER/report.html] [--out screenshots]
 
-Needs `pip install playwright`, a Chromium (`apt-get install chromium`) and `cargo build --release --bin serve`. The model
+Needs `pip install playwright`, a Chromium (`apt-get install chromium`) and `cargo build --release`. The model
 has two labels, one of them POSITIVE.
 """
 
