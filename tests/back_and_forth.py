@@ -34,8 +34,8 @@ BERT = dict(SHAPE, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, i
             attention_probs_dropout_prob=0.0)  # fmt: skip
 
 
-def run(binary, *arguments):
-    command = [str(ROOT / "target/release" / binary), *map(str, arguments)]
+def run(command, *arguments):
+    command = [str(ROOT / "target/release/warpfit"), command, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")

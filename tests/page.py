@@ -20,7 +20,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--model")
 parser.add_argument("--report", type=Path)
 parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
-parser.add_argument("--serve", default=str(Path(__file__).parents[1] / "target/release/serve"))
+parser.add_argument("--warpfit", default=str(Path(__file__).parents[1] / "target/release/warpfit"))
 parser.add_argument("--chromium", default="/usr/bin/chromium")
 args = parser.parse_args()
 args.out.mkdir(exist_ok=True)
@@ -29,7 +29,7 @@ SCRIPT = "<img src=x onerror=\"document.title='broken in'\"><script>document.tit
 
 
 def serve(*flags):
-    process = subprocess.Popen([args.serve, "--model", args.model, "--port", "0", *flags], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([args.warpfit, "serve", "--model", args.model, "--port", "0", *flags], stdout=subprocess.PIPE, text=True)
     return process, process.stdout.readline().split()[-1]
 
 

@@ -26,7 +26,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--file", required=True, help="Parquet with the columns text and label")
 parser.add_argument("--tokenizer", required=True, help="a folder with tokenizer.json")
-parser.add_argument("--binaries", default=f"{HERE}/../../target/release")
+parser.add_argument("--warpfit", default=f"{HERE}/../../target/release/warpfit")
 parser.add_argument("--texts", type=int, default=32)
 parser.add_argument("--batch-size", type=int, default=16)
 parser.add_argument("--max-length", type=int, default=512)
@@ -161,7 +161,7 @@ class Peer:
 
 
 class Warpfit:
-    """The binaries as a user would run them. They print the tokens per second of the whole task, after the model is loaded;
+    """The program as a user would run it. It prints the tokens per second of the whole task, after the model is loaded;
     reading and tokenizing are included, and so is the first use of all memory."""
 
     def __init__(self, name, folder):
@@ -170,9 +170,9 @@ class Warpfit:
         if what == "training":
             batch = ["--batch-size", str(args.batch_size), "--epochs", "1", "--learning-rate", "2e-5", "--weight-decay", "0.01"]
             quiet = ["--save-strategy", "no", "--output-dir", f"{folder}/run", "--overwrite-output-dir"]
-            self.command = [f"{args.binaries}/train", *common, "--train-file", f"{folder}/texts.csv", *batch, *quiet]
+            self.command = [args.warpfit, "train", *common, "--train-file", f"{folder}/texts.csv", *batch, *quiet]
         else:
-            self.command = [f"{args.binaries}/predict", *common, "--input", f"{folder}/texts.csv", "--output", f"{folder}/scored.jsonl"]
+            self.command = [args.warpfit, "predict", *common, "--input", f"{folder}/texts.csv", "--output", f"{folder}/scored.jsonl"]
 
     def run(self):
         environment = os.environ | {"RAYON_NUM_THREADS": str(args.threads)}

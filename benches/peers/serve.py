@@ -3,7 +3,7 @@ and latency with 1, 8 and 64 clients; then ten times as many clients as places i
 
 serve.py --model FOLDER --file reviews.parquet [--seconds 20] [--json serve.json]
 
-Needs torch, transformers, fastapi, uvicorn and pyarrow; `cargo build --release --bin serve` first. Each client sends one
+Needs torch, transformers, fastapi, uvicorn and pyarrow; `cargo build --release` first. Each client sends one
 text at a time over a connection of its own and waits for the response.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", required=True)
 parser.add_argument("--file", help="Parquet with a column text")
-parser.add_argument("--serve", default=str(Path(__file__).parents[2] / "target/release/serve"))
+parser.add_argument("--warpfit", default=str(Path(__file__).parents[2] / "target/release/warpfit"))
 parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
 parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
 parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
@@ -164,7 +164,7 @@ import pyarrow.parquet  # noqa: E402
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
 texts = random.Random(0).sample(pyarrow.parquet.read_table(args.file)["text"].to_pylist(), 1000)
-ours = [args.serve, "--model", args.model, "--device", args.device, "--precision", args.precision, "--port"]
+ours = [args.warpfit, "serve", "--model", args.model, "--device", args.device, "--precision", args.precision, "--port"]
 theirs = [sys.executable, __file__, "--model", args.model, "--device", args.device, "--precision", args.precision, "--peer"]
 print(f"{len(texts)} texts of {sum(map(len, texts)) / len(texts):.0f} characters on average; {os.cpu_count()} cores, {args.device}, {args.precision}")
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
@@ -173,7 +173,7 @@ if args.device == "cuda":
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     hardware["gpu"] = subprocess.check_output(query, text=True).strip()
 versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "fastapi", "uvicorn")}
-versions["warpfit"] = subprocess.check_output([args.serve, "--version"], text=True).split()[-1]
+versions["warpfit"] = subprocess.check_output([args.warpfit, "--version"], text=True).split()[1]
 print(f"{cpu}; {', '.join(f'{name} {version}' for name, version in versions.items())}")
 rows = []
 for name, command, port in [("warpfit", ours, 3917), ("fastapi", theirs, 3918)]:
