@@ -12,12 +12,12 @@ use cudarc::cublaslt::sys::{
     cublasStatus_t as Status,
 };
 
+use super::Cuda;
 use super::arena::SCRATCH;
 use super::error::OUT_OF_MEMORY;
-use super::kernels::Ptr;
-use super::{Cuda, linear};
+use super::kernels::{Matmul, Ptr};
 use crate::error::{Error, Kind, Result};
-use crate::ops::{Arithmetic, DType, Linear};
+use crate::ops::{Arithmetic, DType};
 
 /// `D = op(A) op(B) + bias (+ D)`, column-major: op(A) is (m, k), op(B) is (k, n), D is (m, n), columns `ld` apart.
 #[derive(Clone, Copy, Debug)]
@@ -115,71 +115,43 @@ fn failed(call: &str, e: CublasError) -> Error {
     Error::new(Kind::Device, call, format!("{:?}", e.0), remedy)
 }
 
-/// `y = x W^T + b`; in column-major order `y = W^T x`.
-pub fn fwd(cuda: &Cuda, op: &Linear) -> Result<()> {
-    let Linear { k, n, .. } = *op;
-    let product = Product {
-        a: cuda.at(op.w),
-        b: cuda.at(op.x),
-        d: cuda.at(op.y),
-        bias: cuda.at(op.b),
-        input: op.x.dtype,
-        output: op.y.dtype,
-        transpose_a: true,
-        transpose_b: false,
-        m: n,
-        n: cuda.rows(op.rows),
-        k,
-        lda: k,
-        ldb: k,
-        ldd: n,
-        add: false,
-    };
-    run(cuda, &product)
-}
-
-/// `dx = dy W`, `dw += dy^T x`, `db += column sums of dy`.
-pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
-    let Linear { k, n, .. } = *op;
-    let rows = cuda.rows(op.rows);
-    let input = Product {
-        a: cuda.at(op.w),
-        b: cuda.at(op.dy),
-        d: cuda.at(op.dx),
-        bias: 0,
-        input: op.dy.dtype,
-        output: op.dx.dtype,
-        transpose_a: false,
-        transpose_b: false,
-        m: k,
-        n: rows,
-        k: n,
-        lda: k,
-        ldb: n,
-        ldd: k,
-        add: op.add,
-    };
-    run(cuda, &input)?;
-    let weight = Product {
-        a: cuda.at(op.x),
-        b: cuda.at(op.dy),
-        d: cuda.at(op.dw),
-        output: op.dw.dtype,
-        transpose_b: true,
-        n,
-        k: rows,
-        add: true,
-        ..input
-    };
-    run(cuda, &weight)?;
-    linear::bias_bwd(cuda, op)
-}
-
-fn run(cuda: &Cuda, p: &Product) -> Result<()> {
+/// Runs a product.
+pub fn product(cuda: &Cuda, p: &Product) -> Result<()> {
     let aligned = |address: Ptr, ld: usize, dtype: DType| address.is_multiple_of(16) && (ld * dtype.size()).is_multiple_of(16);
     let all = aligned(p.a, p.lda, p.input) && aligned(p.b, p.ldb, p.input) && aligned(p.d, p.ldd, p.output);
     // A bias is aligned if the rows are: the parts of a joint bias begin at multiples of a row.
-    if all { by_cublas(cuda, p) } else { linear::matmul(cuda, p) }
+    if all { by_cublas(cuda, p) } else { by_kernel(cuda, p) }
+}
+
+/// By our own kernel: any size, any alignment.
+fn by_kernel(cuda: &Cuda, p: &Product) -> Result<()> {
+    // Strides between neighbours in a column and in a row of a matrix.
+    let steps = |transposed, ld: usize| if transposed { (ld as i32, 1) } else { (1, ld as i32) };
+    let ((a_m, a_k), (b_k, b_n)) = (steps(p.transpose_a, p.lda), steps(p.transpose_b, p.ldb));
+    let arguments = Matmul {
+        a: p.a,
+        b: p.b,
+        d: p.d,
+        bias: p.bias,
+        m: p.m as i32,
+        n: p.n as i32,
+        k: p.k as i32,
+        a_m,
+        a_k,
+        b_k,
+        b_n,
+        ldd: p.ldd as i32,
+        add: p.add.into(),
+    };
+    let kernels = cuda.kernels();
+    let kernel = match (p.input, p.output) {
+        (DType::Bf16, DType::F32) => &kernels.matmul_bf16_f32,
+        (input, output) => {
+            assert_eq!(input, output, "no kernel multiplies {input:?} into {output:?}");
+            kernels.matmul.of(input)
+        }
+    };
+    cuda.launch(kernel, [(p.m * p.n).div_ceil(kernel.warps()), 1, 1], &arguments)
 }
 
 fn by_cublas(cuda: &Cuda, p: &Product) -> Result<()> {

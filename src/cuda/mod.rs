@@ -226,7 +226,7 @@ impl Backend for Cuda {
     fn forward(&mut self, op: &Op) -> Result<()> {
         match op {
             Op::Embed(op) => embed::fwd(self, op),
-            Op::Linear(op) => gemm::fwd(self, op),
+            Op::Linear(op) => linear::fwd(self, op),
             Op::Attention(op) => attention::fwd(self, op),
             Op::AddNorm(op) => norm::fwd(self, op),
             Op::Activation(op) => linear::act_fwd(self, op),
@@ -239,7 +239,7 @@ impl Backend for Cuda {
     fn backward(&mut self, op: &Op) -> Result<()> {
         match op {
             Op::Embed(op) => embed::bwd(self, op),
-            Op::Linear(op) => gemm::bwd(self, op),
+            Op::Linear(op) => linear::bwd(self, op),
             Op::Attention(op) => attention::bwd(self, op),
             Op::AddNorm(op) => norm::bwd(self, op),
             Op::Activation(op) => linear::act_bwd(self, op),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Options, Source, Table, ending, open_regular, read_text, splits};
+use super::{Options, Source, Table, ending, entries, open_regular, read_text};
 use crate::error::{Error, Result};
 
 const CLASSES: [&str; 2] = ["neg", "pos"];
@@ -21,7 +21,7 @@ pub(super) fn read(folder: &Path, options: &Options) -> Result<Table> {
     let mut table = Table::new(folder, ["text", "label"].map(String::from).into(), options)?;
     table.class_names = Some(CLASSES.map(String::from).into());
     for (class, name) in CLASSES.iter().enumerate() {
-        let mut reviews = splits::entries(&folder.join(name))?;
+        let mut reviews = entries(&folder.join(name))?;
         reviews.retain(|path| ending(path) == "txt");
         reviews.sort_by_cached_key(|path| {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();

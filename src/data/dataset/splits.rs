@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{ENDINGS, ending, list, reviews};
+use super::{ENDINGS, ending, entries, list, name, reviews};
 use crate::error::{Error, Result};
 
 /// The files of each split in order; empty for a missing split. Each split is read with `Table::read_all`.
@@ -101,22 +101,4 @@ fn shard(path: &Path) -> Option<(usize, usize)> {
     let number = parts.next()?.parse().ok()?;
     let of = parts.next().filter(|&word| word == "of").and(parts.next())?;
     Some((number, of.parse().ok().filter(|&of| number < of)?))
-}
-
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// The entries of a folder, sorted by name, without hidden ones.
-pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let io = |e| Error::io(dir, e);
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if !name(&path).starts_with('.') {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
 }
