@@ -1,5 +1,6 @@
 //! Command-line flags: parsing, value types, and the groups shared by several commands.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -17,18 +18,16 @@ pub fn parse<A: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Opt
     Ok(matches(&command::<A>(), words)?.map(|matches| A::from_arg_matches(&matches).expect("clap has checked the values")))
 }
 
-/// The flags of a command. Every `--kebab-case` flag also has its Hugging Face `--snake_case` name.
+/// The flags of a command. Every name of a flag is known in `--kebab-case` and in Hugging Face's `--snake_case`.
 pub fn command<A: Parser>() -> Command {
     A::command().mut_args(|arg| {
         // Otherwise -1 would be an unknown flag, and not a value out of range.
         let arg = arg.allow_negative_numbers(true);
-        match arg.get_long() {
-            Some(long) if long.contains('-') => {
-                let snake = long.replace('-', "_");
-                arg.alias(snake)
-            }
-            _ => arg,
-        }
+        let names = arg.get_long_and_visible_aliases().into_iter().flatten().chain(arg.get_aliases().into_iter().flatten());
+        let names: Vec<String> = names.map(String::from).collect();
+        let spellings = names.iter().flat_map(|name| [name.replace('-', "_"), name.replace('_', "-")]);
+        let others: BTreeSet<String> = spellings.filter(|spelling| !names.contains(spelling)).collect();
+        arg.aliases(others)
     })
 }
 
@@ -41,6 +40,9 @@ pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> 
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             print(error.render().to_string().trim_end())?;
             Ok(None)
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(Error::user(&name, "no command is given", format!("see {name} --help")))
         }
         Err(error) => {
             // The first paragraph is the fact; the usage that follows is also in --help.
@@ -78,7 +80,7 @@ pub struct InputArgs {
     /// Column or JSON key of the texts [default: found by its name]
     #[arg(long, value_name = "NAME")]
     pub text_column: Option<String>,
-    /// Field delimiter [default: a comma in .csv, a tab in .tsv, a semicolon in .txt]
+    /// Field delimiter [default: a comma in .csv, a tab in .tsv, a semicolon in labelled .txt]
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
     pub delimiter: Option<u8>,
     /// Tokens of a batch, at most
@@ -114,7 +116,10 @@ pub fn open_unit(text: &str) -> std::result::Result<f64, String> {
 
 /// An integer of at least 1.
 pub fn count(text: &str) -> std::result::Result<usize, String> {
-    text.parse().ok().filter(|&n| n > 0 && n <= u32::MAX as usize).ok_or_else(|| "use a whole number, 1 or above".to_string())
+    text.parse()
+        .ok()
+        .filter(|&n| n > 0 && n <= u32::MAX as usize)
+        .ok_or_else(|| format!("use a whole number from 1 to {}", u32::MAX))
 }
 
 /// One ASCII character, or `\t`.

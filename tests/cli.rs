@@ -168,3 +168,11 @@ fn assert_none(faults: impl IntoIterator<Item = Option<String>>) {
     let faults: Vec<String> = faults.into_iter().flatten().collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+#[test]
+fn a_missing_or_unknown_command_is_reported_in_one_line() {
+    let warpfit = |args: &[&str]| run(Command::new(env!("CARGO_BIN_EXE_warpfit")).args(args), b"");
+    warpfit(&[]).failed(2, "no command is given; see warpfit --help");
+    warpfit(&["trian"]).failed(2, "unrecognized subcommand 'trian'");
+    warpfit(&["push", "nowhere", "owner/name"]).failed(2, "`nowhere");
+}

@@ -222,6 +222,11 @@ fn the_probe_is_compared_with_the_majority() {
     );
     assert_eq!((&file["converged"], &file["majority"]["class"]), (&json!(true), &file["classes"][0]));
     assert!(probe["accuracy"].as_f64() > majority["accuracy"].as_f64(), "{file}");
+
+    let other = dir.path().join("other.csv");
+    fs::write(&other, "text,label\na good film,joy\na bad film,fear\n").unwrap();
+    let args = ["--probe", "--train-file", path(&train), "--test-file", path(&other)];
+    embed(&golden("train/hf_init"), &args, "").failed(2, "train.csv`: no text has the label joy, which texts of ");
 }
 
 #[test]
@@ -350,7 +355,7 @@ fn invalid_projections_are_refused() {
     fails(&["--project", "pca", "--output-dir", out, "--output", "a.npy"], "a", "--output");
     fails(&["--output-dir", out], "a", "--project");
     fails(&["--seed", "1"], "a", "--project");
-    fails(&["--project", "pca", "--output-dir", out, "--max-samples", "0"], "a", "1 or above");
+    fails(&["--project", "pca", "--output-dir", out, "--max-samples", "0"], "a", "a whole number from 1");
     assert!(!Path::new(out).exists());
     fails(&["--project", "pca", "--output-dir", out], "", "`standard input`: no rows");
     for (content, part) in [("text,label\n", "no rows"), ("text,label\na,\n", "a.csv:2`: the label is missing")] {

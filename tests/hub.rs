@@ -584,8 +584,8 @@ fn a_run_is_pushed_and_survives_a_failed_push() {
     };
     // Before training starts.
     for (id, token, part) in [
-        ("name", None, "`--push-to-hub name`: no token is set; set HF_TOKEN to one that may write"),
-        ("me/name", Some("hf_read"), "`--push-to-hub me/name`: the token may only read"),
+        ("name", None, "`push to name`: no token is set; set HF_TOKEN to one that may write"),
+        ("me/name", Some("hf_read"), "`push to me/name`: the token may only read"),
         ("me/name", Some("hf_wrong"), "the hub refuses the token: Invalid credentials"),
         ("you/name", Some(TOKEN), "the token belongs to me, who is not a member of you"),
         ("a/b/c", Some(TOKEN), "is not a hub id"),

@@ -280,9 +280,14 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
     let (train, test) = (Table::read(files.0, &columns)?, Table::read(files.1, &columns)?);
     let config = &session.source.config;
     let names = class_names(&[&train, &test], config.labels_named.then_some(&config.labels))?;
+    let (train, test) = (train.into_dataset(&names)?, test.into_dataset(&names)?);
+    if let Some(label) = test.labels.iter().find(|label| !train.labels.contains(label)) {
+        let fact = format!("no text has the label {}, which texts of {} have", names[*label as usize], files.1.display());
+        return Err(Error::user(files.0.display(), fact, "give files with the same classes"));
+    }
     let max_length = session.source.max_length(args.run.max_length)?;
-    let [train, test] = [("training", train), ("test", test)].map(|(what, table)| -> Result<(Vec<f32>, Vec<u32>)> {
-        let encoded: Encoded = encode(what, table.into_dataset(&names)?, session.source.tokenizer()?, max_length)?;
+    let [train, test] = [("training", train), ("test", test)].map(|(what, dataset)| -> Result<(Vec<f32>, Vec<u32>)> {
+        let encoded: Encoded = encode(what, dataset, session.source.tokenizer()?, max_length)?;
         let progress = Progress::new(&format!("embedding {what}"), encoded.rows() as u64, &["texts", "tokens"]);
         let vectors = session.vectors(&encoded, args.normalize, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
         progress.finish("");

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::model_dir::ModelDir;
 use crate::console::print;
 use crate::error::Result;
 use crate::hub::push::Target;
@@ -21,5 +22,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    // An error of the folder comes before those of the network.
+    ModelDir::read(&args.folder)?;
     print(format!("published   {}", Target::check(&args.id)?.push(&args.folder)?))
 }

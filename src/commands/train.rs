@@ -9,6 +9,7 @@ use crate::metrics::{argmax, softmax};
 use crate::report::log::{Count, duration, rate};
 use crate::sample;
 use crate::train::args::Args;
+use crate::train::evaluate::check;
 use crate::train::train;
 
 pub fn run(args: Args) -> Result<()> {
@@ -21,8 +22,14 @@ pub fn run(args: Args) -> Result<()> {
         sample::unpack(sample::FOLDER.as_ref())?;
     }
     let hub = args.push_to_hub.as_deref().map(Target::check).transpose()?;
+    let numbered = args.output_dir.is_none();
     let settings = args.settings()?;
-    let Some(outcome) = train(&settings, cache::folder().as_deref())? else { return Ok(()) };
+    let outcome = train(&settings, cache::folder().as_deref());
+    if numbered && !matches!(outcome, Ok(Some(_))) {
+        // The folder made for this run, if nothing was written to it.
+        let _ = std::fs::remove_dir(&settings.output_dir);
+    }
+    let Some(outcome) = outcome? else { return Ok(()) };
 
     let took = duration(std::time::Duration::from_secs_f64(outcome.seconds));
     let updates = rate(outcome.updates as f64 / outcome.seconds);
@@ -39,6 +46,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     let out = settings.output_dir.display();
     print(format!("saved       {out}"))?;
+    if let Some((metric, bound)) = settings.fail_under {
+        let shown = outcome.test.as_ref().or(outcome.evaluation.as_ref());
+        check(shown.map(|evaluation| &evaluation.metrics), metric, bound)?;
+    }
     if let Some(hub) = hub {
         print(format!("published   {}", hub.push(&settings.output_dir)?))?;
     }
@@ -53,11 +64,16 @@ pub fn run(args: Args) -> Result<()> {
             let class = argmax(logits);
             print(format!("{:<9} {:.3}  {text}", classifier.source.config.labels[class], softmax(logits)[class]))?;
         }
+        // Set by `cargo run`.
+        let [train, predict] = match std::env::var_os("CARGO") {
+            Some(_) => ["cargo run --release --", "cargo run --release --bin warpfit -- predict"],
+            None => ["warpfit train", "warpfit predict"],
+        };
         print(format!(
             "\nThis model is small and saw 2,000 reviews. For a real one, give a pre-trained model and your own file:\n  \
-             cargo run --release -- --model distilbert/distilbert-base-uncased --train-file reviews.csv --validation-split 0.1\n\
+             {train} --model distilbert/distilbert-base-uncased --train-file reviews.csv --validation-split 0.1\n\
              To classify with the one just trained:\n  \
-             cargo run --release --bin warpfit -- predict --model {out} --text \"What a film!\""
+             {predict} --model {out} --text \"What a film!\""
         ))?;
     }
     Ok(())

@@ -61,7 +61,7 @@ impl Target {
     /// # Errors
     /// An invalid id; no token, or one without write access; no network.
     pub fn check(id: &str) -> Result<Target> {
-        let bad = |fact: &str, remedy: &str| Err(Error::user(format!("--push-to-hub {id}"), fact, remedy));
+        let bad = |fact: &str, remedy: &str| Err(Error::user(format!("push to {id}"), fact, remedy));
         let repo = match Repo::parse(Kind::Model, id) {
             Some(repo) if repo.revision == MAIN => repo,
             _ => return bad("is not a hub id", "write it as owner/name"),

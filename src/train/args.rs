@@ -1,5 +1,5 @@
 //! The flags of `train`: raw (everything optional), then validated settings (complete and checked against each other).
-//! Defaults are those of Hugging Face's TrainingArguments.
+//! Names, and the defaults of the optimizer, are those of Hugging Face's TrainingArguments.
 
 use std::path::PathBuf;
 

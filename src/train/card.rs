@@ -54,11 +54,15 @@ pub fn model_card(settings: &Settings, source: &ModelDir, config: &Config, log: 
         card += "\n";
     }
     card += "## Training\n\n";
+    let length = match settings.max_steps {
+        Some(updates) => ("updates", updates.to_string()),
+        None => ("epochs", settings.num_train_epochs.to_string()),
+    };
     for (what, value) in [
         ("learning rate", format!("{:e}", settings.learning_rate)),
         ("schedule", format!("{:?}, warm-up {}", settings.lr_scheduler_type, settings.warmup_steps).to_lowercase()),
         ("batch", format!("{} x {} accumulated", settings.batch_size, settings.gradient_accumulation_steps)),
-        ("epochs", settings.num_train_epochs.to_string()),
+        length,
         ("weight decay", settings.weight_decay.to_string()),
         (
             "optimizer",

@@ -74,9 +74,10 @@ pub fn check(metrics: Option<&Metrics>, metric: Metric, bound: f64) -> Result<()
     if found.is_some_and(|value| value == bound || metric.better(value, bound)) {
         return Ok(());
     }
-    let fact = format!("{} is {}", metric.name(), found.map_or("undefined".to_string(), |value| format!("{value:.4}")));
+    let found = found.map_or("undefined".to_string(), |value| format!("{value:.4}"));
+    let fact = format!("{} is {found}", metric.name());
     let place = format!("--fail-under {}={bound}", metric.name());
-    Err(Error::new(Kind::Unusable, place, fact, "the results were written nevertheless"))
+    Err(Error::new(Kind::Unusable, place, fact, "improve the model, or lower the bar"))
 }
 
 impl Evaluation {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::Trainer;
 use super::args::Cadence;
 use super::card::model_card;
-use super::evaluate::{Evaluation, check};
+use super::evaluate::Evaluation;
 use crate::console::note;
 use crate::error::Result;
 use crate::files::{write_file, write_json};
@@ -100,13 +100,6 @@ impl Trainer<'_> {
             model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown).as_bytes(),
         )?;
 
-        let outcome = Outcome { train_loss, evaluation, test, seconds, updates };
-        match self.settings.fail_under {
-            Some((metric, bound)) => {
-                let shown = outcome.test.as_ref().or(outcome.evaluation.as_ref());
-                check(shown.map(|evaluation| &evaluation.metrics), metric, bound).map(|()| outcome)
-            }
-            None => Ok(outcome),
-        }
+        Ok(Outcome { train_loss, evaluation, test, seconds, updates })
     }
 }

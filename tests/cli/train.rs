@@ -307,6 +307,7 @@ fn unusable_results_exit_with_1() {
     let out = TempDir::new().unwrap();
     let test = golden("train/test.csv");
     let below = train(&out.path().join("below"), &["--max-steps", "1", "--test-file", path(&test), "--fail-under", "accuracy=1"]);
+    assert!(below.out.contains("test        loss") && below.out.contains("saved       "), "{}", below.out);
     below.failed(1, "--fail-under accuracy=1`: accuracy is 0.");
     assert!(out.path().join("below/model.safetensors").exists(), "the model is written nevertheless");
     train(&out.path().join("above"), &["--max-steps", "1", "--test-file", path(&test), "--fail-under", "loss=9"]).done();
@@ -381,8 +382,8 @@ fn invalid_flags_are_reported_in_one_line() {
         ("--seed 1 --seed 2", "cannot be used multiple times"),
         ("--seed -1", "invalid value '-1' for '--seed"),
         (&contradiction, "cannot be used with"),
-        ("--batch-size 1.5", "use a whole number, 1 or above"),
-        ("--batch-size 99999999999999999999", "use a whole number, 1 or above"),
+        ("--batch-size 1.5", "use a whole number from 1 to 4294967295"),
+        ("--batch-size 99999999999999999999", "use a whole number from 1 to 4294967295"),
         ("--max-length 1", "`--max-length`: 1 leaves no room for text"),
         ("--max-length 2", "`--max-length`: 2 leaves no room for text"),
         ("--max-length 65", "`--max-length`: 65 exceeds the model's 64 positions"),
@@ -415,8 +416,8 @@ fn invalid_flags_are_reported_in_one_line() {
         ("--validation-split-name test", "cannot be used with"),
         ("--recipe nonsense", "invalid value 'nonsense' for '--recipe"),
         ("--config nowhere.toml", "`nowhere.toml`: no such file"),
-        ("--push-to-hub a/b/c", "`--push-to-hub a/b/c`: is not a hub id"),
-        ("--push-to-hub me/x", "`--push-to-hub me/x`: HF_HUB_OFFLINE is set"),
+        ("--push-to-hub a/b/c", "`push to a/b/c`: is not a hub id"),
+        ("--push-to-hub me/x", "`push to me/x`: HF_HUB_OFFLINE is set"),
     ]
     .into_iter()
     .map(|(flags, part)| bad(flags, part))
@@ -564,4 +565,42 @@ fn flags_override_a_file_and_a_file_a_recipe() {
             train(&out, &["--config", path(&config)]).fault(2, part)
         }),
     );
+}
+
+#[test]
+fn a_run_that_does_not_start_leaves_no_numbered_folder() {
+    let folder = TempDir::new().unwrap();
+    let model = golden("train/hf_init");
+    let args = ["--model", path(&model), "--train-file", "nowhere.csv"];
+    run(program(TRAIN).args(args).current_dir(folder.path()), b"").failed(2, "nowhere.csv");
+    assert!(names(&folder.path().join("runs")).is_empty());
+}
+
+#[test]
+fn columns_that_are_guessed_are_reported() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("odd.csv");
+    fs::write(&file, "mood,film\n1,a very good film\n0,a very bad film\n").unwrap();
+    let model = golden("train/hf_init");
+    let out = folder.path().join("out");
+    let args = ["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out), "--dry-run"];
+    let ran = ran(TRAIN, &args).done();
+    assert!(
+        ran.err.contains("odd.csv: no column has a usual name, so film is taken for the texts and mood for the labels"),
+        "{}",
+        ran.err
+    );
+}
+
+/// Every name of a flag in both spellings, the other names of TrainingArguments among them.
+#[test]
+fn flags_in_both_spellings() {
+    let out = TempDir::new().unwrap();
+    for (i, batch) in
+        ["--batch-size", "--batch_size", "--per-device-train-batch-size", "--per_device_train_batch_size"].into_iter().enumerate()
+    {
+        let out = out.path().join(i.to_string());
+        train(&out, &["--max_steps", "1", batch, "5"]).done();
+        assert_eq!(read(&out, "training_args.json")["batch_size"], 5);
+    }
 }

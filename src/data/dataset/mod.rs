@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::console::note;
 use crate::data::loader::randperm;
 use crate::error::{Error, Result};
 
@@ -96,9 +97,18 @@ impl Table {
         // Two columns of unknown names were assigned in file order: the text is the longer one.
         if table.columns.guessed {
             let size = |column: &[String]| column.iter().map(String::len).sum::<usize>();
+            let mut names =
+                [table.columns.text, table.columns.label.expect("a guess names both")].map(|i| brief(&table.column_names[i]));
             if let Some(labels) = table.labels.as_mut().filter(|labels| size(labels) > size(&table.texts)) {
                 std::mem::swap(labels, &mut table.texts);
+                names.reverse();
             }
+            let [text, label] = names;
+            note(format!(
+                "note: {}: no column has a usual name, so {text} is taken for the texts and {label} for the labels; --text-column and \
+                 --label-column name others",
+                table.path().display()
+            ));
         }
         Ok(table)
     }
