@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
 use crate::cpu::{Cpu, Instructions};
-use crate::cuda::Cuda;
+use crate::cuda::{self, Cuda, NVCC};
 use crate::error::{Error, Result};
 use crate::ops::{Arithmetic, Backend};
 
@@ -56,6 +56,14 @@ impl Device {
                 Ok(opened)
             }
         }
+    }
+}
+
+/// The GPU code in this build: "GPU code for sm_80, sm_90a by nvcc 13.0", or "no GPU code".
+pub fn gpu_code() -> String {
+    match NVCC {
+        Some((major, minor)) => format!("GPU code for {} by nvcc {major}.{minor}", cuda::architectures()),
+        None => "no GPU code".to_string(),
     }
 }
 

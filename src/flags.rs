@@ -9,7 +9,7 @@ use clap::{ArgMatches, Args, Command, Parser};
 
 use crate::console::print;
 use crate::data::dataset::Options;
-use crate::device::{Device, Precision};
+use crate::device::{Device, Precision, gpu_code};
 use crate::error::{Error, Result};
 
 /// Parses the words of a command line, starting with the name of the program. `None` if help or the version was requested and
@@ -18,9 +18,14 @@ pub fn parse<A: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Opt
     Ok(matches(&command::<A>(), words)?.map(|matches| A::from_arg_matches(&matches).expect("clap has checked the values")))
 }
 
+/// The release, and the GPU code in this build: "0.1.0 (no GPU code)".
+pub fn version() -> String {
+    format!("{} ({})", env!("CARGO_PKG_VERSION"), gpu_code())
+}
+
 /// The flags of a command. Every name of a flag is known in `--kebab-case` and in Hugging Face's `--snake_case`.
 pub fn command<A: Parser>() -> Command {
-    A::command().mut_args(|arg| {
+    A::command().version(version()).mut_args(|arg| {
         // Otherwise -1 would be an unknown flag, and not a value out of range.
         let arg = arg.allow_negative_numbers(true);
         let names = arg.get_long_and_visible_aliases().into_iter().flatten().chain(arg.get_aliases().into_iter().flatten());

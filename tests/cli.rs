@@ -5,6 +5,7 @@ mod files;
 mod models;
 mod predict;
 mod train;
+mod version;
 
 use crate::fixtures::golden;
 use serde_json::Value;

@@ -31,7 +31,7 @@ use serde_json::{Map, Value, json};
 /// vectors of one labelled file and measures it on another, beside the majority class: what the model knows without
 /// fine-tuning.
 #[derive(Parser)]
-#[command(name = "embed", version, group(ArgGroup::new("instead").args(["project", "probe"])))]
+#[command(name = "embed", group(ArgGroup::new("instead").args(["project", "probe"])))]
 pub struct Args {
     /// Model, trained or not: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]

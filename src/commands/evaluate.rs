@@ -24,7 +24,7 @@ use serde_json::Value;
 /// Prints the loss, the metrics of class 1 for two classes (for more classes, weighted precision, recall and F1 and macro
 /// areas), and a report by class.
 #[derive(Parser)]
-#[command(name = "evaluate", version)]
+#[command(name = "evaluate")]
 pub struct Args {
     /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]

@@ -43,7 +43,7 @@ pub fn warpfit(words: Vec<OsString>) -> Result<()> {
         Command::new(name).about(about).disable_help_flag(true).arg(rest())
     });
     let program = Command::new("warpfit")
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(flags::version())
         .about("Fine-tune BERT-family encoders for text classification, and use them")
         .after_help("warpfit COMMAND --help describes the flags of a command.")
         .subcommand_required(true)

@@ -19,7 +19,7 @@ use clap::Parser;
 ///
 /// Prints one line per text, in order: its id (its own, otherwise its number from 0), the label and its score.
 #[derive(Parser)]
-#[command(name = "predict", version)]
+#[command(name = "predict")]
 pub struct Args {
     /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]

@@ -12,7 +12,7 @@ use clap::Parser;
 ///
 /// It needs a token with write access, from HF_TOKEN or from `hf auth login`.
 #[derive(Parser)]
-#[command(name = "push", version)]
+#[command(name = "push")]
 pub struct Args {
     /// Folder of a trained model, as written by train; its checkpoints are not published
     #[arg(value_name = "DIR")]

@@ -22,7 +22,7 @@ use clap::Parser;
 ///
 /// SIGINT and SIGTERM end it with exit code 0 once all accepted requests are answered; a second signal ends it at once.
 #[derive(Parser)]
-#[command(name = "serve", version)]
+#[command(name = "serve")]
 pub struct Args {
     /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]

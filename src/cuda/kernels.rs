@@ -116,6 +116,11 @@ impl Loader {
     }
 }
 
+/// The architectures with machine code in this build: "sm_80, sm_90a".
+pub fn architectures() -> String {
+    ARCHS.split_whitespace().map(|arch| format!("sm_{arch}")).collect::<Vec<_>>().join(", ")
+}
+
 /// The error for an image that does not load.
 fn image_error(context: &CudaContext, image: &Image, e: DriverError) -> Error {
     let index = context.ordinal();
@@ -126,7 +131,7 @@ fn image_error(context: &CudaContext, image: &Image, e: DriverError) -> Error {
     match (e.0, context.compute_capability()) {
         // Machine code has no other requirement.
         (CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, Ok((major, minor))) => {
-            let fact = format!("this binary has no GPU code for sm_{major}{minor}, only for sm_{}", ARCHS.replace(' ', ", sm_"));
+            let fact = format!("this binary has no GPU code for sm_{major}{minor}, only for {}", architectures());
             let remedy = match (major, minor) {
                 (..=6, _) | (7, ..=4) => {
                     "the kernels need a GPU of compute capability 7.5 or more; pass --device cpu".to_string()

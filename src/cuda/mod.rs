@@ -31,7 +31,7 @@ use error::failed;
 use kernels::{Drop, Kernel, Kernels, Ptr};
 
 pub use arena::OVERHEAD;
-pub use kernels::{Arguments, LAYOUTS, NVCC};
+pub use kernels::{Arguments, LAYOUTS, NVCC, architectures};
 
 /// The backend on one GPU, in f32 or bf16.
 pub struct Cuda {

@@ -187,7 +187,9 @@ impl Tokenizer {
 
     fn parse(json: &[u8], place: impl Display) -> Result<Tokenizer> {
         let bad = |fact: String| Error::user(&place, fact, "give the tokenizer.json of a BERT or DistilBERT model");
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| bad(format!("not a tokenizer: {e}")))?;
+        // Parsing a string is compiled in their crate; the generic `from_bytes` would be compiled once more in ours.
+        let inner = str::from_utf8(json).map_err(tokenizers::Error::from).and_then(str::parse::<tokenizers::Tokenizer>);
+        let mut inner = inner.map_err(|e| bad(format!("not a tokenizer: {e}")))?;
         // A file may ask for truncation and padding; the caller decides about both.
         inner.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
         let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);

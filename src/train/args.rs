@@ -23,7 +23,7 @@ use crate::sample::RUNS;
 ///
 /// Without a model and data: a small DistilBERT from scratch on a bundled sample of film reviews.
 #[derive(Parser, Clone, Debug, Default)]
-#[command(name = "train", version)]
+#[command(name = "train")]
 pub struct Args {
     /// Model to start from: a folder with config.json, model.safetensors and tokenizer.json, or a Hugging Face hub id such as
     /// distilbert/distilbert-base-uncased, optionally with @revision [default: none]
