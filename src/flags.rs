@@ -27,7 +27,8 @@ pub fn version() -> String {
 pub fn command<A: Parser>() -> Command {
     A::command().version(version()).mut_args(|arg| {
         // Otherwise -1 would be an unknown flag, and not a value out of range.
-        let arg = arg.allow_negative_numbers(true);
+        let takes_values = arg.get_action().takes_values();
+        let arg = arg.allow_negative_numbers(takes_values);
         let names = arg.get_long_and_visible_aliases().into_iter().flatten().chain(arg.get_aliases().into_iter().flatten());
         let names: Vec<String> = names.map(String::from).collect();
         let spellings = names.iter().flat_map(|name| [name.replace('-', "_"), name.replace('_', "-")]);
