@@ -1,5 +1,5 @@
 // Gradient norm and AdamW over the flat parameters; see src/ops.rs. The norm reads 4 bytes per parameter; AdamW reads 16 and
-// writes 16, and 2 more if products read a copy in bf16.
+// writes 12, and 2 more if products read a copy in bf16.
 #include "gpu.cuh"
 
 constexpr int THREADS = 256;
@@ -71,7 +71,7 @@ KERNEL(adamw_decide, decide, AdamWDecide, 32)
 struct AdamW {
     float* params;     // (len)
     bf16* copy;        // (len), params rounded, or null
-    float* grads;      // (len), zero afterwards
+    const float* grads; // (len)
     float* m;          // (len)
     float* v;          // (len)
     const float* clip; // written by adamw_decide
@@ -101,10 +101,8 @@ template <bool WHOLE> __device__ __forceinline__ void adamw_pack(const AdamW& a,
         v[i] = a.beta2 * v[i] + a.one_minus_beta2 * grad * grad;
         const float decay = at + i < a.decayed ? a.decay : 1.0f;
         p[i] = p[i] * decay - a.rate * m[i] / (sqrtf(v[i]) / a.sqrt_bias_correction2 + a.eps);
-        g[i] = 0.0f;
     }
     store<WHOLE>(a.params + at, p, count);
-    store<WHOLE>(a.grads + at, g, count);
     store<WHOLE>(a.m + at, m, count);
     store<WHOLE>(a.v + at, v, count);
     if (a.copy) store<WHOLE>(a.copy + at, p, count);

@@ -44,6 +44,7 @@ struct ColumnsAdd {
     float* second;         // (width), if there are two
     int chunks;
     int width;
+    int add;               // whether to add to the outputs
 };
 
 // A block handles 32 columns of an output; each of its warps every 32nd chunk.
@@ -63,7 +64,7 @@ __device__ void add_columns(const ColumnsAdd& a) {
     if (warp() == 0 && column < a.width) {
         float total = 0.0f;
         for (int w = 0; w < WARPS; w++) total += parts[w][lane()];
-        out[column] += total;
+        out[column] = a.add ? out[column] + total : total;
     }
 }
 KERNEL(columns_add, add_columns, ColumnsAdd, 1024)

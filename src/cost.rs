@@ -1,5 +1,6 @@
 //! Lower bounds of an op's work: every byte that it must read or write once, and the multiplications and additions of its
-//! products. Divided by a measured time they are a share of the memory's or the arithmetic's ceiling.
+//! products, in the first micro-batch of an update. Divided by a measured time they are a share of the memory's or the arithmetic's
+//! ceiling.
 
 use crate::data::pack::PackedBatch;
 use crate::ops::*;
@@ -64,8 +65,10 @@ impl Op {
                 moves(bytes(op.word, rows * op.dim) + bytes(op.y, size.tokens * op.dim) + 12 * size.tokens)
             }
             (Op::Embed(op), Pass::Backward) => {
+                // The rows of the batch's tokens are read and written after the tables are zeroed.
                 let rows = 2 * (size.distinct + size.max_seqlen);
-                moves(bytes(op.dword, rows * op.dim) + bytes(op.dy, size.tokens * op.dim) + 12 * size.tokens)
+                let tables = op.dword.bytes() + op.dposition.bytes() + op.dtypes.bytes();
+                moves(tables + bytes(op.dword, rows * op.dim) + bytes(op.dy, size.tokens * op.dim) + 12 * size.tokens)
             }
             (Op::Linear(op), Pass::Forward) => {
                 let (rows, Linear { k, n, .. }) = (size.rows(op.rows), *op);
@@ -76,7 +79,7 @@ impl Op {
                 let (rows, Linear { k, n, .. }) = (size.rows(op.rows), *op);
                 let read = bytes(op.x, rows * k) + bytes(op.w, n * k) + bytes(op.dy, rows * n);
                 let dx = bytes(op.dx, rows * k) * if op.add { 2 } else { 1 };
-                let parameters = 2 * (bytes(op.dw, n * k) + bytes(op.db, n));
+                let parameters = bytes(op.dw, n * k) + bytes(op.db, n);
                 Cost { bytes: read + dx + parameters, flops: 4 * rows * k * n }
             }
             (Op::Attention(op), pass) => attn(op, pass, size),
@@ -134,7 +137,7 @@ impl GradNorm {
 
 impl AdamW {
     pub fn cost(&self) -> Cost {
-        // Each of the four is read and written.
-        moves(2 * 4 * self.params.bytes() + bytes(self.copy, self.params.len))
+        // The gradients are read; parameters and moments are read and written.
+        moves((1 + 2 * 3) * self.params.bytes() + bytes(self.copy, self.params.len))
     }
 }

@@ -37,7 +37,8 @@
 //!    exist; only attention and the gather of `[CLS]` read `cu_seqlens`.
 //! 2. An op allocates nothing (the working memory of the `gemm` crates aside): all memory is planned and taken once, and
 //!    `plan.rs` is the whole list.
-//! 3. Parameter gradients accumulate (`+=`), activation gradients are overwritten (`=`) unless the op's field says otherwise.
+//! 3. Gradients of parameters accumulate (`+=`) over an update's micro-batches, of which the first overwrites (`=`); gradients of
+//!    activations are overwritten unless the op's field says otherwise.
 //! 4. Every reduction has a fixed order, and there are no floating-point atomics: the same inputs give the same bits, run after
 //!    run, on any number of threads. A product's algorithm is a function of its shape, the library and the GPU alone.
 //! 5. Every op has a backward: a model's backward pass is its list reversed. After one step every parameter that should move has

@@ -1,6 +1,7 @@
 //! The operator definitions: one struct per op, with its maths. A model is a list of [`Op`]s, its backward pass the reversed
 //! list; a [`Backend`] runs them. Notation: rows = packed tokens (or sequences), dim = hidden size, `d` + name = gradient of
-//! name. Parameter gradients accumulate (`+=`); activation gradients are overwritten (`=`) unless a field says otherwise.
+//! name. Gradients are overwritten (`=`), but those of parameters accumulate (`+=`) over the micro-batches of an update: the first
+//! overwrites them, the others add ([`Step::adds`]). A field may make an op add to the gradient of an activation.
 //!
 //! ```
 //! use warpfit::cpu::Cpu;
@@ -193,6 +194,11 @@ pub struct Step {
 impl Step {
     /// For evaluation and prediction.
     pub const INFER: Step = Step { seed: 0, update: 0, micro: 0, loss_normalizer: 1.0, train: false };
+
+    /// Whether the gradients of parameters are added to those of earlier micro-batches, or else overwritten.
+    pub fn adds(&self) -> bool {
+        self.micro > 0
+    }
 }
 
 /// The state of an optimizer update.
@@ -228,7 +234,7 @@ impl DropSite {
 }
 
 /// `y[r] = word[ids[r]] + position[positions[r]] (+ types[type_ids[r]])`. The ids are the plan's inputs.
-/// Backward: each table row sums `dy` over its tokens, in row order; `dword[pad]` is not changed.
+/// Backward: each table row sums `dy` over its tokens, in row order; `dword[pad]` gets nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Embed {
     pub word: View,     // (vocab, dim)
@@ -432,9 +438,9 @@ pub struct Cast {
 
 /// AdamW (Loshchilov & Hutter, arXiv 1711.05101; `torch.optim.AdamW`) over all parameters at once, t = `Update::number`:
 /// n the gradient norm in the status block, `g = grads * min(1, max_norm / (n + 1e-6))`, `p *= 1 - lr * decay`, `m = b1 m + (1 - b1) g`,
-/// `v = b2 v + (1 - b2) g^2`, `p -= lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`. The gradients are zero afterwards.
-/// The first `decayed` elements have weight decay. If the loss or n is not finite, nothing changes, not even the gradients, and
-/// the status block counts it. `copy` becomes `params`, rounded.
+/// `v = b2 v + (1 - b2) g^2`, `p -= lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`. The first
+/// `decayed` elements have weight decay. If the loss or n is not finite, nothing changes, and the status block counts it.
+/// `copy` becomes `params`, rounded.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     pub params: View, // flat

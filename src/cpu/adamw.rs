@@ -44,22 +44,21 @@ pub fn adamw<T: Real>(cpu: &Cpu<T>, op: &AdamW, update: &Update) {
     let (beta1, beta2, eps) = (T::of(op.beta1), T::of(op.beta2), T::of(op.eps));
     let (one_minus_beta1, one_minus_beta2) = (T::of(1.0 - op.beta1), T::of(1.0 - op.beta2));
     // SAFETY: distinct buffers.
-    let (params, grads) = unsafe { (cpu.get_mut(op.params, len), cpu.get_mut(op.grads, len)) };
+    let (params, grads) = unsafe { (cpu.get_mut(op.params, len), cpu.get(op.grads, len)) };
     let (m, v) = unsafe { (cpu.get_mut(op.m, len), cpu.get_mut(op.v, len)) };
     for (range, decay) in [(0..op.decayed, op.weight_decay), (op.decayed..len, 0.0)] {
         let decay_factor = T::of(1.0 - lr * decay);
         let tasks = (params[range.clone()].par_chunks_mut(CHUNK))
-            .zip(grads[range.clone()].par_chunks_mut(CHUNK))
+            .zip(grads[range.clone()].par_chunks(CHUNK))
             .zip(m[range.clone()].par_chunks_mut(CHUNK))
             .zip(v[range.clone()].par_chunks_mut(CHUNK));
         tasks.for_each(|(((p, g), m), v)| {
             simd!({
-                for (((p, g), m), v) in p.iter_mut().zip(g.iter_mut()).zip(m.iter_mut()).zip(v.iter_mut()) {
-                    let grad = *g * clip;
+                for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
+                    let grad = g * clip;
                     *m = beta1 * *m + one_minus_beta1 * grad;
                     *v = beta2 * *v + one_minus_beta2 * grad * grad;
                     *p = *p * decay_factor - rate * *m / (v.sqrt() / sqrt_bias_correction2 + eps);
-                    *g = T::zero();
                 }
             })
         });

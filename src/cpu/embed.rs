@@ -46,9 +46,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
     let starts = cpu.input(|i| i.token_starts, cpu.distinct + 1);
     let cu_seqlens = cpu.cu_seqlens();
     // SAFETY: the incoming gradient and the tables' gradients are distinct buffers.
-    let (dy, dword, dposition) = unsafe {
-        (cpu.get(op.dy, tokens * dim), cpu.get_mut(op.dword, op.dword.len), cpu.get_mut(op.dposition, op.dposition.len))
-    };
+    let (dy, dword, dposition) = unsafe { (cpu.get(op.dy, tokens * dim), cpu.gradient(op.dword), cpu.gradient(op.dposition)) };
 
     let dword = UnsafeSlice::new(dword);
     starts.par_windows(2).for_each(|segment| {
@@ -74,7 +72,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
 
     if !op.dtypes.is_none() {
         // SAFETY: a buffer of its own.
-        let dtypes = unsafe { cpu.get_mut(op.dtypes, op.dtypes.len) };
+        let dtypes = unsafe { cpu.gradient(op.dtypes) };
         for (t, out) in dtypes.chunks_mut(dim).enumerate() {
             if types.contains(&(t as i32)) {
                 add_columns([out], tokens, |r, c, [sums]| {

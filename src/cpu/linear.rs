@@ -28,10 +28,11 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     let rows = cpu.count(op.rows);
     // SAFETY: distinct buffers.
     let (x, w, dy) = unsafe { (cpu.get(op.x, rows * k), cpu.get(op.w, n * k), cpu.get(op.dy, rows * n)) };
-    let (dx, dw, db) = unsafe { (cpu.get_mut(op.dx, rows * k), cpu.get_mut(op.dw, n * k), cpu.get_mut(op.db, n)) };
+    let (dx, dw, db) = unsafe { (cpu.get_mut(op.dx, rows * k), cpu.get_mut(op.dw, n * k), cpu.gradient(op.db)) };
+    let onto = |adds: bool| if adds { Accumulate::Itself } else { Accumulate::Nothing };
     let dy_matrix = Mat::new(dy, n);
-    multiply(cpu, dx, (rows, k, n), (dy_matrix, Mat::new(w, k)), if op.add { Accumulate::Itself } else { Accumulate::Nothing });
-    multiply(cpu, dw, (n, k, rows), (dy_matrix.t(), Mat::new(x, k)), Accumulate::Itself);
+    multiply(cpu, dx, (rows, k, n), (dy_matrix, Mat::new(w, k)), onto(op.add));
+    multiply(cpu, dw, (n, k, rows), (dy_matrix.t(), Mat::new(x, k)), onto(cpu.step.adds()));
     add_columns([db], rows, |r, c, [sums]| add_to(sums, &dy[r * n + c..]));
 }
 

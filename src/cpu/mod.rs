@@ -112,6 +112,20 @@ impl<T: Real> Cpu<T> {
         unsafe { self.arena.slice(view.slice(0, len)) }
     }
 
+    /// The gradient of a parameter, ready to be added to: 0 in the first micro-batch of an update.
+    ///
+    /// # Safety
+    /// As in [`Arena::slice`].
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn gradient(&self, view: View) -> &mut [T] {
+        // SAFETY: by contract.
+        let gradient = unsafe { self.get_mut(view, view.len) };
+        if !self.step.adds() {
+            gradient.par_chunks_mut(1 << 18).for_each(|chunk| chunk.fill(T::zero()));
+        }
+        gradient
+    }
+
     /// One of the batch's arrays, which ops only read.
     fn input(&self, of: impl Fn(&Inputs) -> View, len: usize) -> &[i32] {
         let view = of(self.inputs.as_ref().expect("stage was called")).slice(0, len);

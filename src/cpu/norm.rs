@@ -51,8 +51,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
     let over_dim = T::of(1.0 / dim as f64);
     // SAFETY: distinct buffers; dx is accessed only where it is not dy.
     let (z, gamma, stats) = unsafe { (cpu.get(op.x, rows * dim), cpu.get(op.gamma, dim), cpu.get(op.stats, rows * 2)) };
-    let (dy, dgamma, dbeta) =
-        unsafe { (cpu.get_mut(op.dy, rows * dim), cpu.get_mut(op.dgamma, dim), cpu.get_mut(op.dbeta, dim)) };
+    let (dy, dgamma, dbeta) = unsafe { (cpu.get_mut(op.dy, rows * dim), cpu.gradient(op.dgamma), cpu.gradient(op.dbeta)) };
     add_columns([dgamma, dbeta], rows, |r, c, [dgamma, dbeta]| {
         let (at, mean, rstd) = (r * dim + c, stats[2 * r], stats[2 * r + 1]);
         for (((dgamma, dbeta), &dy), &z) in dgamma.iter_mut().zip(dbeta).zip(&dy[at..]).zip(&z[at..]) {

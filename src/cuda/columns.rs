@@ -18,7 +18,7 @@ pub struct Matrix {
     pub only: Option<usize>,
 }
 
-/// `out[c] += sum over rows of x[r][c]`.
+/// The gradient `out[c]` of a parameter from the `sum over rows of x[r][c]`.
 pub fn sum(cuda: &Cuda, matrix: &Matrix, out: Ptr) -> Result<()> {
     let Matrix { x, dtype, rows, width, only } = *matrix;
     let chunk = rows.div_ceil(CHUNKS).max(CHUNK);
@@ -37,10 +37,11 @@ pub fn sum(cuda: &Cuda, matrix: &Matrix, out: Ptr) -> Result<()> {
     add(cuda, sums, chunks, width, &[out])
 }
 
-/// `outs[i][c] += sum over chunks of partials[i][chunk][c]`, for one or two outputs.
+/// The gradients `outs[i][c]` of one or two parameters from the `sum over chunks of partials[i][chunk][c]`.
 pub fn add(cuda: &Cuda, partials: Ptr, chunks: usize, width: usize, outs: &[Ptr]) -> Result<()> {
     let (out, second) = (outs[0], outs.get(1).copied().unwrap_or(0));
-    let arguments = ColumnsAdd { partials, out, second, chunks: chunks as i32, width: width as i32 };
+    let arguments =
+        ColumnsAdd { partials, out, second, chunks: chunks as i32, width: width as i32, add: cuda.step.adds().into() };
     cuda.launch(&cuda.kernels().columns_add, [width.div_ceil(32), outs.len(), 1], &arguments)
 }
 

@@ -23,7 +23,11 @@ pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     cuda.launch(kernel, [cuda.tokens.div_ceil(kernel.warps()), 1, 1], &arguments)
 }
 
-pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
+pub fn bwd(cuda: &mut Cuda, op: &Embed) -> Result<()> {
+    // Most rows of the tables have no token in the batch.
+    if !cuda.step.adds() {
+        [op.dword, op.dposition].into_iter().try_for_each(|table| cuda.zero(table))?;
+    }
     let (inputs, dtype) = (cuda.inputs(), op.dy.dtype);
     let tiles = tiles(op.dim, dtype);
     let of_word = EmbedBwdWord {

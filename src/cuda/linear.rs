@@ -60,7 +60,7 @@ pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
         transpose_b: true,
         n,
         k: rows,
-        add: true,
+        add: cuda.step.adds(),
         ..input
     };
     gemm::product(cuda, &weight)?;

@@ -100,7 +100,7 @@ impl Model {
         &self.ops
     }
 
-    /// Forward and backward of one micro-batch; its gradients are added to those of the previous micro-batches.
+    /// Forward and backward of one micro-batch; its gradients are added to those of the update's previous micro-batches.
     pub fn accumulate(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
         self.renew_copy()?;
         let b = self.backend.as_mut();
@@ -109,7 +109,7 @@ impl Model {
         self.ops.iter().rev().try_for_each(|op| b.backward(op))
     }
 
-    /// Updates the parameters from the accumulated gradients, which are zero afterwards.
+    /// Updates the parameters from the accumulated gradients.
     pub fn update(&mut self, update: &Update) -> Result<()> {
         self.backend.grad_norm(&self.grad_norm)?;
         self.backend.adamw(&self.adamw, update)
