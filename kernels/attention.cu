@@ -33,6 +33,8 @@ template <class T> struct AttnBwd {
     T* dq;                  // with the strides of q, k, v
     T* dk;
     T* dv;
+    float* sums;            // column sums of each block's rows, or null: (blocks, heads * head_dim) of dq, from bwd_q; (2, blocks,
+                            // heads * head_dim) of dk and dv, from bwd_kv
     const int* cu_seqlens;
     const int2* tiles;
     int q_stride;
@@ -176,6 +178,40 @@ __device__ __forceinline__ void store_rows(T* to, int stride, int valid, int hea
             }
 }
 
+// The block's row of column sums, its head's columns; null without sums.
+template <class Args> __device__ __forceinline__ float* own_sums(const Args& a, int which) {
+    const size_t blocks = size_t(gridDim.y) * gridDim.z, block = size_t(blockIdx.y) * gridDim.z + blockIdx.z;
+    return a.sums ? a.sums + ((which * blocks + block) * a.heads + blockIdx.x) * a.head_dim : nullptr;
+}
+
+__device__ __forceinline__ void zero_sums(float* sums, int head_dim) {
+    if (sums && threadIdx.x < head_dim) sums[threadIdx.x] = 0.0f;
+}
+
+// Sums the columns of what store_rows stores; `buffer` is not in use by this warp.
+template <int D>
+__device__ __forceinline__ void sum_columns(float* sums, float* buffer, int valid, int head_dim,
+                                            const float (&out)[R<D>][D / 32][4], float factor) {
+    if (!sums) return;
+    __syncthreads();
+#pragma unroll
+    for (int b = 0; b < D / 32; b++) {
+        float sum[4] = {};
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+#pragma unroll
+            for (int i = 0; i < R<D>; i++)
+                if (row_of<D>(i) < valid) sum[e] += out[i][b][e] * factor;
+            sum[e] += __shfl_xor_sync(ALL_LANES, sum[e], 8);
+            sum[e] += __shfl_xor_sync(ALL_LANES, sum[e], 16);
+        }
+        if (lane() < 8) store(buffer + warp() * D + 32 * b + 4 * lane(), sum);
+    }
+    __syncthreads();
+    const int c = threadIdx.x;
+    if (c < head_dim) sums[c] = buffer[c] + buffer[D + c] + buffer[2 * D + c] + buffer[3 * D + c];
+}
+
 // Bit N * i + j: whether the thread's element (i, j) is kept. Four lanes, `step` apart, have the four keys of a call.
 template <int D, class At> __device__ __forceinline__ unsigned kept_elements(const Drop& drop, int step, At at) {
     unsigned bits = 0;
@@ -282,7 +318,8 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
     float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, a.cls);
     const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
-    if (first >= seq.queries) return;
+    float* sums = own_sums(a, 0);
+    if (first >= seq.queries) return zero_sums(sums, a.head_dim);
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
     const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
     const T* values = a.v + size_t(seq.start) * a.kv_stride + column;
@@ -330,6 +367,7 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
         accumulate<D>(out, ds, buffer, k);
     }
     store_rows<D>(a.dq + row * a.q_stride + column, a.q_stride, valid, a.head_dim, out, a.scale);
+    sum_columns<D>(sums, buffer, valid, a.head_dim, out, a.scale);
 }
 
 // dk and dv. The rows of a thread are keys, its columns queries.
@@ -341,7 +379,11 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
     float* buffer = dy + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, false);
     const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
-    if (first >= seq.keys) return;
+    float *dk_sums = own_sums(a, 0), *dv_sums = own_sums(a, 1);
+    if (first >= seq.keys) {
+        zero_sums(dk_sums, a.head_dim);
+        return zero_sums(dv_sums, a.head_dim);
+    }
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.keys - first;
     const size_t key = size_t(seq.start + first) * a.kv_stride + column;
     load_rows<D, ROWS<D>>(k, a.k + key, a.kv_stride, valid, a.head_dim);
@@ -383,6 +425,8 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
     }
     store_rows<D>(a.dk + key, a.kv_stride, valid, a.head_dim, dk, a.scale);
     store_rows<D>(a.dv + key, a.kv_stride, valid, a.head_dim, dv, 1.0f);
+    sum_columns<D>(dk_sums, buffer, valid, a.head_dim, dk, a.scale);
+    sum_columns<D>(dv_sums, buffer, valid, a.head_dim, dv, 1.0f);
 }
 
 // Shared memory of these kernels: STATIONARY tiles stay, two are streamed, and P passes through a buffer.
@@ -519,6 +563,28 @@ __device__ __forceinline__ void store_fragments(bf16* to, int stride, int valid,
 #pragma unroll
         for (int c = 0; c < D / 8; c++) store<2>(mine + 8 * c, {out[c][2 * h] * factor[h], out[c][2 * h + 1] * factor[h]});
     }
+}
+
+// Sums the columns of what store_fragments stores, over the block's warps.
+template <int D>
+__device__ __forceinline__ void sum_columns(float* sums, float* buffer, int valid, const float (&out)[D / 8][4], float factor) {
+    if (!sums) return;
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < D / 8; c++) {
+        float sum[2] = {};
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (lane() / 4 + e / 2 * 8 < valid) sum[e % 2] += out[c][e] * factor;
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+#pragma unroll
+            for (int step = 4; step < 32; step *= 2) sum[e] += __shfl_xor_sync(ALL_LANES, sum[e], step);
+        if (lane() < 4) store(buffer + warp() * D + 8 * c + 2 * lane(), sum);
+    }
+    __syncthreads();
+    const int c = threadIdx.x;
+    if (c < D) sums[c] = buffer[c] + buffer[D + c] + buffer[2 * D + c] + buffer[3 * D + c];
 }
 
 // Bit 4 * n + e: whether the lane's element e of fragment n is kept; the rows are queries (with dropout rows `heads` apart,
@@ -715,6 +781,7 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
         }
     }
     store_fragments<D>(a.dq + first * a.q_stride + column, a.q_stride, valid, dq[0], {a.scale, a.scale});
+    sum_columns<D>(own_sums(a, 0), reinterpret_cast<float*>(shared), valid, dq[0], a.scale);
 }
 
 // dk and dv. 64 keys per block; the rows of a warp are keys, its columns queries, in two halves.
@@ -787,6 +854,8 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     const size_t first = size_t(seq.start + seq.tile + row) * a.kv_stride + column;
     store_fragments<D>(a.dk + first, a.kv_stride, valid, dk[0], {a.scale, a.scale});
     store_fragments<D>(a.dv + first, a.kv_stride, valid, dv[0], {a.drop.scale, a.drop.scale});
+    sum_columns<D>(own_sums(a, 0), reinterpret_cast<float*>(shared), valid, dk[0], a.scale);
+    sum_columns<D>(own_sums(a, 1), reinterpret_cast<float*>(shared), valid, dv[0], a.drop.scale);
 }
 
 // Two stages each.

@@ -40,8 +40,9 @@ KERNEL(column_sums_bf16, column_sums<bf16>, ColumnSums<bf16>, 256)
 
 struct ColumnsAdd {
     const float* partials; // (outs, chunks, width)
-    float* out;            // (width)
+    float* first;          // (width)
     float* second;         // (width), if there are two
+    float* third;          // (width), if there are three
     int chunks;
     int width;
     int add;               // whether to add to the outputs
@@ -53,7 +54,7 @@ __device__ void add_columns(const ColumnsAdd& a) {
     __shared__ float parts[WARPS][32];
     const int column = blockIdx.x * 32 + lane();
     const float* partials = a.partials + size_t(blockIdx.y) * a.chunks * a.width;
-    float* out = blockIdx.y == 0 ? a.out : a.second;
+    float* out = blockIdx.y == 0 ? a.first : blockIdx.y == 1 ? a.second : a.third;
     float sum = 0.0f;
     if (column < a.width) {
 #pragma unroll 4

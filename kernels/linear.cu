@@ -1,5 +1,5 @@
-// Beside the products of cuBLASLt: activations (read and write 4 or 2 bytes per element), and our own product for matrices that
-// cuBLASLt does not support. Those are tiny (a classifier of 2 classes) or odd (rows not 16-byte aligned).
+// Beside the products of cuBLASLt: activations (forward reads and writes an element, backward reads two and writes one), and our
+// own product for matrices that cuBLASLt does not support. Those are tiny (a classifier of 2 classes) or odd (rows not 16-byte aligned).
 #include "gpu.cuh"
 
 constexpr int THREADS = 256;
@@ -50,9 +50,9 @@ struct Tanh {
     }
 };
 
-template <class T> struct Act {
+template <class T> struct ActFwd {
     const T* x; // (rows, width)
-    T* y;       // (rows, width), may be x; dy, which becomes dx, in the backward pass
+    T* y;       // (rows, width), may be x
     int rows;
     int width;
     int kind;   // ActivationKind in src/ops.rs
@@ -61,43 +61,99 @@ template <class T> struct Act {
 // Packs per thread, all read before the first is written.
 constexpr int ACT_PACKS = 2;  // host
 
-template <bool WHOLE, bool BACKWARD, class F, class T>
-__device__ __forceinline__ void act_packs(const Act<T>& a, size_t start, size_t len) {
+template <bool WHOLE, class F, class T> __device__ __forceinline__ void act_packs(const ActFwd<T>& a, size_t start, size_t len) {
     constexpr int P = PACK<T>;
-    float x[ACT_PACKS][P], dy[ACT_PACKS][P];
+    float x[ACT_PACKS][P];
 #pragma unroll
     for (int pack = 0; pack < ACT_PACKS; pack++) {
         const size_t at = start + (pack * THREADS + threadIdx.x) * P;
         load<WHOLE>(x[pack], a.x + at, (long long)(len - at));
-        if (BACKWARD) load<WHOLE>(dy[pack], a.y + at, (long long)(len - at));
     }
 #pragma unroll
     for (int pack = 0; pack < ACT_PACKS; pack++) {
         const size_t at = start + (pack * THREADS + threadIdx.x) * P;
         float y[P];
 #pragma unroll
-        for (int i = 0; i < P; i++) y[i] = BACKWARD ? F::backward(x[pack][i], dy[pack][i]) : F::value(x[pack][i]);
+        for (int i = 0; i < P; i++) y[i] = F::value(x[pack][i]);
         store<WHOLE>(a.y + at, y, (long long)(len - at));
     }
 }
 
-template <bool BACKWARD, class F, class T> __device__ __forceinline__ void act_by(const Act<T>& a) {
+template <class F, class T> __device__ __forceinline__ void act_fwd_by(const ActFwd<T>& a) {
     constexpr int BLOCK = ACT_PACKS * THREADS * PACK<T>;
     const size_t start = size_t(blockIdx.x) * BLOCK, len = size_t(a.rows) * a.width;
-    start + BLOCK <= len ? act_packs<true, BACKWARD, F>(a, start, len) : act_packs<false, BACKWARD, F>(a, start, len);
+    start + BLOCK <= len ? act_packs<true, F>(a, start, len) : act_packs<false, F>(a, start, len);
 }
 
-template <class T, bool BACKWARD> __device__ void act(const Act<T>& a) {
+template <class T> __device__ void act_fwd(const ActFwd<T>& a) {
     switch (a.kind) {
-        case 0: return act_by<BACKWARD, Gelu>(a);
-        case 1: return act_by<BACKWARD, Relu>(a);
-        default: return act_by<BACKWARD, Tanh>(a);
+        case 0: return act_fwd_by<Gelu>(a);
+        case 1: return act_fwd_by<Relu>(a);
+        default: return act_fwd_by<Tanh>(a);
     }
 }
-KERNEL(act_fwd_f32, (act<float, false>), Act<float>, 256)
-KERNEL(act_fwd_bf16, (act<bf16, false>), Act<bf16>, 256)
-KERNEL(act_bwd_f32, (act<float, true>), Act<float>, 256)
-KERNEL(act_bwd_bf16, (act<bf16, true>), Act<bf16>, 256)
+KERNEL(act_fwd_f32, act_fwd<float>, ActFwd<float>, 256)
+KERNEL(act_fwd_bf16, act_fwd<bf16>, ActFwd<bf16>, 256)
+
+template <class T> struct ActBwd {
+    const T* x;  // (rows, width)
+    T* dy;       // (rows, width), becomes dx
+    float* sums; // (chunks, width): column sums of dx, or null
+    int rows;
+    int width;
+    int chunk;   // rows per block
+    int kind;    // ActivationKind in src/ops.rs
+};
+
+// Rows that a thread reads before it writes the first.
+constexpr int ACT_ROWS = 2;  // host
+
+// A thread handles a pack of columns of the block's rows, and so has their complete sums.
+template <bool WHOLE, class F, class T> __device__ __forceinline__ void act_columns(const ActBwd<T>& a, int column) {
+    constexpr int P = PACK<T>;
+    const int first = blockIdx.y * a.chunk, end = min(first + a.chunk, a.rows), count = a.width - column;
+    float sum[P] = {};
+    for (int start = first; start < end; start += ACT_ROWS) {
+        uint4 xs[ACT_ROWS] = {}, dys[ACT_ROWS] = {};
+#pragma unroll
+        for (int r = 0; r < ACT_ROWS; r++) {
+            const size_t at = size_t(start + r) * a.width + column;
+            if (start + r >= end) continue;
+            xs[r] = load_raw<WHOLE>(a.x + at, count);
+            dys[r] = load_raw<WHOLE>(a.dy + at, count);
+        }
+#pragma unroll
+        for (int r = 0; r < ACT_ROWS; r++) {
+            if (start + r >= end) continue;
+            float x[P], dx[P];
+            unpack<T>(x, xs[r]);
+            unpack<T>(dx, dys[r]);
+#pragma unroll
+            for (int i = 0; i < P; i++) {
+                dx[i] = F::backward(x[i], dx[i]);
+                sum[i] += dx[i];
+            }
+            store<WHOLE>(a.dy + size_t(start + r) * a.width + column, dx, count);
+        }
+    }
+    if (a.sums) store<WHOLE>(a.sums + size_t(blockIdx.y) * a.width + column, sum, count);
+}
+
+template <class F, class T> __device__ __forceinline__ void act_bwd_by(const ActBwd<T>& a) {
+    const int column = (blockIdx.x * 128 + threadIdx.x) * PACK<T>;
+    if (column >= a.width) return;
+    a.width % PACK<T> == 0 ? act_columns<true, F>(a, column) : act_columns<false, F>(a, column);
+}
+
+template <class T> __device__ void act_bwd(const ActBwd<T>& a) {
+    switch (a.kind) {
+        case 0: return act_bwd_by<Gelu>(a);
+        case 1: return act_bwd_by<Relu>(a);
+        default: return act_bwd_by<Tanh>(a);
+    }
+}
+KERNEL(act_bwd_f32, act_bwd<float>, ActBwd<float>, 128)
+KERNEL(act_bwd_bf16, act_bwd<bf16>, ActBwd<bf16>, 128)
 
 // D = A B + bias (+ D), column-major like cuBLASLt: D is (m, n). Strides of A and B are in elements between neighbours.
 struct Matmul {

@@ -125,15 +125,16 @@ template <class T> struct NormBwd {
     const float* stats;    // (rows, 2)
     T* dy;                 // (rows, dim), becomes dz
     T* dx;                 // (rows, dim), or null if only dz is needed
-    float* partials;       // (2, chunks, dim): dgamma, dbeta
+    float* partials;       // (3, chunks, dim): dgamma, dbeta and, with `bias`, the column sums of dx
     const int* token_rows; // (rows) or null
     int rows;
     int dim;
     int chunk;             // rows per block
+    int bias;
     Drop drop;
 };
 
-// Stores dz = rstd * (g - mean(g) - n * mean(g n)) from column c of a row on, and dx.
+// Stores dz = rstd * (g - mean(g) - n * mean(g n)) from column c of a row on, and dx, which dz becomes.
 template <bool WHOLE, class T>
 __device__ __forceinline__ void store_dz(const NormBwd<T>& a, size_t row, int c, float (&dz)[PACK<T>]) {
     const size_t at = row * a.dim + c;
@@ -154,7 +155,7 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
     __shared__ float2 parts[2][GROUP][WARPS];
     const int c = threadIdx.x * P;
     const bool mine = c < a.dim;
-    float gamma[P] = {}, dgamma[P] = {}, dbeta[P] = {};
+    float gamma[P] = {}, dgamma[P] = {}, dbeta[P] = {}, dbias[P] = {};
     if (mine) load(gamma, a.gamma + c);
     for (int start = first, turn = 0; start < end; start += GROUP, turn ^= 1) {
         uint4 dys[GROUP] = {}, zs[GROUP] = {};
@@ -201,15 +202,18 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
 #pragma unroll
             for (int i = 0; i < P; i++) g[r][i] = stats[r].y * (g[r][i] - mean_g - n[r][i] * mean_gn);
             store_dz<true>(a, row, c, g[r]);
+#pragma unroll
+            for (int i = 0; i < P; i++) dbias[i] += g[r][i];
         }
     }
     if (mine) {
         store(a.partials + size_t(blockIdx.x) * a.dim + c, dgamma);
         store(a.partials + size_t(gridDim.x + blockIdx.x) * a.dim + c, dbeta);
+        if (a.bias) store(a.partials + size_t(2 * gridDim.x + blockIdx.x) * a.dim + c, dbias);
     }
 }
 
-// For any width: first the columns of the block's rows, then the rows.
+// For any width: first the columns of the block's rows, then the rows, then the columns of dx, as stored.
 template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const NormBwd<T>& a, int first, int end) {
     constexpr int P = PACK<T>, THREADS = COLUMN_THREADS<T>, WARPS = THREADS / 32;
     for (int c = threadIdx.x; c < a.dim; c += THREADS) {
@@ -247,6 +251,14 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_memory(const Norm
             }
             store_dz<false>(a, row, c, g);
         }
+    }
+    if (!a.bias) return;
+    __syncthreads();
+    const T* dx = a.dx ? a.dx : a.dy;
+    for (int c = threadIdx.x; c < a.dim; c += THREADS) {
+        float dbias = 0.0f;
+        for (size_t row = first; row < size_t(end); row++) dbias += to_float(dx[row * a.dim + c]);
+        a.partials[size_t(2 * gridDim.x + blockIdx.x) * a.dim + c] = dbias;
     }
 }
 

@@ -250,7 +250,8 @@ pub struct Embed {
 }
 
 /// `y = x W^T + b`, `b` of the type of `y`.
-/// Backward: `dx = dy W` (`dx += dy W` with `add`), `dw += dy^T x`, `db += column sums of dy`.
+/// Backward: `dx = dy W` (`dx += dy W` with `add`), `dw += dy^T x`, `db += column sums of dy`. Where another op of the model
+/// gives `dy`, that op sums its columns while it has them at hand, and `db` is NONE here.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     pub x: View, // (rows, k)
@@ -260,7 +261,7 @@ pub struct Linear {
     pub dy: View,
     pub dx: View,
     pub dw: View,
-    pub db: View,
+    pub db: View, // (n) or NONE
     pub add: bool,
     pub k: usize,
     pub n: usize,
@@ -271,7 +272,7 @@ pub struct Linear {
 /// `s = q k^T / sqrt(head_dim)`, `p = exp(s - lse)`, `lse = log sum exp s` over the keys, `y = dropout(p) v`.
 /// Backward: `dv = dropout(p)^T dy`, `ds = p * (dropout(dy v^T) - rowsum(dy * y))`, `dq = ds k / sqrt(head_dim)`,
 /// `dk = ds^T q / sqrt(head_dim)`. Row r of q, k, v starts at `r * q_stride`, `r * kv_stride`; head h at `h * head_dim`.
-/// Dropout's row is `token row * heads + head`, its column the key's position in the sequence.
+/// `db += column sums of dq, dk and dv`. Dropout's row is `token row * heads + head`, its column the key's position in the sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     pub q: View,   // (q_rows, dim) with q_stride
@@ -283,6 +284,7 @@ pub struct Attention {
     pub dq: View,
     pub dk: View,
     pub dv: View,
+    pub db: View, // (3, dim) or NONE: of the biases that q, k and v end with
     pub q_stride: usize,
     pub kv_stride: usize,
     pub heads: usize,
@@ -294,8 +296,8 @@ pub struct Attention {
 /// Residual, dropout and layer norm (Ba et al., arXiv 1607.06450): `z = dropout(x) + skip`,
 /// `y = (z - mean(z)) / sqrt(var(z) + eps) * gamma + beta`, the variance biased. `x` holds z afterwards.
 /// Backward, with `n = (z - mean) * rstd` and `g = dy * gamma`: `dz = rstd * (g - mean(g) - n * mean(g * n))`,
-/// `dx = dropout(dz)`, `dgamma += sum dy * n`, `dbeta += sum dy`. `dy` becomes dz, the gradient of `skip`; `dx` is `dy`
-/// if p is 0.
+/// `dx = dropout(dz)`, `dgamma += sum dy * n`, `dbeta += sum dy`, `db += column sums of dx`. `dy` becomes dz, the gradient of
+/// `skip`; `dx` is `dy` if p is 0.
 #[derive(Clone, Copy, Debug)]
 pub struct AddNorm {
     pub x: View,     // (rows, dim), becomes z
@@ -308,6 +310,7 @@ pub struct AddNorm {
     pub dx: View,    // (rows, dim)
     pub dgamma: View,
     pub dbeta: View,
+    pub db: View, // (dim) or NONE: of the bias that x ends with
     pub drop: DropSite,
     pub eps: f32,
     pub dim: usize,
@@ -322,13 +325,14 @@ pub enum ActivationKind {
     Tanh,
 }
 
-/// `y = f(x)`; backward, `dy` becomes `dy * f'(x)`. `y` may be `x` if there is no backward.
+/// `y = f(x)`; backward, `dy` becomes `dx = dy * f'(x)`, and `db += column sums of dx`. `y` may be `x` if there is no backward.
 #[derive(Clone, Copy, Debug)]
 pub struct Activation {
     pub kind: ActivationKind,
     pub x: View, // (rows, width)
     pub y: View,
     pub dy: View, // (rows, width), becomes dx
+    pub db: View, // (width) or NONE: of the bias that x ends with
     pub width: usize,
     pub rows: Rows,
 }

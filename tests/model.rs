@@ -591,6 +591,26 @@ fn the_first_micro_batch_overwrites_every_gradient() {
     }
 }
 
+/// The work that a step of DistilBERT with six layers submits to a GPU: the sum of the launches in predicted.json, one copy of
+/// the batch, and two tables to zero. A change of these numbers is a change of speed.
+#[test]
+fn launches_of_a_training_step() {
+    if !is_virtual() {
+        return; // A real GPU does not count.
+    }
+    let batch = labelled(&LENGTHS);
+    let config = Config { dim: 64, heads: 2, layers: 6, ffn: 128, ..small(Arch::DistilBert) };
+    let mut model = random_model(On::CudaBf16, &config, Rows::Cls, true, &batch);
+    let mut train = |number: u64| {
+        model.accumulate(&batch, &Step { update: number, ..step(&batch) }).unwrap();
+        model.update(&Update { number, ..UPDATE }).unwrap();
+    };
+    // The first copies the weights to bf16.
+    train(1);
+    let submitted = vgpu::submitted(|| train(2));
+    assert_eq!(submitted, vgpu::Submitted { kernels: 115, products: 78, copies: 1, fills: 2 });
+}
+
 /// An update with a gradient or a loss that is not finite is counted and changes no weight or moment.
 #[test]
 fn non_finite_updates_are_skipped() {

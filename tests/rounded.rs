@@ -136,7 +136,15 @@ impl Rounded {
             self.cpu().write(place, &all)?;
             self.round(view)?;
         }
-        Ok(())
+        if !backward || op.db.is_none() {
+            return Ok(());
+        }
+        let tokens = (op.kv_stride, Rows::Tokens);
+        let parts = [(op.dq, (op.q_stride, op.q_rows)), (op.dk, tokens), (op.dv, tokens)];
+        parts
+            .into_iter()
+            .enumerate()
+            .try_for_each(|(i, (d, (stride, rows)))| self.add_bias(op.db.slice(i * dim, dim), d, rows, stride))
     }
 
     fn placed(&self, op: &Op) -> Op {
@@ -153,22 +161,31 @@ impl Rounded {
     }
 
     fn linear(&mut self, op: &Linear, pass: Pass) -> Result<()> {
-        let placed = self.placed(&Op::Linear(*op));
         if pass == Pass::Forward {
+            let placed = self.placed(&Op::Linear(*op));
             self.on_rounded([op.x, op.w], |rounded| rounded.cpu.forward(&placed))?;
             return self.round(op.y);
         }
-        // The bias's gradient is a sum and not a product: it is computed in a separate pass, from unrounded operands.
-        let [dx, dw, db] = [op.dx, op.dw, op.db].map(|view| self.place(view));
-        let before = [dx, dw].map(|view| self.cpu().read(view));
-        self.cpu.backward(&placed)?;
-        let bias = self.cpu().read(db)?;
-        for (view, values) in [dx, dw].into_iter().zip(before) {
-            self.cpu().write(view, &values?)?;
-        }
+        let placed = self.placed(&Op::Linear(Linear { db: View::NONE, ..*op }));
         self.on_rounded([op.x, op.w, op.dy], |rounded| rounded.cpu.backward(&placed))?;
-        self.cpu().write(db, &bias)?;
-        [op.dx, op.dw, op.db].into_iter().try_for_each(|view| self.round(view))
+        [op.dx, op.dw].into_iter().try_for_each(|view| self.round(view))?;
+        // A sum and not a product.
+        self.add_bias(op.db, op.dy, op.rows, op.n)
+    }
+
+    /// `db += column sums of d` as stored, whose rows begin `stride` apart.
+    fn add_bias(&mut self, db: View, d: View, rows: Rows, stride: usize) -> Result<()> {
+        let rows = match rows {
+            Rows::Tokens => *self.cu_seqlens.last().unwrap() as usize,
+            Rows::Cls => self.cu_seqlens.len() - 1,
+        };
+        let (place, d) = (self.place(db), self.place(d));
+        let d = self.cpu().read(d)?;
+        let mut sums = if self.step.adds() { self.cpu().read(place)? } else { vec![0.0; db.len] };
+        for row in d.chunks(stride).take(rows) {
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+        self.cpu().write(place, &sums)
     }
 
     /// Two ops: the norm is that of the stored sum.
@@ -242,6 +259,14 @@ impl Backend for Rounded {
         match op {
             Op::Linear(op) => self.linear(op, Pass::Backward),
             Op::Attention(op) => self.attn(op, true),
+            Op::AddNorm(op) => {
+                self.plain(&Op::AddNorm(AddNorm { db: View::NONE, ..*op }), Pass::Backward)?;
+                self.add_bias(op.db, op.dx, op.rows, op.dim)
+            }
+            Op::Activation(op) => {
+                self.plain(&Op::Activation(Activation { db: View::NONE, ..*op }), Pass::Backward)?;
+                self.add_bias(op.db, op.dy, op.rows, op.width)
+            }
             _ => self.plain(op, Pass::Backward),
         }
     }

@@ -494,7 +494,7 @@ fn launches_of_large_batches() {
         }
     }
     let error = run(&attn(&batch(&[512; 2000]), 12, 64, t, on), Arithmetic::Bf16).unwrap_err();
-    assert!(error.fact().contains("49152000 bytes of working memory, but there are 33554432"), "{error}");
+    assert!(error.fact().contains("49158144 bytes of working memory, but there are 33554432"), "{error}");
 }
 
 /// Pageable memory is copied during the call.
@@ -905,7 +905,6 @@ fn matmul(
 #[test]
 fn products_of_cublas() {
     let gpu = Gpu::new();
-    let before = vgpu::matmuls();
     let workspace = gpu.stream.alloc_zeros::<u8>(WORKSPACE).unwrap();
     let mut cases = Vec::new();
     for transposed in [(false, false), (true, false), (false, true), (true, true)] {
@@ -917,7 +916,6 @@ fn products_of_cublas() {
     cases.push(Matmul { tf32: true, ..PLAIN });
     // More than one block of the product, with ragged edges.
     cases.push(Matmul { m: 340, n: 44, k: 600, ..PLAIN });
-    let count = cases.len() as u64;
     for p in cases {
         let (a, b, d, bias) = (noise(p.m * p.k, 4), noise(p.k * p.n, 5), noise(p.m * p.n, 6), noise(p.m, 7));
         let stored = |x: &[f32], half: bool| if half { halves(x).iter().map(|x| x.to_f32()).collect() } else { x.to_vec() };
@@ -928,7 +926,8 @@ fn products_of_cublas() {
         };
         let on_gpu = [up(&a, p.half), up(&b, p.half), up(&d, p.half_result), up(&bias, p.half_result)];
         let [pa, pb, pd, pbias] = [0, 1, 2, 3].map(|i: usize| gpu.address(&on_gpu[i]));
-        matmul(&gpu, &p, [pa, pb, pd, pbias, gpu.address(&workspace)], p.k, NO_REDUCTION).unwrap();
+        let product = || matmul(&gpu, &p, [pa, pb, pd, pbias, gpu.address(&workspace)], p.k, NO_REDUCTION).unwrap();
+        assert_eq!(vgpu::submitted(product), vgpu::Submitted { kernels: 0, products: 1, copies: 0, fills: 0 });
         let bytes = gpu.stream.clone_dtoh(&on_gpu[2]).unwrap();
         let found: Vec<f32> = match p.half_result {
             true => bytes.chunks(2).map(|x| bf16::from_le_bytes([x[0], x[1]]).to_f32()).collect(),
@@ -946,7 +945,6 @@ fn products_of_cublas() {
             .collect();
         assert_near(&found, &wanted, if p.half_result { 0.05 } else { 1e-4 });
     }
-    assert!(vgpu::matmuls() - before >= count);
     let written = gpu.stream.clone_dtoh(&workspace).unwrap();
     assert_eq!(written[0], 0xff, "the workspace is unchanged");
 }

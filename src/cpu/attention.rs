@@ -172,4 +172,10 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Attention) {
             }
         }
     });
+    if !op.db.is_none() {
+        let bias = |i: usize| op.db.slice(i * dim, dim);
+        cpu.add_bias(bias(0), op.dq, rows, q_stride);
+        cpu.add_bias(bias(1), op.dk, cpu.tokens, kv_stride);
+        cpu.add_bias(bias(2), op.dv, cpu.tokens, kv_stride);
+    }
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::arena::UnsafeSlice;
 use super::matrix::{Accumulate, Mat};
 use super::real::{Real, simd};
-use super::{Cpu, add_columns, add_to, grain};
+use super::{Cpu, grain};
 use crate::ops::{Activation, ActivationKind, Linear};
 
 /// `out` (m, n) becomes `onto + a b`.
@@ -28,12 +28,12 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     let rows = cpu.count(op.rows);
     // SAFETY: distinct buffers.
     let (x, w, dy) = unsafe { (cpu.get(op.x, rows * k), cpu.get(op.w, n * k), cpu.get(op.dy, rows * n)) };
-    let (dx, dw, db) = unsafe { (cpu.get_mut(op.dx, rows * k), cpu.get_mut(op.dw, n * k), cpu.gradient(op.db)) };
+    let (dx, dw) = unsafe { (cpu.get_mut(op.dx, rows * k), cpu.get_mut(op.dw, n * k)) };
     let onto = |adds: bool| if adds { Accumulate::Itself } else { Accumulate::Nothing };
     let dy_matrix = Mat::new(dy, n);
     multiply(cpu, dx, (rows, k, n), (dy_matrix, Mat::new(w, k)), onto(op.add));
     multiply(cpu, dw, (n, k, rows), (dy_matrix.t(), Mat::new(x, k)), onto(cpu.step.adds()));
-    add_columns([db], rows, |r, c, [sums]| add_to(sums, &dy[r * n + c..]));
+    cpu.add_bias(op.db, op.dy, rows, n);
 }
 
 pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {
@@ -77,4 +77,5 @@ pub fn act_bwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {
             }
         })
     });
+    cpu.add_bias(op.db, op.dy, cpu.count(op.rows), op.width);
 }

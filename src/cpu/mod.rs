@@ -126,6 +126,16 @@ impl<T: Real> Cpu<T> {
         gradient
     }
 
+    /// `db += column sums of d`, whose rows begin `stride` apart; nothing if `db` is NONE.
+    fn add_bias(&self, db: View, d: View, rows: usize, stride: usize) {
+        if db.is_none() {
+            return;
+        }
+        // SAFETY: distinct buffers.
+        let (d, db) = unsafe { (self.get(d, (rows - 1) * stride + db.len), self.gradient(db)) };
+        add_columns([db], rows, |r, c, [sums]| add_to(sums, &d[r * stride + c..]));
+    }
+
     /// One of the batch's arrays, which ops only read.
     fn input(&self, of: impl Fn(&Inputs) -> View, len: usize) -> &[i32] {
         let view = of(self.inputs.as_ref().expect("stage was called")).slice(0, len);

@@ -92,4 +92,5 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &AddNorm) {
             })
         });
     }
+    cpu.add_bias(op.db, op.dx, rows, dim);
 }

@@ -1,8 +1,11 @@
 //! Chooses the attention kernel and the number of blocks. A block is a (head, tile of rows, part of the tile), or a (head,
 //! sequence) if each sequence has one query.
 
-use super::Cuda;
-use super::kernels::{AttnBwd, AttnFwd, Kernel, Kernels};
+use std::ops::Range;
+
+use super::arena::SCRATCH;
+use super::kernels::{AttnBwd, AttnFwd, Kernel, Kernels, Ptr};
+use super::{Cuda, columns};
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Attention, DType, Rows};
 
@@ -129,6 +132,15 @@ pub fn fwd(cuda: &Cuda, op: &Attention) -> Result<()> {
 
 pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
     let path = Path::of(cuda, op)?;
+    let dim = op.heads * op.head_dim;
+    let delta = (4 * cuda.rows(op.q_rows) * op.heads).next_multiple_of(256);
+    // Behind delta: the column sums of each block, of dk and dv at the same time.
+    let summed = !op.db.is_none();
+    let block = if summed { 2 * dim * size_of::<f32>() * path.parts } else { 0 };
+    let most = SCRATCH.saturating_sub(delta).checked_div(block).unwrap_or(MOST).clamp(1, MOST);
+    let (count, parts) = queries(cuda, op, &path);
+    let scratch = cuda.scratch(delta + most.min(count.max(cuda.tiles())) * block)?;
+    let sums = if summed { scratch + delta as u64 } else { 0 };
     let arguments = AttnBwd {
         q: cuda.at(op.q),
         k: cuda.at(op.k),
@@ -136,10 +148,11 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         y: cuda.at(op.y),
         dy: cuda.at(op.dy),
         lse: cuda.at(op.lse),
-        delta: cuda.scratch(4 * cuda.rows(op.q_rows) * op.heads)?,
+        delta: scratch,
         dq: cuda.at(op.dq),
         dk: cuda.at(op.dk),
         dv: cuda.at(op.dv),
+        sums,
         cu_seqlens: cuda.at(cuda.inputs().cu_seqlens),
         tiles: cuda.at(cuda.inputs().tiles),
         q_stride: op.q_stride as i32,
@@ -150,9 +163,16 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         scale: scale(op),
         drop: cuda.drop(op.drop),
     };
-    let (count, parts) = queries(cuda, op, &path);
-    (0..count).step_by(MOST).try_for_each(|first| {
-        let shift = Shift::to(first, op);
+    // Only the first launch of several overwrites.
+    let add_bias = |first: usize, blocks: usize, of: Range<usize>| {
+        if !summed {
+            return Ok(());
+        }
+        let outs: Vec<Ptr> = of.map(|part| cuda.at(op.db.slice(part * dim, dim))).collect();
+        columns::add(cuda, sums, blocks, dim, &outs, first > 0 || cuda.step.adds())
+    };
+    for first in (0..count).step_by(most) {
+        let (shift, launched) = (Shift::to(first, op), most.min(count - first));
         let shifted = AttnBwd {
             tiles: arguments.tiles + shift.tiles,
             cu_seqlens: arguments.cu_seqlens + shift.cu_seqlens,
@@ -164,10 +184,14 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
             delta: arguments.delta + shift.lse,
             ..arguments
         };
-        cuda.launch(path.bwd_q, [op.heads, MOST.min(count - first), parts], &shifted)
-    })?;
-    (0..cuda.tiles()).step_by(MOST).try_for_each(|first| {
+        cuda.launch(path.bwd_q, [op.heads, launched, parts], &shifted)?;
+        add_bias(first, launched * parts, 0..1)?;
+    }
+    for first in (0..cuda.tiles()).step_by(most) {
+        let launched = most.min(cuda.tiles() - first);
         let shifted = AttnBwd { tiles: arguments.tiles + 8 * first as u64, ..arguments };
-        cuda.launch(path.bwd_kv, [op.heads, MOST.min(cuda.tiles() - first), path.parts], &shifted)
-    })
+        cuda.launch(path.bwd_kv, [op.heads, launched, path.parts], &shifted)?;
+        add_bias(first, launched * path.parts, 1..3)?;
+    }
+    Ok(())
 }

@@ -34,14 +34,13 @@ pub fn sum(cuda: &Cuda, matrix: &Matrix, out: Ptr) -> Result<()> {
         only: only.unwrap_or(0) as i32,
     };
     cuda.launch(cuda.kernels().column_sums.of(dtype), [tiles(width, dtype), chunks, 1], &arguments)?;
-    add(cuda, sums, chunks, width, &[out])
+    add(cuda, sums, chunks, width, &[out], cuda.step.adds())
 }
 
-/// The gradients `outs[i][c]` of one or two parameters from the `sum over chunks of partials[i][chunk][c]`.
-pub fn add(cuda: &Cuda, partials: Ptr, chunks: usize, width: usize, outs: &[Ptr]) -> Result<()> {
-    let (out, second) = (outs[0], outs.get(1).copied().unwrap_or(0));
-    let arguments =
-        ColumnsAdd { partials, out, second, chunks: chunks as i32, width: width as i32, add: cuda.step.adds().into() };
+/// `outs[i][c] = sum over chunks of partials[i][chunk][c]`, or `+=` with `adds`, for at most three outputs.
+pub fn add(cuda: &Cuda, partials: Ptr, chunks: usize, width: usize, outs: &[Ptr], adds: bool) -> Result<()> {
+    let [first, second, third] = std::array::from_fn(|i| outs.get(i).copied().unwrap_or(0));
+    let arguments = ColumnsAdd { partials, first, second, third, chunks: chunks as i32, width: width as i32, add: adds.into() };
     cuda.launch(&cuda.kernels().columns_add, [width.div_ceil(32), outs.len(), 1], &arguments)
 }
 

@@ -3,9 +3,12 @@
 use super::Cuda;
 use super::columns::{self, Matrix};
 use super::gemm::{self, Product};
-use super::kernels::{self, ACT_PACKS, Kernel};
+use super::kernels::{ACT_PACKS, ACT_ROWS, ActBwd, ActFwd};
 use crate::error::Result;
-use crate::ops::{Activation, Linear, View};
+use crate::ops::{Activation, Linear};
+
+/// Most chunks of rows in the backward pass of an activation.
+const CHUNKS: usize = 256;
 
 /// `y = x W^T + b`; in column-major order `y = W^T x`.
 pub fn fwd(cuda: &Cuda, op: &Linear) -> Result<()> {
@@ -30,7 +33,7 @@ pub fn fwd(cuda: &Cuda, op: &Linear) -> Result<()> {
     gemm::product(cuda, &product)
 }
 
-/// `dx = dy W`, `dw += dy^T x`, `db += column sums of dy`.
+/// `dx = dy W`, `dw += dy^T x`, `db += column sums of dy` unless it is NONE.
 pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
     let Linear { k, n, .. } = *op;
     let rows = cuda.rows(op.rows);
@@ -64,22 +67,38 @@ pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
         ..input
     };
     gemm::product(cuda, &weight)?;
+    if op.db.is_none() {
+        return Ok(());
+    }
     let dy = Matrix { x: cuda.at(op.dy), dtype: op.dy.dtype, rows, width: n, only: None };
     columns::sum(cuda, &dy, cuda.at(op.db))
 }
 
 pub fn act_fwd(cuda: &Cuda, op: &Activation) -> Result<()> {
-    act(cuda, op, op.y, cuda.kernels().act_fwd.of(op.y.dtype))
+    let rows = cuda.rows(op.rows);
+    let arguments =
+        ActFwd { x: cuda.at(op.x), y: cuda.at(op.y), rows: rows as i32, width: op.width as i32, kind: op.kind as i32 };
+    let kernel = cuda.kernels().act_fwd.of(op.y.dtype);
+    let block = kernel.threads() * ACT_PACKS * 16 / op.y.dtype.size();
+    cuda.launch(kernel, [(rows * op.width).div_ceil(block), 1, 1], &arguments)
 }
 
 pub fn act_bwd(cuda: &Cuda, op: &Activation) -> Result<()> {
-    act(cuda, op, op.dy, cuda.kernels().act_bwd.of(op.dy.dtype))
-}
-
-fn act(cuda: &Cuda, op: &Activation, y: View, kernel: &Kernel<kernels::Act>) -> Result<()> {
     let rows = cuda.rows(op.rows);
-    let arguments =
-        kernels::Act { x: cuda.at(op.x), y: cuda.at(y), rows: rows as i32, width: op.width as i32, kind: op.kind as i32 };
-    let block = kernel.threads() * ACT_PACKS * 16 / y.dtype.size();
-    cuda.launch(kernel, [(rows * op.width).div_ceil(block), 1, 1], &arguments)
+    let chunk = rows.div_ceil(CHUNKS).next_multiple_of(ACT_ROWS);
+    let chunks = rows.div_ceil(chunk);
+    let sums = if op.db.is_none() { 0 } else { cuda.scratch(chunks * op.width * size_of::<f32>())? };
+    let arguments = ActBwd {
+        x: cuda.at(op.x),
+        dy: cuda.at(op.dy),
+        sums,
+        rows: rows as i32,
+        width: op.width as i32,
+        chunk: chunk as i32,
+        kind: op.kind as i32,
+    };
+    let kernel = cuda.kernels().act_bwd.of(op.dy.dtype);
+    let block = kernel.threads() * 16 / op.dy.dtype.size();
+    cuda.launch(kernel, [op.width.div_ceil(block), chunks, 1], &arguments)?;
+    if op.db.is_none() { Ok(()) } else { columns::add(cuda, sums, chunks, op.width, &[cuda.at(op.db)], cuda.step.adds()) }
 }

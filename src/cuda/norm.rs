@@ -1,7 +1,7 @@
 //! Residual, dropout and layer norm.
 
 use super::arena::SCRATCH;
-use super::kernels::{NormBwd, NormFwd};
+use super::kernels::{NormBwd, NormFwd, Ptr};
 use super::{Cuda, columns};
 use crate::error::Result;
 use crate::ops::AddNorm;
@@ -32,7 +32,9 @@ pub fn fwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
 pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
     let rows = cuda.rows(op.rows);
     let kernel = cuda.kernels().norm_bwd.of(op.dy.dtype);
-    let bytes = 2 * op.dim * size_of::<f32>(); // of one chunk's sums
+    let outs = [op.dgamma, op.dbeta, op.db].into_iter().filter(|out| !out.is_none()).map(|out| cuda.at(out));
+    let outs: Vec<Ptr> = outs.collect();
+    let bytes = outs.len() * op.dim * size_of::<f32>(); // of one chunk's sums
     let chunk = rows.div_ceil(CHUNKS.min(SCRATCH / bytes)).next_multiple_of(CHUNK);
     let chunks = rows.div_ceil(chunk);
     let partials = cuda.scratch(chunks * bytes)?;
@@ -47,8 +49,9 @@ pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
         rows: rows as i32,
         dim: op.dim as i32,
         chunk: chunk as i32,
+        bias: (!op.db.is_none()).into(),
         drop: cuda.drop(op.drop),
     };
     cuda.launch(kernel, [chunks, 1, 1], &arguments)?;
-    columns::add(cuda, partials, chunks, op.dim, &[cuda.at(op.dgamma), cuda.at(op.dbeta)])
+    columns::add(cuda, partials, chunks, op.dim, &outs, cuda.step.adds())
 }

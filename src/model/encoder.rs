@@ -36,6 +36,7 @@ pub fn ops(plan: &Plan) -> Vec<Op> {
         dx: d.hidden,
         dgamma: plan.grad(e.norm.w),
         dbeta: plan.grad(e.norm.b),
+        db: View::NONE,
         drop: DropSite::NONE,
         eps,
         dim,
@@ -64,7 +65,7 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
 
     // Adds the gradient of a linear's input to the gradient from the residual.
     let adding = |linear: Linear| Linear { add: true, ..linear };
-    let norm = |x: View, skip: View, weights: Affine, y: View, stats: View, drop: DropSite| AddNorm {
+    let norm = |x: View, bias: View, skip: View, weights: Affine, y: View, stats: View, drop: DropSite| AddNorm {
         x,
         skip,
         gamma: weights.w,
@@ -75,6 +76,7 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
         dx: branch(drop.p),
         dgamma: plan.grad(weights.w),
         dbeta: plan.grad(weights.b),
+        db: plan.grad(bias),
         drop,
         eps,
         dim,
@@ -109,6 +111,7 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
         dq: if pruned { d.last_query } else { d.projected },
         dk: columns(d.projected, kv_at),
         dv: columns(d.projected, kv_at + dim),
+        db: plan.grad(layer.qkv.b),
         q_stride: if pruned { dim } else { 3 * dim },
         kv_stride,
         heads,
@@ -118,11 +121,14 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
     };
     let output = plan.linear(layer.output, [layer.context, layer.attn_sum], [branch(attn_out_p), d.context], rows);
     let skip = if pruned { layer.first } else { layer.input };
-    let attn_norm = norm(layer.attn_sum, skip, layer.attn_norm, layer.attn_out, layer.attn_stats, site(1, attn_out_p));
+    let attn_norm =
+        norm(layer.attn_sum, layer.output.b, skip, layer.attn_norm, layer.attn_out, layer.attn_stats, site(1, attn_out_p));
     let up = adding(plan.linear(layer.up, [layer.attn_out, layer.pre_act], [d.ffn, dh], rows));
-    let act = Activation { kind: ActivationKind::Gelu, x: layer.pre_act, y: layer.act, dy: d.ffn, width: ffn, rows };
+    let db = plan.grad(layer.up.b);
+    let act = Activation { kind: ActivationKind::Gelu, x: layer.pre_act, y: layer.act, dy: d.ffn, db, width: ffn, rows };
     let down = plan.linear(layer.down, [layer.act, layer.ffn_sum], [branch(dropout), d.ffn], rows);
-    let ffn_norm = norm(layer.ffn_sum, layer.attn_out, layer.ffn_norm, layer.out, layer.ffn_stats, site(2, dropout));
+    let ffn_norm =
+        norm(layer.ffn_sum, layer.down.b, layer.attn_out, layer.ffn_norm, layer.out, layer.ffn_stats, site(2, dropout));
     let rest = [
         Op::Attention(attn),
         Op::Linear(output),

@@ -378,13 +378,13 @@ impl Plan {
         self.view_in(param, self.grads)
     }
 
-    /// The op `y = x W^T + b` with its gradients; `dx` is overwritten.
+    /// The op `y = x W^T + b` with its gradients but that of the bias, which the op that gives `dy` has; `dx` is overwritten.
     pub fn linear(&self, weights: Affine, [x, y]: [View; 2], [dy, dx]: [View; 2], rows: Rows) -> Linear {
-        let (dw, db) = (self.grad(weights.w), self.grad(weights.b));
+        let dw = self.grad(weights.w);
         let (k, n) = (weights.w.len / weights.b.len, weights.b.len);
         let w = self.view_in(weights.w, self.weights);
         let b = if y.dtype == weights.b.dtype { weights.b } else { self.view_in(weights.b, self.weights) };
-        Linear { x, w, b, y, dy, dx, dw, db, add: false, k, n, rows }
+        Linear { x, w, b, y, dy, dx, dw, db: View::NONE, add: false, k, n, rows }
     }
 
     /// Bytes by purpose.

@@ -452,6 +452,7 @@ pub fn attn(batch: &PackedBatch, heads: usize, head_dim: usize, q_rows: Rows, dr
             dq,
             dk,
             dv,
+            db: b.sum("db", 3, dim),
             q_stride,
             kv_stride,
             heads,
@@ -479,6 +480,7 @@ pub fn add_norm(batch: &PackedBatch, dim: usize, rows: Rows, skip: bool, drop: D
             dx: if drop.p > 0.0 { b.empty("dx", rows, dim) } else { dy },
             dgamma: b.sum("dgamma", 1, dim),
             dbeta: b.sum("dbeta", 1, dim),
+            db: if skip { b.sum("db", 1, dim) } else { View::NONE },
             drop,
             eps: 1e-5,
             dim,
@@ -493,7 +495,7 @@ pub fn act(batch: &PackedBatch, kind: ActivationKind, width: usize, rows: Rows) 
         // Covers the tails, and avoids the kink of ReLU.
         b.map("x", |x| 2.5 * x + 0.01 * x.signum());
         let (y, dy) = (b.output("y", rows, width, "dy"), b.random("dy", rows, width));
-        Op::Activation(Activation { kind, x, y, dy, width, rows })
+        Op::Activation(Activation { kind, x, y, dy, db: b.sum("db", 1, width), width, rows })
     })
 }
 

@@ -16,12 +16,12 @@ pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
         Op::Embed(op) => views!(op: Embed { word, position, types, y, dy, dword, dposition, dtypes } pad dim),
         Op::Linear(op) => views!(op: Linear { x, w, b, y, dy, dx, dw, db } add k n rows),
         Op::Attention(op) => {
-            views!(op: Attention { q, k, v, y, lse, dy, dq, dk, dv } q_stride kv_stride heads head_dim drop q_rows)
+            views!(op: Attention { q, k, v, y, lse, dy, dq, dk, dv, db } q_stride kv_stride heads head_dim drop q_rows)
         }
         Op::AddNorm(op) => {
-            views!(op: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta } drop eps dim rows)
+            views!(op: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta, db } drop eps dim rows)
         }
-        Op::Activation(op) => views!(op: Activation { x, y, dy } kind width rows),
+        Op::Activation(op) => views!(op: Activation { x, y, dy, db } kind width rows),
         Op::Dropout(op) => views!(op: Dropout { x, dy } drop width rows),
         Op::GatherCls(op) => views!(op: GatherCls { x, y, dy, dx } add dim),
         Op::CrossEntropy(op) => views!(op: CrossEntropy { logits, weights, loss, dlogits, status } smoothing classes),
@@ -36,11 +36,11 @@ pub fn written(op: &Op, pass: Pass) -> Vec<View> {
         (Op::Linear(op), Pass::Forward) => vec![op.y],
         (Op::Linear(op), Pass::Backward) => vec![op.dx, op.dw, op.db],
         (Op::Attention(op), Pass::Forward) => vec![op.y, op.lse],
-        (Op::Attention(op), Pass::Backward) => vec![op.dq, op.dk, op.dv],
+        (Op::Attention(op), Pass::Backward) => vec![op.dq, op.dk, op.dv, op.db],
         (Op::AddNorm(op), Pass::Forward) => vec![op.x, op.y, op.stats],
-        (Op::AddNorm(op), Pass::Backward) => vec![op.dy, op.dx, op.dgamma, op.dbeta],
+        (Op::AddNorm(op), Pass::Backward) => vec![op.dy, op.dx, op.dgamma, op.dbeta, op.db],
         (Op::Activation(op), Pass::Forward) => vec![op.y],
-        (Op::Activation(op), Pass::Backward) => vec![op.dy],
+        (Op::Activation(op), Pass::Backward) => vec![op.dy, op.db],
         (Op::Dropout(op), Pass::Forward) => vec![op.x],
         (Op::Dropout(op), Pass::Backward) => vec![op.dy],
         (Op::GatherCls(op), Pass::Forward) => vec![op.y],

@@ -66,7 +66,8 @@ Handles<Handle> handles;
 Handles<Layout> layouts;
 Handles<Description> descriptions;
 Handles<Preference> preferences;
-std::atomic<uint64_t> products{0};
+// Submitted by this thread.
+thread_local uint64_t products;
 
 // A requested product. The layouts' strides are part of it.
 struct Problem {
@@ -279,7 +280,6 @@ void run_checked(Device& device, const Problem& problem, size_t terms, const Ope
         if (one.overlaps(other)) return break_context(device, LAUNCH_FAILED, format("cublasLt: %s lies over %s", one.name, other.name));
     memset(workspace, 0xff, WORKSPACE);
     run(problem, terms, operands);
-    products++;
 }
 
 int find_problem(void* description, void* a, void* b, void* c, void* d, Problem* problem) {
@@ -409,11 +409,12 @@ int cublasLtMatmul(void* handle, void* description, const float* alpha, const vo
     trace("cublasLtMatmul %zu %zu 1 128\n", round_up(problem.d.rows, 128) / 128, round_up(problem.d.columns, 128) / 128);
     size_t terms = algorithm->computed(problem.k());
     current_device()->kernels_loaded = true;
+    products++;
     int error = submit(stream, {[=](Device& device) { run_checked(device, problem, terms, operands, workspace); }});
     return error ? EXECUTION_FAILED : OK;
 }
 
-uint64_t vgpu_matmuls() { return products; }
+uint64_t vgpu_products() { return products; }
 
 }  // extern "C"
 #pragma GCC visibility pop

@@ -106,6 +106,8 @@ std::atomic<bool> initialised{false};
 std::string injected_fault;
 uint64_t failing_launch = 0;
 std::atomic<uint64_t> launches{0};
+// Submitted by this thread: launches of kernels, copies to the device, fills.
+thread_local uint64_t submitted[3];
 
 uint64_t environment_number(const char* name) {
     const char* text = getenv(name);
@@ -229,6 +231,7 @@ int copy_to_device(uint64_t to, const void* from, size_t bytes, void* stream) {
     TRY(ready());
     if (!bytes) return SUCCESS;
     TRY(check_range(to, bytes));
+    submitted[1]++;
     void* target = reinterpret_cast<void*>(to);
     if (auto host = pinned(from, bytes)) {
         Work work = work_on(to, bytes, [=] { memcpy(target, from, bytes); });
@@ -272,6 +275,7 @@ template <class T> int fill(uint64_t to, T value, size_t count, void* stream) {
     if (!count) return SUCCESS;
     TRY(check_range(to, count * sizeof(T)));
     if (to % sizeof(T)) return INVALID_VALUE;
+    submitted[2]++;
     return submit(stream, work_on(to, count * sizeof(T), [=] { std::fill_n(reinterpret_cast<T*>(to), count, value); }));
 }
 
@@ -592,6 +596,7 @@ int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     Grid grid{grid_x, grid_y, grid_z};
     TRY(check_launch(*function, grid, {block_x, block_y, block_z}, dynamic_shared));
     if (extra || !arguments) return INVALID_VALUE;
+    submitted[0]++;
     Kernel& kernel = function->kernel;
     // In units of the largest alignment that a struct of arguments needs.
     auto copy = std::make_shared<std::vector<std::max_align_t>>(kernel.argument_bytes / sizeof(std::max_align_t) + 1);
@@ -723,6 +728,8 @@ void vgpu_set_errors(uint64_t value) {
 }
 
 size_t vgpu_last_error(char* buffer, size_t bytes) { return give(last_error(), buffer, bytes); }
+
+void vgpu_submitted(uint64_t* counts) { std::copy_n(submitted, 3, counts); }
 
 // `name launches bytes` of the engine's kernels: number of launches, and most dynamic shared memory.
 size_t vgpu_launches(char* buffer, size_t bytes) {

@@ -100,10 +100,32 @@ pub fn launches() -> BTreeMap<String, Launched> {
     text("vgpu_launches").lines().map(parse).collect()
 }
 
-/// The number of products computed by cuBLASLt.
-pub fn matmuls() -> u64 {
-    // SAFETY: the signature in blaslt.cpp.
-    unsafe { function::<unsafe extern "C" fn() -> u64>(&installed().blaslt, "vgpu_matmuls")() }
+/// Work for the GPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Submitted {
+    /// Launches of kernels.
+    pub kernels: u64,
+    /// Products by cuBLASLt.
+    pub products: u64,
+    /// Copies to the GPU.
+    pub copies: u64,
+    pub fills: u64,
+}
+
+/// What this thread submits within `f`.
+pub fn submitted(f: impl FnOnce()) -> Submitted {
+    // SAFETY: the signatures in driver.cpp and blaslt.cpp.
+    let now = || unsafe {
+        let mut counts = [0; 3];
+        function::<unsafe extern "C" fn(*mut u64)>(&installed().cuda, "vgpu_submitted")(counts.as_mut_ptr());
+        let products = function::<unsafe extern "C" fn() -> u64>(&installed().blaslt, "vgpu_products")();
+        [counts[0], products, counts[1], counts[2]]
+    };
+    let before = now();
+    f();
+    let after = now();
+    let [kernels, products, copies, fills] = std::array::from_fn(|i| after[i] - before[i]);
+    Submitted { kernels, products, copies, fills }
 }
 
 fn text(name: &str) -> String {
