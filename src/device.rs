@@ -86,7 +86,8 @@ fn cpu(precision: Precision) -> Result<Opened> {
         }
     };
     let slow = precision == Precision::Bf16 && Instructions::in_use() != Instructions::Avx512Bf16;
-    let note = "--precision bf16: without AVX512-BF16, which this CPU does not have or may not use, fp32 is faster".to_string();
+    let note = "--precision bf16: without AVX512-BF16, which this CPU does not have or may not use, it is no faster than fp32"
+        .to_string();
     Ok(Opened { backend: Box::new(Cpu::<f32>::new()), arithmetic, notes: slow.then_some(note).into_iter().collect() })
 }
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::matrix::{Accumulate, Mat};
-use super::rounded::{Kernels, Pairs, ROWS, Tile, WIDTH, portable};
+use super::panels::{Kernels, Pairs, ROWS, Tile, WIDTH};
 
 const REGISTERS: usize = WIDTH / 16;
 
@@ -26,10 +26,9 @@ pub const KERNELS: Kernels<f32> = Kernels {
 fn pack(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
     if x.row == 1 {
         pack_columns(panel, x, terms, columns);
-    } else if x.col == 1 {
-        pack_rows(panel, x, terms, columns);
     } else {
-        portable::pack(panel, x, terms, columns);
+        assert_eq!(x.col, 1, "neither rows nor columns are contiguous");
+        pack_rows(panel, x, terms, columns);
     }
 }
 

@@ -21,7 +21,7 @@ pub enum Instructions {
     /// With FMA.
     Avx2,
     Avx512,
-    /// AVX-512 with bf16 dot products. Without them, rounded products are slower than products in f32.
+    /// AVX-512 with bf16 dot products. Without them, rounded products are no faster than products in f32.
     Avx512Bf16,
 }
 

@@ -6,6 +6,7 @@ mod arena;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod copies;
 mod dropout;
 mod embed;
 mod gemm;
@@ -14,9 +15,9 @@ mod linear;
 mod loss;
 mod matrix;
 mod norm;
+mod panels;
 mod product;
 mod real;
-mod rounded;
 
 use std::sync::Mutex;
 

@@ -15,6 +15,9 @@ pub trait Real: Float + NumAssign + Send + Sync + 'static {
 
     fn f64(self) -> f64;
 
+    /// Rounded to bf16, to nearest, ties to even; in a form that vectorises.
+    fn to_bf16(self) -> Self;
+
     /// exp(x), in a form that vectorises.
     fn vexp(self) -> Self;
 
@@ -34,6 +37,10 @@ impl Real for f64 {
     #[inline(always)]
     fn f64(self) -> f64 {
         self
+    }
+
+    fn to_bf16(self) -> f64 {
+        f64::from((self as f32).to_bf16())
     }
 
     fn vexp(self) -> f64 {
@@ -57,6 +64,13 @@ impl Real for f32 {
     #[inline(always)]
     fn f64(self) -> f64 {
         f64::from(self)
+    }
+
+    #[inline(always)]
+    fn to_bf16(self) -> f32 {
+        let bits = self.to_bits();
+        let rounded = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
+        if self.is_nan() { self } else { rounded }
     }
 
     /// x = n ln 2 + r with |r| <= ln 2 / 2: 2^n by its bits, exp(r) by its series to r^7 (relative error 2e-7).
