@@ -64,15 +64,12 @@ impl Source {
 fn kernel(line: &str) -> Option<Kernel> {
     let (inside, _) = line.strip_prefix("KERNEL(")?.rsplit_once(')')?;
     let (name, rest) = inside.split_once(", ")?;
-    let (rest, last) = rest.rsplit_once(", ")?;
-    let last: u32 = last.parse().ok()?;
-    let (before, word) = rest.rsplit_once(", ")?;
-    let (arguments, threads, shared) = match word.parse() {
-        Ok(threads) => (before.rsplit_once(", ")?.1, threads, last),
-        Err(_) => (word, last, 0),
-    };
+    let words: Vec<&str> = rest.split(", ").collect();
+    let numbers: Vec<u32> = words.iter().rev().map_while(|word| word.parse().ok()).collect();
+    let arguments = words.len().checked_sub(numbers.len() + 1).map(|at| words[at])?;
     let (arguments, _) = arguments.split_once('<').unwrap_or((arguments, ""));
-    Some(Kernel { name: name.into(), arguments: arguments.into(), threads, shared })
+    let number = |at: usize| numbers.iter().rev().nth(at).copied();
+    Some(Kernel { name: name.into(), arguments: arguments.into(), threads: number(0)?, shared: number(1).unwrap_or(0) })
 }
 
 /// `constexpr int NAME = 64;  // host`

@@ -1,6 +1,7 @@
 // Included by every kernel: types, 16-byte packs, warp and block reductions, dropout. CUDA under nvcc; under a host compiler
 // the virtual GPU's header replaces it, and the same sources run without a GPU. A kernel has one parameter, a struct of
-// arguments. KERNEL(name, body, arguments, threads per block) defines it; a last number is its bytes of dynamic shared memory.
+// arguments. KERNEL(name, body, arguments, threads per block) defines it; two more numbers may follow: bytes of dynamic shared
+// memory, and blocks that a multiprocessor must be able to hold, for which the compiler saves registers.
 // build.rs reads these lines, the structs that they name, Drop and Status, and constants of the form `constexpr int NAME = 64;
 // // host`, and writes them all as Rust.
 #pragma once
@@ -10,8 +11,22 @@
 #define DYNAMIC_SHARED(T, name)                          \
     extern __shared__ __align__(16) unsigned char name##_bytes[]; \
     T* name = reinterpret_cast<T*>(name##_bytes)
-#define KERNEL(name, body, Args, threads, ...) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a) { body(a); }
+#define KERNEL(name, body, Args, threads, ...)                                                              \
+    extern "C" __global__ void __launch_bounds__(threads, least_blocks(__VA_ARGS__)) name(const __grid_constant__ Args a) { \
+        wait_for_the_kernel_before();                                                                       \
+        body(a);                                                                                            \
+    }
+
+constexpr int least_blocks(int = 0, int blocks = 0) { return blocks; }
+
+// From compute capability 9.0 on, a kernel is launched while the one before it in the stream still runs (programmatic dependent
+// launch). It waits here for that one's end, with all that it has written, and then lets the next one be launched.
+__device__ __forceinline__ void wait_for_the_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 #else
 #include "vgpu.h"
 #endif

@@ -150,7 +150,7 @@ template <class T> constexpr int COLUMN_THREADS = WIDEST / PACK<T>;
 
 template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const NormBwd<T>& a, int first, int end) {
     // GROUP rows are in flight at once.
-    constexpr int P = PACK<T>, WARPS = COLUMN_THREADS<T> / 32, GROUP = 16 / P;
+    constexpr int P = PACK<T>, WARPS = COLUMN_THREADS<T> / 32, GROUP = 2;
     // Double-buffered, so that one barrier per group suffices.
     __shared__ float2 parts[2][GROUP][WARPS];
     const int c = threadIdx.x * P;

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult};
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, DriverError};
 use cudarc::nvrtc::Ptx;
 
 use super::error::{describe, error, failed};
@@ -25,6 +25,8 @@ pub struct Kernel<A> {
     threads: u32,
     /// Bytes of dynamic shared memory per block.
     shared: u32,
+    /// It waits for the kernel before it, so it may be launched early.
+    waits: bool,
     arguments: PhantomData<fn(A)>,
 }
 
@@ -39,10 +41,30 @@ impl<A: DeviceRepr> Kernel<A> {
             return Err(Error::new(Kind::Device, self.name, fact, "lower --batch-size"));
         }
         let [x, y, z] = grid.map(|blocks| blocks as u32);
-        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (self.threads, 1, 1), shared_mem_bytes: self.shared };
+        // Launched while the kernel before it runs, whose end it waits for: see KERNEL in kernels/gpu.cuh.
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared,
+            hStream: stream.cu_stream(),
+            attrs: &mut early,
+            numAttrs: self.waits.into(),
+        };
+        let mut arguments = [std::ptr::from_ref(arguments).cast_mut().cast()];
+        stream.context().bind_to_thread().map_err(failed(self.name))?;
         // SAFETY: by contract; the struct is the kernel's own, generated from its source.
-        unsafe { stream.launch_builder(&self.function).arg(arguments).launch(config) }.map_err(failed(self.name))?;
-        Ok(())
+        unsafe { sys::cuLaunchKernelEx(&config, self.function.cu_function(), arguments.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(failed(self.name))
     }
 
     /// Threads per block.
@@ -90,6 +112,8 @@ pub struct Image {
 /// All images, loaded into a context.
 pub struct Loader {
     functions: HashMap<&'static str, CudaFunction>,
+    /// The GPU launches kernels early.
+    waits: bool,
 }
 
 impl Loader {
@@ -102,7 +126,8 @@ impl Loader {
                 functions.insert(name, module.load_function(name).map_err(failed(name))?);
             }
         }
-        Ok(Loader { functions })
+        let waits = context.compute_capability().map_err(failed("device"))? >= (9, 0);
+        Ok(Loader { functions, waits })
     }
 
     fn kernel<A>(&self, name: &'static str, threads: u32, shared: u32) -> Result<Kernel<A>> {
@@ -112,7 +137,7 @@ impl Loader {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, shared as i32).map_err(failed(name))?;
         }
-        Ok(Kernel { name, function, threads, shared, arguments: PhantomData })
+        Ok(Kernel { name, function, threads, shared, waits: self.waits, arguments: PhantomData })
     }
 }
 

@@ -155,6 +155,47 @@ fn the_machine_code_has_the_expected_instructions() {
     assert!(differences.is_empty(), "{}\nif this is intended, RENEW=1 rewrites {}", differences.join("\n"), path.display());
 }
 
+/// Why a kernel may not be launched before the one ahead of it has ended: it must wait before its first access to memory, and
+/// only then let the next one be launched. In machine code these are ACQBULK and PREEXIT.
+fn does_not_wait(code: &[Instruction]) -> Option<&'static str> {
+    let place = |name: &str| code.iter().position(|instruction| instruction.opcode == name);
+    let accesses = ["LDG", "STG", "LDGSTS", "LD", "ST", "ATOMG", "RED", "UBLKCP"];
+    let access = code.iter().position(|i| accesses.contains(&i.opcode.split('.').next().expect("a word")));
+    match (place("ACQBULK"), place("PREEXIT")) {
+        (None, _) => Some("does not wait"),
+        (Some(wait), _) if access.is_some_and(|access| access < wait) => Some("accesses memory before it waits"),
+        (Some(wait), Some(next)) if next < wait => Some("lets the next kernel start before it waits"),
+        (_, None) => Some("does not let the next kernel start"),
+        _ => None,
+    }
+}
+
+#[test]
+fn kernels_that_do_not_wait_are_reported() {
+    let verdict = |opcodes: &[&'static str]| {
+        let code: Vec<_> = opcodes.iter().map(|&opcode| Instruction { address: 0, opcode, operands: "" }).collect();
+        does_not_wait(&code)
+    };
+    assert_eq!(verdict(&["LDC", "ACQBULK", "PREEXIT", "LDG.E.128", "EXIT"]), None);
+    assert_eq!(verdict(&["LDG.E", "PREEXIT"]), Some("does not wait"));
+    assert_eq!(verdict(&["STG.E", "ACQBULK", "PREEXIT"]), Some("accesses memory before it waits"));
+    assert_eq!(verdict(&["PREEXIT", "ACQBULK", "LDG"]), Some("lets the next kernel start before it waits"));
+    assert_eq!(verdict(&["ACQBULK", "LDG"]), Some("does not let the next kernel start"));
+}
+
+#[test]
+#[ignore = "needs a build with nvcc for sm_90a, and cuobjdump and nvdisasm beside it"]
+fn every_kernel_waits_for_the_one_before_it() {
+    let mut count = 0;
+    for (source, _) in built() {
+        for (name, code) in kernels(&cuobjdump(&source, "-sass", "sm_90a")) {
+            assert_eq!(does_not_wait(&code), None, "{name}");
+            count += 1;
+        }
+    }
+    assert!(count > 50, "{count} kernels are too few");
+}
+
 #[test]
 #[ignore = "needs a build with nvcc for sm_80 and sm_90a, and cuobjdump and nvdisasm beside it"]
 fn the_mma_kernels_use_tensor_cores() {

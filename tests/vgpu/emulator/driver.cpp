@@ -605,6 +605,34 @@ int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     return submit(stream, {[=, &kernel](Device& device) { run_launch(device, kernel, grid, dynamic_shared, copy->data()); }});
 }
 
+struct LaunchAttribute {
+    int id;
+    alignas(8) int value;
+    char rest[60];
+};
+
+struct LaunchConfig {
+    unsigned grid[3], block[3], dynamic_shared;
+    void* stream;
+    const LaunchAttribute* attributes;
+    unsigned attribute_count;
+};
+static_assert(sizeof(LaunchAttribute) == 72 && sizeof(LaunchConfig) == 56, "as in cuda.h");
+
+// The one attribute is programmatic dependent launch. Kernels here start after the one before them has ended, so it changes
+// nothing; that kernels wait for that one is tested in their machine code.
+int cuLaunchKernelEx(const LaunchConfig* config, void* handle, void** arguments, void** extra) {
+    TRY(ready());
+    constexpr int PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+    for (unsigned i = 0; i < config->attribute_count; i++) {
+        if (config->attributes[i].id != PROGRAMMATIC_STREAM_SERIALIZATION)
+            return refuse(NOT_SUPPORTED, format("attribute %d of a launch", config->attributes[i].id));
+        if (capability < 90) return refuse(NOT_SUPPORTED, "programmatic dependent launch before compute capability 9.0");
+    }
+    const auto& [grid, block] = std::tie(config->grid, config->block);
+    return cuLaunchKernel(handle, grid[0], grid[1], grid[2], block[0], block[1], block[2], config->dynamic_shared, config->stream, arguments, extra);
+}
+
 // ---- streams and events
 
 int cuStreamCreate(void** stream, unsigned flags) {
