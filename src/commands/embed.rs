@@ -134,16 +134,16 @@ pub fn run(args: Args) -> Result<()> {
 
 /// The rows of --input or of standard input, without labels.
 fn batches(args: &Args, session: &Session) -> Result<Batches> {
-    let columns = args.reading.columns(None);
+    let options = args.reading.file.texts();
     match &args.input {
-        Some(file) => inputs::open(file, args.input_format, &columns, session.limits()),
+        Some(file) => inputs::open(file, args.input_format, &options, session.limits()),
         None => {
             if std::io::stdin().is_terminal() {
                 note("type one text per line; Ctrl-D ends");
             }
             let line_format = args.input_format.unwrap_or(LineFormat::Text);
             let reader = BufReader::new(std::io::stdin());
-            Ok(inputs::lines(reader, "standard input", line_format, columns.text_column, session.limits()))
+            Ok(inputs::lines(reader, "standard input", line_format, &options, session.limits()))
         }
     }
 }

@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
     let lines = Lines { format: args.format, labels, top_k: args.top_k, raw: args.raw_scores, stars };
 
     let typed = [args.texts, args.text].concat();
-    let options = reading.columns(None);
+    let options = reading.file.texts();
     let batches = match &args.input {
         Some(file) => inputs::open(file, args.input_format, &options, classifier.limits())?,
         None if !typed.is_empty() => inputs::texts(typed),
@@ -87,7 +87,7 @@ pub fn run(args: Args) -> Result<()> {
             }
             let format = args.input_format.unwrap_or(LineFormat::Text);
             let reader = BufReader::new(std::io::stdin());
-            inputs::lines(reader, "standard input", format, options.text_column, classifier.limits())
+            inputs::lines(reader, "standard input", format, &options, classifier.limits())
         }
     };
 

@@ -1,23 +1,36 @@
-//! CSV and TSV (RFC 4180) with a header.
+//! CSV (RFC 4180), TSV and the like, in the dialect that the flags give or the file shows.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::Path;
 
+use csv::StringRecord;
+
+use super::columns::by_content;
+use super::dialect::{Dialect, reader};
 use super::{LineNumbers, Options, Table, number_or_text};
+use crate::console::note;
 use crate::error::{Error, Result};
 
-pub(super) fn read(path: &Path, text: &str, delimiter: u8, options: &Options) -> Result<Table> {
+/// Reads a file whose extension means fields between `usual`.
+pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Result<Table> {
+    let dialect = Dialect::of(path, text, usual, options);
+    let Some(first) = dialect.sample.first() else {
+        return Err(Error::user(path.display(), "no header and no rows", "check how it was written"));
+    };
+    let mut table = table(path, first, &dialect, options)?;
+    let width = table.column_names.len();
+
     // The crate closes an unclosed quote at the end of the file. To detect it, a last record of one NUL is appended, which no
     // file contains: after an unclosed quote it becomes part of a field.
     let end = "\0";
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .has_headers(false)
-        .flexible(true)
-        .from_reader(text.as_bytes().chain(b"\n".as_slice()).chain(end.as_bytes()));
-    let mut record = csv::StringRecord::new();
+    let rows = &text[dialect.start..];
+    let input = rows.as_bytes().chain(b"\n".as_slice()).chain(end.as_bytes());
+    let mut reader = reader(dialect.delimiter, dialect.quoting).from_reader(input);
+    let mut record = StringRecord::new();
     let mut lines = LineNumbers::default();
-    let mut table: Option<Table> = None;
+    let mut joined = Vec::new();
+    let mut names = dialect.header;
     loop {
         let more =
             reader.read_record(&mut record).map_err(|e| Error::user(path.display(), e.to_string(), "save it as UTF-8 CSV"))?;
@@ -25,28 +38,86 @@ pub(super) fn read(path: &Path, text: &str, delimiter: u8, options: &Options) ->
             break;
         }
         // A record's position may be that of the line ends before it.
-        let mut start = (record.position().expect("a record that was read has a position").byte() as usize).min(text.len());
+        let at = |position: u64| (dialect.start + position as usize).min(text.len());
+        let mut start = at(record.position().expect("a record that was read has a position").byte());
         start += text[start..].bytes().take_while(|b| b"\r\n".contains(b)).count();
         let line = lines.at(text, start);
         let place = || format!("{}:{line}", path.display());
         if record.iter().any(|field| field.ends_with(end)) {
-            return Err(Error::user(
-                place(),
-                "a quote opens here or below and never closes",
-                "close it, or double it inside the text",
-            ));
+            let remedy = "close it, or double it inside the text; --quoting off reads quotes as letters";
+            return Err(Error::user(place(), "a quote opens here or below and never closes", remedy));
         }
-        let Some(table) = &mut table else {
-            table = Some(Table::new(path, record.iter().map(|name| name.trim().to_string()).collect(), options)?);
+        if std::mem::take(&mut names) {
             continue;
-        };
-        if record.len() != table.column_names.len() {
-            let fact = format!("{} fields, but the header has {}", record.len(), table.column_names.len());
-            return Err(Error::user(place(), fact, "quote the text, or pass --delimiter"));
         }
+        if record.len() != width {
+            let fact = format!("{} fields, but the {} has {width}", record.len(), if dialect.header { "header" } else { "first row" });
+            let remedy = match dialect.quoting {
+                true => "quote the text, or pass --delimiter",
+                false => "pass --quoting on if quotes enclose fields, or --delimiter",
+            };
+            return Err(Error::user(place(), fact, remedy));
+        }
+        joined.extend(labels_within(&record, line, dialect.delimiter, table.columns.label));
         let label = table.columns.label.map_or("", |label| &record[label]);
         let id = table.columns.id.map(|id| number_or_text(&record[id]));
         table.push(Some(line), record[table.columns.text].to_string(), label.to_string(), id);
     }
-    table.ok_or_else(|| Error::user(path.display(), "no header and no rows", "check how it was written"))
+    let labels: HashSet<&str> = table.labels.iter().flatten().map(|label| label.trim()).collect();
+    if let Some((line, _)) = joined.iter().find(|(_, label)| labels.is_empty() || labels.contains(label.as_str())) {
+        note(format!(
+            "note: {}:{line}: inside a quoted text is a line that looks like a row of its own; if it is one, pass --quoting off",
+            path.display()
+        ));
+    }
+    Ok(table)
+}
+
+/// A table without rows, with the columns that the first record names; without a header they are numbered from 1.
+fn table(path: &Path, first: &StringRecord, dialect: &Dialect, options: &Options) -> Result<Table> {
+    if dialect.header {
+        return Table::new(path, first.iter().map(|name| name.trim().to_string()).collect(), options);
+    }
+    let names: Vec<String> = (1..=first.len()).map(|number| number.to_string()).collect();
+    let mut options = options.clone();
+    if first.len() > 2
+        && options.text_column.is_none()
+        && let Some((text, label)) = by_content(dialect.rows(), first.len())
+    {
+        note(format!(
+            "note: {}: of {} columns without names, {} is taken for the texts and {} for the labels; --text-column and \
+             --label-column name others by number",
+            path.display(),
+            first.len(),
+            names[text],
+            names[label]
+        ));
+        options.text_column = Some(names[text].clone());
+        options.label_column.get_or_insert(names[label].clone());
+    }
+    Table::new(path, names, &options)
+}
+
+/// What would be the labels of lines inside quotes, with the numbers of these lines: of those that are divided into as many
+/// fields as a record.
+fn labels_within(record: &StringRecord, line: usize, delimiter: u8, label: Option<usize>) -> Vec<(usize, String)> {
+    let (mut line, mut found) = (line, Vec::new());
+    for (column, field) in record.iter().enumerate().filter(|(_, field)| field.contains('\n')) {
+        let last = field.matches('\n').count();
+        for (i, text) in field.split('\n').enumerate() {
+            // The first and the last line of the text share theirs with other fields.
+            let before = if i == 0 { column } else { 0 };
+            let after = if i == last { record.len() - 1 - column } else { 0 };
+            let fields: Vec<&str> = text.split(char::from(delimiter)).collect();
+            let label = match label {
+                Some(label) => label.checked_sub(before).and_then(|label| fields.get(label)),
+                None => fields.first().filter(|_| fields.len() > 1),
+            };
+            if let (true, Some(label)) = (before + fields.len() + after == record.len(), label) {
+                found.push((line + i, label.trim().trim_matches('"').to_string()));
+            }
+        }
+        line += last;
+    }
+    found
 }
