@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, Parser};
 use encoding_rs::Encoding;
 
 use crate::console::print;
-use crate::data::dataset::{self, Options};
+use crate::data::dataset::{self, Options, Split};
 use crate::device::{Device, Precision, gpu_code};
 use crate::error::{Error, Result};
+use crate::hub;
 
 /// Parses the words of a command line, starting with the name of the program. `None` if help or the version was requested and
 /// printed.
@@ -136,6 +137,32 @@ pub struct InputArgs {
 impl InputArgs {
     pub fn columns(&self, label_column: Option<&str>) -> Options {
         self.file.labelled(label_column)
+    }
+}
+
+/// A split of a data set, in place of a file.
+#[derive(Args)]
+pub struct SplitArgs {
+    /// Data set of the Hugging Face hub, such as stanfordnlp/imdb, or a folder with splits, instead of a file [default: none]
+    #[arg(long, alias = "dataset_name", value_name = "DIR_OR_ID")]
+    pub dataset: Option<PathBuf>,
+    /// Configuration of --dataset [default: its only one]
+    #[arg(long, alias = "dataset_config_name", value_name = "NAME", requires = "dataset")]
+    pub dataset_config: Option<String>,
+    /// Split of --dataset
+    #[arg(long, value_enum, requires = "dataset", default_value = "test")]
+    pub split: Split,
+}
+
+impl SplitArgs {
+    /// The files of the split; `None` without --dataset.
+    pub fn files(&self) -> Result<Option<Vec<PathBuf>>> {
+        let Some(name) = &self.dataset else { return Ok(None) };
+        let files = hub::dataset(name, self.dataset_config.as_deref(), &[self.split])?.files(self.split);
+        match files.is_empty() {
+            true => Err(Error::user("--split", format!("{} has no such split", name.display()), "choose another")),
+            false => Ok(Some(files)),
+        }
     }
 }
 

@@ -72,16 +72,7 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
     // What is streamed is UTF-8 already.
     let decoded = Options { encoding: None, ..options.clone() };
     let lines = |reader, format| lines(reader, &name, format, &decoded, limits);
-    let table = || {
-        let mut table = Table::read(path, options)?;
-        let (ids, texts) = (std::mem::take(&mut table.ids), std::mem::take(&mut table.texts));
-        let row = move |(row, text)| Input {
-            id: ids.get(row).cloned().unwrap_or(Value::from(row)),
-            content: Content::Text(text),
-            place: table.place(row),
-        };
-        Ok(batches(texts.into_iter().enumerate().map(row)))
-    };
+    let table = || tables(&[path], options);
     match format {
         Some(format) => Ok(lines(dataset::stream(path, options.encoding)?, format)),
         None if ending == "jsonl" => Ok(lines(dataset::stream(path, options.encoding)?, LineFormat::Jsonl)),
@@ -95,6 +86,18 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
             Err(Error::user(path.display(), "cannot tell the format from the file extension", remedy))
         }
     }
+}
+
+/// Batches of the files of one split, without their labels.
+pub fn tables(paths: &[impl AsRef<Path>], options: &Options) -> Result<Batches> {
+    let mut table = Table::read_all(paths, options)?;
+    let (ids, texts) = (std::mem::take(&mut table.ids), std::mem::take(&mut table.texts));
+    let row = move |(row, text)| Input {
+        id: ids.get(row).cloned().unwrap_or(Value::from(row)),
+        content: Content::Text(text),
+        place: table.place(row),
+    };
+    Ok(batches(texts.into_iter().enumerate().map(row)))
 }
 
 /// Batches of texts from the command line, numbered from 0.
@@ -178,7 +181,9 @@ impl<R: Read> Lines<R> {
             let text = text.strip_suffix('\n').unwrap_or(text);
             let text = text.strip_suffix('\r').unwrap_or(text);
             if self.line == 1 && self.format == LineFormat::Text && dataset::is_header(text, &self.options) {
-                note(format!("note: {place}: the names of columns are classified as a text; give a file of columns with --input"));
+                note(format!(
+                    "note: {place}: the names of columns are classified as a text; give a file of columns with --input"
+                ));
             }
             let number = Value::from(self.rows);
             let input = match self.format {

@@ -10,7 +10,7 @@ use super::evaluate::fail_under;
 use super::recipe;
 use super::schedule::ScheduleKind;
 use crate::checkpoint::run_dir::RunDir;
-use crate::data::dataset::{self, Splits};
+use crate::data::dataset::{self, Split, Splits};
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::same_file;
@@ -420,7 +420,9 @@ impl Args {
     /// The files of each split: those of --data-dir or --dataset, and those given in their place.
     fn files(&self) -> Result<Splits> {
         let mut files = match (&self.dataset, &self.data_dir) {
-            (Some(name), _) => hub::dataset(name, self.dataset_config.as_deref())?,
+            (Some(name), _) => {
+                hub::dataset(name, self.dataset_config.as_deref(), &[Split::Train, Split::Validation, Split::Test])?
+            }
             (None, Some(dir)) => dataset::splits(dir)?,
             (None, None) => Splits::default(),
         };

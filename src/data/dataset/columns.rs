@@ -7,8 +7,7 @@ use super::{Options, brief, list};
 use crate::error::{Error, Result};
 
 /// Recognised column names, best first; case is ignored.
-pub(crate) const TEXT_COLUMNS: [&str; 8] =
-    ["text", "sentence", "content", "review", "comment", "document", "utterance", "tweet"];
+pub(crate) const TEXT_COLUMNS: [&str; 8] = ["text", "sentence", "content", "review", "comment", "document", "utterance", "tweet"];
 const LABEL_COLUMNS: [&str; 9] =
     ["label", "label_name", "labels", "target", "sentiment", "emotion", "class", "category", "intent"];
 
@@ -115,10 +114,19 @@ pub(super) fn by_content(rows: &[csv::StringRecord], columns: usize) -> Option<(
     let values = |column: usize| rows.iter().filter_map(move |row| row.get(column));
     let likeness: Vec<_> = (0..columns).map(|column| likeness_to_text(values(column))).collect();
     let filled = (0..columns).filter(|&column| likeness[column].2 > 0);
-    let label = filled.clone().min_by_key(|&column| (likeness[column].1, likeness[column].0, likeness[column].2))?;
+    let as_label = |&column: &usize| {
+        let (words, distinct, size) = likeness[column];
+        (distinct < 2, distinct, words, size)
+    };
+    let label = filled.clone().min_by_key(as_label)?;
     let text = filled.filter(|&column| column != label).max_by_key(|&column| (likeness[column].0, likeness[column].2))?;
     let (words, distinct, _) = likeness[label];
-    (likeness[text].0 && (!words || distinct * 2 <= rows.len())).then_some((text, label))
+    (likeness[text].0 && (!words || are_few(distinct, rows.len()))).then_some((text, label))
+}
+
+/// Whether distinct labels are few for a number of rows: at most half of it; of five rows or fewer, some label recurs.
+pub(super) fn are_few(labels: usize, rows: usize) -> bool {
+    labels * 2 <= rows || labels < rows && rows < 6
 }
 
 pub(super) fn is_number(value: &str) -> bool {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use csv::StringRecord;
 
-use super::columns::by_content;
+use super::columns::{by_content, is_number};
 use super::dialect::{Dialect, reader};
 use super::{LineNumbers, Options, Table, number_or_text};
 use crate::console::note;
@@ -18,13 +18,17 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
     let Some(first) = dialect.sample.first() else {
         return Err(Error::user(path.display(), "no header and no rows", "check how it was written"));
     };
-    let mut table = table(path, first, &dialect, options)?;
+    let rows = &text[dialect.start..];
+    let mut table = if dialect.header {
+        Table::new(path, first.iter().map(|name| name.trim().to_string()).collect(), options)?
+    } else {
+        numbered(path, rows, &dialect, options)?
+    };
     let width = table.column_names.len();
 
     // The crate closes an unclosed quote at the end of the file. To detect it, a last record of one NUL is appended, which no
     // file contains: after an unclosed quote it becomes part of a field.
     let end = "\0";
-    let rows = &text[dialect.start..];
     let input = rows.as_bytes().chain(b"\n".as_slice()).chain(end.as_bytes());
     let mut reader = reader(dialect.delimiter, dialect.quoting).from_reader(input);
     let mut record = StringRecord::new();
@@ -51,20 +55,23 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
             continue;
         }
         if record.len() != width {
-            let fact = format!("{} fields, but the {} has {width}", record.len(), if dialect.header { "header" } else { "first row" });
+            let fact =
+                format!("{} fields, but the {} has {width}", record.len(), if dialect.header { "header" } else { "first row" });
             let remedy = match dialect.quoting {
                 true => "quote the text, or pass --delimiter",
                 false => "pass --quoting on if quotes enclose fields, or --delimiter",
             };
             return Err(Error::user(place(), fact, remedy));
         }
-        joined.extend(labels_within(&record, line, dialect.delimiter, table.columns.label));
+        joined.extend(within_quotes(&record, line, dialect.delimiter, table.columns.label.or(table.columns.id)));
         let label = table.columns.label.map_or("", |label| &record[label]);
         let id = table.columns.id.map(|id| number_or_text(&record[id]));
         table.push(Some(line), record[table.columns.text].to_string(), label.to_string(), id);
     }
+    // Only a line with a label of another row, or without labels with an id, is taken for a record: texts have commas too.
     let labels: HashSet<&str> = table.labels.iter().flatten().map(|label| label.trim()).collect();
-    if let Some((line, _)) = joined.iter().find(|(_, label)| labels.is_empty() || labels.contains(label.as_str())) {
+    let is_record = |value: &str| if labels.is_empty() { is_number(value) } else { labels.contains(value) };
+    if let Some((line, _)) = joined.iter().find(|(_, value)| is_record(value)) {
         note(format!(
             "note: {}:{line}: inside a quoted text is a line that looks like a row of its own; if it is one, pass --quoting off",
             path.display()
@@ -73,34 +80,33 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
     Ok(table)
 }
 
-/// A table without rows, with the columns that the first record names; without a header they are numbered from 1.
-fn table(path: &Path, first: &StringRecord, dialect: &Dialect, options: &Options) -> Result<Table> {
-    if dialect.header {
-        return Table::new(path, first.iter().map(|name| name.trim().to_string()).collect(), options);
-    }
-    let names: Vec<String> = (1..=first.len()).map(|number| number.to_string()).collect();
+/// A table without rows for a file without a header: its columns are numbered from 1.
+fn numbered(path: &Path, rows: &str, dialect: &Dialect, options: &Options) -> Result<Table> {
+    let width = dialect.sample[0].len();
+    let names: Vec<String> = (1..=width).map(|number| number.to_string()).collect();
     let mut options = options.clone();
-    if first.len() > 2
-        && options.text_column.is_none()
-        && let Some((text, label)) = by_content(dialect.rows(), first.len())
-    {
-        note(format!(
-            "note: {}: of {} columns without names, {} is taken for the texts and {} for the labels; --text-column and \
-             --label-column name others by number",
-            path.display(),
-            first.len(),
-            names[text],
-            names[label]
-        ));
-        options.text_column = Some(names[text].clone());
-        options.label_column.get_or_insert(names[label].clone());
+    if width > 2 && options.text_column.is_none() {
+        // All of them: files may be sorted by label.
+        let reader = reader(dialect.delimiter, dialect.quoting).from_reader(rows.as_bytes());
+        let records: Vec<StringRecord> = reader.into_records().map_while(|record| record.ok()).collect();
+        if let Some((text, label)) = by_content(&records, width) {
+            let [text, label] = [text, label].map(|column| names[column].clone());
+            note(format!(
+                "note: {}: of {width} columns without names, {text} is taken for the texts and {label} for the labels; \
+                 --text-column and --label-column name others by number",
+                path.display()
+            ));
+            options.text_column = Some(text);
+            options.label_column.get_or_insert(label);
+        }
     }
     Table::new(path, names, &options)
 }
 
-/// What would be the labels of lines inside quotes, with the numbers of these lines: of those that are divided into as many
-/// fields as a record.
-fn labels_within(record: &StringRecord, line: usize, delimiter: u8, label: Option<usize>) -> Vec<(usize, String)> {
+/// The values of a column in lines inside quotes, with the numbers of these lines: of those that are divided into as many fields
+/// as a record.
+fn within_quotes(record: &StringRecord, line: usize, delimiter: u8, wanted: Option<usize>) -> Vec<(usize, String)> {
+    let Some(wanted) = wanted else { return Vec::new() };
     let (mut line, mut found) = (line, Vec::new());
     for (column, field) in record.iter().enumerate().filter(|(_, field)| field.contains('\n')) {
         let last = field.matches('\n').count();
@@ -109,12 +115,9 @@ fn labels_within(record: &StringRecord, line: usize, delimiter: u8, label: Optio
             let before = if i == 0 { column } else { 0 };
             let after = if i == last { record.len() - 1 - column } else { 0 };
             let fields: Vec<&str> = text.split(char::from(delimiter)).collect();
-            let label = match label {
-                Some(label) => label.checked_sub(before).and_then(|label| fields.get(label)),
-                None => fields.first().filter(|_| fields.len() > 1),
-            };
-            if let (true, Some(label)) = (before + fields.len() + after == record.len(), label) {
-                found.push((line + i, label.trim().trim_matches('"').to_string()));
+            let value = wanted.checked_sub(before).and_then(|wanted| fields.get(wanted));
+            if let (true, Some(value)) = (before + fields.len() + after == record.len(), value) {
+                found.push((line + i, value.trim().trim_matches('"').to_string()));
             }
         }
         line += last;

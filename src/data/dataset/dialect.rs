@@ -42,10 +42,9 @@ impl Dialect {
         };
         let delimiter = options.delimiter.or(declared).unwrap_or_else(guess);
         let (sample, quoting) = (sample(delimiter), quoting(delimiter));
-        if options.delimiter.is_none() && delimiter != usual {
-            let what = if declared.is_some() { "its first line says" } else { "the lines look like" };
+        if options.delimiter.or(declared).is_none() && delimiter != usual {
             note(format!(
-                "note: {}: {what} that {} separate the fields; --delimiter names another character",
+                "note: {}: read with {} between the fields; --delimiter names another character",
                 path.display(),
                 plural(delimiter)
             ));
@@ -70,11 +69,14 @@ impl Dialect {
             let count = |delimiter: u8, record: &StringRecord| record[0].matches(char::from(delimiter)).count();
             let divides = |&&delimiter: &&u8| {
                 let first = rows.first().map_or(0, |row| count(delimiter, row));
-                delimiter != self.delimiter && first > 0 && rows.len() > 1 && rows.iter().all(|row| count(delimiter, row) == first)
+                delimiter != self.delimiter
+                    && first > 0
+                    && rows.len() > 1
+                    && rows.iter().all(|row| count(delimiter, row) == first)
             };
             if let Some(&delimiter) = DELIMITERS.iter().find(divides) {
                 note(format!(
-                    "note: {path}: whole lines are read as texts, though {} could separate fields; --delimiter says so",
+                    "note: {path}: whole lines are read as texts; if {} separate fields, name them with --delimiter",
                     plural(delimiter)
                 ));
             }
@@ -138,10 +140,13 @@ fn has_header(path: &Path, records: &[StringRecord], options: &Options) -> bool 
         !value.trim().is_empty() && values.any(|other| other == value)
     };
     let most_words = if first.len() == 1 { 2 } else { 5 };
-    let is_row = first.iter().any(|value| is_number(value) || is_sentence(value, most_words)) || first.iter().enumerate().any(recurs);
+    let is_row =
+        first.iter().any(|value| is_number(value) || is_sentence(value, most_words)) || first.iter().enumerate().any(recurs);
     let (path, shown) = (path.display(), brief(&first.iter().collect::<Vec<_>>().join(", ")));
     if is_row {
-        note(format!("note: {path}: the first line ({shown}) is read as a row, not as names; --no-header false reads it as names"));
+        note(format!(
+            "note: {path}: the first line ({shown}) is read as a row, not as names; --no-header false reads it as names"
+        ));
     } else if first.len() == 1 {
         note(format!("note: {path}: the first line ({shown}) is read as the column's name; --no-header reads it as a text"));
     }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::columns::are_text_and_label;
+use super::columns::{are_few, are_text_and_label};
 use super::dialect::plural;
 use super::{Options, Table, delimited};
 use crate::console::note;
@@ -58,20 +58,22 @@ pub(super) fn read(path: &Path, text: &str, options: &Options) -> Result<Table> 
 }
 
 /// Whether the lines of a file are labelled, rather than texts alone: by their first line, or because all of them end in one of
-/// a few labels, which is reported.
+/// a few labels. What is not certain is reported.
 pub(super) fn is_labelled(path: &Path, text: &str, options: &Options) -> bool {
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     if first.starts_with(EXCEL) || first.starts_with(PREFIX) || is_header(first, options) {
         return true;
     }
-    let labelled = Split::best(text, options).is_some_and(|split| split.has_few_labels(text));
-    if labelled {
-        note(format!(
-            "note: {}: every line is read as a text with a label, as train reads it; --input-format text takes whole lines",
-            path.display()
-        ));
+    let Some(split) = Split::best(text, options) else { return false };
+    let (path, between) = (path.display(), plural(split.delimiter as u8));
+    if options.delimiter.is_some() || split.has_few_labels(text) {
+        note(format!("note: {path}: read as texts with labels, with {between} between; --input-format text takes whole lines"));
+        return true;
     }
-    labelled
+    if split.delimiter != ',' {
+        note(format!("note: {path}: whole lines are read as texts; if {between} separate a label, name them with --delimiter"));
+    }
+    false
 }
 
 /// The delimiter of a file in columns: its first line names a text and a label among others, or in the other order, or is
@@ -137,7 +139,8 @@ impl Split {
         if let Some(delimiter) = delimiters().find(headed) {
             return Some(Split { delimiter, label_first: false });
         }
-        let splits = [false, true].into_iter().flat_map(|label_first| delimiters().map(move |d| Split { delimiter: d, label_first }));
+        let splits =
+            [false, true].into_iter().flat_map(|label_first| delimiters().map(move |d| Split { delimiter: d, label_first }));
         let splits: Vec<Split> = splits.filter(|split| lines().all(|line| line.contains(split.delimiter))).collect();
         let few = splits.iter().filter(|split| split.has_few_labels(text));
         few.min_by_key(|split| split.labels(text).len()).or(splits.first()).copied()
@@ -158,13 +161,13 @@ impl Split {
         text.lines().filter_map(|line| self.divide(line)).map(|[_, label]| label.trim()).collect()
     }
 
-    /// Two labels or more, each short, for at least twice as many lines.
+    /// Two labels or more, each short, and few.
     fn has_few_labels(&self, text: &str) -> bool {
         let rows = text.lines().filter(|line| !line.trim().is_empty());
         let mut count = 0;
         let divided = rows.inspect(|_| count += 1).all(|line| line.contains(self.delimiter));
         let labels = self.labels(text);
         let short = |label: &&str| !label.is_empty() && label.split_whitespace().count() <= 3;
-        divided && (2..=count / 2).contains(&labels.len()) && labels.iter().all(short)
+        divided && labels.len() > 1 && are_few(labels.len(), count) && labels.iter().all(short)
     }
 }

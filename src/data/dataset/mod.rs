@@ -31,7 +31,7 @@ pub(crate) use columns::TEXT_COLUMNS;
 use columns::{Columns, Guess, likeness_to_text};
 pub(crate) use json::json_object;
 pub(crate) use labelled_lines::is_header;
-pub use splits::{Splits, splits};
+pub use splits::{Split, Splits, splits};
 pub use text::encoding;
 pub(crate) use text::{ending, open, read_text, stream};
 
@@ -117,17 +117,18 @@ impl Table {
         Ok(table)
     }
 
-    /// Of two columns without a usual name, takes the only one of strings for the texts.
+    /// Of two columns without a usual name, takes the only one of strings for the texts; then forgets labels that are not needed.
     fn settle_by_type(&mut self, is_text: impl Fn(usize) -> bool, options: &Options) {
-        let Columns { text, label: Some(label), guessed: Guess::Both, .. } = self.columns else { return };
-        let (text, label) = match [is_text(text), is_text(label)] {
-            [true, false] => (text, label),
-            [false, true] => (label, text),
-            _ => return,
-        };
-        (self.columns.text, self.columns.label, self.columns.guessed) = (text, Some(label), Guess::Type);
+        let columns = &mut self.columns;
+        if let (Guess::Both, text, Some(label)) = (columns.guessed, columns.text, columns.label) {
+            match [is_text(text), is_text(label)] {
+                [true, false] => columns.guessed = Guess::Type,
+                [false, true] => *columns = Columns { text: label, label: Some(text), guessed: Guess::Type, ..*columns },
+                _ => return,
+            }
+        }
         if options.texts_only {
-            (self.columns.label, self.columns.guessed, self.labels) = (None, Guess::Text, None);
+            (columns.label, self.labels) = (None, None);
         }
     }
 
@@ -144,16 +145,20 @@ impl Table {
         let [text, label] = [Some(self.columns.text), self.columns.label]
             .map(|column| column.map(|column| brief(&self.column_names[column])).unwrap_or_default());
         let path = self.path().display();
-        match self.columns.guessed {
-            Guess::Both | Guess::Type => note(format!(
-                "note: {path}: no column has a usual name, so {text} is taken for the texts and {label} for the labels; \
-                 --text-column and --label-column name others, and --no-header reads the first line as a row"
-            )),
-            Guess::Text => note(format!("note: {path}: the texts are taken from {text}; --text-column names another")),
-            Guess::Label if !options.texts_only => {
+        match (self.columns.guessed, options.texts_only) {
+            (Guess::Text, _) | (Guess::Type, true) => {
+                note(format!("note: {path}: the texts are taken from {text}; --text-column names another"));
+            }
+            (Guess::Label, false) => {
                 note(format!("note: {path}: the labels are taken from {label}; --label-column names another"));
             }
-            Guess::Label | Guess::Nothing => {}
+            (Guess::Both | Guess::Type, _) => note(format!(
+                "note: {path}: no column has a usual name, so {text} is taken for the texts and {label} for the labels; \
+                 --text-column and --label-column name others{}",
+                // Columns without names are numbered.
+                if self.column_names[0] == "1" { "" } else { ", --no-header makes the names a row" }
+            )),
+            (Guess::Label, true) | (Guess::Nothing, _) => {}
         }
         if options.texts_only {
             self.labels = None;
@@ -184,10 +189,7 @@ impl Table {
 
     /// A table without rows.
     fn new(path: &Path, column_names: Vec<String>, options: &Options) -> Result<Table> {
-        let mut columns = Columns::choose(path, &column_names, options)?;
-        if options.texts_only && columns.guessed != Guess::Both {
-            columns.label = None;
-        }
+        let columns = Columns::choose(path, &column_names, options)?;
         let labels = columns.label.map(|_| Vec::new());
         let sources = vec![Source { path: path.into(), row: 0, lines: Vec::new() }];
         Ok(Table { texts: Vec::new(), labels, ids: Vec::new(), class_names: None, sources, column_names, columns })
@@ -304,7 +306,8 @@ fn brief(text: &str) -> String {
 }
 
 fn list(names: &[String]) -> String {
-    let shown: Vec<String> = names.iter().take(20).map(|name| brief(name)).collect();
+    let show = |name: &String| if name.is_empty() { "(unnamed)".to_string() } else { brief(name) };
+    let shown: Vec<String> = names.iter().take(20).map(show).collect();
     shown.join(", ") + if names.len() > 20 { ", ..." } else { "" }
 }
 

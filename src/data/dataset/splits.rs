@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{ENDINGS, ending, entries, list, name, reviews};
@@ -15,6 +16,24 @@ pub struct Splits {
     pub train: Vec<PathBuf>,
     pub validation: Vec<PathBuf>,
     pub test: Vec<PathBuf>,
+}
+
+/// A split by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Split {
+    Train,
+    Validation,
+    Test,
+}
+
+impl Splits {
+    pub fn files(self, split: Split) -> Vec<PathBuf> {
+        match split {
+            Split::Train => self.train,
+            Split::Validation => self.validation,
+            Split::Test => self.test,
+        }
+    }
 }
 
 /// Finds the splits of the data set in a folder.
