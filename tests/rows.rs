@@ -229,14 +229,18 @@ fn parts_of_lines_are_not_classified_in_silence() {
         ("a.txt", "__label__1 fine\n__label__2 bad\n", 2, ""),
         ("a.txt", "good; very good\nno delimiter\n", 2, ""),
         ("a.tsv", "text\tlabel\n\"a \"\"b\"\"\"\t1\n", 1, "quotes are read as letters, though they enclose fields; --quoting on"),
-        ("a.csv", "label,text\n1,\"a\n0,b\"\n", 1, "a.csv:3: inside a quoted text is a line that looks like a row"),
+        ("a.csv", "label,text\n1,\"a\n0,b\"\n0,c\n", 2, "a.csv:3: inside a quoted text is a line that looks like a row"),
         ("a.csv", "label,text\n1,\"a,\n0 b, c\"\n", 1, ""),
+        ("a.csv", "id,text\n1,\"a\n2,b\"\n3,c\n", 2, "a.csv:3: inside a quoted text is a line that looks like a row"),
+        ("a.tsv", "\"text\"\t\"label\"\n\"a \"\"b\"\"\"\t\"1\"\n", 1, "quotes enclose the first line's fields, and are taken to"),
     ] {
         let (_folder, path) = file(name, content);
         let (found, notes) = predicted(&path, &[]);
         assert_eq!(found.len(), texts, "{content}: {found:?}");
         assert!(notes.concat().contains(part) && notes.is_empty() == part.is_empty(), "{content}: {notes:?}");
     }
+    let (_folder, path) = file("a.tsv", "\"text\"\t\"label\"\n\"a \"\"b\"\"\"\t\"1\"\n");
+    assert_eq!(rows(&path, &Options::default()), ["a \"b\"=1"], "as R writes it");
     let (_folder, path) = file("a.txt", "fine;pos\nbad;neg\n");
     assert_eq!(predicted(&path, &["--delimiter", ";"]).0, ["fine", "bad"]);
     assert_eq!(predicted(&path, &["--input-format", "text"]).0, ["fine;pos", "bad;neg"]);

@@ -196,7 +196,7 @@ fn bad_requests_get_their_status_and_the_server_survives() {
     };
     let counts =
         ["count", "success"].map(|name| ["single", "batch"].map(|m| value(&format!("te_request_{name}{{method=\"{m}\"}}"))));
-    assert_eq!(counts, [[5 + 1, 1 + 2], [5, 1]]); // refused: 100,000 tokens, no texts, 33 texts
+    assert_eq!(counts, [[5 + 1, 1 + 4], [5, 1]]); // refused: 100,000 tokens, no texts, 33 texts, a pair, an empty list
     for name in ["request_duration", "request_tokenization_duration", "request_queue_duration", "request_inference_duration"] {
         assert_eq!(value(&format!("te_{name}_count")), 6, "{name}");
     }

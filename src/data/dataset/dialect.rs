@@ -32,7 +32,10 @@ impl Dialect {
     pub fn of(path: &Path, text: &str, usual: u8, options: &Options) -> Dialect {
         let (declared, start) = declared(text).unzip();
         let start = start.unwrap_or(0);
-        let quoting = |delimiter| options.quoting.unwrap_or(delimiter != b'\t' || text::ending(path) == "csv");
+        // A quote is a letter in TSV, unless quotes enclose the names too.
+        let enclosed = || text[start..].lines().next().is_some_and(|line| line.split('\t').all(is_quoted));
+        let quoting =
+            |delimiter| options.quoting.unwrap_or_else(|| delimiter != b'\t' || text::ending(path) == "csv" || enclosed());
         let sample = |delimiter| sample(&text[start..], delimiter, quoting(delimiter));
         let guess = || {
             let others = DELIMITERS.into_iter().filter(|&other| other != usual);
@@ -51,17 +54,18 @@ impl Dialect {
         }
         let header = options.no_header.map_or_else(|| has_header(path, &sample, options), |none| !none);
         let dialect = Dialect { delimiter, quoting, header, start, sample };
-        dialect.report(path);
+        dialect.report(path, options);
         dialect
     }
 
     /// The first records that are rows.
-    pub fn rows(&self) -> &[StringRecord] {
+    fn rows(&self) -> &[StringRecord] {
         &self.sample[usize::from(self.header).min(self.sample.len())..]
     }
 
     /// Notes on rows that another dialect would read otherwise.
-    fn report(&self, path: &Path) {
+    fn report(&self, path: &Path, options: &Options) {
+        let is_csv = text::ending(path) == "csv";
         let path = path.display();
         let rows = self.rows();
         if self.sample.iter().all(|record| record.len() == 1) {
@@ -80,6 +84,11 @@ impl Dialect {
                     plural(delimiter)
                 ));
             }
+        }
+        if self.quoting && self.delimiter == b'\t' && options.quoting.is_none() && !is_csv {
+            note(format!(
+                "note: {path}: quotes enclose the first line's fields, and are taken to enclose all; --quoting off keeps them"
+            ));
         }
         if !self.quoting {
             let mut fields = rows.iter().flatten().filter(|field| field.contains('"')).peekable();
@@ -155,7 +164,9 @@ fn has_header(path: &Path, records: &[StringRecord], options: &Options) -> bool 
 
 /// Whether a value is too long, or too much of a sentence, for the name of a column.
 fn is_sentence(value: &str, most_words: usize) -> bool {
-    value.split_whitespace().count() > most_words || value.trim_end().ends_with(['.', '!'])
+    // Surveys name columns by questions.
+    let is_question = value.trim_end().ends_with('?');
+    value.split_whitespace().count() > most_words && !is_question || value.trim_end().ends_with(['.', '!'])
 }
 
 /// Whether quotes enclose a field: inner ones are doubled.
