@@ -1,4 +1,4 @@
-//! One text with its label per line: `text;label`, split at the last semicolon or another delimiter that the lines show, or
+//! One text with its label per line: `text;label`, divided at the last semicolon or another delimiter that the lines show, or
 //! fastText's `__label__name text`.
 
 use std::collections::HashSet;
@@ -26,9 +26,9 @@ pub(super) fn read(path: &Path, text: &str, options: &Options) -> Result<Table> 
     }
     let mut lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()).peekable();
     let fasttext = lines.peek().is_some_and(|(_, line)| line.starts_with(PREFIX));
-    let split = if fasttext { Split::LAST } else { Split::of(path, text, options) };
-    let header = lines.next_if(|(_, line)| !fasttext && split.is_header(line, options));
-    let names = header.and_then(|(_, line)| split.divide(line)).unwrap_or(["text", "label"]);
+    let division = if fasttext { Division::LAST } else { Division::of(path, text, options) };
+    let header = lines.next_if(|(_, line)| !fasttext && division.is_header(line, options));
+    let names = header.and_then(|(_, line)| division.divide(line)).unwrap_or(["text", "label"]);
 
     let mut table = Table::new(path, names.map(|name| name.trim().to_string()).into(), options)?;
     for (line, row) in lines {
@@ -44,11 +44,11 @@ pub(super) fn read(path: &Path, text: &str, options: &Options) -> Result<Table> 
             None if fasttext => {
                 return wrong(format!("the line does not start with {PREFIX}"), "start every line with its label");
             }
-            _ => match split.divide(row) {
+            _ => match division.divide(row) {
                 Some(row) => row,
                 None => {
                     let remedy = "write lines of text;label or __label__name text, pass --delimiter, or use another format";
-                    return wrong(format!("there is no {} between a text and a label", split.delimiter), remedy);
+                    return wrong(format!("there is no {} between a text and a label", division.delimiter), remedy);
                 }
             },
         };
@@ -64,13 +64,13 @@ pub(super) fn is_labelled(path: &Path, text: &str, options: &Options) -> bool {
     if first.starts_with(EXCEL) || first.starts_with(PREFIX) || is_header(first, options) {
         return true;
     }
-    let Some(split) = Split::best(text, options) else { return false };
-    let (path, between) = (path.display(), plural(split.delimiter as u8));
-    if options.delimiter.is_some() || split.has_few_labels(text) {
+    let Some(division) = Division::best(text, options) else { return false };
+    let (path, between) = (path.display(), plural(division.delimiter as u8));
+    if options.delimiter.is_some() || division.has_few_labels(text) {
         note(format!("note: {path}: read as texts with labels, with {between} between; --input-format text takes whole lines"));
         return true;
     }
-    if split.delimiter != ',' {
+    if division.delimiter != ',' {
         note(format!("note: {path}: whole lines are read as texts; if {between} separate a label, name them with --delimiter"));
     }
     false
@@ -87,12 +87,12 @@ fn columns(text: &str, options: &Options) -> Option<u8> {
         let names: Vec<&str> = first.split(delimiter).collect();
         name_text_and_label(&names, options) && !(names.len() == 2 && are_text_and_label([names[0], names[1]], options))
     };
-    Split::delimiters(options).find(names_columns).map(|delimiter| delimiter as u8)
+    Division::delimiters(options).find(names_columns).map(|delimiter| delimiter as u8)
 }
 
 /// Whether a line is the header of labelled texts.
 pub(crate) fn is_header(line: &str, options: &Options) -> bool {
-    Split::delimiters(options).any(|delimiter| name_text_and_label(&line.split(delimiter).collect::<Vec<_>>(), options))
+    Division::delimiters(options).any(|delimiter| name_text_and_label(&line.split(delimiter).collect::<Vec<_>>(), options))
 }
 
 fn name_text_and_label(names: &[&str], options: &Options) -> bool {
@@ -102,13 +102,13 @@ fn name_text_and_label(names: &[&str], options: &Options) -> bool {
 
 /// Where a line is divided: at its last delimiter, or with the label first at its first.
 #[derive(Clone, Copy, PartialEq)]
-struct Split {
+struct Division {
     delimiter: char,
     label_first: bool,
 }
 
-impl Split {
-    const LAST: Split = Split { delimiter: DELIMITERS[0], label_first: false };
+impl Division {
+    const LAST: Division = Division { delimiter: DELIMITERS[0], label_first: false };
 
     fn delimiters(options: &Options) -> impl Iterator<Item = char> {
         let given = options.delimiter.map(char::from);
@@ -116,34 +116,35 @@ impl Split {
     }
 
     /// The division of these lines; one that is not usual is reported.
-    fn of(path: &Path, text: &str, options: &Options) -> Split {
-        let usual = Split { delimiter: options.delimiter.map_or(DELIMITERS[0], char::from), label_first: false };
-        let split = Split::best(text, options).unwrap_or(usual);
-        if split != usual {
-            let order = if split.label_first { "a label and a text" } else { "a text and a label" };
-            let between = plural(split.delimiter as u8);
+    fn of(path: &Path, text: &str, options: &Options) -> Division {
+        let usual = Division { delimiter: options.delimiter.map_or(DELIMITERS[0], char::from), label_first: false };
+        let division = Division::best(text, options).unwrap_or(usual);
+        if division != usual {
+            let order = if division.label_first { "a label and a text" } else { "a text and a label" };
+            let between = plural(division.delimiter as u8);
             note(format!("note: {}: read as lines of {order} with {between} between; --delimiter names another", path.display()));
         }
-        split
+        division
     }
 
     /// Of the divisions that all lines have, that with the fewest labels, if they are labels; else the first. A header decides
     /// alone.
-    fn best(text: &str, options: &Options) -> Option<Split> {
+    fn best(text: &str, options: &Options) -> Option<Division> {
         let lines = || text.lines().filter(|line| !line.trim().is_empty());
-        let delimiters = || Split::delimiters(options);
+        let delimiters = || Division::delimiters(options);
         let headed = |&delimiter: &char| {
-            let split = Split { delimiter, label_first: false };
-            lines().next().is_some_and(|line| split.is_header(line, options))
+            let division = Division { delimiter, label_first: false };
+            lines().next().is_some_and(|line| division.is_header(line, options))
         };
         if let Some(delimiter) = delimiters().find(headed) {
-            return Some(Split { delimiter, label_first: false });
+            return Some(Division { delimiter, label_first: false });
         }
-        let splits =
-            [false, true].into_iter().flat_map(|label_first| delimiters().map(move |d| Split { delimiter: d, label_first }));
-        let splits: Vec<Split> = splits.filter(|split| lines().all(|line| line.contains(split.delimiter))).collect();
-        let few = splits.iter().filter(|split| split.has_few_labels(text));
-        few.min_by_key(|split| split.labels(text).len()).or(splits.first()).copied()
+        let divisions =
+            [false, true].into_iter().flat_map(|label_first| delimiters().map(move |d| Division { delimiter: d, label_first }));
+        let divisions: Vec<Division> =
+            divisions.filter(|division| lines().all(|line| line.contains(division.delimiter))).collect();
+        let few = divisions.iter().filter(|division| division.has_few_labels(text));
+        few.min_by_key(|division| division.labels(text).len()).or(divisions.first()).copied()
     }
 
     fn divide<'a>(&self, line: &'a str) -> Option<[&'a str; 2]> {
