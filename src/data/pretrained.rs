@@ -6,6 +6,17 @@ use serde_json::{Map, Value, json};
 use crate::console::note;
 use crate::error::{Error, Result};
 
+/// The names of BERT's class.
+const CLASSES: [&str; 7] = [
+    "BertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "LayoutLMTokenizer",
+    "LxmertTokenizer",
+    "MobileBertTokenizer",
+    "SqueezeBertTokenizer",
+];
+
 /// The content of a `tokenizer.json` with the normalisation of `config`, which is null without a `tokenizer_config.json`. A
 /// difference is reported. Unchanged for other classes than BERT's, and if it is no tokenizer of that kind.
 pub fn configured(json: Vec<u8>, config: &Value, place: &str) -> Vec<u8> {
@@ -85,7 +96,7 @@ pub fn from_vocabulary(vocabulary: &[u8], config: &Value, place: &str) -> Result
 /// Whether the class is BERT's, which it is for a BERT or DistilBERT model if none is named.
 fn is_bert(config: &Value) -> bool {
     let class = config["tokenizer_class"].as_str().unwrap_or("BertTokenizer");
-    ["BertTokenizer", "DistilBertTokenizer"].contains(&class.trim_end_matches("Fast"))
+    CLASSES.contains(&class.trim_end_matches("Fast"))
 }
 
 /// BERT's normaliser with the settings of `config`; what it does not set has the defaults of the class.
