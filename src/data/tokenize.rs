@@ -176,17 +176,14 @@ impl Tokenizer {
             })?,
             None => Value::Null,
         };
-        let mut tokenizer = match (read("tokenizer.json")?, read("vocab.txt")?) {
-            (Some(json), _) => {
-                let json = pretrained::configured(json, &config, &path("tokenizer.json"));
-                Tokenizer::parse(&json, path("tokenizer.json"))?
-            }
-            (None, Some(vocab)) => {
-                let json = pretrained::from_vocabulary(&vocab, &config, &path("vocab.txt"))?;
-                Tokenizer::parse(&json, path("vocab.txt"))?
-            }
-            (None, None) => return Err(Error::io(&folder.join("tokenizer.json"), std::io::ErrorKind::NotFound.into())),
+        let (place, json) = match read("tokenizer.json")? {
+            Some(json) => (path("tokenizer.json"), pretrained::configured(json, &config, &path("tokenizer.json"))),
+            None => match read("vocab.txt")? {
+                Some(vocabulary) => (path("vocab.txt"), pretrained::from_vocabulary(&vocabulary, &config, &path("vocab.txt"))?),
+                None => return Err(Error::io(&folder.join("tokenizer.json"), std::io::ErrorKind::NotFound.into())),
+            },
         };
+        let mut tokenizer = Tokenizer::parse(&json, place)?;
         // If there is no limit, Hugging Face writes 1e30.
         tokenizer.max_length = config["model_max_length"].as_u64().map(|n| n as usize);
         Ok(tokenizer)

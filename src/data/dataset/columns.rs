@@ -103,7 +103,7 @@ pub(super) fn are_text_and_label(names: [&str; 2], options: &Options) -> bool {
 /// How much the values of a column look like texts: numbers least, then by the number of distinct values, then by length.
 pub(super) fn likeness_to_text<'a>(values: impl Iterator<Item = &'a str> + Clone) -> (bool, usize, usize) {
     let is_empty = |value: &&str| value.trim().is_empty();
-    let words = !values.clone().filter(|value| !is_empty(value)).all(|value| is_number(value));
+    let words = !values.clone().filter(|value| !is_empty(value)).all(is_number);
     let distinct: HashSet<&str> = values.clone().map(str::trim).collect();
     (words, distinct.len(), values.map(str::len).sum())
 }

@@ -103,7 +103,7 @@ impl Dialect {
 fn declared(text: &str) -> Option<(u8, usize)> {
     let line = text.split_inclusive('\n').next()?;
     let plain = line.trim_end_matches(['\r', '\n']).trim_matches('"');
-    let delimiter = match plain.get(..4)?.eq_ignore_ascii_case("sep=").then_some(plain[4..].as_bytes())? {
+    let delimiter = match plain.get(..4)?.eq_ignore_ascii_case("sep=").then_some(&plain.as_bytes()[4..])? {
         b"\\t" | b"tab" => b'\t',
         &[byte] if byte.is_ascii() => byte,
         _ => return None,
