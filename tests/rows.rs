@@ -203,6 +203,7 @@ fn headers_are_told_from_rows() {
         (",0,1\n0,good film,pos\n1,bad film,neg\n", 2),
         ("0,good film,pos\n1,bad film,neg\n2,fine,pos\n", 3),
         ("A long survey question of many words?,Mood\nfine,good\nbad,poor\n", 2),
+        ("No.,Comment Text\n1,fine\n2,bad\n", 2),
         ("What a film!\nBad.\n", 2),
         ("review\nWhat a film!\nBad.\n", 2),
     ] {

@@ -164,9 +164,9 @@ fn has_header(path: &Path, records: &[StringRecord], options: &Options) -> bool 
 
 /// Whether a value is too long, or too much of a sentence, for the name of a column.
 fn is_sentence(value: &str, most_words: usize) -> bool {
+    let (words, end) = (value.split_whitespace().count(), value.trim_end().chars().last());
     // Surveys name columns by questions.
-    let is_question = value.trim_end().ends_with('?');
-    value.split_whitespace().count() > most_words && !is_question || value.trim_end().ends_with(['.', '!'])
+    words > most_words && end != Some('?') || words > 2 && matches!(end, Some('.' | '!'))
 }
 
 /// Whether quotes enclose a field: inner ones are doubled.
