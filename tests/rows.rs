@@ -17,7 +17,7 @@ use parquet::schema::parser::parse_message_type;
 use tempfile::TempDir;
 use warpfit::data::dataset::{self, Options, Table, splits};
 
-use crate::cli::{PREDICT, Ran, path, ran};
+use crate::cli::{PREDICT, Ran, TRAIN, path, ran};
 use crate::data::{assert_error, put};
 use crate::fixtures::golden;
 
@@ -249,8 +249,9 @@ fn parts_of_lines_are_not_classified_in_silence() {
 
 #[test]
 fn columns_of_json_come_from_all_rows() {
-    let error = |path: &Path| dataset::class_names(&[&Table::read(path, &Options::default()).unwrap()], None);
-    assert_error(error(&case("first-row-columns/first_lacks_label.jsonl")), "first_lacks_label.jsonl:1", "the label is missing");
+    let (model, lacks) = (golden("train/hf_init"), case("first-row-columns/first_lacks_label.jsonl"));
+    ran(TRAIN, &["--model", path(&model), "--train-file", path(&lacks), "--dry-run"])
+        .failed(2, "first_lacks_label.jsonl:1`: the label is missing");
     let (_folder, path) = file("a.json", "[{\"n\": 1}, {\"n\": 2, \"text\": \"a\"}]");
     assert_error(Table::read(&path, &Options::default()), "a.json:1", "text is missing or null");
     let (_folder, path) = file("a.jsonl", "{\"stars\": 5, \"body\": \"good\"}\n{\"body\": \"bad\", \"stars\": 1}\n");
