@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, Parser};
+use encoding_rs::Encoding;
 
 use crate::console::print;
-use crate::data::dataset::Options;
+use crate::data::dataset::{self, Options, Split};
 use crate::device::{Device, Precision, gpu_code};
 use crate::error::{Error, Result};
+use crate::hub;
 
 /// Parses the words of a command line, starting with the name of the program. `None` if help or the version was requested and
 /// printed.
@@ -80,15 +82,53 @@ impl RunArgs {
     }
 }
 
+/// How files of texts are written, where their content does not tell.
+#[derive(Args, Clone, Debug, Default)]
+pub struct FileArgs {
+    /// Field delimiter [default: found in the file; a comma in .csv, a tab in .tsv, a semicolon in labelled .txt]
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+    /// Whether quotes enclose the fields of .csv and .tsv, or are letters like others: on or off [default: off in .tsv,
+    /// otherwise on]
+    #[arg(long, value_name = "ON_OR_OFF", value_parser = on_or_off)]
+    pub quoting: Option<bool>,
+    /// The first line of .csv and .tsv is a row, and names no columns, which are then numbered from 1 [default: found in the
+    /// file]
+    #[arg(long, value_name = "TRUE_OR_FALSE", num_args = 0..=1, default_missing_value = "true")]
+    pub no_header: Option<bool>,
+    /// Encoding of text files, such as cp1252, cp1251, latin-1 or utf-16le; a byte order mark overrides it [default: UTF-8]
+    #[arg(long, value_name = "NAME", value_parser = dataset::encoding)]
+    pub encoding: Option<&'static Encoding>,
+    /// Column or JSON key of the texts [default: found by its name]
+    #[arg(long, value_name = "NAME", alias = "text_column_name")]
+    pub text_column: Option<String>,
+}
+
+impl FileArgs {
+    /// Options for reading labelled texts.
+    pub fn labelled(&self, label_column: Option<&str>) -> Options {
+        Options { label_column: label_column.map(String::from), texts_only: false, ..self.texts() }
+    }
+
+    /// Options for reading texts alone.
+    pub fn texts(&self) -> Options {
+        Options {
+            delimiter: self.delimiter,
+            quoting: self.quoting,
+            no_header: self.no_header,
+            encoding: self.encoding,
+            text_column: self.text_column.clone(),
+            label_column: None,
+            texts_only: true,
+        }
+    }
+}
+
 /// How texts are read from files.
 #[derive(Args)]
 pub struct InputArgs {
-    /// Column or JSON key of the texts [default: found by its name]
-    #[arg(long, value_name = "NAME")]
-    pub text_column: Option<String>,
-    /// Field delimiter [default: a comma in .csv, a tab in .tsv, a semicolon in labelled .txt]
-    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
-    pub delimiter: Option<u8>,
+    #[command(flatten)]
+    pub file: FileArgs,
     /// Tokens of a batch, at most
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 8192)]
     pub max_batch_tokens: usize,
@@ -96,7 +136,41 @@ pub struct InputArgs {
 
 impl InputArgs {
     pub fn columns(&self, label_column: Option<&str>) -> Options {
-        Options { delimiter: self.delimiter, text_column: self.text_column.clone(), label_column: label_column.map(String::from) }
+        self.file.labelled(label_column)
+    }
+}
+
+/// A split of a data set, in place of a file.
+#[derive(Args)]
+pub struct SplitArgs {
+    /// Data set of the Hugging Face hub, such as stanfordnlp/imdb, or a folder with splits, instead of a file [default: none]
+    #[arg(long, alias = "dataset_name", value_name = "DIR_OR_ID")]
+    pub dataset: Option<PathBuf>,
+    /// Configuration of --dataset [default: its only one]
+    #[arg(long, alias = "dataset_config_name", value_name = "NAME", requires = "dataset")]
+    pub dataset_config: Option<String>,
+    /// Split of --dataset
+    #[arg(long, value_enum, requires = "dataset", default_value = "test")]
+    pub split: Split,
+}
+
+impl SplitArgs {
+    /// The files of the split; `None` without --dataset.
+    pub fn files(&self) -> Result<Option<Vec<PathBuf>>> {
+        let Some(name) = &self.dataset else { return Ok(None) };
+        let files = hub::dataset(name, self.dataset_config.as_deref(), &[self.split])?.files(self.split);
+        match files.is_empty() {
+            true => Err(Error::user("--split", format!("{} has no such split", name.display()), "choose another")),
+            false => Ok(Some(files)),
+        }
+    }
+}
+
+fn on_or_off(text: &str) -> std::result::Result<bool, String> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err("use on or off".to_string()),
     }
 }
 

@@ -120,7 +120,12 @@ fn one_text_and_label_per_line() {
         assert_eq!(texts(&format!("\u{feff}{header}\r\n\r\na; b;joy\r\n c ;<3\r\n")).unwrap(), rows);
     }
     assert_eq!(texts("text;joy\nlabel;text\n").unwrap().0, ["text", "label"], "not the names of a text and a label column");
-    let named = Options { text_column: Some("phrase".into()), label_column: Some("mood".into()), delimiter: Some(b'\t') };
+    let named = Options {
+        text_column: Some("phrase".into()),
+        label_column: Some("mood".into()),
+        delimiter: Some(b'\t'),
+        ..Default::default()
+    };
     let table = read_with("a.txt", "phrase\tmood\na;b\tc\n", &named).unwrap();
     assert_eq!((&table.texts[0], table.place(0).ends_with("a.txt:2")), (&"a;b".to_string(), true));
     assert_error(read_with("a.txt", "a\tb\n", &named), "a.txt", "no column is named phrase; the columns are text, label");
@@ -304,8 +309,11 @@ fn columns_by_name_by_flag_and_by_content() {
     assert_eq!(csv("id,a\nlonger than the text,x\n").texts, ["x"]);
     let table = read("a.jsonl", "{\"id\": [1], \"text\": \"a\", \"label\": 0}\n{\"text\": \"b\", \"label\": 1}\n").unwrap();
     assert_eq!(table.ids, [json!([1]), Value::Null]);
-    let named =
-        |text: &str, label: &str| Options { text_column: Some(text.into()), label_column: Some(label.into()), delimiter: None };
+    let named = |text: &str, label: &str| Options {
+        text_column: Some(text.into()),
+        label_column: Some(label.into()),
+        ..Default::default()
+    };
     let file = "text,label,b,c\n1,2,3,4\n";
     let table = read_with("a.csv", file, &named("c", "b")).unwrap();
     assert_eq!((table.texts, table.labels.unwrap()), (strings(&["4"]), strings(&["3"])));

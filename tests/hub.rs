@@ -222,6 +222,15 @@ fn answer(repos: &BTreeMap<String, Files>, card: &Value, storage: &str, request:
             };
             json!({"sha": COMMIT, "cardData": card, "siblings": files.iter().map(sibling).collect::<Vec<_>>()}).into()
         }
+        ["api", "models", owner, name, "discussions"] => {
+            let by = |num: u64, author: &str, status: &str| {
+                let title = "Adding `safetensors` variant of this model";
+                json!({"num": num, "isPullRequest": true, "title": title, "status": status, "author": {"name": author}})
+            };
+            let converted = repos.contains_key(&format!("models/{owner}/{name}@refs/pr/2"));
+            let bot = if converted { "SFconvertbot" } else { "nobody" };
+            json!({"discussions": [by(1, bot, "closed"), by(2, bot, "open"), by(3, "a stranger", "open")], "count": 3}).into()
+        }
         ["datasets", owner, name, "resolve", COMMIT, ref file @ ..] => {
             resolve(repos, &format!("datasets/{owner}/{name}"), file, storage)
         }
@@ -357,6 +366,44 @@ fn a_run_by_ids_fetches_once_and_then_needs_no_network() {
     assert!(predicted.out.contains("\"label\""), "{}", predicted.out);
     let test = golden("train/test.csv");
     hub.offline(EVALUATE, &["--model", &format!("tiny/distil@{COMMIT}"), "--file", path(&test)]).done();
+}
+
+#[test]
+fn weights_without_safetensors_are_taken_from_the_hubs_conversion() {
+    let without: Files = tiny().into_iter().filter(|(name, _)| !name.ends_with(".safetensors")).collect();
+    let hub = Hub::new(&[
+        ("models/tiny/old-weights", without.clone()),
+        ("models/tiny/old-weights@refs/pr/2", tiny()),
+        ("models/tiny/only-pickle", without),
+    ]);
+    let args = ["--model", "tiny/old-weights", "--device", "cpu", "good"];
+    let first = hub.ran(PREDICT, &args).done();
+    assert!(
+        first.err.contains("note: tiny/old-weights: main has no safetensors; the hub's conversion of it is taken, refs/pr/2")
+    );
+    assert_eq!(hub.offline(PREDICT, &args).done().out, first.out);
+    let strangers = ["--model", "tiny/only-pickle", "--device", "cpu", "good"];
+    hub.ran(PREDICT, &strangers).failed(2, "`tiny/only-pickle`: has no model.safetensors");
+}
+
+#[test]
+fn a_split_of_a_data_set_is_evaluated_predicted_and_embedded() {
+    let hub = Hub::new(&[("datasets/tiny/reviews", reviews("data/train-0.parquet", "data/test-0.parquet"))]);
+    let model = golden("train/hf_init");
+    let args = |more: &[&'static str]| {
+        [&["--model", path(&model), "--device", "cpu"], more].concat().iter().map(|a| a.to_string()).collect::<Vec<_>>()
+    };
+    let ran = |command: &str, more: &[&'static str]| hub.ran(command, &args(more).iter().map(String::as_str).collect::<Vec<_>>());
+    let evaluated = ran(EVALUATE, &["--dataset", "tiny/reviews", "--split", "test"]).done();
+    let stored: Vec<String> = hub.storage.seen().into_iter().map(|request| request.path).collect();
+    assert_eq!(stored, [format!("/{}", hex(&sample("validation.parquet")))], "of the data set the test split alone is fetched");
+    let file = golden("../../src/sample/validation.parquet");
+    assert_eq!(evaluated.out, hub.ran(EVALUATE, &["--model", path(&model), "--device", "cpu", "--file", path(&file)]).done().out);
+    let predicted = ran(PREDICT, &["--dataset", "tiny/reviews"]).done();
+    assert_eq!(predicted.out.lines().count(), ran("embed", &["--dataset", "tiny/reviews"]).done().out.lines().count());
+    ran(PREDICT, &["--dataset", "tiny/reviews", "--split", "validation"]).failed(2, "`--split`: tiny/reviews has no such split");
+    ran(PREDICT, &["--dataset", "tiny/reviews", "--input", "a.csv"]).failed(2, "cannot be used with");
+    ran(PREDICT, &["--split", "test"]).failed(2, "--dataset");
 }
 
 #[test]

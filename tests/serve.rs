@@ -164,7 +164,9 @@ fn bad_requests_get_their_status_and_the_server_survives() {
         ("null inputs", br#"{"inputs": null}"#.to_vec(), 422, "validation"),
         ("a number", br#"{"inputs": 5}"#.to_vec(), 422, "validation"),
         ("a null among texts", br#"{"inputs": ["good", null]}"#.to_vec(), 422, "validation"),
-        ("nested", br#"{"inputs": [["good"]]}"#.to_vec(), 422, "validation"),
+        ("a pair", br#"{"inputs": [["good", "bad"]]}"#.to_vec(), 422, "validation"),
+        ("an empty list", br#"{"inputs": [["good"], []]}"#.to_vec(), 422, "validation"),
+        ("nested twice", br#"{"inputs": [[["good"]]]}"#.to_vec(), 422, "validation"),
         ("a word for a flag", br#"{"inputs": "good", "truncate": "yes"}"#.to_vec(), 422, "validation"),
         ("33 texts", texts(33), 413, "validation"),
         ("2 MB + 1", sized(2_000_001), 413, "validation"),
@@ -194,7 +196,7 @@ fn bad_requests_get_their_status_and_the_server_survives() {
     };
     let counts =
         ["count", "success"].map(|name| ["single", "batch"].map(|m| value(&format!("te_request_{name}{{method=\"{m}\"}}"))));
-    assert_eq!(counts, [[5 + 1, 1 + 2], [5, 1]]); // refused: 100,000 tokens, no texts, 33 texts
+    assert_eq!(counts, [[5 + 1, 1 + 4], [5, 1]]); // refused: 100,000 tokens, no texts, 33 texts, a pair, an empty list
     for name in ["request_duration", "request_tokenization_duration", "request_queue_duration", "request_inference_duration"] {
         assert_eq!(value(&format!("te_{name}_count")), 6, "{name}");
     }
@@ -226,6 +228,13 @@ fn the_scores_of_predict() {
             close(&ask(text).json(), &scores);
         }
     }
+    let [flat, nested, one] = ["flat", "nested", "nested_one"].map(|name| {
+        let body = std::fs::read(golden("../cases/tei-batch").join(format!("{name}.json"))).unwrap();
+        Asked::post(server.address, "/predict", &body).reply()
+    });
+    assert_eq!((flat.status, nested.status, one.status), (200, 200, 200));
+    close(&nested.json(), &flat.json());
+    assert_eq!((one.json().as_array().unwrap().len(), one.json()[0].as_array().unwrap().len()), (1, 2));
 }
 
 /// The same labels, and numbers equal up to the rounding of another batch.

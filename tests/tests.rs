@@ -16,6 +16,7 @@ mod ops;
 mod products;
 mod report;
 mod rounded;
+mod rows;
 mod serve;
 mod tokenize;
 mod train;

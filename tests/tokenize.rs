@@ -46,6 +46,53 @@ fn ids_match_hugging_face() {
 }
 
 #[test]
+fn the_configuration_decides_over_normalisation() {
+    let cases = golden("../cases/tokenizer-config");
+    let expected: Value = serde_json::from_slice(&fs::read(cases.join("expected_ids.json")).unwrap()).unwrap();
+    for (folder, texts) in expected.as_object().unwrap() {
+        let tokenizer = Tokenizer::read(&cases.join(folder)).unwrap();
+        assert_eq!(tokenizer.max_length, Some(64));
+        for (text, ids) in texts.as_object().unwrap() {
+            assert_eq!(json!(tokenizer.encode(&[text], 100, &ignore).unwrap().row(0).0), *ids, "{folder}: {text}");
+        }
+    }
+    // What the configuration leaves out has the defaults of the class; another class leaves tokenizer.json as it is.
+    let folder = TempDir::new().unwrap();
+    fs::copy(cases.join("json_cased_cfg_lower/tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    let ids = |config: Option<Value>, text: &str| {
+        let path = folder.path().join("tokenizer_config.json");
+        match config {
+            Some(config) => fs::write(path, config.to_string()).unwrap(),
+            None => drop(fs::remove_file(path)),
+        }
+        Tokenizer::read(folder.path()).unwrap().encode(&[text], 100, &ignore).unwrap().ids
+    };
+    let (lower, cased) = ([2, 74, 102, 3], [2, 1, 1, 3]);
+    assert_eq!(ids(None, "Good FILM"), lower);
+    assert_eq!(ids(Some(json!({})), "Good FILM"), lower);
+    assert_eq!(ids(Some(json!({"tokenizer_class": "BertTokenizerFast"})), "Good FILM"), lower);
+    assert_eq!(ids(Some(json!({"do_lower_case": false})), "Good FILM"), cased);
+    assert_eq!(ids(Some(json!({"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": true})), "Good FILM"), cased);
+    assert_eq!(ids(Some(json!({})), "电影"), [2, 292, 293, 3]);
+    assert_ne!(ids(Some(json!({"tokenize_chinese_chars": false})), "电影"), [2, 292, 293, 3], "one word");
+
+    // A vocabulary alone.
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    let vocabulary = fs::read_to_string(cases.join("vocab_only/vocab.txt")).unwrap();
+    fs::write(folder.path().join("vocab.txt"), vocabulary.replace('\n', "\r\n")).unwrap();
+    assert_eq!(ids(None, "Good [MASK] FILM"), [2, 74, 4, 102, 3]);
+    assert_eq!(ids(Some(json!({"do_lower_case": false, "cls_token": {"content": "[CLS]"}})), "Good FILM"), cased);
+    fs::write(folder.path().join("tokenizer_config.json"), "{\"tokenizer_class\": \"BertJapaneseTokenizer\"}").unwrap();
+    assert_error(
+        Tokenizer::read(folder.path()),
+        "vocab.txt",
+        "is not enough for a BertJapaneseTokenizer; add the tokenizer.json",
+    );
+    fs::write(folder.path().join("tokenizer_config.json"), "{\"cls_token\": \"<s>\"}").unwrap();
+    assert_error(Tokenizer::read(folder.path()), "vocab.txt", "has no <s>; use the vocab.txt of");
+}
+
+#[test]
 fn baked_in_lengths_are_overridden() {
     let plain = fs::read(golden("text/hf/tokenizer.json")).unwrap();
     let mut baked: Value = serde_json::from_slice(&plain).unwrap();

@@ -17,7 +17,7 @@ const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "
 pub struct ModelDir {
     pub path: PathBuf,
     pub config: Config,
-    /// `None` if the folder has no tokenizer.json.
+    /// `None` if the folder has neither tokenizer.json nor vocab.txt.
     pub tokenizer: Option<Tokenizer>,
     /// Names and contents of the tokenizer's files.
     tokenizer_files: Vec<(&'static str, Vec<u8>)>,
@@ -38,7 +38,8 @@ impl ModelDir {
                 tokenizer_files.push((name, std::fs::read(&file).map_err(|e| Error::io(&file, e))?));
             }
         }
-        let tokenizer = if path.join(TOKENIZER_FILES[0]).exists() { Some(Tokenizer::read(path)?) } else { None };
+        let has_tokenizer = ["tokenizer.json", "vocab.txt"].iter().any(|name| path.join(name).exists());
+        let tokenizer = has_tokenizer.then(|| Tokenizer::read(path)).transpose()?;
         if let Some(tokenizer) = tokenizer.as_ref().filter(|tokenizer| tokenizer.vocab > config.vocab) {
             let fact = format!("has ids up to {}, but the model's word table has {} rows", tokenizer.vocab - 1, config.vocab);
             return Err(Error::user(
@@ -51,7 +52,7 @@ impl ModelDir {
     }
 
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        let fact = "this folder has no tokenizer.json";
+        let fact = "this folder has no tokenizer.json and no vocab.txt";
         self.tokenizer.as_ref().ok_or_else(|| Error::user(self.path.display(), fact, "add the one that belongs to the model"))
     }
 

@@ -13,7 +13,7 @@ use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
 use crate::files::same_file;
 use crate::files::{PartialFile, write_json};
-use crate::flags::{InputArgs, RunArgs, count};
+use crate::flags::{InputArgs, RunArgs, SplitArgs, count};
 use crate::hub;
 use crate::infer::pooling::Pooling;
 use crate::infer::probe::Probe;
@@ -38,11 +38,13 @@ pub struct Args {
     model: PathBuf,
     /// Texts, in any format that predict reads; with --project in any format that train reads, with or without labels
     /// [default: one text per line on standard input]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "dataset")]
     input: Option<PathBuf>,
+    #[command(flatten)]
+    split: SplitArgs,
     /// Format of the lines of standard input or --input; with --project, lines without labels [default: by the file's
     /// extension; text for standard input]
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", conflicts_with = "dataset")]
     input_format: Option<LineFormat>,
     /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE", conflicts_with = "instead")]
@@ -69,7 +71,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 42, requires = "project")]
     seed: u64,
     /// Fit a logistic regression to the vectors of --train-file and measure it on --test-file
-    #[arg(long, requires_all = ["train_file", "test_file"], conflicts_with_all = ["input", "input_format"])]
+    #[arg(long, requires_all = ["train_file", "test_file"], conflicts_with_all = ["input", "input_format", "dataset"])]
     probe: bool,
     /// Labelled texts to fit, in any format that train reads; for --probe
     #[arg(long, value_name = "FILE", requires = "probe")]
@@ -134,16 +136,17 @@ pub fn run(args: Args) -> Result<()> {
 
 /// The rows of --input or of standard input, without labels.
 fn batches(args: &Args, session: &Session) -> Result<Batches> {
-    let columns = args.reading.columns(None);
-    match &args.input {
-        Some(file) => inputs::open(file, args.input_format, &columns, session.limits()),
-        None => {
+    let options = args.reading.file.texts();
+    match (&args.input, args.split.files()?) {
+        (_, Some(files)) => inputs::tables(&files, &options),
+        (Some(file), None) => inputs::open(file, args.input_format, &options, session.limits()),
+        (None, None) => {
             if std::io::stdin().is_terminal() {
                 note("type one text per line; Ctrl-D ends");
             }
             let line_format = args.input_format.unwrap_or(LineFormat::Text);
             let reader = BufReader::new(std::io::stdin());
-            Ok(inputs::lines(reader, "standard input", line_format, columns.text_column, session.limits()))
+            Ok(inputs::lines(reader, "standard input", line_format, &options, session.limits()))
         }
     }
 }
@@ -239,7 +242,8 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
 
 /// The class names, the rows to project, and their labels; without labels no names, and 0 for each row.
 fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, Vec<u32>)> {
-    let Some(file) = args.input.as_deref().filter(|_| args.input_format.is_none()) else {
+    let file = args.input.as_ref().filter(|_| args.input_format.is_none()).map(|file| vec![file.clone()]);
+    let Some(files) = args.split.files()?.or(file) else {
         let batches = batches(args, session)?.collect::<Result<Vec<_>>>()?;
         if batches.is_empty() {
             let place = args.input.as_deref().unwrap_or(Path::new("standard input"));
@@ -249,7 +253,7 @@ fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, 
         let labels = vec![0; inputs.len()];
         return Ok((Vec::new(), inputs, labels));
     };
-    let mut table = Table::read(file, &args.reading.columns(args.label_column.as_deref()))?;
+    let mut table = Table::read_all(&files, &args.reading.columns(args.label_column.as_deref()))?;
     let config = &session.source.config;
     let ids = std::mem::take(&mut table.ids);
     let (names, Dataset { texts, labels }) = match table.labels {
@@ -262,7 +266,7 @@ fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, 
     };
     let input = |(row, text)| {
         let id = ids.get(row).cloned().unwrap_or(Value::from(row));
-        Input { id, content: Content::Text(text), place: file.display().to_string() }
+        Input { id, content: Content::Text(text), place: files[0].display().to_string() }
     };
     Ok((names, texts.into_iter().enumerate().map(input).collect(), labels))
 }

@@ -7,7 +7,7 @@ use crate::data::dataset::Table;
 use crate::data::scored::Scored;
 use crate::device::Device;
 use crate::error::Result;
-use crate::flags::{InputArgs, RunArgs, count};
+use crate::flags::{InputArgs, RunArgs, SplitArgs, count};
 use crate::hub;
 use crate::infer::Session;
 use crate::metrics::{Metrics, softmax};
@@ -32,14 +32,16 @@ pub struct Args {
     model: Option<PathBuf>,
     /// Labelled texts, in any format that train reads
     #[arg(long, value_name = "FILE", aliases = ["test-file", "test_file", "validation-file", "validation_file"])]
-    #[arg(required_unless_present_any = ["predictions", "compare"])]
+    #[arg(required_unless_present_any = ["dataset", "predictions", "compare"], conflicts_with = "dataset")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    split: SplitArgs,
     /// Predictions to measure instead of a model: a .jsonl file with "label" (an index or a name) and "scores" (a list of
     /// numbers in the order of the labels, or the objects that predict --top-k 0 writes)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file", "dataset"])]
     predictions: Option<PathBuf>,
     /// Folders written by --output-dir, to compare side by side
-    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "file", "predictions", "fail_under"])]
+    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "file", "dataset", "predictions", "fail_under"])]
     compare: Vec<PathBuf>,
     /// Folder for the report: report.html, plots/, errors.csv (every row, the highest loss first), metrics.json,
     /// classification_report.txt, predictions.jsonl [default: none is written]
@@ -97,9 +99,11 @@ fn read_predictions(scored: Scored) -> Result<Evaluated> {
 
 /// Runs the model of `args` on their file; also returns a title with the names of both.
 fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
-    let (model, file) = args.model.as_deref().zip(args.file.as_deref()).expect("clap requires both");
+    let model = args.model.as_deref().expect("clap requires it");
+    let source = args.file.as_ref().or(args.split.dataset.as_ref()).expect("clap requires one");
+    let files = args.split.files()?.unwrap_or_else(|| vec![source.clone()]);
     let reading = &args.reading;
-    let mut table = Table::read(file, &reading.columns(args.label_column.as_deref()))?;
+    let mut table = Table::read_all(&files, &reading.columns(args.label_column.as_deref()))?;
     let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
     let mut classifier = Session::classifier(&hub::model(model)?, device, precision, tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.run.max_length)?;
@@ -119,6 +123,6 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let scores = logits.chunks_exact(names.len()).flat_map(softmax).collect();
     let tokens = encoded.offsets.windows(2).map(|row| row[1] - row[0]).collect();
     let scored = Scored { names, ids, labels: encoded.labels, scores };
-    let title = format!("{} on {}", model.display(), file.display());
+    let title = format!("{} on {}", model.display(), source.display());
     Ok((Evaluated { scored, losses, metrics, texts, tokens }, title))
 }

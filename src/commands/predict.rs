@@ -8,7 +8,7 @@ use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
 use crate::files::PartialFile;
 use crate::files::same_file;
-use crate::flags::{InputArgs, RunArgs, count};
+use crate::flags::{InputArgs, RunArgs, SplitArgs, count};
 use crate::hub;
 use crate::infer::Session;
 use crate::infer::predictions::{Format, Lines, positive_class};
@@ -25,17 +25,19 @@ pub struct Args {
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
     /// Text to classify
-    #[arg(value_name = "TEXT", conflicts_with_all = ["text", "input"])]
+    #[arg(value_name = "TEXT", conflicts_with_all = ["text", "input", "dataset"])]
     texts: Vec<String>,
     /// Text to classify; may be repeated
-    #[arg(long, conflicts_with = "input")]
+    #[arg(long, conflicts_with_all = ["input", "dataset"])]
     text: Vec<String>,
     /// Texts to classify: .txt (one per line), .csv, .tsv, .json, .parquet, .fasttext, or .jsonl with "text", or with
     /// "input_ids" and "token_type_ids", which are used unchanged [default: one text per line on standard input]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "dataset")]
     input: Option<PathBuf>,
+    #[command(flatten)]
+    split: SplitArgs,
     /// Format of the lines of standard input or --input [default: by the file's extension; text for standard input]
-    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["texts", "text"])]
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["texts", "text", "dataset"])]
     input_format: Option<LineFormat>,
     /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE")]
@@ -77,17 +79,19 @@ pub fn run(args: Args) -> Result<()> {
     let lines = Lines { format: args.format, labels, top_k: args.top_k, raw: args.raw_scores, stars };
 
     let typed = [args.texts, args.text].concat();
-    let options = reading.columns(None);
-    let batches = match &args.input {
-        Some(file) => inputs::open(file, args.input_format, &options, classifier.limits())?,
-        None if !typed.is_empty() => inputs::texts(typed),
-        None => {
+    let options = reading.file.texts();
+    let split = args.split.files()?;
+    let batches = match (&args.input, &split) {
+        (_, Some(files)) => inputs::tables(files, &options)?,
+        (Some(file), _) => inputs::open(file, args.input_format, &options, classifier.limits())?,
+        _ if !typed.is_empty() => inputs::texts(typed),
+        _ => {
             if std::io::stdin().is_terminal() {
                 note("type one text per line; Ctrl-D ends");
             }
             let format = args.input_format.unwrap_or(LineFormat::Text);
             let reader = BufReader::new(std::io::stdin());
-            inputs::lines(reader, "standard input", format, options.text_column, classifier.limits())
+            inputs::lines(reader, "standard input", format, &options, classifier.limits())
         }
     };
 
@@ -99,7 +103,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     write(lines.header())?;
     // Progress is shown for a file; on a terminal it would mix with the results.
-    let shown = args.input.is_some() && (args.output.is_some() || !std::io::stdout().is_terminal());
+    let shown = (args.input.is_some() || split.is_some()) && (args.output.is_some() || !std::io::stdout().is_terminal());
     let progress = shown.then(|| Progress::new("predicting", None, &["texts", "tokens"]));
     let (mut rows, mut cut) = (0, 0);
     classifier.predict_all(batches, max_length, |inputs, predictions| {

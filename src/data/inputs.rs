@@ -1,11 +1,13 @@
 //! Rows to classify: texts, or token ids made elsewhere, from arguments, files and streams of lines.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 
 use clap::ValueEnum;
+use encoding_rs::UTF_8;
 use serde_json::Value;
 
+use crate::console::note;
 use crate::data::dataset::{self, ENDINGS, Options, TEXT_COLUMNS, Table};
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
@@ -63,34 +65,39 @@ pub type Batches = Box<dyn Iterator<Item = Result<Vec<Input>>> + Send>;
 /// A batch of a stream holds at most this many rows.
 const BATCH: usize = 4096;
 
-/// Batches of a file in the format of its extension, or of lines in `format`; `options.label_column` is not needed.
+/// Batches of a file in the format of its extension, or of lines in `format`; the labels of a labelled file are left out.
 pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: Limits) -> Result<Batches> {
     let ending = dataset::ending(path);
-    let format = format.or(match ending.as_str() {
-        "txt" => Some(LineFormat::Text),
-        "jsonl" => Some(LineFormat::Jsonl),
-        _ => None,
-    });
+    let name = path.display().to_string();
+    // What is streamed is UTF-8 already.
+    let decoded = Options { encoding: None, ..options.clone() };
+    let lines = |reader, format| lines(reader, &name, format, &decoded, limits);
+    let table = || tables(&[path], options);
     match format {
-        Some(format) => {
-            let reader = BufReader::with_capacity(1 << 22, dataset::open(path)?);
-            Ok(lines(reader, &path.display().to_string(), format, options.text_column.clone(), limits))
-        }
-        None if path.is_dir() || ENDINGS.contains(&ending.as_str()) => {
-            let mut table = Table::read(path, options)?;
-            let (ids, texts) = (std::mem::take(&mut table.ids), std::mem::take(&mut table.texts));
-            let row = move |(row, text)| Input {
-                id: ids.get(row).cloned().unwrap_or(Value::from(row)),
-                content: Content::Text(text),
-                place: table.place(row),
-            };
-            Ok(batches(texts.into_iter().enumerate().map(row)))
-        }
+        Some(format) => Ok(lines(dataset::stream(path, options.encoding)?, format)),
+        None if ending == "jsonl" => Ok(lines(dataset::stream(path, options.encoding)?, LineFormat::Jsonl)),
+        None if ending == "txt" => match dataset::read_lines(path, options)? {
+            (_, true) => table(),
+            (text, false) => Ok(lines(BufReader::new(Box::new(Cursor::new(text))), LineFormat::Text)),
+        },
+        None if path.is_dir() || ENDINGS.contains(&ending.as_str()) => table(),
         None => {
             let remedy = format!("use one of .{}, or pass --input-format", ENDINGS.join(", ."));
             Err(Error::user(path.display(), "cannot tell the format from the file extension", remedy))
         }
     }
+}
+
+/// Batches of the files of one split, without their labels.
+pub fn tables(paths: &[impl AsRef<Path>], options: &Options) -> Result<Batches> {
+    let mut table = Table::read_all(paths, options)?;
+    let (ids, texts) = (std::mem::take(&mut table.ids), std::mem::take(&mut table.texts));
+    let row = move |(row, text)| Input {
+        id: ids.get(row).cloned().unwrap_or(Value::from(row)),
+        content: Content::Text(text),
+        place: table.place(row),
+    };
+    Ok(batches(texts.into_iter().enumerate().map(row)))
 }
 
 /// Batches of texts from the command line, numbered from 0.
@@ -112,10 +119,10 @@ pub fn lines(
     reader: BufReader<impl Read + Send + 'static>,
     name: &str,
     format: LineFormat,
-    text_column: Option<String>,
+    options: &Options,
     limits: Limits,
 ) -> Batches {
-    let mut lines = Lines { reader, name: name.to_string(), format, text_column, limits, line: 0, rows: 0 };
+    let mut lines = Lines { reader, name: name.to_string(), format, options: options.clone(), limits, line: 0, rows: 0 };
     let mut fault = None;
     Box::new(std::iter::from_fn(move || {
         if let Some(error) = fault.take() {
@@ -144,7 +151,7 @@ struct Lines<R> {
     reader: BufReader<R>,
     name: String,
     format: LineFormat,
-    text_column: Option<String>,
+    options: Options,
     limits: Limits,
     /// Lines read so far; empty lines are not rows of JSON.
     line: usize,
@@ -166,17 +173,18 @@ impl<R: Read> Lines<R> {
             }
             self.line += 1;
             let place = format!("{}:{}", self.name, self.line);
-            let text = String::from_utf8(bytes).map_err(|e| {
-                let what =
-                    if e.utf8_error().error_len().is_none() { "ends in the middle of a UTF-8 character" } else { "not UTF-8" };
-                Error::user(&place, what, "give UTF-8 text")
-            })?;
+            let text = self.decode(bytes, &place)?;
             if text.contains('\0') {
                 return Err(Error::user(&place, "a NUL byte", "give UTF-8 text"));
             }
             let text = if self.line == 1 { text.trim_start_matches('\u{feff}') } else { &text };
             let text = text.strip_suffix('\n').unwrap_or(text);
             let text = text.strip_suffix('\r').unwrap_or(text);
+            if self.line == 1 && self.format == LineFormat::Text && dataset::is_header(text, &self.options) {
+                note(format!(
+                    "note: {place}: the names of columns are classified as a text; give a file of columns with --input"
+                ));
+            }
             let number = Value::from(self.rows);
             let input = match self.format {
                 LineFormat::Text => Input { id: number, content: Content::Text(text.to_string()), place },
@@ -185,6 +193,24 @@ impl<R: Read> Lines<R> {
             };
             self.rows += 1;
             return Ok(Some(input));
+        }
+    }
+
+    fn decode(&self, bytes: Vec<u8>, place: &str) -> Result<String> {
+        let wrong = |fact: &str, remedy: &str| Error::user(place, fact, remedy);
+        match self.options.encoding.filter(|encoding| *encoding != UTF_8) {
+            Some(encoding) if !encoding.is_ascii_compatible() => {
+                Err(wrong(&format!("lines cannot be read in {}", encoding.name()), "give a file, or UTF-8 text"))
+            }
+            Some(encoding) => match encoding.decode_without_bom_handling_and_without_replacement(&bytes) {
+                Some(text) => Ok(text.into_owned()),
+                None => Err(wrong(&format!("not {}", encoding.name()), "name another --encoding")),
+            },
+            None => String::from_utf8(bytes).map_err(|e| {
+                let cut = e.utf8_error().error_len().is_none();
+                let fact = if cut { "ends in the middle of a UTF-8 character" } else { "not UTF-8" };
+                wrong(fact, "give UTF-8 text, or name its encoding, as in --encoding cp1252")
+            }),
         }
     }
 
@@ -203,7 +229,7 @@ impl<R: Read> Lines<R> {
             }
             None => {
                 let named = |name: &str| object.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
-                let column = match &self.text_column {
+                let column = match &self.options.text_column {
                     Some(name) => named(name),
                     None => TEXT_COLUMNS.into_iter().find_map(named),
                 };

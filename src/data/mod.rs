@@ -5,6 +5,7 @@ pub mod dataset;
 pub mod inputs;
 pub mod loader;
 pub mod pack;
+pub mod pretrained;
 pub mod scored;
 pub mod tokenize;
 pub mod wordpiece;

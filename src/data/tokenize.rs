@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokenizers::{Encoding, Token};
 
 use crate::data::pack::PackedBatch;
+use crate::data::pretrained;
 use crate::data::wordpiece::WordPiece;
 use crate::error::{Error, Result};
 
@@ -107,7 +108,7 @@ pub struct Tokenizer {
     /// For `tokenizer.json` files that hold BERT's own algorithm.
     fast: Option<WordPiece>,
     frame: Frame,
-    /// The bytes of `tokenizer.json`, to be copied beside a trained model.
+    /// The `tokenizer.json` that is in effect.
     pub json: Vec<u8>,
     /// `model_max_length` of `tokenizer_config.json`, if it is a meaningful number.
     pub max_length: Option<usize>,
@@ -161,22 +162,30 @@ impl Frame {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and `tokenizer_config.json` if it exists.
+    /// Reads `tokenizer.json`, or makes it from `vocab.txt`, with the settings of `tokenizer_config.json` if it exists.
     pub fn read(folder: &Path) -> Result<Tokenizer> {
-        let path = folder.join("tokenizer.json");
-        let json = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let mut tokenizer = Tokenizer::parse(&json, path.display())?;
-        let path = folder.join("tokenizer_config.json");
-        match std::fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(&path, e)),
-            Ok(config) => {
-                let config: Value = serde_json::from_slice(&config)
-                    .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "download the model folder again"))?;
-                // If there is no limit, Hugging Face writes 1e30.
-                tokenizer.max_length = config["model_max_length"].as_u64().map(|n| n as usize);
-            }
-        }
+        let read = |name: &str| match std::fs::read(folder.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(&folder.join(name), e)),
+        };
+        let path = |name: &str| folder.join(name).display().to_string();
+        let config: Value = match read("tokenizer_config.json")? {
+            Some(json) => serde_json::from_slice(&json).map_err(|e| {
+                Error::user(path("tokenizer_config.json"), format!("not JSON: {e}"), "download the model folder again")
+            })?,
+            None => Value::Null,
+        };
+        let (place, json) = match read("tokenizer.json")? {
+            Some(json) => (path("tokenizer.json"), pretrained::configured(json, &config, &path("tokenizer.json"))),
+            None => match read("vocab.txt")? {
+                Some(vocabulary) => (path("vocab.txt"), pretrained::from_vocabulary(&vocabulary, &config, &path("vocab.txt"))?),
+                None => return Err(Error::io(&folder.join("tokenizer.json"), std::io::ErrorKind::NotFound.into())),
+            },
+        };
+        let mut tokenizer = Tokenizer::parse(&json, place)?;
+        // If there is no limit, Hugging Face writes 1e30.
+        tokenizer.max_length = config["model_max_length"].as_u64().map(|n| n as usize);
         Ok(tokenizer)
     }
 

@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 use crate::files::write_file;
 use crate::report::log::Progress;
 
+/// The account with which the hub converts weights to safetensors.
+const CONVERTER: &str = "SFconvertbot";
+
 pub struct Cache {
     pub client: Client,
     /// `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
@@ -78,6 +81,32 @@ impl Cache {
             }
             Err(failure) => Err(failure),
         }
+    }
+
+    /// The revision with the hub's own conversion of a model to safetensors: an open pull request of its bot, the newest; in the
+    /// cache if the network must not be used.
+    pub fn conversion(&self, repo: &Repo) -> Option<String> {
+        const PULLS: &str = "refs/pr";
+        let numbers: Vec<u64> = if self.offline {
+            let cached = fs::read_dir(self.repo_folder(repo).join("refs").join(PULLS)).into_iter().flatten().flatten();
+            cached.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        } else {
+            let url = format!(
+                "{}/api/{}s/{}/discussions?author={CONVERTER}&type=pull_request",
+                self.client.endpoint, repo.kind, repo.id
+            );
+            // A repository without discussions has no conversion either.
+            let found = self.client.get(&url, &[]).and_then(json).ok()?;
+            let is_conversion = |pull: &&Value| {
+                pull["isPullRequest"] == true
+                    && pull["status"] == "open"
+                    && pull["author"]["name"] == CONVERTER
+                    && pull["title"].as_str().is_some_and(|title| title.contains("safetensors"))
+            };
+            let pulls = found["discussions"].as_array().into_iter().flatten().filter(is_conversion);
+            pulls.filter_map(|pull| pull["num"].as_u64()).collect()
+        };
+        numbers.into_iter().max().map(|number| format!("{PULLS}/{number}"))
     }
 
     /// Fetches the files of `names` into the cache, and returns the folder that holds them under these names.

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::data::dataset::{self, Splits};
+use crate::console::note;
+use crate::data::dataset::{self, Split, Splits};
 use crate::error::{Error, Result};
 use cache::{Cache, Listing};
 use client::{Client, Failure};
@@ -36,8 +37,9 @@ pub struct Repo {
     pub revision: String,
 }
 
-/// The folder of a model: `name` itself if it is a folder, else that of a hub id, of which missing files are fetched. An
-/// invalid id is returned unchanged, to be reported as a missing folder.
+/// The folder of a model: `name` itself if it is a folder, else that of a hub id, of which missing files are fetched. Without
+/// safetensors on main, they are those of the pull request in which the hub's own bot has converted the weights. An invalid id
+/// is returned unchanged, to be reported as a missing folder.
 ///
 /// # Errors
 /// No such model, or one without safetensors; no access; no network and no copy in the cache; a full disk.
@@ -45,18 +47,29 @@ pub fn model(name: &Path) -> Result<PathBuf> {
     let Some(repo) = Repo::of(Kind::Model, name) else { return Ok(name.into()) };
     let hub = Cache::new()?;
     let fetch = || {
-        let listing = hub.list(&repo)?;
+        let listing = hub.list(&repo);
+        let has_weights = |listing: &Listing| listing.files.iter().any(|file| file.name.ends_with(".safetensors"));
+        if repo.revision == MAIN
+            && !listing.as_ref().is_ok_and(has_weights)
+            && let Some(revision) = hub.conversion(&repo)
+        {
+            note(format!("note: {repo}: main has no safetensors; the hub's conversion of it is taken, {revision}"));
+            let converted = Repo { revision, ..repo.clone() };
+            let listing = hub.list(&converted)?;
+            return hub.fetch(&converted, &listing, &model_files(&converted, &listing)?);
+        }
+        let listing = listing?;
         hub.fetch(&repo, &listing, &model_files(&repo, &listing)?)
     };
     fetch().map_err(|failure| explain(failure, &repo, &hub.client, NOT_HERE))
 }
 
 /// The files of a data set: those in `name` if it is a folder, else the Parquet files of a hub id, its own or the hub's
-/// conversion. `config` chooses one of several configurations.
+/// conversion. `config` chooses one of several configurations. Of a hub id only the `wanted` splits are fetched.
 ///
 /// # Errors
 /// Those of [`model`]; several configurations and none chosen.
-pub fn dataset(name: &Path, config: Option<&str>) -> Result<Splits> {
+pub fn dataset(name: &Path, config: Option<&str>, wanted: &[Split]) -> Result<Splits> {
     let Some(repo) = Repo::of(Kind::Dataset, name) else {
         return dataset::splits(&config.map_or(name.into(), |config| name.join(config)));
     };
@@ -64,10 +77,15 @@ pub fn dataset(name: &Path, config: Option<&str>) -> Result<Splits> {
     let fetch = |repo: &Repo| {
         let listing = hub.list(repo)?;
         let Some(files) = parquet_files(repo, &listing, config)? else { return Ok(None) };
-        let names: Vec<&str> = [&files.train, &files.validation, &files.test].into_iter().flatten().map(|f| &**f).collect();
+        let of = |split, names: Vec<String>| if wanted.contains(&split) { names } else { Vec::new() };
+        let [train, validation, test] =
+            [(Split::Train, files.train), (Split::Validation, files.validation), (Split::Test, files.test)]
+                .map(|(split, names)| of(split, names));
+        let names: Vec<&str> = [&train, &validation, &test].into_iter().flatten().map(|f| &**f).collect();
         let folder = hub.fetch(repo, &listing, &names)?;
-        let paths = |names: &[String]| names.iter().map(|name| folder.join(name)).collect();
-        Ok(Some(Splits { train: paths(&files.train), validation: paths(&files.validation), test: paths(&files.test) }))
+        let [train, validation, test] =
+            [train, validation, test].map(|names| names.iter().map(|name| folder.join(name)).collect());
+        Ok(Some(Splits { train, validation, test }))
     };
     let converted = Repo { revision: CONVERTED.to_string(), ..repo.clone() };
     let found = match fetch(&repo) {

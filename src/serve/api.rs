@@ -182,12 +182,13 @@ impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Asked<T> {
     }
 }
 
-/// One text, or a list of texts.
+/// One text, or a list of texts, each alone or in a list of its own.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "`inputs` must be a text or a list of texts")]
 enum Inputs {
     One(String),
     Several(Vec<String>),
+    Nested(Vec<Vec<String>>),
 }
 
 impl Inputs {
@@ -204,6 +205,14 @@ impl Inputs {
         let texts = match self {
             Inputs::One(text) => vec![text],
             Inputs::Several(texts) => texts,
+            Inputs::Nested(lists) => {
+                if let Some(list) = lists.iter().position(|list| list.len() != 1) {
+                    let error =
+                        format!("list {list} in `inputs` has {} texts; pairs are not supported, send one", lists[list].len());
+                    return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, "validation", error));
+                }
+                lists.concat()
+            }
         };
         match texts.len() {
             0 => Err(refusal(StatusCode::BAD_REQUEST, "empty", "`inputs` is empty; send at least one text")),

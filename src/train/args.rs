@@ -10,11 +10,11 @@ use super::evaluate::fail_under;
 use super::recipe;
 use super::schedule::ScheduleKind;
 use crate::checkpoint::run_dir::RunDir;
-use crate::data::dataset::{self, Splits};
+use crate::data::dataset::{self, Split, Splits};
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::same_file;
-use crate::flags::{count, delimiter, not_negative, open_unit, positive, unit};
+use crate::flags::{FileArgs, count, not_negative, open_unit, positive, unit};
 use crate::hub;
 use crate::metrics::Metric;
 use crate::sample::RUNS;
@@ -91,12 +91,8 @@ pub struct Args {
     /// Fraction of the training data to hold out for validation, stratified by class [default: none]
     #[arg(long, value_parser = open_unit, conflicts_with = "validation_file", help_heading = "Data")]
     pub validation_split: Option<f64>,
-    /// Field delimiter [default: a comma in .csv, a tab in .tsv, a semicolon in .txt]
-    #[arg(long, value_parser = delimiter, help_heading = "Data")]
-    pub delimiter: Option<u8>,
-    /// Column of the texts [default: found by its name]
-    #[arg(long, alias = "text_column_name", help_heading = "Data")]
-    pub text_column: Option<String>,
+    #[command(flatten, next_help_heading = "Data")]
+    pub reading: FileArgs,
     /// Column of the labels [default: found by its name]
     #[arg(long, alias = "label_column_name", help_heading = "Data")]
     pub label_column: Option<String>,
@@ -270,9 +266,8 @@ pub struct Settings {
     pub dataset: Option<PathBuf>,
     pub files: Splits,
     pub validation_split: Option<f64>,
-    pub delimiter: Option<char>,
-    pub text_column: Option<String>,
-    pub label_column: Option<String>,
+    #[serde(flatten)]
+    pub reading: dataset::Options,
     pub max_length: Option<usize>,
     pub max_train_samples: Option<usize>,
     pub max_eval_samples: Option<usize>,
@@ -384,9 +379,7 @@ impl Args {
             dataset: self.dataset.or(self.data_dir),
             files,
             validation_split: self.validation_split,
-            delimiter: self.delimiter.map(char::from),
-            text_column: self.text_column,
-            label_column: self.label_column,
+            reading: self.reading.labelled(self.label_column.as_deref()),
             max_length: self.max_length,
             max_train_samples: self.max_train_samples,
             max_eval_samples: self.max_eval_samples,
@@ -427,7 +420,9 @@ impl Args {
     /// The files of each split: those of --data-dir or --dataset, and those given in their place.
     fn files(&self) -> Result<Splits> {
         let mut files = match (&self.dataset, &self.data_dir) {
-            (Some(name), _) => hub::dataset(name, self.dataset_config.as_deref())?,
+            (Some(name), _) => {
+                hub::dataset(name, self.dataset_config.as_deref(), &[Split::Train, Split::Validation, Split::Test])?
+            }
             (None, Some(dir)) => dataset::splits(dir)?,
             (None, None) => Splits::default(),
         };
@@ -477,11 +472,7 @@ fn missing(flag: &str, what: &str) -> Error {
 impl Settings {
     /// Options for reading the data files.
     pub fn columns(&self) -> dataset::Options {
-        dataset::Options {
-            delimiter: self.delimiter.map(|c| c as u8),
-            text_column: self.text_column.clone(),
-            label_column: self.label_column.clone(),
-        }
+        self.reading.clone()
     }
 }
 

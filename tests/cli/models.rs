@@ -56,6 +56,9 @@ fn invalid_model_folders_are_reported_in_one_line() {
     fn remove(name: &'static str) -> Edit {
         Box::new(move |folder| fs::remove_file(folder.join(name)).unwrap())
     }
+    fn without_tokenizer() -> Edit {
+        Box::new(|folder| ["tokenizer.json", "vocab.txt"].iter().for_each(|name| fs::remove_file(folder.join(name)).unwrap()))
+    }
     fn replace(name: &'static str, content: &'static [u8]) -> Edit {
         Box::new(move |folder| fs::write(folder.join(name), content).unwrap())
     }
@@ -111,7 +114,7 @@ fn invalid_model_folders_are_reported_in_one_line() {
     let cases: Vec<(Edit, i32, &str)> = vec![
         (remove("config.json"), 2, "config.json`: no such file"),
         (remove("model.safetensors"), 2, "model.safetensors"),
-        (remove("tokenizer.json"), 2, "this folder has no tokenizer.json"),
+        (without_tokenizer(), 2, "this folder has no tokenizer.json and no vocab.txt"),
         (replace("config.json", b""), 2, "config.json`: "),
         (replace("config.json", b"{\"model_type\": "), 2, "config.json`: "),
         (replace("tokenizer.json", b"{}"), 2, "tokenizer.json`: "),

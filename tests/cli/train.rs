@@ -160,9 +160,7 @@ fn every_format_and_layout_trains_the_same_model() {
         }
     };
     let object = |text: &str, label: &str| json!({"label": label.parse::<u8>().unwrap(), "text": text}).to_string();
-    write("tsv", ["Train.tsv", "Test.tsv"], "text\tlabel\n", &|text, label| {
-        format!("\"{}\"\t{label}", text.replace('"', "\"\""))
-    });
+    write("tsv", ["Train.tsv", "Test.tsv"], "text\tlabel\n", &|text, label| format!("{text}\t{label}"));
     write("jsonl", ["train.jsonl", "test.jsonl"], "", &object);
     write("json lines", ["data/train.json", "data/test.json"], "", &object);
     write("semicolon", ["train.txt", "test.txt"], "text;label_name\n", &|text, label| format!("{text};{label}"));

@@ -1,13 +1,14 @@
-//! Labelled texts, read whole, with one file per format. First a `Table` (the texts and raw labels of a split), then class
-//! names for one or more tables, then a `Dataset` whose labels are indices into those names. `splits` finds the files of each
-//! split of a folder. An error names the file and the line or row.
+//! Labelled texts, read whole, with one file per format: `text` (bytes to text), `dialect` (of delimited files), `columns`, rows.
+//! First a `Table` (the texts and raw labels of a split), then class names for one or more tables, then a `Dataset` whose labels
+//! are indices into those names. `splits` finds the files of each split of a folder. An error names the file and the line or
+//! row; what is guessed is reported.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::Read;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
+use encoding_rs::Encoding;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::console::note;
@@ -15,31 +16,49 @@ use crate::data::loader::randperm;
 use crate::error::{Error, Result};
 
 mod classes;
+mod columns;
 mod delimited;
+mod dialect;
 mod json;
 mod labelled_lines;
 mod parquet;
 mod reviews;
 mod splits;
+mod text;
 
 pub use classes::class_names;
+pub(crate) use columns::TEXT_COLUMNS;
+use columns::{Columns, Guess, likeness_to_text};
 pub(crate) use json::json_object;
-pub use splits::{Splits, splits};
+pub(crate) use labelled_lines::is_header;
+pub use splits::{Split, Splits, splits};
+pub use text::encoding;
+pub(crate) use text::{ending, open, read_text, stream};
 
 /// File extensions that are read as data.
 pub(crate) const ENDINGS: [&str; 8] = ["csv", "tsv", "json", "jsonl", "txt", "ft", "fasttext", "parquet"];
 
-/// Recognised column names, best first; case is ignored.
-pub(crate) const TEXT_COLUMNS: [&str; 6] = ["text", "sentence", "content", "review", "comment", "document"];
-const LABEL_COLUMNS: [&str; 8] = ["label", "label_name", "labels", "target", "sentiment", "emotion", "class", "category"];
-
-/// How to read a file whose name and header do not tell.
-#[derive(Clone, Debug, Default)]
+/// How to read a file whose name and content do not tell.
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Options {
-    /// Separates the fields of CSV and TSV, and the label of a line; by default chosen by the extension.
+    /// Separates the fields of CSV and TSV, and the label of a line; by default found in the file.
+    #[serde(serialize_with = "as_character")]
     pub delimiter: Option<u8>,
+    /// Whether quotes enclose fields of CSV and TSV; by default in all but TSV.
+    pub quoting: Option<bool>,
+    /// Whether the first line of CSV and TSV is a row; by default found in the file.
+    pub no_header: Option<bool>,
+    /// Of files without a byte order mark; by default UTF-8.
+    pub encoding: Option<&'static Encoding>,
     pub text_column: Option<String>,
     pub label_column: Option<String>,
+    /// Labels are not read: their column may be missing, or of any type.
+    #[serde(skip)]
+    pub texts_only: bool,
+}
+
+fn as_character<S: Serializer>(byte: &Option<u8>, to: S) -> std::result::Result<S::Ok, S::Error> {
+    byte.map(char::from).serialize(to)
 }
 
 /// Texts and raw labels of a split, in the order of its files. Never empty.
@@ -94,23 +113,56 @@ impl Table {
         if table.texts.is_empty() {
             return Err(Error::user(table.path().display(), "no rows", "give at least one row"));
         }
-        // Two columns of unknown names were assigned in file order: the text is the longer one.
-        if table.columns.guessed {
-            let size = |column: &[String]| column.iter().map(String::len).sum::<usize>();
-            let mut names =
-                [table.columns.text, table.columns.label.expect("a guess names both")].map(|i| brief(&table.column_names[i]));
-            if let Some(labels) = table.labels.as_mut().filter(|labels| size(labels) > size(&table.texts)) {
-                std::mem::swap(labels, &mut table.texts);
-                names.reverse();
-            }
-            let [text, label] = names;
-            note(format!(
-                "note: {}: no column has a usual name, so {text} is taken for the texts and {label} for the labels; --text-column and \
-                 --label-column name others",
-                table.path().display()
-            ));
-        }
+        table.settle(options);
         Ok(table)
+    }
+
+    /// Of two columns without a usual name, takes the only one of strings for the texts; then forgets labels that are not needed.
+    fn settle_by_type(&mut self, is_text: impl Fn(usize) -> bool, options: &Options) {
+        let columns = &mut self.columns;
+        if let (Guess::Both, text, Some(label)) = (columns.guessed, columns.text, columns.label) {
+            match [is_text(text), is_text(label)] {
+                [true, false] => columns.guessed = Guess::Type,
+                [false, true] => *columns = Columns { text: label, label: Some(text), guessed: Guess::Type, ..*columns },
+                _ => return,
+            }
+        }
+        if options.texts_only {
+            (columns.label, self.labels) = (None, None);
+        }
+    }
+
+    /// Decides which of two columns without a usual name holds the texts, and reports columns that were not found by name.
+    fn settle(&mut self, options: &Options) {
+        let Columns { text, label, guessed, .. } = &mut self.columns;
+        if let (Guess::Both, Some(label), Some(labels)) = (*guessed, label, &mut self.labels) {
+            let [a, b] = [&self.texts, &*labels].map(|column| likeness_to_text(column.iter().map(String::as_str)));
+            if b > a {
+                std::mem::swap(labels, &mut self.texts);
+                std::mem::swap(text, label);
+            }
+        }
+        let [text, label] = [Some(self.columns.text), self.columns.label]
+            .map(|column| column.map(|column| brief(&self.column_names[column])).unwrap_or_default());
+        let path = self.path().display();
+        match (self.columns.guessed, options.texts_only) {
+            (Guess::Text, _) | (Guess::Type, true) => {
+                note(format!("note: {path}: the texts are taken from {text}; --text-column names another"));
+            }
+            (Guess::Label, false) => {
+                note(format!("note: {path}: the labels are taken from {label}; --label-column names another"));
+            }
+            (Guess::Both | Guess::Type, _) => note(format!(
+                "note: {path}: no column has a usual name, so {text} is taken for the texts and {label} for the labels; \
+                 --text-column and --label-column name others{}",
+                // Columns without names are numbered.
+                if self.column_names[0] == "1" { "" } else { ", --no-header makes the names a row" }
+            )),
+            (Guess::Label, true) | (Guess::Nothing, _) => {}
+        }
+        if options.texts_only {
+            self.labels = None;
+        }
     }
 
     fn read_one(path: &Path, options: &Options) -> Result<Table> {
@@ -118,12 +170,13 @@ impl Table {
             return reviews::read(path, options);
         }
         let file = open(path)?;
+        let text = |file| text::read_encoded(path, file, options.encoding);
         match ending(path).as_str() {
-            "csv" => delimited::read(path, &read_text(path, file)?, options.delimiter.unwrap_or(b','), options),
-            "tsv" => delimited::read(path, &read_text(path, file)?, options.delimiter.unwrap_or(b'\t'), options),
-            "jsonl" => json::read_lines(path, &read_text(path, file)?, options),
-            "json" => json::read(path, &read_text(path, file)?, options),
-            "txt" | "ft" | "fasttext" => labelled_lines::read(path, &read_text(path, file)?, options),
+            "csv" => delimited::read(path, &text(file)?, b',', options),
+            "tsv" => delimited::read(path, &text(file)?, b'\t', options),
+            "jsonl" => json::read_lines(path, &text(file)?, options),
+            "json" => json::read(path, &text(file)?, options),
+            "txt" | "ft" | "fasttext" => labelled_lines::read(path, &text(file)?, options),
             // The crate panics on some damaged pages.
             "parquet" => catch_unwind(|| parquet::read(path, file, options))
                 .unwrap_or_else(|_| Err(parquet::broken(path, "damaged pages"))),
@@ -144,7 +197,7 @@ impl Table {
 
     /// Labels alone, from these lines of a file.
     pub(crate) fn labelled(path: &Path, labels: Vec<String>, lines: Vec<usize>) -> Table {
-        let columns = Columns { text: 0, label: Some(1), id: None, guessed: false };
+        let columns = Columns { text: 0, label: Some(1), id: None, guessed: Guess::Nothing };
         let sources = vec![Source { path: path.into(), row: 0, lines }];
         let (texts, ids, column_names) = (Vec::new(), Vec::new(), Vec::new());
         Table { texts, labels: Some(labels), ids, class_names: None, sources, column_names, columns }
@@ -194,79 +247,11 @@ impl Table {
     }
 }
 
-/// The columns of the texts and of the labels.
-#[derive(Clone, Copy, Debug)]
-struct Columns {
-    text: usize,
-    label: Option<usize>,
-    id: Option<usize>,
-    /// Two columns of unknown names, told apart by their contents.
-    guessed: bool,
-}
-
-impl Columns {
-    fn choose(path: &Path, columns: &[String], options: &Options) -> Result<Columns> {
-        let find = |name: &str| {
-            let mut found = (0..columns.len()).filter(|&i| columns[i].eq_ignore_ascii_case(name));
-            match (found.next(), found.next()) {
-                (Some(_), Some(_)) => {
-                    Err(Error::user(path.display(), format!("two columns are named {}", brief(name)), "rename one of them"))
-                }
-                (column, _) => Ok(column),
-            }
-        };
-        let pick = |asked: &Option<String>, flag: &str, known: &[&str]| match asked {
-            None => known.iter().find_map(|name| find(name).transpose()).transpose(),
-            Some(name) => find(name)?.map(Some).ok_or_else(|| {
-                let remedy = format!("the columns are {}; correct {flag}", list(columns));
-                Error::user(path.display(), format!("no column is named {}", brief(name)), remedy)
-            }),
-        };
-        let text = pick(&options.text_column, "--text-column", &TEXT_COLUMNS)?;
-        let label = pick(&options.label_column, "--label-column", &LABEL_COLUMNS)?;
-        let id = find("id").ok().flatten().filter(|&id| Some(id) != text && Some(id) != label);
-        let chosen = |text, label, guessed| Ok(Columns { text, label, id, guessed });
-        // Of two columns an `id` is neither text nor label.
-        let others: Vec<usize> = (0..columns.len()).filter(|&column| columns.len() > 2 || Some(column) != id).collect();
-        match (text, label, &others[..]) {
-            (Some(text), Some(label), _) if text == label => Err(Error::user(
-                path.display(),
-                format!("the column {} cannot be both text and label", brief(&columns[text])),
-                "correct --text-column or --label-column",
-            )),
-            (Some(text), Some(label), _) => chosen(text, Some(label), false),
-            (Some(text), None, &[a, b]) => chosen(text, Some(if a == text { b } else { a }), false),
-            (Some(text), None, _) => chosen(text, None, false),
-            (None, Some(label), &[a, b]) => chosen(if a == label { b } else { a }, Some(label), false),
-            (None, None, &[a, b]) => chosen(a, Some(b), true),
-            (None, None, &[a]) => chosen(a, None, false),
-            _ => {
-                let fact = format!("no text column among {}", list(columns));
-                Err(Error::user(path.display(), fact, "name it with --text-column, and the label column with --label-column"))
-            }
-        }
-    }
-}
-
-/// Opens a regular file that is not empty.
-pub(crate) fn open(path: &Path) -> Result<File> {
-    let file = open_regular(path)?;
-    if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
-        return Err(Error::user(path.display(), "the file is empty", "check how it was written"));
-    }
-    Ok(file)
-}
-
-/// Refuses a folder, and a pipe, which would block.
-fn open_regular(path: &Path) -> Result<File> {
-    let about = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if about.is_dir() {
-        return Err(Error::io(path, std::io::ErrorKind::IsADirectory.into()));
-    }
-    if !about.is_file() {
-        return Err(Error::user(path.display(), "not a regular file", "save the data to a file first"));
-    }
-    File::open(path).map_err(|e| Error::io(path, e))
+/// The text of a file of lines, and whether these are labelled, which `Table::read` reads, rather than texts alone.
+pub(crate) fn read_lines(path: &Path, options: &Options) -> Result<(String, bool)> {
+    let text = text::read_encoded(path, open(path)?, options.encoding)?;
+    let labelled = labelled_lines::is_labelled(path, &text, options);
+    Ok((text, labelled))
 }
 
 /// The entries of a folder, sorted by name, without hidden ones.
@@ -285,30 +270,6 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
 
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// The extension of a file's name, in lower case.
-pub(crate) fn ending(path: &Path) -> String {
-    path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
-}
-
-/// The whole file as UTF-8, without its byte order mark.
-pub(crate) fn read_text(path: &Path, mut file: File) -> Result<String> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    let line = |bytes: &[u8]| format!("{}:{}", path.display(), 1 + newlines(bytes));
-    let mut text = String::from_utf8(bytes).map_err(|e| {
-        let (at, cut) = (e.utf8_error().valid_up_to(), e.utf8_error().error_len().is_none());
-        let fact = if cut { "ends in the middle of a UTF-8 character" } else { "not UTF-8" };
-        Error::user(line(&e.as_bytes()[..at]), fact, "save the file as UTF-8")
-    })?;
-    if let Some(at) = text.find('\0') {
-        return Err(Error::user(line(&text.as_bytes()[..at]), "a NUL byte", "save the file as UTF-8 text"));
-    }
-    if text.starts_with('\u{feff}') {
-        text.drain(..'\u{feff}'.len_utf8());
-    }
-    Ok(text)
 }
 
 fn newlines(bytes: &[u8]) -> usize {
@@ -345,7 +306,8 @@ fn brief(text: &str) -> String {
 }
 
 fn list(names: &[String]) -> String {
-    let shown: Vec<String> = names.iter().take(20).map(|name| brief(name)).collect();
+    let show = |name: &String| if name.is_empty() { "(unnamed)".to_string() } else { brief(name) };
+    let shown: Vec<String> = names.iter().take(20).map(show).collect();
     shown.join(", ") + if names.len() > 20 { ", ..." } else { "" }
 }
 

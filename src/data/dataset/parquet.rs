@@ -3,29 +3,34 @@
 use std::fs::File;
 use std::path::Path;
 
-use parquet::basic::{ConvertedType, Repetition, Type as Physical};
+use parquet::basic::{Compression, ConvertedType, Repetition, Type as Physical};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::Type;
 use serde_json::Value;
 
-use super::{Options, Table, brief, number_or_text};
+use super::{Guess, Options, Table, brief, number_or_text};
 use crate::error::{Error, Result};
 
 pub(super) fn read(path: &Path, file: File, options: &Options) -> Result<Table> {
     let unread = |e: ParquetError| broken(path, &e.to_string());
     let reader = SerializedFileReader::new(file).map_err(unread)?;
+    let mut codecs = reader.metadata().row_groups().iter().flat_map(|group| group.columns()).map(|column| column.compression());
+    if codecs.any(|codec| codec == Compression::LZO) {
+        return Err(Error::user(path.display(), "is compressed with LZO", "write it with zstd, snappy, gzip, brotli or lz4"));
+    }
     let about = reader.metadata().file_metadata();
     let fields = about.schema().get_fields();
     let mut table = Table::new(path, fields.iter().map(|field| field.name().to_string()).collect(), options)?;
+    table.settle_by_type(|column| is_string(&fields[column]), options);
     let (text, label) = (&fields[table.columns.text], table.columns.label.map(|label| &fields[label]));
     let id = table.columns.id.map(|id| &fields[id]).filter(|id| is_string(id) || is_number(id));
     let wrong = |field: &Type, what: &str| {
         let fact = format!("the column {} does not hold {what}", brief(field.name()));
         Error::user(path.display(), fact, "name another with --text-column or --label-column")
     };
-    if !(is_string(text) || table.columns.guessed && is_number(text)) {
+    if !(is_string(text) || table.columns.guessed == Guess::Both && is_number(text)) {
         return Err(wrong(text, "strings"));
     }
     if let Some(label) = label.filter(|label| !is_string(label) && !is_number(label)) {

@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use super::{Options, Source, Table, ending, entries, open_regular, read_text};
+use super::text::{open_regular, read_encoded};
+use super::{Options, Source, Table, ending, entries};
 use crate::error::{Error, Result};
 
 const CLASSES: [&str; 2] = ["neg", "pos"];
@@ -29,7 +30,7 @@ pub(super) fn read(folder: &Path, options: &Options) -> Result<Table> {
             (number.is_none(), number, name)
         });
         for path in reviews {
-            let text = read_text(&path, open_regular(&path)?)?;
+            let text = read_encoded(&path, open_regular(&path)?, options.encoding)?;
             table.sources.push(Source { path, row: table.texts.len(), lines: Vec::new() });
             table.push(Some(1), text, class.to_string(), None);
         }

@@ -1,9 +1,10 @@
 //! The files of each split of a data set in a folder: `train.csv`, `val.csv` and so on in any format; the shards of the Hugging
-//! Face hub, `train-00000-of-00002.parquet`; or folders of reviews, `train/` and `test/`. They are in the folder itself or in
-//! one folder below it (`data/`, `plain_text/`, `aclImdb/`).
+//! Face hub, `train-00000-of-00002.parquet`, or in its conversions `train/0000.parquet`; or folders of reviews, `train/` and
+//! `test/`. They are in the folder itself or in one folder below it (`data/`, `plain_text/`, `default/`, `aclImdb/`).
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{ENDINGS, ending, entries, list, name, reviews};
@@ -15,6 +16,24 @@ pub struct Splits {
     pub train: Vec<PathBuf>,
     pub validation: Vec<PathBuf>,
     pub test: Vec<PathBuf>,
+}
+
+/// A split by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Split {
+    Train,
+    Validation,
+    Test,
+}
+
+impl Splits {
+    pub fn files(self, split: Split) -> Vec<PathBuf> {
+        match split {
+            Split::Train => self.train,
+            Split::Validation => self.validation,
+            Split::Test => self.test,
+        }
+    }
 }
 
 /// Finds the splits of the data set in a folder.
@@ -58,9 +77,11 @@ fn directly_in(dir: &Path) -> Result<Splits> {
             Some("test") => &mut found.test,
             _ => continue,
         };
-        let is_data = if path.is_dir() { reviews::is_split(&path) } else { ENDINGS.contains(&ending(&path).as_str()) };
-        if is_data {
-            split.push(path);
+        match path.is_dir() {
+            true if reviews::is_split(&path) => split.push(path),
+            true => split.extend(numbered(&path)?),
+            false if is_data(&path) => split.push(path),
+            false => {}
         }
     }
     for (split, paths) in [("train", &found.train), ("validation", &found.validation), ("test", &found.test)] {
@@ -69,9 +90,28 @@ fn directly_in(dir: &Path) -> Result<Splits> {
     Ok(found)
 }
 
+fn is_data(path: &Path) -> bool {
+    ENDINGS.contains(&ending(path).as_str())
+}
+
+/// The files of a folder that are numbered from 0: `0000.parquet`, `0001.parquet`.
+fn numbered(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = entries(dir)?;
+    files.retain(|path| path.is_file() && is_data(path) && number(path).is_some());
+    Ok(files)
+}
+
+/// The number that is the whole name of a file.
+fn number(path: &Path) -> Option<usize> {
+    name(path).split('.').next()?.parse().ok()
+}
+
 /// Checks that several files of a split are all of its shards.
 fn check(dir: &Path, split: &str, paths: &[PathBuf]) -> Result<()> {
-    let mut shards: Vec<Option<(usize, usize)>> = paths.iter().map(|path| shard(path)).collect();
+    // The files of a folder tell how many there are at least.
+    let of = paths.iter().filter_map(|path| number(path)).max().map_or(0, |last| last + 1);
+    let numbered = |path: &Path| number(path).map(|number| (number, of));
+    let mut shards: Vec<Option<(usize, usize)>> = paths.iter().map(|path| shard(path).or_else(|| numbered(path))).collect();
     shards.sort();
     shards.dedup();
     match shards[..] {

@@ -1,0 +1,186 @@
+//! How a delimited file was written: its delimiter, its quoting, and whether its first line names the columns. What no flag
+//! says is guessed from the first records, and reported unless it is what the file's extension means.
+
+use std::path::Path;
+
+use csv::StringRecord;
+
+use super::columns::{is_known, is_number};
+use super::{Options, brief, text};
+use crate::console::note;
+
+/// Delimiters that are guessed.
+const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
+
+/// Records that a guess looks at.
+const SAMPLE: usize = 500;
+
+pub(super) struct Dialect {
+    pub delimiter: u8,
+    /// Quotes enclose fields; otherwise they are letters, and every line is a row.
+    pub quoting: bool,
+    /// The first record names the columns.
+    pub header: bool,
+    /// The first byte of the first record.
+    pub start: usize,
+    /// The first records, the header among them.
+    pub sample: Vec<StringRecord>,
+}
+
+impl Dialect {
+    /// The dialect of a file whose extension means fields between `usual`.
+    pub fn of(path: &Path, text: &str, usual: u8, options: &Options) -> Dialect {
+        let (declared, start) = declared(text).unzip();
+        let start = start.unwrap_or(0);
+        // A quote is a letter in TSV, unless quotes enclose the names too.
+        let enclosed = || text[start..].lines().next().is_some_and(|line| line.split('\t').all(is_quoted));
+        let quoting =
+            |delimiter| options.quoting.unwrap_or_else(|| delimiter != b'\t' || text::ending(path) == "csv" || enclosed());
+        let sample = |delimiter| sample(&text[start..], delimiter, quoting(delimiter));
+        let guess = || {
+            let others = DELIMITERS.into_iter().filter(|&other| other != usual);
+            let samples: Vec<_> = std::iter::once(usual).chain(others).map(|delimiter| (delimiter, sample(delimiter))).collect();
+            // The first of the best.
+            samples.iter().rev().max_by_key(|(delimiter, records)| fit(*delimiter, records, options)).expect("there are four").0
+        };
+        let delimiter = options.delimiter.or(declared).unwrap_or_else(guess);
+        let (sample, quoting) = (sample(delimiter), quoting(delimiter));
+        if options.delimiter.or(declared).is_none() && delimiter != usual {
+            note(format!(
+                "note: {}: read with {} between the fields; --delimiter names another character",
+                path.display(),
+                plural(delimiter)
+            ));
+        }
+        let header = options.no_header.map_or_else(|| has_header(path, &sample, options), |none| !none);
+        let dialect = Dialect { delimiter, quoting, header, start, sample };
+        dialect.report(path, options);
+        dialect
+    }
+
+    /// The first records that are rows.
+    fn rows(&self) -> &[StringRecord] {
+        &self.sample[usize::from(self.header).min(self.sample.len())..]
+    }
+
+    /// Notes on rows that another dialect would read otherwise.
+    fn report(&self, path: &Path, options: &Options) {
+        let is_csv = text::ending(path) == "csv";
+        let path = path.display();
+        let rows = self.rows();
+        if self.sample.iter().all(|record| record.len() == 1) {
+            // A record of another dialect in every line: two of it are no accident.
+            let count = |delimiter: u8, record: &StringRecord| record[0].matches(char::from(delimiter)).count();
+            let divides = |&&delimiter: &&u8| {
+                let first = rows.first().map_or(0, |row| count(delimiter, row));
+                delimiter != self.delimiter
+                    && first > 0
+                    && rows.len() > 1
+                    && rows.iter().all(|row| count(delimiter, row) == first)
+            };
+            if let Some(&delimiter) = DELIMITERS.iter().find(divides) {
+                note(format!(
+                    "note: {path}: whole lines are read as texts; if {} separate fields, name them with --delimiter",
+                    plural(delimiter)
+                ));
+            }
+        }
+        if self.quoting && self.delimiter == b'\t' && options.quoting.is_none() && !is_csv {
+            note(format!(
+                "note: {path}: quotes enclose the first line's fields, and are taken to enclose all; --quoting off keeps them"
+            ));
+        }
+        if !self.quoting {
+            let mut fields = rows.iter().flatten().filter(|field| field.contains('"')).peekable();
+            if fields.peek().is_some() && fields.all(is_quoted) {
+                note(format!("note: {path}: quotes are read as letters, though they enclose fields; --quoting on removes them"));
+            }
+        }
+    }
+}
+
+/// A line `sep=;`, which Excel reads: its delimiter, and the byte after it.
+fn declared(text: &str) -> Option<(u8, usize)> {
+    let line = text.split_inclusive('\n').next()?;
+    let plain = line.trim_end_matches(['\r', '\n']).trim_matches('"');
+    let delimiter = match plain.get(..4)?.eq_ignore_ascii_case("sep=").then_some(&plain.as_bytes()[4..])? {
+        b"\\t" | b"tab" => b'\t',
+        &[byte] if byte.is_ascii() => byte,
+        _ => return None,
+    };
+    Some((delimiter, line.len()))
+}
+
+/// The first records of a text; empty lines are none.
+fn sample(text: &str, delimiter: u8, quoting: bool) -> Vec<StringRecord> {
+    reader(delimiter, quoting).from_reader(text.as_bytes()).into_records().map_while(Result::ok).take(SAMPLE).collect()
+}
+
+pub(super) fn reader(delimiter: u8, quoting: bool) -> csv::ReaderBuilder {
+    let mut builder = csv::ReaderBuilder::new();
+    builder.delimiter(delimiter).quoting(quoting).has_headers(false).flexible(true);
+    builder
+}
+
+/// How well a delimiter fits, compared in this order: the first record is divided and names a known column; nearly all records
+/// are divided into as many fields; all are; it is not the punctuation of sentences.
+fn fit(delimiter: u8, records: &[StringRecord], options: &Options) -> [bool; 4] {
+    let Some(first) = records.first().filter(|first| first.len() > 1) else { return [false; 4] };
+    let same = records.iter().filter(|record| record.len() == first.len()).count();
+    let is_prose = |record: &StringRecord| record.iter().skip(1).any(|field| field.starts_with(' '));
+    let prose = records.iter().filter(|record| is_prose(record)).count();
+    let named = first.iter().any(|name| is_known(name, options));
+    [named, same * 10 >= records.len() * 9, same == records.len(), delimiter == b'\t' || prose * 2 <= records.len()]
+}
+
+/// Whether the first record names the columns. A guess is reported.
+fn has_header(path: &Path, records: &[StringRecord], options: &Options) -> bool {
+    let Some((first, rows)) = records.split_first() else { return true };
+    if first.iter().any(|name| is_known(name, options)) {
+        return true;
+    }
+    // A data frame without names numbers its columns.
+    let numbers = first.iter().skip_while(|name| name.is_empty());
+    if first.len() > 1 && rows.len() > 1 && numbers.enumerate().all(|(i, name)| name == i.to_string()) {
+        return true;
+    }
+    let recurs = |(column, value): (usize, &str)| {
+        let mut values = rows.iter().filter_map(|row| row.get(column));
+        !value.trim().is_empty() && values.any(|other| other == value)
+    };
+    let most_words = if first.len() == 1 { 2 } else { 5 };
+    let is_row =
+        first.iter().any(|value| is_number(value) || is_sentence(value, most_words)) || first.iter().enumerate().any(recurs);
+    let (path, shown) = (path.display(), brief(&first.iter().collect::<Vec<_>>().join(", ")));
+    if is_row {
+        note(format!(
+            "note: {path}: the first line ({shown}) is read as a row, not as names; --no-header false reads it as names"
+        ));
+    } else if first.len() == 1 {
+        note(format!("note: {path}: the first line ({shown}) is read as the column's name; --no-header reads it as a text"));
+    }
+    !is_row
+}
+
+/// Whether a value is too long, or too much of a sentence, for the name of a column.
+fn is_sentence(value: &str, most_words: usize) -> bool {
+    let (words, end) = (value.split_whitespace().count(), value.trim_end().chars().last());
+    // Surveys name columns by questions.
+    words > most_words && end != Some('?') || words > 2 && matches!(end, Some('.' | '!'))
+}
+
+/// Whether quotes enclose a field: inner ones are doubled.
+fn is_quoted(field: &str) -> bool {
+    let inner = field.strip_prefix('"').and_then(|field| field.strip_suffix('"'));
+    inner.is_some_and(|inner| !inner.replace("\"\"", "").contains('"'))
+}
+
+pub(super) fn plural(delimiter: u8) -> String {
+    match delimiter {
+        b',' => "commas".to_string(),
+        b';' => "semicolons".to_string(),
+        b'\t' => "tabs".to_string(),
+        b'|' => "bars".to_string(),
+        other => format!("characters {}", char::from(other)),
+    }
+}
