@@ -38,6 +38,8 @@ pub struct Trainer<'a> {
     data: Data,
     model: Model,
     class_weights: Vec<f64>,
+    /// Of two classes, the one that the metrics are of.
+    positive: usize,
     schedule: Schedule,
     updates_per_epoch: usize,
     run: RunDir,

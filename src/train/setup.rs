@@ -14,6 +14,7 @@ use crate::data::tokenize::Encoded;
 use crate::device::Opened;
 use crate::error::{Error, Result};
 use crate::hub;
+use crate::metrics::positive_class;
 use crate::model::config::Config;
 use crate::model::plan::{ModelSpec, Plan};
 use crate::model::{Hyperparameters, Model};
@@ -30,6 +31,7 @@ pub struct Setup<'a> {
     data: Data,
     config: Config,
     class_weights: Vec<f64>,
+    positive: usize,
     spec: ModelSpec,
     schedule: Schedule,
     updates_per_epoch: usize,
@@ -46,6 +48,7 @@ impl<'a> Setup<'a> {
             .with_labels(data.names.clone())?
             .with_dropout(settings.dropout.map(|p| p as f32), settings.classifier_dropout.map(|p| p as f32))?;
         let class_weights = class_weights(settings, &data)?;
+        let positive = positive_class(settings.positive_label.as_deref(), &data.names)?;
 
         let (tokens, seqs) = largest_batch(settings, &data);
         let spec = ModelSpec { train: true, last_rows: Rows::Cls, tokens, seqs, arithmetic: device.arithmetic };
@@ -54,7 +57,7 @@ impl<'a> Setup<'a> {
         let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
         let warmup = warmup_updates(settings.warmup_steps, total)?;
         let schedule = Schedule { kind: settings.lr_scheduler_type, base_lr: settings.learning_rate, warmup, total };
-        Ok(Setup { settings, device, source, data, config, class_weights, spec, schedule, updates_per_epoch })
+        Ok(Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch })
     }
 
     /// The run and its memory, for a dry run.
@@ -68,7 +71,7 @@ impl<'a> Setup<'a> {
 
     /// Allocates the memory, sets the weights, creates the output folder, and resumes from a checkpoint if requested.
     pub fn trainer(self) -> Result<Trainer<'a>> {
-        let Setup { settings, device, source, data, config, class_weights, spec, schedule, updates_per_epoch } = self;
+        let Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch } = self;
         let Opened { backend, arithmetic, notes } = device;
         notes.into_iter().for_each(note);
         let (backend, profile) = match settings.profile {
@@ -92,6 +95,7 @@ impl<'a> Setup<'a> {
             data,
             model,
             class_weights,
+            positive,
             schedule,
             updates_per_epoch,
             run,

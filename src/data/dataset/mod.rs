@@ -1,5 +1,5 @@
-//! Labelled texts, read whole, with one file per format. First a `Table` (the texts and raw labels of a split), then class
-//! names for one or more tables, then a `Dataset` whose labels are indices into those names. `splits` finds the files of each
+//! Labelled texts, read whole, with one file per format. First a `Table` (the texts and raw labels of a split), then the
+//! classes of all tables of a run, then a `Dataset` for each, whose labels are their indices. `splits` finds the files of each
 //! split of a folder. An error names the file and the line or row.
 
 use std::collections::HashSet;
@@ -22,7 +22,7 @@ mod parquet;
 mod reviews;
 mod splits;
 
-pub use classes::class_names;
+pub use classes::{Classes, ModelClasses, classify, counts_in_words, plain};
 pub(crate) use json::json_object;
 pub use splits::{Splits, splits};
 
@@ -350,7 +350,7 @@ fn list(names: &[String]) -> String {
 }
 
 /// Splits rows into (train, validation), both in file order. Of n rows round(n * fraction) are for validation, shared among the
-/// classes in proportion, by largest remainder. The seed chooses the rows of each class.
+/// classes in proportion, by largest remainder; every class keeps a row for training. The seed chooses the rows of each class.
 pub fn stratified_split(labels: &[u32], fraction: f64, seed: u64) -> (Vec<u32>, Vec<u32>) {
     let rows = labels.len();
     let wanted = (rows as f64 * fraction.clamp(0.0, 1.0)).round() as usize;
@@ -361,6 +361,7 @@ pub fn stratified_split(labels: &[u32], fraction: f64, seed: u64) -> (Vec<u32>, 
     by_remainder.sort_by_key(|&class| std::cmp::Reverse(counts[class] * wanted % rows));
     let short = wanted - quota.iter().sum::<usize>();
     by_remainder[..short].iter().for_each(|&class| quota[class] += 1);
+    quota.iter_mut().zip(&counts).for_each(|(quota, &count): (&mut usize, &usize)| *quota = (*quota).min(count.saturating_sub(1)));
 
     let mut in_validation = vec![false; rows];
     for row in randperm(rows, seed) {
