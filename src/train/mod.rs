@@ -67,7 +67,7 @@ pub struct BestModel {
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let setup = Setup::read(settings, cache)?;
     if settings.dry_run {
-        print(setup.summary())?;
+        print(setup.summary()?)?;
         return Ok(None);
     }
     setup.trainer()?.run().map(Some)

@@ -60,13 +60,17 @@ impl<'a> Setup<'a> {
         Ok(Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch })
     }
 
-    /// The run and its memory, for a dry run.
-    pub fn summary(&self) -> String {
+    /// The run and its memory, for a dry run, which ends as the run would: the weights are read and checked.
+    pub fn summary(&self) -> Result<String> {
         let plan = Plan::new(&self.config, self.spec);
+        if !self.settings.from_scratch {
+            self.source.check_weights(&plan, self.settings.ignore_mismatched_sizes)?;
+        }
         let [parameters, rows, tokens] =
             [plan.parameters(), self.data.train.rows(), self.spec.tokens].map(|count| Count(count as u64));
         let updates = self.schedule.total;
-        format!("{parameters} parameters, {rows} rows to train on, batches of at most {tokens} tokens, {updates} updates\n{plan}")
+        let run = format!("{rows} rows to train on, batches of at most {tokens} tokens, {updates} updates");
+        Ok(format!("{parameters} parameters, {run}\n{plan}"))
     }
 
     /// Allocates the memory, sets the weights, creates the output folder, and resumes from a checkpoint if requested.
@@ -164,10 +168,11 @@ fn set_weights(model: &mut Model, settings: &Settings, source: &ModelDir, config
         note(format!("model: {parameters} parameters, all drawn from seed {}", settings.seed));
         return Ok(());
     }
-    let drawn = source.load_weights(model, settings.seed)?;
+    let drawn = source.load_weights(model, settings.seed, settings.ignore_mismatched_sizes)?;
     note(format!("model: {parameters} parameters from {}", source.path.display()));
     if !drawn.is_empty() {
-        note(format!("model: the folder lacks {}; drawn from seed {}", drawn.join(", "), settings.seed));
+        let why = if settings.ignore_mismatched_sizes { "lacks, or has for other labels," } else { "lacks" };
+        note(format!("model: the folder {why} {}; drawn from seed {}", drawn.join(", "), settings.seed));
     }
     Ok(())
 }

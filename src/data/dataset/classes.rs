@@ -54,6 +54,8 @@ pub fn classify(tables: Vec<Table>, model: ModelClasses, given: Option<&[String]
     notes.extend(untrained(&parts));
     let (names, class, note) = choose(&parts, &declared, model, given)?;
     notes.extend(note);
+    // A label may hold line ends; a note is one line.
+    notes.iter_mut().for_each(|note| *note = note.replace(char::is_control, " "));
     let maps: Vec<HashMap<String, u32>> = parts
         .iter()
         .map(|part| part.raw.iter().zip(&part.labels).map(|((raw, _), label)| (raw.to_string(), class[label])).collect())
@@ -246,7 +248,8 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
             if fixed {
                 return Err(misfit(parts, &all, names, bare));
             }
-            note = Some(format!("the classes are those of the files, {}; the model's were {}", in_words(&all), list(names)));
+            let own = own_names(&all, bare, declared);
+            note = Some(format!("the classes are those of the files, {}; the model's were {}", list(&own), list(names)));
         }
     }
     let names = own_names(&all, bare, declared);

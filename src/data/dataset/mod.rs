@@ -222,6 +222,10 @@ impl Columns {
                 Error::user(path.display(), format!("no column is named {}", brief(name)), remedy)
             }),
         };
+        if let (None, Some([a, b])) = (&options.text_column, text_pair(columns)) {
+            let fact = format!("{} and {} are two texts per row, and pairs of texts are not supported", brief(a), brief(b));
+            return Err(Error::user(path.display(), fact, "name one of them with --text-column, or join them in one column"));
+        }
         let text = pick(&options.text_column, "--text-column", &TEXT_COLUMNS)?;
         let label = pick(&options.label_column, "--label-column", &LABEL_COLUMNS)?;
         let id = find("id").ok().flatten().filter(|&id| Some(id) != text && Some(id) != label);
@@ -242,10 +246,38 @@ impl Columns {
             (None, None, &[a]) => chosen(a, None, false),
             _ => {
                 let fact = format!("no text column among {}", list(columns));
-                Err(Error::user(path.display(), fact, "name it with --text-column, and the label column with --label-column"))
+                let remedy = "name it with --text-column, and the label column with --label-column; several label columns \
+                              (multi-label classification) are not supported";
+                Err(Error::user(path.display(), fact, remedy))
             }
         }
     }
+}
+
+/// The two columns of a task on pairs of texts, beside others; `None` if a third column has the usual name of a text.
+fn text_pair(columns: &[String]) -> Option<[&String; 2]> {
+    const PAIRS: [[&str; 2]; 12] = [
+        ["premise", "hypothesis"],
+        ["question", "sentence"],
+        ["question", "passage"],
+        ["question", "context"],
+        ["question", "answer"],
+        ["query", "document"],
+        ["query", "passage"],
+        ["query", "text"],
+        ["text", "text_pair"],
+        ["sentence", "sentence_pair"],
+        ["claim", "evidence"],
+        ["anchor", "positive"],
+    ];
+    const NUMBERED: [&str; 6] = ["sentence", "text", "question", "premise", "seq", "document"];
+    let find = |name: &str| columns.iter().find(|column| column.eq_ignore_ascii_case(name));
+    let endings = [["1", "2"], ["_1", "_2"], ["a", "b"], ["_a", "_b"], ["0", "1"]];
+    let numbered = NUMBERED.iter().flat_map(|word| endings.map(|ends| ends.map(|end| format!("{word}{end}"))));
+    let pairs = PAIRS.iter().map(|pair| pair.map(String::from)).chain(numbered);
+    let pair = pairs.into_iter().find_map(|[a, b]| Some([find(&a)?, find(&b)?]))?;
+    let is_third = |name: &&str| find(name).is_some_and(|column| !pair.contains(&column));
+    (columns.len() > 2 && !TEXT_COLUMNS.iter().any(|name| is_third(&name))).then_some(pair)
 }
 
 /// Opens a regular file that is not empty.
