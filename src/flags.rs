@@ -135,7 +135,10 @@ pub struct LabelNames(pub Vec<String>);
 /// At least two different names, separated by commas.
 pub fn label_names(text: &str) -> std::result::Result<LabelNames, String> {
     let names: Vec<String> = text.split(',').map(|name| name.trim().to_string()).collect();
-    match names.iter().collect::<BTreeSet<_>>().len() == names.len() && names.len() > 1 && names.iter().all(|name| !name.is_empty()) {
+    match names.iter().collect::<BTreeSet<_>>().len() == names.len()
+        && names.len() > 1
+        && names.iter().all(|name| !name.is_empty())
+    {
         true => Ok(LabelNames(names)),
         false => Err("use two or more different names, separated by commas".to_string()),
     }

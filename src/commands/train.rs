@@ -15,7 +15,8 @@ use crate::train::train;
 /// Refuses to be one of several processes of a launcher, which would all train the same model into one folder.
 fn refuse_ranks() -> Result<()> {
     let set = |name: &str| std::env::var(name).ok();
-    let ranks = [("WORLD_SIZE", None), ("SLURM_NTASKS", Some("SLURM_PROCID")), ("OMPI_COMM_WORLD_SIZE", None), ("PMI_SIZE", None)];
+    let ranks =
+        [("WORLD_SIZE", None), ("SLURM_NTASKS", Some("SLURM_PROCID")), ("OMPI_COMM_WORLD_SIZE", None), ("PMI_SIZE", None)];
     for (name, needed) in ranks {
         let ranks = set(name).and_then(|ranks| ranks.trim().parse::<u64>().ok()).unwrap_or(1);
         if ranks > 1 && needed.is_none_or(|needed| set(needed).is_some()) {

@@ -5,8 +5,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Prediction;
-use crate::data::inputs::Input;
 use crate::data::dataset::plain;
+use crate::data::inputs::Input;
 use crate::error::Result;
 use crate::metrics::{positive_class, softmax};
 
@@ -146,7 +146,8 @@ pub fn star_weights(labels: &[String], positive: Option<&str>) -> Result<Option<
         let digits = label.strip_suffix("stars").or_else(|| label.strip_suffix("star"));
         Some((digits.unwrap_or(label).trim().parse::<u32>().ok()?, digits.is_some()))
     };
-    let Some(counts) = plain.iter().map(count).collect::<Option<Vec<_>>>() else { return Ok(None) };
+    let lower: Vec<String> = labels.iter().map(|label| label.to_lowercase()).collect();
+    let Some(counts) = lower.iter().map(count).collect::<Option<Vec<_>>>() else { return Ok(None) };
     let mut sorted: Vec<u32> = counts.iter().map(|(stars, _)| *stars).collect();
     sorted.sort_unstable();
     let most = sorted.len() as u32;

@@ -110,9 +110,9 @@ impl Data {
         let read = |paths: &[_]| (!paths.is_empty()).then(|| Table::read_all(paths, &columns)).transpose();
         let (validation, mut test) = (read(&files.validation)?, read(&files.test)?);
         let mut notes = vec![format!("data: {}", train.columns_in_words())];
-        if let Some(table) = test.take_if(|table| {
-            settings.test_may_lack_labels && (table.is_unlabelled() || !table.has_labels_like(&train))
-        }) {
+        if let Some(table) =
+            test.take_if(|table| settings.test_may_lack_labels && (table.is_unlabelled() || !table.has_labels_like(&train)))
+        {
             notes.push(format!("note: {}: the test split has no labels, and is left out", table.path().display()));
         }
         let model = ModelClasses::Replaceable(config.labels_named.then_some(&config.labels));
@@ -138,7 +138,8 @@ impl Data {
         }
         truncate(&mut train, settings.max_train_samples);
         if train.labels.iter().all(|&label| label == train.labels[0]) {
-            let fact = format!("every label of the {} rows to train on is \"{}\"", train.labels.len(), names[train.labels[0] as usize]);
+            let fact =
+                format!("every label of the {} rows to train on is \"{}\"", train.labels.len(), names[train.labels[0] as usize]);
             let remedy = match settings.max_train_samples {
                 Some(_) => "training needs at least two classes: raise --max-train-samples, or shuffle the file",
                 None => "training needs at least two classes",

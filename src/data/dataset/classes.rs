@@ -119,7 +119,8 @@ impl<'a> Part<'a> {
             return Ok(Part { table, labels, raw });
         };
         if let Some(given) = given.filter(|given| given.len() != own.len()) {
-            let fact = format!("{} names for the {} classes of {}: {}", given.len(), own.len(), table.path().display(), list(own));
+            let fact =
+                format!("{} names for the {} classes of {}: {}", given.len(), own.len(), table.path().display(), list(own));
             return Err(Error::user("--label-names", fact, "give one name per class, in this order"));
         }
         let names = given.unwrap_or(own);
@@ -172,7 +173,8 @@ fn check_kind(parts: &[Part]) -> Result<()> {
 
 /// The class names that the files or the user declare, in order; empty without any.
 fn declared(parts: &[Part], given: Option<&[String]>) -> Vec<String> {
-    let lists = given.into_iter().chain(parts.iter().filter(|_| given.is_none()).filter_map(|part| part.table.class_names.as_deref()));
+    let lists =
+        given.into_iter().chain(parts.iter().filter(|_| given.is_none()).filter_map(|part| part.table.class_names.as_deref()));
     let mut seen = HashSet::new();
     lists.flatten().filter(|name| seen.insert(*name)).cloned().collect()
 }
@@ -195,7 +197,8 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<()>
         let remedy = "give every file names or every file numbers, or pass --label-names with the names in order of number";
         let (place, fact) = match named.first() {
             Some(other) => {
-                let fact = format!("the labels are numbers ({}), but names in {}", in_words(&union), other.table.path().display());
+                let fact =
+                    format!("the labels are numbers ({}), but names in {}", in_words(&union), other.table.path().display());
                 (numbers.table.path().display().to_string(), format!("{fact} ({})", list(&other.labels)))
             }
             None => {
@@ -224,7 +227,7 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
         ModelClasses::Replaceable(None) => {}
         ModelClasses::Replaceable(Some(names)) | ModelClasses::Fixed(names) => {
             // The user's names are those of a model that has none.
-            let unnamed = names.iter().enumerate().all(|(class, name)| *name == format!("LABEL_{class}"));
+            let unnamed = is_unnamed(names);
             let names = given.filter(|given| unnamed && given.len() == names.len()).unwrap_or(names);
             let taken = |whose: &str| Some(format!("the labels {} are taken as the model's {whose}", in_words(&all)));
             if let Some((class, exact)) = by_name(&all, names) {
@@ -242,7 +245,8 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
             let fixed = matches!(model, ModelClasses::Fixed(_));
             let fits_declared = all.iter().all(|label| declared.iter().any(|name| name == label));
             if fixed && unnamed && declared.len() == names.len() && fits_declared {
-                let note = format!("the model's classes have no names: they are taken in the order of the file's {}", list(declared));
+                let note =
+                    format!("the model's classes have no names: they are taken in the order of the file's {}", list(declared));
                 return Ok((declared.to_vec(), in_order(declared), Some(note)));
             }
             if fixed {
@@ -260,22 +264,29 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
     Ok((names, class, note))
 }
 
+fn is_unnamed(names: &[String]) -> bool {
+    names.iter().enumerate().all(|(class, name)| *name == format!("LABEL_{class}"))
+}
+
 fn misfit(parts: &[Part], all: &BTreeSet<&str>, names: &[String], bare: bool) -> Error {
     let known = |label: &str| by_name(&BTreeSet::from([label]), names).is_some();
     let index = |label: &str| bare && whole(label).is_some_and(|n| (0..names.len() as i64).contains(&n));
     let mut places = parts.iter().flat_map(|part| part.labels.iter().map(move |label| (part, label)));
     let first = places.clone().find(|(_, label)| !known(label) && !index(label));
-    let remedy = format!("the model's classes are {}; --label-names names the labels of a file in order of number", list(names));
+    let mut remedy = format!("the classes are {}; the labels are {}", list(names), in_words(all));
+    if !bare && is_unnamed(names) {
+        remedy += "; name the classes in order with --label-names";
+    }
     let Some((part, label)) = first else {
         let (part, _) = places.next().expect("a table has a label");
-        let fact = format!("the labels are the numbers {}, but the model has {} named classes", in_words(all), names.len());
-        return Error::user(part.table.path().display(), fact, remedy);
+        let fact = format!("bare numbers fit the {} named classes only if they reach {}", names.len(), names.len() - 1);
+        return Error::user(part.table.path().display(), fact, format!("{remedy}; name them in order with --label-names"));
     };
     let place = part.place(label).expect("one of its labels");
     let fact = match whole(label) {
         Some(n) if bare && n < 0 => format!("the label {n} is negative"),
         Some(n) if bare => format!("the label {n} is out of range: the {} classes are numbered from 0", names.len()),
-        _ => format!("the label \"{}\" is not one of the model's classes; the labels are {}", brief(label), in_words(all)),
+        _ => format!("the label \"{}\" is not one of the classes", brief(label)),
     };
     Error::user(place, fact, remedy)
 }
@@ -312,12 +323,12 @@ fn by_name(labels: &BTreeSet<&str>, names: &[String]) -> Option<(HashMap<String,
     Some((class, false))
 }
 
-/// A name without what people vary: case, and the usual abbreviations of two classes.
+/// A name without what people vary: case, the usual abbreviations of two classes, and the word after a number of stars.
 pub fn plain(name: &str) -> String {
     match name.trim().to_lowercase().as_str() {
         "neg" => "negative".to_string(),
         "pos" => "positive".to_string(),
-        other => other.to_string(),
+        other => other.strip_suffix(" stars").or(other.strip_suffix(" star")).unwrap_or(other).to_string(),
     }
 }
 
@@ -330,17 +341,19 @@ fn suspicious(parts: &[Part]) -> Vec<String> {
     for label in all.iter().filter(|label| is_missing_value(label)) {
         notes.push(format!("{}: the label \"{label}\" looks like a missing value, and is taken as a class", first(label)));
     }
-    let (numbers, names): (Vec<&str>, Vec<&str>) = all.iter().filter(|label| !is_missing_value(label)).partition(|l| whole(l).is_some());
+    let (numbers, names): (Vec<&str>, Vec<&str>) =
+        all.iter().filter(|label| !is_missing_value(label)).partition(|l| whole(l).is_some());
     // Files of numbers beside files of names are refused.
     let mixed = parts.iter().any(|part| part.table.class_names.is_none() && !part.is_bare());
     if mixed && !names.is_empty() && !numbers.is_empty() {
-        let (odd, others, kind) = if names.len() > numbers.len() { (&numbers, &names, "number") } else { (&names, &numbers, "name") };
+        let (odd, others, kind) =
+            if names.len() > numbers.len() { (&numbers, &names, "number") } else { (&names, &numbers, "name") };
         let few = |labels: &[&str]| list(&labels.iter().map(|label| label.to_string()).collect::<Vec<_>>());
         notes.push(format!("{}: the label \"{}\" is a {kind} among {}", first(odd[0]), brief(odd[0]), few(others)));
     }
     let mut spellings: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     all.iter().for_each(|label| spellings.entry(label.to_lowercase()).or_default().push(label));
-    for same in spellings.values().filter(|same| same.len() > 1 && !booleans) {
+    for same in spellings.values().filter(|same| same.len() > 1 && !booleans).take(5) {
         notes.push(format!("the labels {} differ only in case, and are taken as different classes", same.join(", ")));
     }
     for part in parts {
@@ -357,14 +370,14 @@ fn suspicious(parts: &[Part]) -> Vec<String> {
 /// Notes on labels of the other files that the training data does not have.
 fn untrained(parts: &[Part]) -> Vec<String> {
     let Some((train, others)) = parts.split_first() else { return Vec::new() };
-    let absent = |part: &Part| {
-        let absent = part.labels.iter().zip(&part.raw).filter(|(label, _)| !train.labels.contains(label));
-        let note = |(label, (_, row)): (&String, &(&str, usize))| {
-            format!("{}: no training row has the label \"{}\"", part.table.place(*row), brief(label))
-        };
-        absent.map(note).collect::<Vec<_>>()
+    let known: HashSet<&String> = train.labels.iter().collect();
+    let note = |part: &Part| {
+        let absent: Vec<_> = part.labels.iter().zip(&part.raw).filter(|(label, _)| !known.contains(label)).collect();
+        let place = part.table.place(absent.first()?.1.1);
+        let labels: Vec<String> = absent.iter().map(|(label, _)| format!("\"{label}\"")).collect();
+        Some(format!("{place}: no training row has the label{} {}", if labels.len() > 1 { "s" } else { "" }, list(&labels)))
     };
-    others.iter().flat_map(absent).collect()
+    others.iter().filter_map(note).collect()
 }
 
 fn check_given(parts: &[Part], given: &[String]) -> Result<()> {
@@ -383,7 +396,8 @@ pub fn counts_in_words(names: &[String], labels: &[u32]) -> String {
     const SHOWN: usize = 12;
     let mut counts = vec![0usize; names.len()];
     labels.iter().for_each(|&label| counts[label as usize] += 1);
-    let shown: Vec<String> = names.iter().zip(&counts).take(SHOWN).map(|(name, count)| format!("{} {count}", brief(name))).collect();
+    let shown: Vec<String> =
+        names.iter().zip(&counts).take(SHOWN).map(|(name, count)| format!("{} {count}", brief(name))).collect();
     let more = if names.len() > SHOWN { format!(", ... ({} classes)", names.len()) } else { String::new() };
     shown.join(", ").replace(char::is_control, " ") + &more
 }

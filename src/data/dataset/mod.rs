@@ -256,7 +256,7 @@ impl Columns {
 
 /// The two columns of a task on pairs of texts, beside others; `None` if a third column has the usual name of a text.
 fn text_pair(columns: &[String]) -> Option<[&String; 2]> {
-    const PAIRS: [[&str; 2]; 12] = [
+    const PAIRS: [[&str; 2]; 11] = [
         ["premise", "hypothesis"],
         ["question", "sentence"],
         ["question", "passage"],
@@ -268,7 +268,6 @@ fn text_pair(columns: &[String]) -> Option<[&String; 2]> {
         ["text", "text_pair"],
         ["sentence", "sentence_pair"],
         ["claim", "evidence"],
-        ["anchor", "positive"],
     ];
     const NUMBERED: [&str; 6] = ["sentence", "text", "question", "premise", "seq", "document"];
     let find = |name: &str| columns.iter().find(|column| column.eq_ignore_ascii_case(name));
@@ -277,7 +276,7 @@ fn text_pair(columns: &[String]) -> Option<[&String; 2]> {
     let pairs = PAIRS.iter().map(|pair| pair.map(String::from)).chain(numbered);
     let pair = pairs.into_iter().find_map(|[a, b]| Some([find(&a)?, find(&b)?]))?;
     let is_third = |name: &&str| find(name).is_some_and(|column| !pair.contains(&column));
-    (columns.len() > 2 && !TEXT_COLUMNS.iter().any(|name| is_third(&name))).then_some(pair)
+    (columns.len() > 2 && !TEXT_COLUMNS.iter().any(is_third)).then_some(pair)
 }
 
 /// Opens a regular file that is not empty.
@@ -393,7 +392,10 @@ pub fn stratified_split(labels: &[u32], fraction: f64, seed: u64) -> (Vec<u32>, 
     by_remainder.sort_by_key(|&class| std::cmp::Reverse(counts[class] * wanted % rows));
     let short = wanted - quota.iter().sum::<usize>();
     by_remainder[..short].iter().for_each(|&class| quota[class] += 1);
-    quota.iter_mut().zip(&counts).for_each(|(quota, &count): (&mut usize, &usize)| *quota = (*quota).min(count.saturating_sub(1)));
+    quota
+        .iter_mut()
+        .zip(&counts)
+        .for_each(|(quota, &count): (&mut usize, &usize)| *quota = (*quota).min(count.saturating_sub(1)));
 
     let mut in_validation = vec![false; rows];
     for row in randperm(rows, seed) {
