@@ -95,6 +95,7 @@ pub fn run(args: Args) -> Result<()> {
 
 fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated> {
     let classes = scored.names.len();
+    note(format!("predictions: {}: {}", scored.labels.len(), dataset::counts_in_words(&scored.names, &scored.labels)));
     let positive = positive_class(positive, &scored.names)?;
     let metrics = Metrics::from_scores(&scored.labels, &scored.scores, classes, positive)?;
     let rows = scored.scores.chunks_exact(classes).zip(&scored.labels);

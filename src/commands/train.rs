@@ -31,12 +31,12 @@ pub fn run(args: Args) -> Result<()> {
     if args.quiet {
         be_quiet();
     }
+    refuse_ranks()?;
     let on_sample = args.recipe.as_deref() == Some("sample");
     if on_sample {
         note("recipe sample: a small DistilBERT from scratch on 2,000 bundled film reviews");
         sample::unpack(sample::FOLDER.as_ref())?;
     }
-    refuse_ranks()?;
     let hub = args.push_to_hub.as_deref().map(Target::check).transpose()?;
     let numbered = args.output_dir.is_none();
     let settings = args.settings()?;

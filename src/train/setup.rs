@@ -44,6 +44,10 @@ impl<'a> Setup<'a> {
         let source = ModelDir::read(&hub::model(&settings.model)?)?;
         let max_length = source.max_length(settings.max_length)?;
         let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
+        if settings.fail_under.is_some() && data.validation.is_none() && data.test.is_none() {
+            let remedy = "pass --validation-file, or a --test-file with labels";
+            return Err(Error::user("--fail-under", "there is nothing to evaluate on", remedy));
+        }
         let config = (source.config.clone())
             .with_labels(data.names.clone())?
             .with_dropout(settings.dropout.map(|p| p as f32), settings.classifier_dropout.map(|p| p as f32))?;

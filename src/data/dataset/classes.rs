@@ -231,7 +231,8 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
             let names = given.filter(|given| unnamed && given.len() == names.len()).unwrap_or(names);
             let taken = |whose: &str| Some(format!("the labels {} are taken as the model's {whose}", in_words(&all)));
             if let Some((class, exact)) = by_name(&all, names) {
-                let ambiguous = bare && counts_agree(&all, names.len());
+                let differs = |label: &&str| whole(label) != Some(i64::from(class[*label]));
+                let ambiguous = by_index(names.len()) && all.iter().any(differs);
                 let note = match (exact, ambiguous) {
                     (true, false) => None,
                     (true, true) => taken("names, not its indices"),
