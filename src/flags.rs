@@ -202,6 +202,22 @@ pub fn count(text: &str) -> std::result::Result<usize, String> {
         .ok_or_else(|| format!("use a whole number from 1 to {}", u32::MAX))
 }
 
+/// Names of classes, in order of their index.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct LabelNames(pub Vec<String>);
+
+/// At least two different names, separated by commas.
+pub fn label_names(text: &str) -> std::result::Result<LabelNames, String> {
+    let names: Vec<String> = text.split(',').map(|name| name.trim().to_string()).collect();
+    match names.iter().collect::<BTreeSet<_>>().len() == names.len()
+        && names.len() > 1
+        && names.iter().all(|name| !name.is_empty())
+    {
+        true => Ok(LabelNames(names)),
+        false => Err("use two or more different names, separated by commas".to_string()),
+    }
+}
+
 /// One ASCII character, or `\t`.
 pub fn delimiter(text: &str) -> std::result::Result<u8, String> {
     match text.as_bytes() {

@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 
 /// The result of an evaluation; serialises to metrics.json. Undefined metrics are `None`, written as null.
 ///
-/// The top-level metrics are those of class 1 for two classes; for more, precision, recall and F1 are weighted by support, and
+/// The top-level metrics are those of the positive class for two classes; for more, precision, recall and F1 are weighted by support, and
 /// the areas are means over the classes, each against the rest.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Metrics {
@@ -23,7 +23,7 @@ pub struct Metrics {
     pub average_precision: Option<f64>,
     /// Rows are true classes, columns predicted ones, (classes, classes).
     pub confusion_matrix: Vec<Vec<u64>>,
-    /// Scores of class 1, for two classes.
+    /// Scores of the positive class, for two classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub binary: Option<Scores>,
     /// Plain mean over the classes.
@@ -37,10 +37,13 @@ pub struct Metrics {
     /// The means over the classes' areas, for more than two classes.
     #[serde(flatten)]
     pub one_vs_rest: Option<OneVsRest>,
-    /// Curves of each class against the rest; for two classes of class 1 only.
+    /// Curves of each class against the rest; for two classes of the positive one only.
     pub curves: BTreeMap<usize, Curve>,
     /// The predicted class of each row, (rows).
     pub pred: Vec<usize>,
+    /// Of two classes, the one that the metrics are of.
+    #[serde(skip)]
+    pub positive: usize,
 }
 
 /// `precision = tp / (tp + fp)`, `recall = tp / (tp + fn)`, `f1 = 2 tp / (2 tp + fp + fn)`; 0 instead of 0 / 0.
@@ -111,10 +114,10 @@ impl Metrics {
     /// Metrics of `labels` (rows) and `logits` (rows, classes); the curves are of their softmax.
     ///
     /// Fails like [`Metrics::from_scores`].
-    pub fn from_logits(labels: &[u32], logits: &[f32], classes: usize) -> Result<Metrics> {
+    pub fn from_logits(labels: &[u32], logits: &[f32], classes: usize, positive: usize) -> Result<Metrics> {
         check("logits", labels, logits, classes)?;
         let scores: Vec<f64> = logits.chunks_exact(classes).flat_map(softmax).collect();
-        Ok(Metrics::count(labels, logits.chunks_exact(classes).map(argmax).collect(), &scores, classes))
+        Ok(Metrics::count(labels, logits.chunks_exact(classes).map(argmax).collect(), &scores, classes, positive))
     }
 
     /// Metrics of `labels` (rows) and `scores` (rows, classes). A curve ranks the rows by one class's score, so scores must be
@@ -124,12 +127,12 @@ impl Metrics {
     ///
     /// # Panics
     /// If the sizes disagree or a label is not below `classes`; data is checked for both when it is read.
-    pub fn from_scores(labels: &[u32], scores: &[f64], classes: usize) -> Result<Metrics> {
+    pub fn from_scores(labels: &[u32], scores: &[f64], classes: usize, positive: usize) -> Result<Metrics> {
         check("scores", labels, scores, classes)?;
-        Ok(Metrics::count(labels, scores.chunks_exact(classes).map(argmax).collect(), scores, classes))
+        Ok(Metrics::count(labels, scores.chunks_exact(classes).map(argmax).collect(), scores, classes, positive))
     }
 
-    fn count(labels: &[u32], pred: Vec<usize>, scores: &[f64], classes: usize) -> Metrics {
+    fn count(labels: &[u32], pred: Vec<usize>, scores: &[f64], classes: usize, positive: usize) -> Metrics {
         let rows = labels.len() as u64;
         let mut confusion = vec![vec![0u64; classes]; classes];
         for (&label, &pred) in labels.iter().zip(&pred) {
@@ -146,9 +149,9 @@ impl Metrics {
         let averaged =
             |mean: &dyn Fn(&[f64]) -> f64| Scores { precision: mean(&precision), recall: mean(&recall), f1: mean(&f1) };
         let weighted = averaged(&|values| weighted_mean(values, &support));
-        let binary = (classes == 2).then(|| averaged(&|values| values[1]));
+        let binary = (classes == 2).then(|| averaged(&|values| values[positive]));
 
-        let curved = if classes == 2 { 1..2 } else { 0..classes };
+        let curved = if classes == 2 { positive..positive + 1 } else { 0..classes };
         let curves: BTreeMap<usize, Curve> = curved.map(|class| (class, Curve::new(labels, scores, classes, class))).collect();
         // If one class is undefined, so is the mean over the classes.
         let areas = |area: fn(&Areas) -> f64| curves.values().map(|curve| curve.areas.as_ref().map(area)).collect();
@@ -181,6 +184,7 @@ impl Metrics {
             one_vs_rest,
             curves,
             pred,
+            positive,
         }
     }
 
@@ -321,6 +325,22 @@ fn infinity_as_text<S: Serializer>(thresholds: &[f64], serializer: S) -> std::re
     serializer.collect_seq(
         thresholds.iter().map(|&t| if t == f64::INFINITY { Threshold::Infinite("inf") } else { Threshold::Finite(t) }),
     )
+}
+
+/// The positive one of two classes: the second, or the one with this name (`--positive-label`).
+///
+/// # Errors
+/// A name that is none of two classes.
+pub fn positive_class(name: Option<&str>, classes: &[String]) -> Result<usize> {
+    let Some(name) = name else { return Ok(1) };
+    if classes.len() != 2 {
+        let fact = format!("there are {} classes, not two", classes.len());
+        return Err(Error::user("--positive-label", fact, "leave out the flag: the metrics are means over all classes"));
+    }
+    let same = |other: &String| other == name || other.to_lowercase() == name.to_lowercase();
+    classes.iter().position(same).ok_or_else(|| {
+        Error::user("--positive-label", format!("no class is named {name}"), format!("name one of {}", classes.join(", ")))
+    })
 }
 
 /// The rows with a score in one tenth of [0, 1], identified by its upper edge.

@@ -52,7 +52,7 @@ fn store(path: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
 fn golden_models_resolve_completely() {
     for folder in FOLDERS {
         let (list, weights) = (inventory(folder), Weights::open(&golden(folder)).unwrap());
-        let loaded = resolve(&list, &weights).unwrap();
+        let loaded = resolve(&list, &weights, false).unwrap();
         assert!(loaded.missing.is_empty() && loaded.unexpected.is_empty(), "{folder}");
         for (param, tensor) in list.iter().zip(loaded.tensors) {
             let tensor = tensor.unwrap();
@@ -224,7 +224,7 @@ fn shards_are_read_through_their_index() {
     lay_out();
     assert!(tensors(path) == whole);
     let list = inventory("bert-a/hf");
-    assert!(resolve(&list, &Weights::open(path).unwrap()).unwrap().unexpected.is_empty());
+    assert!(resolve(&list, &Weights::open(path).unwrap(), false).unwrap().unexpected.is_empty());
     // If both exist, the single file is used, as in Hugging Face.
     save(&path.join("model.safetensors"), &whole[..1]);
     assert_eq!(tensors(path).len(), 1);
@@ -273,7 +273,7 @@ fn shards_are_read_through_their_index() {
     let mut json = lay_out();
     json["weight_map"].as_object_mut().unwrap().remove("classifier.bias");
     std::fs::write(path.join(index), json.to_string()).unwrap();
-    assert_eq!(resolve(&list, &Weights::open(path).unwrap()).unwrap().missing, ["classifier.bias"]);
+    assert_eq!(resolve(&list, &Weights::open(path).unwrap(), false).unwrap().missing, ["classifier.bias"]);
 }
 
 /// Every parameter of a golden model under the name that `rename` returns, if any.
@@ -303,7 +303,7 @@ fn base_checkpoints_get_a_fresh_head() {
 
         // As saved from the encoder alone: no prefix, no head.
         let weights = renamed(case, folder.path(), |param| (!param.head).then(|| param.name.replace(prefix, "")));
-        let loaded = resolve(&list, &weights).unwrap();
+        let loaded = resolve(&list, &weights, false).unwrap();
         assert_eq!(loaded.missing, [dense, &classifier].concat());
         assert!(loaded.unexpected.is_empty());
         for (param, tensor) in list.iter().zip(&loaded.tensors).filter(|(param, _)| !param.head) {
@@ -318,7 +318,7 @@ fn base_checkpoints_get_a_fresh_head() {
             name => Some(old(name)),
         });
         assert_eq!(weights.names().filter(|name| name.ends_with("orm.gamma")).count(), 5);
-        let loaded = resolve(&list, &weights).unwrap();
+        let loaded = resolve(&list, &weights, false).unwrap();
         assert_eq!(loaded.missing, classifier);
         assert_eq!(loaded.unexpected, ["cls.predictions.bias", "vocab_transform.weight"]);
     }
@@ -330,11 +330,16 @@ fn mismatched_models_are_refused() {
     let case = "distilbert-a/hf";
     let weights = Weights::open(&golden(case)).unwrap();
     let config = Config::read(&golden(case).join("config.json")).unwrap();
-    let refused = |list: &[Param], weights: &Weights| resolve(list, weights).expect_err("must be refused").to_string();
+    let refused = |list: &[Param], weights: &Weights| resolve(list, weights, false).expect_err("must be refused").to_string();
 
     let six = config.clone().with_labels((0..6).map(|i| i.to_string()).collect()).unwrap();
     let message = refused(&params(&six), &weights);
-    assert!(message.contains("tensor classifier.weight is [2, 64], but must be [6, 64]; use data"), "{message}");
+    assert!(
+        message.contains(
+            "tensor classifier.weight is [2, 64], but must be [6, 64]; for another number of labels train with --ignore"
+        ),
+        "{message}"
+    );
 
     let deeper = Config { layers: 3, ..config.clone() };
     let message = refused(&params(&deeper), &weights);

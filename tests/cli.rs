@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod files;
+mod labels;
 mod models;
 mod predict;
 mod train;

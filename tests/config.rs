@@ -47,6 +47,7 @@ fn golden_configs_are_parsed() {
     let bert = read("bert-a/hf");
     assert_eq!((bert.arch, bert.types, bert.dim, bert.heads, bert.layers, bert.ffn), (Arch::Bert, 2, 64, 4, 2, 128));
 
+    assert_eq!(parse(&changed("distilbert-a/hf", json!({ "id2label": { "0": 0, "1": true } }))).unwrap().labels, ["0", "true"]);
     let text = read("text/hf");
     assert_eq!((text.labels, text.labels_named), (vec!["NEGATIVE".to_string(), "POSITIVE".into()], true));
 }
@@ -175,7 +176,7 @@ fn unsupported_configs_are_refused_in_one_line() {
         distilbert(json!({ "id2label": { "0": "A", id: "B" } }), "id2label has the id");
     }
     distilbert(json!({ "id2label": { "0": "A", "1": "A" } }), "the label A is listed twice");
-    distilbert(json!({ "id2label": { "0": "A", "1": 7 } }), "id2label is 7");
+    distilbert(json!({ "id2label": { "0": "A", "1": null } }), "id2label is null");
     distilbert(json!({ "id2label": ["A", "B"] }), "id2label is a list");
     distilbert(json!({ "id2label": { "0": "A\nB\u{1b}[31m", "1": "A\nB\u{1b}[31m" } }), "is listed twice");
 }

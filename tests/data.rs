@@ -13,7 +13,7 @@ use parquet::schema::parser::parse_message_type;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use warpfit::data::dataset::{Dataset, Options, Splits, Table, class_names, overlap, splits, stratified_split};
+use warpfit::data::dataset::{Dataset, ModelClasses, Options, Splits, Table, classify, overlap, splits, stratified_split};
 use warpfit::data::loader::{Loader, randperm, row_order};
 use warpfit::data::pack::PackedBatch;
 use warpfit::data::tokenize::Encoded;
@@ -45,15 +45,14 @@ pub fn assert_error<T>(result: warpfit::Result<T>, place: &str, part: &str) {
     assert!(at.ends_with(place) && rest.contains(part), "wanted {place} ... {part}, got {line}");
 }
 
-fn csv(content: &str) -> Table {
+pub fn csv(content: &str) -> Table {
     read("a.csv", content).unwrap()
 }
 
 /// Names and labels of one table used for training.
 fn label(table: Table, model: Option<&[String]>) -> warpfit::Result<(Vec<String>, Vec<u32>)> {
-    let names = class_names(&[&table], model)?;
-    let labels = table.into_dataset(&names)?.labels;
-    Ok((names, labels))
+    let (classes, mut data) = classify(vec![table], ModelClasses::Replaceable(model), None)?;
+    Ok((classes.names, data.remove(0).labels))
 }
 
 // ---- dataset: formats
@@ -210,7 +209,7 @@ fn the_files_of_a_split_are_one_table() {
     for (row, place) in [(1, "00000-of-00003.csv:3"), (2, "00001-of-00003.jsonl:2"), (4, "00002-of-00003.txt:2")] {
         assert!(table.place(row).ends_with(place), "{}", table.place(row));
     }
-    assert_error(class_names(&[&table], None), "00002-of-00003.txt:2", "the label is missing");
+    assert_error(label(table, None), "00002-of-00003.txt:2", "the label is missing");
     assert_eq!(read_all(&["none.csv", names[0]]).unwrap().texts.len(), 2, "a shard may be empty, a split may not");
     assert_error(read_all(&["none.csv", "none.csv"]), "none.csv", "no rows");
     for other in ["other.csv", "ids.csv"] {
@@ -321,7 +320,7 @@ fn columns_by_name_by_flag_and_by_content() {
     assert_error(read_with("a.csv", file, &named("b", "b")), "a.csv", "cannot be both");
     assert_error(read("a.csv", "x,y,z\n1,2,3\n"), "a.csv", "no text column among x, y, z; name it with --text-column");
     assert_error(read("a.csv", "text,label,text\n1,2,3\n"), "a.csv", "two columns are named text");
-    assert_error(class_names(&[&csv("id,text,note\n1,good,x\n")], None), "a.csv", "no label column among id, text, note");
+    assert_error(label(csv("id,text,note\n1,good,x\n"), None), "a.csv", "no label column among id, text, note");
 }
 
 /// A Parquet file of text (optional) and label, in two row groups.
@@ -374,7 +373,10 @@ fn parquet_with_class_names() {
     assert_eq!(label(table, None).unwrap(), (strings(&["neg", "pos"]), vec![1, 0, 1]));
     let table = Table::read(&path, &Options::default()).unwrap();
     let model = strings(&["NEGATIVE", "POSITIVE"]);
-    assert_eq!(label(table, Some(&model)).unwrap(), (model, vec![1, 0, 1]), "the model's names come first");
+    assert_eq!(label(table, Some(&model)).unwrap(), (model, vec![1, 0, 1]), "neg is NEGATIVE");
+    let table = Table::read(&path, &Options::default()).unwrap();
+    let model = strings(&["pos", "neg"]);
+    assert_eq!(label(table, Some(&model)).unwrap(), (model, vec![0, 1, 0]), "in another order");
 }
 
 #[test]
@@ -430,6 +432,8 @@ fn parquet_faults() {
     );
     assert_error(read(&path), ".parquet", "the column text does not hold strings");
     let path = parquet(folder.path(), TEXT_AND_INT, &[Some("a"), Some("b")], Labels::Whole(&[7, -1]), Some(&["neg", "pos"]));
+    assert_error(label(read(&path).unwrap(), None), "row 1 (from 0)", "the label is missing (-1)");
+    let path = parquet(folder.path(), TEXT_AND_INT, &[Some("a"), Some("b")], Labels::Whole(&[7, 0]), Some(&["neg", "pos"]));
     assert_error(label(read(&path).unwrap(), None), "row 0 (from 0)", "7 is out of range: the 2 classes");
 
     let whole = fs::read(&path).unwrap();
@@ -447,8 +451,9 @@ fn model_names_are_preferred_if_they_match() {
     let with = |file: &str| label(csv(file), Some(&model)).unwrap();
     assert_eq!(with("text,label\na,POS\nb,NEG\n"), (model.clone(), vec![1, 0]));
     assert_eq!(with("text,label\na,1\nb,0\n"), (model.clone(), vec![1, 0]));
-    assert_eq!(with("text,label\na, 1.0 \nb,00\n"), (model.clone(), vec![1, 0]));
-    assert_eq!(with("text,label\na,pos\nb,neg\n"), (strings(&["neg", "pos"]), vec![1, 0]));
+    assert_eq!(with("text,label\na, 1.0 \nb,-0\n"), (model.clone(), vec![1, 0]));
+    assert_eq!(with("text,label\na,pos\nb,Negative\n"), (model.clone(), vec![1, 0]));
+    assert_eq!(with("text,label\na,spam\nb,ham\n"), (strings(&["ham", "spam"]), vec![1, 0]));
     assert_eq!(with("text,label\na,2\nb,0\nc,1\n").0, ["LABEL_0", "LABEL_1", "LABEL_2"]);
     // Names that look like indices are names first, but only if all labels are.
     let stars = strings(&["1", "2", "3"]);
@@ -467,21 +472,28 @@ fn names_from_the_labels() {
     assert_eq!(named(&["2", "0", "1.0", "1"]), (strings(&["LABEL_0", "LABEL_1", "LABEL_2"]), vec![2, 0, 1, 1]));
     assert_eq!(named(&["nan", "inf"]).0, ["inf", "nan"]);
     assert_eq!(named(&["-1", "x"]), (strings(&["-1", "x"]), vec![0, 1]));
+    assert_eq!(named(&["1", "-1", "0"]), (strings(&["-1", "0", "1"]), vec![2, 0, 1]));
+    assert_eq!(named(&["0111", "0112", "0111"]), (strings(&["0111", "0112"]), vec![0, 1, 0]), "leading zeros stay");
+    assert_eq!(named(&["True", "FALSE", "true"]), (strings(&["false", "true"]), vec![1, 0, 1]), "one boolean, one class");
 }
 
 #[test]
 fn names_over_two_tables() {
-    let train = csv("text,label\na,x\nb,y\n");
-    let names = class_names(&[&train, &csv("text,label\na,z\n")], None).unwrap();
-    assert_eq!(names, ["x", "y", "z"]);
-    assert_eq!(train.into_dataset(&names).unwrap(), Dataset { texts: strings(&["a", "b"]), labels: vec![0, 1] });
+    let of = |tables| classify(tables, ModelClasses::Replaceable(None), None);
+    let (classes, data) = of(vec![csv("text,label\na,x\nb,y\n"), csv("text,label\na,z\n")]).unwrap();
+    assert_eq!(classes.names, ["x", "y", "z"]);
+    assert!(classes.notes[0].ends_with("a.csv:2: no training row has the label \"z\""), "{:?}", classes.notes);
+    assert_eq!(data[0], Dataset { texts: strings(&["a", "b"]), labels: vec![0, 1] });
+    assert_eq!(data[1].labels, [2]);
+
+    // Each file's own names, in whatever order.
     let folders = [TempDir::new().unwrap(), TempDir::new().unwrap()];
     let tables = [["neg", "pos"], ["pos", "neg"]].iter().zip(&folders).map(|(names, folder)| {
         let path = parquet(folder.path(), TEXT_AND_INT, &[Some("a"), Some("b")], Labels::Whole(&[0, 1]), Some(names));
         Table::read(&path, &Options::default()).unwrap()
     });
-    let tables: Vec<Table> = tables.collect();
-    assert_error(class_names(&[&tables[0], &tables[1]], None), ".parquet", "classes are pos, neg, but those of");
+    let (classes, data) = of(tables.collect()).unwrap();
+    assert_eq!((classes.names, &data[0].labels[..], &data[1].labels[..]), (strings(&["neg", "pos"]), &[0, 1][..], &[1, 0][..]));
 }
 
 #[test]
@@ -490,12 +502,13 @@ fn label_faults() {
     assert_error(bad("a,0\nb,1\nc,\n"), "a.csv:4", "the label is missing");
     assert_error(bad("a,0\nb,  \n"), "a.csv:3", "the label is missing");
     assert_error(bad("a,0\nb,1\nc,0.5\n"), "a.csv:4", "0.5 is not a whole number");
-    assert_error(bad("a,0\nb,-1\n"), "a.csv:3", "-1 is negative");
     let one = csv("text,label\na,0\nb, 0\n");
-    assert_error(one.check_classes(), "a.csv", "every label is \"0\"");
     assert_eq!(label(one, None).unwrap(), (strings(&["LABEL_0"]), vec![0, 0]), "enough to look at");
     let names = strings(&["neg", "pos"]);
-    let against = |labels: &str| csv(&format!("text,label\n{labels}")).into_dataset(&names);
+    let against = |labels: &str| {
+        classify(vec![csv(&format!("text,label\n{labels}"))], ModelClasses::Fixed(&names), None)
+            .map(|(_, mut data)| data.remove(0))
+    };
     assert_eq!(against("a,1\n").unwrap().labels, [1], "one class is enough to evaluate");
     assert_error(
         against("a,1\nb,2\n"),
@@ -504,7 +517,11 @@ fn label_faults() {
     );
     assert_error(against("a,1\nb,-1\n"), "a.csv:3", "negative");
     assert_error(against("a,1\nb,0.5\n"), "a.csv:3", "not a whole number");
-    assert_error(against("a,pos\nb,positve\n"), "a.csv:3", "\"positve\" is not one of the classes");
+    assert_error(
+        against("a,pos\nb,positve\n"),
+        "a.csv:3",
+        "\"positve\" is not one of the classes; the classes are neg, pos; the labels are pos, positve",
+    );
     assert_error(against("a,pos\nb,1\n"), "a.csv:3", "");
     assert_error(against(&format!("a,pos\nb,\"{}\n\"\n", "x".repeat(1000))), "a.csv:3", "xxx...");
 }
@@ -633,11 +650,13 @@ proptest! {
         rows.sort();
         prop_assert!(rows.into_iter().eq(0..labels.len() as u32), "each row is in one split");
         prop_assert!(train.is_sorted() && validation.is_sorted());
-        prop_assert_eq!(validation.len(), (labels.len() as f64 * fraction).round() as usize);
+        let wanted = (labels.len() as f64 * fraction).round() as usize;
+        prop_assert!(validation.len() <= wanted && validation.len() + 5 >= wanted);
         for class in 0..5 {
             let count = |rows: &[u32]| rows.iter().filter(|&&row| labels[row as usize] == class).count() as f64;
-            let exact = (count(&train) + count(&validation)) * validation.len() as f64 / labels.len() as f64;
-            prop_assert!((count(&validation) - exact).abs() < 1.0, "class {}: {} for {}", class, count(&validation), exact);
+            prop_assert!(count(&train) > 0.0 || count(&validation) == 0.0, "class {} is left for training", class);
+            let exact = (count(&train) + count(&validation)) * wanted as f64 / labels.len() as f64;
+            prop_assert!((count(&validation) - exact).abs() <= 1.0, "class {}: {} for {}", class, count(&validation), exact);
         }
         prop_assert_eq!(stratified_split(&labels, fraction, seed), (train, validation));
     }

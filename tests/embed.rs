@@ -226,7 +226,11 @@ fn the_probe_is_compared_with_the_majority() {
     let other = dir.path().join("other.csv");
     fs::write(&other, "text,label\na good film,joy\na bad film,fear\n").unwrap();
     let args = ["--probe", "--train-file", path(&train), "--test-file", path(&other)];
-    embed(&golden("train/hf_init"), &args, "").failed(2, "train.csv`: no text has the label joy, which texts of ");
+    embed(&golden("train/hf_init"), &args, "").failed(2, "train.csv`: the labels are numbers (0, 1), but names in ");
+    let named = dir.path().join("named.csv");
+    fs::write(&named, "text,label\na good film,love\na bad film,fear\n").unwrap();
+    let args = ["--probe", "--train-file", path(&named), "--test-file", path(&other)];
+    embed(&golden("train/hf_init"), &args, "").failed(2, "named.csv`: no text has the label joy, which texts of ");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn metrics_equal_scikit_learn() {
     for wanted in cases.as_array().unwrap() {
         let (labels, scores, classes) = case(wanted);
         let name = wanted["name"].as_str().unwrap();
-        let found = serde_json::to_value(Metrics::from_scores(&labels, &scores, classes).unwrap()).unwrap();
+        let found = serde_json::to_value(Metrics::from_scores(&labels, &scores, classes, 1).unwrap()).unwrap();
         for (key, wanted) in wanted.as_object().unwrap() {
             if !["name", "labels", "scores"].contains(&key.as_str()) {
                 assert_same(&format!("{name}.{key}"), &found[key], wanted);
@@ -82,7 +82,7 @@ fn the_report_matches_scikit_learn() {
     let report = |i: usize, names: &[&str], digits| {
         let (labels, scores, classes) = case(&cases[i]);
         let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-        Metrics::from_scores(&labels, &scores, classes).unwrap().classification_report(&names, digits)
+        Metrics::from_scores(&labels, &scores, classes, 1).unwrap().classification_report(&names, digits)
     };
     assert_eq!(
         report(0, &["NEGATIVE", "POSITIVE"], 2),
@@ -120,7 +120,7 @@ weighted avg     0.6117    0.5667    0.5755       150
 #[test]
 fn undefined_metrics_are_null() {
     // Class 2 never occurs, and is never predicted.
-    let metrics = Metrics::from_scores(&[0, 1, 0], &[0.8, 0.1, 0.1, 0.3, 0.6, 0.1, 0.4, 0.5, 0.1], 3).unwrap();
+    let metrics = Metrics::from_scores(&[0, 1, 0], &[0.8, 0.1, 0.1, 0.3, 0.6, 0.1, 0.4, 0.5, 0.1], 3, 1).unwrap();
     let json = serde_json::to_value(&metrics).unwrap();
     for key in ["roc_auc", "average_precision", "roc_auc_ovr_macro", "roc_auc_ovr_weighted", "average_precision_weighted"] {
         assert_eq!(json.get(key), Some(&Value::Null), "{key}");
@@ -148,20 +148,20 @@ fn logits_become_scores() {
     assert_eq!(argmax(&[f64::NAN, 1.0, f64::NAN, 2.0]), 3);
     assert_eq!(argmax(&[f64::NAN; 2]), 0);
 
-    let metrics = Metrics::from_logits(&[0, 1, 1], &[2.0, 1.0, 0.0, 5.0, -7.0, -7.0], 2).unwrap();
+    let metrics = Metrics::from_logits(&[0, 1, 1], &[2.0, 1.0, 0.0, 5.0, -7.0, -7.0], 2, 1).unwrap();
     assert_eq!(metrics.pred, [0, 1, 0]);
     assert_eq!(
         metrics.curves[&1].areas.as_ref().unwrap().roc.thresholds[1..],
         [softmax(&[0.0, 5.0])[1], 0.5, softmax(&[2.0, 1.0])[1]]
     );
 
-    let error = Metrics::from_logits(&[0, 1], &[0.0, 1.0, 0.5, f32::NAN], 2).unwrap_err();
+    let error = Metrics::from_logits(&[0, 1], &[0.0, 1.0, 0.5, f32::NAN], 2, 1).unwrap_err();
     assert_eq!(error.kind, Kind::Unusable);
     assert!(error.to_string().starts_with("`logits of row 1, class 1`: NaN is not a finite number; "), "{error}");
-    let error = Metrics::from_scores(&[0], &[0.0, f64::INFINITY], 2).unwrap_err();
+    let error = Metrics::from_scores(&[0], &[0.0, f64::INFINITY], 2, 1).unwrap_err();
     assert!(error.to_string().contains("inf is not a finite number"), "{error}");
-    assert_eq!(Metrics::from_scores(&[], &[], 2).unwrap_err().kind, Kind::User);
-    assert_eq!(Metrics::from_scores(&[0], &[1.0], 1).unwrap_err().kind, Kind::User);
+    assert_eq!(Metrics::from_scores(&[], &[], 2, 1).unwrap_err().kind, Kind::User);
+    assert_eq!(Metrics::from_scores(&[0], &[1.0], 1, 1).unwrap_err().kind, Kind::User);
 }
 
 /// Rows with few distinct scores, so that ties are common.
@@ -185,7 +185,7 @@ proptest! {
 
     #[test]
     fn metrics_match_their_definitions((labels, scores, classes) in rows()) {
-        let metrics = Metrics::from_scores(&labels, &scores, classes).unwrap();
+        let metrics = Metrics::from_scores(&labels, &scores, classes, 1).unwrap();
         let rows = labels.len();
         let row = |i: usize| &scores[i * classes..][..classes];
         let pred: Vec<usize> = (0..rows).map(|i| (0..classes).find(|&c| row(i).iter().all(|&s| s <= row(i)[c])).unwrap()).collect();

@@ -19,6 +19,7 @@ use warpfit::data::tokenize::{Encoded, Tokenizer};
 use warpfit::error::{Error, Kind, Result};
 use warpfit::infer::Output;
 use warpfit::infer::pooling::Pooling;
+use warpfit::infer::predictions::star_weights;
 use warpfit::serve::{Served, Serving, listen, serve};
 
 use crate::checkpoint::{save, tensors};
@@ -398,7 +399,7 @@ fn info_and_the_page() {
     let info = get(server.address, "/info").json();
     assert_eq!(info["model_type"]["classifier"]["id2label"], json!({ "0": "NEGATIVE", "1": "POSITIVE" }));
     assert_eq!((&info["max_input_length"], &info["max_batch_tokens"]), (&json!(48), &json!(4096)));
-    assert_eq!(info["positive_label"], "POSITIVE");
+    assert_eq!(info["stars"], json!({"NEGATIVE": 0.0, "POSITIVE": 1.0}));
     let page = get(server.address, "/");
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     let policy = page.header("content-security-policy").unwrap();
@@ -536,7 +537,8 @@ impl Fake {
         let options = Flags::parse_from([&["serve"], flags].concat()).options;
         let source = Arc::new(ModelDir::read(&golden("text/hf")).unwrap());
         let (name, pooling) = ("fake".to_string(), Pooling::Cls);
-        let served = Served { name, source, max_length: 48, dtype: "float32", pooling, classifies: true };
+        let stars = star_weights(&source.config.labels, None).unwrap();
+        let served = Served { name, source, max_length: 48, dtype: "float32", pooling, classifies: true, stars };
         let ((begun, batches), (held, gate)) = (channel(), channel::<()>());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let [panics, breaks, not_finite] = [PANICS, BREAKS, NOT_FINITE].map(id);

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::files::write_file;
 use crate::model::Model;
 use crate::model::config::Config;
+use crate::model::plan::{Plan, Slot};
 use crate::ops::View;
 
 /// Files beside the weights that are copied unread.
@@ -96,15 +97,31 @@ impl ModelDir {
     }
 
     /// Sets the weights of a model laid out for this folder's config, or for that config with another head. Returns the names
-    /// of the head's tensors that the folder lacks; they are drawn from `seed`.
-    pub fn load_weights(&self, model: &mut Model, seed: u64) -> Result<Vec<String>> {
+    /// of the head's tensors that the folder lacks or, with `other_head`, has in another shape; they are drawn from `seed`.
+    pub fn load_weights(&self, model: &mut Model, seed: u64, other_head: bool) -> Result<Vec<String>> {
+        let (slots, std) = (model.plan.slots.clone(), model.plan.config.initializer_range);
+        self.read_weights(&slots, other_head, |slot, values| {
+            model.write_f32(slot.view, &values.unwrap_or_else(|| slot.param.initialise(seed, std)))
+        })
+    }
+
+    /// Reads and checks everything that [`ModelDir::load_weights`] would for a model of this plan.
+    pub fn check_weights(&self, plan: &Plan, other_head: bool) -> Result<()> {
+        self.read_weights(&plan.slots, other_head, |_, _| Ok(())).map(|_| ())
+    }
+
+    /// Calls `each` with the values of each parameter, `None` if they are missing; returns the names of these.
+    fn read_weights(
+        &self,
+        slots: &[Slot],
+        other_head: bool,
+        mut each: impl FnMut(&Slot, Option<Vec<f32>>) -> Result<()>,
+    ) -> Result<Vec<String>> {
         let weights = Weights::open(&self.path)?;
-        let (params, views): (Vec<_>, Vec<_>) = model.plan.slots.iter().map(|slot| (slot.param.clone(), slot.view)).unzip();
-        let loaded = weights::resolve(&params, &weights)?;
-        let std = model.plan.config.initializer_range;
-        for ((param, view), tensor) in params.iter().zip(views).zip(&loaded.tensors) {
-            let values = tensor.map_or_else(|| Ok(param.initialise(seed, std)), |tensor| tensor.f32())?;
-            model.write_f32(view, &values)?;
+        let params: Vec<_> = slots.iter().map(|slot| slot.param.clone()).collect();
+        let loaded = weights::resolve(&params, &weights, other_head)?;
+        for (slot, tensor) in slots.iter().zip(&loaded.tensors) {
+            each(slot, tensor.map(|tensor| tensor.f32()).transpose()?)?;
         }
         Ok(loaded.missing.into_iter().map(String::from).collect())
     }

@@ -308,7 +308,7 @@ impl Tensor<'_> {
             return Ok(());
         }
         let remedy = match self.name {
-            "classifier.weight" | "classifier.bias" => "use data with the same number of labels, or start from a base model",
+            "classifier.weight" | "classifier.bias" => "for another number of labels train with --ignore-mismatched-sizes",
             _ => "use the config.json that belongs to these weights",
         };
         Err(self.error(format!("is {:?}, but must be {shape:?}", self.shape), remedy))
@@ -320,12 +320,16 @@ impl Tensor<'_> {
 }
 
 /// Finds each parameter of a model in a file, under any of its spellings, and checks its shape. Values are read and checked by
-/// [`Tensor::f32`].
+/// [`Tensor::f32`]. With `other_head`, a parameter of the head that has another shape in the file counts as missing.
 ///
 /// # Errors
 /// A missing parameter of the encoder, or a tensor of another shape (a classifier for another number of labels).
-pub fn resolve<'a>(params: &'a [Param], weights: &'a Weights) -> Result<Loaded<'a>> {
-    let tensors: Vec<_> = params.iter().map(|param| param.spellings().find_map(|name| weights.get(&name))).collect();
+pub fn resolve<'a>(params: &'a [Param], weights: &'a Weights, other_head: bool) -> Result<Loaded<'a>> {
+    let tensor = |param: &Param| {
+        let tensor = param.spellings().find_map(|name| weights.get(&name))?;
+        (!(other_head && param.head) || tensor.shape == param.shape).then_some(tensor)
+    };
+    let tensors: Vec<_> = params.iter().map(tensor).collect();
     let absent = || params.iter().zip(&tensors).filter(|(_, tensor)| tensor.is_none()).map(|(param, _)| param);
     if let Some(first) = absent().find(|param| !param.head) {
         let fact = format!("lacks {} of the model's {} tensors, among them {}", absent().count(), params.len(), first.name);

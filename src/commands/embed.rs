@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::run_dir::RunDir;
 use crate::checkpoint::weights;
 use crate::console::{note, print};
-use crate::data::dataset::{Dataset, Table, class_names};
+use crate::data::dataset::{Classes, Dataset, ModelClasses, Table, classify};
 use crate::data::inputs::{self, Batches, Content, Input, LineFormat};
 use crate::data::loader::randperm;
 use crate::data::tokenize::Encoded;
@@ -20,6 +20,7 @@ use crate::infer::probe::Probe;
 use crate::infer::projection::{self, Method, Projection};
 use crate::infer::{Options, Session, npy};
 use crate::metrics::Metrics;
+use crate::model::config::Config;
 use crate::report::log::{Count, Progress, table};
 use crate::train::data::encode;
 use clap::{ArgGroup, Parser, ValueEnum};
@@ -258,9 +259,8 @@ fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, 
     let ids = std::mem::take(&mut table.ids);
     let (names, Dataset { texts, labels }) = match table.labels {
         Some(_) => {
-            let names = class_names(&[&table], config.labels_named.then_some(&config.labels))?;
-            let data = table.into_dataset(&names)?;
-            (names, data)
+            let (classes, mut data) = classify_with(config, vec![table])?;
+            (classes.names, data.remove(0))
         }
         None => (Vec::new(), Dataset { labels: vec![0; table.texts.len()], texts: table.texts }),
     };
@@ -269,6 +269,14 @@ fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, 
         Input { id, content: Content::Text(text), place: files[0].display().to_string() }
     };
     Ok((names, texts.into_iter().enumerate().map(input).collect(), labels))
+}
+
+/// The model's classes if the labels fit them, else their own; reports how the labels were read.
+fn classify_with(config: &Config, tables: Vec<Table>) -> Result<(Classes, Vec<Dataset>)> {
+    let model = ModelClasses::Replaceable(config.labels_named.then_some(&config.labels));
+    let (classes, data) = classify(tables, model, None)?;
+    classes.notes.iter().for_each(|line| note(format!("note: {line}")));
+    Ok((classes, data))
 }
 
 /// The layer and pooling of the vectors, for a file of results.
@@ -283,8 +291,8 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
     let columns = args.reading.columns(args.label_column.as_deref());
     let (train, test) = (Table::read(files.0, &columns)?, Table::read(files.1, &columns)?);
     let config = &session.source.config;
-    let names = class_names(&[&train, &test], config.labels_named.then_some(&config.labels))?;
-    let (train, test) = (train.into_dataset(&names)?, test.into_dataset(&names)?);
+    let (Classes { names, .. }, data) = classify_with(config, vec![train, test])?;
+    let [train, test]: [Dataset; 2] = data.try_into().expect("one for each table");
     if let Some(label) = test.labels.iter().find(|label| !train.labels.contains(label)) {
         let fact = format!("no text has the label {}, which texts of {} have", names[*label as usize], files.1.display());
         return Err(Error::user(files.0.display(), fact, "give files with the same classes"));
@@ -306,11 +314,11 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
     })?;
     progress.finish(if probe.converged() { "" } else { "warning: the fit has not converged" });
 
-    let metrics = Metrics::from_scores(&labels, &probe.scores(&test), names.len())?;
+    let metrics = Metrics::from_scores(&labels, &probe.scores(&test), names.len(), 1)?;
     let count = |class: usize| train_labels.iter().filter(|&&label| label as usize == class).count();
     let majority = (0..names.len()).rev().max_by_key(|&class| count(class)).expect("there are classes");
     let constant: Vec<f64> = labels.iter().flat_map(|_| (0..names.len()).map(|c| f64::from(c == majority))).collect();
-    let baseline = Metrics::from_scores(&labels, &constant, names.len())?;
+    let baseline = Metrics::from_scores(&labels, &constant, names.len(), 1)?;
 
     let row = |what: String, metrics: &Metrics| [what, format!("{:.4}", metrics.accuracy), format!("{:.4}", metrics.weighted.f1)];
     let head = ["", "accuracy", "weighted F1"].map(String::from);

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use crate::console::print;
-use crate::data::dataset::Table;
+use crate::console::{note, print};
+use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
 use crate::error::Result;
-use crate::flags::{InputArgs, RunArgs, SplitArgs, count};
+use crate::flags::{InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names};
 use crate::hub;
 use crate::infer::Session;
-use crate::metrics::{Metrics, softmax};
+use crate::metrics::{Metrics, positive_class, softmax};
 use crate::report::compare::Comparison;
 use crate::report::evaluated::Evaluated;
 use crate::report::log::Progress;
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 /// Measure a model on a labelled file, or earlier predictions.
 ///
-/// Prints the loss, the metrics of class 1 for two classes (for more classes, weighted precision, recall and F1 and macro
+/// Prints the loss, the metrics of the positive class for two classes (for more classes, weighted precision, recall and F1 and macro
 /// areas), and a report by class.
 #[derive(Parser)]
 #[command(name = "evaluate")]
@@ -50,6 +50,12 @@ pub struct Args {
     /// Column of the labels [default: found by its name]
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
+    /// Names of the classes whose labels are bare numbers, separated by commas, in order of number from 0 [default: the model's]
+    #[arg(long, value_name = "NAME,NAME,...", value_parser = label_names, conflicts_with = "predictions")]
+    label_names: Option<LabelNames>,
+    /// The class of two that precision, recall, F1 and the areas are of [default: the second]
+    #[arg(long, value_name = "NAME")]
+    positive_label: Option<String>,
     /// Texts per batch, at most
     #[arg(long, value_name = "N", alias = "eval_batch_size", value_parser = count, default_value_t = 256)]
     batch_size: usize,
@@ -71,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
         return print(comparison.table());
     }
     let (mut found, title) = match &args.predictions {
-        Some(path) => (read_predictions(Scored::read(path)?)?, path.display().to_string()),
+        Some(path) => (read_predictions(Scored::read(path)?, args.positive_label.as_deref())?, path.display().to_string()),
         None => run_model(&args, device)?,
     };
     let loss: f64 = found.losses.iter().sum::<f64>() / found.losses.len() as f64;
@@ -89,9 +95,11 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-fn read_predictions(scored: Scored) -> Result<Evaluated> {
+fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated> {
     let classes = scored.names.len();
-    let metrics = Metrics::from_scores(&scored.labels, &scored.scores, classes)?;
+    note(format!("predictions: {}: {}", scored.labels.len(), dataset::counts_in_words(&scored.names, &scored.labels)));
+    let positive = positive_class(positive, &scored.names)?;
+    let metrics = Metrics::from_scores(&scored.labels, &scored.scores, classes, positive)?;
     let rows = scored.scores.chunks_exact(classes).zip(&scored.labels);
     let losses = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
     Ok(Evaluated { scored, losses, metrics, texts: Vec::new(), tokens: Vec::new() })
@@ -107,9 +115,14 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
     let mut classifier = Session::classifier(&hub::model(model)?, device, precision, tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.run.max_length)?;
-    let names = classifier.source.config.labels.clone();
     let mut ids = std::mem::take(&mut table.ids);
-    let data = table.into_dataset(&names)?;
+    note(format!("data: {}", table.columns_in_words()));
+    let model_classes = ModelClasses::Fixed(&classifier.source.config.labels);
+    let given = args.label_names.as_ref().map(|names| &names.0[..]);
+    let (Classes { names, notes }, data) = dataset::classify(vec![table], model_classes, given)?;
+    notes.iter().for_each(|line| note(format!("note: {line}")));
+    let data = data.into_iter().next().expect("one for the table");
+    note(format!("texts: {}: {}", data.labels.len(), dataset::counts_in_words(&names, &data.labels)));
     if ids.is_empty() {
         ids = (0..data.labels.len()).map(Value::from).collect();
     }
@@ -118,7 +131,8 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let progress = Progress::new("evaluating", encoded.rows() as u64, &["texts", "tokens"]);
     let logits = classifier.logits(&encoded, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
     progress.finish("");
-    let metrics = Metrics::from_logits(&encoded.labels, &logits, names.len())?;
+    let positive = positive_class(args.positive_label.as_deref(), &names)?;
+    let metrics = Metrics::from_logits(&encoded.labels, &logits, names.len(), positive)?;
     let losses = cross_entropy(&encoded.labels, &logits, names.len());
     let scores = logits.chunks_exact(names.len()).flat_map(softmax).collect();
     let tokens = encoded.offsets.windows(2).map(|row| row[1] - row[0]).collect();

@@ -11,7 +11,7 @@ use crate::files::same_file;
 use crate::flags::{InputArgs, RunArgs, SplitArgs, count};
 use crate::hub;
 use crate::infer::Session;
-use crate::infer::predictions::{Format, Lines, positive_class};
+use crate::infer::predictions::{Format, Lines, star_weights};
 use crate::report::log::{Count, Progress};
 use clap::Parser;
 
@@ -51,9 +51,13 @@ pub struct Args {
     /// Print logits instead of probabilities
     #[arg(long)]
     raw_scores: bool,
-    /// Add 1 to 10 stars for the probability of the positive class
+    /// Add 1 to 10 stars for how positive the text is; for names other than positive, negative or numbers of stars,
+    /// --positive-label names the good class
     #[arg(long)]
     stars: bool,
+    /// The good one of two classes, for --stars [default: by its name]
+    #[arg(long, value_name = "NAME", requires = "stars")]
+    positive_label: Option<String>,
     /// Texts per batch, at most
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 256)]
     batch_size: usize,
@@ -61,6 +65,12 @@ pub struct Args {
     reading: InputArgs,
     #[command(flatten)]
     run: RunArgs,
+}
+
+fn no_stars(labels: &[String]) -> Error {
+    let fact = format!("the names of the {} classes do not tell which one is good", labels.len());
+    let remedy = if labels.len() == 2 { "name it with --positive-label, or leave out the flag" } else { "leave out the flag" };
+    Error::user("--stars", fact, remedy)
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -75,7 +85,10 @@ pub fn run(args: Args) -> Result<()> {
     let mut classifier = Session::classifier(&hub::model(&args.model)?, device, precision, tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.run.max_length)?;
     let labels = classifier.source.config.labels.clone();
-    let stars = args.stars.then(|| positive_class(&labels)).transpose()?;
+    let stars = match args.stars {
+        true => Some(star_weights(&labels, args.positive_label.as_deref())?.ok_or_else(|| no_stars(&labels))?),
+        false => None,
+    };
     let lines = Lines { format: args.format, labels, top_k: args.top_k, raw: args.raw_scores, stars };
 
     let typed = [args.texts, args.text].concat();

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::flags::RunArgs;
 use crate::hub;
 use crate::infer::pooling::Pooling;
+use crate::infer::predictions::star_weights;
 use crate::infer::{Options, Session};
 use crate::serve::{Served, Serving, listen, serve};
 use clap::Parser;
@@ -38,6 +39,9 @@ pub struct Args {
     /// How /embed makes one vector of a text's states; with mean the last layer runs on all tokens, for /predict too
     #[arg(long, value_enum, default_value_t = Pooling::Cls)]
     pooling: Pooling,
+    /// The good one of two classes, for the stars on the page [default: by its name, otherwise no stars]
+    #[arg(long, value_name = "NAME")]
+    positive_label: Option<String>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -70,6 +74,7 @@ pub fn run(args: Args) -> Result<()> {
         dtype: if args.run.precision == Precision::Bf16 { "bfloat16" } else { "float32" },
         pooling: args.pooling,
         classifies: session.missing.is_empty(),
+        stars: star_weights(&session.source.config.labels, args.positive_label.as_deref())?,
     };
     notice_interrupts()?;
     if let Ok(address) = listener.local_addr() {

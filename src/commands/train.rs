@@ -2,7 +2,7 @@
 
 use crate::console::{be_quiet, note, print};
 use crate::data::cache;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hub::push::Target;
 use crate::infer::Session;
 use crate::metrics::{argmax, softmax};
@@ -12,10 +12,26 @@ use crate::train::args::Args;
 use crate::train::evaluate::check;
 use crate::train::train;
 
+/// Refuses to be one of several processes of a launcher, which would all train the same model into one folder.
+fn refuse_ranks() -> Result<()> {
+    let set = |name: &str| std::env::var(name).ok();
+    let ranks =
+        [("WORLD_SIZE", None), ("SLURM_NTASKS", Some("SLURM_PROCID")), ("OMPI_COMM_WORLD_SIZE", None), ("PMI_SIZE", None)];
+    for (name, needed) in ranks {
+        let ranks = set(name).and_then(|ranks| ranks.trim().parse::<u64>().ok()).unwrap_or(1);
+        if ranks > 1 && needed.is_none_or(|needed| set(needed).is_some()) {
+            let fact = format!("is {ranks}, but training in several processes is not supported");
+            return Err(Error::user(name, fact, "start one process, or unset the variable"));
+        }
+    }
+    Ok(())
+}
+
 pub fn run(args: Args) -> Result<()> {
     if args.quiet {
         be_quiet();
     }
+    refuse_ranks()?;
     let on_sample = args.recipe.as_deref() == Some("sample");
     if on_sample {
         note("recipe sample: a small DistilBERT from scratch on 2,000 bundled film reviews");

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::data::dataset::{self, Table};
+use crate::console::note;
+use crate::data::dataset::{self, ModelClasses, Table};
 use crate::error::{Error, Result};
 use crate::metrics::softmax;
 
@@ -19,7 +20,7 @@ pub struct Scored {
     pub ids: Vec<Value>,
     /// (rows)
     pub labels: Vec<u32>,
-    /// Probabilities, (rows, classes). Unless every row of the file sums to 1, they are taken as logits.
+    /// Probabilities, (rows, classes).
     pub scores: Vec<f64>,
 }
 
@@ -57,13 +58,61 @@ impl Scored {
             return Err(Error::user(path.display(), "no rows", "give one JSON object per line"));
         };
         let names = classes.names(path, &labels)?;
-        let labels = Table::labelled(path, labels, lines).into_dataset(&names)?.labels;
-        let adds_up = |row: &[f64]| row.iter().all(|&p| p >= 0.0) && (row.iter().sum::<f64>() - 1.0).abs() < 1e-3;
-        if !scores.chunks_exact(names.len()).all(adds_up) {
-            let logits: Vec<f32> = scores.iter().map(|&x| x as f32).collect();
-            scores = logits.chunks_exact(names.len()).flat_map(softmax).collect();
-        }
+        to_probabilities(path, &lines, &mut scores, names.len())?;
+        let table = Table::labelled(path, labels, lines);
+        let (classes, data) = dataset::classify(vec![table], ModelClasses::Fixed(&names), None)?;
+        classes.notes.iter().for_each(|line| note(format!("note: {line}")));
+        let labels = data.into_iter().next().expect("one for the table").labels;
         Ok(Scored { names, ids, labels, scores })
+    }
+}
+
+/// Makes probabilities of the scores of a file, (rows, classes): rows that sum to 1 but for rounding are scaled to 1; scores that
+/// cannot be probabilities are taken as logits.
+///
+/// # Errors
+/// Percentages; single rows that do not sum to 1.
+fn to_probabilities(path: &Path, lines: &[usize], scores: &mut [f64], classes: usize) -> Result<()> {
+    let sum = |row: &[f64]| row.iter().sum::<f64>();
+    let sums_to = |row: &[f64], whole: f64| {
+        let slack = rounding(row).min(0.5 * whole).max(1e-3 * whole);
+        row.iter().all(|&x| (0.0..=1.001 * whole).contains(&x)) && sum(row) > 0.0 && (sum(row) - whole).abs() <= slack
+    };
+    let rows = || scores.chunks_exact(classes);
+    let misfit = rows().position(|row| !sums_to(row, 1.0));
+    let Some(misfit) = misfit else {
+        for row in scores.chunks_exact_mut(classes) {
+            let sum = sum(row);
+            if (sum - 1.0).abs() > 1e-6 {
+                row.iter_mut().for_each(|x| *x /= sum);
+            }
+        }
+        return Ok(());
+    };
+    let place = format!("{}:{}", path.display(), lines[misfit]);
+    if rows().all(|row| sums_to(row, 100.0)) {
+        return Err(Error::user(place, "the scores are percentages: they sum to 100", "divide them by 100"));
+    }
+    let total = sum(&scores[misfit * classes..][..classes]);
+    let fitting = rows().filter(|row| sums_to(row, 1.0)).count();
+    if 2 * fitting > lines.len() && scores.iter().all(|x| (0.0..=1.0).contains(x)) {
+        let fact = format!("the scores sum to {total:.4}, but those of other rows to 1");
+        return Err(Error::user(place, fact, "give probabilities that sum to 1, or logits, in every row"));
+    }
+    note(format!("note: {place}: the scores sum to {total:.4}, so those of all rows are taken as logits; their softmax is used"));
+    for row in scores.chunks_exact_mut(classes) {
+        let logits: Vec<f32> = row.iter().map(|&x| x as f32).collect();
+        row.copy_from_slice(&softmax(&logits));
+    }
+    Ok(())
+}
+
+/// The most that rounding each score to its number of decimals can change their sum; 0 for whole numbers.
+fn rounding(row: &[f64]) -> f64 {
+    let decimals = |x: &f64| x.to_string().split_once('.').map_or(0, |(_, decimals)| decimals.len());
+    match row.iter().map(decimals).max() {
+        None | Some(0) => 0.0,
+        Some(decimals) => row.len() as f64 * 0.5 * 0.1f64.powi(decimals as i32) + 1e-9,
     }
 }
 

@@ -109,7 +109,7 @@ impl Session {
         let Opened { backend, arithmetic, notes } = device.open(precision)?;
         let spec = ModelSpec { train: false, last_rows, tokens, seqs, arithmetic };
         let mut model = Model::new(&config, spec, Hyperparameters::default(), backend)?;
-        let missing = source.load_weights(&mut model, 0)?;
+        let missing = source.load_weights(&mut model, 0, false)?;
         notes.into_iter().for_each(note);
         Ok(Session { source: Arc::new(source), missing, pooling, model })
     }

@@ -5,9 +5,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Prediction;
+use crate::data::dataset::plain;
 use crate::data::inputs::Input;
-use crate::error::{Error, Result};
-use crate::metrics::softmax;
+use crate::error::Result;
+use crate::metrics::{positive_class, softmax};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -43,8 +44,8 @@ pub struct Lines {
     pub top_k: usize,
     /// Logits instead of probabilities.
     pub raw: bool,
-    /// The positive class, if rows get stars.
-    pub stars: Option<usize>,
+    /// How good each class is, if rows get stars.
+    pub stars: Option<Vec<f64>>,
 }
 
 /// `{"id":7,"label":"POSITIVE","score":0.9987,"tokens":41,"truncated":false}`, or with several labels
@@ -65,7 +66,7 @@ struct Line<'a> {
 impl Lines {
     /// The header with its line end; empty except for CSV.
     pub fn header(&self) -> &'static str {
-        match (self.format, self.stars) {
+        match (self.format, &self.stars) {
             (Format::Csv, None) => "id,label,score,tokens,truncated\n",
             (Format::Csv, Some(_)) => "id,label,score,tokens,truncated,stars\n",
             _ => "",
@@ -77,7 +78,7 @@ impl Lines {
         let Prediction { logits, tokens, truncated } = prediction;
         let mut scores = ranked(&self.labels, logits, self.raw);
         scores.truncate(if self.top_k == 0 { usize::MAX } else { self.top_k });
-        let stars = self.stars.map(|positive| stars(softmax(logits)[positive]));
+        let stars = self.stars.as_ref().map(|weights| stars(&softmax(logits), weights));
         match self.format {
             Format::Jsonl => {
                 let single = self.top_k == 1;
@@ -113,20 +114,44 @@ impl Lines {
     }
 }
 
-/// 1 to 10 stars for the probability of the positive class.
-fn stars(positive: f64) -> u32 {
-    (10.0 * positive).round().max(1.0) as u32
+/// 1 to 10 stars for the probabilities of the classes.
+fn stars(probabilities: &[f64], weights: &[f64]) -> u32 {
+    let good: f64 = probabilities.iter().zip(weights).map(|(p, weight)| p * weight).sum();
+    (10.0 * good).round().max(1.0) as u32
 }
 
-/// The positive one of two classes: by its name, else the second.
+/// How good each class is, from 0 to 1. `None` unless its names say so in English (negative and positive, perhaps with neutral;
+/// 1 star to 5 stars, or 1 to 5 or 10) or `positive` is the good one of two.
 ///
 /// # Errors
-/// If there are not exactly two classes.
-pub fn positive_class(labels: &[String]) -> Result<usize> {
-    if labels.len() != 2 {
-        let fact = format!("the model has {} classes", labels.len());
-        return Err(Error::user("--stars", fact, "stars need two: leave out the flag"));
+/// A positive class that is none of two.
+pub fn star_weights(labels: &[String], positive: Option<&str>) -> Result<Option<Vec<f64>>> {
+    if positive.is_some() {
+        let good = positive_class(positive, labels)?;
+        return Ok(Some((0..labels.len()).map(|class| f64::from(class == good)).collect()));
     }
-    let positive = |label: &String| ["positive", "pos", "1", "label_1"].contains(&label.to_lowercase().as_str());
-    Ok(labels.iter().position(positive).unwrap_or(1))
+    let plain: Vec<String> = labels.iter().map(|label| plain(label)).collect();
+    let has = |name: &str| plain.iter().any(|label| label == name);
+    let sentiment = |label: &String| match label.as_str() {
+        "negative" => Some(0.0),
+        "neutral" => Some(0.5),
+        "positive" => Some(1.0),
+        _ => None,
+    };
+    let opposites = has("positive") && has("negative");
+    if let Some(weights) = plain.iter().map(sentiment).collect::<Option<Vec<_>>>().filter(|_| opposites) {
+        return Ok(Some(weights));
+    }
+    let count = |label: &String| {
+        let digits = label.strip_suffix("stars").or_else(|| label.strip_suffix("star"));
+        Some((digits.unwrap_or(label).trim().parse::<u32>().ok()?, digits.is_some()))
+    };
+    let lower: Vec<String> = labels.iter().map(|label| label.to_lowercase()).collect();
+    let Some(counts) = lower.iter().map(count).collect::<Option<Vec<_>>>() else { return Ok(None) };
+    let mut sorted: Vec<u32> = counts.iter().map(|(stars, _)| *stars).collect();
+    sorted.sort_unstable();
+    let most = sorted.len() as u32;
+    let are_stars = counts.iter().all(|(_, named)| *named) || [5, 10].contains(&most);
+    let is_scale = are_stars && sorted.into_iter().eq(1..=most);
+    Ok(is_scale.then(|| counts.iter().map(|(stars, _)| f64::from(*stars) / f64::from(most)).collect()))
 }

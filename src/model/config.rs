@@ -401,7 +401,11 @@ impl<'a> File<'a> {
                     let gap =
                         || self.error(format!("id2label has {} labels and no id {id}", ids.len()), "number them 0, 1, 2, ...");
                     let value = ids.get(&id.to_string()).ok_or_else(gap)?;
-                    value.as_str().map(String::from).ok_or_else(|| self.wrong_type("id2label", value, "a string for each label"))
+                    match value {
+                        Value::String(name) => Ok(name.clone()),
+                        Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
+                        _ => Err(self.wrong_type("id2label", value, "a string for each label")),
+                    }
                 };
                 (0..ids.len()).map(name).collect::<Result<_>>()?
             }

@@ -72,11 +72,11 @@ impl Evaluated {
         file.finish()
     }
 
-    /// Calibration: for two classes of the score of class 1; for more, of the score of the predicted class.
+    /// Calibration: for two classes of the score of the positive one; for more, of the score of the predicted class.
     fn calibration(&self) -> Vec<Tenth> {
-        let two = self.scored.names.len() == 2;
+        let (two, positive) = (self.scored.names.len() == 2, self.metrics.positive);
         calibration((0..self.rows()).map(|row| match two {
-            true => (self.scores(row)[1], self.scored.labels[row] == 1),
+            true => (self.scores(row)[positive], self.scored.labels[row] as usize == positive),
             false => (self.scores(row)[self.metrics.pred[row]], self.is_right(row)),
         }))
     }
@@ -166,7 +166,10 @@ impl Evaluated {
         let mut series = Series::new("this model (number of texts)", Shape::Dots, points);
         series.notes = tenths.iter().map(|tenth| tenth.count.to_string()).collect();
         let (x, y) = match &self.scored.names[..] {
-            [_, positive] => (format!("mean score of {positive}"), format!("share that is {positive}")),
+            names @ [_, _] => {
+                let positive = &names[self.metrics.positive];
+                (format!("mean score of {positive}"), format!("share that is {positive}"))
+            }
             _ => ("mean score of the predicted class".to_string(), "share that is correct".to_string()),
         };
         Plot {
@@ -177,7 +180,7 @@ impl Evaluated {
         }
     }
 
-    /// In 20 bins: for two classes the score of class 1 by true class, for more the score of the predicted class by
+    /// In 20 bins: for two classes the score of the positive one by true class, for more the score of the predicted class by
     /// correctness.
     fn score_histogram(&self) -> Plot {
         let names = &self.scored.names;
@@ -186,7 +189,7 @@ impl Evaluated {
         let mut counts = [[0u64; 20]; 2];
         for row in 0..self.rows() {
             let kind = if two { self.scored.labels[row] as usize } else { usize::from(self.is_right(row)) };
-            let score = self.scores(row)[if two { 1 } else { self.metrics.pred[row] }];
+            let score = self.scores(row)[if two { self.metrics.positive } else { self.metrics.pred[row] }];
             counts[kind][((score * 20.0) as usize).min(19)] += 1;
         }
         let series = kinds.into_iter().zip(counts).enumerate().map(|(kind, (name, counts))| {
@@ -195,7 +198,7 @@ impl Evaluated {
             Series::new(name, Shape::Bars(0.021), points)
         });
         let (title, x) = match two {
-            true => ("Scores by true class", format!("score of {}", names[1])),
+            true => ("Scores by true class", format!("score of {}", names[self.metrics.positive])),
             false => ("Scores of the predicted class", "score".to_string()),
         };
         Plot { title: title.to_string(), x: Axis::unit(&x), y: Axis::from_zero("texts"), series: series.collect() }

@@ -1,5 +1,6 @@
 //! The routes: requests, responses and errors.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ use super::queue::{Place, Queue};
 use super::{Served, Serving};
 use crate::error::{Error, Kind};
 use crate::infer::Output;
-use crate::infer::predictions::{positive_class, ranked};
+use crate::infer::predictions::ranked;
 
 /// The state shared by all requests.
 pub struct Service {
@@ -375,9 +376,10 @@ async fn info(State(service): Shared) -> Json<Value> {
         "auto_truncate": true,
         "tokenization_workers": cores,
         "version": env!("CARGO_PKG_VERSION"),
-        // Extensions to text-embeddings-inference: the pooling of /embed; and for the page, the label of two that stars count.
+        // Extensions to text-embeddings-inference: the pooling of /embed; and for the page, how good each
+        // label is, from 0 to 1, if that is known.
         "pooling": pooling,
-        "positive_label": positive_class(served.labels()).ok().map(|class| &served.labels()[class]),
+        "stars": served.stars.as_ref().map(|stars| served.labels().iter().zip(stars).collect::<BTreeMap<_, _>>()),
         "payload_limit": options.payload_limit,
     }))
 }

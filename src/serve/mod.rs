@@ -67,6 +67,8 @@ pub struct Served {
     pub pooling: Pooling,
     /// Whether the model has a trained head for /predict.
     pub classifies: bool,
+    /// How good each class is, from 0 to 1, for the page's stars; `None` if that is not known.
+    pub stars: Option<Vec<f64>>,
 }
 
 impl Served {

@@ -14,7 +14,7 @@ use crate::data::dataset::{self, Split, Splits};
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::same_file;
-use crate::flags::{FileArgs, count, not_negative, open_unit, positive, unit};
+use crate::flags::{FileArgs, LabelNames, count, label_names, not_negative, open_unit, positive, unit};
 use crate::hub;
 use crate::metrics::Metric;
 use crate::sample::RUNS;
@@ -40,6 +40,9 @@ pub struct Args {
     /// Initialize all weights randomly from --seed instead of reading model.safetensors [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
     pub from_scratch: Option<bool>,
+    /// Draw a new classifier from --seed where the model's is for another number of labels [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
+    pub ignore_mismatched_sizes: Option<bool>,
     /// Folder for the trained model, the checkpoints and the logs [default: the next number in ./runs]
     #[arg(long, help_heading = "Model and run")]
     pub output_dir: Option<PathBuf>,
@@ -96,6 +99,13 @@ pub struct Args {
     /// Column of the labels [default: found by its name]
     #[arg(long, alias = "label_column_name", help_heading = "Data")]
     pub label_column: Option<String>,
+    /// Names of the classes whose labels are bare numbers, separated by commas, in order of number from 0 [default: those of the
+    /// file or the model, else LABEL_0, LABEL_1, ...]
+    #[arg(long, value_name = "NAME,NAME,...", value_parser = label_names, help_heading = "Data")]
+    pub label_names: Option<LabelNames>,
+    /// The class of two that precision, recall, F1 and the areas are of [default: the second]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub positive_label: Option<String>,
     /// Truncate texts to this many tokens [default: the smallest of the tokenizer's limit, the model's positions and 512]
     #[arg(long, alias = "max_seq_length", value_parser = count, help_heading = "Data")]
     pub max_length: Option<usize>,
@@ -257,6 +267,7 @@ pub struct Settings {
     /// A folder, or a hub id.
     pub model: PathBuf,
     pub from_scratch: bool,
+    pub ignore_mismatched_sizes: bool,
     pub output_dir: PathBuf,
     pub overwrite_output_dir: bool,
     /// A checkpoint's folder, or `newest` for the newest one in `output_dir`.
@@ -268,6 +279,11 @@ pub struct Settings {
     pub validation_split: Option<f64>,
     #[serde(flatten)]
     pub reading: dataset::Options,
+    pub label_names: Option<Vec<String>>,
+    pub positive_label: Option<String>,
+    /// The test data was found beside the training data, not named by a flag.
+    #[serde(skip)]
+    pub test_may_lack_labels: bool,
     pub max_length: Option<usize>,
     pub max_train_samples: Option<usize>,
     pub max_eval_samples: Option<usize>,
@@ -372,6 +388,7 @@ impl Args {
         Ok(Settings {
             model,
             from_scratch: self.from_scratch.unwrap_or(false),
+            ignore_mismatched_sizes: self.ignore_mismatched_sizes.unwrap_or(false),
             output_dir,
             overwrite_output_dir: overwrites,
             resume_from_checkpoint: self.resume_from_checkpoint,
@@ -380,6 +397,9 @@ impl Args {
             files,
             validation_split: self.validation_split,
             reading: self.reading.labelled(self.label_column.as_deref()),
+            label_names: self.label_names.map(|names| names.0),
+            positive_label: self.positive_label,
+            test_may_lack_labels: self.test_file.is_none(),
             max_length: self.max_length,
             max_train_samples: self.max_train_samples,
             max_eval_samples: self.max_eval_samples,

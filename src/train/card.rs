@@ -11,8 +11,15 @@ use crate::model::config::Config;
 use crate::train::args::Settings;
 use crate::train::evaluate::Evaluation;
 
-/// Front matter, final metrics, settings and the table of evaluations.
-pub fn model_card(settings: &Settings, source: &ModelDir, config: &Config, log: &[Value], last: Option<&Evaluation>) -> String {
+/// Front matter, final metrics (of the test data if `tested`), settings and the table of evaluations.
+pub fn model_card(
+    settings: &Settings,
+    source: &ModelDir,
+    config: &Config,
+    log: &[Value],
+    last: Option<&Evaluation>,
+    tested: bool,
+) -> String {
     let name = settings.output_dir.file_name().unwrap_or_default().to_string_lossy();
     let base = settings.model.display();
     let figure = |metric| last.and_then(|evaluation| evaluation.metrics.get(metric));
@@ -39,10 +46,10 @@ pub fn model_card(settings: &Settings, source: &ModelDir, config: &Config, log: 
     let data = settings.dataset.as_ref().unwrap_or(&settings.files.train[0]);
     card += &format!(" on `{}` with warpfit. Labels: {}.\n\n", data.display(), config.labels.join(", "));
     if last.is_some() {
-        let data = settings.files.test.first().or(settings.files.validation.first());
+        let data = settings.files.test.first().filter(|_| tested).or(settings.files.validation.first());
         card += &match data {
             Some(_) if settings.dataset.is_some() => {
-                format!("On its {} data:\n\n", if settings.files.test.is_empty() { "validation" } else { "test" })
+                format!("On its {} data:\n\n", if tested { "test" } else { "validation" })
             }
             Some(file) => format!("On `{}`:\n\n", file.display()),
             None => "On the validation split:\n\n".to_string(),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::args::Settings;
 use crate::console::note;
 use crate::data::cache;
-use crate::data::dataset::{self, Dataset, Table};
+use crate::data::dataset::{self, Classes, Dataset, ModelClasses, Table};
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::config::Config;
@@ -19,6 +19,8 @@ use crate::report::log::{Count, Progress};
 pub struct Data {
     /// Names of the classes, in order of their index.
     pub names: Vec<String>,
+    /// How the files were read, one line each.
+    notes: Vec<String>,
     pub train: Arc<Encoded>,
     pub validation: Option<Arc<Encoded>>,
     pub test: Option<Arc<Encoded>>,
@@ -43,6 +45,7 @@ impl Data {
         let data = match kept {
             Some(data) => {
                 note("data: tokenised by an earlier run");
+                data.notes.iter().for_each(note);
                 for (what, encoded) in data.parts() {
                     Some(cut(what, encoded, max_length)).filter(|line| !line.is_empty()).into_iter().for_each(note);
                 }
@@ -52,7 +55,7 @@ impl Data {
                 let data = Data::tokenise(settings, config, tokenizer, max_length)?;
                 // A file that was replaced meanwhile has another key.
                 if let Some((folder, key)) = place.filter(|_| entry() == place) {
-                    let about = json!({"names": data.names, "shared": data.shared});
+                    let about = json!({"names": data.names, "notes": data.notes, "shared": data.shared});
                     if let Err(error) = cache::store(folder, key, &data.parts(), &about) {
                         note(format!("the tokenised texts were not cached: {error}"));
                     }
@@ -78,6 +81,8 @@ impl Data {
             "max_length": max_length,
             "columns": format!("{:?}", settings.columns()),
             "names": config.labels_named.then_some(&config.labels),
+            "label_names": settings.label_names,
+            "test_may_lack_labels": settings.test_may_lack_labels,
             "split": settings.validation_split.map(|share| (share, settings.seed)),
             "samples": (settings.max_train_samples, settings.max_eval_samples),
             "files": files.map(Vec::len),
@@ -93,8 +98,9 @@ impl Data {
     fn from_cache((mut parts, about): (HashMap<String, Encoded>, Value)) -> Option<Data> {
         let mut part = |name: &str| parts.remove(name).map(Arc::new);
         let (train, validation, test) = (part("training")?, part("validation"), part("test"));
-        let names = serde_json::from_value(about["names"].clone()).ok()?;
-        Some(Data { names, train, validation, test, shared: about["shared"].as_u64()? as usize })
+        let texts = |key: &str| serde_json::from_value(about[key].clone()).ok();
+        let (names, notes) = (texts("names")?, texts("notes")?);
+        Some(Data { names, notes, train, validation, test, shared: about["shared"].as_u64()? as usize })
     }
 
     fn tokenise(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Data> {
@@ -102,14 +108,25 @@ impl Data {
         let files = &settings.files;
         let train = Table::read_all(&files.train, &columns)?;
         let read = |paths: &[_]| (!paths.is_empty()).then(|| Table::read_all(paths, &columns)).transpose();
-        let (validation, test) = (read(&files.validation)?, read(&files.test)?);
-        let tables: Vec<&Table> = [Some(&train), validation.as_ref(), test.as_ref()].into_iter().flatten().collect();
-        train.check_classes()?;
-        let names = dataset::class_names(&tables, config.labels_named.then_some(&config.labels))?;
+        let (validation, mut test) = (read(&files.validation)?, read(&files.test)?);
+        let mut notes = vec![format!("data: {}", train.columns_in_words())];
+        if let Some(table) =
+            test.take_if(|table| settings.test_may_lack_labels && (table.is_unlabelled() || !table.has_labels_like(&train)))
+        {
+            notes.push(format!("note: {}: the test split has no labels, and is left out", table.path().display()));
+        }
+        let model = ModelClasses::Replaceable(config.labels_named.then_some(&config.labels));
+        let path = train.path().display().to_string();
+        let (has_validation, has_test) = (validation.is_some(), test.is_some());
+        let tables = [Some(train), validation, test].into_iter().flatten().collect();
+        let (classes, datasets) = dataset::classify(tables, model, settings.label_names.as_deref())?;
+        let Classes { names, notes: labels } = classes;
+        notes.extend(labels.into_iter().map(|line| format!("note: {line}")));
 
-        let mut train = train.into_dataset(&names)?;
-        let mut validation = validation.map(|table| table.into_dataset(&names)).transpose()?;
-        let test = test.map(|table| table.into_dataset(&names)).transpose()?;
+        let mut datasets = datasets.into_iter();
+        let mut train = datasets.next().expect("there is training data");
+        let mut validation = has_validation.then(|| datasets.next()).flatten();
+        let test = has_test.then(|| datasets.next()).flatten();
         if let Some(share) = settings.validation_split {
             let (kept, split) = dataset::stratified_split(&train.labels, share, settings.seed);
             if kept.is_empty() || split.is_empty() {
@@ -120,17 +137,34 @@ impl Data {
             train = rows(&train, &kept);
         }
         truncate(&mut train, settings.max_train_samples);
+        if train.labels.iter().all(|&label| label == train.labels[0]) {
+            let fact =
+                format!("every label of the {} rows to train on is \"{}\"", train.labels.len(), names[train.labels[0] as usize]);
+            let remedy = match settings.max_train_samples {
+                Some(_) => "training needs at least two classes: raise --max-train-samples, or shuffle the file",
+                None => "training needs at least two classes",
+            };
+            return Err(Error::user(path, fact, remedy));
+        }
         let mut shared = 0;
         if let Some(validation) = &mut validation {
             truncate(validation, settings.max_eval_samples);
             shared = dataset::overlap(&train.texts, &validation.texts);
         }
+        for (what, data) in [("training", Some(&train)), ("validation", validation.as_ref()), ("test", test.as_ref())] {
+            if let Some(data) = data {
+                let counts = dataset::counts_in_words(&names, &data.labels);
+                notes.push(format!("{what}: {} texts: {counts}", Count(data.labels.len() as u64)));
+            }
+        }
+        notes.iter().for_each(note);
         let encode = |what: &str, data: Dataset| encode(what, data, tokenizer, max_length).map(Arc::new);
         Ok(Data {
             train: encode("training", train)?,
             validation: validation.map(|data| encode("validation", data)).transpose()?,
             test: test.map(|data| encode("test", data)).transpose()?,
             names,
+            notes,
             shared,
         })
     }

@@ -241,6 +241,6 @@ impl Trainer<'_> {
     }
 
     pub(super) fn run_over(&mut self, data: &Arc<Encoded>, what: &str) -> Result<Evaluation> {
-        evaluate(&mut self.model, data, self.settings.eval_batch_size, &self.class_weights, what)
+        evaluate(&mut self.model, data, self.settings.eval_batch_size, &self.class_weights, self.positive, what)
     }
 }

@@ -25,12 +25,13 @@ pub struct Evaluation {
 }
 
 /// Runs all rows in file order, unless interrupted, in batches of at most `batch_size` rows and no more tokens than the model
-/// is planned for. `class_weights` are those of the loss, which is averaged over the sum of the rows' weights.
+/// is planned for. `class_weights` are those of the loss, which is averaged over the sum of the rows' weights. Of two classes the metrics are of `positive`.
 pub fn evaluate(
     model: &mut Model,
     data: &Arc<Encoded>,
     batch_size: usize,
     class_weights: &[f64],
+    positive: usize,
     what: &str,
 ) -> Result<Evaluation> {
     let begin = Instant::now();
@@ -44,7 +45,7 @@ pub fn evaluate(
         batches += 1;
         progress.add(&[batch.seqs() as u64, batch.tokens() as u64]);
     }
-    let mut metrics = Metrics::from_logits(&data.labels, &logits, model.plan.config.classes())?;
+    let mut metrics = Metrics::from_logits(&data.labels, &logits, model.plan.config.classes(), positive)?;
     let weight: f64 = data.labels.iter().map(|&label| class_weights[label as usize]).sum();
     metrics.loss = Some(losses.iter().sum::<f64>() / weight);
     Ok(Evaluation { metrics, logits, losses, batches, seconds: begin.elapsed().as_secs_f64() })

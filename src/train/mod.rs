@@ -38,6 +38,8 @@ pub struct Trainer<'a> {
     data: Data,
     model: Model,
     class_weights: Vec<f64>,
+    /// Of two classes, the one that the metrics are of.
+    positive: usize,
     schedule: Schedule,
     updates_per_epoch: usize,
     run: RunDir,
@@ -65,7 +67,7 @@ pub struct BestModel {
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let setup = Setup::read(settings, cache)?;
     if settings.dry_run {
-        print(setup.summary())?;
+        print(setup.summary()?)?;
         return Ok(None);
     }
     setup.trainer()?.run().map(Some)

@@ -97,7 +97,7 @@ impl Trainer<'_> {
         let shown = test.as_ref().or(evaluation.as_ref());
         write_file(
             &path("README.md"),
-            model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown).as_bytes(),
+            model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown, test.is_some()).as_bytes(),
         )?;
 
         Ok(Outcome { train_loss, evaluation, test, seconds, updates })

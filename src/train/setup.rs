@@ -14,6 +14,7 @@ use crate::data::tokenize::Encoded;
 use crate::device::Opened;
 use crate::error::{Error, Result};
 use crate::hub;
+use crate::metrics::positive_class;
 use crate::model::config::Config;
 use crate::model::plan::{ModelSpec, Plan};
 use crate::model::{Hyperparameters, Model};
@@ -30,6 +31,7 @@ pub struct Setup<'a> {
     data: Data,
     config: Config,
     class_weights: Vec<f64>,
+    positive: usize,
     spec: ModelSpec,
     schedule: Schedule,
     updates_per_epoch: usize,
@@ -42,10 +44,15 @@ impl<'a> Setup<'a> {
         let source = ModelDir::read(&hub::model(&settings.model)?)?;
         let max_length = source.max_length(settings.max_length)?;
         let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
+        if settings.fail_under.is_some() && data.validation.is_none() && data.test.is_none() {
+            let remedy = "pass --validation-file, or a --test-file with labels";
+            return Err(Error::user("--fail-under", "there is nothing to evaluate on", remedy));
+        }
         let config = (source.config.clone())
             .with_labels(data.names.clone())?
             .with_dropout(settings.dropout.map(|p| p as f32), settings.classifier_dropout.map(|p| p as f32))?;
         let class_weights = class_weights(settings, &data)?;
+        let positive = positive_class(settings.positive_label.as_deref(), &data.names)?;
 
         let (tokens, seqs) = largest_batch(settings, &data);
         let spec = ModelSpec { train: true, last_rows: Rows::Cls, tokens, seqs, arithmetic: device.arithmetic };
@@ -54,21 +61,25 @@ impl<'a> Setup<'a> {
         let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
         let warmup = warmup_updates(settings.warmup_steps, total)?;
         let schedule = Schedule { kind: settings.lr_scheduler_type, base_lr: settings.learning_rate, warmup, total };
-        Ok(Setup { settings, device, source, data, config, class_weights, spec, schedule, updates_per_epoch })
+        Ok(Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch })
     }
 
-    /// The run and its memory, for a dry run.
-    pub fn summary(&self) -> String {
+    /// The run and its memory, for a dry run, which ends as the run would: the weights are read and checked.
+    pub fn summary(&self) -> Result<String> {
         let plan = Plan::new(&self.config, self.spec);
+        if !self.settings.from_scratch {
+            self.source.check_weights(&plan, self.settings.ignore_mismatched_sizes)?;
+        }
         let [parameters, rows, tokens] =
             [plan.parameters(), self.data.train.rows(), self.spec.tokens].map(|count| Count(count as u64));
         let updates = self.schedule.total;
-        format!("{parameters} parameters, {rows} rows to train on, batches of at most {tokens} tokens, {updates} updates\n{plan}")
+        let run = format!("{rows} rows to train on, batches of at most {tokens} tokens, {updates} updates");
+        Ok(format!("{parameters} parameters, {run}\n{plan}"))
     }
 
     /// Allocates the memory, sets the weights, creates the output folder, and resumes from a checkpoint if requested.
     pub fn trainer(self) -> Result<Trainer<'a>> {
-        let Setup { settings, device, source, data, config, class_weights, spec, schedule, updates_per_epoch } = self;
+        let Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch } = self;
         let Opened { backend, arithmetic, notes } = device;
         notes.into_iter().for_each(note);
         let (backend, profile) = match settings.profile {
@@ -92,6 +103,7 @@ impl<'a> Setup<'a> {
             data,
             model,
             class_weights,
+            positive,
             schedule,
             updates_per_epoch,
             run,
@@ -160,10 +172,11 @@ fn set_weights(model: &mut Model, settings: &Settings, source: &ModelDir, config
         note(format!("model: {parameters} parameters, all drawn from seed {}", settings.seed));
         return Ok(());
     }
-    let drawn = source.load_weights(model, settings.seed)?;
+    let drawn = source.load_weights(model, settings.seed, settings.ignore_mismatched_sizes)?;
     note(format!("model: {parameters} parameters from {}", source.path.display()));
     if !drawn.is_empty() {
-        note(format!("model: the folder lacks {}; drawn from seed {}", drawn.join(", "), settings.seed));
+        let why = if settings.ignore_mismatched_sizes { "lacks, or has for other labels," } else { "lacks" };
+        note(format!("model: the folder {why} {}; drawn from seed {}", drawn.join(", "), settings.seed));
     }
     Ok(())
 }

@@ -1,123 +1,437 @@
-//! From the labels in files to class names, and to indices into these names.
+//! From the labels in files to classes: decided once, for all files of a run together.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{Dataset, Table, brief, list};
 use crate::error::{Error, Result};
 
+/// The classes of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Classes {
+    /// In order of index.
+    pub names: Vec<String>,
+    /// How the labels were read where it is not obvious, one line each.
+    pub notes: Vec<String>,
+}
+
+/// The classes of the model beside the files.
+#[derive(Clone, Copy, Debug)]
+pub enum ModelClasses<'a> {
+    /// They are kept if the labels fit them, else replaced. `None` if they are only LABEL_0, LABEL_1, ...
+    Replaceable(Option<&'a [String]>),
+    /// Labels that do not fit them are an error.
+    Fixed(&'a [String]),
+}
+
+/// A table's distinct labels.
+struct Part<'a> {
+    table: &'a Table,
+    /// As in the file, trimmed, with the first row of each.
+    raw: Vec<(&'a str, usize)>,
+    /// The label that each means: a name, or a bare number.
+    labels: Vec<String>,
+}
+
+/// Chooses the classes of these tables, of which the first is the training data if there are several, and converts each table's
+/// labels to indices. `given` names the bare indices in the files (`--label-names`).
+///
+/// A file's own class names are used first. Then all labels together are either names or numbers: the model's, or else classes
+/// of their own, in the order of the files' class names, else sorted (numbers by value; LABEL_0, LABEL_1, ... if they are exactly
+/// 0, 1, ...). Names fit a model's in any order; numbers fit a model's indices only if their count agrees.
+///
+/// # Errors
+/// A missing label or label column; labels that are fractions or lists; files of numbers beside files of names; labels that do not
+/// fit fixed classes.
+pub fn classify(tables: Vec<Table>, model: ModelClasses, given: Option<&[String]>) -> Result<(Classes, Vec<Dataset>)> {
+    let mut parts = tables.iter().map(|table| Part::new(table, given)).collect::<Result<Vec<_>>>()?;
+    check_kind(&parts)?;
+    let mut notes = suspicious(&parts);
+    let declared = declared(&parts, given);
+    name_bare(&mut parts, &declared, given.is_some())?;
+    if let Some(given) = given {
+        check_given(&parts, given)?;
+    }
+    notes.extend(untrained(&parts));
+    let (names, class, note) = choose(&parts, &declared, model, given)?;
+    notes.extend(note);
+    // A label may hold line ends; a note is one line.
+    notes.iter_mut().for_each(|note| *note = note.replace(char::is_control, " "));
+    let maps: Vec<HashMap<String, u32>> = parts
+        .iter()
+        .map(|part| part.raw.iter().zip(&part.labels).map(|((raw, _), label)| (raw.to_string(), class[label])).collect())
+        .collect();
+    let dataset = |(table, class): (Table, HashMap<String, u32>)| Dataset {
+        labels: table.labels.iter().flatten().map(|label| class[label.trim()]).collect(),
+        texts: table.texts,
+    };
+    let datasets = tables.into_iter().zip(maps).map(dataset).collect();
+    Ok((Classes { names, notes }, datasets))
+}
+
 impl Table {
-    /// Converts the raw labels to indices into `names`. Either all labels are names, or all are indices.
-    pub fn into_dataset(self, names: &[String]) -> Result<Dataset> {
-        let distinct = self.distinct_labels()?;
-        let class = classes(distinct.iter().map(|l| l.0), names).map_err(|misfit| {
-            let row = distinct.iter().find(|l| l.0 == misfit).expect("a misfit is one of the labels").1;
-            let fact = match number(misfit) {
-                Some(n) if n.fract() != 0.0 => format!("the label {} is not a whole number", brief(misfit)),
-                Some(n) if n < 0.0 => format!("the label {} is negative", brief(misfit)),
-                Some(_) => {
-                    format!("the label {} is out of range: the {} classes are numbered from 0", brief(misfit), names.len())
-                }
-                None => format!("the label \"{}\" is not one of the classes", brief(misfit)),
-            };
-            Error::user(self.place(row), fact, format!("the classes are {}", list(names)))
-        })?;
-        let labels = self.labels.iter().flatten().map(|label| class[label.trim()]).collect();
-        Ok(Dataset { texts: self.texts, labels })
+    /// Whether no row has a label: there is no column of labels, or it is empty or -1 throughout.
+    pub fn is_unlabelled(&self) -> bool {
+        self.labels.as_ref().is_none_or(|labels| labels.iter().all(|label| matches!(label.trim(), "" | "-1" | "-1.0")))
     }
 
-    /// An error if there is one class alone, from which nothing can be learnt.
-    pub fn check_classes(&self) -> Result<()> {
-        match self.distinct_labels()?[..] {
-            [(label, _)] => {
-                let fact = format!("every label is \"{}\"", brief(label));
-                Err(Error::user(self.path().display(), fact, "training needs at least two classes"))
-            }
-            _ => Ok(()),
-        }
+    /// The columns that were chosen, in words.
+    pub fn columns_in_words(&self) -> String {
+        let name = |column: usize| self.column_names.get(column).map(|name| brief(name)).unwrap_or_default();
+        let label = self.columns.label.map(|label| format!(", labels from \"{}\"", name(label))).unwrap_or_default();
+        format!("{}: texts from \"{}\"{label}", self.path().display(), name(self.columns.text))
+    }
+
+    /// Whether the labels of this table come from a column with a usual name, or with the name that `other` has for it.
+    pub fn has_labels_like(&self, other: &Table) -> bool {
+        let name = |table: &Table| table.columns.label.map(|label| table.column_names[label].to_lowercase());
+        name(self).is_some_and(|label| super::columns::LABEL_COLUMNS.contains(&&*label) || Some(label) == name(other))
     }
 
     /// Each distinct label, trimmed, with the first row that has it, in order of appearance.
     fn distinct_labels(&self) -> Result<Vec<(&str, usize)>> {
         let Some(labels) = &self.labels else {
             let fact = format!("no label column among {}", list(&self.column_names));
-            return Err(Error::user(self.path().display(), fact, "name it with --label-column"));
+            let remedy = "name it with --label-column; several label columns (multi-label classification) are not supported";
+            return Err(Error::user(self.path().display(), fact, remedy));
         };
         let mut seen = HashSet::new();
         let distinct: Vec<_> =
             labels.iter().enumerate().map(|(row, label)| (label.trim(), row)).filter(|(label, _)| seen.insert(*label)).collect();
-        match distinct.iter().find(|(label, _)| label.is_empty()) {
-            Some((_, row)) => Err(Error::user(self.place(*row), "the label is missing", "give it, or remove the row")),
+        // The `datasets` library writes -1 for a class that is not known.
+        let is_missing = |label: &str| label.is_empty() || label == "-1" && self.class_names.is_some();
+        match distinct.iter().find(|(label, _)| is_missing(label)) {
+            Some((label, row)) => {
+                let fact = format!("the label is missing{}", if label.is_empty() { "" } else { " (-1)" });
+                Err(Error::user(self.place(*row), fact, "give it, or remove the row"))
+            }
             None => Ok(distinct),
         }
     }
 }
 
-/// Chooses the class names of these tables:
-/// `model` if every label is one of these names or an index into them; else the names given by the files;
-/// else LABEL_0, LABEL_1, ... if the labels are exactly 0, 1, ...; else the labels themselves, sorted (numbers by value). Pass
-/// `None` for a model without label names.
-///
-/// Errors: a missing label or label column, a fractional or negative label, files that name different classes.
-pub fn class_names(tables: &[&Table], model: Option<&[String]>) -> Result<Vec<String>> {
-    let mut labels = Vec::new();
-    for table in tables {
-        labels.extend(table.distinct_labels()?.into_iter().map(|(label, row)| (label, *table, row)));
+impl<'a> Part<'a> {
+    fn new(table: &'a Table, given: Option<&[String]>) -> Result<Part<'a>> {
+        let raw = table.distinct_labels()?;
+        let Some(own) = &table.class_names else {
+            // 2.0 is 2 in a file of numbers, and a name beside names.
+            let numbers: Option<Vec<String>> = raw.iter().map(|(label, _)| Some(whole(label)?.to_string())).collect();
+            let labels = numbers.unwrap_or_else(|| raw.iter().map(|(label, _)| label.to_string()).collect());
+            return Ok(Part { table, labels, raw });
+        };
+        if let Some(given) = given.filter(|given| given.len() != own.len()) {
+            let fact =
+                format!("{} names for the {} classes of {}: {}", given.len(), own.len(), table.path().display(), list(own));
+            return Err(Error::user("--label-names", fact, "give one name per class, in this order"));
+        }
+        let names = given.unwrap_or(own);
+        let name = |&(label, row): &(&str, usize)| match whole(label) {
+            None => Ok(label.to_string()),
+            Some(index) => usize::try_from(index).ok().and_then(|index| names.get(index)).cloned().ok_or_else(|| {
+                let fact = format!("the label {index} is out of range: the {} classes are numbered from 0", names.len());
+                Error::user(table.place(row), fact, format!("the classes are {}", list(names)))
+            }),
+        };
+        Ok(Part { table, labels: raw.iter().map(name).collect::<Result<_>>()?, raw })
     }
-    if let Some(names) = model.filter(|names| classes(labels.iter().map(|l| l.0), names).is_ok()) {
-        return Ok(names.to_vec());
+
+    /// Numbers alone, in a file that does not name them.
+    fn is_bare(&self) -> bool {
+        self.table.class_names.is_none() && self.labels.iter().all(|label| whole(label).is_some())
     }
-    let mut given = tables.iter().filter_map(|table| Some((table, table.class_names.as_ref()?)));
-    if let Some((first, names)) = given.next() {
-        return match given.find(|(_, others)| *others != names) {
-            None => Ok(names.clone()),
-            Some((other, others)) => {
+
+    fn place(&self, label: &str) -> Option<String> {
+        let at = self.labels.iter().position(|other| other == label)?;
+        Some(self.table.place(self.raw[at].1))
+    }
+}
+
+/// Refuses what is not one class per text: fractions, and lists of classes.
+fn check_kind(parts: &[Part]) -> Result<()> {
+    let all: HashSet<&str> = labels(parts).collect();
+    let real = |label: &str| label.parse::<f64>().ok().filter(|n| n.is_finite());
+    let is_fraction = |label: &str| whole(label).is_none() && real(label).is_some_and(|n| n.fract() != 0.0);
+    let numbers = all.iter().all(|label| real(label).is_some() || is_missing_value(label));
+    let is_list = |label: &str| {
+        let parts: Vec<&str> = label.split([',', ';', '|']).map(str::trim).collect();
+        let is_class = |part: &&str| all.contains(*part) || whole(part).is_some();
+        label.starts_with('[') && label.ends_with(']') || parts.len() > 1 && parts.iter().all(is_class)
+    };
+    for part in parts {
+        for (label, (_, row)) in part.labels.iter().zip(&part.raw) {
+            let fact = if numbers && is_fraction(label) {
+                format!("the label {} is not a whole number, and regression is not supported", brief(label))
+            } else if is_list(label) {
+                format!("the label \"{}\" is a list, and several labels per text are not supported", brief(label))
+            } else {
+                continue;
+            };
+            return Err(Error::user(part.table.place(*row), fact, "give each text one of a few classes"));
+        }
+    }
+    Ok(())
+}
+
+/// The class names that the files or the user declare, in order; empty without any.
+fn declared(parts: &[Part], given: Option<&[String]>) -> Vec<String> {
+    let lists =
+        given.into_iter().chain(parts.iter().filter(|_| given.is_none()).filter_map(|part| part.table.class_names.as_deref()));
+    let mut seen = HashSet::new();
+    lists.flatten().filter(|name| seen.insert(*name)).cloned().collect()
+}
+
+/// Makes one decision for all labels of the run: booleans in one spelling, and bare numbers as indices of the declared names
+/// unless they are these names.
+fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<()> {
+    if labels(parts).all(|label| ["true", "false"].contains(&&*label.to_lowercase())) {
+        parts.iter_mut().flat_map(|part| &mut part.labels).for_each(|label| *label = label.to_lowercase());
+    }
+    let (bare, named): (Vec<_>, Vec<_>) = parts.iter().partition(|part| part.is_bare());
+    let names: HashSet<&str> = named.iter().flat_map(|part| &part.labels).chain(declared).map(String::as_str).collect();
+    let union: BTreeSet<&str> = bare.iter().flat_map(|part| &part.labels).map(String::as_str).collect();
+    let numbers = match bare.first() {
+        Some(numbers) if !names.is_empty() && !union.iter().all(|label| names.contains(label)) => numbers,
+        _ => return Ok(()),
+    };
+    let fits = if given { indices(&union, declared.len()) } else { counts_agree(&union, declared.len()) };
+    if !fits {
+        let remedy = "give every file names or every file numbers, or pass --label-names with the names in order of number";
+        let (place, fact) = match named.first() {
+            Some(other) => {
                 let fact =
-                    format!("its classes are {}, but those of {} are {}", list(others), first.path().display(), list(names));
-                Err(Error::user(other.path().display(), fact, "give files with the same classes"))
+                    format!("the labels are numbers ({}), but names in {}", in_words(&union), other.table.path().display());
+                (numbers.table.path().display().to_string(), format!("{fact} ({})", list(&other.labels)))
             }
-        };
-    }
-    if labels.iter().any(|l| number(l.0).is_none()) {
-        return Ok(BTreeSet::from_iter(labels.iter().map(|l| l.0)).into_iter().map(String::from).collect());
-    }
-    let mut values = BTreeSet::new();
-    for (label, table, row) in labels {
-        let remedy = "number the classes from 0, or name them";
-        match whole(label) {
-            Some(value) if value >= 0 => values.insert(value),
-            Some(_) => return Err(Error::user(table.place(row), format!("the label {} is negative", brief(label)), remedy)),
             None => {
-                return Err(Error::user(table.place(row), format!("the label {} is not a whole number", brief(label)), remedy));
+                let fact = format!("{} names for the labels {}", declared.len(), in_words(&union));
+                ("--label-names".to_string(), fact)
             }
         };
+        return Err(Error::user(place, fact, remedy));
     }
+    for part in parts.iter_mut().filter(|part| part.is_bare()) {
+        part.labels.iter_mut().for_each(|label| *label = declared[whole(label).expect("bare") as usize].clone());
+    }
+    Ok(())
+}
+
+type Chosen = (Vec<String>, HashMap<String, u32>, Option<String>);
+
+/// The names, the class of each label, and how the labels fit the model's names unless they are the same.
+fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Option<&[String]>) -> Result<Chosen> {
+    let all: BTreeSet<&str> = labels(parts).collect();
+    let bare = parts.iter().all(Part::is_bare) && all.iter().all(|label| whole(label).is_some());
+    let by_index = |n: usize| bare && counts_agree(&all, n);
+    let indexed = || all.iter().map(|label| (label.to_string(), whole(label).expect("bare") as u32)).collect();
+    let mut note = None;
+    match model {
+        ModelClasses::Replaceable(None) => {}
+        ModelClasses::Replaceable(Some(names)) | ModelClasses::Fixed(names) => {
+            // The user's names are those of a model that has none.
+            let unnamed = is_unnamed(names);
+            let names = given.filter(|given| unnamed && given.len() == names.len()).unwrap_or(names);
+            let taken = |whose: &str| Some(format!("the labels {} are taken as the model's {whose}", in_words(&all)));
+            if let Some((class, exact)) = by_name(&all, names) {
+                let differs = |label: &&str| whole(label) != Some(i64::from(class[*label]));
+                let ambiguous = by_index(names.len()) && all.iter().any(differs);
+                let note = match (exact, ambiguous) {
+                    (true, false) => None,
+                    (true, true) => taken("names, not its indices"),
+                    (false, _) => taken(&list(names)),
+                };
+                return Ok((names.to_vec(), class, note.filter(|_| !unnamed)));
+            }
+            if by_index(names.len()) || unnamed && bare && indices(&all, names.len()) {
+                return Ok((names.to_vec(), indexed(), taken(&list(names)).filter(|_| !unnamed)));
+            }
+            let fixed = matches!(model, ModelClasses::Fixed(_));
+            let fits_declared = all.iter().all(|label| declared.iter().any(|name| name == label));
+            if fixed && unnamed && declared.len() == names.len() && fits_declared {
+                let note =
+                    format!("the model's classes have no names: they are taken in the order of the file's {}", list(declared));
+                return Ok((declared.to_vec(), in_order(declared), Some(note)));
+            }
+            if fixed {
+                return Err(misfit(parts, &all, names, bare));
+            }
+            let own = own_names(&all, bare, declared);
+            note = Some(format!("the classes are those of the files, {}; the model's were {}", list(&own), list(names)));
+        }
+    }
+    let names = own_names(&all, bare, declared);
+    let class = match names.first() {
+        Some(first) if bare && first == "LABEL_0" => indexed(),
+        _ => in_order(&names),
+    };
+    Ok((names, class, note))
+}
+
+fn is_unnamed(names: &[String]) -> bool {
+    names.iter().enumerate().all(|(class, name)| *name == format!("LABEL_{class}"))
+}
+
+fn misfit(parts: &[Part], all: &BTreeSet<&str>, names: &[String], bare: bool) -> Error {
+    let known = |label: &str| by_name(&BTreeSet::from([label]), names).is_some();
+    let index = |label: &str| bare && whole(label).is_some_and(|n| (0..names.len() as i64).contains(&n));
+    let mut places = parts.iter().flat_map(|part| part.labels.iter().map(move |label| (part, label)));
+    let first = places.clone().find(|(_, label)| !known(label) && !index(label));
+    let mut remedy = format!("the classes are {}; the labels are {}", list(names), in_words(all));
+    if !bare && is_unnamed(names) {
+        remedy += "; name the classes in order with --label-names";
+    }
+    let Some((part, label)) = first else {
+        let (part, _) = places.next().expect("a table has a label");
+        let fact = format!("bare numbers fit the {} named classes only if they reach {}", names.len(), names.len() - 1);
+        return Error::user(part.table.path().display(), fact, format!("{remedy}; name them in order with --label-names"));
+    };
+    let place = part.place(label).expect("one of its labels");
+    let fact = match whole(label) {
+        Some(n) if bare && n < 0 => format!("the label {n} is negative"),
+        Some(n) if bare => format!("the label {n} is out of range: the {} classes are numbered from 0", names.len()),
+        _ => format!("the label \"{}\" is not one of the classes", brief(label)),
+    };
+    Error::user(place, fact, remedy)
+}
+
+/// Classes that no model names.
+fn own_names(all: &BTreeSet<&str>, bare: bool, declared: &[String]) -> Vec<String> {
+    if !declared.is_empty() {
+        let others = all.iter().filter(|label| !declared.iter().any(|name| name == *label)).map(|label| label.to_string());
+        return declared.iter().cloned().chain(others).collect();
+    }
+    if !bare {
+        return all.iter().map(|label| label.to_string()).collect();
+    }
+    let values: BTreeSet<i64> = all.iter().filter_map(|label| whole(label)).collect();
     let counted = values.iter().copied().eq(0..values.len() as i64);
-    Ok(values.iter().map(|value| if counted { format!("LABEL_{value}") } else { value.to_string() }).collect())
+    values.iter().map(|value| if counted { format!("LABEL_{value}") } else { value.to_string() }).collect()
 }
 
-/// The class of each distinct label, or the first label that is neither a name nor an index.
-fn classes<'a>(
-    labels: impl Iterator<Item = &'a str> + Clone,
-    names: &[String],
-) -> std::result::Result<HashMap<&'a str, u32>, &'a str> {
-    let by_name: HashMap<&str, u32> = names.iter().zip(0..).map(|(name, class)| (name.as_str(), class)).collect();
-    // "1.0" is the class named "1".
-    let named = |label: &str| by_name.get(label).or_else(|| by_name.get(whole(label)?.to_string().as_str())).copied();
-    let index = |label: &str| whole(label).and_then(|i| u32::try_from(i).ok()).filter(|&i| (i as usize) < names.len());
-    let all =
-        |class: &dyn Fn(&str) -> Option<u32>| labels.clone().map(|label| Some((label, class(label)?))).collect::<Option<_>>();
-    all(&named).or_else(|| all(&index)).ok_or_else(|| {
-        let misfit = labels.clone().find(|label| named(label).is_none() && index(label).is_none());
-        misfit.or_else(|| labels.clone().find(|label| named(label).is_none())).expect("labels that all fit were mapped")
-    })
+fn in_order(names: &[String]) -> HashMap<String, u32> {
+    names.iter().cloned().zip(0..).collect()
 }
 
-/// A label written in digits, with an optional sign and decimal point; beyond 1e15 it is a name.
-fn number(label: &str) -> Option<f64> {
-    let digits = label.bytes().all(|b| b.is_ascii_digit() || b"+-.".contains(&b));
-    if digits { label.parse().ok().filter(|n: &f64| n.abs() < 1e15) } else { None }
+/// The class of each label by its name, and whether all names are written exactly so. `None` unless every label is a name.
+fn by_name(labels: &BTreeSet<&str>, names: &[String]) -> Option<(HashMap<String, u32>, bool)> {
+    let exact: HashMap<&str, u32> = names.iter().zip(0..).map(|(name, class)| (name.as_str(), class)).collect();
+    let found = |class: &dyn Fn(&str) -> Option<u32>| {
+        labels.iter().map(|label| Some((label.to_string(), class(label)?))).collect::<Option<HashMap<_, _>>>()
+    };
+    if let Some(class) = found(&|label| exact.get(label).copied()) {
+        return Some((class, true));
+    }
+    let plain: HashMap<String, u32> = names.iter().zip(0..).map(|(name, class)| (plain(name), class)).collect();
+    let class = found(&|label| plain.get(&self::plain(label)).copied()).filter(|_| plain.len() == names.len())?;
+    Some((class, false))
 }
 
+/// A name without what people vary: case, the usual abbreviations of two classes, and the word after a number of stars.
+pub fn plain(name: &str) -> String {
+    match name.trim().to_lowercase().as_str() {
+        "neg" => "negative".to_string(),
+        "pos" => "positive".to_string(),
+        other => other.strip_suffix(" stars").or(other.strip_suffix(" star")).unwrap_or(other).to_string(),
+    }
+}
+
+/// Notes on labels that are probably not meant as classes.
+fn suspicious(parts: &[Part]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let first = |label: &str| parts.iter().find_map(|part| part.place(label)).unwrap_or_default();
+    let all: BTreeSet<&str> = labels(parts).collect();
+    let booleans = all.iter().all(|label| ["true", "false"].contains(&&*label.to_lowercase()));
+    for label in all.iter().filter(|label| is_missing_value(label)) {
+        notes.push(format!("{}: the label \"{label}\" looks like a missing value, and is taken as a class", first(label)));
+    }
+    let (numbers, names): (Vec<&str>, Vec<&str>) =
+        all.iter().filter(|label| !is_missing_value(label)).partition(|l| whole(l).is_some());
+    // Files of numbers beside files of names are refused.
+    let mixed = parts.iter().any(|part| part.table.class_names.is_none() && !part.is_bare());
+    if mixed && !names.is_empty() && !numbers.is_empty() {
+        let (odd, others, kind) =
+            if names.len() > numbers.len() { (&numbers, &names, "number") } else { (&names, &numbers, "name") };
+        let few = |labels: &[&str]| list(&labels.iter().map(|label| label.to_string()).collect::<Vec<_>>());
+        notes.push(format!("{}: the label \"{}\" is a {kind} among {}", first(odd[0]), brief(odd[0]), few(others)));
+    }
+    let mut spellings: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    all.iter().for_each(|label| spellings.entry(label.to_lowercase()).or_default().push(label));
+    for same in spellings.values().filter(|same| same.len() > 1 && !booleans).take(5) {
+        notes.push(format!("the labels {} differ only in case, and are taken as different classes", same.join(", ")));
+    }
+    for part in parts {
+        let written = part.table.labels.iter().flatten().enumerate();
+        if let Some((row, label)) = written.clone().find(|(_, label)| label.trim() != label.as_str())
+            && written.clone().any(|(_, other)| other == label.trim())
+        {
+            notes.push(format!("{}: spaces around labels are removed, as in \"{}\"", part.table.place(row), brief(label)));
+        }
+    }
+    notes
+}
+
+/// Notes on labels of the other files that the training data does not have.
+fn untrained(parts: &[Part]) -> Vec<String> {
+    let Some((train, others)) = parts.split_first() else { return Vec::new() };
+    let known: HashSet<&String> = train.labels.iter().collect();
+    let note = |part: &Part| {
+        let absent: Vec<_> = part.labels.iter().zip(&part.raw).filter(|(label, _)| !known.contains(label)).collect();
+        let place = part.table.place(absent.first()?.1.1);
+        let labels: Vec<String> = absent.iter().map(|(label, _)| format!("\"{label}\"")).collect();
+        Some(format!("{place}: no training row has the label{} {}", if labels.len() > 1 { "s" } else { "" }, list(&labels)))
+    };
+    others.iter().filter_map(note).collect()
+}
+
+fn check_given(parts: &[Part], given: &[String]) -> Result<()> {
+    match labels(parts).find(|label| !given.iter().any(|name| name == label)) {
+        None => Ok(()),
+        Some(label) => {
+            let place = parts.iter().find_map(|part| part.place(label)).expect("one of their labels");
+            let fact = format!("the label \"{}\" is not one of --label-names", brief(label));
+            Err(Error::user(place, fact, format!("these are {}", list(given))))
+        }
+    }
+}
+
+/// The number of texts of each class: "neg 12, pos 13".
+pub fn counts_in_words(names: &[String], labels: &[u32]) -> String {
+    const SHOWN: usize = 12;
+    let mut counts = vec![0usize; names.len()];
+    labels.iter().for_each(|&label| counts[label as usize] += 1);
+    let shown: Vec<String> =
+        names.iter().zip(&counts).take(SHOWN).map(|(name, count)| format!("{} {count}", brief(name))).collect();
+    let more = if names.len() > SHOWN { format!(", ... ({} classes)", names.len()) } else { String::new() };
+    shown.join(", ").replace(char::is_control, " ") + &more
+}
+
+fn labels<'a>(parts: &'a [Part]) -> impl Iterator<Item = &'a str> {
+    parts.iter().flat_map(|part| part.labels.iter().map(String::as_str))
+}
+
+fn in_words(labels: &BTreeSet<&str>) -> String {
+    let mut labels: Vec<String> = labels.iter().map(|label| label.to_string()).collect();
+    labels.sort_by_key(|label| whole(label));
+    list(&labels)
+}
+
+fn is_missing_value(label: &str) -> bool {
+    ["nan", "na", "n/a", "<na>", "none", "null", "nil", "nat", "?", "-"].contains(&&*label.to_lowercase())
+}
+
+fn indices(labels: &BTreeSet<&str>, classes: usize) -> bool {
+    labels.iter().all(|label| whole(label).is_some_and(|n| (0..classes as i64).contains(&n)))
+}
+
+/// Whether bare numbers are indices of this number of classes: they reach the last one, or there are only two.
+fn counts_agree(labels: &BTreeSet<&str>, classes: usize) -> bool {
+    let last = labels.iter().filter_map(|label| whole(label)).max();
+    indices(labels, classes) && (classes == 2 || last == Some(classes as i64 - 1))
+}
+
+/// The value of a label written as a whole number, such as 7, -1 or 2.0. With leading zeros, as in 007, it is a name.
 fn whole(label: &str) -> Option<i64> {
-    number(label).filter(|n| n.fract() == 0.0).map(|n| n as i64)
+    let (whole, zeros) = label.split_once('.').unwrap_or((label, ""));
+    let digits = whole.strip_prefix(['-', '+']).unwrap_or(whole);
+    let is_number = (1..=15).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    let is_plain = digits.len() == 1 || !digits.starts_with('0');
+    if is_number && is_plain && zeros.bytes().all(|b| b == b'0') { whole.parse().ok() } else { None }
 }

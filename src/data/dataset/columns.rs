@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// Recognised column names, best first; case is ignored.
 pub(crate) const TEXT_COLUMNS: [&str; 8] = ["text", "sentence", "content", "review", "comment", "document", "utterance", "tweet"];
-const LABEL_COLUMNS: [&str; 9] =
+pub(super) const LABEL_COLUMNS: [&str; 9] =
     ["label", "label_name", "labels", "target", "sentiment", "emotion", "class", "category", "intent"];
 
 /// The columns of the texts and of the labels.
@@ -52,6 +52,10 @@ impl Columns {
                 Error::user(path.display(), format!("no column is named {}", brief(name)), remedy)
             }),
         };
+        if let (None, Some([a, b])) = (&options.text_column, text_pair(columns)) {
+            let fact = format!("{} and {} are two texts per row, and pairs of texts are not supported", brief(a), brief(b));
+            return Err(Error::user(path.display(), fact, "name one of them with --text-column, or join them in one column"));
+        }
         let text = pick(&options.text_column, "--text-column", &TEXT_COLUMNS)?;
         let label = pick(&options.label_column, "--label-column", &LABEL_COLUMNS)?;
         let id = find("id").ok().flatten().filter(|&id| Some(id) != text && Some(id) != label);
@@ -73,11 +77,37 @@ impl Columns {
             (None, None, &[a]) => chosen(a, None, Guess::Nothing),
             _ => {
                 let fact = format!("no text column among {}", list(columns));
-                let remedy = "name it with --text-column, and the label column with --label-column";
-                Err(Error::user(path.display(), fact, format!("{remedy}; if these are a row, pass --no-header")))
+                let remedy = "name it with --text-column, and the label column with --label-column; if these are a row, pass \
+                              --no-header; several label columns (multi-label classification) are not supported";
+                Err(Error::user(path.display(), fact, remedy))
             }
         }
     }
+}
+
+/// The two columns of a task on pairs of texts, beside others; `None` if a third column has the usual name of a text.
+fn text_pair(columns: &[String]) -> Option<[&String; 2]> {
+    const PAIRS: [[&str; 2]; 11] = [
+        ["premise", "hypothesis"],
+        ["question", "sentence"],
+        ["question", "passage"],
+        ["question", "context"],
+        ["question", "answer"],
+        ["query", "document"],
+        ["query", "passage"],
+        ["query", "text"],
+        ["text", "text_pair"],
+        ["sentence", "sentence_pair"],
+        ["claim", "evidence"],
+    ];
+    const NUMBERED: [&str; 6] = ["sentence", "text", "question", "premise", "seq", "document"];
+    let find = |name: &str| columns.iter().find(|column| column.eq_ignore_ascii_case(name));
+    let endings = [["1", "2"], ["_1", "_2"], ["a", "b"], ["_a", "_b"], ["0", "1"]];
+    let numbered = NUMBERED.iter().flat_map(|word| endings.map(|ends| ends.map(|end| format!("{word}{end}"))));
+    let pairs = PAIRS.iter().map(|pair| pair.map(String::from)).chain(numbered);
+    let pair = pairs.into_iter().find_map(|[a, b]| Some([find(&a)?, find(&b)?]))?;
+    let is_third = |name: &&str| find(name).is_some_and(|column| !pair.contains(&column));
+    (columns.len() > 2 && !TEXT_COLUMNS.iter().any(is_third)).then_some(pair)
 }
 
 /// The names of an index: pandas writes none, and reads that as `Unnamed: 0`.

@@ -95,7 +95,13 @@ fn read_objects(path: &Path, objects: &[(usize, &str)], options: &Options) -> Re
         };
         let label = match table.columns.label.map(|label| (label, take(label))) {
             Some((_, Err(value @ (Value::Bool(_) | Value::Number(_))))) => value.to_string(),
-            Some((label, Err(_))) => return Err(wrong(label, "is a list or an object", "give a string or a number")),
+            Some((label, Err(_))) => {
+                return Err(wrong(
+                    label,
+                    "is a list or an object, and several labels per text are not supported",
+                    "give a string or a number",
+                ));
+            }
             Some((_, Ok(label))) => label.unwrap_or_default(),
             None => String::new(),
         };

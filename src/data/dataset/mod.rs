@@ -1,6 +1,6 @@
 //! Labelled texts, read whole, with one file per format: `text` (bytes to text), `dialect` (of delimited files), `columns`, rows.
-//! First a `Table` (the texts and raw labels of a split), then class names for one or more tables, then a `Dataset` whose labels
-//! are indices into those names. `splits` finds the files of each split of a folder. An error names the file and the line or
+//! First a `Table` (the texts and raw labels of a split), then the classes of all tables of a run, then a `Dataset` for each,
+//! whose labels are their indices. `splits` finds the files of each split of a folder. An error names the file and the line or
 //! row; what is guessed is reported.
 
 use std::collections::HashSet;
@@ -26,7 +26,7 @@ mod reviews;
 mod splits;
 mod text;
 
-pub use classes::class_names;
+pub use classes::{Classes, ModelClasses, classify, counts_in_words, plain};
 pub(crate) use columns::TEXT_COLUMNS;
 use columns::{Columns, Guess, likeness_to_text};
 pub(crate) use json::json_object;
@@ -312,7 +312,7 @@ fn list(names: &[String]) -> String {
 }
 
 /// Splits rows into (train, validation), both in file order. Of n rows round(n * fraction) are for validation, shared among the
-/// classes in proportion, by largest remainder. The seed chooses the rows of each class.
+/// classes in proportion, by largest remainder; every class keeps a row for training. The seed chooses the rows of each class.
 pub fn stratified_split(labels: &[u32], fraction: f64, seed: u64) -> (Vec<u32>, Vec<u32>) {
     let rows = labels.len();
     let wanted = (rows as f64 * fraction.clamp(0.0, 1.0)).round() as usize;
@@ -323,6 +323,10 @@ pub fn stratified_split(labels: &[u32], fraction: f64, seed: u64) -> (Vec<u32>, 
     by_remainder.sort_by_key(|&class| std::cmp::Reverse(counts[class] * wanted % rows));
     let short = wanted - quota.iter().sum::<usize>();
     by_remainder[..short].iter().for_each(|&class| quota[class] += 1);
+    quota
+        .iter_mut()
+        .zip(&counts)
+        .for_each(|(quota, &count): (&mut usize, &usize)| *quota = (*quota).min(count.saturating_sub(1)));
 
     let mut in_validation = vec![false; rows];
     for row in randperm(rows, seed) {
