@@ -53,11 +53,12 @@ pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> 
             Err(Error::user(&name, "no command is given", format!("see {name} --help")))
         }
         Err(error) => {
-            // The first paragraph is the fact; the usage that follows is also in --help.
+            // The first paragraph is the fact, and a tip may follow; the usage is also in --help.
             let text = error.render().to_string();
-            let fact = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
-            let fact = fact.split_whitespace().collect::<Vec<_>>().join(" ");
-            Err(Error::user(&name, fact, format!("see {name} --help")))
+            let mut paragraphs = text.split("\n\n").map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
+            let fact = paragraphs.next().unwrap_or_default().trim_start_matches("error: ").to_string();
+            let tip = paragraphs.find_map(|text| text.strip_prefix("tip: ").map(|tip| format!("{tip}; ")));
+            Err(Error::user(&name, fact, format!("{}see {name} --help", tip.unwrap_or_default())))
         }
     }
 }
@@ -200,6 +201,11 @@ pub fn count(text: &str) -> std::result::Result<usize, String> {
         .ok()
         .filter(|&n| n > 0 && n <= u32::MAX as usize)
         .ok_or_else(|| format!("use a whole number from 1 to {}", u32::MAX))
+}
+
+/// An integer of at least 0.
+pub fn whole(text: &str) -> std::result::Result<usize, String> {
+    text.parse().map_err(|_| "use a whole number, 0 or above".to_string())
 }
 
 /// Names of classes, in order of their index.

@@ -200,6 +200,9 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     if let Some(progress) = progress {
         progress.finish(&cut(truncated, max_length));
     }
+    if let Some(file) = &args.output {
+        note(format!("saved       {}", file.display()));
+    }
     Ok(())
 }
 

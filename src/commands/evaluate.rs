@@ -85,6 +85,7 @@ pub fn run(args: Args) -> Result<()> {
     // Checked before anything is printed.
     if let Some(folder) = &args.output_dir {
         found.write(folder, &title)?;
+        note(format!("saved       {}", folder.display()));
     }
     print(found.metrics.summary())?;
     print("")?;

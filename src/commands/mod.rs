@@ -32,7 +32,12 @@ const COMMANDS: [Entry; 6] = [
 ];
 
 /// `warpfit COMMAND [FLAGS]`
-pub fn warpfit(words: Vec<OsString>) -> Result<()> {
+pub fn warpfit(mut words: Vec<OsString>) -> Result<()> {
+    // `help COMMAND` is `COMMAND --help`.
+    if words.get(1).is_some_and(|word| word == "help") {
+        words.remove(1);
+        words.push("--help".into());
+    }
     // The flags are parsed by the command itself, --help among them.
     let rest = || {
         let words = Arg::new("flags").num_args(0..).value_parser(value_parser!(OsString));

@@ -8,7 +8,7 @@ use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
 use crate::files::PartialFile;
 use crate::files::same_file;
-use crate::flags::{InputArgs, RunArgs, SplitArgs, count};
+use crate::flags::{InputArgs, RunArgs, SplitArgs, count, whole};
 use crate::hub;
 use crate::infer::Session;
 use crate::infer::predictions::{Format, Lines, star_weights};
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
     format: Format,
     /// Number of labels per text, highest score first; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole)]
     top_k: usize,
     /// Print logits instead of probabilities
     #[arg(long)]
@@ -80,6 +80,7 @@ pub fn run(args: Args) -> Result<()> {
     {
         return Err(Error::user("--output", "is the file of --input", "choose another one"));
     }
+    let mut output = args.output.as_deref().map(PartialFile::create).transpose()?;
     let reading = &args.reading;
     let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
     let mut classifier = Session::classifier(&hub::model(&args.model)?, device, precision, tokens, args.batch_size)?;
@@ -108,7 +109,6 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
 
-    let mut output = args.output.as_deref().map(PartialFile::create).transpose()?;
     let mut write = |lines: &str| match &mut output {
         Some(file) => file.write(lines.as_bytes()),
         None if lines.is_empty() => Ok(()),
@@ -137,6 +137,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     if let Some(progress) = progress {
         progress.finish(&if cut > 0 { format!("{} texts truncated to {max_length} tokens", Count(cut)) } else { String::new() });
+    }
+    if let Some(file) = &args.output {
+        note(format!("saved       {}", file.display()));
     }
     Ok(())
 }

@@ -66,7 +66,11 @@ pub fn fail_under(text: &str) -> Result<(Metric, f64)> {
     let bad = |fact: String| Error::user(format!("--fail-under {text}"), fact, "write it as accuracy=0.9");
     let (name, value) = text.split_once('=').ok_or_else(|| bad("has no =".to_string()))?;
     let value = value.parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| bad(format!("{value} is not a number")))?;
-    Ok((Metric::parse("--fail-under", name)?, value))
+    let metric = Metric::parse("--fail-under", name)?;
+    if metric != Metric::Loss && !(0.0..=1.0).contains(&value) {
+        return Err(bad(format!("{} is from 0 to 1", metric.name())));
+    }
+    Ok((metric, value))
 }
 
 /// An error unless the metric reaches the bound: at least, or for the loss at most.
