@@ -70,7 +70,7 @@ MUTANTS = [
     ("src/serve/queue.rs", "Err(_) if batch.len() > 1 =>", "Err(_) if batch.is_empty() =>", "serve::a_text_that_breaks_the_model_fails_alone"),
     ("src/serve/queue.rs", "self.well.store(computed.is_ok(), ", "self.well.store(true, ", "serve::responses_of_cuda_match_the_cpu"),
     ("src/serve/queue.rs", "self.metrics.queue_size.dec();", "", "serve::bad_requests_get_their_status_and_the_server_survives"),
-    ("src/infer/mod.rs", "Rows::Cls => row..row + 1,", "Rows::Cls => 0..1,", "serve::the_vectors_of_embed"),
+    ("src/infer/mod.rs", "Rows::Cls => row..row + 1,", "Rows::Cls => 0..1,", "serve::scores_and_vectors_for_many_clients_at_once"),
     ("src/infer/mod.rs", "logits[row * classes..]", "logits[..]", "serve::the_scores_of_predict"),
     ("src/serve/api.rs", ".route(\"/info\", get(info))\n        .route_layer(middleware::from_fn_with_state(service.clone(), check_key))", ".route_layer(middleware::from_fn_with_state(service.clone(), check_key))\n        .route(\"/info\", get(info))", "serve::keys_and_origins"),
     ("src/serve/api.rs", "if size > limit {", "if size > limit + 1 {", "serve::bad_requests_get_their_status_and_the_server_survives"),
@@ -241,7 +241,6 @@ MUTANTS = [
     ("src/cuda/mod.rs", "Rows::Cls => self.at(self.inputs().cu_seqlens),", "Rows::Cls => 0,", "ops::cuda::dropout_masks_match_the_definition"),
     ("src/cuda/mod.rs", "step_key(self.step.seed, self.step.update, self.step.micro)", "step_key(self.step.seed, self.step.update, 0)", "ops::cuda::dropout_masks_match_the_definition"),
     ("src/cuda/mod.rs", "self.step = *step;", "", "ops::cuda::dropout_masks_match_the_definition"),
-    ("src/cuda/mod.rs", "self.stream.cu_stream()) }.map_err(failed(\"download\"))?;\n        self.stream.synchronize()", "self.stream.cu_stream()) }.map_err(failed(\"download\"))?;\n        Ok::<(), cudarc::driver::DriverError>(())", "ops::cuda::memory"),
     ("src/cuda/mod.rs", "self.distinct = batch.token_starts.len() - 1;", "self.distinct = batch.token_starts.len() - 2;", "ops::f32_on_cuda"),
 ]
 
