@@ -318,8 +318,7 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
     float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, a.cls);
     const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
-    float* sums = own_sums(a, 0);
-    if (first >= seq.queries) return zero_sums(sums, a.head_dim);
+    if (first >= seq.queries) return zero_sums(own_sums(a, 0), a.head_dim);
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
     const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
     const T* values = a.v + size_t(seq.start) * a.kv_stride + column;
@@ -367,7 +366,7 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
         accumulate<D>(out, ds, buffer, k);
     }
     store_rows<D>(a.dq + row * a.q_stride + column, a.q_stride, valid, a.head_dim, out, a.scale);
-    sum_columns<D>(sums, buffer, valid, a.head_dim, out, a.scale);
+    sum_columns<D>(own_sums(a, 0), buffer, valid, a.head_dim, out, a.scale);
 }
 
 // dk and dv. The rows of a thread are keys, its columns queries.
@@ -379,10 +378,9 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
     float* buffer = dy + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
     const Sequence seq = sequence(a, false);
     const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
-    float *dk_sums = own_sums(a, 0), *dv_sums = own_sums(a, 1);
     if (first >= seq.keys) {
-        zero_sums(dk_sums, a.head_dim);
-        return zero_sums(dv_sums, a.head_dim);
+        zero_sums(own_sums(a, 0), a.head_dim);
+        return zero_sums(own_sums(a, 1), a.head_dim);
     }
     const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.keys - first;
     const size_t key = size_t(seq.start + first) * a.kv_stride + column;
@@ -425,8 +423,8 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
     }
     store_rows<D>(a.dk + key, a.kv_stride, valid, a.head_dim, dk, a.scale);
     store_rows<D>(a.dv + key, a.kv_stride, valid, a.head_dim, dv, 1.0f);
-    sum_columns<D>(dk_sums, buffer, valid, a.head_dim, dk, a.scale);
-    sum_columns<D>(dv_sums, buffer, valid, a.head_dim, dv, 1.0f);
+    sum_columns<D>(own_sums(a, 0), buffer, valid, a.head_dim, dk, a.scale);
+    sum_columns<D>(own_sums(a, 1), buffer, valid, a.head_dim, dv, 1.0f);
 }
 
 // Shared memory of these kernels: STATIONARY tiles stay, two are streamed, and P passes through a buffer.
@@ -445,8 +443,8 @@ KERNEL(attn_bwd_q_d32_f32, (attn_bwd_q<float, 32>), AttnBwd<float>, 128, 37888)
 KERNEL(attn_bwd_q_d32_bf16, (attn_bwd_q<bf16, 32>), AttnBwd<bf16>, 128, 37888)
 KERNEL(attn_bwd_q_d64_f32, (attn_bwd_q<float, 64>), AttnBwd<float>, 128, 62464)
 KERNEL(attn_bwd_q_d64_bf16, (attn_bwd_q<bf16, 64>), AttnBwd<bf16>, 128, 62464)
-KERNEL(attn_bwd_q_d128_f32, (attn_bwd_q<float, 128>), AttnBwd<float>, 128, 53760)
-KERNEL(attn_bwd_q_d128_bf16, (attn_bwd_q<bf16, 128>), AttnBwd<bf16>, 128, 53760)
+KERNEL(attn_bwd_q_d128_f32, (attn_bwd_q<float, 128>), AttnBwd<float>, 128, 53760, 4)
+KERNEL(attn_bwd_q_d128_bf16, (attn_bwd_q<bf16, 128>), AttnBwd<bf16>, 128, 53760, 4)
 KERNEL(attn_bwd_kv_d32_f32, (attn_bwd_kv<float, 32>), AttnBwd<float>, 128, 37888)
 KERNEL(attn_bwd_kv_d32_bf16, (attn_bwd_kv<bf16, 32>), AttnBwd<bf16>, 128, 37888)
 KERNEL(attn_bwd_kv_d64_f32, (attn_bwd_kv<float, 64>), AttnBwd<float>, 128, 62464)

@@ -29,6 +29,7 @@ impl<T: Real> Copies<T> {
     ///
     /// # Safety
     /// The same.
+    #[allow(clippy::too_many_arguments)]
     pub unsafe fn product(
         &mut self,
         gemm: Gemm<T>,

@@ -179,7 +179,7 @@ mod tests {
     /// Compared with sums in f64, at sizes that no panel, tile or block divides, with each operand stored either way.
     #[test]
     fn rounded_products() {
-        let all = [Parallelism::Rayon(0), Parallelism::None].map(|parallelism| multipliers(parallelism));
+        let all = [Parallelism::Rayon(0), Parallelism::None].map(multipliers);
         for (instructions, mut multiplier) in all.into_iter().flatten() {
             for (m, n, k) in [(1, 1, 1), (9, 49, 2), (50, 97, 33), (3, 2, 2079), (97, 5, 7), (2, 147, 4)] {
                 let (stored_a, stored_b, row) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 3));

@@ -32,16 +32,13 @@ struct Memory {
 }
 
 impl Memory {
-    /// Allocates `bytes`, zeroed before all later work of `stream`.
-    fn zeroed(stream: &CudaStream, bytes: usize) -> Result<Memory> {
+    /// Allocates `bytes`, of any content.
+    fn new(stream: &CudaStream, bytes: usize) -> Result<Memory> {
         let context = stream.context().clone();
         context.bind_to_thread().map_err(failed("device memory"))?;
         // SAFETY: freed once, by `drop`.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(failed("device memory"))?;
-        let memory = Memory { address, context };
-        // SAFETY: just allocated.
-        unsafe { result::memset_d8_async(address, 0, bytes, stream.cu_stream()) }.map_err(failed("device memory"))?;
-        Ok(memory)
+        Ok(Memory { address, context })
     }
 }
 
@@ -61,8 +58,10 @@ struct Staging {
 
 impl Arena {
     pub fn new(stream: &CudaStream, layout: &Layout) -> Result<Arena> {
-        let take = |bytes: usize| Memory::zeroed(stream, bytes);
-        let (memory, scratch) = (take(layout.bytes)?, take(SCRATCH)?);
+        let (memory, scratch) = (Memory::new(stream, layout.bytes)?, Memory::new(stream, SCRATCH)?);
+        // SAFETY: just allocated.
+        unsafe { result::memset_d8_async(memory.address, 0, layout.bytes, stream.cu_stream()) }
+            .map_err(failed("device memory"))?;
         let staging = || -> Result<Staging> {
             // SAFETY: written before it is read.
             let buffer = unsafe { stream.context().alloc_pinned(layout.batch.len) }.map_err(failed("page-locked memory"))?;
