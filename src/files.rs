@@ -72,6 +72,11 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_file(path, format!("{value:#}\n").as_bytes())
 }
 
+/// Creates a folder unless it exists. An unwritable one is found now rather than when the first file is written.
+pub fn create_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).and_then(|()| tempfile::tempfile_in(path)).map(|_| ()).map_err(|e| Error::io(path, e))
+}
+
 /// Syncs a folder, which makes renames in it durable.
 pub fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(path, e))

@@ -115,6 +115,9 @@ impl<'a> Setup<'a> {
         };
         if let Some(asked) = &settings.resume_from_checkpoint {
             trainer.resume(&state::checkpoint(asked, &trainer.run)?)?;
+        } else {
+            trainer.run.begin()?;
+            trainer.state.run_id = trainer.run.id.clone();
         }
         if settings.report_to.contains(&ReportTo::Tensorboard) {
             trainer.events = Some(Events::open(&trainer.run.path, resumes.then_some(trainer.state.step))?);

@@ -24,6 +24,9 @@ use crate::report::log::Count;
 /// The state between two micro-batches; state.json of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunState {
+    /// The run that this is a state of, at random; empty in a checkpoint of an earlier version.
+    #[serde(default)]
+    pub run_id: String,
     /// Updates done.
     pub step: usize,
     /// Completed micro-batches of the current update; their gradients are in gradients.safetensors. 0 unless interrupted.
@@ -48,6 +51,7 @@ impl RunState {
     /// The state before the first update.
     pub fn new(settings: &Settings, train: &Encoded) -> RunState {
         RunState {
+            run_id: String::new(),
             step: 0,
             micro_batch: 0,
             status: [Some(0.0); Status::LEN],
@@ -59,18 +63,22 @@ impl RunState {
         }
     }
 
-    /// Reads the state of a checkpoint that belongs to the run of `fingerprint`, of a model with this config.
-    ///
-    /// # Errors
-    /// No such checkpoint, or one of a different run or model, with the first difference named.
-    fn read(checkpoint: &Path, fingerprint: &Value, config: &Config) -> Result<RunState> {
+    /// Reads the state of a checkpoint.
+    fn read(checkpoint: &Path) -> Result<RunState> {
         let path = checkpoint.join("state.json");
         let json = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let state: RunState = serde_json::from_slice(&json)
-            .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "use another checkpoint"))?;
+        serde_json::from_slice(&json)
+            .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "use another checkpoint"))
+    }
+
+    /// Checks that a run with this fingerprint, of a model with this config, can continue from the checkpoint.
+    ///
+    /// # Errors
+    /// The first difference.
+    fn check(&self, checkpoint: &Path, fingerprint: &Value, config: &Config) -> Result<()> {
         let [was, is] = [&Config::read(&checkpoint.join("config.json"))?, config]
             .map(|config| serde_json::from_str(&config.to_json()).expect("JSON of our own"));
-        for (was, is) in [(&state.fingerprint, fingerprint), (&was, &is)] {
+        for (was, is) in [(&self.fingerprint, fingerprint), (&was, &is)] {
             let Some((key, is)) = is.as_object().into_iter().flatten().find(|(key, is)| was[*key] != **is) else { continue };
             let fact = match key.as_str() {
                 "data" => "was written with other training data, another tokenizer or another --max-length".to_string(),
@@ -78,7 +86,7 @@ impl RunState {
             };
             return Err(Error::user(checkpoint.display(), fact, "resume with the same settings, or start a new run"));
         }
-        Ok(state)
+        Ok(())
     }
 }
 
@@ -101,10 +109,16 @@ pub fn checkpoint(asked: &Path, run: &RunDir) -> Result<PathBuf> {
     if asked.as_os_str() != "newest" {
         return Ok(asked.into());
     }
-    match run.checkpoints()?.last() {
-        Some(&step) => Ok(run.checkpoint_path(step)),
+    let of_run = |path: &PathBuf| run.id.is_empty() || !is_of_another_run(path, &run.id);
+    match run.checkpoints()?.into_iter().rev().map(|step| run.checkpoint_path(step)).find(of_run) {
+        Some(path) => Ok(path),
         None => Err(Error::user(run.path.display(), "this folder has no checkpoint", "leave out --resume-from-checkpoint")),
     }
+}
+
+/// Whether a checkpoint is known to be of another run than that with this id.
+fn is_of_another_run(checkpoint: &Path, id: &str) -> bool {
+    RunState::read(checkpoint).is_ok_and(|state| !state.run_id.is_empty() && state.run_id != id)
 }
 
 /// The optimizer's state, with the prefixes of its tensors in a checkpoint.
@@ -140,14 +154,19 @@ impl Trainer<'_> {
             write_json(&folder.join("training_args.json"), &settings)
         })?;
         if let Some(limit) = self.settings.save_total_limit {
-            self.run.rotate(limit, self.state.best.map(|(step, _)| step))?;
+            self.run.rotate(limit, self.state.step, self.state.best.map(|(step, _)| step))?;
         }
         Ok(path)
     }
 
     /// Restores the state of a checkpoint.
     pub(super) fn resume(&mut self, checkpoint: &Path) -> Result<()> {
-        self.state = RunState::read(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
+        let state = RunState::read(checkpoint)?;
+        state.check(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
+        self.state = state;
+        let id = Some(self.state.run_id.clone()).filter(|id| !id.is_empty());
+        self.run.go_on(id.clone(), self.state.step, |other| id.as_ref().is_some_and(|id| is_of_another_run(other, id)))?;
+        self.state.run_id = self.run.id.clone();
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
         // Not needed unless the best model is loaded at the end.
         self.state.best = self.state.best.filter(|_| self.settings.load_best_model_at_end);
