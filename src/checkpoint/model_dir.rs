@@ -12,6 +12,10 @@ use crate::model::config::Config;
 use crate::model::plan::{Plan, Slot};
 use crate::ops::View;
 
+/// The files of a model that [`ModelDir::write`] writes.
+pub const FILES: [&str; 6] =
+    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
+
 /// Files beside the weights that are copied unread.
 const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
 

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::model_dir;
 use crate::console::note;
 use crate::error::{Error, Result};
-use crate::files::{create_dir, sync_dir, write_file};
+use crate::files::{create_dir, replace_dir, seal, sync_dir, write_file};
 use crate::report::tensorboard;
 
 /// Locked by the process that writes into the folder, for as long as it lives; holds the id of the run.
@@ -74,7 +75,28 @@ impl RunDir {
         }
         let mut id = String::new();
         lock.read_to_string(&mut id).map_err(io)?;
-        Ok(RunDir { path: path.into(), id: id.trim().to_string(), lock })
+        let run = RunDir { path: path.into(), id: id.trim().to_string(), lock };
+        run.clean()?;
+        Ok(run)
+    }
+
+    /// Removes what killed processes have left half-written, and restores a checkpoint that one was about to replace.
+    fn clean(&self) -> Result<()> {
+        let own = |name: &str| name == "README.md" || RESULTS.contains(&name) || model_dir::FILES.contains(&name);
+        for entry in fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?.flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let Some((whole, ending)) = name.to_str().and_then(|name| name.rsplit_once('.')) else { continue };
+            let is_checkpoint = checkpoint_step(whole).is_some();
+            let done = match ending {
+                "old" if is_checkpoint && !self.path.join(whole).exists() => fs::rename(&path, self.path.join(whole)),
+                "old" | "partial" if is_checkpoint => fs::remove_dir_all(&path),
+                "partial" if own(whole) => fs::remove_file(&path),
+                "writable" if whole.is_empty() => fs::remove_file(&path),
+                _ => Ok(()),
+            };
+            done.map_err(|e| Error::io(&path, e))?;
+        }
+        Ok(())
     }
 
     /// Begins a new run: what an earlier one has left is set aside, except for its model and the card of that.
@@ -140,39 +162,24 @@ impl RunDir {
     /// Writes checkpoint-`step` atomically, a folder with the files written by `fill`. Replaces one of the same name.
     pub fn checkpoint(&self, step: usize, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.checkpoint_path(step);
-        let (partial, old) = (path.with_extension("partial"), path.with_extension("old"));
-        let io = |e| Error::io(&path, e);
-        for left in [&partial, &old] {
-            if left.exists() {
-                fs::remove_dir_all(left).map_err(io)?;
-            }
+        let partial = path.with_extension("partial");
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(|e| Error::io(&partial, e))?;
         }
-        fs::create_dir(&partial).map_err(io)?;
-        let filled = fill(&partial).and_then(|()| sync_dir(&partial));
-        if let Err(error) = filled {
+        fs::create_dir(&partial).map_err(|e| Error::io(&partial, e))?;
+        if let Err(error) = fill(&partial).and_then(|()| seal(&partial)) {
             // Of two errors the first is reported.
             let _ = fs::remove_dir_all(&partial);
             return Err(error);
         }
-        if path.exists() {
-            fs::rename(&path, &old).map_err(io)?;
-        }
-        fs::rename(&partial, &path).map_err(io)?;
-        sync_dir(&self.path)?;
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(io)?;
-        }
+        replace_dir(&partial, &path)?;
         Ok(path)
     }
 
     /// Steps of the checkpoints, in order. Once the run has begun or gone on, all are its own.
     pub fn checkpoints(&self) -> Result<Vec<usize>> {
         let entries = fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?;
-        let step = |name: &str| {
-            let step = name.strip_prefix("checkpoint-")?.parse().ok()?;
-            (checkpoint_name(step) == name).then_some(step)
-        };
-        let mut steps: Vec<usize> = entries.filter_map(|entry| step(entry.ok()?.file_name().to_str()?)).collect();
+        let mut steps: Vec<usize> = entries.filter_map(|entry| checkpoint_step(entry.ok()?.file_name().to_str()?)).collect();
         steps.sort_unstable();
         Ok(steps)
     }
@@ -187,8 +194,8 @@ impl RunDir {
             }
             let path = self.checkpoint_path(step);
             // Renamed first, so that an interrupted removal leaves nothing that looks like a checkpoint.
-            let old = path.with_extension("old");
-            fs::rename(&path, &old).and_then(|()| fs::remove_dir_all(&old)).map_err(|e| Error::io(&path, e))?;
+            let partial = path.with_extension("partial");
+            fs::rename(&path, &partial).and_then(|()| fs::remove_dir_all(&partial)).map_err(|e| Error::io(&path, e))?;
             left -= 1;
         }
         Ok(())
@@ -211,6 +218,12 @@ impl RunDir {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.and_then(|mut file| file.write_all(format!("{entry}\n").as_bytes())).map_err(|e| Error::io(&path, e))
     }
+}
+
+/// The step of the checkpoint with this name.
+pub fn checkpoint_step(name: &str) -> Option<usize> {
+    let step = name.strip_prefix("checkpoint-")?.parse().ok()?;
+    (checkpoint_name(step) == name).then_some(step)
 }
 
 fn checkpoint_name(step: usize) -> String {

@@ -10,12 +10,12 @@ use twox_hash::XxHash64;
 use super::args::{ReportTo, Settings};
 use super::{BestModel, Trainer};
 use crate::checkpoint::model_dir::{read_tensors, write_tensors};
-use crate::checkpoint::run_dir::RunDir;
-use crate::checkpoint::weights;
+use crate::checkpoint::run_dir::checkpoint_step;
+use crate::checkpoint::weights::{self, Weights};
 use crate::console::note;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
-use crate::files::write_json;
+use crate::files::{verify, write_json};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::{Status, View};
@@ -71,6 +71,28 @@ impl RunState {
             .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "use another checkpoint"))
     }
 
+    /// Reads the state of a checkpoint after verifying all of its files.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged, or of another update.
+    fn verified(checkpoint: &Path) -> Result<RunState> {
+        let sealed = verify(checkpoint)?;
+        let state = RunState::read(checkpoint)?;
+        let step = checkpoint.file_name().and_then(|name| checkpoint_step(name.to_str()?));
+        if step.is_some_and(|step| step != state.step) {
+            let fact = format!("is the checkpoint of update {}", state.step);
+            return Err(Error::user(checkpoint.display(), fact, "use another checkpoint"));
+        }
+        if !sealed {
+            // Notices truncated files.
+            for file in ["model.safetensors", "optimizer.safetensors"] {
+                Weights::open(&checkpoint.join(file))?;
+            }
+            note(format!("warning: {} has no checksums: it is used unverified", checkpoint.display()));
+        }
+        Ok(state)
+    }
+
     /// Checks that a run with this fingerprint, of a model with this config, can continue from the checkpoint.
     ///
     /// # Errors
@@ -102,18 +124,6 @@ fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
         "seed": settings.seed,
         "shuffle": settings.shuffle,
     })
-}
-
-/// Resolves `--resume-from-checkpoint`.
-pub fn checkpoint(asked: &Path, run: &RunDir) -> Result<PathBuf> {
-    if asked.as_os_str() != "newest" {
-        return Ok(asked.into());
-    }
-    let of_run = |path: &PathBuf| run.id.is_empty() || !is_of_another_run(path, &run.id);
-    match run.checkpoints()?.into_iter().rev().map(|step| run.checkpoint_path(step)).find(of_run) {
-        Some(path) => Ok(path),
-        None => Err(Error::user(run.path.display(), "this folder has no checkpoint", "leave out --resume-from-checkpoint")),
-    }
 }
 
 /// Whether a checkpoint is known to be of another run than that with this id.
@@ -159,9 +169,39 @@ impl Trainer<'_> {
         Ok(path)
     }
 
-    /// Restores the state of a checkpoint.
-    pub(super) fn resume(&mut self, checkpoint: &Path) -> Result<()> {
-        let state = RunState::read(checkpoint)?;
+    /// The checkpoint for `--resume-from-checkpoint`, and its state: the one named, or the newest of this run that is sound.
+    fn sound_checkpoint(&self, asked: &Path) -> Result<(PathBuf, RunState)> {
+        if asked.as_os_str() != "newest" {
+            return Ok((asked.into(), RunState::verified(asked)?));
+        }
+        let mut unusable = Vec::new();
+        for step in self.run.checkpoints()?.into_iter().rev() {
+            let path = self.run.checkpoint_path(step);
+            if !self.run.id.is_empty() && is_of_another_run(&path, &self.run.id) {
+                unusable.push(format!("{}: belongs to another run", path.display()));
+                continue;
+            }
+            match RunState::verified(&path) {
+                Err(error) => unusable.push(error.without_remedy()),
+                Ok(state) => {
+                    if !unusable.is_empty() {
+                        note(format!("warning: not resumed from the newest checkpoint: {}", unusable.join(", ")));
+                    }
+                    return Ok((path, state));
+                }
+            }
+        }
+        let fact = match unusable.is_empty() {
+            true => "this folder has no checkpoint".to_string(),
+            false => format!("this folder has no sound checkpoint: {}", unusable.join(", ")),
+        };
+        Err(Error::user(self.run.path.display(), fact, "leave out --resume-from-checkpoint"))
+    }
+
+    /// Restores the state of a checkpoint: the one named, or the newest.
+    pub(super) fn resume(&mut self, asked: &Path) -> Result<()> {
+        let (checkpoint, state) = self.sound_checkpoint(asked)?;
+        let checkpoint = checkpoint.as_path();
         state.check(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
         self.state = state;
         let id = Some(self.state.run_id.clone()).filter(|id| !id.is_empty());
@@ -176,6 +216,9 @@ impl Trainer<'_> {
                 let fact = format!("the weights of the best evaluation, at update {step}, are missing");
                 return Err(Error::user(homes[0].display(), fact, "pass --load-best-model-at-end false, or start a new run"));
             };
+            if home == 0 {
+                verify(&self.run.checkpoint_path(step))?;
+            }
             read_tensors(path, &mut self.model, &params)?;
             let weights = self.model.read_all(self.model.plan.params)?;
             self.best = Some(BestModel { evaluation: None, weights, saved: home == 0 });

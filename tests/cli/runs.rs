@@ -13,8 +13,15 @@ use super::*;
 /// A short run with a checkpoint after each fifth update, of which two are kept.
 const FLAGS: &str = "--max-length 32 --max-steps 40 --save-strategy steps --save-steps 5 --logging-steps 5 --save-total-limit 2";
 
+/// `FLAGS` with others in addition or instead.
+fn flags(more: &str) -> Vec<&str> {
+    let flags = words(FLAGS);
+    let kept = flags.chunks(2).filter(|flag| !words(more).contains(&flag[0]));
+    [kept.collect::<Vec<_>>().concat(), words(more)].concat()
+}
+
 fn run_with(out: &Path, more: &str) -> Ran {
-    train(out, &words(&format!("{FLAGS} {more}")))
+    train(out, &flags(more))
 }
 
 fn checkpoints(out: &Path) -> BTreeSet<String> {
@@ -30,7 +37,7 @@ fn endless(out: &Path) -> Child {
     let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let mut command = program(TRAIN);
     command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(out), "--overwrite-output-dir"]);
-    command.args(words(FLAGS)).args(["--max-steps", "1000000"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(flags("--max-steps 1000000")).stdout(Stdio::null()).stderr(Stdio::null());
     let (child, begin) = (command.spawn().unwrap(), Instant::now());
     while !out.exists() || checkpoints(out).is_empty() {
         assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint");
@@ -103,7 +110,123 @@ fn one_run_at_a_time_writes_into_a_folder() {
     }
     first.kill().unwrap();
     first.wait().unwrap();
-    let resumed = run_with(&out, "--max-steps 1000000 --save-steps 100000 --profile 1 --resume-from-checkpoint --dry-run").done();
+    let resumed = run_with(&out, "--resume-from-checkpoint --dry-run").done();
     assert!(resumed.out.contains("parameters"), "{}", resumed.out);
     run_with(&out, "--overwrite-output-dir").done();
+}
+
+/// Copies a folder with all that is in it.
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in names(from) {
+        let (from, to) = (from.join(&name), to.join(&name));
+        if from.is_dir() { copy_all(&from, &to) } else { drop(fs::copy(from, to).unwrap()) }
+    }
+}
+
+/// Every file of the newest checkpoint, damaged in every way: the one before it is taken, and leads to the same weights.
+#[test]
+fn a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken() {
+    let dir = TempDir::new().unwrap();
+    let whole = dir.path().join("whole");
+    run_with(&whole, "").done();
+    let weights = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+    let mut cases = 0;
+    let mut damaged = |what: &str, file: &str, damage: &dyn Fn(&Path)| {
+        cases += 1;
+        let out = dir.path().join(cases.to_string());
+        copy_all(&whole, &out);
+        fs::remove_file(out.join("model.safetensors")).unwrap();
+        damage(&out);
+        let ran = run_with(&out, "--resume-from-checkpoint").done();
+        assert!(ran.err.contains("warning: not resumed from the newest checkpoint: "), "{what} {file}: {}", ran.err);
+        assert!(ran.err.contains(&format!("{file}: ")) && ran.err.contains("resumed: 35 of 40"), "{what} {file}: {}", ran.err);
+        assert!(weights(&out) == weights(&whole), "{what} {file}");
+        assert!(out.join("earlier-run-1").exists());
+        fs::remove_dir_all(&out).unwrap();
+    };
+    let files = names(&whole.join("checkpoint-40"));
+    assert_eq!(files.len(), 11);
+    for file in &files {
+        let change = |to: &dyn Fn(Vec<u8>) -> Vec<u8>, out: &Path| {
+            let path = out.join("checkpoint-40").join(file);
+            fs::write(&path, to(fs::read(&path).unwrap())).unwrap();
+        };
+        damaged("a flipped bit in", file, &|out| {
+            change(
+                &|mut bytes| {
+                    let at = bytes.len() / 2;
+                    bytes[at] ^= 1;
+                    bytes
+                },
+                out,
+            )
+        });
+        damaged("truncated", file, &|out| change(&|bytes| bytes[..bytes.len() / 2].to_vec(), out));
+        if file != "checksums.json" {
+            damaged("without", file, &|out| fs::remove_file(out.join("checkpoint-40").join(file)).unwrap());
+        }
+    }
+    for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+        let other =
+            |out: &Path| drop(fs::copy(out.join("checkpoint-35").join(file), out.join("checkpoint-40").join(file)).unwrap());
+        damaged("of another update", file, &other);
+    }
+    damaged("another update under the name of", "checkpoint-40", &|out| {
+        fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
+        copy_all(&out.join("checkpoint-35"), &out.join("checkpoint-40"));
+    });
+    damaged("no file in", "checkpoint-100/state.json", &|out| {
+        fs::create_dir(out.join("checkpoint-100")).unwrap();
+        fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
+    });
+}
+
+#[test]
+fn a_checkpoint_named_must_be_sound_and_one_without_checksums_is_reported() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "").done();
+    let before = fs::read(out.path().join("model.safetensors")).unwrap();
+    let newest = out.path().join("checkpoint-40");
+    let named = format!("--resume-from-checkpoint {}", path(&newest));
+
+    // As an earlier version has written it.
+    fs::remove_file(newest.join("checksums.json")).unwrap();
+    let mut state = read(&newest, "state.json");
+    state.as_object_mut().unwrap().remove("run_id").unwrap();
+    fs::write(newest.join("state.json"), state.to_string()).unwrap();
+    for flags in [&named, "--resume-from-checkpoint"] {
+        let ran = run_with(out.path(), flags).done();
+        assert!(ran.err.contains("checkpoint-40 has no checksums: it is used unverified"), "{}", ran.err);
+    }
+    assert!(fs::read(out.path().join("model.safetensors")).unwrap() == before);
+    let weights = fs::read(newest.join("model.safetensors")).unwrap();
+    fs::write(newest.join("model.safetensors"), &weights[..weights.len() - 4]).unwrap();
+    run_with(out.path(), &named).failed(2, "the file is truncated");
+    assert!(run_with(out.path(), "--resume-from-checkpoint").done().err.contains("resumed: 35 of 40"));
+
+    let older = out.path().join("checkpoint-35");
+    fs::write(older.join("optimizer.safetensors"), &weights).unwrap();
+    run_with(out.path(), &format!("--resume-from-checkpoint {}", path(&older))).failed(2, "has changed since it was written");
+}
+
+#[test]
+fn what_killed_runs_left_is_removed_or_restored() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "").done();
+    let at = |name: &str| out.path().join(name);
+    let before = names(out.path());
+    // Between the two renames of a checkpoint that is replaced, and while others were written or removed.
+    fs::rename(at("checkpoint-40"), at("checkpoint-40.old")).unwrap();
+    for name in ["checkpoint-35.old", "checkpoint-35.partial", "checkpoint-30.partial"] {
+        copy_all(&at("checkpoint-35"), &at(name));
+    }
+    for name in ["model.safetensors.partial", "trainer_state.json.partial", ".writable", "thesis.txt.partial"] {
+        fs::write(at(name), "half").unwrap();
+    }
+    let ran = run_with(out.path(), "--resume-from-checkpoint").done();
+    assert!(ran.err.contains("resumed: 40 of 40"), "{}", ran.err);
+    let mut after = names(out.path());
+    assert!(after.remove("thesis.txt.partial"), "a file that is not of the run");
+    assert_eq!(after, before);
 }

@@ -74,7 +74,10 @@ fn a_run_writes_all_its_files() {
     let set = |groups: &[&[&str]]| groups.concat().into_iter().map(String::from).collect::<BTreeSet<String>>();
     assert_eq!(names(&out), set(&[&model, &also, &state, &drawn, &checkpoints]));
     for checkpoint in checkpoints {
-        assert_eq!(names(&out.join(checkpoint)), set(&[&model, &state, &["optimizer.safetensors", "state.json"]]));
+        assert_eq!(
+            names(&out.join(checkpoint)),
+            set(&[&model, &state, &["optimizer.safetensors", "state.json", "checksums.json"]])
+        );
     }
     for name in &model[2..] {
         let same = |a: &Path, b: &Path| fs::read(a.join(name)).unwrap() == fs::read(b.join(name)).unwrap();
