@@ -18,6 +18,8 @@ use crate::files::write_file;
 use crate::ops::{Step, Update};
 use crate::report::log::Progress;
 
+const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
+
 impl Trainer<'_> {
     pub(super) fn run(mut self) -> Result<Outcome> {
         let begin = Instant::now();
@@ -185,12 +187,16 @@ impl Trainer<'_> {
         }
         let kept = self.kept()?;
         let place = format!("update {}", self.state.step + 1 - updates);
-        Ok(Error::new(
-            Kind::Unusable,
-            place,
-            format!("{what} is not finite; {kept}"),
-            "lower --learning-rate or raise --warmup-steps",
-        ))
+        Ok(Error::new(Kind::Unusable, place, format!("{what} is not finite; {kept}"), DIVERGED))
+    }
+
+    /// The error for a model that could not be saved: names the update and the last good checkpoint if its numbers are not finite.
+    pub(super) fn not_saved(&self, error: Error) -> Result<Error> {
+        if error.kind != Kind::Unusable {
+            return Ok(error);
+        }
+        let fact = format!("{}, so that nothing was saved; {}", error.fact(), self.kept()?);
+        Ok(Error::new(Kind::Unusable, format!("update {}", self.state.step), fact, DIVERGED))
     }
 
     /// The checkpoint from which a failed run can resume, in words.

@@ -144,7 +144,7 @@ impl Trainer<'_> {
         let (run, source, model, state) = (&self.run, &self.source, &mut self.model, &self.state);
         // If no checkpoint has the best weights, this one includes them.
         let unsaved = self.best.as_ref().filter(|best| !best.saved && !best.weights.is_empty());
-        let path = run.checkpoint(state.step, |folder| {
+        let saved = run.checkpoint(state.step, |folder| {
             source.write(folder, model)?;
             write_tensors(&folder.join("optimizer.safetensors"), model, &moments(model))?;
             if state.micro_batch > 0 {
@@ -162,7 +162,8 @@ impl Trainer<'_> {
             write_json(&folder.join("state.json"), &json!(state))?;
             write_json(&folder.join("trainer_state.json"), &trainer_state)?;
             write_json(&folder.join("training_args.json"), &settings)
-        })?;
+        });
+        let path = saved.or_else(|error| Err(self.not_saved(error)?))?;
         if let Some(limit) = self.settings.save_total_limit {
             self.run.rotate(limit, self.state.step, self.state.best.map(|(step, _)| step))?;
         }

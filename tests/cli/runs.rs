@@ -7,6 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use warpfit::checkpoint::weights::Weights;
 
 use super::*;
 
@@ -208,6 +209,30 @@ fn a_checkpoint_named_must_be_sound_and_one_without_checksums_is_reported() {
     let older = out.path().join("checkpoint-35");
     fs::write(older.join("optimizer.safetensors"), &weights).unwrap();
     run_with(out.path(), &format!("--resume-from-checkpoint {}", path(&older))).failed(2, "has changed since it was written");
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_not_saved() {
+    let dir = TempDir::new().unwrap();
+    for (name, flags, checkpoint) in [
+        ("weights", "--max-grad-norm 0 --learning-rate 1e3 --max-steps 40 --save-strategy steps --save-steps 1", "is checkpoint"),
+        ("checkpoint", "--learning-rate 1e39 --max-steps 1", "no checkpoint was written yet"),
+        ("model", "--learning-rate 1e39 --max-steps 1 --save-strategy no", "no checkpoint was written yet"),
+    ] {
+        let out = dir.path().join(name);
+        let flags = format!("{flags} --save-total-limit 2 --logging-steps 1");
+        let ran = train(&out, &words(&flags));
+        assert!(ran.err.contains(" is not finite"), "{name}: {}", ran.err);
+        let checkpoint = checkpoint.replace("is checkpoint", &format!("the last good checkpoint is {}", path(&out)));
+        ran.failed(1, &checkpoint);
+        assert!(!out.join("model.safetensors").exists(), "{name}");
+        for checkpoint in checkpoints(&out) {
+            for file in ["model.safetensors", "optimizer.safetensors"] {
+                let weights = Weights::open(&out.join(&checkpoint).join(file)).unwrap();
+                weights.names().for_each(|name| drop(weights.get(name).unwrap().f32().unwrap()));
+            }
+        }
+    }
 }
 
 #[test]
