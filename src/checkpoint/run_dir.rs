@@ -90,13 +90,14 @@ impl RunDir {
             let done = match ending {
                 "old" if is_checkpoint && !self.path.join(whole).exists() => fs::rename(&path, self.path.join(whole)),
                 "old" | "partial" if is_checkpoint => fs::remove_dir_all(&path),
+                "partial" if name == model_dir::PARTIAL => fs::remove_dir_all(&path),
                 "partial" if own(whole) => fs::remove_file(&path),
                 "writable" if whole.is_empty() => fs::remove_file(&path),
                 _ => Ok(()),
             };
             done.map_err(|e| Error::io(&path, e))?;
         }
-        Ok(())
+        model_dir::finish_replacement(&self.path)
     }
 
     /// Begins a new run: what an earlier one has left is set aside, except for its model and the card of that.

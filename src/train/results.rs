@@ -74,7 +74,9 @@ impl Trainer<'_> {
             evaluation = best.evaluation.clone();
             self.best = Some(best);
         }
-        self.source.write(&self.run.path, &mut self.model)?;
+        let card = self.card(evaluation.as_ref(), false);
+        let saved = self.source.replace(&self.run.path, &mut self.model, &card);
+        saved.or_else(|error| Err(self.not_saved(error)?))?;
         if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
             evaluation = Some(self.run_over(&data, "evaluating")?);
         }
@@ -95,11 +97,13 @@ impl Trainer<'_> {
         curves::write(&self.run.path, &self.log)?;
         write_json(&path("training_args.json"), &json!(self.settings))?;
         let shown = test.as_ref().or(evaluation.as_ref());
-        write_file(
-            &path("README.md"),
-            model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown, test.is_some()).as_bytes(),
-        )?;
+        write_file(&path("README.md"), self.card(shown, test.is_some()).as_bytes())?;
 
         Ok(Outcome { train_loss, evaluation, test, seconds, updates })
+    }
+
+    /// The model card with this evaluation, of the test data if `tested`.
+    fn card(&self, shown: Option<&Evaluation>, tested: bool) -> String {
+        model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown, tested)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -254,4 +254,59 @@ fn what_killed_runs_left_is_removed_or_restored() {
     let mut after = names(out.path());
     assert!(after.remove("thesis.txt.partial"), "a file that is not of the run");
     assert_eq!(after, before);
+}
+
+/// The model that a folder predicts with: its configuration, its weights and its tokenizer, as read.
+fn model(out: &Path) -> Vec<Vec<u8>> {
+    ["config.json", "model.safetensors", "tokenizer.json", "README.md"].map(|name| fs::read(out.join(name)).unwrap()).into()
+}
+
+#[test]
+fn a_full_disk_leaves_the_model_that_was_there() {
+    let out = TempDir::new().unwrap();
+    train(out.path(), &words("--max-steps 2 --save-strategy no")).done();
+    let before = model(out.path());
+    let size = fs::metadata(out.path().join("model.safetensors")).unwrap().len();
+    let (base, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    // Files end there, as on a full disk: sh counts in blocks of 512 bytes.
+    let limited = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", size / 512 - 8);
+    let mut command = Command::new("sh");
+    command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_train"), "--model", path(&base), "--train-file", path(&file)]);
+    command.args(["--output-dir", path(out.path()), "--overwrite-output-dir"]);
+    command.args(words("--max-steps 2 --save-strategy no --dropout 0.3 --label-names no,yes"));
+    run(&mut command, b"").failed(2, "model.safetensors");
+    assert!(model(out.path()) == before);
+    assert!(names(out.path()).iter().all(|name| !name.contains("partial")), "{:?}", names(out.path()));
+}
+
+/// A run that is killed between the renames at its end: the next reader or writer of the folder finishes them.
+#[test]
+fn a_model_that_was_being_replaced_is_whole() {
+    let dir = TempDir::new().unwrap();
+    let [old, new] = ["old", "new"].map(|name| dir.path().join(name));
+    train(&old, &words("--max-steps 2 --save-strategy no")).done();
+    train(&new, &words("--max-steps 4 --save-strategy no --dropout 0.3 --label-names no,yes")).done();
+    let files =
+        ["README.md", "config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"];
+    let test = golden("train/test.csv");
+    let predicted = |model: &Path| ran(PREDICT, &["--model", path(model), "--input", path(&test)]).done().out;
+    let (wanted, state) = (predicted(&new), model(&new));
+    assert_ne!(wanted, predicted(&old));
+    for renamed in 0..=files.len() {
+        let out = dir.path().join(renamed.to_string());
+        copy_all(&old, &out);
+        // One that the new model does not have.
+        let ready = out.join("model.ready");
+        fs::create_dir(&ready).unwrap();
+        files.iter().for_each(|file| drop(fs::copy(new.join(file), ready.join(file)).unwrap()));
+        warpfit::files::seal(&ready).unwrap();
+        files[..renamed].iter().for_each(|file| fs::rename(ready.join(file), out.join(file)).unwrap());
+        if renamed % 2 == 0 {
+            assert_eq!(predicted(&out), wanted, "{renamed} files were renamed");
+        } else {
+            train(&out, &words("--max-steps 1 --overwrite-output-dir --learning-rate 1e39")).failed_with(1);
+        }
+        assert!(model(&out) == state && !ready.exists(), "{renamed} files were renamed");
+        assert!(!out.join("vocab.txt").exists(), "it belongs to the old model");
+    }
 }
