@@ -205,7 +205,7 @@ impl Trainer<'_> {
         let checkpoint = checkpoint.as_path();
         state.check(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
         self.state = state;
-        let id = Some(self.state.run_id.clone()).filter(|id| !id.is_empty());
+        let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
         self.run.go_on(id.clone(), self.state.step, |other| id.as_ref().is_some_and(|id| is_of_another_run(other, id)))?;
         self.state.run_id = self.run.id.clone();
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));

@@ -7,7 +7,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use warpfit::checkpoint::weights::Weights;
 
 use super::*;
 
@@ -121,7 +120,11 @@ fn copy_all(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for name in names(from) {
         let (from, to) = (from.join(&name), to.join(&name));
-        if from.is_dir() { copy_all(&from, &to) } else { drop(fs::copy(from, to).unwrap()) }
+        if from.is_dir() {
+            copy_all(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
     }
 }
 
@@ -169,8 +172,9 @@ fn a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken() {
         }
     }
     for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
-        let other =
-            |out: &Path| drop(fs::copy(out.join("checkpoint-35").join(file), out.join("checkpoint-40").join(file)).unwrap());
+        let other = |out: &Path| {
+            fs::copy(out.join("checkpoint-35").join(file), out.join("checkpoint-40").join(file)).unwrap();
+        };
         damaged("of another update", file, &other);
     }
     damaged("another update under the name of", "checkpoint-40", &|out| {
@@ -214,24 +218,23 @@ fn a_checkpoint_named_must_be_sound_and_one_without_checksums_is_reported() {
 #[test]
 fn numbers_that_are_not_finite_are_not_saved() {
     let dir = TempDir::new().unwrap();
-    for (name, flags, checkpoint) in [
-        ("weights", "--max-grad-norm 0 --learning-rate 1e3 --max-steps 40 --save-strategy steps --save-steps 1", "is checkpoint"),
-        ("checkpoint", "--learning-rate 1e39 --max-steps 1", "no checkpoint was written yet"),
-        ("model", "--learning-rate 1e39 --max-steps 1 --save-strategy no", "no checkpoint was written yet"),
-    ] {
-        let out = dir.path().join(name);
-        let flags = format!("{flags} --save-total-limit 2 --logging-steps 1");
-        let ran = train(&out, &words(&flags));
-        assert!(ran.err.contains(" is not finite"), "{name}: {}", ran.err);
-        let checkpoint = checkpoint.replace("is checkpoint", &format!("the last good checkpoint is {}", path(&out)));
-        ran.failed(1, &checkpoint);
-        assert!(!out.join("model.safetensors").exists(), "{name}");
-        for checkpoint in checkpoints(&out) {
-            for file in ["model.safetensors", "optimizer.safetensors"] {
-                let weights = Weights::open(&out.join(&checkpoint).join(file)).unwrap();
-                weights.names().for_each(|name| drop(weights.get(name).unwrap().f32().unwrap()));
-            }
+    // Infinite in f32, while loss and gradient of the update are finite.
+    for (save, begun) in [("epoch", false), ("no", false), ("epoch", true)] {
+        let out = dir.path().join(format!("{save} {begun}"));
+        let mut flags = format!("--learning-rate 1e39 --max-steps 1 --save-strategy {save}");
+        let mut good = "no checkpoint was written yet".to_string();
+        if begun {
+            train(&out, &["--max-steps", "1"]).done();
+            flags = flags.replace("--max-steps 1", "--max-steps 2 --resume-from-checkpoint --save-total-limit 1");
+            good = format!("the last good checkpoint is {}", path(&out.join("checkpoint-1")));
+            fs::remove_file(out.join("model.safetensors")).unwrap();
         }
+        let ran = train(&out, &words(&flags));
+        let update = format!("`update {}`: classifier.bias is not finite (", 1 + usize::from(begun));
+        assert!(ran.err.contains(&update), "{flags}: {}", ran.err);
+        ran.failed(1, &good);
+        assert_eq!(checkpoints(&out).len(), usize::from(begun), "{flags}");
+        assert!(!out.join("model.safetensors").exists(), "{flags}");
     }
 }
 
@@ -295,10 +298,11 @@ fn a_model_that_was_being_replaced_is_whole() {
     for renamed in 0..=files.len() {
         let out = dir.path().join(renamed.to_string());
         copy_all(&old, &out);
-        // One that the new model does not have.
         let ready = out.join("model.ready");
         fs::create_dir(&ready).unwrap();
-        files.iter().for_each(|file| drop(fs::copy(new.join(file), ready.join(file)).unwrap()));
+        for file in files {
+            fs::copy(new.join(file), ready.join(file)).unwrap();
+        }
         warpfit::files::seal(&ready).unwrap();
         files[..renamed].iter().for_each(|file| fs::rename(ready.join(file), out.join(file)).unwrap());
         if renamed % 2 == 0 {
