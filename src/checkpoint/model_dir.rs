@@ -41,12 +41,19 @@ impl ModelDir {
             return Err(Error::user(path.display(), fact, "name a folder with config.json and model.safetensors"));
         }
         finish_replacement(path)?;
+        for file in FILES.into_iter().chain(["README.md"]).map(|name| path.join(name)) {
+            // Opening a FIFO waits for its writer, the card's at the end of a run.
+            if file.metadata().is_ok_and(|about| !about.is_file()) {
+                return Err(Error::user(file.display(), "is not a regular file", "use another model folder"));
+            }
+        }
         let config = Config::read(&path.join("config.json"))?;
         let mut tokenizer_files = Vec::new();
         for name in TOKENIZER_FILES {
             let file = path.join(name);
             if file.exists() {
-                tokenizer_files.push((name, std::fs::read(&file).map_err(|e| Error::io(&file, e))?));
+                check_link(path, &file)?;
+                tokenizer_files.push((name, fs::read(&file).map_err(|e| Error::io(&file, e))?));
             }
         }
         let has_tokenizer = ["tokenizer.json", "vocab.txt"].iter().any(|name| path.join(name).exists());
@@ -163,6 +170,22 @@ impl ModelDir {
         sync_dir(folder)?;
         finish_replacement(folder)
     }
+}
+
+/// Refuses a link out of the folder, since the file is copied and may be published. The files of a hub cache are links to its
+/// blobs.
+fn check_link(folder: &Path, file: &Path) -> Result<()> {
+    let io = |e| Error::io(file, e);
+    if !file.is_symlink() {
+        return Ok(());
+    }
+    let (folder, target) = (folder.canonicalize().map_err(io)?, file.canonicalize().map_err(io)?);
+    let repo = folder.parent().filter(|snapshots| snapshots.ends_with("snapshots")).and_then(Path::parent);
+    if target.starts_with(&folder) || repo.is_some_and(|repo| target.starts_with(repo.join("blobs"))) {
+        return Ok(());
+    }
+    let fact = format!("is a link out of this folder, to {}, and would be copied into the new model", target.display());
+    Err(Error::user(file.display(), fact, "replace the link by a copy of the file"))
 }
 
 /// Moves the files of a complete model into its folder, as often as need be: any process may begin, go on with or finish it.

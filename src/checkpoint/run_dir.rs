@@ -120,8 +120,9 @@ impl RunDir {
 
     fn adopt(&mut self, id: Option<String>) -> Result<()> {
         self.id = id.unwrap_or_else(|| format!("{:016x}", RandomState::new().hash_one(std::process::id())));
-        let mut lock = &self.lock;
-        let written = lock.rewind().and_then(|()| lock.set_len(0)).and_then(|()| writeln!(lock, "{}", self.id));
+        let (mut lock, line) = (&self.lock, format!("{}\n", self.id));
+        // Overwritten rather than truncated first: at no moment is there no id, and a full disk has room for it.
+        let written = lock.rewind().and_then(|()| lock.write_all(line.as_bytes())).and_then(|()| lock.set_len(line.len() as u64));
         written.and_then(|()| lock.sync_all()).map_err(|e| Error::io(&self.path.join(LOCK), e))
     }
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Cadence, ReportTo};
 use super::evaluate::{Evaluation, evaluate};
+use super::results::Done;
 use super::{BestModel, Outcome, Trainer};
 use crate::console::{check_interrupt, notice_interrupts};
 use crate::data::loader::{Loader, row_order};
@@ -22,7 +23,7 @@ const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
 
 impl Trainer<'_> {
     pub(super) fn run(mut self) -> Result<Outcome> {
-        let begin = Instant::now();
+        let (begin, first, epoch) = (Instant::now(), self.state.step, self.epoch());
         let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "reviews"]);
         let progress = progress.resumed_at(self.state.step as u64);
         notice_interrupts()?;
@@ -37,7 +38,8 @@ impl Trainer<'_> {
         self.show_profile(&progress)?;
         progress.finish("");
         let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
-        self.finish(seconds).map_err(|error| match error.kind {
+        let done = Done { updates: self.state.step - first, epochs: self.epoch() - epoch, seconds };
+        self.finish(done).map_err(|error| match error.kind {
             Kind::Interrupted => Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it"),
             _ => error,
         })

@@ -112,6 +112,22 @@ impl RunState {
     }
 }
 
+/// Settings that may change when a run resumes.
+const OPTIMIZER: [&str; 12] = [
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "class_weights",
+];
+
 /// Settings that must be the same when a run resumes.
 fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
     let hash = |bytes: &[u8], seed| XxHash64::oneshot(seed, bytes);
@@ -218,7 +234,9 @@ impl Trainer<'_> {
                 return Err(Error::user(homes[0].display(), fact, "pass --load-best-model-at-end false, or start a new run"));
             };
             if home == 0 {
-                verify(&self.run.checkpoint_path(step))?;
+                let remedy =
+                    "its weights are those of the best evaluation: pass --load-best-model-at-end false to go on without them";
+                verify(&self.run.checkpoint_path(step)).map_err(|error| error.and(remedy))?;
             }
             read_tensors(path, &mut self.model, &params)?;
             let weights = self.model.read_all(self.model.plan.params)?;
@@ -240,7 +258,18 @@ impl Trainer<'_> {
         if self.settings.report_to.contains(&ReportTo::Jsonl) {
             self.run.restart_log(&self.log)?;
         }
+        self.report_changes(checkpoint);
         note(format!("resumed: {} of {} updates are done", Count(self.state.step as u64), Count(self.schedule.total as u64)));
         Ok(())
+    }
+
+    /// Reports the settings of the optimizer and the schedule that differ from those of the run so far.
+    fn report_changes(&self, checkpoint: &Path) {
+        let saved = std::fs::read(checkpoint.join("training_args.json")).unwrap_or_default();
+        let was: Value = serde_json::from_slice(&saved).unwrap_or_default();
+        let is = json!(self.settings);
+        for key in OPTIMIZER.into_iter().filter(|&key| was.get(key).is_some_and(|was| *was != is[key])) {
+            note(format!("warning: {key} was {}, and is {} from here on", was[key], is[key]));
+        }
     }
 }

@@ -38,12 +38,17 @@ fn endless(out: &Path) -> Child {
     let mut command = program(TRAIN);
     command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(out), "--overwrite-output-dir"]);
     command.args(flags("--max-steps 1000000")).stdout(Stdio::null()).stderr(Stdio::null());
-    let (child, begin) = (command.spawn().unwrap(), Instant::now());
+    let child = command.spawn().unwrap();
+    wait_for_checkpoint(out);
+    child
+}
+
+fn wait_for_checkpoint(out: &Path) {
+    let begin = Instant::now();
     while !out.exists() || checkpoints(out).is_empty() {
         assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint");
         std::thread::sleep(Duration::from_millis(1));
     }
-    child
 }
 
 #[test]
@@ -313,4 +318,81 @@ fn a_model_that_was_being_replaced_is_whole() {
         assert!(model(&out) == state && !ready.exists(), "{renamed} files were renamed");
         assert!(!out.join("vocab.txt").exists(), "it belongs to the old model");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_fifo_or_a_link_in_a_model_folder_is_refused() {
+    let out = TempDir::new().unwrap();
+    let secret = out.path().join("secret");
+    fs::write(&secret, "{}").unwrap();
+    for (name, part) in [("README.md", "is not a regular file"), ("special_tokens_map.json", "is a link out of this folder")] {
+        let model = copy("train/hf_init");
+        let (file, out) = (model.path().join(name), out.path().join(name));
+        let _ = fs::remove_file(&file);
+        if name == "README.md" {
+            assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+        } else {
+            std::os::unix::fs::symlink(&secret, &file).unwrap();
+        }
+        let rows = golden("train/train.csv");
+        let args = ["--model", path(model.path()), "--train-file", path(&rows), "--output-dir", path(&out), "--max-steps", "1"];
+        ran(TRAIN, &args).failed(2, part);
+        assert!(!out.exists());
+    }
+    // The files of a hub cache are links to its blobs.
+    let model = copy("train/hf_init");
+    let (snapshot, blob) = (model.path().join("snapshots/0"), model.path().join("blobs/0"));
+    copy_all(&golden("train/hf_init"), &snapshot);
+    fs::create_dir(model.path().join("blobs")).unwrap();
+    fs::rename(snapshot.join("tokenizer.json"), &blob).unwrap();
+    std::os::unix::fs::symlink("../../blobs/0", snapshot.join("tokenizer.json")).unwrap();
+    let rows = golden("train/train.csv");
+    let out = out.path().join("cached");
+    ran(TRAIN, &["--model", path(&snapshot), "--train-file", path(&rows), "--output-dir", path(&out), "--max-steps", "1"]).done();
+    assert!(!out.join("tokenizer.json").is_symlink());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
+    let dir = TempDir::new().unwrap();
+    for (ignored, signals) in [(false, ["HUP"]), (false, ["USR1"]), (true, ["HUP"])] {
+        let out = dir.path().join(format!("{ignored} {signals:?}"));
+        let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+        let mut command = Command::new("sh");
+        let trap = if ignored { "trap '' HUP; exec \"$@\"" } else { "exec \"$@\"" };
+        command.args(["-c", trap, "sh", env!("CARGO_BIN_EXE_train"), "--model", path(&model), "--train-file", path(&file)]);
+        command.args(["--output-dir", path(&out)]).args(flags("--max-steps 1000000")).stdout(Stdio::null());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        wait_for_checkpoint(&out);
+        let send = |signal: &str| Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+        assert!(signals.into_iter().all(|signal| send(signal).success()));
+        if ignored {
+            // As under nohup.
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(child.try_wait().unwrap().is_none(), "an ignored hangup ended the run");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            continue;
+        }
+        let ended = child.wait_with_output().unwrap();
+        let error = String::from_utf8(ended.stderr).unwrap();
+        assert!(ended.status.code() == Some(130) && error.contains("saved in "), "{signals:?}: {:?} {error}", ended.status);
+    }
+}
+
+#[test]
+fn changed_settings_are_reported_and_speeds_count_what_was_done_since() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "").done();
+    let changed = "--learning-rate 1e-4 --weight-decay 0.5 --resume-from-checkpoint";
+    let ran = run_with(out.path(), changed).done();
+    for line in ["warning: learning_rate was 5e-05, and is 0.0001", "warning: weight_decay was 0.0, and is 0.5 from here on"] {
+        assert!(ran.err.contains(line), "{}", ran.err);
+    }
+    assert_eq!(ran.err.matches(" from here on").count(), 2, "{}", ran.err);
+    // Nothing was left to do.
+    assert!(ran.out.contains("trained     0 updates"), "{}", ran.out);
+    assert_eq!(read(out.path(), "train_results.json")["train_steps_per_second"], 0.0);
 }
