@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
 use crate::error::{Error, Kind, Result};
@@ -20,15 +20,25 @@ pub fn print(line: impl Display) -> Result<()> {
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Default::default);
 
-/// From now on the first SIGINT or SIGTERM is left to [`check_interrupt`]; a second one ends the process immediately.
+/// From now on the first SIGINT, SIGTERM, SIGHUP (a terminal that closes) or SIGUSR1 (Slurm's warning before the time limit) is
+/// left to [`check_interrupt`]; a second one ends the process immediately. A SIGHUP that is ignored, as under nohup, still is.
 pub fn notice_interrupts() -> Result<()> {
-    for signal in [SIGINT, SIGTERM] {
+    for signal in [SIGINT, SIGTERM, SIGHUP, SIGUSR1] {
+        if signal == SIGHUP && is_ignored(signal) {
+            continue;
+        }
         // In this order: at the first signal the condition is not met yet.
         flag::register_conditional_shutdown(signal, Kind::Interrupted as i32, INTERRUPTED.clone())
             .and_then(|_| flag::register(signal, INTERRUPTED.clone()))
             .map_err(|e| Error::new(Kind::Device, "signals", e.to_string(), "start the program again"))?;
     }
     Ok(())
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    ignored.unwrap_or(0) >> (signal - 1) & 1 == 1
 }
 
 /// An error of kind [`Kind::Interrupted`] once a signal was received: called where work can stop and be saved.

@@ -45,6 +45,11 @@ impl Error {
         &self.fact
     }
 
+    /// The message without the remedy.
+    pub fn without_remedy(&self) -> String {
+        format!("{}: {}", self.place, self.fact)
+    }
+
     /// Appends detail to the message.
     pub fn and(mut self, fact: &str) -> Error {
         self.fact = format!("{}; {fact}", self.fact);

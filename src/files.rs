@@ -1,10 +1,12 @@
-//! Atomic files: written under another name, synced to disk, then renamed.
+//! Atomic files and folders: written under another name, synced to disk, then renamed; and the checksums of a folder.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use twox_hash::XxHash3_128;
 
 use crate::error::{Error, Result};
 
@@ -72,9 +74,102 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_file(path, format!("{value:#}\n").as_bytes())
 }
 
+/// Creates a folder unless it exists. An unwritable one is found now rather than when the first file is written.
+pub fn create_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).and_then(|()| tempfile::tempfile_in(path)).map(|_| ()).map_err(|e| Error::io(path, e))
+}
+
 /// Syncs a folder, which makes renames in it durable.
 pub fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(path, e))
+}
+
+/// Gives the folder `new` the name `path`. If there is a folder of that name, the two are exchanged in one step, and it is
+/// removed; where the file system cannot do that, it is called `path`.old for a moment.
+pub fn replace_dir(new: &Path, path: &Path) -> Result<()> {
+    let io = |e| Error::io(path, e);
+    let sync = || path.parent().map_or(Ok(()), sync_dir);
+    if !path.exists() {
+        fs::rename(new, path).map_err(io)?;
+        return sync();
+    }
+    let old = if exchange(new, path) {
+        new.to_path_buf()
+    } else {
+        let old = path.with_extension("old");
+        fs::rename(path, &old).and_then(|()| fs::rename(new, path)).map_err(io)?;
+        old
+    };
+    sync()?;
+    fs::remove_dir_all(old).map_err(io)
+}
+
+#[cfg(target_os = "linux")]
+fn exchange(a: &Path, b: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> bool {
+    false
+}
+
+/// The checksums of the files of a sealed folder, by name: XXH3, 128 bits, in hexadecimal.
+const CHECKSUMS: &str = "checksums.json";
+
+/// Completes a folder: writes the checksums of its files into it, and syncs it.
+pub fn seal(folder: &Path) -> Result<()> {
+    let mut sums = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
+        sums.insert(name, format!("{:032x}", checksum(&path).map_err(|e| Error::io(&path, e))?));
+    }
+    write_json(&folder.join(CHECKSUMS), &json!(sums))?;
+    sync_dir(folder)
+}
+
+/// The checksums of a sealed folder; `None` if it is not sealed.
+pub fn checksums(folder: &Path) -> Result<Option<BTreeMap<String, String>>> {
+    let path = folder.join(CHECKSUMS);
+    match fs::read(&path) {
+        Ok(json) => serde_json::from_slice(&json)
+            .map(Some)
+            .map_err(|e| Error::user(path.display(), format!("is not a list of checksums ({e})"), "use another checkpoint")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(&path, e)),
+    }
+}
+
+/// Compares all files of a sealed folder with their checksums. Returns false if it is not sealed.
+///
+/// # Errors
+/// The first file that is missing or has changed.
+pub fn verify(folder: &Path) -> Result<bool> {
+    let Some(sums) = checksums(folder)? else { return Ok(false) };
+    for (name, sum) in sums {
+        let path = folder.join(name);
+        if format!("{:032x}", checksum(&path).map_err(|e| Error::io(&path, e))?) != sum {
+            return Err(Error::user(path.display(), "has changed since it was written", "use another checkpoint"));
+        }
+    }
+    Ok(true)
+}
+
+/// The checksum of a regular file.
+pub fn checksum(path: &Path) -> io::Result<u128> {
+    // Checked before opening, since opening a FIFO waits for its writer.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "is not a regular file"));
+    }
+    let (mut file, mut block, mut hash) = (File::open(path)?, vec![0; 1 << 18], XxHash3_128::new());
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hash.finish_128()),
+            size => hash.write(&block[..size]),
+        }
+    }
 }
 
 /// Whether both paths lead to the same existing file or folder.

@@ -456,6 +456,30 @@ fn a_fifo_is_refused_without_blocking() {
     assert!(Weights::open(&fifo).err().expect("must be refused").to_string().contains("is not a regular file"));
 }
 
+/// A checkpoint replaced by one of the same step can be opened at any moment.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_checkpoint_is_replaced_without_a_gap() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let folder = TempDir::new().unwrap();
+    let run = warpfit::checkpoint::run_dir::RunDir::create(folder.path(), false).unwrap();
+    let save = || run.checkpoint(5, |at| warpfit::files::write_file(&at.join("state.json"), b"{}")).unwrap();
+    let (path, done) = (save(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut missing = 0;
+            while !done.load(Ordering::Relaxed) {
+                missing += usize::from(!path.exists());
+            }
+            missing
+        });
+        (0..300).for_each(|_| drop(save()));
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(reader.join().unwrap(), 0, "times it was missing");
+    });
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "the checkpoint and the lock");
+}
+
 proptest! {
     #[test]
     fn damaged_files_never_panic(flips in prop::collection::vec((0usize..260, any::<u8>()), 0..4), cut in prop::option::of(0usize..260)) {

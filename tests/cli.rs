@@ -5,6 +5,7 @@ mod files;
 mod labels;
 mod models;
 mod predict;
+mod runs;
 mod train;
 mod version;
 
@@ -73,6 +74,13 @@ impl Ran {
     #[track_caller]
     pub fn failed(self, code: i32, part: &str) -> Ran {
         assert_eq!(self.fault(code, part), None);
+        self
+    }
+
+    /// Ended with `code`.
+    #[track_caller]
+    pub fn failed_with(self, code: i32) -> Ran {
+        assert_eq!(self.code, Some(code), "{}", self.err);
         self
     }
 

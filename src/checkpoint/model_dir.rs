@@ -1,16 +1,25 @@
 //! A model folder, in the format of `from_pretrained` and `save_pretrained`: configuration, weights, tokenizer.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::weights::{self, Weights};
 use crate::data::inputs::{Content, Input};
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Result};
-use crate::files::write_file;
+use crate::files::{checksums, seal, sync_dir, write_file};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::plan::{Plan, Slot};
 use crate::ops::View;
+
+/// The files of a model that [`ModelDir::write`] writes.
+pub const FILES: [&str; 6] =
+    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
+
+/// Where the files of a model are written that are to replace those of the folder, and where they are once they are complete.
+pub const PARTIAL: &str = "model.partial";
+const READY: &str = "model.ready";
 
 /// Files beside the weights that are copied unread.
 const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
@@ -25,18 +34,26 @@ pub struct ModelDir {
 }
 
 impl ModelDir {
-    /// Reads everything but the weights.
+    /// Reads everything but the weights. Finishes the replacement of the model if a killed run has begun it.
     pub fn read(path: &Path) -> Result<ModelDir> {
         if !path.is_dir() {
             let fact = if path.exists() { "is not a folder" } else { "no such folder" };
             return Err(Error::user(path.display(), fact, "name a folder with config.json and model.safetensors"));
+        }
+        finish_replacement(path)?;
+        for file in FILES.into_iter().chain(["README.md"]).map(|name| path.join(name)) {
+            // Opening a FIFO waits for its writer, the card's at the end of a run.
+            if file.metadata().is_ok_and(|about| !about.is_file()) {
+                return Err(Error::user(file.display(), "is not a regular file", "use another model folder"));
+            }
         }
         let config = Config::read(&path.join("config.json"))?;
         let mut tokenizer_files = Vec::new();
         for name in TOKENIZER_FILES {
             let file = path.join(name);
             if file.exists() {
-                tokenizer_files.push((name, std::fs::read(&file).map_err(|e| Error::io(&file, e))?));
+                check_link(path, &file)?;
+                tokenizer_files.push((name, fs::read(&file).map_err(|e| Error::io(&file, e))?));
             }
         }
         let has_tokenizer = ["tokenizer.json", "vocab.txt"].iter().any(|name| path.join(name).exists());
@@ -134,6 +151,67 @@ impl ModelDir {
         }
         write_tensors(&folder.join("model.safetensors"), model, &[("", model.plan.params)])
     }
+
+    /// Replaces the model in `folder` and its card, all files or none: they are complete before the first one is moved, and from
+    /// then on whoever reads the folder moves the others.
+    pub fn replace(&self, folder: &Path, model: &mut Model, card: &str) -> Result<()> {
+        let (partial, ready) = (folder.join(PARTIAL), folder.join(READY));
+        fs::create_dir(&partial).map_err(|e| Error::io(&partial, e))?;
+        let written = self
+            .write(&partial, model)
+            .and_then(|()| write_file(&partial.join("README.md"), card.as_bytes()))
+            .and_then(|()| seal(&partial))
+            .and_then(|()| fs::rename(&partial, &ready).map_err(|e| Error::io(&ready, e)));
+        if let Err(error) = written {
+            // Of two errors the first is reported.
+            let _ = fs::remove_dir_all(&partial);
+            return Err(error);
+        }
+        sync_dir(folder)?;
+        finish_replacement(folder)
+    }
+}
+
+/// Refuses a link out of the folder, since the file is copied and may be published. The files of a hub cache are links to its
+/// blobs.
+fn check_link(folder: &Path, file: &Path) -> Result<()> {
+    let io = |e| Error::io(file, e);
+    if !file.is_symlink() {
+        return Ok(());
+    }
+    let (folder, target) = (folder.canonicalize().map_err(io)?, file.canonicalize().map_err(io)?);
+    let repo = folder.parent().filter(|snapshots| snapshots.ends_with("snapshots")).and_then(Path::parent);
+    if target.starts_with(&folder) || repo.is_some_and(|repo| target.starts_with(repo.join("blobs"))) {
+        return Ok(());
+    }
+    let fact = format!("is a link out of this folder, to {}, and would be copied into the new model", target.display());
+    Err(Error::user(file.display(), fact, "replace the link by a copy of the file"))
+}
+
+/// Moves the files of a complete model into its folder, as often as need be: any process may begin, go on with or finish it.
+pub(super) fn finish_replacement(folder: &Path) -> Result<()> {
+    let ready = folder.join(READY);
+    if !ready.exists() {
+        return Ok(());
+    }
+    let unless_done = |done: std::io::Result<()>| match done {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(&ready, e).and("a run was stopped while it replaced the model of this folder by these files"))
+        }
+        _ => Ok(()),
+    };
+    // Without checksums all files have been moved.
+    if let Some(files) = checksums(&ready)? {
+        for name in TOKENIZER_FILES.into_iter().filter(|&name| !files.contains_key(name)) {
+            unless_done(fs::remove_file(folder.join(name)))?;
+        }
+        for name in files.keys() {
+            unless_done(fs::rename(ready.join(name), folder.join(name)))?;
+        }
+        sync_dir(folder)?;
+    }
+    unless_done(fs::remove_dir_all(&ready))?;
+    sync_dir(folder)
 }
 
 /// Writes one or more flat views in the layout of the parameters, each tensor under its prefix and its parameter's name.

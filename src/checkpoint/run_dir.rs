@@ -1,16 +1,41 @@
-//! The folder of a run. Checkpoints are atomic, like files: written under another name, synced to disk, then renamed.
+//! The folder of a run: one process at a time writes into it, and its checkpoints are those of one run. Checkpoints are atomic, like files: written under another name, synced to disk, then renamed.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::model_dir;
+use crate::console::note;
 use crate::error::{Error, Result};
-use crate::files::{sync_dir, write_file};
+use crate::files::{create_dir, replace_dir, seal, sync_dir, write_file};
+use crate::report::tensorboard;
+
+/// Locked by the process that writes into the folder, for as long as it lives; holds the id of the run.
+const LOCK: &str = "run.lock";
+
+/// What a run writes beside its checkpoints, its model and its card.
+const RESULTS: [&str; 11] = [
+    "metrics.jsonl",
+    tensorboard::FILE,
+    "plots",
+    "profile.txt",
+    "profile.json",
+    "train_results.json",
+    "eval_results.json",
+    "test_results.json",
+    "all_results.json",
+    "trainer_state.json",
+    "training_args.json",
+];
 
 pub struct RunDir {
     pub path: PathBuf,
+    /// The run that the folder belongs to; empty if it has none yet.
+    pub id: String,
+    lock: File,
 }
 
 impl RunDir {
@@ -22,29 +47,111 @@ impl RunDir {
         if !path.is_dir() {
             return Err(Error::user(path.display(), "is a file", "choose another --output-dir"));
         }
-        let mut entries = fs::read_dir(path).map_err(|e| Error::io(path, e))?;
-        if entries.next().is_some() && !overwrite {
+        let mut entries = fs::read_dir(path).map_err(|e| Error::io(path, e))?.flatten();
+        if entries.any(|entry| entry.file_name() != LOCK) && !overwrite {
             let remedy = "choose another --output-dir, or pass --overwrite-output-dir or --resume-from-checkpoint";
             return Err(Error::user(path.display(), "the folder is not empty", remedy));
         }
+        match File::open(path.join(LOCK)).map(|lock| lock.try_lock_shared()) {
+            Ok(Err(TryLockError::WouldBlock)) => Err(in_use(path)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates the folder, or uses an empty one; one that is not empty only with `overwrite`. No other process can do so until
+    /// this one ends.
+    pub fn create(path: &Path, overwrite: bool) -> Result<RunDir> {
+        RunDir::check(path, overwrite)?;
+        create_dir(path)?;
+        let file = path.join(LOCK);
+        let io = |e| Error::io(&file, e);
+        let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&file).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => (),
+            Err(TryLockError::WouldBlock) => return Err(in_use(path)),
+            Err(TryLockError::Error(e)) => {
+                note(format!("warning: {} cannot be locked ({e}): start no other run in this folder", path.display()));
+            }
+        }
+        let mut id = String::new();
+        lock.read_to_string(&mut id).map_err(io)?;
+        let run = RunDir { path: path.into(), id: id.trim().to_string(), lock };
+        run.clean()?;
+        Ok(run)
+    }
+
+    /// Removes what killed processes have left half-written, and restores a checkpoint that one was about to replace.
+    fn clean(&self) -> Result<()> {
+        let own = |name: &str| name == "README.md" || RESULTS.contains(&name) || model_dir::FILES.contains(&name);
+        for entry in fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?.flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let Some((whole, ending)) = name.to_str().and_then(|name| name.rsplit_once('.')) else { continue };
+            let is_checkpoint = checkpoint_step(whole).is_some();
+            let done = match ending {
+                "old" if is_checkpoint && !self.path.join(whole).exists() => fs::rename(&path, self.path.join(whole)),
+                "old" | "partial" if is_checkpoint => fs::remove_dir_all(&path),
+                "partial" if name == model_dir::PARTIAL => fs::remove_dir_all(&path),
+                "partial" if own(whole) => fs::remove_file(&path),
+                "writable" if whole.is_empty() => fs::remove_file(&path),
+                _ => Ok(()),
+            };
+            done.map_err(|e| Error::io(&path, e))?;
+        }
+        model_dir::finish_replacement(&self.path)
+    }
+
+    /// Begins a new run: what an earlier one has left is set aside, except for its model and the card of that.
+    pub fn begin(&mut self) -> Result<()> {
+        // The id comes first: after a kill in between, no checkpoint of the earlier run is taken for one of this run.
+        self.adopt(None)?;
+        let checkpoints = self.checkpoints()?.into_iter().map(checkpoint_name);
+        let results = RESULTS.map(String::from).into_iter().filter(|name| self.path.join(name).exists());
+        self.set_aside(checkpoints.chain(results).collect())
+    }
+
+    /// Continues the run of this id, or a new one, after the update `step`: checkpoints of later updates are set aside, and those
+    /// for which `other` holds.
+    pub fn go_on(&mut self, id: Option<String>, step: usize, other: impl Fn(&Path) -> bool) -> Result<()> {
+        self.adopt(id)?;
+        let left = self.checkpoints()?.into_iter().filter(|&at| at > step || other(&self.checkpoint_path(at)));
+        // The latest first: after a kill in between, the newest one left is still the nearest to `step`.
+        self.set_aside(left.rev().map(checkpoint_name).collect())
+    }
+
+    fn adopt(&mut self, id: Option<String>) -> Result<()> {
+        self.id = id.unwrap_or_else(|| format!("{:016x}", RandomState::new().hash_one(std::process::id())));
+        let (mut lock, line) = (&self.lock, format!("{}\n", self.id));
+        // Overwritten rather than truncated first: at no moment is there no id, and a full disk has room for it.
+        let written = lock.rewind().and_then(|()| lock.write_all(line.as_bytes())).and_then(|()| lock.set_len(line.len() as u64));
+        written.and_then(|()| lock.sync_all()).map_err(|e| Error::io(&self.path.join(LOCK), e))
+    }
+
+    /// Moves files and folders of this folder to a new folder earlier-run-N in it.
+    fn set_aside(&self, names: Vec<String>) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let folder = RunDir::numbered(&self.path, "earlier-run-")?;
+        for name in &names {
+            let new = folder.join(name);
+            let parent = new.parent().expect("it is in the folder");
+            fs::create_dir_all(parent)
+                .and_then(|()| fs::rename(self.path.join(name), &new))
+                .map_err(|e| Error::io(&self.path.join(name), e))?;
+        }
+        sync_dir(&folder)?;
+        sync_dir(&self.path)?;
+        let first = names.iter().max_by_key(|name| name.starts_with("checkpoint-")).expect("there is one");
+        let rest = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+        note(format!("set aside: {first}{rest} of an earlier run, now in {}", folder.display()));
         Ok(())
     }
 
-    /// Creates the folder, or uses an empty one; one that is not empty only with `overwrite`.
-    pub fn create(path: &Path, overwrite: bool) -> Result<RunDir> {
-        RunDir::check(path, overwrite)?;
-        fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
-        // An unwritable folder is found now rather than after the first epoch.
-        let probe = path.join(".writable");
-        File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|e| Error::io(path, e))?;
-        Ok(RunDir { path: path.into() })
-    }
-
-    /// The next unused number under `parent`: runs/1, runs/2, ...
-    pub fn numbered(parent: &Path) -> Result<PathBuf> {
+    /// A new folder with the next unused number under `parent`: runs/1, runs/2, ...
+    pub fn numbered(parent: &Path, prefix: &str) -> Result<PathBuf> {
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         for number in 1.. {
-            let path = parent.join(number.to_string());
+            let path = parent.join(format!("{prefix}{number}"));
             match fs::create_dir(&path) {
                 Ok(()) => return Ok(path),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
@@ -57,53 +164,40 @@ impl RunDir {
     /// Writes checkpoint-`step` atomically, a folder with the files written by `fill`. Replaces one of the same name.
     pub fn checkpoint(&self, step: usize, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.checkpoint_path(step);
-        let (partial, old) = (path.with_extension("partial"), path.with_extension("old"));
-        let io = |e| Error::io(&path, e);
-        for left in [&partial, &old] {
-            if left.exists() {
-                fs::remove_dir_all(left).map_err(io)?;
-            }
+        let partial = path.with_extension("partial");
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(|e| Error::io(&partial, e))?;
         }
-        fs::create_dir(&partial).map_err(io)?;
-        let filled = fill(&partial).and_then(|()| sync_dir(&partial));
-        if let Err(error) = filled {
+        fs::create_dir(&partial).map_err(|e| Error::io(&partial, e))?;
+        if let Err(error) = fill(&partial).and_then(|()| seal(&partial)) {
             // Of two errors the first is reported.
             let _ = fs::remove_dir_all(&partial);
             return Err(error);
         }
-        if path.exists() {
-            fs::rename(&path, &old).map_err(io)?;
-        }
-        fs::rename(&partial, &path).map_err(io)?;
-        sync_dir(&self.path)?;
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(io)?;
-        }
+        replace_dir(&partial, &path)?;
         Ok(path)
     }
 
-    /// Steps of the complete checkpoints, in order.
+    /// Steps of the checkpoints, in order. Once the run has begun or gone on, all are its own.
     pub fn checkpoints(&self) -> Result<Vec<usize>> {
         let entries = fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?;
-        let mut steps: Vec<usize> =
-            entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()).collect();
+        let mut steps: Vec<usize> = entries.filter_map(|entry| checkpoint_step(entry.ok()?.file_name().to_str()?)).collect();
         steps.sort_unstable();
         Ok(steps)
     }
 
-    /// Removes the oldest checkpoints until `limit` are left, but never the newest or that of step `best`.
-    pub fn rotate(&self, limit: usize, best: Option<usize>) -> Result<()> {
+    /// Removes the oldest checkpoints until `limit` are left, but never that of step `written` or that of step `best`.
+    pub fn rotate(&self, limit: usize, written: usize, best: Option<usize>) -> Result<()> {
         let steps = self.checkpoints()?;
-        let newest = steps.last().copied();
         let mut left = steps.len();
-        for step in steps.into_iter().filter(|&step| Some(step) != best && Some(step) != newest) {
+        for step in steps.into_iter().filter(|&step| Some(step) != best && step != written) {
             if left <= limit {
                 break;
             }
             let path = self.checkpoint_path(step);
             // Renamed first, so that an interrupted removal leaves nothing that looks like a checkpoint.
-            let old = path.with_extension("old");
-            fs::rename(&path, &old).and_then(|()| fs::remove_dir_all(&old)).map_err(|e| Error::io(&path, e))?;
+            let partial = path.with_extension("partial");
+            fs::rename(&path, &partial).and_then(|()| fs::remove_dir_all(&partial)).map_err(|e| Error::io(&path, e))?;
             left -= 1;
         }
         Ok(())
@@ -111,7 +205,7 @@ impl RunDir {
 
     /// Folder of the checkpoint of a step.
     pub fn checkpoint_path(&self, step: usize) -> PathBuf {
-        self.path.join(format!("checkpoint-{step}"))
+        self.path.join(checkpoint_name(step))
     }
 
     /// Rewrites metrics.jsonl with these entries: those before the point at which a run resumes.
@@ -126,4 +220,18 @@ impl RunDir {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.and_then(|mut file| file.write_all(format!("{entry}\n").as_bytes())).map_err(|e| Error::io(&path, e))
     }
+}
+
+/// The step of the checkpoint with this name.
+pub fn checkpoint_step(name: &str) -> Option<usize> {
+    let step = name.strip_prefix("checkpoint-")?.parse().ok()?;
+    (checkpoint_name(step) == name).then_some(step)
+}
+
+fn checkpoint_name(step: usize) -> String {
+    format!("checkpoint-{step}")
+}
+
+fn in_use(path: &Path) -> Error {
+    Error::user(path.display(), "another run is writing into this folder", "wait until it ends, or choose another --output-dir")
 }

@@ -16,7 +16,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::names::Param;
 
 /// The limit of the format's own library.
@@ -349,7 +349,7 @@ pub fn resolve<'a>(params: &'a [Param], weights: &'a Weights, other_head: bool) 
 /// atomically and synced to disk; syncing the folder is left to the caller.
 ///
 /// # Errors
-/// Those of `values` and of the file system. A previous file at `path` is then unchanged.
+/// Those of `values` and of the file system; a value that is not finite. A previous file at `path` is then unchanged.
 pub fn write<N: AsRef<str>, S: AsRef<[usize]>>(
     path: &Path,
     tensors: &[(N, S)],
@@ -396,6 +396,10 @@ fn write_all<N: AsRef<str>, S: AsRef<[usize]>>(
         numbers.clear();
         numbers.resize(count(i), 0.0);
         values(i, &mut numbers)?;
+        if let Some(at) = numbers.iter().position(|value| !value.is_finite()) {
+            let fact = format!("{} is not finite ({} at element {at})", tensors[i].0.as_ref(), numbers[at]);
+            return Err(Error::new(Kind::Unusable, path.display(), fact, "go back to an earlier checkpoint"));
+        }
         for block in numbers.chunks(1 << 16) {
             bytes.clear();
             bytes.extend(block.iter().flat_map(|value| value.to_le_bytes()));

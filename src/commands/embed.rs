@@ -3,7 +3,6 @@
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::run_dir::RunDir;
 use crate::checkpoint::weights;
 use crate::console::{note, print};
 use crate::data::dataset::{Classes, Dataset, ModelClasses, Table, classify};
@@ -11,8 +10,7 @@ use crate::data::inputs::{self, Batches, Content, Input, LineFormat};
 use crate::data::loader::randperm;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
-use crate::files::same_file;
-use crate::files::{PartialFile, write_json};
+use crate::files::{PartialFile, create_dir, same_file, write_json};
 use crate::flags::{InputArgs, RunArgs, SplitArgs, count};
 use crate::hub;
 use crate::infer::pooling::Pooling;
@@ -127,10 +125,11 @@ pub fn run(args: Args) -> Result<()> {
         pooling: args.pooling,
     };
     let mut session = Session::open(&hub::model(&args.model)?, &options)?;
-    let folder = args.output_dir.as_deref().map(|folder| RunDir::create(folder, true)).transpose()?;
-    match (args.project, &folder) {
-        (Some(method), Some(folder)) => project(&args, method, &folder.path, &mut session),
-        _ if args.probe => probe(&args, folder.as_ref().map(|folder| folder.path.as_path()), &mut session),
+    let folder = args.output_dir.as_deref();
+    folder.map_or(Ok(()), create_dir)?;
+    match (args.project, folder) {
+        (Some(method), Some(folder)) => project(&args, method, folder, &mut session),
+        _ if args.probe => probe(&args, folder, &mut session),
         _ => embed(&args, format, &mut session),
     }
 }

@@ -47,11 +47,11 @@ pub fn run(args: Args) -> Result<()> {
     }
     let Some(outcome) = outcome? else { return Ok(()) };
 
-    let took = duration(std::time::Duration::from_secs_f64(outcome.seconds));
-    let updates = rate(outcome.updates as f64 / outcome.seconds);
+    let took = duration(std::time::Duration::from_secs_f64(outcome.done.seconds));
+    let updates = rate(outcome.done.updates as f64 / outcome.done.seconds);
     print(format!(
         "trained     {} updates in {took} ({updates}/s), mean loss {:.4}",
-        Count(outcome.updates as u64),
+        Count(outcome.done.updates as u64),
         outcome.train_loss
     ))?;
     if let Some(evaluation) = &outcome.evaluation {

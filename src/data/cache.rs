@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -13,6 +13,7 @@ use twox_hash::XxHash3_128;
 
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Limit on the size of all files; beyond it, the least recently used are removed.
 const MOST: u64 = 2 << 30;
@@ -52,16 +53,8 @@ fn hash_path(path: &Path, about: Metadata) -> io::Result<u128> {
             // The entry's own metadata: links could be circular.
             hash.write(&hash_path(&entry.path(), entry.metadata()?)?.to_le_bytes());
         }
-    } else if about.is_file() {
-        let (mut file, mut block) = (File::open(path)?, vec![0; 1 << 18]);
-        loop {
-            match file.read(&mut block)? {
-                0 => break,
-                size => hash.write(&block[..size]),
-            }
-        }
     } else {
-        return Err(io::ErrorKind::Unsupported.into());
+        return files::checksum(path);
     }
     Ok(hash.finish_128())
 }

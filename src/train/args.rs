@@ -46,11 +46,11 @@ pub struct Args {
     /// Folder for the trained model, the checkpoints and the logs [default: the next number in ./runs]
     #[arg(long, help_heading = "Model and run")]
     pub output_dir: Option<PathBuf>,
-    /// Write into an output folder that is not empty [default: false]
+    /// Write into an output folder that is not empty; an earlier run's files are moved to earlier-run-N [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
     pub overwrite_output_dir: Option<bool>,
-    /// Continue from a checkpoint of the same run: the given folder, or without a value the newest in --output-dir
-    /// [default: start a new run]
+    /// Continue from a checkpoint of the same run: the given folder, or without a value the newest sound one in
+    /// --output-dir [default: start a new run]
     #[arg(long, num_args = 0..=1, default_missing_value = "newest", value_name = "DIR", help_heading = "Model and run")]
     pub resume_from_checkpoint: Option<PathBuf>,
     /// Read and check everything, print the plan and its memory, and exit
@@ -383,7 +383,7 @@ impl Args {
         let output_dir = match self.output_dir {
             Some(folder) => folder,
             None if self.dry_run => RUNS.into(),
-            None => RunDir::numbered(RUNS.as_ref())?,
+            None => RunDir::numbered(RUNS.as_ref(), "")?,
         };
         Ok(Settings {
             model,

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Cadence, ReportTo};
 use super::evaluate::{Evaluation, evaluate};
+use super::results::Done;
 use super::{BestModel, Outcome, Trainer};
 use crate::console::{check_interrupt, notice_interrupts};
 use crate::data::loader::{Loader, row_order};
@@ -18,9 +19,11 @@ use crate::files::write_file;
 use crate::ops::{Step, Update};
 use crate::report::log::Progress;
 
+const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
+
 impl Trainer<'_> {
     pub(super) fn run(mut self) -> Result<Outcome> {
-        let begin = Instant::now();
+        let (begin, first, epoch) = (Instant::now(), self.state.step, self.epoch());
         let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "reviews"]);
         let progress = progress.resumed_at(self.state.step as u64);
         notice_interrupts()?;
@@ -35,7 +38,8 @@ impl Trainer<'_> {
         self.show_profile(&progress)?;
         progress.finish("");
         let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
-        self.finish(seconds).map_err(|error| match error.kind {
+        let done = Done { updates: self.state.step - first, epochs: self.epoch() - epoch, seconds };
+        self.finish(done).map_err(|error| match error.kind {
             Kind::Interrupted => Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it"),
             _ => error,
         })
@@ -185,12 +189,16 @@ impl Trainer<'_> {
         }
         let kept = self.kept()?;
         let place = format!("update {}", self.state.step + 1 - updates);
-        Ok(Error::new(
-            Kind::Unusable,
-            place,
-            format!("{what} is not finite; {kept}"),
-            "lower --learning-rate or raise --warmup-steps",
-        ))
+        Ok(Error::new(Kind::Unusable, place, format!("{what} is not finite; {kept}"), DIVERGED))
+    }
+
+    /// The error for a model that could not be saved: names the update and the last good checkpoint if its numbers are not finite.
+    pub(super) fn not_saved(&self, error: Error) -> Result<Error> {
+        if error.kind != Kind::Unusable {
+            return Ok(error);
+        }
+        let fact = format!("{}, so that nothing was saved; {}", error.fact(), self.kept()?);
+        Ok(Error::new(Kind::Unusable, format!("update {}", self.state.step), fact, DIVERGED))
     }
 
     /// The checkpoint from which a failed run can resume, in words.

@@ -8,7 +8,7 @@ use super::card::model_card;
 use super::evaluate::Evaluation;
 use crate::console::note;
 use crate::error::Result;
-use crate::files::{write_file, write_json};
+use crate::files::{sync_dir, write_file, write_json};
 use crate::report::curves;
 
 /// The result of a finished run.
@@ -18,9 +18,15 @@ pub struct Outcome {
     /// Evaluation of the saved model on the validation data.
     pub evaluation: Option<Evaluation>,
     pub test: Option<Evaluation>,
+    pub done: Done,
+}
+
+/// The work of this process, without that before the checkpoint from which it has resumed.
+pub struct Done {
+    pub updates: usize,
+    pub epochs: f64,
     /// Time of the training loop.
     pub seconds: f64,
-    pub updates: usize,
 }
 
 impl Trainer<'_> {
@@ -53,16 +59,16 @@ impl Trainer<'_> {
     }
 
     /// Loads the best model, runs the missing evaluations, and writes all results.
-    pub(super) fn finish(mut self, seconds: f64) -> Result<Outcome> {
+    pub(super) fn finish(mut self, done: Done) -> Result<Outcome> {
         let (rows, updates) = (self.data.train.rows(), self.state.step);
         let train_loss = self.state.loss_sum / updates as f64;
         let mut train = Map::from_iter([
             ("epoch".to_string(), json!(self.epoch())),
             ("train_loss".to_string(), json!(train_loss)),
-            ("train_runtime".to_string(), json!(seconds)),
+            ("train_runtime".to_string(), json!(done.seconds)),
             ("train_samples".to_string(), json!(rows)),
-            ("train_samples_per_second".to_string(), json!(self.epoch() * rows as f64 / seconds)),
-            ("train_steps_per_second".to_string(), json!(updates as f64 / seconds)),
+            ("train_samples_per_second".to_string(), json!(done.epochs * rows as f64 / done.seconds)),
+            ("train_steps_per_second".to_string(), json!(done.updates as f64 / done.seconds)),
         ]);
         self.log_entry(train.clone())?;
 
@@ -74,7 +80,9 @@ impl Trainer<'_> {
             evaluation = best.evaluation.clone();
             self.best = Some(best);
         }
-        self.source.write(&self.run.path, &mut self.model)?;
+        let card = self.card(evaluation.as_ref(), false);
+        let saved = self.source.replace(&self.run.path, &mut self.model, &card);
+        saved.or_else(|error| Err(self.not_saved(error)?))?;
         if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
             evaluation = Some(self.run_over(&data, "evaluating")?);
         }
@@ -95,11 +103,14 @@ impl Trainer<'_> {
         curves::write(&self.run.path, &self.log)?;
         write_json(&path("training_args.json"), &json!(self.settings))?;
         let shown = test.as_ref().or(evaluation.as_ref());
-        write_file(
-            &path("README.md"),
-            model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown, test.is_some()).as_bytes(),
-        )?;
+        write_file(&path("README.md"), self.card(shown, test.is_some()).as_bytes())?;
+        sync_dir(&self.run.path)?;
 
-        Ok(Outcome { train_loss, evaluation, test, seconds, updates })
+        Ok(Outcome { train_loss, evaluation, test, done })
+    }
+
+    /// The model card with this evaluation, of the test data if `tested`.
+    fn card(&self, shown: Option<&Evaluation>, tested: bool) -> String {
+        model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown, tested)
     }
 }

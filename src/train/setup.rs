@@ -6,7 +6,7 @@ use super::Trainer;
 use super::args::{ClassWeights, ReportTo, Settings};
 use super::data::Data;
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
-use super::state::{self, RunState};
+use super::state::RunState;
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::note;
@@ -114,7 +114,10 @@ impl<'a> Setup<'a> {
             profile,
         };
         if let Some(asked) = &settings.resume_from_checkpoint {
-            trainer.resume(&state::checkpoint(asked, &trainer.run)?)?;
+            trainer.resume(asked)?;
+        } else {
+            trainer.run.begin()?;
+            trainer.state.run_id = trainer.run.id.clone();
         }
         if settings.report_to.contains(&ReportTo::Tensorboard) {
             trainer.events = Some(Events::open(&trainer.run.path, resumes.then_some(trainer.state.step))?);

@@ -10,12 +10,12 @@ use twox_hash::XxHash64;
 use super::args::{ReportTo, Settings};
 use super::{BestModel, Trainer};
 use crate::checkpoint::model_dir::{read_tensors, write_tensors};
-use crate::checkpoint::run_dir::RunDir;
-use crate::checkpoint::weights;
+use crate::checkpoint::run_dir::checkpoint_step;
+use crate::checkpoint::weights::{self, Weights};
 use crate::console::note;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
-use crate::files::write_json;
+use crate::files::{verify, write_json};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::{Status, View};
@@ -24,6 +24,9 @@ use crate::report::log::Count;
 /// The state between two micro-batches; state.json of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunState {
+    /// The run that this is a state of, at random; empty in a checkpoint of an earlier version.
+    #[serde(default)]
+    pub run_id: String,
     /// Updates done.
     pub step: usize,
     /// Completed micro-batches of the current update; their gradients are in gradients.safetensors. 0 unless interrupted.
@@ -48,6 +51,7 @@ impl RunState {
     /// The state before the first update.
     pub fn new(settings: &Settings, train: &Encoded) -> RunState {
         RunState {
+            run_id: String::new(),
             step: 0,
             micro_batch: 0,
             status: [Some(0.0); Status::LEN],
@@ -59,18 +63,44 @@ impl RunState {
         }
     }
 
-    /// Reads the state of a checkpoint that belongs to the run of `fingerprint`, of a model with this config.
-    ///
-    /// # Errors
-    /// No such checkpoint, or one of a different run or model, with the first difference named.
-    fn read(checkpoint: &Path, fingerprint: &Value, config: &Config) -> Result<RunState> {
+    /// Reads the state of a checkpoint.
+    fn read(checkpoint: &Path) -> Result<RunState> {
         let path = checkpoint.join("state.json");
         let json = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let state: RunState = serde_json::from_slice(&json)
-            .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "use another checkpoint"))?;
+        serde_json::from_slice(&json)
+            .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "use another checkpoint"))
+    }
+
+    /// Reads the state of a checkpoint after verifying all of its files.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged, or of another update.
+    fn verified(checkpoint: &Path) -> Result<RunState> {
+        let sealed = verify(checkpoint)?;
+        let state = RunState::read(checkpoint)?;
+        let step = checkpoint.file_name().and_then(|name| checkpoint_step(name.to_str()?));
+        if step.is_some_and(|step| step != state.step) {
+            let fact = format!("is the checkpoint of update {}", state.step);
+            return Err(Error::user(checkpoint.display(), fact, "use another checkpoint"));
+        }
+        if !sealed {
+            // Notices truncated files.
+            for file in ["model.safetensors", "optimizer.safetensors"] {
+                Weights::open(&checkpoint.join(file))?;
+            }
+            note(format!("warning: {} has no checksums: it is used unverified", checkpoint.display()));
+        }
+        Ok(state)
+    }
+
+    /// Checks that a run with this fingerprint, of a model with this config, can continue from the checkpoint.
+    ///
+    /// # Errors
+    /// The first difference.
+    fn check(&self, checkpoint: &Path, fingerprint: &Value, config: &Config) -> Result<()> {
         let [was, is] = [&Config::read(&checkpoint.join("config.json"))?, config]
             .map(|config| serde_json::from_str(&config.to_json()).expect("JSON of our own"));
-        for (was, is) in [(&state.fingerprint, fingerprint), (&was, &is)] {
+        for (was, is) in [(&self.fingerprint, fingerprint), (&was, &is)] {
             let Some((key, is)) = is.as_object().into_iter().flatten().find(|(key, is)| was[*key] != **is) else { continue };
             let fact = match key.as_str() {
                 "data" => "was written with other training data, another tokenizer or another --max-length".to_string(),
@@ -78,9 +108,25 @@ impl RunState {
             };
             return Err(Error::user(checkpoint.display(), fact, "resume with the same settings, or start a new run"));
         }
-        Ok(state)
+        Ok(())
     }
 }
+
+/// Settings that may change when a run resumes.
+const OPTIMIZER: [&str; 12] = [
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "class_weights",
+];
 
 /// Settings that must be the same when a run resumes.
 fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
@@ -96,15 +142,9 @@ fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
     })
 }
 
-/// Resolves `--resume-from-checkpoint`.
-pub fn checkpoint(asked: &Path, run: &RunDir) -> Result<PathBuf> {
-    if asked.as_os_str() != "newest" {
-        return Ok(asked.into());
-    }
-    match run.checkpoints()?.last() {
-        Some(&step) => Ok(run.checkpoint_path(step)),
-        None => Err(Error::user(run.path.display(), "this folder has no checkpoint", "leave out --resume-from-checkpoint")),
-    }
+/// Whether a checkpoint is known to be of another run than that with this id.
+fn is_of_another_run(checkpoint: &Path, id: &str) -> bool {
+    RunState::read(checkpoint).is_ok_and(|state| !state.run_id.is_empty() && state.run_id != id)
 }
 
 /// The optimizer's state, with the prefixes of its tensors in a checkpoint.
@@ -120,7 +160,7 @@ impl Trainer<'_> {
         let (run, source, model, state) = (&self.run, &self.source, &mut self.model, &self.state);
         // If no checkpoint has the best weights, this one includes them.
         let unsaved = self.best.as_ref().filter(|best| !best.saved && !best.weights.is_empty());
-        let path = run.checkpoint(state.step, |folder| {
+        let saved = run.checkpoint(state.step, |folder| {
             source.write(folder, model)?;
             write_tensors(&folder.join("optimizer.safetensors"), model, &moments(model))?;
             if state.micro_batch > 0 {
@@ -138,16 +178,52 @@ impl Trainer<'_> {
             write_json(&folder.join("state.json"), &json!(state))?;
             write_json(&folder.join("trainer_state.json"), &trainer_state)?;
             write_json(&folder.join("training_args.json"), &settings)
-        })?;
+        });
+        let path = saved.or_else(|error| Err(self.not_saved(error)?))?;
         if let Some(limit) = self.settings.save_total_limit {
-            self.run.rotate(limit, self.state.best.map(|(step, _)| step))?;
+            self.run.rotate(limit, self.state.step, self.state.best.map(|(step, _)| step))?;
         }
         Ok(path)
     }
 
-    /// Restores the state of a checkpoint.
-    pub(super) fn resume(&mut self, checkpoint: &Path) -> Result<()> {
-        self.state = RunState::read(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
+    /// The checkpoint for `--resume-from-checkpoint`, and its state: the one named, or the newest of this run that is sound.
+    fn sound_checkpoint(&self, asked: &Path) -> Result<(PathBuf, RunState)> {
+        if asked.as_os_str() != "newest" {
+            return Ok((asked.into(), RunState::verified(asked)?));
+        }
+        let mut unusable = Vec::new();
+        for step in self.run.checkpoints()?.into_iter().rev() {
+            let path = self.run.checkpoint_path(step);
+            if !self.run.id.is_empty() && is_of_another_run(&path, &self.run.id) {
+                unusable.push(format!("{}: belongs to another run", path.display()));
+                continue;
+            }
+            match RunState::verified(&path) {
+                Err(error) => unusable.push(error.without_remedy()),
+                Ok(state) => {
+                    if !unusable.is_empty() {
+                        note(format!("warning: not resumed from the newest checkpoint: {}", unusable.join(", ")));
+                    }
+                    return Ok((path, state));
+                }
+            }
+        }
+        let fact = match unusable.is_empty() {
+            true => "this folder has no checkpoint".to_string(),
+            false => format!("this folder has no sound checkpoint: {}", unusable.join(", ")),
+        };
+        Err(Error::user(self.run.path.display(), fact, "leave out --resume-from-checkpoint"))
+    }
+
+    /// Restores the state of a checkpoint: the one named, or the newest.
+    pub(super) fn resume(&mut self, asked: &Path) -> Result<()> {
+        let (checkpoint, state) = self.sound_checkpoint(asked)?;
+        let checkpoint = checkpoint.as_path();
+        state.check(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
+        self.state = state;
+        let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
+        self.run.go_on(id.clone(), self.state.step, |other| id.as_ref().is_some_and(|id| is_of_another_run(other, id)))?;
+        self.state.run_id = self.run.id.clone();
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
         // Not needed unless the best model is loaded at the end.
         self.state.best = self.state.best.filter(|_| self.settings.load_best_model_at_end);
@@ -157,6 +233,11 @@ impl Trainer<'_> {
                 let fact = format!("the weights of the best evaluation, at update {step}, are missing");
                 return Err(Error::user(homes[0].display(), fact, "pass --load-best-model-at-end false, or start a new run"));
             };
+            if home == 0 {
+                let remedy =
+                    "its weights are those of the best evaluation: pass --load-best-model-at-end false to go on without them";
+                verify(&self.run.checkpoint_path(step)).map_err(|error| error.and(remedy))?;
+            }
             read_tensors(path, &mut self.model, &params)?;
             let weights = self.model.read_all(self.model.plan.params)?;
             self.best = Some(BestModel { evaluation: None, weights, saved: home == 0 });
@@ -177,7 +258,18 @@ impl Trainer<'_> {
         if self.settings.report_to.contains(&ReportTo::Jsonl) {
             self.run.restart_log(&self.log)?;
         }
+        self.report_changes(checkpoint);
         note(format!("resumed: {} of {} updates are done", Count(self.state.step as u64), Count(self.schedule.total as u64)));
         Ok(())
+    }
+
+    /// Reports the settings of the optimizer and the schedule that differ from those of the run so far.
+    fn report_changes(&self, checkpoint: &Path) {
+        let saved = std::fs::read(checkpoint.join("training_args.json")).unwrap_or_default();
+        let was: Value = serde_json::from_slice(&saved).unwrap_or_default();
+        let is = json!(self.settings);
+        for key in OPTIMIZER.into_iter().filter(|&key| was.get(key).is_some_and(|was| *was != is[key])) {
+            note(format!("warning: {key} was {}, and is {} from here on", was[key], is[key]));
+        }
     }
 }

@@ -69,12 +69,15 @@ fn a_run_writes_all_its_files() {
         ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
     let also = ["README.md", "metrics.jsonl", "train_results.json", "eval_results.json", "test_results.json", "all_results.json"];
     let state = ["trainer_state.json", "training_args.json"];
-    let drawn = ["plots", "runs"];
+    let drawn = ["plots", "runs", "run.lock"];
     let checkpoints = ["checkpoint-12", "checkpoint-24"];
     let set = |groups: &[&[&str]]| groups.concat().into_iter().map(String::from).collect::<BTreeSet<String>>();
     assert_eq!(names(&out), set(&[&model, &also, &state, &drawn, &checkpoints]));
     for checkpoint in checkpoints {
-        assert_eq!(names(&out.join(checkpoint)), set(&[&model, &state, &["optimizer.safetensors", "state.json"]]));
+        assert_eq!(
+            names(&out.join(checkpoint)),
+            set(&[&model, &state, &["optimizer.safetensors", "state.json", "checksums.json"]])
+        );
     }
     for name in &model[2..] {
         let same = |a: &Path, b: &Path| fs::read(a.join(name)).unwrap() == fs::read(b.join(name)).unwrap();

@@ -1,0 +1,398 @@
+//! The folder of a run: no checkpoint or model is lost, mixed with another run's, or silently wrong.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// A short run with a checkpoint after each fifth update, of which two are kept.
+const FLAGS: &str = "--max-length 32 --max-steps 40 --save-strategy steps --save-steps 5 --logging-steps 5 --save-total-limit 2";
+
+/// `FLAGS` with others in addition or instead.
+fn flags(more: &str) -> Vec<&str> {
+    let flags = words(FLAGS);
+    let kept = flags.chunks(2).filter(|flag| !words(more).contains(&flag[0]));
+    [kept.collect::<Vec<_>>().concat(), words(more)].concat()
+}
+
+fn run_with(out: &Path, more: &str) -> Ran {
+    train(out, &flags(more))
+}
+
+fn checkpoints(out: &Path) -> BTreeSet<String> {
+    names(out).into_iter().filter(|name| name.starts_with("checkpoint")).collect()
+}
+
+fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.map(String::from).into()
+}
+
+/// A run that does not end, once it has written its first checkpoint.
+fn endless(out: &Path) -> Child {
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let mut command = program(TRAIN);
+    command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(out), "--overwrite-output-dir"]);
+    command.args(flags("--max-steps 1000000")).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    wait_for_checkpoint(out);
+    child
+}
+
+fn wait_for_checkpoint(out: &Path) {
+    let begin = Instant::now();
+    while !out.exists() || checkpoints(out).is_empty() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn an_overwritten_run_is_set_aside() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "").done();
+    let weights = fs::read(out.path().join("checkpoint-40/model.safetensors")).unwrap();
+    run_with(out.path(), "--seed 7 --max-steps 20 --overwrite-output-dir").done();
+    // Those of the new run alone, although those of the old one are later.
+    assert_eq!(checkpoints(out.path()), set(["checkpoint-15", "checkpoint-20"]));
+    let id = |checkpoint: &Path| read(checkpoint, "state.json")["run_id"].clone();
+    let ids = ["checkpoint-15", "checkpoint-20", "earlier-run-1/checkpoint-40"].map(|name| id(&out.path().join(name)));
+    assert!(ids[0] == ids[1] && ids[1] != ids[2] && ids[0].is_string(), "{ids:?}");
+    assert_eq!(json_lines(&out.path().join("metrics.jsonl")).last().unwrap()["step"], 20);
+
+    let aside = out.path().join("earlier-run-1");
+    assert_eq!(checkpoints(&aside), set(["checkpoint-35", "checkpoint-40"]));
+    assert_eq!(fs::read(aside.join("checkpoint-40/model.safetensors")).unwrap(), weights);
+    assert_eq!(json_lines(&aside.join("metrics.jsonl")).last().unwrap()["step"], 40);
+
+    // A checkpoint that was put there is not taken for one of this run.
+    fs::rename(aside.join("checkpoint-40"), out.path().join("checkpoint-40")).unwrap();
+    let ran = run_with(out.path(), "--seed 7 --max-steps 30 --resume-from-checkpoint").done();
+    assert!(ran.err.contains("resumed: 20 of 30 updates"), "{}", ran.err);
+    assert_eq!(checkpoints(out.path()), set(["checkpoint-25", "checkpoint-30"]));
+}
+
+/// The checkpoint that the message of a failed run names.
+fn last_good(ran: Ran) -> PathBuf {
+    let ran = ran.failed_with(1);
+    ran.err.split("the last good checkpoint is ").nth(1).and_then(|rest| rest.split(';').next()).expect(&ran.err).into()
+}
+
+#[test]
+fn the_checkpoint_named_is_of_this_run() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "--max-steps 4 --save-steps 1 --save-total-limit 9").done();
+    let (weights, bad) = (fs::read(out.path().join("model.safetensors")).unwrap(), "--learning-rate 1e30 --save-steps 1");
+
+    // Back to an earlier checkpoint.
+    let back = format!("--resume-from-checkpoint {}", path(&out.path().join("checkpoint-1")));
+    let good = last_good(run_with(out.path(), &format!("--max-steps 4 {bad} --logging-steps 1 {back}")));
+    assert_eq!(good, out.path().join("checkpoint-2"));
+    assert!(good.exists());
+    assert_eq!(checkpoints(&out.path().join("earlier-run-1")), set(["checkpoint-2", "checkpoint-3", "checkpoint-4"]));
+    // The way that was left is still there, and leads to the same weights.
+    let left = format!("--resume-from-checkpoint {}", path(&out.path().join("earlier-run-1/checkpoint-3")));
+    run_with(out.path(), &format!("--max-steps 4 {left}")).done();
+    assert_eq!(fs::read(out.path().join("model.safetensors")).unwrap(), weights);
+
+    // Over a finished run.
+    let good = last_good(run_with(out.path(), &format!("{bad} --logging-steps 1 --overwrite-output-dir")));
+    assert_eq!(good, out.path().join("checkpoint-1"));
+    assert!(good.exists());
+}
+
+#[test]
+fn one_run_at_a_time_writes_into_a_folder() {
+    let out = TempDir::new().unwrap();
+    let out = out.path().join("out");
+    let mut first = endless(&out);
+    for flags in ["--overwrite-output-dir", "--resume-from-checkpoint", "--overwrite-output-dir --dry-run"] {
+        run_with(&out, flags).failed(2, "another run is writing into this folder");
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let resumed = run_with(&out, "--resume-from-checkpoint --dry-run").done();
+    assert!(resumed.out.contains("parameters"), "{}", resumed.out);
+    run_with(&out, "--overwrite-output-dir").done();
+}
+
+/// Copies a folder with all that is in it.
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in names(from) {
+        let (from, to) = (from.join(&name), to.join(&name));
+        if from.is_dir() {
+            copy_all(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+}
+
+/// Every file of the newest checkpoint, damaged in every way: the one before it is taken, and leads to the same weights.
+#[test]
+fn a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken() {
+    let dir = TempDir::new().unwrap();
+    let whole = dir.path().join("whole");
+    run_with(&whole, "").done();
+    let weights = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+    let mut cases = 0;
+    let mut damaged = |what: &str, file: &str, damage: &dyn Fn(&Path)| {
+        cases += 1;
+        let out = dir.path().join(cases.to_string());
+        copy_all(&whole, &out);
+        fs::remove_file(out.join("model.safetensors")).unwrap();
+        damage(&out);
+        let ran = run_with(&out, "--resume-from-checkpoint").done();
+        assert!(ran.err.contains("warning: not resumed from the newest checkpoint: "), "{what} {file}: {}", ran.err);
+        assert!(ran.err.contains(&format!("{file}: ")) && ran.err.contains("resumed: 35 of 40"), "{what} {file}: {}", ran.err);
+        assert!(weights(&out) == weights(&whole), "{what} {file}");
+        assert!(out.join("earlier-run-1").exists());
+        fs::remove_dir_all(&out).unwrap();
+    };
+    let files = names(&whole.join("checkpoint-40"));
+    assert_eq!(files.len(), 11);
+    for file in &files {
+        let change = |to: &dyn Fn(Vec<u8>) -> Vec<u8>, out: &Path| {
+            let path = out.join("checkpoint-40").join(file);
+            fs::write(&path, to(fs::read(&path).unwrap())).unwrap();
+        };
+        damaged("a flipped bit in", file, &|out| {
+            change(
+                &|mut bytes| {
+                    let at = bytes.len() / 2;
+                    bytes[at] ^= 1;
+                    bytes
+                },
+                out,
+            )
+        });
+        damaged("truncated", file, &|out| change(&|bytes| bytes[..bytes.len() / 2].to_vec(), out));
+        if file != "checksums.json" {
+            damaged("without", file, &|out| fs::remove_file(out.join("checkpoint-40").join(file)).unwrap());
+        }
+    }
+    for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+        let other = |out: &Path| {
+            fs::copy(out.join("checkpoint-35").join(file), out.join("checkpoint-40").join(file)).unwrap();
+        };
+        damaged("of another update", file, &other);
+    }
+    damaged("another update under the name of", "checkpoint-40", &|out| {
+        fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
+        copy_all(&out.join("checkpoint-35"), &out.join("checkpoint-40"));
+    });
+    damaged("no file in", "checkpoint-100/state.json", &|out| {
+        fs::create_dir(out.join("checkpoint-100")).unwrap();
+        fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
+    });
+}
+
+#[test]
+fn a_checkpoint_named_must_be_sound_and_one_without_checksums_is_reported() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "").done();
+    let before = fs::read(out.path().join("model.safetensors")).unwrap();
+    let newest = out.path().join("checkpoint-40");
+    let named = format!("--resume-from-checkpoint {}", path(&newest));
+
+    // As an earlier version has written it.
+    fs::remove_file(newest.join("checksums.json")).unwrap();
+    let mut state = read(&newest, "state.json");
+    state.as_object_mut().unwrap().remove("run_id").unwrap();
+    fs::write(newest.join("state.json"), state.to_string()).unwrap();
+    for flags in [&named, "--resume-from-checkpoint"] {
+        let ran = run_with(out.path(), flags).done();
+        assert!(ran.err.contains("checkpoint-40 has no checksums: it is used unverified"), "{}", ran.err);
+    }
+    assert!(fs::read(out.path().join("model.safetensors")).unwrap() == before);
+    let weights = fs::read(newest.join("model.safetensors")).unwrap();
+    fs::write(newest.join("model.safetensors"), &weights[..weights.len() - 4]).unwrap();
+    run_with(out.path(), &named).failed(2, "the file is truncated");
+    assert!(run_with(out.path(), "--resume-from-checkpoint").done().err.contains("resumed: 35 of 40"));
+
+    let older = out.path().join("checkpoint-35");
+    fs::write(older.join("optimizer.safetensors"), &weights).unwrap();
+    run_with(out.path(), &format!("--resume-from-checkpoint {}", path(&older))).failed(2, "has changed since it was written");
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_not_saved() {
+    let dir = TempDir::new().unwrap();
+    // Infinite in f32, while loss and gradient of the update are finite.
+    for (save, begun) in [("epoch", false), ("no", false), ("epoch", true)] {
+        let out = dir.path().join(format!("{save} {begun}"));
+        let mut flags = format!("--learning-rate 1e39 --max-steps 1 --save-strategy {save}");
+        let mut good = "no checkpoint was written yet".to_string();
+        if begun {
+            train(&out, &["--max-steps", "1"]).done();
+            flags = flags.replace("--max-steps 1", "--max-steps 2 --resume-from-checkpoint --save-total-limit 1");
+            good = format!("the last good checkpoint is {}", path(&out.join("checkpoint-1")));
+            fs::remove_file(out.join("model.safetensors")).unwrap();
+        }
+        let ran = train(&out, &words(&flags));
+        let update = format!("`update {}`: classifier.bias is not finite (", 1 + usize::from(begun));
+        assert!(ran.err.contains(&update), "{flags}: {}", ran.err);
+        ran.failed(1, &good);
+        assert_eq!(checkpoints(&out).len(), usize::from(begun), "{flags}");
+        assert!(!out.join("model.safetensors").exists(), "{flags}");
+    }
+}
+
+#[test]
+fn what_killed_runs_left_is_removed_or_restored() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "").done();
+    let at = |name: &str| out.path().join(name);
+    let before = names(out.path());
+    // Between the two renames of a checkpoint that is replaced, and while others were written or removed.
+    fs::rename(at("checkpoint-40"), at("checkpoint-40.old")).unwrap();
+    for name in ["checkpoint-35.old", "checkpoint-35.partial", "checkpoint-30.partial"] {
+        copy_all(&at("checkpoint-35"), &at(name));
+    }
+    for name in ["model.safetensors.partial", "trainer_state.json.partial", ".writable", "thesis.txt.partial"] {
+        fs::write(at(name), "half").unwrap();
+    }
+    let ran = run_with(out.path(), "--resume-from-checkpoint").done();
+    assert!(ran.err.contains("resumed: 40 of 40"), "{}", ran.err);
+    let mut after = names(out.path());
+    assert!(after.remove("thesis.txt.partial"), "a file that is not of the run");
+    assert_eq!(after, before);
+}
+
+/// The model that a folder predicts with: its configuration, its weights and its tokenizer, as read.
+fn model(out: &Path) -> Vec<Vec<u8>> {
+    ["config.json", "model.safetensors", "tokenizer.json", "README.md"].map(|name| fs::read(out.join(name)).unwrap()).into()
+}
+
+#[test]
+fn a_full_disk_leaves_the_model_that_was_there() {
+    let out = TempDir::new().unwrap();
+    train(out.path(), &words("--max-steps 2 --save-strategy no")).done();
+    let before = model(out.path());
+    let size = fs::metadata(out.path().join("model.safetensors")).unwrap().len();
+    let (base, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    // Files end there, as on a full disk: sh counts in blocks of 512 bytes.
+    let limited = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", size / 512 - 8);
+    let mut command = Command::new("sh");
+    command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_train"), "--model", path(&base), "--train-file", path(&file)]);
+    command.args(["--output-dir", path(out.path()), "--overwrite-output-dir"]);
+    command.args(words("--max-steps 2 --save-strategy no --dropout 0.3 --label-names no,yes"));
+    run(&mut command, b"").failed(2, "model.safetensors");
+    assert!(model(out.path()) == before);
+    assert!(names(out.path()).iter().all(|name| !name.contains("partial")), "{:?}", names(out.path()));
+}
+
+/// A run that is killed between the renames at its end: the next reader or writer of the folder finishes them.
+#[test]
+fn a_model_that_was_being_replaced_is_whole() {
+    let dir = TempDir::new().unwrap();
+    let [old, new] = ["old", "new"].map(|name| dir.path().join(name));
+    train(&old, &words("--max-steps 2 --save-strategy no")).done();
+    train(&new, &words("--max-steps 4 --save-strategy no --dropout 0.3 --label-names no,yes")).done();
+    let files =
+        ["README.md", "config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"];
+    let test = golden("train/test.csv");
+    let predicted = |model: &Path| ran(PREDICT, &["--model", path(model), "--input", path(&test)]).done().out;
+    let (wanted, state) = (predicted(&new), model(&new));
+    assert_ne!(wanted, predicted(&old));
+    for renamed in 0..=files.len() {
+        let out = dir.path().join(renamed.to_string());
+        copy_all(&old, &out);
+        let ready = out.join("model.ready");
+        fs::create_dir(&ready).unwrap();
+        for file in files {
+            fs::copy(new.join(file), ready.join(file)).unwrap();
+        }
+        warpfit::files::seal(&ready).unwrap();
+        files[..renamed].iter().for_each(|file| fs::rename(ready.join(file), out.join(file)).unwrap());
+        if renamed % 2 == 0 {
+            assert_eq!(predicted(&out), wanted, "{renamed} files were renamed");
+        } else {
+            train(&out, &words("--max-steps 1 --overwrite-output-dir --learning-rate 1e39")).failed_with(1);
+        }
+        assert!(model(&out) == state && !ready.exists(), "{renamed} files were renamed");
+        assert!(!out.join("vocab.txt").exists(), "it belongs to the old model");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_fifo_or_a_link_in_a_model_folder_is_refused() {
+    let out = TempDir::new().unwrap();
+    let secret = out.path().join("secret");
+    fs::write(&secret, "{}").unwrap();
+    for (name, part) in [("README.md", "is not a regular file"), ("special_tokens_map.json", "is a link out of this folder")] {
+        let model = copy("train/hf_init");
+        let (file, out) = (model.path().join(name), out.path().join(name));
+        let _ = fs::remove_file(&file);
+        if name == "README.md" {
+            assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+        } else {
+            std::os::unix::fs::symlink(&secret, &file).unwrap();
+        }
+        let rows = golden("train/train.csv");
+        let args = ["--model", path(model.path()), "--train-file", path(&rows), "--output-dir", path(&out), "--max-steps", "1"];
+        ran(TRAIN, &args).failed(2, part);
+        assert!(!out.exists());
+    }
+    // The files of a hub cache are links to its blobs.
+    let model = copy("train/hf_init");
+    let (snapshot, blob) = (model.path().join("snapshots/0"), model.path().join("blobs/0"));
+    copy_all(&golden("train/hf_init"), &snapshot);
+    fs::create_dir(model.path().join("blobs")).unwrap();
+    fs::rename(snapshot.join("tokenizer.json"), &blob).unwrap();
+    std::os::unix::fs::symlink("../../blobs/0", snapshot.join("tokenizer.json")).unwrap();
+    let rows = golden("train/train.csv");
+    let out = out.path().join("cached");
+    ran(TRAIN, &["--model", path(&snapshot), "--train-file", path(&rows), "--output-dir", path(&out), "--max-steps", "1"]).done();
+    assert!(!out.join("tokenizer.json").is_symlink());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
+    let dir = TempDir::new().unwrap();
+    for (ignored, signals) in [(false, ["HUP"]), (false, ["USR1"]), (true, ["HUP"])] {
+        let out = dir.path().join(format!("{ignored} {signals:?}"));
+        let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+        let mut command = Command::new("sh");
+        let trap = if ignored { "trap '' HUP; exec \"$@\"" } else { "exec \"$@\"" };
+        command.args(["-c", trap, "sh", env!("CARGO_BIN_EXE_train"), "--model", path(&model), "--train-file", path(&file)]);
+        command.args(["--output-dir", path(&out)]).args(flags("--max-steps 1000000")).stdout(Stdio::null());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        wait_for_checkpoint(&out);
+        let send = |signal: &str| Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+        assert!(signals.into_iter().all(|signal| send(signal).success()));
+        if ignored {
+            // As under nohup.
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(child.try_wait().unwrap().is_none(), "an ignored hangup ended the run");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            continue;
+        }
+        let ended = child.wait_with_output().unwrap();
+        let error = String::from_utf8(ended.stderr).unwrap();
+        assert!(ended.status.code() == Some(130) && error.contains("saved in "), "{signals:?}: {:?} {error}", ended.status);
+    }
+}
+
+#[test]
+fn changed_settings_are_reported_and_speeds_count_what_was_done_since() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "").done();
+    let changed = "--learning-rate 1e-4 --weight-decay 0.5 --resume-from-checkpoint";
+    let ran = run_with(out.path(), changed).done();
+    for line in ["warning: learning_rate was 5e-05, and is 0.0001", "warning: weight_decay was 0.0, and is 0.5 from here on"] {
+        assert!(ran.err.contains(line), "{}", ran.err);
+    }
+    assert_eq!(ran.err.matches(" from here on").count(), 2, "{}", ran.err);
+    // Nothing was left to do.
+    assert!(ran.out.contains("trained     0 updates"), "{}", ran.out);
+    assert_eq!(read(out.path(), "train_results.json")["train_steps_per_second"], 0.0);
+}
