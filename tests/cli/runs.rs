@@ -388,7 +388,10 @@ fn changed_settings_are_reported_and_speeds_count_what_was_done_since() {
     run_with(out.path(), "").done();
     let changed = "--learning-rate 1e-4 --weight-decay 0.5 --resume-from-checkpoint";
     let ran = run_with(out.path(), changed).done();
-    for line in ["warning: learning_rate was 5e-05, and is 0.0001", "warning: weight_decay was 0.0, and is 0.5 from here on"] {
+    for line in [
+        "warning: learning_rate was 0.00005, and is 0.0001 from here on",
+        "warning: weight_decay was 0.0, and is 0.5 from here on",
+    ] {
         assert!(ran.err.contains(line), "{}", ran.err);
     }
     assert_eq!(ran.err.matches(" from here on").count(), 2, "{}", ran.err);
