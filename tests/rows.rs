@@ -392,3 +392,35 @@ fn labels_of_any_type_are_refused_where_they_are_needed() {
         assert_eq!((texts.texts.len(), texts.labels), (4, None), "{name}");
     }
 }
+
+/// pandas writes whole numbers as floats once one was missing.
+#[test]
+fn labels_of_floats_in_parquet() {
+    assert_eq!(rows(&case("labels/float.parquet"), &Options::default()), ["good=1", "bad=0", "great=1", "awful=0"]);
+}
+
+#[test]
+fn a_column_that_differs_in_every_row_holds_no_labels() {
+    let content = |rows: usize| -> String {
+        let lines = (0..rows).map(|i| format!("2024-01-0{i},a film number {i}\n"));
+        ["created_at,text\n".to_string()].into_iter().chain(lines).collect()
+    };
+    let (_folder, few) = file("few.csv", content(5));
+    assert_eq!(rows(&few, &Options::default()).len(), 5);
+    let (_folder, many) = file("many.csv", content(6));
+    assert_error(Table::read(&many, &Options::default()), "many.csv", "the column created_at differs in every row");
+    let named = Options { label_column: Some("created_at".into()), ..Options::default() };
+    assert_eq!(rows(&many, &named).len(), 6);
+}
+
+#[test]
+fn a_third_class_beside_neg_and_pos_is_refused() {
+    let folder = TempDir::new().unwrap();
+    for (class, name) in [("neg", "1.txt"), ("pos", "2.txt"), ("pos", "notes.html"), ("unsup", "3.txt")] {
+        fs::create_dir_all(folder.path().join(class)).unwrap();
+        fs::write(folder.path().join(class).join(name), "a text").unwrap();
+    }
+    assert_eq!(rows(folder.path(), &Options::default()), ["a text=0", "a text=1"]);
+    fs::create_dir(folder.path().join("neutral")).unwrap();
+    assert_error(Table::read(folder.path(), &Options::default()), "neutral", "is beside the folders neg and pos");
+}

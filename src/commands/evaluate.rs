@@ -50,7 +50,7 @@ pub struct Args {
     /// Column of the labels [default: found by its name]
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
-    /// Names of the classes whose labels are bare numbers, separated by commas, in order of number from 0 [default: the model's]
+    /// Names of the classes whose labels are bare numbers, separated by commas, in order of number: from 0, or of 1 and 2 [default: the model's]
     #[arg(long, value_name = "NAME,NAME,...", value_parser = label_names, conflicts_with = "predictions")]
     label_names: Option<LabelNames>,
     /// The class of two that precision, recall, F1 and the areas are of [default: the second]

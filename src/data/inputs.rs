@@ -209,7 +209,7 @@ impl<R: Read> Lines<R> {
             None => String::from_utf8(bytes).map_err(|e| {
                 let cut = e.utf8_error().error_len().is_none();
                 let fact = if cut { "ends in the middle of a UTF-8 character" } else { "not UTF-8" };
-                wrong(fact, "give UTF-8 text, or name its encoding, as in --encoding cp1252")
+                wrong(fact, "give UTF-8 text, or name its encoding: --encoding cp1252, cp1251, gbk, shift-jis, ...")
             }),
         }
     }

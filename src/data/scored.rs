@@ -90,8 +90,10 @@ fn to_probabilities(path: &Path, lines: &[usize], scores: &mut [f64], classes: u
         return Ok(());
     };
     let place = format!("{}:{}", path.display(), lines[misfit]);
-    if rows().all(|row| sums_to(row, 100.0)) {
-        return Err(Error::user(place, "the scores are percentages: they sum to 100", "divide them by 100"));
+    // Whole percentages may sum to 99 or 101.
+    let is_percent = |row: &[f64]| row.iter().all(|&x| x >= 0.0) && (sum(row) - 100.0).abs() <= 0.5 * classes as f64;
+    if rows().all(is_percent) {
+        return Err(Error::user(place, "the scores are percentages: they sum to about 100", "divide them by 100"));
     }
     let total = sum(&scores[misfit * classes..][..classes]);
     let fitting = rows().filter(|row| sums_to(row, 1.0)).count();

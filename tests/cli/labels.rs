@@ -88,6 +88,9 @@ fn other_names_are_refused_or_replace_the_models() {
     let numbers = case("label-names/zero_one.csv");
     evaluate(six.path(), &numbers, &[]).failed(2, "bare numbers fit the 6 named classes only if they reach 5");
     evaluate(six.path(), &numbers, &["--label-names", "anger,fear"]).done();
+    let (_folder, one_two) = file("one_two.csv", "text,label\ngood film,2\nbad film,1\n");
+    let ranked = evaluate(six.path(), &one_two, &["--label-names", "anger,fear"]).done();
+    assert!(ranked.err.contains("anger 1, fear 1"), "{}", ranked.err);
 
     // A model without names has the order of the file's, or of --label-names.
     let unnamed = model(None);
@@ -316,6 +319,11 @@ fn rounded_probabilities_stay_probabilities() {
     }
     let percent = case("rounded-probabilities/percent.jsonl");
     ran(EVALUATE, &["--predictions", path(&percent)]).failed(2, "percent.jsonl:1`: the scores are percentages");
+    let whole = TempDir::new().unwrap();
+    let whole = whole.path().join("whole.jsonl");
+    let row = |label: usize, scores: [u8; 3]| format!("{{\"label\": {label}, \"scores\": {scores:?}}}\n");
+    fs::write(&whole, row(0, [33, 33, 33]) + &row(1, [20, 70, 10])).unwrap();
+    ran(EVALUATE, &["--predictions", path(&whole)]).failed(2, "whole.jsonl:1`: the scores are percentages");
     // Many classes, of which most are rounded to 0.
     let row = |label: usize| json!({"label": label, "scores": (0..30).map(|class| if class == label { 0.8 } else { 0.0 }).collect::<Vec<f64>>()});
     let (_folder, many) = file("p.jsonl", &[row(0), row(1)].map(|row| row.to_string()).join("\n"));

@@ -192,7 +192,10 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<()>
         Some(numbers) if !names.is_empty() && !union.iter().all(|label| names.contains(label)) => numbers,
         _ => return Ok(()),
     };
-    let fits = if given { indices(&union, declared.len()) } else { counts_agree(&union, declared.len()) };
+    // Given names are those of the numbers in ascending order: of indices, or of 1 and 2, -1 and 1, 0 and 4.
+    let values: BTreeSet<i64> = union.iter().filter_map(|label| whole(label)).collect();
+    let ranks = given && values.len() == declared.len() && !indices(&union, declared.len());
+    let fits = ranks || if given { indices(&union, declared.len()) } else { counts_agree(&union, declared.len()) };
     if !fits {
         let remedy = "give every file names or every file numbers, or pass --label-names with the names in order of number";
         let (place, fact) = match named.first() {
@@ -209,7 +212,8 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<()>
         return Err(Error::user(place, fact, remedy));
     }
     for part in parts.iter_mut().filter(|part| part.is_bare()) {
-        part.labels.iter_mut().for_each(|label| *label = declared[whole(label).expect("bare") as usize].clone());
+        let class = |value: i64| if ranks { values.iter().take_while(|&&other| other < value).count() } else { value as usize };
+        part.labels.iter_mut().for_each(|label| *label = declared[class(whole(label).expect("bare"))].clone());
     }
     Ok(())
 }

@@ -3,11 +3,27 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Options, brief, list};
+use super::{Options, brief, ending, list};
 use crate::error::{Error, Result};
 
 /// Recognised column names, best first; case is ignored.
-pub(crate) const TEXT_COLUMNS: [&str; 8] = ["text", "sentence", "content", "review", "comment", "document", "utterance", "tweet"];
+pub(crate) const TEXT_COLUMNS: [&str; 15] = [
+    "text",
+    "sentence",
+    "content",
+    "review",
+    "comment",
+    "document",
+    "utterance",
+    "tweet",
+    "phrase",
+    "comment_text",
+    "review_text",
+    "review_body",
+    "tweet_text",
+    "question_text",
+    "headline",
+];
 pub(super) const LABEL_COLUMNS: [&str; 9] =
     ["label", "label_name", "labels", "target", "sentiment", "emotion", "class", "category", "intent"];
 
@@ -77,8 +93,13 @@ impl Columns {
             (None, None, &[a]) => chosen(a, None, Guess::Nothing),
             _ => {
                 let fact = format!("no text column among {}", list(columns));
-                let remedy = "name it with --text-column, and the label column with --label-column; if these are a row, pass \
-                              --no-header; several label columns (multi-label classification) are not supported";
+                let mut remedy = "name it with --text-column, and the label column with --label-column".to_string();
+                if ["csv", "tsv", "txt"].contains(&&*ending(path)) {
+                    remedy += "; if these are a row, pass --no-header";
+                }
+                if columns.len() > 3 {
+                    remedy += "; several label columns (multi-label classification) are not supported";
+                }
                 Err(Error::user(path.display(), fact, remedy))
             }
         }

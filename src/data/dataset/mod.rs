@@ -113,7 +113,7 @@ impl Table {
         if table.texts.is_empty() {
             return Err(Error::user(table.path().display(), "no rows", "give at least one row"));
         }
-        table.settle(options);
+        table.settle(options)?;
         Ok(table)
     }
 
@@ -133,7 +133,10 @@ impl Table {
     }
 
     /// Decides which of two columns without a usual name holds the texts, and reports columns that were not found by name.
-    fn settle(&mut self, options: &Options) {
+    ///
+    /// # Errors
+    /// Labels that no name tells, and that differ in every row: an id, a date, a title.
+    fn settle(&mut self, options: &Options) -> Result<()> {
         let Columns { text, label, guessed, .. } = &mut self.columns;
         if let (Guess::Both, Some(label), Some(labels)) = (*guessed, label, &mut self.labels) {
             let [a, b] = [&self.texts, &*labels].map(|column| likeness_to_text(column.iter().map(String::as_str)));
@@ -163,6 +166,15 @@ impl Table {
         if options.texts_only {
             self.labels = None;
         }
+        const FEW: usize = 5;
+        if let (Guess::Label | Guess::Both | Guess::Type, Some(labels)) = (self.columns.guessed, &self.labels)
+            && labels.len() > FEW
+            && labels.iter().collect::<HashSet<_>>().len() == labels.len()
+        {
+            let fact = format!("the column {label} differs in every row, so it does not hold labels");
+            return Err(Error::user(self.path().display(), fact, "name the label column with --label-column"));
+        }
+        Ok(())
     }
 
     fn read_one(path: &Path, options: &Options) -> Result<Table> {

@@ -89,8 +89,9 @@ fn cell(field: Field) -> Option<String> {
         Field::Str(text) => Some(text),
         Field::Bytes(bytes) => String::from_utf8(bytes.data().to_vec()).ok(),
         Field::Null => None,
-        Field::Float(n) if n.is_nan() => None,
-        Field::Double(n) if n.is_nan() => None,
+        // The crate would write 0.0 as 0E0.
+        Field::Float(n) => Some(n.to_string()).filter(|_| !n.is_nan()),
+        Field::Double(n) => Some(n.to_string()).filter(|_| !n.is_nan()),
         number => Some(number.to_string()),
     }
 }

@@ -5,9 +5,13 @@ use std::path::Path;
 
 use super::text::{open_regular, read_encoded};
 use super::{Options, Source, Table, ending, entries};
+use crate::console::note;
 use crate::error::{Error, Result};
 
 const CLASSES: [&str; 2] = ["neg", "pos"];
+
+/// Folders of a split.
+const KNOWN: [&str; 3] = ["neg", "pos", "unsup"];
 
 /// Whether a folder contains a folder of reviews.
 pub(super) fn is_split(folder: &Path) -> bool {
@@ -19,11 +23,24 @@ pub(super) fn read(folder: &Path, options: &Options) -> Result<Table> {
     if !is_split(folder) {
         return Err(Error::user(folder.display(), "is a folder", "name a file, or a folder with the folders neg and pos"));
     }
+    let others = entries(folder)?.into_iter().filter(|path| path.is_dir() && !KNOWN.contains(&&*super::name(path)));
+    if let Some(other) = others.into_iter().next() {
+        let fact = "is beside the folders neg and pos, which are the only classes that are read from folders";
+        return Err(Error::user(other.display(), fact, "move it away, or write all classes to one CSV file"));
+    }
     let mut table = Table::new(folder, ["text", "label"].map(String::from).into(), options)?;
     table.class_names = Some(CLASSES.map(String::from).into());
     for (class, name) in CLASSES.iter().enumerate() {
         let mut reviews = entries(&folder.join(name))?;
+        let all = reviews.len();
         reviews.retain(|path| ending(path) == "txt");
+        if all > reviews.len() {
+            note(format!(
+                "note: {}: {} of {all} entries are not .txt files and are left out",
+                folder.join(name).display(),
+                all - reviews.len()
+            ));
+        }
         reviews.sort_by_cached_key(|path| {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let number: Option<u64> = name.split('_').next().and_then(|number| number.parse().ok());

@@ -88,7 +88,11 @@ fn decode(path: &Path, bytes: Vec<u8>, encoding: Option<&'static Encoding>) -> R
         String::from_utf8(bytes).map_err(|e| {
             let (at, cut) = (e.utf8_error().valid_up_to(), e.utf8_error().error_len().is_none());
             let fact = if cut { "ends in the middle of a UTF-8 character" } else { "not UTF-8" };
-            Error::user(line(&e.as_bytes()[..at]), fact, "save the file as UTF-8, or name its encoding, as in --encoding cp1252")
+            Error::user(
+                line(&e.as_bytes()[..at]),
+                fact,
+                "save the file as UTF-8, or name its encoding: --encoding cp1252, cp1251, gbk, shift-jis, ...",
+            )
         })?
     } else {
         let (text, faulty) = encoding.decode_without_bom_handling(&bytes[mark..]);
