@@ -92,6 +92,19 @@ fn other_names_are_refused_or_replace_the_models() {
     let ranked = evaluate(six.path(), &one_two, &["--label-names", "anger,fear"]).done();
     assert!(ranked.err.contains("anger 1, fear 1"), "{}", ranked.err);
 
+    // Another spelling in another file of the run is the same class.
+    let (_folder, train) =
+        file("train.csv", "text,label\ngood great film,pos\nbad awful film,neg\ngood film,pos\nbad film,neg\n");
+    let (_other, test) = file("test.csv", "text,label\ngood great film,Positive\nbad awful film,negative\n");
+    let out = TempDir::new().unwrap();
+    let spelled = learn(model(None).path(), out.path(), &train, &["--test-file", path(&test)]).done();
+    assert!(
+        spelled.err.contains("negative as neg, Positive as pos") || spelled.err.contains("Positive as pos, negative as neg"),
+        "{}",
+        spelled.err
+    );
+    assert_eq!(super::read(out.path(), "config.json")["id2label"], json!({"0": "neg", "1": "pos"}));
+
     // A model without names has the order of the file's, or of --label-names.
     let unnamed = model(None);
     let text = "text,label\ngood great,joy\nbad,fear\n";

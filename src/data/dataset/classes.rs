@@ -51,6 +51,7 @@ pub fn classify(tables: Vec<Table>, model: ModelClasses, given: Option<&[String]
     if let Some(given) = given {
         check_given(&parts, given)?;
     }
+    notes.extend(respelled(&mut parts));
     notes.extend(untrained(&parts));
     let (names, class, note) = choose(&parts, &declared, model, given)?;
     notes.extend(note);
@@ -370,6 +371,25 @@ fn suspicious(parts: &[Part]) -> Vec<String> {
         }
     }
     notes
+}
+
+/// Labels of the other files that the training data spells otherwise become its labels, with a note.
+fn respelled(parts: &mut [Part]) -> Option<String> {
+    let (train, others) = parts.split_first_mut()?;
+    let known: HashSet<&String> = train.labels.iter().collect();
+    let by_plain: HashMap<String, &String> = train.labels.iter().map(|label| (plain(label), label)).collect();
+    let mut changed = BTreeSet::new();
+    for label in others.iter_mut().flat_map(|part| &mut part.labels) {
+        // Labels that the training data tells apart stay apart.
+        let same = by_plain.get(&plain(label)).filter(|_| !known.contains(label) && by_plain.len() == known.len());
+        if let Some(&same) = same {
+            changed.insert(format!("{} as {}", brief(label), brief(same)));
+            *label = same.clone();
+        }
+    }
+    let changed: Vec<String> = changed.into_iter().collect();
+    (!changed.is_empty())
+        .then(|| format!("labels spelled otherwise than in the training data are taken as its own: {}", list(&changed)))
 }
 
 /// Notes on labels of the other files that the training data does not have.
