@@ -207,6 +207,7 @@ MUTANTS = [
     ("src/cuda/gemm.rs", "{ CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE }", "{ CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE }", "products::every_number_of_rows"),
     ("src/cuda/device.rs", "open.insert(index, gpu.clone());", "", "virtual_gpu::a_gpu_whose_last_backend_was_dropped_opens_again"),
     ("src/cuda/norm.rs", "CHUNKS.min(SCRATCH / bytes)", "CHUNKS", "virtual_gpu::launches_of_large_batches"),
+    ("src/cuda/linear.rs", "CHUNKS.min(SCRATCH / bytes)", "CHUNKS", "virtual_gpu::launches_of_large_batches"),
     ("src/cuda/attention.rs", "Rows::Cls => (cuda.seqs, 1),", "Rows::Cls => (cuda.tiles(), 1),", "ops::f32_on_cuda"),
     ("src/cuda/attention.rs", "lse: bytes(4 * rows * op.heads),", "lse: 0,", "ops::sixty_six_thousand_short_texts_on_cuda"),
     ("src/cuda/attention.rs", "delta: scratch,", "delta: cuda.at(op.lse),", "ops::f32_on_cuda"),

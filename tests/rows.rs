@@ -151,11 +151,7 @@ fn what_is_guessed_is_reported() {
         assert!(noted.iter().zip(notes).all(|(noted, note)| noted.contains(note)), "{name}: {noted:?}");
     }
     for (name, flags, part) in [
-        (
-            "encodings/cp1252.csv",
-            &[][..],
-            "cp1252.csv:2`: not UTF-8; save the file as UTF-8, or name its encoding, as in --encoding",
-        ),
+        ("encodings/cp1252.csv", &[][..], "cp1252.csv:2`: not UTF-8; save the file as UTF-8, or name its encoding: --encoding"),
         ("encodings/cp1252.csv", &["--encoding", "big5"], "`: not Big5; name another --encoding"),
         ("encodings/cp1252.csv", &["--encoding", "klingon"], "invalid value 'klingon' for '--encoding"),
         ("tsv-quotes/unclosed.tsv", &["--quoting", "on"], "a quote opens here or below and never closes"),
