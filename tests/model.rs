@@ -591,8 +591,8 @@ fn the_first_micro_batch_overwrites_every_gradient() {
     }
 }
 
-/// The work that a step of DistilBERT with six layers submits to a GPU: the launches of predicted.json but for split sums, one copy of
-/// the batch, and two tables to zero. A change of these numbers is a change of speed.
+/// The work that a step of DistilBERT with six layers submits to a GPU: the launches of predicted.json but for split sums, one
+/// copy of the batch, and two tables to zero. A change of these numbers is a change of speed.
 #[test]
 fn launches_of_a_training_step() {
     if !is_virtual() {

@@ -1,4 +1,5 @@
-//! The folder of a run: one process at a time writes into it, and its checkpoints are those of one run. Checkpoints are atomic, like files: written under another name, synced to disk, then renamed.
+//! The folder of a run: one process at a time writes into it, and its checkpoints are those of one run. Checkpoints are atomic,
+//! like files: written under another name, synced to disk, then renamed.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
