@@ -165,28 +165,36 @@ fn layouts(structs: &[&Arguments], rust: &mut String) {
     rust.push_str("];\n\n");
 }
 
-/// One field per kernel; a pair `x_f32`, `x_bf16` is one field `x`.
+/// Endings of kernels that differ in the type of activations alone.
+const TYPES: [&str; 3] = ["f32", "bf16", "f16"];
+
+/// One field per kernel; `x_f32`, `x_bf16` and `x_f16` are one field `x`, as are the last two without the first.
 fn table(kernels: &[&Kernel], rust: &mut String) -> Result<(), String> {
     let find = |name: String| kernels.iter().find(|kernel| kernel.name == name);
     let load = |kernel: &Kernel| format!("loader.kernel(\"{}\", {}, {})?", kernel.name, kernel.threads, kernel.shared);
     let (mut fields, mut values) = (String::new(), String::new());
     for kernel in kernels {
         let Kernel { name, arguments, .. } = kernel;
-        let stem = name.strip_suffix("_f32").or(name.strip_suffix("_bf16")).unwrap_or(name);
-        match (find(format!("{stem}_f32")), find(format!("{stem}_bf16"))) {
-            (Some(single), Some(half)) if single.arguments != half.arguments => {
-                return Err(format!("{stem}: {} in f32, {} in bf16; one struct for both", single.arguments, half.arguments));
-            }
-            // The pair takes the place of its f32 kernel.
-            (Some(_), Some(half)) if half.name == *name => {}
-            (Some(single), Some(half)) => {
-                let _ = writeln!(fields, "    pub {stem}: Typed<{arguments}>,");
-                let _ = writeln!(values, "            {stem}: Typed {{ f32: {}, bf16: {} }},", load(single), load(half));
-            }
+        let stem = TYPES.iter().find_map(|kind| name.strip_suffix(kind)?.strip_suffix('_')).unwrap_or(name);
+        let alike = TYPES.map(|kind| find(format!("{stem}_{kind}")).map(|kernel| (kind, kernel)));
+        let group = match alike {
+            [Some(_), Some(_), Some(_)] => "Typed",
+            [None, Some(_), Some(_)] => "Half",
             _ => {
                 let _ = writeln!(fields, "    pub {name}: Kernel<{arguments}>,");
                 let _ = writeln!(values, "            {name}: {},", load(kernel));
+                continue;
             }
+        };
+        let mut group_of = alike.into_iter().flatten();
+        if let Some((kind, other)) = group_of.clone().find(|(_, other)| other.arguments != *arguments) {
+            return Err(format!("{name}: its argument is {arguments}, but {} in {kind}; one struct for all", other.arguments));
+        }
+        // The first takes the place of all.
+        if group_of.clone().next().is_some_and(|(_, first)| first.name == *name) {
+            let _ = writeln!(fields, "    pub {stem}: {group}<{arguments}>,");
+            let loads: Vec<String> = group_of.by_ref().map(|(kind, kernel)| format!("{kind}: {}", load(kernel))).collect();
+            let _ = writeln!(values, "            {stem}: {group} {{ {} }},", loads.join(", "));
         }
     }
     let _ = writeln!(rust, "/// Every kernel, looked up once.\npub struct Kernels {{\n{fields}}}\n");

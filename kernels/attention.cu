@@ -1,7 +1,7 @@
 // Self-attention within each sequence, without storing the probabilities: an online softmax (Dao, arXiv 2307.08691); the
 // backward pass recomputes them from lse (the maths is in src/ops.rs). A block holds some rows of one head and streams the
 // sequence's rows past them: keys past queries (fwd, bwd_q) or queries past keys (bwd_kv), so nothing is summed across blocks.
-// Two paths: f32 from shared memory for any head_dim <= 128, and tensor cores for bf16 heads of 32 and 64. Traffic: q, y once;
+// Two paths: f32 from shared memory for any head_dim <= 128, and tensor cores for 16-bit heads of 32 and 64. Traffic: q, y once;
 // k and v once per 64 (tensor cores, forward: 128) queries, from L2.
 #include "mma.cuh"
 
@@ -435,24 +435,33 @@ static_assert(SHARED<32, 2> == 37888 && SHARED<64, 2> == 62464 && SHARED<128, 2>
 
 KERNEL(attn_fwd_d32_f32, (attn_fwd<float, 32>), AttnFwd<float>, 128, 28672)
 KERNEL(attn_fwd_d32_bf16, (attn_fwd<bf16, 32>), AttnFwd<bf16>, 128, 28672)
+KERNEL(attn_fwd_d32_f16, (attn_fwd<f16, 32>), AttnFwd<f16>, 128, 28672)
 KERNEL(attn_fwd_d64_f32, (attn_fwd<float, 64>), AttnFwd<float>, 128, 45056)
 KERNEL(attn_fwd_d64_bf16, (attn_fwd<bf16, 64>), AttnFwd<bf16>, 128, 45056)
+KERNEL(attn_fwd_d64_f16, (attn_fwd<f16, 64>), AttnFwd<f16>, 128, 45056)
 KERNEL(attn_fwd_d128_f32, (attn_fwd<float, 128>), AttnFwd<float>, 128, 36864)
 KERNEL(attn_fwd_d128_bf16, (attn_fwd<bf16, 128>), AttnFwd<bf16>, 128, 36864)
+KERNEL(attn_fwd_d128_f16, (attn_fwd<f16, 128>), AttnFwd<f16>, 128, 36864)
 KERNEL(attn_bwd_q_d32_f32, (attn_bwd_q<float, 32>), AttnBwd<float>, 128, 37888)
 KERNEL(attn_bwd_q_d32_bf16, (attn_bwd_q<bf16, 32>), AttnBwd<bf16>, 128, 37888)
+KERNEL(attn_bwd_q_d32_f16, (attn_bwd_q<f16, 32>), AttnBwd<f16>, 128, 37888)
 KERNEL(attn_bwd_q_d64_f32, (attn_bwd_q<float, 64>), AttnBwd<float>, 128, 62464)
 KERNEL(attn_bwd_q_d64_bf16, (attn_bwd_q<bf16, 64>), AttnBwd<bf16>, 128, 62464)
+KERNEL(attn_bwd_q_d64_f16, (attn_bwd_q<f16, 64>), AttnBwd<f16>, 128, 62464)
 KERNEL(attn_bwd_q_d128_f32, (attn_bwd_q<float, 128>), AttnBwd<float>, 128, 53760, 4)
 KERNEL(attn_bwd_q_d128_bf16, (attn_bwd_q<bf16, 128>), AttnBwd<bf16>, 128, 53760, 4)
+KERNEL(attn_bwd_q_d128_f16, (attn_bwd_q<f16, 128>), AttnBwd<f16>, 128, 53760, 4)
 KERNEL(attn_bwd_kv_d32_f32, (attn_bwd_kv<float, 32>), AttnBwd<float>, 128, 37888)
 KERNEL(attn_bwd_kv_d32_bf16, (attn_bwd_kv<bf16, 32>), AttnBwd<bf16>, 128, 37888)
+KERNEL(attn_bwd_kv_d32_f16, (attn_bwd_kv<f16, 32>), AttnBwd<f16>, 128, 37888)
 KERNEL(attn_bwd_kv_d64_f32, (attn_bwd_kv<float, 64>), AttnBwd<float>, 128, 62464)
 KERNEL(attn_bwd_kv_d64_bf16, (attn_bwd_kv<bf16, 64>), AttnBwd<bf16>, 128, 62464)
+KERNEL(attn_bwd_kv_d64_f16, (attn_bwd_kv<f16, 64>), AttnBwd<f16>, 128, 62464)
 KERNEL(attn_bwd_kv_d128_f32, (attn_bwd_kv<float, 128>), AttnBwd<float>, 128, 53760)
 KERNEL(attn_bwd_kv_d128_bf16, (attn_bwd_kv<bf16, 128>), AttnBwd<bf16>, 128, 53760)
+KERNEL(attn_bwd_kv_d128_f16, (attn_bwd_kv<f16, 128>), AttnBwd<f16>, 128, 53760)
 
-// ---- heads of 32 and 64 in bf16 on tensor cores: 4 warps of 16 or 32 rows each, which stay in registers as first operands
+// ---- heads of 32 and 64 in bf16 or f16 on tensor cores: 4 warps of 16 or 32 rows each, which stay in registers as first operands
 // (fragments of mma m16n8k16); the rows streamed past them are second operands, read from shared memory by ldmatrix. The result
 // of one product has the register layout of the next product's first operand, so scores and probabilities never leave their
 // registers. With lane l = 4 * g + t, element e of fragment n is in row g + 8 * (e / 2), column 8 * n + 2 * t + e % 2. Rows in
@@ -467,7 +476,7 @@ template <int D> constexpr int PITCH = D + 8;        // of a row in shared memor
 template <int D> constexpr int STAGE = 2 * TILE * PITCH<D>;
 
 // Starts the copies of ROWS rows of a head; zero from row `valid` on.
-template <int D, int ROWS> __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int stride, int valid) {
+template <int D, int ROWS, class T> __device__ __forceinline__ void copy_rows(T* to, const T* from, int stride, int valid) {
     constexpr int AT_ONCE = THREADS / (D / 8);
     const int row = threadIdx.x / (D / 8), column = threadIdx.x % (D / 8) * 8;
 #pragma unroll
@@ -476,30 +485,29 @@ template <int D, int ROWS> __device__ __forceinline__ void copy_rows(bf16* to, c
 }
 
 // Starts the copies of rows `first` .. `first + 63` of two heads of `rows` rows each: a stage.
-template <int D>
-__device__ __forceinline__ void copy_stage(bf16* to, const bf16* x, int x_stride, const bf16* y, int y_stride, int first,
-                                           int rows) {
+template <int D, class T>
+__device__ __forceinline__ void copy_stage(T* to, const T* x, int x_stride, const T* y, int y_stride, int first, int rows) {
     copy_rows<D, TILE>(to, x + size_t(first) * x_stride, x_stride, rows - first);
     copy_rows<D, TILE>(to + TILE * PITCH<D>, y + size_t(first) * y_stride, y_stride, rows - first);
     cp_async_commit();
 }
 
 // Rows `row` .. `row + 15` of shared memory as first operands, 16 columns each.
-template <int D> __device__ __forceinline__ void load_fragments(unsigned (&x)[D / 16][4], const bf16* rows, int row) {
+template <int D, class T> __device__ __forceinline__ void load_fragments(unsigned (&x)[D / 16][4], const T* rows, int row) {
 #pragma unroll
     for (int c = 0; c < D / 16; c++) ldmatrix4(x[c], rows + (row + lane() % 16) * PITCH<D> + 16 * c + lane() / 16 * 8);
 }
 
 // s = x y^T: M times 16 rows of x by 8 N rows of y.
-template <int D, int M, int N>
-__device__ __forceinline__ void multiply(float (&s)[M][N][4], const unsigned (&x)[M][D / 16][4], const bf16* y) {
+template <int D, int M, int N, class T>
+__device__ __forceinline__ void multiply(float (&s)[M][N][4], const unsigned (&x)[M][D / 16][4], const T* y) {
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) s[m][n][e] = 0.0f;
-    const bf16* mine = y + (lane() % 8 + lane() / 16 * 8) * PITCH<D> + lane() / 8 % 2 * 8;
+    const T* mine = y + (lane() % 8 + lane() / 16 * 8) * PITCH<D> + lane() / 8 % 2 * 8;
 #pragma unroll
     for (int c = 0; c < D / 16; c++)
 #pragma unroll
@@ -509,32 +517,23 @@ __device__ __forceinline__ void multiply(float (&s)[M][N][4], const unsigned (&x
             const unsigned low[2] = {both[0], both[1]}, high[2] = {both[2], both[3]};
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                mma_bf16(s[m][n], x[m][c], low);
-                mma_bf16(s[m][n + 1], x[m][c], high);
+                mma<T>(s[m][n], x[m][c], low);
+                mma<T>(s[m][n + 1], x[m][c], high);
             }
         }
 }
 
-__device__ __forceinline__ unsigned pack(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const unsigned*>(&pair);
-}
-
-__device__ __forceinline__ float2 unpack(unsigned pair) {
-    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
-}
-
-// out += p y: p rounded to bf16, M times 16 rows; 8 N rows of y.
-template <int D, int M, int N>
-__device__ __forceinline__ void accumulate(float (&out)[M][D / 8][4], const float (&p)[M][N][4], const bf16* y) {
-    const bf16* mine = y + lane() % 16 * PITCH<D> + lane() / 16 * 8;
+// out += p y: p rounded to T, M times 16 rows; 8 N rows of y.
+template <int D, int M, int N, class T>
+__device__ __forceinline__ void accumulate(float (&out)[M][D / 8][4], const float (&p)[M][N][4], const T* y) {
+    const T* mine = y + lane() % 16 * PITCH<D> + lane() / 16 * 8;
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
         unsigned a[M][4];
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) a[m][i] = pack(p[m][n + i / 2][i % 2 * 2], p[m][n + i / 2][i % 2 * 2 + 1]);
+            for (int i = 0; i < 4; i++) a[m][i] = pack<T>(p[m][n + i / 2][i % 2 * 2], p[m][n + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
         for (int c = 0; c < D / 8; c += 2) {
             unsigned both[4];
@@ -542,22 +541,22 @@ __device__ __forceinline__ void accumulate(float (&out)[M][D / 8][4], const floa
             const unsigned low[2] = {both[0], both[1]}, high[2] = {both[2], both[3]};
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                mma_bf16(out[m][c], a[m], low);
-                mma_bf16(out[m][c + 1], a[m], high);
+                mma<T>(out[m][c], a[m], low);
+                mma<T>(out[m][c + 1], a[m], high);
             }
         }
     }
 }
 
 // Stores the lane's elements of factor[e / 2] * out, except rows from `valid` on.
-template <int D>
-__device__ __forceinline__ void store_fragments(bf16* to, int stride, int valid, const float (&out)[D / 8][4],
+template <int D, class T>
+__device__ __forceinline__ void store_fragments(T* to, int stride, int valid, const float (&out)[D / 8][4],
                                                 const float (&factor)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int r = lane() / 4 + 8 * h;
         if (r >= valid) continue;
-        bf16* mine = to + size_t(r) * stride + lane() % 4 * 2;
+        T* mine = to + size_t(r) * stride + lane() % 4 * 2;
 #pragma unroll
         for (int c = 0; c < D / 8; c++) store<2>(mine + 8 * c, {out[c][2 * h] * factor[h], out[c][2 * h + 1] * factor[h]});
     }
@@ -607,16 +606,16 @@ __device__ __forceinline__ unsigned kept_fragments_transposed(const Drop& drop, 
 }
 
 // A block handles two tiles, 128 queries: a key is read from shared memory once per 32 of them.
-template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
+template <class T, int D> __device__ void attn_fwd_mma(const AttnFwd<T>& a) {
     constexpr int M = 2, N = TILE / 8;
-    DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
+    DYNAMIC_SHARED(T, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
     if (seq.tile % (2 * TILE) != 0) return;
     const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16 * M;
     const int valid = seq.queries - seq.tile - row;  // the warp's queries
-    const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
-    const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
-    const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;
+    const T* q = a.q + size_t(seq.query) * a.q_stride + column;
+    const T* k = a.k + size_t(seq.start) * a.kv_stride + column;
+    const T* v = a.v + size_t(seq.start) * a.kv_stride + column;
 
     // The queries pass through the second stage.
     copy_rows<D, 2 * TILE>(shared + STAGE<D>, q + size_t(seq.tile) * a.q_stride, a.q_stride, seq.queries - seq.tile);
@@ -634,7 +633,7 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
     for (int key = 0, stage = 0; key < seq.keys; key += TILE) {
         cp_async_wait<0>();
         __syncthreads();
-        const bf16* tile = shared + stage * STAGE<D>;
+        const T* tile = shared + stage * STAGE<D>;
         stage ^= 1;
         if (key + TILE < seq.keys) copy_stage<D>(shared + stage * STAGE<D>, k, a.kv_stride, v, a.kv_stride, key + TILE, seq.keys);
         if (valid <= 0) continue;
@@ -710,16 +709,16 @@ template <int D> __device__ void attn_fwd_mma(const AttnFwd<bf16>& a) {
 }
 
 // dq, and delta for bwd_kv. 64 queries per block; keys in two halves, to save registers.
-template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
+template <class T, int D> __device__ void attn_bwd_q_mma(const AttnBwd<T>& a) {
     constexpr int N = 4;
-    DYNAMIC_SHARED(bf16, shared);  // two stages of k, v: (TILE, PITCH) each
+    DYNAMIC_SHARED(T, shared);  // two stages of k, v: (TILE, PITCH) each
     const Sequence seq = sequence(a, a.cls);
     const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.queries - seq.tile - row;
-    const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
-    const bf16* dy = a.dy + size_t(seq.query) * dim + column;
-    const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
-    const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;
+    const T* q = a.q + size_t(seq.query) * a.q_stride + column;
+    const T* dy = a.dy + size_t(seq.query) * dim + column;
+    const T* k = a.k + size_t(seq.start) * a.kv_stride + column;
+    const T* v = a.v + size_t(seq.start) * a.kv_stride + column;
     copy_stage<D>(shared + STAGE<D>, q, a.q_stride, dy, dim, seq.tile, seq.queries);
     copy_stage<D>(shared, k, a.kv_stride, v, a.kv_stride, 0, seq.keys);
     cp_async_wait<0>();
@@ -736,10 +735,10 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
         lse[h] = delta[h] = 0.0f;
         if (r < valid) {
             lse[h] = a.lse[(first + r) * a.heads + head] * LOG2E;
-            const bf16* y = a.y + (first + r) * dim + column + lane() % 4 * 2;
+            const T* y = a.y + (first + r) * dim + column + lane() % 4 * 2;
 #pragma unroll
             for (int c = 0; c < D / 8; c++) {
-                const float2 d = unpack(own_dy[0][c / 2][h + c % 2 * 2]);
+                const float2 d = unpack<T>(own_dy[0][c / 2][h + c % 2 * 2]);
                 float pair[2];
                 load<2>(pair, y + 8 * c);
                 delta[h] += d.x * pair[0] + d.y * pair[1];
@@ -755,7 +754,7 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
     for (int key = 0, stage = 0; key < seq.keys; key += TILE) {
         cp_async_wait<0>();
         __syncthreads();
-        const bf16* tile = shared + stage * STAGE<D>;
+        const T* tile = shared + stage * STAGE<D>;
         stage ^= 1;
         if (key + TILE < seq.keys) copy_stage<D>(shared + stage * STAGE<D>, k, a.kv_stride, v, a.kv_stride, key + TILE, seq.keys);
         if (valid <= 0) continue;
@@ -783,17 +782,17 @@ template <int D> __device__ void attn_bwd_q_mma(const AttnBwd<bf16>& a) {
 }
 
 // dk and dv. 64 keys per block; the rows of a warp are keys, its columns queries, in two halves.
-template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
+template <class T, int D> __device__ void attn_bwd_kv_mma(const AttnBwd<T>& a) {
     constexpr int N = 4;
-    DYNAMIC_SHARED(bf16, shared);  // two stages of q, dy: (TILE, PITCH) each
+    DYNAMIC_SHARED(T, shared);  // two stages of q, dy: (TILE, PITCH) each
     __shared__ float2 statistics[2][TILE];  // two stages of the queries' lse (to base 2) and delta
     const Sequence seq = sequence(a, false);
     const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
     const int valid = seq.keys - seq.tile - row;
-    const bf16* k = a.k + size_t(seq.start) * a.kv_stride + column;
-    const bf16* v = a.v + size_t(seq.start) * a.kv_stride + column;
-    const bf16* q = a.q + size_t(seq.query) * a.q_stride + column;
-    const bf16* dy = a.dy + size_t(seq.query) * dim + column;
+    const T* k = a.k + size_t(seq.start) * a.kv_stride + column;
+    const T* v = a.v + size_t(seq.start) * a.kv_stride + column;
+    const T* q = a.q + size_t(seq.query) * a.q_stride + column;
+    const T* dy = a.dy + size_t(seq.query) * dim + column;
     // If there is no query, p = 2^-inf = 0.
     const auto fetch = [&](int query) {
         query += threadIdx.x;
@@ -813,7 +812,7 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     const float scale = a.scale * LOG2E;
     float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
     for (int query = 0, stage = 0; query < seq.queries; query += TILE) {
-        const bf16* tile = shared + stage * STAGE<D>;
+        const T* tile = shared + stage * STAGE<D>;
         const float2* tile_statistics = statistics[stage];
         if (threadIdx.x < TILE) statistics[stage][threadIdx.x] = fetched;
         cp_async_wait<0>();
@@ -829,7 +828,7 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
             kept = kept_fragments_transposed(a.drop, seq.tile + row, unsigned(seq.start + query) * a.heads + head, a.heads);
 #pragma unroll
         for (int half = 0; half < TILE; half += 8 * N) {
-            const bf16 *tile_q = tile + half * PITCH<D>, *tile_dy = tile_q + TILE * PITCH<D>;
+            const T *tile_q = tile + half * PITCH<D>, *tile_dy = tile_q + TILE * PITCH<D>;
             float p[1][N][4], ds[1][N][4];
             multiply<D>(p, own_k, tile_q);
             multiply<D>(ds, own_v, tile_dy);
@@ -856,12 +855,18 @@ template <int D> __device__ void attn_bwd_kv_mma(const AttnBwd<bf16>& a) {
     sum_columns<D>(own_sums(a, 1), reinterpret_cast<float*>(shared), valid, dv[0], a.drop.scale);
 }
 
-// Two stages each.
+// Two stages each, of elements of two bytes.
 static_assert(2 * STAGE<32> * sizeof(bf16) == 20480 && 2 * STAGE<64> * sizeof(bf16) == 36864, "two stages");
 
-KERNEL(attn_fwd_mma_d32_bf16, attn_fwd_mma<32>, AttnFwd<bf16>, 128, 20480)
-KERNEL(attn_fwd_mma_d64_bf16, attn_fwd_mma<64>, AttnFwd<bf16>, 128, 36864)
-KERNEL(attn_bwd_q_mma_d32_bf16, attn_bwd_q_mma<32>, AttnBwd<bf16>, 128, 20480)
-KERNEL(attn_bwd_q_mma_d64_bf16, attn_bwd_q_mma<64>, AttnBwd<bf16>, 128, 36864)
-KERNEL(attn_bwd_kv_mma_d32_bf16, attn_bwd_kv_mma<32>, AttnBwd<bf16>, 128, 20480)
-KERNEL(attn_bwd_kv_mma_d64_bf16, attn_bwd_kv_mma<64>, AttnBwd<bf16>, 128, 36864, 3)
+KERNEL(attn_fwd_mma_d32_bf16, (attn_fwd_mma<bf16, 32>), AttnFwd<bf16>, 128, 20480)
+KERNEL(attn_fwd_mma_d32_f16, (attn_fwd_mma<f16, 32>), AttnFwd<f16>, 128, 20480)
+KERNEL(attn_fwd_mma_d64_bf16, (attn_fwd_mma<bf16, 64>), AttnFwd<bf16>, 128, 36864)
+KERNEL(attn_fwd_mma_d64_f16, (attn_fwd_mma<f16, 64>), AttnFwd<f16>, 128, 36864)
+KERNEL(attn_bwd_q_mma_d32_bf16, (attn_bwd_q_mma<bf16, 32>), AttnBwd<bf16>, 128, 20480)
+KERNEL(attn_bwd_q_mma_d32_f16, (attn_bwd_q_mma<f16, 32>), AttnBwd<f16>, 128, 20480)
+KERNEL(attn_bwd_q_mma_d64_bf16, (attn_bwd_q_mma<bf16, 64>), AttnBwd<bf16>, 128, 36864)
+KERNEL(attn_bwd_q_mma_d64_f16, (attn_bwd_q_mma<f16, 64>), AttnBwd<f16>, 128, 36864)
+KERNEL(attn_bwd_kv_mma_d32_bf16, (attn_bwd_kv_mma<bf16, 32>), AttnBwd<bf16>, 128, 20480)
+KERNEL(attn_bwd_kv_mma_d32_f16, (attn_bwd_kv_mma<f16, 32>), AttnBwd<f16>, 128, 20480)
+KERNEL(attn_bwd_kv_mma_d64_bf16, (attn_bwd_kv_mma<bf16, 64>), AttnBwd<bf16>, 128, 36864, 3)
+KERNEL(attn_bwd_kv_mma_d64_f16, (attn_bwd_kv_mma<f16, 64>), AttnBwd<f16>, 128, 36864, 3)

@@ -37,6 +37,7 @@ template <class T> __device__ void column_sums(const ColumnSums<T>& a) {
 }
 KERNEL(column_sums_f32, column_sums<float>, ColumnSums<float>, 256)
 KERNEL(column_sums_bf16, column_sums<bf16>, ColumnSums<bf16>, 256)
+KERNEL(column_sums_f16, column_sums<f16>, ColumnSums<f16>, 256)
 
 struct ColumnsAdd {
     const float* partials; // (outs, chunks, width)

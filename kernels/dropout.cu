@@ -31,3 +31,4 @@ template <class T> __device__ void dropout(const Dropout<T>& a) {
 }
 KERNEL(dropout_f32, dropout<float>, Dropout<float>, 256)
 KERNEL(dropout_bf16, dropout<bf16>, Dropout<bf16>, 256)
+KERNEL(dropout_f16, dropout<f16>, Dropout<f16>, 256)

@@ -48,6 +48,7 @@ template <class T> __device__ void embed_fwd(const EmbedFwd<T>& a) {
 }
 KERNEL(embed_fwd_f32, embed_fwd<float>, EmbedFwd<float>, 256)
 KERNEL(embed_fwd_bf16, embed_fwd<bf16>, EmbedFwd<bf16>, 256)
+KERNEL(embed_fwd_f16, embed_fwd<f16>, EmbedFwd<f16>, 256)
 
 template <class T> struct EmbedBwdWord {
     const T* dy;              // (rows, dim)
@@ -86,6 +87,7 @@ template <class T> __device__ void embed_bwd_word(const EmbedBwdWord<T>& a) {
 }
 KERNEL(embed_bwd_word_f32, embed_bwd_word<float>, EmbedBwdWord<float>, 256)
 KERNEL(embed_bwd_word_bf16, embed_bwd_word<bf16>, EmbedBwdWord<bf16>, 256)
+KERNEL(embed_bwd_word_f16, embed_bwd_word<f16>, EmbedBwdWord<f16>, 256)
 
 template <class T> struct EmbedBwdPosition {
     const T* dy;           // (rows, dim)
@@ -116,6 +118,7 @@ template <class T> __device__ void embed_bwd_position(const EmbedBwdPosition<T>&
 }
 KERNEL(embed_bwd_position_f32, embed_bwd_position<float>, EmbedBwdPosition<float>, 256)
 KERNEL(embed_bwd_position_bf16, embed_bwd_position<bf16>, EmbedBwdPosition<bf16>, 256)
+KERNEL(embed_bwd_position_f16, embed_bwd_position<f16>, EmbedBwdPosition<f16>, 256)
 
 template <class T> struct FirstRow {
     T* tokens;             // (tokens, dim): x, or dx
@@ -148,5 +151,7 @@ template <class T, bool BACKWARD> __device__ void first_row(const FirstRow<T>& a
 }
 KERNEL(first_row_fwd_f32, (first_row<float, false>), FirstRow<float>, 256)
 KERNEL(first_row_fwd_bf16, (first_row<bf16, false>), FirstRow<bf16>, 256)
+KERNEL(first_row_fwd_f16, (first_row<f16, false>), FirstRow<f16>, 256)
 KERNEL(first_row_bwd_f32, (first_row<float, true>), FirstRow<float>, 256)
 KERNEL(first_row_bwd_bf16, (first_row<bf16, true>), FirstRow<bf16>, 256)
+KERNEL(first_row_bwd_f16, (first_row<f16, true>), FirstRow<f16>, 256)

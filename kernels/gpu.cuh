@@ -8,6 +8,7 @@
 #ifdef __CUDACC__
 #include <cstdint>
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #define DYNAMIC_SHARED(T, name)                          \
     extern __shared__ __align__(16) unsigned char name##_bytes[]; \
     T* name = reinterpret_cast<T*>(name##_bytes)
@@ -17,7 +18,13 @@
         body(a);                                                                                            \
     }
 
-constexpr int least_blocks(int = 0, int blocks = 0) { return blocks; }
+// On sm_75, whose multiprocessors have 64 KiB of shared memory, only if that many blocks fit into it.
+constexpr int least_blocks(int shared = 0, int blocks = 0) {
+#if __CUDA_ARCH__ < 800
+    if (shared * blocks > 64 << 10) return 0;
+#endif
+    return blocks;
+}
 
 // From compute capability 9.0 on, a kernel is launched while the one before it in the stream still runs (programmatic dependent
 // launch). It waits here for that one's end, with all that it has written, and then lets the next one be launched.
@@ -32,6 +39,7 @@ __device__ __forceinline__ void wait_for_the_kernel_before() {
 #endif
 
 using bf16 = __nv_bfloat16;
+using f16 = __half;
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
@@ -40,9 +48,30 @@ __device__ __forceinline__ int warp() { return threadIdx.x >> 5; }
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(f16 x) { return __half2float(x); }
 template <class T> __device__ __forceinline__ T from_float(float x);
 template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16(x); }
+template <> __device__ __forceinline__ f16 from_float<f16>(float x) { return __float2half(x); }
+
+// Two neighbours in a register, the lower one low.
+template <class T> __device__ __forceinline__ unsigned pack(float low, float high);
+template <> __device__ __forceinline__ unsigned pack<bf16>(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&pair);
+}
+template <> __device__ __forceinline__ unsigned pack<f16>(float low, float high) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+template <class T> __device__ __forceinline__ float2 unpack(unsigned pair);
+template <> __device__ __forceinline__ float2 unpack<bf16>(unsigned pair) {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+}
+template <> __device__ __forceinline__ float2 unpack<f16>(unsigned pair) {
+    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
 
 // ---- packs: neighbouring elements moved by one load or store
 
@@ -98,7 +127,7 @@ template <bool WHOLE, int N, class T> __device__ __forceinline__ void store(T* p
     }
 }
 
-// A pack in its stored type, which in bf16 needs half the registers of its floats. 0 beyond `count`.
+// A pack in its stored type, which in 16 bits needs half the registers of its floats. 0 beyond `count`.
 template <bool WHOLE, class T> __device__ __forceinline__ uint4 load_raw(const T* p, long long count) {
     if constexpr (WHOLE) return *reinterpret_cast<const uint4*>(p);
     union { uint4 word; T elements[PACK<T>]; } u = {};
@@ -174,7 +203,12 @@ struct Status {
     double loss_sum;
     double grad_norm;
     double skipped;
+    double scale;
+    double good;
 };
+
+// 2 to the power of scale, an integer.
+__device__ __forceinline__ double loss_scale(const Status& status) { return ldexp(1.0, int(status.scale)); }
 
 // ---- dropout: Philox4x32-10 (Salmon et al., SC 2011), as in src/random.rs
 

@@ -94,6 +94,7 @@ template <class T> __device__ void act_fwd(const ActFwd<T>& a) {
 }
 KERNEL(act_fwd_f32, act_fwd<float>, ActFwd<float>, 256)
 KERNEL(act_fwd_bf16, act_fwd<bf16>, ActFwd<bf16>, 256)
+KERNEL(act_fwd_f16, act_fwd<f16>, ActFwd<f16>, 256)
 
 template <class T> struct ActBwd {
     const T* x;  // (rows, width)
@@ -154,6 +155,7 @@ template <class T> __device__ void act_bwd(const ActBwd<T>& a) {
 }
 KERNEL(act_bwd_f32, act_bwd<float>, ActBwd<float>, 128)
 KERNEL(act_bwd_bf16, act_bwd<bf16>, ActBwd<bf16>, 128)
+KERNEL(act_bwd_f16, act_bwd<f16>, ActBwd<f16>, 128)
 
 // D = A B + bias (+ D), column-major like cuBLASLt: D is (m, n). Strides of A and B are in elements between neighbours.
 struct Matmul {
@@ -191,4 +193,6 @@ template <class In, class Out> __device__ void matmul(const Matmul& s) {
 }
 KERNEL(matmul_f32, (matmul<float, float>), Matmul, 256)
 KERNEL(matmul_bf16, (matmul<bf16, bf16>), Matmul, 256)
-KERNEL(matmul_bf16_f32, (matmul<bf16, float>), Matmul, 256)
+KERNEL(matmul_f16, (matmul<f16, f16>), Matmul, 256)
+KERNEL(matmul_into_f32_bf16, (matmul<bf16, float>), Matmul, 256)
+KERNEL(matmul_into_f32_f16, (matmul<f16, float>), Matmul, 256)

@@ -69,6 +69,7 @@ template <class T> struct XentBwd {
     const float* weights; // (classes)
     const int* labels;    // (seqs)
     T* dlogits;           // (seqs, classes)
+    const Status* status;
     double loss_normalizer;
     double smoothing;
     int seqs;
@@ -80,13 +81,15 @@ template <class T> __device__ void xent_bwd(const XentBwd<T>& a) {
     const int seq = blockIdx.x * 4 + warp();
     if (seq >= a.seqs) return;
     const LossRow row(a.logits + size_t(seq) * a.classes, a.weights, a.classes, a.labels[seq], a.smoothing);
+    const double scale = loss_scale(*a.status);
     double shares = 0.0;
     for (int c = lane(); c < a.classes; c += 32) shares += row.share(c);
     shares = warp_sum(shares);
     for (int c = lane(); c < a.classes; c += 32) {
-        const double dlogit = (exp(row.log_p(c)) * shares - row.share(c)) / a.loss_normalizer;
+        const double dlogit = (exp(row.log_p(c)) * shares - row.share(c)) / a.loss_normalizer * scale;
         a.dlogits[size_t(seq) * a.classes + c] = from_float<T>(float(dlogit));
     }
 }
 KERNEL(xent_bwd_f32, xent_bwd<float>, XentBwd<float>, 128)
 KERNEL(xent_bwd_bf16, xent_bwd<bf16>, XentBwd<bf16>, 128)
+KERNEL(xent_bwd_f16, xent_bwd<f16>, XentBwd<f16>, 128)

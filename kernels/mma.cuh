@@ -1,5 +1,5 @@
-// Tensor cores, the loads that feed them, and asynchronous copies: all inline PTX is here. bf16 needs sm_80; on sm_75 the
-// copies are synchronous and mma_bf16 traps, as the host chooses no kernel with it there.
+// Tensor cores, the loads that feed them, and asynchronous copies: all inline PTX is here. bf16 needs sm_80; on sm_75 its
+// products trap, as the host chooses no kernel with them there, those of f16 are two of half the size, and the copies are synchronous.
 // Fragments (m16n8k16, lane = 4 g + t): a = A[g][2t..], A[g+8][2t..], A[g][2t+8..], A[g+8][2t+8..]; b = B[2t..][g],
 // B[2t+8..][g];
 // d = D[g][2t], D[g][2t+1], D[g+8][2t], D[g+8][2t+1]. Each register of a and b holds two neighbours in k, the lower one low.
@@ -8,7 +8,9 @@
 
 #ifdef VGPU
 
-inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], VGPU_SITE) { vgpu::multiply(d, a, b, {file, line}); }
+template <class T> inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], VGPU_SITE) {
+    vgpu::multiply<T>(d, a, b, {file, line});
+}
 inline void ldmatrix4(uint32_t (&r)[4], const void* p, VGPU_SITE) { vgpu::load_fragments<false>(r, p, {file, line}); }
 inline void ldmatrix4_trans(uint32_t (&r)[4], const void* p, VGPU_SITE) { vgpu::load_fragments<true>(r, p, {file, line}); }
 inline void cp_async16(void* dst, const void* src, bool valid, VGPU_SITE) { vgpu::copy_async(dst, src, valid, {file, line}); }
@@ -21,7 +23,9 @@ inline float exp2_approx(float x) { return vgpu::exp2_approx(x); }
 __device__ __forceinline__ unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 
 // d += a b, by the whole warp.
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+template <class T> __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+template <> __device__ __forceinline__ void mma<bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -29,6 +33,21 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     __trap();
+#endif
+}
+
+template <> __device__ __forceinline__ void mma<f16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
 #endif
 }
 

@@ -118,6 +118,7 @@ template <class T> __device__ void norm_fwd(const NormFwd<T>& a) {
 }
 KERNEL(norm_fwd_f32, norm_fwd<float>, NormFwd<float>, 256)
 KERNEL(norm_fwd_bf16, norm_fwd<bf16>, NormFwd<bf16>, 256)
+KERNEL(norm_fwd_f16, norm_fwd<f16>, NormFwd<f16>, 256)
 
 template <class T> struct NormBwd {
     const T* z;            // (rows, dim)
@@ -269,3 +270,4 @@ template <class T> __device__ void norm_bwd(const NormBwd<T>& a) {
 }
 KERNEL(norm_bwd_f32, norm_bwd<float>, NormBwd<float>, 256)
 KERNEL(norm_bwd_bf16, norm_bwd<bf16>, NormBwd<bf16>, 128)
+KERNEL(norm_bwd_f16, norm_bwd<f16>, NormBwd<f16>, 128)

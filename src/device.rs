@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::cpu::{Cpu, Instructions};
 use crate::cuda::{self, Cuda, NVCC};
@@ -21,20 +21,26 @@ pub enum Device {
 }
 
 /// Precision of activations and products. Weights, sums, statistics and the optimizer are f32 in all of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
+    /// On a GPU bf16, or fp16 if it has no bf16; on the CPU fp32.
+    Auto,
     Fp32,
     /// Products round their operands to 10 bits of fraction.
     Tf32,
     /// Activations and products in bfloat16; on the CPU only the products.
     Bf16,
+    /// Activations and products in half precision, with a loss scale. On a GPU.
+    Fp16,
 }
 
-/// A backend and its arithmetic.
+/// A backend and its precision.
 pub struct Opened {
     pub backend: Box<dyn Backend>,
     pub arithmetic: Arithmetic,
+    /// Never `Auto`.
+    pub precision: Precision,
     /// Notes for the user: the choice of `auto` and its reason, and warnings of slow settings.
     pub notes: Vec<String>,
 }
@@ -44,18 +50,18 @@ impl Device {
     /// The requested device is missing or does not support `precision`; or the requested instructions are missing.
     pub fn open(self, precision: Precision) -> Result<Opened> {
         Instructions::chosen()?;
-        match self {
-            Device::Cpu => cpu(precision),
-            Device::Cuda(index) => Ok(gpu(Cuda::open(index)?, precision)),
-            Device::Auto => {
-                let (mut opened, why) = match Cuda::open(0) {
-                    Ok(backend) => (gpu(backend, precision), String::new()),
-                    Err(e) => (cpu(precision)?, format!("; {}", e.fact())),
-                };
-                opened.notes.insert(0, format!("device: {}{why}", opened.backend.name()));
-                Ok(opened)
-            }
+        let (mut opened, why) = match self {
+            Device::Cpu => (cpu(precision)?, String::new()),
+            Device::Cuda(index) => (gpu(Cuda::open(index)?, precision), String::new()),
+            Device::Auto => match Cuda::open(0) {
+                Ok(backend) => (gpu(backend, precision), String::new()),
+                Err(e) => (cpu(precision)?, format!("; {}", e.fact())),
+            },
+        };
+        if self == Device::Auto || precision == Precision::Auto {
+            opened.notes.insert(0, format!("device: {}, {}{why}", opened.backend.name(), opened.precision));
         }
+        Ok(opened)
     }
 }
 
@@ -68,27 +74,42 @@ pub fn gpu_code() -> String {
 }
 
 fn gpu(backend: Cuda, precision: Precision) -> Opened {
-    let arithmetic = match precision {
-        Precision::Fp32 => Arithmetic::F32,
-        Precision::Tf32 => Arithmetic::Tf32,
-        Precision::Bf16 => Arithmetic::Bf16,
+    let (precision, arithmetic) = match precision {
+        Precision::Fp32 => (precision, Arithmetic::F32),
+        Precision::Tf32 => (precision, Arithmetic::Tf32),
+        Precision::Auto if !backend.has_bf16() => (Precision::Fp16, Arithmetic::F16),
+        Precision::Fp16 => (precision, Arithmetic::F16),
+        Precision::Auto | Precision::Bf16 => (Precision::Bf16, Arithmetic::Bf16),
     };
-    Opened { backend: Box::new(backend), arithmetic, notes: Vec::new() }
+    Opened { backend: Box::new(backend), arithmetic, precision, notes: Vec::new() }
 }
 
 fn cpu(precision: Precision) -> Result<Opened> {
-    let arithmetic = match precision {
-        Precision::Fp32 => Arithmetic::F32,
-        Precision::Bf16 => Arithmetic::Bf16Products,
-        Precision::Tf32 => {
+    let (precision, arithmetic) = match precision {
+        Precision::Auto | Precision::Fp32 => (Precision::Fp32, Arithmetic::F32),
+        Precision::Bf16 => (precision, Arithmetic::Bf16Products),
+        Precision::Tf32 | Precision::Fp16 => {
             let remedy = "pass one of these, or --device cuda on a machine with a GPU";
-            return Err(Error::user("--precision tf32", "the CPU computes in fp32 or bf16", remedy));
+            return Err(Error::user(format!("--precision {precision}"), "the CPU computes in fp32 or bf16", remedy));
         }
     };
     let slow = precision == Precision::Bf16 && Instructions::in_use() != Instructions::Avx512Bf16;
     let note = "--precision bf16: without AVX512-BF16, which this CPU does not have or may not use, it is no faster than fp32"
         .to_string();
-    Ok(Opened { backend: Box::new(Cpu::<f32>::new()), arithmetic, notes: slow.then_some(note).into_iter().collect() })
+    let notes = slow.then_some(note).into_iter().collect();
+    Ok(Opened { backend: Box::new(Cpu::<f32>::new()), arithmetic, precision, notes })
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Precision::Auto => "auto",
+            Precision::Fp32 => "fp32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+            Precision::Fp16 => "fp16",
+        })
+    }
 }
 
 impl FromStr for Device {

@@ -72,8 +72,9 @@ pub struct RunArgs {
     /// Device: auto (the first GPU that opens, else the CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Precision of activations and matrix products; the CPU has fp32 and bf16
-    #[arg(long, default_value = "fp32")]
+    /// Precision of activations and matrix products: auto (on a GPU bf16, or fp16 before Ampere; on the CPU fp32), fp32, tf32,
+    /// bf16 or fp16; the CPU has fp32 and bf16
+    #[arg(long, default_value = "auto", hide_possible_values = true)]
     pub precision: Precision,
 }
 

@@ -40,6 +40,8 @@ pub enum DType {
     F32,
     /// For weights and activations on a GPU; sums and statistics are F32.
     Bf16,
+    /// Like Bf16, with more digits and a smaller range: gradients of activations need a loss scale.
+    F16,
     /// For gradient checks on the CPU, and for the status block.
     F64,
     I32,
@@ -49,10 +51,15 @@ impl DType {
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
-            DType::Bf16 => 2,
+            DType::Bf16 | DType::F16 => 2,
             DType::F32 | DType::I32 => 4,
             DType::F64 => 8,
         }
+    }
+
+    /// The type of what is never rounded to 16 bits, beside activations of this type: sums, statistics, parameters.
+    pub fn exact(self) -> DType {
+        if self.size() == 2 { DType::F32 } else { self }
     }
 }
 
@@ -66,6 +73,8 @@ pub enum Arithmetic {
     Tf32,
     /// Activations, and the weights in products, are bf16. On a GPU.
     Bf16,
+    /// The same in f16, with a loss scale. On a GPU.
+    F16,
     /// Operands of products, in linear layers and in attention, are rounded; everything stored is F32. On the CPU.
     Bf16Products,
 }
@@ -76,6 +85,7 @@ impl Arithmetic {
         match self {
             Arithmetic::F64 => DType::F64,
             Arithmetic::Bf16 => DType::Bf16,
+            Arithmetic::F16 => DType::F16,
             Arithmetic::F32 | Arithmetic::Tf32 | Arithmetic::Bf16Products => DType::F32,
         }
     }
@@ -362,7 +372,8 @@ pub struct GatherCls {
 /// Cross-entropy with label smoothing e (Szegedy et al., arXiv 1512.00567) and class weights w, like
 /// `torch.nn.CrossEntropyLoss(weight, label_smoothing)`: with `lp = log softmax(logits)` and label t,
 /// `loss = -(1 - e) w[t] lp[t] - e / classes * sum_c w[c] lp[c]`; the update's loss is their sum over rows divided by
-/// `Step::loss_normalizer`, added to the status block. Backward: `dlogits = dloss / dlogits / loss_normalizer`.
+/// `Step::loss_normalizer`, added to the status block. Backward: `dlogits = dloss / dlogits / loss_normalizer`, times the loss
+/// scale in the status block.
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropy {
     pub logits: View,  // (seqs, classes)
@@ -426,7 +437,7 @@ impl Op {
     }
 }
 
-/// `grad_norm = sqrt(sum of squares of grads)`, into the status block.
+/// `grad_norm = sqrt(sum of squares of grads) / loss scale`, into the status block.
 #[derive(Clone, Copy, Debug)]
 pub struct GradNorm {
     pub grads: View,  // flat
@@ -440,11 +451,14 @@ pub struct Cast {
     pub y: View, // (len)
 }
 
-/// AdamW (Loshchilov & Hutter, arXiv 1711.05101; `torch.optim.AdamW`) over all parameters at once, t = `Update::number`:
-/// n the gradient norm in the status block, `g = grads * min(1, max_norm / (n + 1e-6))`, `p *= 1 - lr * decay`, `m = b1 m + (1 - b1) g`,
-/// `v = b2 v + (1 - b2) g^2`, `p -= lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`. The first
-/// `decayed` elements have weight decay. If the loss or n is not finite, nothing changes, and the status block counts it.
-/// `copy` becomes `params`, rounded.
+/// AdamW (Loshchilov & Hutter, arXiv 1711.05101; `torch.optim.AdamW`) over all parameters at once, t = `Update::number` less the
+/// skipped updates: n the gradient norm and s the loss scale in the status block, `g = grads / s * min(1, max_norm / (n + 1e-6))`,
+/// `p *= 1 - lr * decay`, `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `p -= lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`.
+/// The first `decayed` elements have weight decay. If the loss or n is not finite, the update is skipped: nothing changes, and
+/// the status block counts it. `copy` becomes `params`, rounded.
+///
+/// With `growth`, the loss scale is dynamic (Micikevicius et al., arXiv 1710.03740; `torch.amp.GradScaler`): a skipped update
+/// halves it, `growth` updates without one double it. Once it is below 1, all updates are skipped.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     pub params: View, // flat
@@ -460,6 +474,8 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// 0 disables clipping.
     pub max_norm: f64,
+    /// Updates in a row, none of them skipped, after which the loss scale doubles; 0: it is constant.
+    pub growth: u32,
 }
 
 /// The numbers that a training loop reads back, in the layout of the status view.
@@ -472,19 +488,28 @@ pub struct Status {
     pub loss_sum: f64,
     /// Gradient norm of the last update, before clipping.
     pub grad_norm: f64,
-    /// Updates skipped because the loss or the gradient norm was not finite.
+    /// Updates skipped, in the whole run, because the loss or the gradient norm was not finite.
     pub skipped: f64,
+    /// The loss scale: gradients of activations and parameters are 2 to this power times their value, an integer.
+    pub scale: f64,
+    /// Updates since the scale last changed, if it is dynamic.
+    pub good: f64,
 }
 
 impl Status {
-    pub const LEN: usize = 4;
+    pub const LEN: usize = 6;
 
     pub fn from_slice(s: &[f64]) -> Status {
-        Status { loss: s[0], loss_sum: s[1], grad_norm: s[2], skipped: s[3] }
+        Status { loss: s[0], loss_sum: s[1], grad_norm: s[2], skipped: s[3], scale: s[4], good: s[5] }
     }
 
     pub fn to_array(self) -> [f64; Status::LEN] {
-        [self.loss, self.loss_sum, self.grad_norm, self.skipped]
+        [self.loss, self.loss_sum, self.grad_norm, self.skipped, self.scale, self.good]
+    }
+
+    /// The factor of the gradients.
+    pub fn loss_scale(&self) -> f64 {
+        self.scale.exp2()
     }
 }
 
@@ -542,6 +567,7 @@ impl dyn Backend + '_ {
         match view.dtype {
             DType::F32 => get::<f32>(self, view),
             DType::Bf16 => get::<half::bf16>(self, view),
+            DType::F16 => get::<half::f16>(self, view),
             DType::F64 => get::<f64>(self, view),
             DType::I32 => get::<i32>(self, view),
         }
@@ -556,6 +582,10 @@ impl dyn Backend + '_ {
             }
             DType::Bf16 => {
                 let values: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f32(x as f32)).collect();
+                self.upload(view, bytemuck::cast_slice(&values))
+            }
+            DType::F16 => {
+                let values: Vec<half::f16> = values.iter().map(|&x| half::f16::from_f32(x as f32)).collect();
                 self.upload(view, bytemuck::cast_slice(&values))
             }
             DType::F64 => self.upload(view, bytemuck::cast_slice(values)),

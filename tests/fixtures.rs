@@ -26,8 +26,10 @@ pub enum On {
     CpuF64,
     Cuda,
     CudaBf16,
-    /// The reference for errors in bf16.
-    Rounded,
+    CudaF16,
+    /// The references for errors in 16 bits.
+    RoundedBf16,
+    RoundedF16,
     RoundedProducts,
 }
 
@@ -36,28 +38,34 @@ impl On {
         match self {
             On::Cpu | On::Cuda => Arithmetic::F32,
             On::CpuF64 => Arithmetic::F64,
-            On::CudaBf16 | On::Rounded => Arithmetic::Bf16,
+            On::CudaBf16 | On::RoundedBf16 => Arithmetic::Bf16,
+            On::CudaF16 | On::RoundedF16 => Arithmetic::F16,
             On::CpuBf16 | On::RoundedProducts => Arithmetic::Bf16Products,
         }
     }
 
-    /// The reference for a computation in bf16.
+    /// The reference for a computation in 16 bits.
     pub fn plain(self) -> On {
-        if self == On::CpuBf16 { On::RoundedProducts } else { On::Rounded }
+        match self {
+            On::CpuBf16 => On::RoundedProducts,
+            On::CudaF16 => On::RoundedF16,
+            _ => On::RoundedBf16,
+        }
     }
 
     pub fn backend(self) -> Box<dyn Backend> {
         match self {
             On::Cpu | On::CpuBf16 => Box::new(Cpu::<f32>::poisoned()),
             On::CpuF64 => Box::new(Cpu::<f64>::poisoned()),
-            On::Cuda | On::CudaBf16 => Box::new(gpu()),
-            On::Rounded | On::RoundedProducts => Box::new(Rounded::new()),
+            On::Cuda | On::CudaBf16 | On::CudaF16 => Box::new(gpu()),
+            On::RoundedBf16 | On::RoundedProducts => Box::new(Rounded::new(DType::Bf16)),
+            On::RoundedF16 => Box::new(Rounded::new(DType::F16)),
         }
     }
 
     /// Changes the order of threads and blocks in launches of this thread on a virtual GPU.
     pub fn reorder(self, seed: u64) {
-        if matches!(self, On::Cuda | On::CudaBf16) && is_virtual() {
+        if matches!(self, On::Cuda | On::CudaBf16 | On::CudaF16) && is_virtual() {
             vgpu::set_seed(seed);
         }
     }
@@ -66,6 +74,7 @@ impl On {
     pub fn epsilon(self) -> f64 {
         match self.arithmetic().dtype() {
             DType::Bf16 => 2f64.powi(-8),
+            DType::F16 => 2f64.powi(-11),
             _ => 2f64.powi(-23),
         }
     }

@@ -36,7 +36,7 @@ macro_rules! everywhere {
 }
 
 everywhere! {
-    cpu: Cpu; cpu_bf16: CpuBf16; cuda: Cuda; cuda_bf16: CudaBf16;
+    cpu: Cpu; cpu_bf16: CpuBf16; cuda: Cuda; cuda_bf16: CudaBf16; cuda_f16: CudaF16;
     {
         same_bits
         nan_and_infinity_match_f64
@@ -46,9 +46,11 @@ everywhere! {
         act_in_place
         xent_at_the_edges
         xent_adds_its_loss_in_training_only
+        xent_multiplies_gradients_by_the_loss_scale
         grad_norm_is_the_root_of_the_sum_of_squares
         adamw_matches_the_definition
         adamw_skips_non_finite_updates
+        adamw_gives_up_below_a_loss_scale_of_1
         memory
         stage
         staging_needs_no_wait
@@ -236,19 +238,19 @@ fn sixty_six_thousand_short_texts_on_cuda() {
     };
     let cases = vec![first(attn(&many, 1, 8, Rows::Cls, on)), first_row(&many, 8, false), xent(&many, 2, 0.0, false)];
     each(cases, |case| check_f32(case, On::Cuda));
-    each(vec![first(attn(&many, 1, 32, Rows::Tokens, on))], |case| check_bf16(case, On::CudaBf16));
+    each(vec![first(attn(&many, 1, 32, Rows::Tokens, on))], |case| check_16_bits(case, On::CudaBf16));
 }
 
-/// The errors in bf16 are at most twice those of a plain computation that rounds only what it stores; sums in f32 are otherwise
+/// The errors in 16 bits are at most twice those of a plain computation that rounds only what it stores; sums in f32 are otherwise
 /// as exact as there.
-fn check_bf16(case: &Case, on: On) {
+fn check_16_bits(case: &Case, on: On) {
     let (mut run, got) = finish(case, on);
     assert!(run.guards_hold(), "{} wrote outside its tensors", case.name);
     let (_, plain) = finish(case, on.plain());
     let copied = |t: &&Tensor| t.name == "copy";
     if let Some(copy) = run.tensors.clone().iter().find(copied) {
         let params = run.read("params");
-        assert!(run.read(copy.name) == params.iter().map(|&x| rounded(x, DType::Bf16)).collect::<Vec<_>>(), "{}", case.name);
+        assert!(run.read(copy.name) == params.iter().map(|&x| rounded(x, copy.view.dtype)).collect::<Vec<_>>(), "{}", case.name);
     }
     let compared: Vec<Tensor> = run.tensors.iter().filter(|t| !copied(t)).cloned().collect();
     let exact = in_f64(case, &compared);
@@ -285,13 +287,18 @@ fn without_single_keys(case: &Case, tensor: &Tensor, errors: Vec<f64>) -> Vec<f6
 
 #[test]
 fn bf16_on_cuda() {
-    with_errors(|| each(cases(), |case| check_bf16(case, On::CudaBf16)));
+    with_errors(|| each(cases(), |case| check_16_bits(case, On::CudaBf16)));
+}
+
+#[test]
+fn f16_on_cuda() {
+    with_errors(|| each(cases(), |case| check_16_bits(case, On::CudaF16)));
 }
 
 /// Products round on the CPU; the rest is as in f32.
 #[test]
 fn bf16_on_the_cpu() {
-    each(cases().into_iter().filter(multiplies).collect(), |case| check_bf16(case, On::CpuBf16));
+    each(cases().into_iter().filter(multiplies).collect(), |case| check_16_bits(case, On::CpuBf16));
 }
 
 fn multiplies(case: &Case) -> bool {
@@ -671,12 +678,24 @@ fn xent_adds_its_loss_in_training_only(on: On) {
     }
 }
 
+/// The scale is a power of two, so that nothing is rounded otherwise.
+fn xent_multiplies_gradients_by_the_loss_scale(on: On) {
+    let gradients = |scale: f64| {
+        let mut run = start(&xent(&batch(&LONG), 3, 0.1, true), on);
+        run.write("status", &Status { scale, ..Status::default() }.to_array());
+        run.forward();
+        run.backward();
+        run.read("dlogits")
+    };
+    assert!(gradients(6.0).iter().zip(gradients(0.0)).all(|(scaled, plain)| *scaled == 64.0 * plain && plain != 0.0));
+}
+
 fn grad_norm_is_the_root_of_the_sum_of_squares(on: On) {
     for case in cases().into_iter().filter(|case| matches!(case.call(), Call::GradNorm(_))) {
         let mut run = start(&case, on);
         run.forward();
-        let want = run.tensor("grads").start.iter().map(|g| g * g).sum::<f64>().sqrt();
-        let [loss, loss_sum, got, skipped] = run.read("status").try_into().unwrap();
+        let want = run.tensor("grads").start.iter().map(|g| g * g).sum::<f64>().sqrt() / 8.0;
+        let [loss, loss_sum, got, skipped, ..] = run.read("status")[..] else { unreachable!() };
         assert!((got / want - 1.0).abs() < 1e-13, "{}: {got}, not {want}", case.name);
         assert_eq!([loss, loss_sum, skipped], [0.0; 3]);
     }
@@ -691,9 +710,10 @@ fn adamw_matches_the_definition(on: On) {
         let [params, grads, m, v] = ["params", "grads", "m", "v"].map(|name| (run.tensor(name).start.clone(), run.read(name)));
         assert!(grads.0 == grads.1, "{}: the gradients changed", case.name);
         let norm = run.tensor("status").start[2];
-        let t = number as f64;
+        // One update was skipped.
+        let t = number as f64 - 1.0;
         for i in 0..params.0.len() {
-            let g = if op.max_norm > 0.0 { grads.0[i] * f64::min(1.0, op.max_norm / (norm + 1e-6)) } else { grads.0[i] };
+            let g = grads.0[i] / 8.0 * if op.max_norm > 0.0 { f64::min(1.0, op.max_norm / (norm + 1e-6)) } else { 1.0 };
             let want_m = op.beta1 * m.0[i] + (1.0 - op.beta1) * g;
             let want_v = op.beta2 * v.0[i] + (1.0 - op.beta2) * g * g;
             let decayed = if i < op.decayed { params.0[i] * (1.0 - lr * op.weight_decay) } else { params.0[i] };
@@ -707,21 +727,58 @@ fn adamw_matches_the_definition(on: On) {
                 assert!((got - want).abs() <= 1e-6 * (0.1 + size), "{}: {name}[{i}] is {got}, not {want}", case.name);
             }
         }
-        assert_eq!(run.read("status"), [0.0, 0.75, norm, 1.0], "{}", case.name);
+        assert_eq!(run.read("status"), [0.0, 0.75, norm, 1.0, 4.0, 0.0], "{}", case.name);
     }
 }
 
-/// A loss or a norm that is not finite is counted, and nothing else changes.
+/// A loss or a norm that is not finite is counted and halves the loss scale, if that is dynamic; no tensor changes.
 fn adamw_skips_non_finite_updates(on: On) {
-    for (loss, norm) in [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (0.5, f64::NAN), (0.5, f64::INFINITY)] {
+    let bad = [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (0.5, f64::NAN), (0.5, f64::INFINITY)];
+    for ((loss, norm), growth) in bad.into_iter().flat_map(|bad| [0, 2].map(|growth| (bad, growth))) {
         let mut run = start(&adamw(100, 48, 1.0, 1.0), on);
-        run.write("status", &[loss, 0.25, norm, 1.0]);
+        let Call::AdamW(op, _) = &mut run.call else { unreachable!() };
+        op.growth = growth;
+        run.write("status", &[loss, 0.25, norm, 1.0, 3.0, 1.0]);
         run.forward();
         for name in ["params", "grads", "m", "v"] {
             assert!(run.read(name) == run.tensor(name).start, "loss {loss}, norm {norm}: {name} changed");
         }
-        let [loss, loss_sum, _, skipped] = run.read("status").try_into().unwrap();
+        let [loss, loss_sum, _, skipped, scale, good] = run.read("status").try_into().unwrap();
         assert_eq!([loss, loss_sum, skipped], [0.0, 0.25, 2.0]);
+        assert_eq!([scale, good], if growth > 0 { [2.0, 0.0] } else { [3.0, 1.0] });
+    }
+}
+
+/// Once a scale of 1 was too large, no later update counts.
+fn adamw_gives_up_below_a_loss_scale_of_1(on: On) {
+    let mut run = start(&adamw(100, 48, 1.0, 1.0), on);
+    run.write("status", &Status { loss: f64::NAN, ..Status::default() }.to_array());
+    run.forward();
+    for skipped in [1.0, 2.0, 3.0] {
+        assert_eq!(run.read("status"), [0.0, 0.0, 0.0, skipped, -1.0, 0.0]);
+        run.write("status", &Status { loss: 1.0, skipped, scale: -1.0, ..Status::default() }.to_array());
+        run.forward();
+        assert!(run.read("params") == run.tensor("params").start);
+    }
+}
+
+/// To nearest, ties to even: beside ties, at the ends of the ranges, and for what is no number.
+#[test]
+fn casts_round_to_nearest() {
+    let edges = [65504.0, 65519.0, 65520.0, 3.4e38, 1.0, 2f32.powi(-14), 2f32.powi(-24), 2f32.powi(-25), f32::MIN_POSITIVE, 1e-44];
+    let ties = (0..64).map(|i| 1.0 + i as f32 * 2f32.powi(-12)).chain((0..64).map(|i| i as f32 * 2f32.powi(-26)));
+    let beside = |x: f32| [x, x.next_up(), x.next_down()];
+    let numbers = edges.into_iter().chain(ties).flat_map(beside).chain([f32::INFINITY, f32::NAN]);
+    let numbers: Vec<f64> = numbers.flat_map(|x| [x, -x]).map(f64::from).collect();
+    for on in [On::CudaBf16, On::CudaF16] {
+        let mut run = start(&cast(numbers.len()), on);
+        run.write("params", &numbers);
+        run.forward();
+        let dtype = on.arithmetic().dtype();
+        for (&x, got) in numbers.iter().zip(run.read("copy")) {
+            let want = rounded(x, dtype);
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{x:e} is {got:e} in {dtype:?}, not {want:e}");
+        }
     }
 }
 
@@ -832,7 +889,7 @@ fn every_op_has_its_files() {
 #[test]
 fn every_kernel_has_a_case() {
     let run = || {
-        for on in [On::Cuda, On::CudaBf16] {
+        for on in [On::Cuda, On::CudaBf16, On::CudaF16] {
             for case in cases().iter().filter(|case| case.batch.max_seqlen < 128) {
                 bits(start(case, on));
             }

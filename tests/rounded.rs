@@ -1,35 +1,30 @@
-//! A plain computation in bf16, as a yardstick: each op in f64 on the CPU, with tensors stored in bf16 rounded when they are
+//! A plain computation in bf16 or f16, as a yardstick: each op in f64 on the CPU, with tensors of 16 bits rounded when they are
 //! written, and operands of linear layers and attention rounded when they are read. Supports the plans of a GPU, and those of a
 //! CPU that only rounds products.
 
-use half::bf16;
+use half::{bf16, f16};
 use warpfit::Result;
 use warpfit::cpu::Cpu;
 use warpfit::data::pack::PackedBatch;
 use warpfit::ops::*;
 
 use crate::fixtures::factor;
+use crate::ops::cases::rounded;
 use crate::ops::views::{views, written};
 
 pub struct Rounded {
     cpu: Cpu<f64>,
+    /// The type of rounded operands.
+    dtype: DType,
     /// Size of the layout.
     bytes: usize,
     cu_seqlens: Vec<i32>,
     step: Step,
 }
 
-fn to_bf16(x: f64) -> f64 {
-    bf16::from_f32(x as f32).into()
-}
-
-fn round(values: Vec<f64>) -> Vec<f64> {
-    values.into_iter().map(to_bf16).collect()
-}
-
 impl Rounded {
-    pub fn new() -> Rounded {
-        Rounded { cpu: Cpu::poisoned(), bytes: 0, cu_seqlens: Vec::new(), step: Step::INFER }
+    pub fn new(dtype: DType) -> Rounded {
+        Rounded { cpu: Cpu::poisoned(), dtype, bytes: 0, cu_seqlens: Vec::new(), step: Step::INFER }
     }
 
     fn cpu(&mut self) -> &mut (dyn Backend + 'static) {
@@ -43,7 +38,7 @@ impl Rounded {
             return view;
         }
         let (part, stretch, dtype) = match view.dtype {
-            DType::Bf16 => (0, 4, DType::F64),
+            DType::Bf16 | DType::F16 => (0, 4, DType::F64),
             DType::F32 => (4, 2, DType::F64),
             DType::F64 => (6, 1, DType::F64),
             DType::I32 => (7, 1, DType::I32),
@@ -52,12 +47,12 @@ impl Rounded {
     }
 
     fn round(&mut self, view: View) -> Result<()> {
-        if view.dtype == DType::Bf16 { self.round_in_place(view) } else { Ok(()) }
+        if view.dtype.size() == 2 { self.round_in_place(view) } else { Ok(()) }
     }
 
     fn round_in_place(&mut self, view: View) -> Result<()> {
         let place = self.place(view);
-        let values = round(self.cpu().read(place)?);
+        let values = self.cpu().read(place)?.into_iter().map(|x| rounded(x, self.dtype)).collect::<Vec<_>>();
         self.cpu().write(place, &values)
     }
 
@@ -78,6 +73,8 @@ impl Rounded {
             let place = rounded.place(view);
             rounded.cpu().read(place)
         };
+        let dtype = self.dtype;
+        let round = |values: Vec<f64>| values.into_iter().map(|x| rounded(x, dtype)).collect::<Vec<_>>();
         let [q, k, v] = [op.q, op.k, op.v].map(|view| exact(self, view).map(round));
         let (q, k, v) = (q?, k?, v?);
         let (mut y, mut lse) = (exact(self, op.y)?, exact(self, op.lse)?);
@@ -109,13 +106,13 @@ impl Rounded {
                     let dropout_row = (start + row - queries.start) * heads + head;
                     let factor = factor(&self.step, op.drop, dropout_row as u32, (key - start) as u32);
                     let p = (s - *lse).exp();
-                    let dropped = to_bf16(p * factor);
+                    let dropped = rounded(p * factor, dtype);
                     if !backward {
                         add(&mut y[y_at.clone()], &v[kv_at(key)], dropped);
                         continue;
                     }
                     let dp = dot(&rounded_dy[y_at.clone()], &v[kv_at(key)]);
-                    let ds = scale * to_bf16(p * (dp * factor - delta));
+                    let ds = scale * rounded(p * (dp * factor - delta), dtype);
                     add(&mut dq[q_at.clone()], &k[kv_at(key)], ds);
                     add(&mut dk[kv_at(key)], &q[q_at.clone()], ds);
                     add(&mut dv[kv_at(key)], &rounded_dy[y_at.clone()], dropped);
@@ -201,7 +198,7 @@ impl Rounded {
 
 impl Backend for Rounded {
     fn name(&self) -> String {
-        "CPU, rounding to bf16".into()
+        format!("CPU, rounding to {:?}", self.dtype)
     }
 
     fn available(&self) -> Result<Option<usize>> {
@@ -220,6 +217,7 @@ impl Backend for Rounded {
             DType::I32 | DType::F64 => return self.cpu.upload(place, src),
             DType::F32 => bytemuck::cast_slice::<u8, f32>(src).iter().map(|&x| x.into()).collect(),
             DType::Bf16 => bytemuck::cast_slice::<u8, bf16>(src).iter().map(|&x| x.into()).collect(),
+            DType::F16 => bytemuck::cast_slice::<u8, f16>(src).iter().map(|&x| x.into()).collect(),
         };
         self.cpu().write(place, &values)
     }
@@ -232,6 +230,7 @@ impl Backend for Rounded {
         let values = self.cpu().read(place.slice(0, dst.len() / src.dtype.size()))?.into_iter();
         match src.dtype {
             DType::F32 => dst.copy_from_slice(bytemuck::cast_slice(&values.map(|x| x as f32).collect::<Vec<_>>())),
+            DType::F16 => dst.copy_from_slice(bytemuck::cast_slice(&values.map(|x| f16::from_f32(x as f32)).collect::<Vec<_>>())),
             _ => dst.copy_from_slice(bytemuck::cast_slice(&values.map(|x| bf16::from_f32(x as f32)).collect::<Vec<_>>())),
         }
         Ok(())

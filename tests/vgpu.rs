@@ -10,7 +10,7 @@ use cudarc::driver::{
     CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result,
 };
 use cudarc::nvrtc::Ptx;
-use half::bf16;
+use half::{bf16, f16};
 use warpfit::cuda::Cuda;
 use warpfit::ops::{ActivationKind, Arithmetic, DropSite, Rows};
 
@@ -29,8 +29,8 @@ struct Gpu {
 const KERNELS: &str = "past_the_end_f32 divergent_barrier_f32 barrier_after_exit_f32 divergent_shuffle_f32 \
                        exit_before_shuffle_f32 deadlock_f32 misaligned_ldmatrix_f32 ldmatrix_of_rows_f32 mma_alone_f32 misaligned_vector_f32 \
                        copy_without_wait_f32 uninitialised_shared_f32 past_dynamic_shared_f32 past_fixed_shared_f32 \
-                       race_f32 race_of_blocks_f32 scale_f32 row_sum_f32 product_f32 product_transposed_f32 barriers_f32 \
-                       shuffles_f32 approximate_f32";
+                       race_f32 race_of_blocks_f32 scale_f32 row_sum_f32 product_bf16 product_f16 product_transposed_bf16 \
+                       product_transposed_f16 barriers_f32 shuffles_f32 approximate_f32";
 
 fn image(kernels: &str) -> Ptx {
     Ptx::from_binary(format!("warpfit kernels\n{}\n\0", kernels.replace(' ', "\n")).into_bytes())
@@ -359,10 +359,10 @@ fn compute_capability_7_5() {
     let allow = |bytes| function.set_attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes);
     assert_eq!([64 << 10, (64 << 10) + 1].map(|bytes| allow(bytes).map_err(|e| e.0)), [Ok(()), Err(CUDA_ERROR_INVALID_VALUE)]);
     drop(gpu);
-    for (kernel, shared, instruction) in [("mma_alone_f32", 0, "mma of bf16"), ("copy_without_wait_f32", 512, "cp.async")] {
-        let parts = [kernel, instruction, "needs compute capability 8.0"];
-        Gpu::new().breaks(kernel, (1, 32, shared), 1, CUDA_ERROR_LAUNCH_FAILED, &parts);
-    }
+    let parts = ["mma_alone_f32", "mma of bf16", "needs compute capability 8.0"];
+    Gpu::new().breaks("mma_alone_f32", (1, 32, 0), 1, CUDA_ERROR_LAUNCH_FAILED, &parts);
+    // Copies are plain ones, and products of f16 are two of half the size.
+    products_of("f16", |x| x.iter().map(|&x| f16::from_f32(x)).collect());
 }
 
 #[test]
@@ -623,11 +623,16 @@ fn sums_of_blocks() {
 
 #[test]
 fn products_on_tensor_cores() {
+    products_of("bf16", halves);
+    products_of("f16", |x| x.iter().map(|&x| f16::from_f32(x)).collect());
+}
+
+fn products_of<T: DeviceRepr + Copy + Into<f64>>(name: &str, stored: impl Fn(&[f32]) -> Vec<T>) {
     let gpu = Gpu::new();
     let (m, k) = (48, 80);
-    let (a, b) = (halves(&noise(m * k, 2)), halves(&noise(k * 16, 3)));
-    let at = |x: &[bf16], i: usize| f64::from(x[i].to_f32());
-    for (kernel, transposed) in [("product_f32", false), ("product_transposed_f32", true)] {
+    let (a, b) = (stored(&noise(m * k, 2)), stored(&noise(k * 16, 3)));
+    let at = |x: &[T], i: usize| -> f64 { x[i].into() };
+    for (kernel, transposed) in [("product", false), ("product_transposed", true)] {
         let b_at = |p: usize, j: usize| if transposed { at(&b, j * k + p) } else { at(&b, p * 16 + j) };
         let element = |i: usize, j: usize| (0..k).map(|p| at(&a, i * k + p) * b_at(p, j)).sum();
         let wanted: Vec<f64> = (0..m * 16).map(|i| element(i / 16, i % 16)).collect();
@@ -637,7 +642,7 @@ fn products_on_tensor_cores() {
             // SAFETY: the kernel writes all of it.
             let d = unsafe { gpu.stream.alloc::<f32>(m * 16) }.unwrap();
             let arguments = Product { a: gpu.address(&a), b: gpu.address(&b), d: gpu.address(&d), k: k as i32 };
-            gpu.launch(kernel, (m as u32 / 16, 32, 3072), &arguments);
+            gpu.launch(&format!("{kernel}_{name}"), (m as u32 / 16, 32, 3072), &arguments);
             assert_near(&gpu.read(&d), &wanted, 1e-4);
         }
     }
@@ -657,7 +662,7 @@ fn sums_of_tensor_cores_are_truncated() {
         vgpu::set_errors(errors);
         let d = gpu.floats(&vec![0.0; m * 16]);
         let arguments = Product { a: gpu.address(&a), b: gpu.address(&b), d: gpu.address(&d), k: k as i32 };
-        gpu.launch("product_f32", (1, 32, 3072), &arguments);
+        gpu.launch("product_bf16", (1, 32, 3072), &arguments);
         gpu.read(&d)
     };
     let mean = |found: &[f32]| found.iter().zip(&exact).map(|(&f, e)| (f64::from(f) - e) / e).sum::<f64>() / (m * 16) as f64;

@@ -71,7 +71,11 @@ pub fn run(args: Args) -> Result<()> {
         name: args.model.display().to_string(),
         source: session.source.clone(),
         max_length,
-        dtype: if args.run.precision == Precision::Bf16 { "bfloat16" } else { "float32" },
+        dtype: match session.precision {
+            Precision::Bf16 => "bfloat16",
+            Precision::Fp16 => "float16",
+            _ => "float32",
+        },
         pooling: args.pooling,
         classifies: session.missing.is_empty(),
         stars: star_weights(&session.source.config.labels, args.positive_label.as_deref())?,

@@ -15,7 +15,7 @@ pub fn grad_norm<T: Real>(cpu: &mut Cpu<T>, op: &GradNorm) {
     let (grads, status) = unsafe { (cpu.get(op.grads, op.grads.len), cpu.status(op.status)) };
     let squares = |g: &[T]| simd!(sum(g.len(), |i| g[i].f64() * g[i].f64()));
     grads.par_chunks(CHUNK).map(squares).collect_into_vec(&mut partials);
-    status[2] = partials.iter().sum::<f64>().sqrt();
+    status[2] = partials.iter().sum::<f64>().sqrt() / Status::from_slice(status).loss_scale();
     cpu.partials = partials;
 }
 
@@ -24,12 +24,20 @@ pub fn adamw<T: Real>(cpu: &Cpu<T>, op: &AdamW, update: &Update) {
     // SAFETY: distinct buffers.
     let status = unsafe { cpu.status(op.status) };
     let mut s = Status::from_slice(status);
-    let loss = std::mem::take(&mut s.loss);
-    let usable = loss.is_finite() && s.grad_norm.is_finite();
+    let (loss, loss_scale) = (std::mem::take(&mut s.loss), s.loss_scale());
+    let usable = loss.is_finite() && s.grad_norm.is_finite() && s.scale >= 0.0;
     if usable {
         s.loss_sum += loss;
     } else {
         s.skipped += 1.0;
+    }
+    if op.growth > 0 {
+        s.good = if usable { s.good + 1.0 } else { 0.0 };
+        if !usable {
+            s.scale = (s.scale - 1.0).max(-1.0);
+        } else if s.good == f64::from(op.growth) {
+            (s.scale, s.good) = (s.scale + 1.0, 0.0);
+        }
     }
     status.copy_from_slice(&s.to_array());
     if !usable {
@@ -37,10 +45,10 @@ pub fn adamw<T: Real>(cpu: &Cpu<T>, op: &AdamW, update: &Update) {
     }
 
     let Update { number, learning_rate: lr } = *update;
-    let bias1 = 1.0 - op.beta1.powf(number as f64);
-    let bias2 = 1.0 - op.beta2.powf(number as f64);
+    let t = number as f64 - s.skipped;
+    let (bias1, bias2) = (1.0 - op.beta1.powf(t), 1.0 - op.beta2.powf(t));
     let clip = if op.max_norm > 0.0 { (op.max_norm / (s.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-    let (clip, rate, sqrt_bias_correction2) = (T::of(clip), T::of(lr / bias1), T::of(bias2.sqrt()));
+    let (clip, rate, sqrt_bias_correction2) = (T::of(clip / loss_scale), T::of(lr / bias1), T::of(bias2.sqrt()));
     let (beta1, beta2, eps) = (T::of(op.beta1), T::of(op.beta2), T::of(op.eps));
     let (one_minus_beta1, one_minus_beta2) = (T::of(1.0 - op.beta1), T::of(1.0 - op.beta2));
     // SAFETY: distinct buffers.

@@ -2,7 +2,7 @@
 
 use super::Cpu;
 use super::real::Real;
-use crate::ops::CrossEntropy;
+use crate::ops::{CrossEntropy, Status};
 
 /// The log-softmax of a row with the loss's weights: calls `f(class, probability, share)`, where
 /// `share = (1 - e) w[t] [c = t] + e / classes * w[c]`, and returns the loss, the sum of `share * -log p`.
@@ -45,12 +45,14 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &CrossEntropy) {
     // SAFETY: distinct buffers.
     let (logits, weights, dlogits) =
         unsafe { (cpu.get(op.logits, seqs * classes), cpu.get(op.weights, classes), cpu.get_mut(op.dlogits, seqs * classes)) };
+    // SAFETY: distinct buffers.
+    let scale = Status::from_slice(unsafe { cpu.status(op.status) }).loss_scale();
     for ((logits, dlogits), &label) in logits.chunks(classes).zip(dlogits.chunks_mut(classes)).zip(labels) {
         // d loss / d logit[c] = p[c] * (sum of all shares) - share[c]
         let mut shares = 0.0;
         row(logits, weights, label as usize, f64::from(op.smoothing), |_, _, share| shares += share);
         row(logits, weights, label as usize, f64::from(op.smoothing), |c, p, share| {
-            dlogits[c] = T::of((p * shares - share) / cpu.step.loss_normalizer);
+            dlogits[c] = T::of((p * shares - share) / cpu.step.loss_normalizer * scale);
         });
     }
 }

@@ -17,40 +17,46 @@ pub fn grad_norm(cuda: &Cuda, op: &GradNorm) -> Result<()> {
 }
 
 pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
-    let clip = cuda.scratch(size_of::<f32>())?;
-    let decide = kernels::AdamWDecide { status: cuda.at(op.status), clip, max_norm: op.max_norm };
+    let factors = cuda.scratch(3 * size_of::<f32>())?;
+    let Update { number, learning_rate } = *update;
+    let decide = kernels::AdamWDecide {
+        status: cuda.at(op.status),
+        factors,
+        max_norm: op.max_norm,
+        learning_rate,
+        beta1: op.beta1,
+        beta2: op.beta2,
+        number: number as f64,
+        growth: op.growth as i32,
+    };
     cuda.launch(&cuda.kernels().adamw_decide, [1, 1, 1], &decide)?;
 
-    let Update { number, learning_rate: lr } = *update;
-    let bias1 = 1.0 - op.beta1.powf(number as f64);
-    let bias2 = 1.0 - op.beta2.powf(number as f64);
     let arguments = kernels::AdamW {
         params: cuda.at(op.params),
         copy: cuda.at(op.copy),
         grads: cuda.at(op.grads),
         m: cuda.at(op.m),
         v: cuda.at(op.v),
-        clip,
+        factors,
         len: len(op.params.len),
         decayed: len(op.decayed),
-        decay: (1.0 - lr * op.weight_decay) as f32,
-        rate: (lr / bias1) as f32,
-        sqrt_bias_correction2: bias2.sqrt() as f32,
+        decay: (1.0 - learning_rate * op.weight_decay) as f32,
         beta1: op.beta1 as f32,
         one_minus_beta1: (1.0 - op.beta1) as f32,
         beta2: op.beta2 as f32,
         one_minus_beta2: (1.0 - op.beta2) as f32,
         eps: op.eps as f32,
     };
-    let kernel = &cuda.kernels().adamw;
+    // NONE is of type F32.
+    let kernel = cuda.kernels().adamw.of(op.copy.dtype);
     cuda.launch(kernel, [op.params.len.div_ceil(4 * kernel.threads()), 1, 1], &arguments)
 }
 
-/// `x` must be f32.
+/// `x` must be f32, `y` of 16 bits.
 pub fn cast(cuda: &Cuda, op: &Cast) -> Result<()> {
-    assert_eq!((op.x.dtype, op.y.dtype), (DType::F32, DType::Bf16), "no kernel casts between these types");
+    assert_eq!(op.x.dtype, DType::F32, "no kernel casts from this type");
     let arguments = kernels::Cast { x: cuda.at(op.x), y: cuda.at(op.y), len: len(op.x.len) };
-    let kernel = &cuda.kernels().cast;
+    let kernel = cuda.kernels().cast.of(op.y.dtype);
     cuda.launch(kernel, [op.x.len.div_ceil(8 * kernel.threads()), 1, 1], &arguments)
 }
 

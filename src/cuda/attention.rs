@@ -31,20 +31,20 @@ impl Path<'_> {
         Path { fwd: fwd.of(dtype), bwd_q: bwd_q.of(dtype), bwd_kv: bwd_kv.of(dtype), parts }
     }
 
-    /// Heads of exactly `width` elements of bf16, on tensor cores.
-    fn tensor_cores(kernels: &Kernels, width: usize) -> Path<'_> {
+    /// Heads of exactly `width` elements of 16 bits, on tensor cores.
+    fn tensor_cores(kernels: &Kernels, dtype: DType, width: usize) -> Path<'_> {
         let (fwd, bwd_q, bwd_kv) = match width {
-            32 => (&kernels.attn_fwd_mma_d32_bf16, &kernels.attn_bwd_q_mma_d32_bf16, &kernels.attn_bwd_kv_mma_d32_bf16),
-            _ => (&kernels.attn_fwd_mma_d64_bf16, &kernels.attn_bwd_q_mma_d64_bf16, &kernels.attn_bwd_kv_mma_d64_bf16),
+            32 => (&kernels.attn_fwd_mma_d32, &kernels.attn_bwd_q_mma_d32, &kernels.attn_bwd_kv_mma_d32),
+            _ => (&kernels.attn_fwd_mma_d64, &kernels.attn_bwd_q_mma_d64, &kernels.attn_bwd_kv_mma_d64),
         };
-        Path { fwd, bwd_q, bwd_kv, parts: 1 }
+        Path { fwd: fwd.of(dtype), bwd_q: bwd_q.of(dtype), bwd_kv: bwd_kv.of(dtype), parts: 1 }
     }
 
     fn of<'a>(cuda: &'a Cuda, op: &Attention) -> Result<Path<'a>> {
         let kernels = cuda.kernels();
         match op.head_dim {
             // Rows and parts of rows begin at multiples of 16 bytes, the unit of copies into shared memory.
-            width @ (32 | 64) if op.y.dtype == DType::Bf16 => Ok(Path::tensor_cores(kernels, width)),
+            width @ (32 | 64) if op.y.dtype.size() == 2 => Ok(Path::tensor_cores(kernels, op.y.dtype, width)),
             ..=32 => Ok(Path::general(kernels, op.y.dtype, 32)),
             33..=64 => Ok(Path::general(kernels, op.y.dtype, 64)),
             65..=128 => Ok(Path::general(kernels, op.y.dtype, 128)),

@@ -1,7 +1,7 @@
 //! Products by cuBLASLt, in its column-major order. An algorithm is requested once per shape, with large numbers of rows
 //! rounded up to a bucket, and kept. The choice is a function of the shape, the library and the GPU alone, so the same shapes
 //! give the same bits. Products that cuBLASLt does not support, with rows that are not 16-byte aligned, go to our own kernel.
-//! f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 sums in f32.
+//! f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 and f16 sum in f32.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -145,7 +145,7 @@ fn by_kernel(cuda: &Cuda, p: &Product) -> Result<()> {
     };
     let kernels = cuda.kernels();
     let kernel = match (p.input, p.output) {
-        (DType::Bf16, DType::F32) => &kernels.matmul_bf16_f32,
+        (DType::Bf16 | DType::F16, DType::F32) => kernels.matmul_into_f32.of(p.input),
         (input, output) => {
             assert_eq!(input, output, "no kernel multiplies {input:?} into {output:?}");
             kernels.matmul.of(input)
@@ -252,6 +252,7 @@ fn data_type(dtype: DType) -> sys::cudaDataType_t {
     match dtype {
         DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
         DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
         DType::F64 | DType::I32 => panic!("no product of {dtype:?}"),
     }
 }

@@ -82,6 +82,7 @@ impl<A: DeviceRepr> Kernel<A> {
 pub struct Typed<A> {
     pub f32: Kernel<A>,
     pub bf16: Kernel<A>,
+    pub f16: Kernel<A>,
 }
 
 impl<A> Typed<A> {
@@ -89,7 +90,24 @@ impl<A> Typed<A> {
         match dtype {
             DType::F32 => &self.f32,
             DType::Bf16 => &self.bf16,
+            DType::F16 => &self.f16,
             DType::F64 | DType::I32 => panic!("no kernel computes in {dtype:?}"),
+        }
+    }
+}
+
+/// One kernel per type of 16 bits.
+pub struct Half<A> {
+    pub bf16: Kernel<A>,
+    pub f16: Kernel<A>,
+}
+
+impl<A> Half<A> {
+    pub fn of(&self, dtype: DType) -> &Kernel<A> {
+        match dtype {
+            DType::Bf16 => &self.bf16,
+            DType::F16 => &self.f16,
+            DType::F32 | DType::F64 | DType::I32 => panic!("no such kernel for {dtype:?}"),
         }
     }
 }
@@ -182,4 +200,6 @@ const _: () = {
     assert!(offset_of!(Status, loss_sum) == offset_of!(ops::Status, loss_sum));
     assert!(offset_of!(Status, grad_norm) == offset_of!(ops::Status, grad_norm));
     assert!(offset_of!(Status, skipped) == offset_of!(ops::Status, skipped));
+    assert!(offset_of!(Status, scale) == offset_of!(ops::Status, scale));
+    assert!(offset_of!(Status, good) == offset_of!(ops::Status, good));
 };

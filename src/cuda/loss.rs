@@ -27,6 +27,7 @@ pub fn bwd(cuda: &Cuda, op: &CrossEntropy) -> Result<()> {
         weights: cuda.at(op.weights),
         labels: cuda.at(cuda.inputs().labels),
         dlogits: cuda.at(op.dlogits),
+        status: cuda.at(op.status),
         loss_normalizer: cuda.step.loss_normalizer,
         smoothing: op.smoothing.into(),
         seqs: cuda.seqs as i32,

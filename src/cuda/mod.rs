@@ -33,7 +33,7 @@ use kernels::{Drop, Kernel, Kernels, Ptr};
 pub use arena::OVERHEAD;
 pub use kernels::{Arguments, LAYOUTS, NVCC, architectures};
 
-/// The backend on one GPU, in f32 or bf16.
+/// The backend on one GPU, in f32, bf16 or f16.
 pub struct Cuda {
     arena: Option<Arena>,
     stream: Arc<CudaStream>,
@@ -100,6 +100,11 @@ impl Cuda {
 
     fn stream(&self) -> &CudaStream {
         &self.stream
+    }
+
+    /// Whether products of bf16 are supported.
+    pub fn has_bf16(&self) -> bool {
+        self.capability() >= (8, 0)
     }
 
     /// Compute capability.
@@ -180,10 +185,10 @@ impl Backend for Cuda {
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         let arithmetic = layout.arithmetic;
         assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "GPUs do not support {arithmetic:?}");
-        if arithmetic == Arithmetic::Bf16 && self.capability() < (8, 0) {
+        if arithmetic == Arithmetic::Bf16 && !self.has_bf16() {
             let (major, minor) = self.capability();
             let fact = format!("compute capability {major}.{minor}: products of bf16 need 8.0");
-            return Err(Error::new(Kind::Device, self.name(), fact, "pass --precision fp32"));
+            return Err(Error::new(Kind::Device, self.name(), fact, "pass --precision fp16"));
         }
         // Frees the previous arena first.
         self.arena = None;

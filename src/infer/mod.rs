@@ -83,6 +83,8 @@ pub struct Session {
     pub source: Arc<ModelDir>,
     /// Parameters of the head that the folder lacks.
     pub missing: Vec<String>,
+    /// That of the model, never `Auto`.
+    pub precision: Precision,
     pooling: Pooling,
     model: Model,
 }
@@ -106,12 +108,12 @@ impl Session {
         let last_rows = if pooling == Pooling::Cls && layer > 0 { Rows::Cls } else { Rows::Tokens };
         let tokens = options.tokens.max(config.positions);
         let seqs = options.texts.min(tokens); // a text has at least one token
-        let Opened { backend, arithmetic, notes } = device.open(precision)?;
+        let Opened { backend, arithmetic, precision, notes } = device.open(precision)?;
         let spec = ModelSpec { train: false, last_rows, tokens, seqs, arithmetic };
         let mut model = Model::new(&config, spec, Hyperparameters::default(), backend)?;
         let missing = source.load_weights(&mut model, 0, false)?;
         notes.into_iter().for_each(note);
-        Ok(Session { source: Arc::new(source), missing, pooling, model })
+        Ok(Session { source: Arc::new(source), missing, precision, pooling, model })
     }
 
     /// Opens a model folder for classification.

@@ -8,7 +8,7 @@ pub mod plan;
 
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
-use crate::ops::{AdamW, Backend, Cast, DType, GradNorm, Op, Rows, Status, Step, Update, View};
+use crate::ops::{AdamW, Arithmetic, Backend, Cast, DType, GradNorm, Op, Rows, Status, Step, Update, View};
 use plan::{ModelSpec, Plan};
 
 /// The constants of the loss and of the optimizer; see [`crate::ops`] for their maths.
@@ -29,6 +29,11 @@ impl Default for Hyperparameters {
         Hyperparameters { label_smoothing: 0.0, weight_decay: 0.0, beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm: 1.0 }
     }
 }
+
+/// The exponent of the loss scale at the start of training in f16, and the updates after which it grows: those of
+/// `torch.amp.GradScaler`.
+const FIRST_SCALE: f64 = 16.0;
+const GROWTH: u32 = 2000;
 
 /// A classifier laid out on a backend: weights, and the ops of a step.
 pub struct Model {
@@ -61,7 +66,9 @@ impl Model {
         if spec.train {
             [plan.grads, plan.m, plan.v].into_iter().try_for_each(|view| backend.zero(view))?;
         }
-        backend.zero(plan.status)?;
+        let scales = spec.arithmetic == Arithmetic::F16;
+        let status = Status { scale: if scales { FIRST_SCALE } else { 0.0 }, ..Status::default() };
+        backend.write(plan.status, &status.to_array())?;
         let adamw = AdamW {
             params: plan.params,
             copy: if plan.weights == plan.params { View::NONE } else { plan.weights },
@@ -75,6 +82,7 @@ impl Model {
             eps: hyper.eps,
             weight_decay: hyper.weight_decay,
             max_norm: hyper.max_grad_norm,
+            growth: if scales { GROWTH } else { 0 },
         };
         let encoder = encoder::ops(&plan);
         let mut model = Model {
@@ -157,6 +165,11 @@ impl Model {
         self.write(self.plan.head.weights, weights)
     }
 
+    /// Whether the loss scale is dynamic, so that skipped updates are no failure.
+    pub fn scales_loss(&self) -> bool {
+        self.adamw.growth > 0
+    }
+
     pub fn status(&mut self) -> Result<Status> {
         Ok(Status::from_slice(&self.read(self.plan.status)?))
     }
@@ -165,10 +178,10 @@ impl Model {
         self.backend.write(self.plan.status, &status.to_array())
     }
 
-    /// Reads the status block and resets its sums.
+    /// Reads the status block and resets its summed loss.
     pub fn take_status(&mut self) -> Result<Status> {
         let status = self.status()?;
-        self.set_status(&Status { loss: status.loss, ..Status::default() })?;
+        self.set_status(&Status { loss_sum: 0.0, ..status })?;
         Ok(status)
     }
 

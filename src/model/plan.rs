@@ -24,7 +24,7 @@ pub struct ModelSpec {
     /// The most tokens and the most sequences per batch.
     pub tokens: usize,
     pub seqs: usize,
-    /// With Bf16 activations, everything else (master weights, statistics, logits, gradients of parameters) is F32.
+    /// With activations of 16 bits, everything else (master weights, statistics, logits, gradients of parameters) is F32.
     pub arithmetic: Arithmetic,
 }
 
@@ -132,7 +132,7 @@ pub struct Plan {
     pub status: View, // F64, Status::LEN
     /// All parameters end to end, those with weight decay first, in Hugging Face's order within both groups.
     pub params: View,
-    /// The weights that products read: `params`, or a copy of them in Bf16.
+    /// The weights that products read: `params`, or a copy of them in the type of activations.
     pub weights: View,
     /// Elements of `params` that have weight decay.
     pub decayed: usize,
@@ -150,7 +150,7 @@ pub struct Plan {
 /// Assigns the arena from front to back.
 struct Arena {
     dtype: DType,
-    /// The type of buffers that are never rounded to Bf16.
+    /// The type of buffers that are never rounded to 16 bits.
     exact: DType,
     train: bool,
     bytes: usize,
@@ -305,7 +305,7 @@ impl Plan {
     pub fn new(config: &Config, spec: ModelSpec) -> Plan {
         let ModelSpec { train, tokens, seqs, arithmetic, .. } = spec;
         let dtype = arithmetic.dtype();
-        let exact = if dtype == DType::Bf16 { DType::F32 } else { dtype };
+        let exact = dtype.exact();
         let mut arena = Arena { dtype, exact, train, bytes: 0, buffers: Vec::new() };
 
         let batch = arena.typed(Part::Inputs, "batch", Inputs::capacity(tokens, seqs), DType::I32);
@@ -314,7 +314,7 @@ impl Plan {
 
         let (places, decayed, len) = place(names::params(config));
         let params = arena.exact(Part::Weights, "parameters", len);
-        let weights = if dtype == exact { params } else { arena.typed(Part::Weights, "parameters in bf16", len, dtype) };
+        let weights = if dtype == exact { params } else { arena.typed(Part::Weights, "parameters in 16 bits", len, dtype) };
         let grads = arena.for_training(Part::Gradients, "gradients", len, exact);
         let m = arena.for_training(Part::Optimizer, "first moments", len, exact);
         let v = arena.for_training(Part::Optimizer, "second moments", len, exact);

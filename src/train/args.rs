@@ -174,8 +174,9 @@ pub struct Args {
     /// Device: auto (the first GPU that opens, else the CPU), cpu, cuda or cuda:N [default: auto]
     #[arg(long, help_heading = "Precision and device")]
     pub device: Option<String>,
-    /// Precision of activations and matrix products; the CPU has fp32 and bf16 [default: fp32]
-    #[arg(long, help_heading = "Precision and device")]
+    /// Precision of activations and matrix products: auto (on a GPU bf16, or fp16 before Ampere; on the CPU fp32; on resume
+    /// that of the checkpoint), fp32, tf32, bf16 or fp16; the CPU has fp32 and bf16 [default: auto]
+    #[arg(long, hide_possible_values = true, help_heading = "Precision and device")]
     pub precision: Option<Precision>,
     /// Random seed for shuffling, dropout and new weights [default: 42]
     #[arg(long, help_heading = "Precision and device")]
@@ -422,7 +423,7 @@ impl Args {
             dropout: self.dropout,
             classifier_dropout: self.classifier_dropout,
             device,
-            precision: self.precision.unwrap_or(Precision::Fp32),
+            precision: self.precision.unwrap_or(Precision::Auto),
             seed: self.seed.unwrap_or(42),
             logging_steps,
             eval: cadence(eval_strategy, self.eval_steps.unwrap_or(logging_steps)),

@@ -17,7 +17,7 @@ use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::files::write_file;
 use crate::ops::{Step, Update};
-use crate::report::log::Progress;
+use crate::report::log::{Count, Progress};
 
 const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
 
@@ -159,23 +159,37 @@ impl Trainer<'_> {
     /// Logs the mean loss since the last logged line, and stops the run if it is not finite.
     fn log_loss(&mut self, progress: &Progress) -> Result<()> {
         let status = self.model.take_status()?;
-        if status.skipped > 0.0 {
-            return Err(self.not_finite(status.skipped as usize)?);
+        let skipped = status.skipped as usize - self.state.skipped;
+        if skipped > 0 && (!self.model.scales_loss() || status.scale < 0.0) {
+            return Err(self.not_finite(skipped)?);
         }
         let since =
             self.log.iter().rev().find(|entry| entry["loss"].is_number()).map_or(0, |entry| entry["step"].as_u64().unwrap_or(0));
         let updates = self.state.step - since as usize;
-        if updates == 0 {
+        if skipped > 0 {
+            self.state.skipped += skipped;
+            let scale = Count(status.loss_scale() as u64);
+            progress.println(&format!(
+                "update {}: {skipped} of the last {updates} skipped, as gradients exceeded the range of fp16; the loss scale is {scale}",
+                Count(self.state.step as u64)
+            ));
+        }
+        if updates == skipped {
             return Ok(());
         }
         self.state.loss_sum += status.loss_sum;
-        let (loss, rate) = (status.loss_sum / updates as f64, self.schedule.lr(self.state.step));
+        let (loss, rate) = (status.loss_sum / (updates - skipped) as f64, self.schedule.lr(self.state.step));
         progress.note(format!("epoch {:.2}  loss {loss:.4}  lr {rate:.2e}", self.epoch()));
-        self.log_entry(Map::from_iter([
+        let mut entry = Map::from_iter([
             ("loss".to_string(), json!(loss)),
             ("grad_norm".to_string(), json!(status.grad_norm)),
             ("learning_rate".to_string(), json!(rate)),
-        ]))
+        ]);
+        if self.model.scales_loss() {
+            entry.insert("loss_scale".to_string(), json!(status.loss_scale()));
+            entry.insert("skipped_updates".to_string(), json!(status.skipped));
+        }
+        self.log_entry(entry)
     }
 
     /// The error for skipped updates; the weights are those before them.
@@ -187,9 +201,13 @@ impl Trainer<'_> {
                 break;
             }
         }
+        let (scaled, remedy) = match self.model.scales_loss() {
+            true => (" at any loss scale", format!("{DIVERGED}, or pass --precision fp32")),
+            false => ("", DIVERGED.to_string()),
+        };
         let kept = self.kept()?;
         let place = format!("update {}", self.state.step + 1 - updates);
-        Ok(Error::new(Kind::Unusable, place, format!("{what} is not finite; {kept}"), DIVERGED))
+        Ok(Error::new(Kind::Unusable, place, format!("{what} is not finite{scaled}; {kept}"), remedy))
     }
 
     /// The error for a model that could not be saved: names the update and the last good checkpoint if its numbers are not finite.

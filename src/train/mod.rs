@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::print;
+use crate::device::Precision;
 use crate::error::Result;
 use crate::model::Model;
 use crate::profile::{Ceilings, Profile};
@@ -27,7 +28,7 @@ use data::Data;
 use evaluate::Evaluation;
 use schedule::Schedule;
 use setup::Setup;
-use state::RunState;
+use state::{RunState, precision_of_checkpoint};
 
 pub use results::Outcome;
 
@@ -65,7 +66,13 @@ pub struct BestModel {
 
 /// Trains with `settings`, caching tokenised texts in the folder `cache`, if any. `None` after a dry run.
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
-    let setup = Setup::read(settings, cache)?;
+    let precision = match settings.precision {
+        Precision::Auto => precision_of_checkpoint(settings).unwrap_or(Precision::Auto),
+        precision => precision,
+    };
+    let device = settings.device.open(precision)?;
+    let settings = &Settings { precision: device.precision, ..settings.clone() };
+    let setup = Setup::read(settings, device, cache)?;
     if settings.dry_run {
         print(setup.summary()?)?;
         return Ok(None);

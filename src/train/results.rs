@@ -61,7 +61,7 @@ impl Trainer<'_> {
     /// Loads the best model, runs the missing evaluations, and writes all results.
     pub(super) fn finish(mut self, done: Done) -> Result<Outcome> {
         let (rows, updates) = (self.data.train.rows(), self.state.step);
-        let train_loss = self.state.loss_sum / updates as f64;
+        let train_loss = self.state.loss_sum / (updates - self.state.skipped) as f64;
         let mut train = Map::from_iter([
             ("epoch".to_string(), json!(self.epoch())),
             ("train_loss".to_string(), json!(train_loss)),

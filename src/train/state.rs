@@ -14,6 +14,7 @@ use crate::checkpoint::run_dir::checkpoint_step;
 use crate::checkpoint::weights::{self, Weights};
 use crate::console::note;
 use crate::data::tokenize::Encoded;
+use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::files::{verify, write_json};
 use crate::model::Model;
@@ -32,7 +33,10 @@ pub struct RunState {
     /// Completed micro-batches of the current update; their gradients are in gradients.safetensors. 0 unless interrupted.
     pub micro_batch: usize,
     /// The status block when this was saved; null for values that are not finite.
-    pub status: [Option<f64>; Status::LEN],
+    pub status: Vec<Option<f64>>,
+    /// Skipped updates that were reported.
+    #[serde(default)]
+    pub skipped: usize,
     /// The evaluation that follows this step is still due.
     pub evaluation_due: bool,
     /// Summed loss of all updates.
@@ -54,7 +58,8 @@ impl RunState {
             run_id: String::new(),
             step: 0,
             micro_batch: 0,
-            status: [Some(0.0); Status::LEN],
+            status: Vec::new(),
+            skipped: 0,
             evaluation_due: false,
             loss_sum: 0.0,
             evals_without_improvement: 0,
@@ -142,6 +147,20 @@ fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
     })
 }
 
+/// The precision of the run that is resumed, if that is asked for and a checkpoint tells.
+pub fn precision_of_checkpoint(settings: &Settings) -> Option<Precision> {
+    let asked = settings.resume_from_checkpoint.as_ref()?;
+    let of = |checkpoint: &Path| serde_json::from_value(RunState::read(checkpoint).ok()?.fingerprint["precision"].clone()).ok();
+    if asked.as_os_str() != "newest" {
+        return of(asked);
+    }
+    let entries = std::fs::read_dir(&settings.output_dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let step = |path: &PathBuf| checkpoint_step(path.file_name()?.to_str()?);
+    let mut checkpoints: Vec<PathBuf> = entries.filter(|path| step(path).is_some()).collect();
+    checkpoints.sort_by_key(step);
+    checkpoints.iter().rev().find_map(|path| of(path))
+}
+
 /// Whether a checkpoint is known to be of another run than that with this id.
 fn is_of_another_run(checkpoint: &Path, id: &str) -> bool {
     RunState::read(checkpoint).is_ok_and(|state| !state.run_id.is_empty() && state.run_id != id)
@@ -156,7 +175,7 @@ impl Trainer<'_> {
     /// Writes a checkpoint.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
         let (trainer_state, settings) = (self.trainer_state(), json!(self.settings));
-        self.state.status = self.model.status()?.to_array().map(|x| Some(x).filter(|x| x.is_finite()));
+        self.state.status = self.model.status()?.to_array().map(|x| Some(x).filter(|x| x.is_finite())).to_vec();
         let (run, source, model, state) = (&self.run, &self.source, &mut self.model, &self.state);
         // If no checkpoint has the best weights, this one includes them.
         let unsaved = self.best.as_ref().filter(|best| !best.saved && !best.weights.is_empty());
@@ -248,7 +267,10 @@ impl Trainer<'_> {
             let grads = [("", self.model.plan.grads)];
             read_tensors(&checkpoint.join("gradients.safetensors"), &mut self.model, &grads)?;
         }
-        self.model.set_status(&Status::from_slice(&self.state.status.map(|x| x.unwrap_or(f64::NAN))))?;
+        // A checkpoint of an earlier version has fewer numbers.
+        let mut status = Status::default().to_array();
+        status.iter_mut().zip(&self.state.status).for_each(|(to, x)| *to = x.unwrap_or(f64::NAN));
+        self.model.set_status(&Status::from_slice(&status))?;
 
         let path = checkpoint.join("trainer_state.json");
         let saved = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;

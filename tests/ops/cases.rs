@@ -86,7 +86,7 @@ const GUARD_BYTE: u8 = 0x5a;
 /// Alignment of every tensor, as in a plan.
 const ALIGN: usize = 256;
 
-/// Tensors that a bf16 plan keeps in f32: tables, norms, statistics, logits and their bias, losses, everything the optimizer
+/// Tensors that a plan of 16 bits keeps in f32: tables, norms, statistics, logits and their bias, losses, everything the optimizer
 /// uses, and so the gradient of every parameter.
 const EXACT: [&str; 24] = [
     "word",
@@ -120,6 +120,7 @@ pub fn rounded(x: f64, dtype: DType) -> f64 {
     match dtype {
         // f64 is rounded through f32 here: half's from_f64 treats numbers just above a tie as ties.
         DType::Bf16 => f64::from(half::bf16::from_f32(x as f32)),
+        DType::F16 => f64::from(half::f16::from_f32(x as f32)),
         _ => f64::from(x as f32),
     }
 }
@@ -147,7 +148,7 @@ impl Builder<'_> {
     fn place(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, filled: bool) -> &mut Tensor {
         let extent = extent.into();
         let len = width * extent.rows(self.batch);
-        let dtype = if self.dtype == DType::Bf16 && EXACT.contains(&name) { DType::F32 } else { self.dtype };
+        let dtype = if EXACT.contains(&name) { self.dtype.exact() } else { self.dtype };
         let view = self.take(len, dtype);
         let numbers = if self.blank { 0 } else { len };
         let start = (0..numbers).map(|_| if filled { rounded(uniform(&mut self.random), dtype) } else { f64::NAN }).collect();
@@ -536,12 +537,12 @@ pub fn xent(batch: &PackedBatch, classes: usize, smoothing: f32, weighted: bool)
 
 pub fn grad_norm(len: usize) -> Case {
     Case::new(format!("grad_norm {len}"), &batch(&[1]), move |b| {
-        let (grads, status) = (b.random("grads", 1, len), b.status(Status::default()));
+        let (grads, status) = (b.random("grads", 1, len), b.status(Status { scale: 3.0, ..Status::default() }));
         Call::GradNorm(GradNorm { grads, status })
     })
 }
 
-/// In a bf16 plan, the weights that products read.
+/// In a plan of 16 bits, the weights that products read.
 pub fn cast(len: usize) -> Case {
     Case::new(format!("cast {len}"), &batch(&[1]), move |b| {
         let (x, y) = (b.random("params", 1, len), b.empty("copy", 1, len));
@@ -549,16 +550,16 @@ pub fn cast(len: usize) -> Case {
     })
 }
 
-/// The gradient norm is set to `norm` in the status block.
+/// The gradient norm is set to `norm` in the status block, and the loss scale to 8, which this update doubles.
 pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
     Case::new(format!("adamw {len}, {decayed} decayed, norm {norm} of {max_norm}"), &batch(&[1]), move |b| {
         let (params, grads) = (b.random("params", 1, len), b.random("grads", 1, len));
         let (m, v) = (b.random("m", 1, len), b.random("v", 1, len));
         b.map("v", |v| v * v);
-        let status = b.status(Status { loss: 0.5, loss_sum: 0.25, grad_norm: norm, skipped: 1.0 });
-        let copy = if b.dtype == DType::Bf16 { b.empty("copy", 1, len) } else { View::NONE };
-        let (beta1, beta2, eps, weight_decay) = (0.9, 0.999, 1e-8, 0.1);
-        let op = AdamW { params, copy, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm };
+        let status = b.status(Status { loss: 0.5, loss_sum: 0.25, grad_norm: norm, skipped: 1.0, scale: 3.0, good: 1.0 });
+        let copy = if b.dtype.size() == 2 { b.empty("copy", 1, len) } else { View::NONE };
+        let (beta1, beta2, eps, weight_decay, growth) = (0.9, 0.999, 1e-8, 0.1, 2);
+        let op = AdamW { params, copy, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm, growth };
         Call::AdamW(op, Update { number: 3, learning_rate: 1e-2 })
     })
 }

@@ -76,7 +76,7 @@ KERNEL(ldmatrix_of_rows_f32, ldmatrix_of_rows, Buffer, 32)
 __device__ void mma_alone(const Buffer& a) {
     float d[4] = {};
     const uint32_t x[4] = {}, y[2] = {};
-    mma_bf16(d, x, y);
+    mma<bf16>(d, x, y);
     a.x[threadIdx.x] = d[0];
 }
 KERNEL(mma_alone_f32, mma_alone, Buffer, 32)

@@ -29,9 +29,9 @@ __device__ void row_sum(const RowSum& a) {
 }
 KERNEL(row_sum_f32, row_sum, RowSum, 256)
 
-struct Product {
-    const bf16* a;  // (16 * blocks, k)
-    const bf16* b;  // (k, 16), or its transpose, (16, k)
+template <class T> struct Product {
+    const T* a;     // (16 * blocks, k)
+    const T* b;     // (k, 16), or its transpose, (16, k)
     float* d;       // (16 * blocks, 16)
     int k;          // a multiple of 16
 };
@@ -40,14 +40,14 @@ struct Product {
 constexpr int PITCH = 24;
 
 // A warp computes a tile of 16 x 16; its operands come 16 columns at a time, the next ones while the last ones are used.
-template <bool B_TRANSPOSED> __device__ void product(const Product& a) {
-    DYNAMIC_SHARED(bf16, tiles);  // (2, 2, 16, PITCH)
+template <class T, bool B_TRANSPOSED> __device__ void product(const Product<T>& a) {
+    DYNAMIC_SHARED(T, tiles);  // (2, 2, 16, PITCH)
     const int row = lane() % 16, half = lane() / 16 * 8;
-    const bf16* rows = a.a + size_t(blockIdx.x) * 16 * a.k;
+    const T* rows = a.a + size_t(blockIdx.x) * 16 * a.k;
     auto fetch = [&](int k, int buffer) {
-        bf16* tile = tiles + buffer * 32 * PITCH;
+        T* tile = tiles + buffer * 32 * PITCH;
         cp_async16(tile + row * PITCH + half, rows + size_t(row) * a.k + k + half, true);
-        const bf16* b = B_TRANSPOSED ? a.b + size_t(row) * a.k + k : a.b + (k + row) * 16;
+        const T* b = B_TRANSPOSED ? a.b + size_t(row) * a.k + k : a.b + (k + row) * 16;
         cp_async16(tile + (16 + row) * PITCH + half, b + half, true);
         cp_async_commit();
     };
@@ -62,7 +62,7 @@ template <bool B_TRANSPOSED> __device__ void product(const Product& a) {
             cp_async_wait<0>();
         }
         __syncwarp();
-        const bf16* tile = tiles + buffer * 32 * PITCH;
+        const T* tile = tiles + buffer * 32 * PITCH;
         uint32_t fragment_a[4], fragment_b[4];
         ldmatrix4(fragment_a, tile + row * PITCH + half);
         if (B_TRANSPOSED) {
@@ -71,8 +71,8 @@ template <bool B_TRANSPOSED> __device__ void product(const Product& a) {
             ldmatrix4_trans(fragment_b, tile + (16 + row) * PITCH + half);
         }
         uint32_t left[2] = {fragment_b[0], fragment_b[1]}, right[2] = {fragment_b[2], fragment_b[3]};
-        mma_bf16(d[0], fragment_a, left);
-        mma_bf16(d[1], fragment_a, right);
+        mma<T>(d[0], fragment_a, left);
+        mma<T>(d[1], fragment_a, right);
         __syncwarp();
     }
     const int group = lane() / 4, pair = lane() % 4 * 2;
@@ -80,8 +80,10 @@ template <bool B_TRANSPOSED> __device__ void product(const Product& a) {
         for (int i = 0; i < 4; i++)
             a.d[(size_t(blockIdx.x) * 16 + group + i / 2 * 8) * 16 + side * 8 + pair + i % 2] = d[side][i];
 }
-KERNEL(product_f32, product<false>, Product, 32)
-KERNEL(product_transposed_f32, product<true>, Product, 32)
+KERNEL(product_bf16, (product<bf16, false>), Product<bf16>, 32)
+KERNEL(product_f16, (product<f16, false>), Product<f16>, 32)
+KERNEL(product_transposed_bf16, (product<bf16, true>), Product<bf16>, 32)
+KERNEL(product_transposed_f16, (product<f16, true>), Product<f16>, 32)
 
 struct Repeat {
     float* x;  // (blocks * threads)

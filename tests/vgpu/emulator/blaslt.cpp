@@ -1,8 +1,9 @@
 // libcublasLt.so: D = alpha op(A) op(B) + beta C (+ bias over the columns), column-major, in the combinations that the engine
-// uses: f32 or bf16 factors, f32 sums, epilogues DEFAULT and BIAS. It is stricter than cuBLASLt where that leaves room: an
+// uses: f32, bf16 or f16 factors, f32 sums, epilogues DEFAULT and BIAS. It is stricter than cuBLASLt where that leaves room: an
 // algorithm needs a workspace, which is filled with NaN. Below EXACT it supports only the sizes that the heuristic was asked
 // for; above, those that round up to the same multiple of SHAPE_CLASS, except some that it refuses by the seed. If sums may be
 // split over k, it drops the last terms, as cuBLASLt was seen to do.
+#include "numbers.h"
 #include "runtime.h"
 
 #include <algorithm>
@@ -15,7 +16,7 @@ namespace {
 // cublasStatus_t
 enum Status : int { OK = 0, NOT_INITIALISED = 1, ALLOC_FAILED = 3, BAD_VALUE = 7, EXECUTION_FAILED = 13, UNSUPPORTED = 15 };
 // cudaDataType_t, cublasComputeType_t, cublasLtEpilogue_t
-enum Type : int { F32 = 0, BF16 = 14 };
+enum Type : int { R_32F = 0, R_16F = 2, R_16BF = 14 };
 enum Compute : int { COMPUTE_32F = 68, COMPUTE_32F_FAST_TF32 = 77 };
 enum Epilogue : int { DEFAULT = 1, BIAS = 4 };
 // cublasLtReductionScheme_t
@@ -29,7 +30,7 @@ size_t round_up(size_t x, size_t unit) { return (x + unit - 1) / unit * unit; }
 int unsupported(const char* what) { return refuse(UNSUPPORTED, format("cublasLt: %s", what)); }
 int bad_value(const char* what) { return refuse(BAD_VALUE, format("cublasLt: %s", what)); }
 
-size_t size_of(int type) { return type == F32 ? 4 : 2; }
+size_t size_of(int type) { return type == R_32F ? 4 : 2; }
 
 struct Layout {
     int type;
@@ -82,8 +83,8 @@ struct Problem {
         if (!m() || !n() || !k() || (description.transposed_b ? b.columns : b.rows) != k()) return bad_value("the shapes of A and B disagree");
         if (d.rows != m() || d.columns != n() || c.rows != m() || c.columns != n()) return bad_value("the shape of C or D is not that of the product");
         if (c.type != d.type || c.stride != d.stride) return unsupported("C and D of different layouts");
-        if (a.type != b.type || (a.type == F32 && d.type != F32)) return unsupported("this mix of types");
-        if (description.compute == COMPUTE_32F_FAST_TF32 && a.type != F32) return unsupported("TF32 of a type other than f32");
+        if (a.type != b.type || (d.type != R_32F && d.type != a.type)) return unsupported("this mix of types");
+        if (description.compute == COMPUTE_32F_FAST_TF32 && a.type != R_32F) return unsupported("TF32 of a type other than f32");
         bool biased = description.epilogue == BIAS;
         if (biased && description.bias_type >= 0 && description.bias_type != d.type) return unsupported("a bias of another type than D");
         for (const Layout* matrix : {&a, &b, &c, &d}) {
@@ -149,18 +150,15 @@ struct Operands {
 
 constexpr size_t ROWS = 16, COLUMNS = 6, BLOCK_K = 256, BLOCK_M = 256;
 
-float widened(uint16_t bf16) {
-    uint32_t word = uint32_t(bf16) << 16;
-    float x;
-    memcpy(&x, &word, 4);
-    return x;
-}
-
-uint16_t narrowed(float x) {
-    uint32_t word;
-    memcpy(&word, &x, 4);
-    return x != x ? 0x7fff : (word + 0x7fff + (word >> 16 & 1)) >> 16;
-}
+// Elements in memory.
+struct Bf16 { uint16_t bits; };
+struct F16 { uint16_t bits; };
+float widened(float x) { return x; }
+float widened(Bf16 x) { return from_bf16(x.bits); }
+float widened(F16 x) { return from_f16(x.bits); }
+void narrow(float& to, float x) { to = x; }
+void narrow(Bf16& to, float x) { to.bits = to_bf16(x); }
+void narrow(F16& to, float x) { to.bits = to_f16(x); }
 
 // To nearest, ties away from zero, like operands of tensor cores.
 float rounded_to_tf32(float x) {
@@ -178,8 +176,8 @@ template <class Element> struct Factor {
     bool tf32;
 
     float at(size_t i, size_t p) const {
-        if constexpr (sizeof(Element) == 2) return widened(data[i * step_i + p * step_p]);
-        else return tf32 ? rounded_to_tf32(data[i * step_i + p * step_p]) : data[i * step_i + p * step_p];
+        const float x = widened(data[i * step_i + p * step_p]);
+        return tf32 ? rounded_to_tf32(x) : x;
     }
 };
 
@@ -233,24 +231,27 @@ template <class Element> std::vector<float> multiply(const Problem& problem, siz
     return sums;
 }
 
-float read(const void* data, int type, size_t i) {
-    return type == F32 ? static_cast<const float*>(data)[i] : widened(static_cast<const uint16_t*>(data)[i]);
-}
-
-void run(const Problem& problem, size_t terms, const Operands& operands) {
-    std::vector<float> sums = problem.a.type == F32 ? multiply<float>(problem, terms, operands) : multiply<uint16_t>(problem, terms, operands);
+template <class Element> void store(const Problem& problem, const std::vector<float>& sums, const Operands& operands) {
     size_t m = problem.m(), stride = round_up(m, ROWS);
-    int type = problem.d.type;
-    const void* bias = problem.description.epilogue == BIAS ? problem.description.bias : nullptr;
+    auto d = static_cast<Element*>(operands.d);
+    auto c = static_cast<const Element*>(operands.c);
+    auto bias = static_cast<const Element*>(problem.description.epilogue == BIAS ? problem.description.bias : nullptr);
     for (size_t j = 0; j < problem.n(); j++)
         for (size_t i = 0; i < m; i++) {
             size_t at = j * problem.d.stride + i;
             float x = operands.alpha * sums[j * stride + i];
-            if (operands.beta != 0) x += operands.beta * read(operands.c, type, at);
-            if (bias) x += read(bias, type, i);
-            if (type == F32) static_cast<float*>(operands.d)[at] = x;
-            else static_cast<uint16_t*>(operands.d)[at] = narrowed(x);
+            if (operands.beta != 0) x += operands.beta * widened(c[at]);
+            if (bias) x += widened(bias[i]);
+            narrow(d[at], x);
         }
+}
+
+// Calls f with an element of a type.
+template <class F> auto with(int type, F f) { return type == R_32F ? f(float()) : type == R_16BF ? f(Bf16()) : f(F16()); }
+
+void run(const Problem& problem, size_t terms, const Operands& operands) {
+    std::vector<float> sums = with(problem.a.type, [&](auto x) { return multiply<decltype(x)>(problem, terms, operands); });
+    with(problem.d.type, [&](auto x) { store<decltype(x)>(problem, sums, operands); });
 }
 
 // ---- memory accessed by a product
@@ -310,7 +311,7 @@ int cublasLtCreate(void** handle) {
 int cublasLtDestroy(void* handle) { return handles.remove(handle) ? OK : NOT_INITIALISED; }
 
 int cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t columns, int64_t stride) {
-    if (type != F32 && type != BF16) return unsupported("a type that is neither f32 nor bf16");
+    if (type != R_32F && type != R_16BF && type != R_16F) return unsupported("a type that is neither f32, bf16 nor f16");
     if (!rows || !columns) return bad_value("an empty matrix");
     *layout = layouts.add(std::make_shared<Layout>(Layout{type, rows, columns, stride}));
     return OK;
@@ -319,7 +320,7 @@ int cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t 
 int cublasLtMatrixLayoutDestroy(void* layout) { return layouts.remove(layout) ? OK : BAD_VALUE; }
 
 int cublasLtMatmulDescCreate(void** description, int compute, int scale_type) {
-    if (scale_type != F32 || (compute != COMPUTE_32F && compute != COMPUTE_32F_FAST_TF32)) return unsupported("this compute type");
+    if (scale_type != R_32F || (compute != COMPUTE_32F && compute != COMPUTE_32F_FAST_TF32)) return unsupported("this compute type");
     *description = descriptions.add(std::make_shared<Description>(Description{compute}));
     return OK;
 }

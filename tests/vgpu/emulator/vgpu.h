@@ -11,6 +11,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "numbers.h"
+
 using std::isfinite;
 
 // ---- vector types
@@ -177,13 +179,6 @@ template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned step, int w
 
 namespace vgpu {
 
-template <class To, class From> To bits(From from) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
-}
-
 inline uint64_t errors() { return current_thread->block->errors; }
 
 // A float that is at most `ulps` units in the last place from the exact result.
@@ -225,12 +220,30 @@ inline float __fdividef(float a, float b) {
     return vgpu::inexact(static_cast<double>(a) / b, 2, static_cast<uint64_t>(vgpu::bits<uint32_t>(a)) << 32 | vgpu::bits<uint32_t>(b));
 }
 
+// ---- floats of 16 bits: storage only
+
+struct __nv_bfloat16 { uint16_t bits; };
+struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+inline float __bfloat162float(__nv_bfloat16 x) { return vgpu::from_bf16(x.bits); }
+inline __nv_bfloat16 __float2bfloat16(float x) { return {vgpu::to_bf16(x)}; }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16(x), __float2bfloat16(y)}; }
+inline float2 __bfloat1622float2(__nv_bfloat162 pair) { return {__bfloat162float(pair.x), __bfloat162float(pair.y)}; }
+
+struct __half { uint16_t bits; };
+struct alignas(4) __half2 { __half x, y; };
+inline float __half2float(__half x) { return vgpu::from_f16(x.bits); }
+inline __half __float2half(float x) { return {vgpu::to_f16(x)}; }
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half(x), __float2half(y)}; }
+inline float2 __half22float2(__half2 pair) { return {__half2float(pair.x), __half2float(pair.y)}; }
+
 // ---- tensor cores and asynchronous copies; described in mma.cuh
 
 namespace vgpu {
 
-inline float low_bf16(uint32_t pair) { return bits<float>(pair << 16); }
-inline float high_bf16(uint32_t pair) { return bits<float>(pair & 0xffff0000u); }
+inline float widened(__nv_bfloat16 x) { return from_bf16(x.bits); }
+inline float widened(__half x) { return from_f16(x.bits); }
+template <class T> float low(uint32_t pair) { return widened(T{static_cast<uint16_t>(pair)}); }
+template <class T> float high(uint32_t pair) { return widened(T{static_cast<uint16_t>(pair >> 16)}); }
 
 // For a normal number; smaller ones count as the smallest.
 inline int exponent(float x) {
@@ -268,18 +281,18 @@ inline __attribute__((noinline)) float truncated_sum(float sum, const float* a, 
 }
 
 // Slots hold the fragments a (4 words), b (2 words) and d (4 floats) of each lane, and afterwards its d + a b.
-inline void multiply_tiles(Slot (&slots)[32], Site) {
+template <class T> void multiply_tiles(Slot (&slots)[32], Site) {
     float a[16][16], b[16][8], product[16][8] = {};
     for (int lane = 0; lane < 32; lane++) {
         const uint32_t* words = slots[lane].words;
         int group = lane / 4, pair = lane % 4 * 2;
         for (int i = 0; i < 4; i++) {
-            a[group + i % 2 * 8][pair + i / 2 * 8] = low_bf16(words[i]);
-            a[group + i % 2 * 8][pair + i / 2 * 8 + 1] = high_bf16(words[i]);
+            a[group + i % 2 * 8][pair + i / 2 * 8] = low<T>(words[i]);
+            a[group + i % 2 * 8][pair + i / 2 * 8 + 1] = high<T>(words[i]);
         }
         for (int i = 0; i < 2; i++) {
-            b[pair + i * 8][group] = low_bf16(words[4 + i]);
-            b[pair + i * 8 + 1][group] = high_bf16(words[4 + i]);
+            b[pair + i * 8][group] = low<T>(words[4 + i]);
+            b[pair + i * 8 + 1][group] = high<T>(words[4 + i]);
         }
     }
     if (!errors())
@@ -298,13 +311,13 @@ inline void multiply_tiles(Slot (&slots)[32], Site) {
     }
 }
 
-inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
-    if (capability < 80) fault(719, "mma of bf16, which needs compute capability 8.0", site);
+template <class T> void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+    if (std::is_same_v<T, __nv_bfloat16> && capability < 80) fault(719, "mma of bf16, which needs compute capability 8.0", site);
     Slot slot;
     memcpy(slot.words, a, 16);
     memcpy(slot.words + 4, b, 8);
     memcpy(slot.words + 6, d, 16);
-    meet(0xffffffffu, slot, multiply_tiles, "mma", site);
+    meet(0xffffffffu, slot, multiply_tiles<T>, "mma", site);
     memcpy(d, slot.words, 16);
 }
 
@@ -343,11 +356,14 @@ template <bool TRANSPOSED> void load_fragments(uint32_t (&r)[4], const void* row
     memcpy(r, slot.words, 16);
 }
 
-// The destination is NaN until the copy completes.
+// The destination is NaN until the copy completes. Older GPUs have no such copies, and mma.cuh uses plain ones there.
 inline void copy_async(void* to, const void* from, bool valid, Site site) {
-    if (capability < 80) fault(719, "cp.async, which needs compute capability 8.0", site);
     check_shared(to, "cp.async", site);
     if (valid && reinterpret_cast<uintptr_t>(from) % 16) fault(716, "cp.async from an address that is not 16-byte aligned", site);
+    if (capability < 80) {
+        *static_cast<uint4*>(to) = valid ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+        return;
+    }
     *static_cast<uint4*>(to) = {~0u, ~0u, ~0u, ~0u};
     start_copy({to, from, valid, 0, site});
 }
@@ -388,19 +404,3 @@ inline int __float_as_int(float x) { return vgpu::bits<int>(x); }
 inline unsigned __float_as_uint(float x) { return vgpu::bits<unsigned>(x); }
 inline float __int_as_float(int x) { return vgpu::bits<float>(x); }
 inline float __uint_as_float(unsigned x) { return vgpu::bits<float>(x); }
-
-// ---- bfloat16: storage only
-
-struct __nv_bfloat16 { uint16_t bits; };
-struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
-
-inline float __bfloat162float(__nv_bfloat16 x) { return vgpu::low_bf16(x.bits); }
-
-inline __nv_bfloat16 __float2bfloat16(float x) {
-    uint32_t word = vgpu::bits<uint32_t>(x);
-    if (x != x) return {0x7fff};
-    return {static_cast<uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16)};
-}
-
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16(x), __float2bfloat16(y)}; }
-inline float2 __bfloat1622float2(__nv_bfloat162 pair) { return {__bfloat162float(pair.x), __bfloat162float(pair.y)}; }
