@@ -58,7 +58,8 @@ impl Device {
                 Err(e) => (cpu(precision)?, format!("; {}", e.fact())),
             },
         };
-        if self == Device::Auto || precision == Precision::Auto {
+        // Without a flag, fp32 on the CPU is no news.
+        if self == Device::Auto || (precision == Precision::Auto && self != Device::Cpu) {
             opened.notes.insert(0, format!("device: {}, {}{why}", opened.backend.name(), opened.precision));
         }
         Ok(opened)

@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
@@ -81,8 +82,8 @@ fn no_cublaslt() {
 fn the_requested_gpu_is_used_and_no_other() {
     let vgpu = vgpu::directory();
     let cpu = predict(&vgpu, &[], &["--device", "cpu"]).done().out;
-    for (device, note) in [("auto", "device: Virtual GPU 0\n"), ("cuda", ""), ("cuda:1", "")] {
-        let ran = predict(&vgpu, &[], &["--device", device]).done();
+    for (device, note) in [("auto", "device: Virtual GPU 0, fp32\n"), ("cuda", ""), ("cuda:1", "")] {
+        let ran = predict(&vgpu, &[], &["--device", device, "--precision", "fp32"]).done();
         assert_eq!(ran.err, note);
         assert_eq!(ran.out.split(",\"score\"").next(), cpu.split(",\"score\"").next());
     }
@@ -99,7 +100,7 @@ fn one_byte_too_little_memory() {
         predict(
             &vgpu::directory(),
             &[("VGPU_MEMORY", &bytes.to_string())],
-            &["--device", "cuda", "--max-batch-tokens", "512", "--batch-size", "8"],
+            &["--device", "cuda", "--precision", "fp32", "--max-batch-tokens", "512", "--batch-size", "8"],
         )
     };
     with(needed).done();
@@ -134,25 +135,64 @@ fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_resumes() {
 }
 
 #[test]
-fn a_gpu_of_compute_capability_7_5_trains_in_fp32_and_refuses_bf16() {
+fn a_gpu_of_compute_capability_7_5_trains_in_fp32_and_fp16_and_refuses_bf16() {
     let (model, file, folder) = (golden("train/hf_init"), golden("train/train.csv"), TempDir::new().unwrap());
     let train = |device: &str, precision: &str| {
-        let out = folder.path().join(device);
+        let out = folder.path().join(format!("{device}-{precision}"));
         let mut command = program(TRAIN);
         command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out)]);
         command.args(["--max-steps", "4", "--batch-size", "8", "--logging-steps", "1", "--save-strategy", "no"]);
-        command.args(["--device", device, "--precision", precision, "--overwrite-output-dir"]);
+        command.args(["--device", device, "--precision", precision]);
         let ran = run(command.env("LD_LIBRARY_PATH", vgpu::directory()).env("VGPU_CAPABILITY", "7.5"), b"");
         (ran, out)
     };
-    let losses = |(ran, out): (Ran, PathBuf)| {
-        ran.done();
+    let losses = |precision: &str, (ran, out): (Ran, PathBuf)| {
+        let error = ran.done().err;
+        let saved: serde_json::Value = serde_json::from_slice(&fs::read(out.join("training_args.json")).unwrap()).unwrap();
+        assert_eq!(saved["precision"], precision, "{error}");
         let state: serde_json::Value = serde_json::from_slice(&fs::read(out.join("trainer_state.json")).unwrap()).unwrap();
         let steps = state["log_history"].as_array().unwrap().iter();
         steps.filter_map(|step| step["loss"].as_f64()).collect::<Vec<_>>()
     };
-    let [cpu, cuda] = ["cpu", "cuda"].map(|device| losses(train(device, "fp32")));
+    let [cpu, cuda] = ["cpu", "cuda"].map(|device| losses("fp32", train(device, "fp32")));
     assert_eq!(cpu.len(), 4);
     assert!(max_abs_difference(&cpu, &cuda) < 1e-4, "{cpu:?} on the CPU, {cuda:?} on the GPU");
-    train("cuda", "bf16").0.failed(3, "compute capability 7.5: products of bf16 need 8.0");
+    let (auto, fp16) = (train("cuda", "auto"), train("cuda", "fp16"));
+    assert!(auto.0.err.contains("device: Virtual GPU 0, fp16\n"), "{}", auto.0.err);
+    let [auto, fp16] = [auto, fp16].map(|run| losses("fp16", run));
+    assert!(auto == fp16 && max_abs_difference(&cpu, &fp16) < 2e-3, "{cpu:?} on the CPU, {fp16:?} in fp16");
+    train("cuda", "bf16").0.failed(3, "compute capability 7.5: products of bf16 need 8.0; pass --precision fp16");
+    train("cpu", "fp16").0.failed(2, "`--precision fp16`: the CPU computes in fp32 or bf16");
+}
+
+/// The other tests of f16, on a GPU whose tensor cores have neither bf16 nor asynchronous copies.
+#[test]
+fn f16_at_compute_capability_7_5() {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["ops::f16_on_cuda", "ops::cuda_f16::", "model::golden_f16"]).env("VGPU_CAPABILITY", "7.5");
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("test ops::f16_on_cuda ... ok"), "{text}");
+}
+
+#[test]
+fn auto_is_bf16_on_a_gpu_that_has_it_and_a_resumed_run_keeps_its_precision() {
+    let (model, file, folder) = (golden("train/hf_init"), golden("train/train.csv"), TempDir::new().unwrap());
+    let train = |more: &[&str]| {
+        let mut command = program(TRAIN);
+        command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(folder.path())]);
+        command.args(["--max-steps", "2", "--batch-size", "8", "--save-strategy", "steps", "--save-steps", "1"]).args(more);
+        run(command.env("LD_LIBRARY_PATH", vgpu::directory()), b"")
+    };
+    let first = train(&["--device", "cuda"]).done().err;
+    assert!(first.contains("device: Virtual GPU 0, bf16\n"), "{first}");
+    for precision in ["fp32", "fp16", "tf32"] {
+        train(&["--device", "cuda", "--overwrite-output-dir", "--precision", precision]).done();
+        let resumed = train(&["--device", "cuda", "--resume-from-checkpoint"]).done().err;
+        assert!(resumed.contains(&format!("precision: {precision}, that of the checkpoint\n")), "{resumed}");
+    }
+    let other = train(&["--device", "cpu", "--resume-from-checkpoint"]);
+    other.failed(2, "`--precision tf32`: the CPU computes in fp32 or bf16");
+    let other = train(&["--device", "cuda", "--precision", "bf16", "--resume-from-checkpoint"]);
+    other.failed(2, "was written with precision \"tf32\", but this run has \"bf16\"");
 }

@@ -626,6 +626,69 @@ fn launches_of_a_training_step() {
     assert_eq!(submitted, vgpu::Submitted { kernels: 110, products: 78, copies: 1, fills: 2 });
 }
 
+/// In f32 a loss scale changes no bit: it is a power of two.
+#[test]
+fn a_loss_scale_leaves_no_trace_in_f32() {
+    let batch = labelled(&LENGTHS);
+    for (arch, on) in ARCHS.into_iter().zip([On::Cpu, On::Cuda]) {
+        let trained = |scale: f64| {
+            let mut model = random_model(on, &small(arch), Rows::Cls, true, &batch);
+            model.set_status(&Status { scale, ..Status::default() }).unwrap();
+            for number in 1..4 {
+                model.accumulate(&batch, &Step { update: number, ..step(&batch) }).unwrap();
+                model.update(&Update { number, ..UPDATE }).unwrap();
+            }
+            let status = model.status().unwrap();
+            (model.read(model.plan.params).unwrap(), [status.loss_sum, status.grad_norm])
+        };
+        assert!(trained(12.0) == trained(0.0), "{arch:?} on {on:?}");
+    }
+}
+
+/// Updates that overflow f16 are skipped, each with half the scale of the one before, until one does not; from there on the run
+/// is the one that had this scale from the start.
+#[test]
+fn overflow_in_f16_halves_the_loss_scale_and_nothing_else() {
+    let batch = labelled(&LENGTHS);
+    let mut models = [0, 1].map(|_| random_model(On::CudaF16, &small(Arch::Bert), Rows::Cls, true, &batch));
+    let train = |model: &mut Model, skipped: u64, updates: u64| {
+        for number in 1..=updates {
+            model.accumulate(&batch, &Step { update: number, ..step(&batch) }).unwrap();
+            model.update(&Update { number: number + skipped, ..UPDATE }).unwrap();
+        }
+        (model.read_all(model.plan.params).unwrap(), model.read_all(model.plan.v).unwrap(), model.status().unwrap())
+    };
+    let [overflows, plain] = &mut models;
+    assert_eq!(overflows.status().unwrap(), Status { scale: 16.0, ..Status::default() });
+    overflows.set_status(&Status { scale: 30.0, ..Status::default() }).unwrap();
+    let before = overflows.read(overflows.plan.params).unwrap();
+    let mut skipped = 0;
+    let scale = loop {
+        overflows.accumulate(&batch, &step(&batch)).unwrap();
+        overflows.update(&Update { number: skipped + 1, ..UPDATE }).unwrap();
+        let status = overflows.status().unwrap();
+        if status.skipped as u64 == skipped {
+            break status.scale;
+        }
+        skipped += 1;
+        let want = Status { skipped: skipped as f64, scale: 30.0 - skipped as f64, ..Status::default() };
+        assert_eq!(Status { grad_norm: 0.0, ..status }, want);
+        assert!(overflows.read(overflows.plan.params).unwrap() == before);
+    };
+    assert!(skipped > 3 && scale > 10.0, "{skipped} updates skipped, a loss scale of 2^{scale}");
+
+    plain.set_status(&Status { scale, ..Status::default() }).unwrap();
+    train(plain, 0, 1);
+    let [(params, v, got), (wanted, wanted_v, want)] = [train(overflows, skipped + 1, 3), train(plain, 1, 3)];
+    assert!(params == wanted && v == wanted_v);
+    assert_eq!(got, Status { skipped: skipped as f64, ..want });
+
+    // The next update is the 2,000th without a skipped one.
+    plain.set_status(&Status { good: 1999.0, ..want }).unwrap();
+    let (_, _, grown) = train(plain, 4, 1);
+    assert_eq!((grown.scale, grown.good), (scale + 1.0, 0.0));
+}
+
 /// An update with a gradient or a loss that is not finite is counted and changes no weight or moment.
 #[test]
 fn non_finite_updates_are_skipped() {
@@ -657,7 +720,7 @@ fn non_finite_updates_are_skipped() {
         model.write(model.plan.grads, &vec![0.0; model.plan.grads.len]).unwrap();
         model.accumulate(&batch, &step).unwrap();
         model.update(&UPDATE).unwrap();
-        assert_eq!(model.take_status().unwrap().skipped, 1.0, "a loss of {bad}");
+        assert_eq!(model.take_status().unwrap().skipped, 2.0, "a loss of {bad}");
         model.write(logits_bias, &bias).unwrap();
         assert!(state(&mut model) == before, "a loss of {bad} moved a weight");
     }

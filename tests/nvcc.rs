@@ -42,6 +42,9 @@ template <class T> struct Scale {
 struct Unused { long long n; };
 KERNEL(scale_f32, scale<float>, Scale<float>, 128)
 KERNEL(scale_bf16, (scale<bf16, 2>), Scale<bf16>, 256)
+KERNEL(scale_f16, (scale<f16, 2>), Scale<f16>, 256)
+KERNEL(round_bf16, round<bf16>, Scale<bf16>, 64)
+KERNEL(round_f16, round<f16>, Scale<f16>, 64)
 struct Sum {
     double* x;
 };
@@ -76,15 +79,16 @@ fn the_host_gets_the_structs_and_kernels_of_a_source() {
         "pub const ROWS: usize = 8;\n",
         "Arguments { name: \"Scale\", size: size_of::<Scale>(), fields: &[(\"x\", std::mem::offset_of!(Scale, x)), ",
         "(\"drop.scale\", std::mem::offset_of!(Scale, drop.scale)), (\"rows\", std::mem::offset_of!(Scale, rows)), ",
-        "pub struct Kernels {\n    pub scale: Typed<Scale>,\n    pub sum: Kernel<Sum>,\n}\n",
-        "scale: Typed { f32: loader.kernel(\"scale_f32\", 128, 0)?, bf16: loader.kernel(\"scale_bf16\", 256, 0)? },",
+        "pub struct Kernels {\n    pub scale: Typed<Scale>,\n    pub round: Half<Scale>,\n    pub sum: Kernel<Sum>,\n}\n",
+        "scale: Typed { f32: loader.kernel(\"scale_f32\", 128, 0)?, bf16: loader.kernel(\"scale_bf16\", 256, 0)?, f16: ",
+        "round: Half { bf16: loader.kernel(\"round_bf16\", 64, 0)?, f16: loader.kernel(\"round_f16\", 64, 0)? },",
         "sum: loader.kernel(\"sum\", 32, 4096)?,\n",
-        "Image { file: \"scale.cu\", kernels: &[\"scale_f32\", \"scale_bf16\", \"sum\"], bytes: include_bytes!(",
+        "Image { file: \"scale.cu\", kernels: &[\"scale_f32\", \"scale_bf16\", \"scale_f16\", \"round_bf16\", ",
     ] {
         assert!(host.contains(part), "{part}\nis not in\n{host}");
     }
     assert!(!host.contains("Unused"), "{host}");
-    assert_eq!(parse(SCALE).unwrap().manifest(), b"warpfit kernels\nscale_f32\nscale_bf16\nsum\n\0");
+    assert_eq!(parse(SCALE).unwrap().manifest(), b"warpfit kernels\nscale_f32\nscale_bf16\nscale_f16\nround_bf16\nround_f16\nsum\n\0");
 }
 
 #[test]
@@ -103,8 +107,8 @@ fn source_lines_that_cannot_be_parsed_are_reported() {
         ("KERNEL(sum,", "KERNEL(scale_f32,", "scale_f32 is defined twice in kernels/*.cu"),
         (
             "KERNEL(sum, sum, Sum, 32, 4096)",
-            "KERNEL(sum_f32, s, Sum, 32)\nKERNEL(sum_bf16, s, Scale<bf16>, 32)",
-            "sum: Sum in f32, Scale in bf16",
+            "KERNEL(sum_bf16, s, Sum, 32)\nKERNEL(sum_f16, s, Scale<f16>, 32)",
+            "sum_bf16: its argument is Sum, but Scale in f16; one struct for all",
         ),
     ] {
         assert!(SCALE.contains(from), "{from}");

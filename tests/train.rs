@@ -64,7 +64,7 @@ fn golden_trainer_runs_on_cuda() {
 fn golden_trainer_runs_on(device: Device) {
     for (case, flags) in BATCHES {
         let dir = tempfile::tempdir().unwrap();
-        golden_run(case, &format!("{RECIPE} {flags} --device {device}"), dir.path());
+        golden_run(case, &format!("{RECIPE} {flags} --precision fp32 --device {device}"), dir.path());
 
         let want = json(&format!("{case}/losses.json"));
         let log = read_json(&dir.path().join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
@@ -197,7 +197,7 @@ fn losses(folder: &Path) -> Vec<f64> {
 fn cpu_and_cuda_run_alike() {
     let flags = "--max-steps 10 --batch-size 9 --dropout 0.1 --classifier-dropout 0.2 --learning-rate 5e-4 --save-strategy steps \
                  --save-steps 5 --eval-strategy no --load-best-model-at-end false --logging-steps 1 --max-length 64";
-    let on = ["cpu", "cuda"].map(|device| format!("{flags} --device {device}"));
+    let on = ["cpu", "cuda"].map(|device| format!("{flags} --precision fp32 --device {device}"));
     let whole = on.each_ref().map(|flags| {
         let dir = tempfile::tempdir().unwrap();
         golden_run("train", flags, dir.path());
@@ -214,11 +214,13 @@ fn cpu_and_cuda_run_alike() {
     close(resumed(whole[1].path(), 5, &on[0]).path(), "from cuda to the cpu");
     assert_same_run(resumed(whole[1].path(), 5, &on[1]).path(), whole[1].path());
 
-    let flags = format!("{} --precision bf16", on[1]);
-    let dir = tempfile::tempdir().unwrap();
-    golden_run("train", &flags, dir.path());
-    assert!(max_abs_difference(&losses(dir.path()), &losses(whole[0].path())) < 1e-2, "bf16");
-    assert_same_run(resumed(dir.path(), 5, &flags).path(), dir.path());
+    for (precision, bound) in [("bf16", 1e-2), ("fp16", 2e-3)] {
+        let flags = format!("{flags} --device cuda --precision {precision}");
+        let dir = tempfile::tempdir().unwrap();
+        golden_run("train", &flags, dir.path());
+        assert!(max_abs_difference(&losses(dir.path()), &losses(whole[0].path())) < bound, "{precision}");
+        assert_same_run(resumed(dir.path(), 5, &flags).path(), dir.path());
+    }
 }
 
 /// Asserts equality bit for bit.

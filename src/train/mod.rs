@@ -66,11 +66,9 @@ pub struct BestModel {
 
 /// Trains with `settings`, caching tokenised texts in the folder `cache`, if any. `None` after a dry run.
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
-    let precision = match settings.precision {
-        Precision::Auto => precision_of_checkpoint(settings).unwrap_or(Precision::Auto),
-        precision => precision,
-    };
-    let device = settings.device.open(precision)?;
+    let saved = Some(settings.precision).filter(|&asked| asked == Precision::Auto).and_then(|_| precision_of_checkpoint(settings));
+    let mut device = settings.device.open(saved.unwrap_or(settings.precision))?;
+    device.notes.extend(saved.map(|saved| format!("precision: {saved}, that of the checkpoint")));
     let settings = &Settings { precision: device.precision, ..settings.clone() };
     let setup = Setup::read(settings, device, cache)?;
     if settings.dry_run {
