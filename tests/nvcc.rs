@@ -88,7 +88,10 @@ fn the_host_gets_the_structs_and_kernels_of_a_source() {
         assert!(host.contains(part), "{part}\nis not in\n{host}");
     }
     assert!(!host.contains("Unused"), "{host}");
-    assert_eq!(parse(SCALE).unwrap().manifest(), b"warpfit kernels\nscale_f32\nscale_bf16\nscale_f16\nround_bf16\nround_f16\nsum\n\0");
+    assert_eq!(
+        parse(SCALE).unwrap().manifest(),
+        b"warpfit kernels\nscale_f32\nscale_bf16\nscale_f16\nround_bf16\nround_f16\nsum\n\0"
+    );
 }
 
 #[test]

@@ -767,7 +767,8 @@ fn adamw_gives_up_below_a_loss_scale_of_1(on: On) {
 /// To nearest, ties to even: beside ties, at the ends of the ranges, and for what is no number.
 #[test]
 fn casts_round_to_nearest() {
-    let edges = [65504.0, 65519.0, 65520.0, 3.4e38, 1.0, 2f32.powi(-14), 2f32.powi(-24), 2f32.powi(-25), f32::MIN_POSITIVE, 1e-44];
+    let edges =
+        [65504.0, 65519.0, 65520.0, 3.4e38, 1.0, 2f32.powi(-14), 2f32.powi(-24), 2f32.powi(-25), f32::MIN_POSITIVE, 1e-44];
     let ties = (0..64).map(|i| 1.0 + i as f32 * 2f32.powi(-12)).chain((0..64).map(|i| i as f32 * 2f32.powi(-26)));
     let beside = |x: f32| [x, x.next_up(), x.next_down()];
     let numbers = edges.into_iter().chain(ties).flat_map(beside).chain([f32::INFINITY, f32::NAN]);
@@ -779,7 +780,10 @@ fn casts_round_to_nearest() {
         let dtype = on.arithmetic().dtype();
         for (&x, got) in numbers.iter().zip(run.read("copy")) {
             let want = rounded(x, dtype);
-            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{x:e} is {got:e} in {dtype:?}, not {want:e}");
+            assert!(
+                got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                "{x:e} is {got:e} in {dtype:?}, not {want:e}"
+            );
         }
     }
 }

@@ -355,7 +355,8 @@ fn responses_of_cuda_match_the_cpu() {
     let libraries = vgpu::directory();
     let vars = [("LD_LIBRARY_PATH", path(&libraries))];
     for pooling in ["cls", "mean"] {
-        let flags = ["--device", "cuda", "--precision", "fp32", "--max-length", "40", "--max-batch-tokens", "2048", "--pooling", pooling];
+        let flags =
+            ["--device", "cuda", "--precision", "fp32", "--max-length", "40", "--max-batch-tokens", "2048", "--pooling", pooling];
         let server = Server::of(&model, &flags, &vars);
         let vectors = written(EMBED, &model, &["--normalize", "--pooling", pooling], "embedding");
         let scores = written(PREDICT, &model, &["--top-k", "0"], "scores");

@@ -71,7 +71,7 @@ def place(launches, ours):
     step = []
     for launch in launches:
         known = launch.kernel in ours
-        short = re.sub(r"(_mma)?(_d\d+)?(_f32|_bf16)*$", "", launch.kernel)
+        short = re.sub(r"(_mma)?(_d\d+)?(_f32|_bf16|_f16)*$", "", launch.kernel)
         step.append(Placed(launch, short if known else "product", known))
 
     def index(kernel, otherwise):

@@ -66,7 +66,8 @@ pub struct BestModel {
 
 /// Trains with `settings`, caching tokenised texts in the folder `cache`, if any. `None` after a dry run.
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
-    let saved = Some(settings.precision).filter(|&asked| asked == Precision::Auto).and_then(|_| precision_of_checkpoint(settings));
+    let saved =
+        Some(settings.precision).filter(|&asked| asked == Precision::Auto).and_then(|_| precision_of_checkpoint(settings));
     let mut device = settings.device.open(saved.unwrap_or(settings.precision))?;
     device.notes.extend(saved.map(|saved| format!("precision: {saved}, that of the checkpoint")));
     let settings = &Settings { precision: device.precision, ..settings.clone() };

@@ -50,7 +50,7 @@ fn line(kernel: &Kernel, mut usage: impl FnMut(&str) -> Usage) -> String {
     let mut line = format!("{name:<27}{threads:>5}{dynamic:>7}");
     for multiprocessor in &MULTIPROCESSORS {
         // It has no tensor cores for bf16.
-        if multiprocessor.arch == "sm_75" && name.contains("_mma_") {
+        if multiprocessor.arch == "sm_75" && name.contains("_mma_") && name.ends_with("_bf16") {
             line.push_str("  |   -     -   -   -");
             continue;
         }
