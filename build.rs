@@ -1,20 +1,65 @@
-//! Compiles kernels/*.cu with nvcc and writes the host side into OUT_DIR: `kernels.rs` (argument structs and the table of
-//! kernels), and for each source its `.image` (machine code, followed by the kernels' names, which are all that the virtual GPU
-//! reads) and `.ptxas` (registers, shared memory and spills of each kernel). Without nvcc an image has the names alone. The
-//! build does not query the machine's GPU.
+//! Compiles kernels/*.cu with nvcc or NVRTC and writes the host side into OUT_DIR: `kernels.rs` (argument structs and the table
+//! of kernels), and for each source its images (machine code, followed by the kernels' names, which are all that the virtual GPU
+//! reads) and `.ptxas` (registers, shared memory and spills of each kernel). Without a compiler an image has the names alone.
+//! The build does not query the machine's GPU.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
+#[path = "build/nvrtc.rs"]
+mod nvrtc;
 #[path = "build/ptxas.rs"]
 mod ptxas;
 #[path = "build/source.rs"]
 mod source;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 use nvcc::Nvcc;
-use source::Source;
+use nvrtc::Nvrtc;
+use source::{Built, Source};
+
+enum Compiler {
+    Nvcc(Nvcc),
+    Nvrtc(Nvrtc),
+}
+
+impl Compiler {
+    /// NVRTC if it is asked for, else nvcc, else NVRTC if there is one.
+    fn find(var: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<Compiler>, String> {
+        if let Some(nvrtc) = Nvrtc::asked(var)? {
+            return Ok(Some(Compiler::Nvrtc(nvrtc)));
+        }
+        match Nvcc::find(var)? {
+            Some(nvcc) => Ok(Some(Compiler::Nvcc(nvcc))),
+            None => Ok(Nvrtc::find(var)?.map(Compiler::Nvrtc)),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Compiler::Nvcc(nvcc) => &nvcc.path,
+            Compiler::Nvrtc(nvrtc) => &nvrtc.path,
+        }
+    }
+
+    /// What it makes, without the images.
+    fn built(&self) -> Built {
+        match self {
+            Compiler::Nvcc(Nvcc { version, archs, .. }) => Built { by: "nvcc", version: *version, archs: archs.join(" ") },
+            Compiler::Nvrtc(Nvrtc { version, archs, .. }) => Built { by: "NVRTC", version: *version, archs: archs.join(" ") },
+        }
+    }
+
+    /// The report of ptxas, and the endings of the files with code.
+    fn compile(&self, source: &Source, headers: &str, out: &Path, jobs: usize) -> Result<(String, Vec<String>), String> {
+        match self {
+            Compiler::Nvcc(nvcc) => Ok((nvcc.compile(source, headers, out, jobs)?, vec!["fatbin".to_string()])),
+            Compiler::Nvrtc(nvrtc) => nvrtc.compile(source, headers, out, jobs),
+        }
+    }
+}
 
 fn main() {
     if let Err(message) = build() {
@@ -31,33 +76,36 @@ fn build() -> Result<(), String> {
     let headers: String = read(folder, "cuh")?.into_iter().map(|(_, text)| text).collect();
 
     // Cargo reruns this when one of these changes, and for nothing else.
-    let nvcc = Nvcc::find(&|name| {
+    let compiler = Compiler::find(&|name| {
         println!("cargo::rerun-if-env-changed={name}");
         env::var_os(name)
     })?;
-    match &nvcc {
-        Some(nvcc) => println!("cargo::rerun-if-changed={}", nvcc.path.display()),
+    match &compiler {
+        Some(compiler) => println!("cargo::rerun-if-changed={}", compiler.path().display()),
         None => {
             println!("cargo::warning=built without GPU code; docs/gpu.md describes how to install nvcc (then: touch build.rs)")
         }
     }
-    let archs = nvcc.as_ref().map(|nvcc| (nvcc.version, nvcc.archs.join(" ")));
-    write(&out.join("kernels.rs"), source::host(&sources, &headers, archs)?.as_bytes())?;
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
+    let mut targets = vec!["none".to_string()];
     for source in &sources {
-        let mut image = Vec::new();
-        if let Some(nvcc) = &nvcc {
-            let report = nvcc.compile(source, &headers, &out, jobs)?;
+        let file = |ending: &str| out.join(format!("{}.{ending}", source.stem));
+        if let Some(compiler) = &compiler {
+            let (report, made) = compiler.compile(source, &headers, &out, jobs)?;
             report.lines().filter(|line| line.contains("warning")).for_each(|line| println!("cargo::warning={line}"));
             for ((kernel, arch), usage) in ptxas::usages(&report)?.iter().filter(|(_, usage)| usage.local_memory()) {
                 println!("cargo::warning={kernel}, {arch}: {usage}");
             }
-            image = fs::read(out.join(&source.stem).with_extension("fatbin")).map_err(|e| e.to_string())?;
+            targets = made;
         }
-        image.extend(source.manifest());
-        write(&out.join(&source.stem).with_extension("image"), &image)?;
+        for target in &targets {
+            let mut image = if compiler.is_some() { fs::read(file(target)).map_err(|e| e.to_string())? } else { Vec::new() };
+            image.extend(source.manifest());
+            write(&file(&format!("{target}.image")), &image)?;
+        }
     }
-    Ok(())
+    let built = compiler.as_ref().map(Compiler::built);
+    write(&out.join("kernels.rs"), source::host(&sources, &headers, built.as_ref(), &targets)?.as_bytes())
 }
 
 /// The files of a folder with this extension, sorted by name, with their contents.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::{Value, json};
 use warpfit::cost::Cost;
-use warpfit::cuda::NVCC;
+use warpfit::cuda::COMPILER;
 use warpfit::device::{Opened, Precision};
 use warpfit::error::Result;
 use warpfit::profile;
@@ -95,7 +95,7 @@ pub fn hardware(device: &str) -> Value {
     json!({
         "device": device,
         "driver": output("nvidia-smi", &["--query-gpu=driver_version", "--format=csv,noheader"]),
-        "nvcc": NVCC.map(|(major, minor)| format!("{major}.{minor}")),
+        "compiler": COMPILER.map(|(name, (major, minor))| format!("{name} {major}.{minor}")),
         "warpfit": env!("CARGO_PKG_VERSION"),
         "date": output("date", &["-u", "+%FT%TZ"]),
     })
@@ -110,5 +110,5 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
 /// [`hardware`] as one line.
 pub fn line(hardware: &Value) -> String {
     let part = |key: &str| hardware[key].as_str().unwrap_or("none").to_string();
-    format!("{}, driver {}, nvcc {}, {}", part("device"), part("driver"), part("nvcc"), part("date"))
+    format!("{}, driver {}, {}, {}", part("device"), part("driver"), part("compiler"), part("date"))
 }

@@ -14,7 +14,7 @@ const LEAST: (u32, u32) = (12, 2);
 /// Machine code runs on GPUs of its own major version, from its minor version on; that for 90a on 9.0 alone.
 const ARCHS: [&str; 7] = ["75", "80", "86", "89", "90a", "100", "120"];
 /// The driver compiles PTX of this version for a GPU without machine code here.
-const PTX: &str = "80";
+pub const PTX: &str = "80";
 
 pub struct Nvcc {
     pub path: PathBuf,
@@ -104,8 +104,8 @@ fn version(said: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// `WARPFIT_CUDA_ARCHS`, checked, or those of `ARCHS` that this nvcc supports.
-fn archs(setting: Option<&str>, known: &[&str]) -> Result<Vec<String>, String> {
+/// `WARPFIT_CUDA_ARCHS`, checked, or those of `ARCHS` that this compiler supports.
+pub fn archs(setting: Option<&str>, known: &[&str]) -> Result<Vec<String>, String> {
     // "90a" is sm_90 with architecture-specific features. nvcc lists the numbers alone.
     let knows = |arch: &str| known.contains(&arch.strip_suffix(['a', 'f']).unwrap_or(arch));
     let Some(setting) = setting else {
@@ -115,7 +115,7 @@ fn archs(setting: Option<&str>, known: &[&str]) -> Result<Vec<String>, String> {
     let one = |arch: &str| match fits(arch) {
         true => Ok(arch.to_string()),
         false => Err(format!(
-            "WARPFIT_CUDA_ARCHS={setting:?}: {arch:?} is not one of this nvcc's architectures from 75 on ({}); list their numbers, \
+            "WARPFIT_CUDA_ARCHS={setting:?}: {arch:?} is not one of this compiler's architectures from 75 on ({}); list their numbers, \
              separated by spaces, like \"80 90a\", or the empty string to build without GPU code",
             known.join(" ")
         )),

@@ -104,8 +104,15 @@ fn field(line: &str) -> Option<Field> {
     Some(Field { name: name.into(), kind, comment: comment.into() })
 }
 
-/// The host side of all sources and their headers; `built` is the version of nvcc and the architectures it compiled for.
-pub fn host(sources: &[Source], headers: &str, built: Option<((u32, u32), String)>) -> Result<String, String> {
+/// The compiler of the kernels, and the architectures it made machine code for: "80 90a".
+pub struct Built {
+    pub by: &'static str,
+    pub version: (u32, u32),
+    pub archs: String,
+}
+
+/// The host side of all sources and their headers. Each source has an image for each of `targets`.
+pub fn host(sources: &[Source], headers: &str, built: Option<&Built>, targets: &[String]) -> Result<String, String> {
     let kernels: Vec<&Kernel> = sources.iter().flat_map(|source| &source.kernels).collect();
     let common = |name| arguments(name, headers).map_err(|e| format!("struct {name}: {e}"));
     let common = [common("Drop")?, common("Status")?];
@@ -114,14 +121,11 @@ pub fn host(sources: &[Source], headers: &str, built: Option<((u32, u32), String
     unique(structs.iter().map(|arguments| arguments.name.as_str()))?;
 
     let mut rust = String::new();
-    let (nvcc, archs) = built.unzip();
-    let _ =
-        writeln!(rust, "/// The version of the nvcc that compiled the kernels.\npub const NVCC: Option<(u32, u32)> = {nvcc:?};");
-    let _ = writeln!(
-        rust,
-        "/// The architectures with machine code: \"80 90a\".\npub const ARCHS: &str = {:?};\n",
-        archs.unwrap_or_default()
-    );
+    let compiler = built.map(|built| (built.by, built.version));
+    let archs = built.map_or("", |built| &built.archs);
+    let _ = writeln!(rust, "/// The compiler of the kernels and its version.");
+    let _ = writeln!(rust, "pub const COMPILER: Option<(&str, (u32, u32))> = {compiler:?};");
+    let _ = writeln!(rust, "/// The architectures with machine code: \"80 90a\".\npub const ARCHS: &str = {archs:?};\n");
     for Arguments { name, fields } in &structs {
         let _ = writeln!(rust, "#[repr(C)]\n#[derive(Clone, Copy, Debug)]\npub struct {name} {{");
         for Field { name, kind, comment } in fields {
@@ -141,8 +145,10 @@ pub fn host(sources: &[Source], headers: &str, built: Option<((u32, u32), String
     let _ = writeln!(rust, "pub const IMAGES: &[Image] = &[");
     for Source { stem, kernels, .. } in sources {
         let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
-        let bytes = format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.image\"))");
-        let _ = writeln!(rust, "    Image {{ file: \"{stem}.cu\", kernels: &{names:?}, bytes: {bytes} }},");
+        let code = |target: &String| format!("({target:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.{target}.image\")))");
+        let codes: Vec<String> = targets.iter().map(code).collect();
+        let codes = codes.join(", ");
+        let _ = writeln!(rust, "    Image {{ file: \"{stem}.cu\", kernels: &{names:?}, codes: &[{codes}] }},");
     }
     let _ = writeln!(rust, "];");
     Ok(rust)

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::cpu::{Cpu, Instructions};
-use crate::cuda::{self, Cuda, NVCC};
+use crate::cuda::{self, COMPILER, Cuda};
 use crate::error::{Error, Result};
 use crate::ops::{Arithmetic, Backend};
 
@@ -68,8 +68,8 @@ impl Device {
 
 /// The GPU code in this build: "GPU code for sm_80, sm_90a by nvcc 13.0", or "no GPU code".
 pub fn gpu_code() -> String {
-    match NVCC {
-        Some((major, minor)) => format!("GPU code for {} by nvcc {major}.{minor}", cuda::architectures()),
+    match COMPILER {
+        Some((by, (major, minor))) => format!("GPU code for {} by {by} {major}.{minor}", cuda::architectures()),
         None => "no GPU code".to_string(),
     }
 }

@@ -10,11 +10,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cudarc::driver::CudaContext;
+use cudarc::nvrtc::Ptx;
 use tempfile::TempDir;
 
-#[path = "../build/nvcc.rs"]
-mod compiler;
+use crate::fixtures::gpu;
+
+
 mod layout;
+#[path = "../build/nvcc.rs"]
+mod nvcc;
+#[path = "../build/nvrtc.rs"]
+mod nvrtc;
 mod occupancy;
 mod ptx;
 #[path = "../build/ptxas.rs"]
@@ -23,9 +30,10 @@ mod sass;
 #[path = "../build/source.rs"]
 mod source;
 
-use compiler::{Nvcc, USUAL, run};
+use nvcc::{Nvcc, USUAL, run};
+use nvrtc::Nvrtc;
 use ptxas::{Usage, usages};
-use source::Source;
+use source::{Built, Source};
 
 // ---- sources
 
@@ -67,9 +75,12 @@ fn parse(text: &str) -> Result<Source, String> {
 
 #[test]
 fn the_host_gets_the_structs_and_kernels_of_a_source() {
-    let host = source::host(&[parse(SCALE).unwrap()], HEADER, Some(((13, 0), "80 90a".to_string()))).unwrap();
+    let host = {
+        let built = Built { by: "nvcc", version: (13, 0), archs: "80 90a".to_string() };
+        source::host(&[parse(SCALE).unwrap()], HEADER, Some(&built), &["80".to_string(), "90a".to_string()]).unwrap()
+    };
     for part in [
-        "pub const NVCC: Option<(u32, u32)> = Some((13, 0));",
+        "pub const COMPILER: Option<(&str, (u32, u32))> = Some((\"nvcc\", (13, 0)));",
         "pub const ARCHS: &str = \"80 90a\";",
         "#[repr(C)]\n#[derive(Clone, Copy, Debug)]\npub struct Scale {\n    /// (rows, dim)\n    pub x: Ptr,\n    pub y: Ptr,\n    \
          pub drop: Drop,\n    /// of x\n    pub rows: u32,\n    pub factor: f32,\n}\n",
@@ -115,7 +126,7 @@ fn source_lines_that_cannot_be_parsed_are_reported() {
         ),
     ] {
         assert!(SCALE.contains(from), "{from}");
-        let host = parse(&SCALE.replacen(from, to, 1)).and_then(|source| source::host(&[source], HEADER, None));
+        let host = parse(&SCALE.replacen(from, to, 1)).and_then(|source| source::host(&[source], HEADER, None, &[]));
         assert!(host.as_ref().is_err_and(|e| e.contains(message)), "{to}: wanted {message}, got {host:?}");
     }
 }
@@ -174,6 +185,12 @@ fn nvcc_is_searched_in_a_fixed_order() {
 
     let error = find(&[("NVCC", &site), ("PATH", &on_path)]).err().unwrap();
     assert!(error.contains("no such file; name an nvcc"), "{error}");
+    // NVRTC is taken before nvcc if it is asked for.
+    let asked = |path: Option<&Path>| Nvrtc::asked(&|name| path.filter(|_| name == "NVRTC").map(OsString::from));
+    assert!(asked(None).is_ok_and(|nvrtc| nvrtc.is_none()));
+    let [missing, text] = [asked(Some(&site)), asked(Some(&named))].map(|asked| asked.err().unwrap());
+    assert!(missing.contains("no such file; name a libnvrtc.so.12"), "{missing}");
+    assert!(text.contains("the headers of its CUDA are not beside it"), "{text}");
 }
 
 #[test]
@@ -200,7 +217,7 @@ fn an_old_nvcc_and_unknown_architectures_are_reported() {
     ] {
         let error = find(setting).err().unwrap();
         assert!(
-            error.contains(&format!("{wrong:?} is not one of this nvcc's architectures from 75 on (70 75 80 90)")),
+            error.contains(&format!("{wrong:?} is not one of this compiler's architectures from 75 on (70 75 80 90)")),
             "{error}"
         );
         assert_eq!(error.lines().count(), 1, "{error}");
@@ -368,6 +385,32 @@ fn every_kernel_compiles_for_every_architecture_without_local_memory() {
         wrong.extend(faults(&kernels, &archs, &usages));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Machine code of CUDA 12, which drivers from 12.0 on run, with every kernel and no local memory.
+#[test]
+#[ignore = "needs NVRTC 12: nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12 and nvidia-cuda-cccl-cu12"]
+fn nvrtc_12_compiles_every_kernel_for_sm_75() {
+    let nvrtc = Nvrtc::find(&|name| if name == "WARPFIT_CUDA_ARCHS" { Some("75".into()) } else { std::env::var_os(name) });
+    let nvrtc = nvrtc.unwrap().expect("this test needs NVRTC; docs/gpu.md describes how to install it");
+    assert_eq!((nvrtc.version.0, nvrtc.archs.as_slice()), (12, &["75".to_string()][..]));
+    drop(gpu());
+    let context = CudaContext::new(0).unwrap();
+    let folder = TempDir::new().unwrap();
+    let headers = "";
+    for source in sources() {
+        let (report, targets) = nvrtc.compile(&source, headers, folder.path(), 1).unwrap();
+        assert_eq!(targets, ["75"]);
+        let kernels: Vec<String> = source.kernels.iter().map(|kernel| kernel.name.clone()).collect();
+        assert_eq!(faults(&kernels, &targets, &usages(&report).unwrap()), [""; 0]);
+        let mut image = fs::read(folder.path().join(format!("{}.75", source.stem))).unwrap();
+        // That of CUDA 13 is version 8.
+        assert_eq!((&image[..4], image[8]), (&b"\x7fELF"[..], 7), "the version of the binary interface");
+        // As the virtual GPU finds them: behind the code.
+        image.extend(source.manifest());
+        let module = context.load_module(Ptx::from_binary(image)).unwrap();
+        kernels.iter().for_each(|kernel| drop(module.load_function(kernel).unwrap()));
+    }
 }
 
 #[test]

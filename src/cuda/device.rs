@@ -9,7 +9,7 @@ use cudarc::driver::{CudaContext, DriverError};
 
 use super::error::{describe, error, failed};
 use super::gemm::Gemm;
-use super::kernels::{Kernels, Loader, NVCC};
+use super::kernels::{COMPILER, Kernels, Loader};
 use crate::error::Result;
 
 /// The GPUs opened so far. They stay open for the life of the process: cuBLASLt keeps state about a context that it would
@@ -74,10 +74,10 @@ impl Gpu {
         }
         // Within a major version machine code runs on older drivers too.
         let driver = driver_version().map_err(failed("version of the driver"))?;
-        if let Some((major, minor)) = NVCC.filter(|&(major, _)| driver.0 < major) {
+        if let Some((by, (major, minor))) = COMPILER.filter(|&(_, (major, _))| driver.0 < major) {
             let fact =
-                format!("the driver is for CUDA {}.{}, the kernels are compiled by nvcc {major}.{minor}", driver.0, driver.1);
-            return Err(missing(&fact, "update the driver (docs/gpu.md lists the versions)"));
+                format!("the driver is for CUDA {}.{}, the kernels are compiled by {by} {major}.{minor}", driver.0, driver.1);
+            return Err(missing(&fact, "update the driver, or build for it (docs/gpu.md lists the versions)"));
         }
         // SAFETY: only asks the loader.
         if !unsafe { cublaslt::sys::is_culib_present() } {

@@ -120,11 +120,31 @@ pub struct Arguments {
     pub fields: &'static [(&'static str, usize)],
 }
 
-/// The compiled code of one source, empty without nvcc, and the names of its kernels.
+/// The compiled code of one source, and the names of its kernels.
 pub struct Image {
     pub file: &'static str,
     pub kernels: &'static [&'static str],
-    pub bytes: &'static [u8],
+    /// By target: "fatbin" (all architectures in one), "90a" (machine code for one), "ptx80", or "none" (no code).
+    pub codes: &'static [(&'static str, &'static [u8])],
+}
+
+/// The code for a GPU of this compute capability, (9, 0) for 9.0, among these targets: machine code of its major version, the
+/// newest that it runs, else PTX.
+fn code<'a>(codes: &[(&str, &'a [u8])], (major, minor): (i32, i32)) -> Option<&'a [u8]> {
+    let suits = |&(target, code): &(&str, &'a [u8])| {
+        let ptx = target.strip_prefix("ptx");
+        let number: i32 = ptx.unwrap_or(target).trim_end_matches(['a', 'f']).parse().ok()?;
+        let fits = match ptx {
+            Some(_) => number <= 10 * major + minor,
+            None if target.ends_with('a') => number == 10 * major + minor,
+            None => number / 10 == major && number % 10 <= minor,
+        };
+        fits.then_some((ptx.is_none(), number, code))
+    };
+    match codes {
+        &[("fatbin" | "none", code)] => Some(code),
+        _ => codes.iter().filter_map(suits).max_by_key(|&(machine, number, _)| (machine, number)).map(|(.., code)| code),
+    }
 }
 
 /// All images, loaded into a context.
@@ -137,14 +157,16 @@ pub struct Loader {
 impl Loader {
     pub fn new(context: &Arc<CudaContext>) -> Result<Loader> {
         let mut functions = HashMap::new();
+        let capability = context.compute_capability().map_err(failed("device"))?;
         for image in IMAGES {
-            let module =
-                context.load_module(Ptx::from_binary(image.bytes.to_vec())).map_err(|e| image_error(context, image, e))?;
+            let failure = |e| image_error(context, image, e);
+            let code = code(image.codes, capability).ok_or(DriverError(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));
+            let module = code.and_then(|code| context.load_module(Ptx::from_binary(code.to_vec()))).map_err(failure)?;
             for &name in image.kernels {
                 functions.insert(name, module.load_function(name).map_err(failed(name))?);
             }
         }
-        let waits = context.compute_capability().map_err(failed("device"))? >= (9, 0);
+        let waits = capability >= (9, 0);
         Ok(Loader { functions, waits })
     }
 
@@ -167,7 +189,7 @@ pub fn architectures() -> String {
 /// The error for an image that does not load.
 fn image_error(context: &CudaContext, image: &Image, e: DriverError) -> Error {
     let index = context.ordinal();
-    if NVCC.is_none() {
+    if COMPILER.is_none() {
         let remedy = "install nvcc (docs/gpu.md) and build again, or pass --device cpu";
         return error(index, "this binary has no GPU code: it was built without nvcc", remedy);
     }
@@ -203,3 +225,21 @@ const _: () = {
     assert!(offset_of!(Status, scale) == offset_of!(ops::Status, scale));
     assert!(offset_of!(Status, good) == offset_of!(ops::Status, good));
 };
+
+#[cfg(test)]
+mod tests {
+    use super::code;
+
+    #[test]
+    fn a_gpu_gets_the_newest_machine_code_that_it_runs() {
+        let names = ["75", "80", "86", "90a", "120", "ptx80"];
+        let codes = names.map(|name| (name, name.as_bytes()));
+        let chosen = |capability| code(&codes, capability).map(|code| std::str::from_utf8(code).unwrap());
+        for (capability, target) in
+            [((7, 5), "75"), ((8, 0), "80"), ((8, 6), "86"), ((8, 9), "86"), ((9, 0), "90a"), ((10, 0), "ptx80"), ((12, 1), "120")]
+        {
+            assert_eq!(chosen(capability), Some(target), "{capability:?}");
+        }
+        assert_eq!((chosen((7, 0)), code(&codes[3..4], (9, 1)), code(&[("fatbin", b"x")], (5, 0))), (None, None, Some(&b"x"[..])));
+    }
+}

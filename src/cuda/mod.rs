@@ -31,7 +31,7 @@ use error::failed;
 use kernels::{Drop, Kernel, Kernels, Ptr};
 
 pub use arena::OVERHEAD;
-pub use kernels::{Arguments, LAYOUTS, NVCC, architectures};
+pub use kernels::{Arguments, COMPILER, LAYOUTS, architectures};
 
 /// The backend on one GPU, in f32, bf16 or f16.
 pub struct Cuda {

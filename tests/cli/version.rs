@@ -1,7 +1,7 @@
 //! `--version`: the release, and the GPU code in the build.
 
 use std::process::Command;
-use warpfit::cuda::NVCC;
+use warpfit::cuda::COMPILER;
 
 use super::*;
 use crate::nvcc::archs;
@@ -9,8 +9,8 @@ use crate::nvcc::archs;
 #[test]
 fn every_command_reports_the_release_and_its_gpu_code() {
     let archs: Vec<String> = archs().iter().map(|arch| format!("sm_{arch}")).collect();
-    let gpu_code = match NVCC {
-        Some((major, minor)) => format!("GPU code for {} by nvcc {major}.{minor}", archs.join(", ")),
+    let gpu_code = match COMPILER {
+        Some((by, (major, minor))) => format!("GPU code for {} by {by} {major}.{minor}", archs.join(", ")),
         None => "no GPU code".to_string(),
     };
     let warpfit = run(Command::new(env!("CARGO_BIN_EXE_warpfit")).arg("--version"), b"");

@@ -281,18 +281,32 @@ template <class T> int fill(uint64_t to, T value, size_t count, void* stream) {
 
 // ---- images
 
-// The names in an image: `warpfit kernels`, followed by one per line. A fatbin may precede them.
-int read_manifest(const void* image, Module& module) {
-    auto bytes = static_cast<const char*>(image);
-    uint32_t magic;
-    memcpy(&magic, bytes, sizeof magic);
-    if (magic == 0xba55ed50) {
-        uint16_t header;
-        uint64_t rest;
-        memcpy(&header, bytes + 6, sizeof header);
-        memcpy(&rest, bytes + 8, sizeof rest);
-        bytes += header + rest;
+// The end of the machine code, PTX or fatbin at the start of an image; its start if there is none.
+const char* end_of_code(const char* image) {
+    auto read = [&](auto number, size_t at) {
+        memcpy(&number, image + at, sizeof number);
+        return number;
+    };
+    if (read(uint32_t(), 0) == 0xba55ed50) return image + read(uint16_t(), 6) + read(uint64_t(), 8);
+    if (!memcmp(image, "\177ELF", 4)) {
+        // The tables of segments and of sections: offset, size of an entry, number of entries.
+        size_t segments = read(uint64_t(), 32) + read(uint16_t(), 54) * read(uint16_t(), 56);
+        size_t sections = read(uint64_t(), 40) + read(uint16_t(), 58) * read(uint16_t(), 60);
+        size_t end = std::max(segments, sections);
+        for (int i = 0; i < read(uint16_t(), 60); i++) {
+            size_t section = read(uint64_t(), 40) + i * read(uint16_t(), 58);
+            constexpr uint32_t NO_BYTES = 8;
+            if (read(uint32_t(), section + 4) != NO_BYTES) end = std::max(end, size_t(read(uint64_t(), section + 24) + read(uint64_t(), section + 32)));
+        }
+        return image + end;
     }
+    if (!strncmp(image, "//", 2)) return image + strlen(image) + 1;
+    return image;
+}
+
+// The names in an image: `warpfit kernels`, followed by one per line.
+int read_manifest(const void* image, Module& module) {
+    const char* bytes = end_of_code(static_cast<const char*>(image));
     static const std::string title = "warpfit kernels\n";
     if (strncmp(bytes, title.c_str(), title.size())) return refuse(INVALID_IMAGE, "an image without a list of its kernels");
     const char* line = bytes + title.size();
