@@ -62,10 +62,10 @@ impl Nvrtc {
         let at = |message: String| format!("{}: {message}", path.display());
         // Those of a toolkit or of pip's packages for CUDA 13 are beside lib; for CUDA 12 they are packages of their own.
         let folder = path.parent().and_then(Path::parent).ok_or_else(|| at("not in a folder lib".into()))?;
-        let folders = ["include", "../cuda_runtime/include", "../cuda_cccl/include"].map(|name| folder.join(name));
+        let folders = ["include", "../cuda_runtime/include"].map(|name| folder.join(name));
         let include: Vec<PathBuf> = folders.into_iter().filter(|folder| folder.is_dir()).collect();
         if !include.iter().any(|folder| folder.join("cuda_fp16.h").is_file()) {
-            let remedy = "pip install nvidia-cuda-runtime-cu12 nvidia-cuda-cccl-cu12";
+            let remedy = "pip install nvidia-cuda-runtime-cu12";
             return Err(at(format!("the headers of its CUDA are not beside it; {remedy}")));
         }
         // SAFETY: the library of NVIDIA, which runs no code of ours when it is loaded.
@@ -133,12 +133,14 @@ impl Nvrtc {
         type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
         let virtual_arch = target.strip_prefix("ptx");
         let arch = virtual_arch.map_or(format!("sm_{target}"), |arch| format!("compute_{arch}"));
-        let mut options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--device-as-default-execution-space".into()];
+        let mut options =
+            vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--device-as-default-execution-space".into()];
         if virtual_arch.is_none() {
             options.push("--ptxas-options=-v".into());
         }
         let folder = source.path.parent().expect("a file is in a folder");
-        options.extend(self.include.iter().map(PathBuf::as_path).chain([folder]).map(|f| format!("--include-path={}", f.display())));
+        options
+            .extend(self.include.iter().map(PathBuf::as_path).chain([folder]).map(|f| format!("--include-path={}", f.display())));
         let text = |text: &str| CString::new(text).map_err(|e| e.to_string());
         let options = options.iter().map(|option| text(option)).collect::<Result<Vec<_>, _>>()?;
         let options: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
@@ -154,9 +156,9 @@ impl Nvrtc {
             let compiled = self.call::<Compile>("nvrtcCompileProgram", |f| f(program, options.len() as c_int, options.as_ptr()));
             let log = self.bytes(program, "nvrtcGetProgramLog")?;
             let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_string();
-            let code = compiled.map_err(|e| format!("{}, {arch}: {e}\n{}", source.path.display(), log.trim_end())).and_then(|()| {
-                self.bytes(program, if virtual_arch.is_some() { "nvrtcGetPTX" } else { "nvrtcGetCUBIN" })
-            });
+            let code = compiled
+                .map_err(|e| format!("{}, {arch}: {e}\n{}", source.path.display(), log.trim_end()))
+                .and_then(|()| self.bytes(program, if virtual_arch.is_some() { "nvrtcGetPTX" } else { "nvrtcGetCUBIN" }));
             self.call::<unsafe extern "C" fn(*mut Program) -> c_int>("nvrtcDestroyProgram", |f| f(&mut program))?;
             Ok((log, code?))
         }
@@ -169,7 +171,9 @@ impl Nvrtc {
     unsafe fn bytes(&self, program: *mut c_void, get: &str) -> Result<Vec<u8>, String> {
         let mut size = 0usize;
         unsafe {
-            self.call::<unsafe extern "C" fn(*mut c_void, *mut usize) -> c_int>(&format!("{get}Size"), |f| f(program, &mut size))?;
+            self.call::<unsafe extern "C" fn(*mut c_void, *mut usize) -> c_int>(&format!("{get}Size"), |f| {
+                f(program, &mut size)
+            })?;
             let mut bytes = vec![0u8; size];
             self.call::<unsafe extern "C" fn(*mut c_void, *mut c_char) -> c_int>(get, |f| f(program, bytes.as_mut_ptr().cast()))?;
             Ok(bytes)

@@ -145,7 +145,8 @@ pub fn host(sources: &[Source], headers: &str, built: Option<&Built>, targets: &
     let _ = writeln!(rust, "pub const IMAGES: &[Image] = &[");
     for Source { stem, kernels, .. } in sources {
         let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
-        let code = |target: &String| format!("({target:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.{target}.image\")))");
+        let code =
+            |target: &String| format!("({target:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.{target}.image\")))");
         let codes: Vec<String> = targets.iter().map(code).collect();
         let codes = codes.join(", ");
         let _ = writeln!(rust, "    Image {{ file: \"{stem}.cu\", kernels: &{names:?}, codes: &[{codes}] }},");

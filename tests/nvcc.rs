@@ -16,7 +16,6 @@ use tempfile::TempDir;
 
 use crate::fixtures::gpu;
 
-
 mod layout;
 #[path = "../build/nvcc.rs"]
 mod nvcc;
@@ -389,7 +388,7 @@ fn every_kernel_compiles_for_every_architecture_without_local_memory() {
 
 /// Machine code of CUDA 12, which drivers from 12.0 on run, with every kernel and no local memory.
 #[test]
-#[ignore = "needs NVRTC 12: nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12 and nvidia-cuda-cccl-cu12"]
+#[ignore = "needs NVRTC 12: nvidia-cuda-nvrtc-cu12 and nvidia-cuda-runtime-cu12"]
 fn nvrtc_12_compiles_every_kernel_for_sm_75() {
     let nvrtc = Nvrtc::find(&|name| if name == "WARPFIT_CUDA_ARCHS" { Some("75".into()) } else { std::env::var_os(name) });
     let nvrtc = nvrtc.unwrap().expect("this test needs NVRTC; docs/gpu.md describes how to install it");

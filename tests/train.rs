@@ -335,6 +335,44 @@ fn a_run_interrupted_anywhere_resumes_to_the_same_bits_on_cuda() {
     stopped_again_and_again("cuda", &format!("{files} {flags}"));
 }
 
+/// A run whose loss scale became far too large skips updates until f16 holds the gradients. It resumes to the same bits from any
+/// checkpoint, also from one between two skipped updates.
+#[test]
+fn updates_that_overflow_f16_are_skipped_and_a_resumed_run_goes_on_alike() {
+    let flags = "--max-steps 12 --batch-size 9 --dropout 0.1 --learning-rate 5e-4 --save-strategy steps --save-steps 1 \
+                 --eval-strategy no --load-best-model-at-end false --logging-steps 1 --max-length 64 --device cuda --precision fp16";
+    let begun = tempfile::tempdir().unwrap();
+    golden_run("train", flags, begun.path());
+    let checkpoint = begun.path().join("checkpoint-2");
+    let mut state = read_json(&checkpoint.join("state.json"));
+    state["status"][4] = 24.into();
+    std::fs::write(checkpoint.join("state.json"), state.to_string()).unwrap();
+    std::fs::remove_file(checkpoint.join("checksums.json")).unwrap();
+
+    let whole = resumed(begun.path(), 2, flags);
+    let log = read_json(&whole.path().join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
+    let logged: Vec<&Value> = log.iter().filter(|entry| entry["loss"].is_number()).collect();
+    let skipped = logged.last().unwrap()["skipped_updates"].as_f64().unwrap();
+    assert!((3.0..9.0).contains(&skipped) && logged.len() == 12 - skipped as usize, "{skipped} skipped: {logged:?}");
+    assert_eq!(logged.last().unwrap()["loss_scale"], 2f64.powf(24.0 - skipped));
+    for step in [4, 11] {
+        let part = resumed(whole.path(), step, flags);
+        assert_eq!(lasting(part.path()), lasting(whole.path()), "resumed at {step}");
+    }
+}
+
+#[test]
+fn a_run_in_f16_ends_once_the_loss_scale_is_below_1() {
+    drop(gpu());
+    let (dir, folder) = (tempfile::tempdir().unwrap(), golden("train"));
+    let files = format!("--model {0}/hf_init --train-file {0}/train.csv", folder.display());
+    let flags = format!("{files} --learning-rate 1e30 --max-steps 40 --logging-steps 4 --device cuda --precision fp16");
+    let error = train(&settings(&flags, dir.path()), None).err().expect("a learning rate of 1e30 cannot work");
+    assert_eq!(error.kind, warpfit::Kind::Unusable);
+    let error = error.to_string();
+    assert!(error.contains("is not finite at any loss scale") && error.contains("or pass --precision fp32"), "{error}");
+}
+
 #[test]
 fn a_non_finite_loss_stops_the_run() {
     let dir = tempfile::tempdir().unwrap();

@@ -235,11 +235,20 @@ mod tests {
         let names = ["75", "80", "86", "90a", "120", "ptx80"];
         let codes = names.map(|name| (name, name.as_bytes()));
         let chosen = |capability| code(&codes, capability).map(|code| std::str::from_utf8(code).unwrap());
-        for (capability, target) in
-            [((7, 5), "75"), ((8, 0), "80"), ((8, 6), "86"), ((8, 9), "86"), ((9, 0), "90a"), ((10, 0), "ptx80"), ((12, 1), "120")]
-        {
+        for (capability, target) in [
+            ((7, 5), "75"),
+            ((8, 0), "80"),
+            ((8, 6), "86"),
+            ((8, 9), "86"),
+            ((9, 0), "90a"),
+            ((10, 0), "ptx80"),
+            ((12, 1), "120"),
+        ] {
             assert_eq!(chosen(capability), Some(target), "{capability:?}");
         }
-        assert_eq!((chosen((7, 0)), code(&codes[3..4], (9, 1)), code(&[("fatbin", b"x")], (5, 0))), (None, None, Some(&b"x"[..])));
+        assert_eq!(
+            (chosen((7, 0)), code(&codes[3..4], (9, 1)), code(&[("fatbin", b"x")], (5, 0))),
+            (None, None, Some(&b"x"[..]))
+        );
     }
 }

@@ -159,26 +159,26 @@ impl Trainer<'_> {
     /// Logs the mean loss since the last logged line, and stops the run if it is not finite.
     fn log_loss(&mut self, progress: &Progress) -> Result<()> {
         let status = self.model.take_status()?;
-        let skipped = status.skipped as usize - self.state.skipped;
-        if skipped > 0 && (!self.model.scales_loss() || status.scale < 0.0) {
-            return Err(self.not_finite(skipped)?);
+        let newly = status.skipped as usize - self.state.skipped;
+        if newly > 0 && (!self.model.scales_loss() || status.scale < 0.0) {
+            return Err(self.not_finite(newly)?);
         }
-        let since =
-            self.log.iter().rev().find(|entry| entry["loss"].is_number()).map_or(0, |entry| entry["step"].as_u64().unwrap_or(0));
-        let updates = self.state.step - since as usize;
-        if skipped > 0 {
-            self.state.skipped += skipped;
-            let scale = Count(status.loss_scale() as u64);
+        if newly > 0 {
+            self.state.skipped += newly;
+            let (step, scale) = (Count(self.state.step as u64), Count(status.loss_scale() as u64));
+            let skipped = if newly == 1 { "an update was".to_string() } else { format!("{newly} updates were") };
             progress.println(&format!(
-                "update {}: {skipped} of the last {updates} skipped, as gradients exceeded the range of fp16; the loss scale is {scale}",
-                Count(self.state.step as u64)
+                "update {step}: {skipped} skipped, as gradients exceeded the range of fp16; the loss scale is {scale}"
             ));
         }
-        if updates == skipped {
+        let last = self.log.iter().rev().find(|entry| entry["loss"].is_number());
+        let logged = |key: &str| last.and_then(|entry| entry[key].as_f64()).unwrap_or(0.0) as usize;
+        let updates = self.state.step - logged("step") - (self.state.skipped - logged("skipped_updates"));
+        if updates == 0 {
             return Ok(());
         }
         self.state.loss_sum += status.loss_sum;
-        let (loss, rate) = (status.loss_sum / (updates - skipped) as f64, self.schedule.lr(self.state.step));
+        let (loss, rate) = (status.loss_sum / updates as f64, self.schedule.lr(self.state.step));
         progress.note(format!("epoch {:.2}  loss {loss:.4}  lr {rate:.2e}", self.epoch()));
         let mut entry = Map::from_iter([
             ("loss".to_string(), json!(loss)),

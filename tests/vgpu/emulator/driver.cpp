@@ -453,8 +453,6 @@ int cuCtxSetCurrent(Device* context) {
     return SUCCESS;
 }
 
-int cuCtxSetFlags(unsigned) { return ready(); }
-
 int cuCtxSynchronize() {
     TRY(ready_for_unsafe("cuCtxSynchronize"));
     return synchronize_device(*current);
@@ -674,9 +672,9 @@ int cuStreamWaitEvent(void* stream, void* event, unsigned) {
     return wait_event(stream, event);
 }
 
-int cuEventCreate(void** event, unsigned flags) {
+int cuEventCreate(void** event, unsigned) {
     TRY(ready());
-    *event = create_event(!(flags & 2));
+    *event = create_event();
     return SUCCESS;
 }
 
@@ -701,13 +699,6 @@ int cuEventQuery(void* event) {
     TRY(ready());
     return query_event(event);
 }
-
-int cuEventElapsedTime(float* milliseconds, void* from, void* to) {
-    TRY(ready());
-    return elapsed(from, to, milliseconds);
-}
-
-int cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) { return cuEventElapsedTime(milliseconds, from, to); }
 
 // ---- graphs
 

@@ -16,7 +16,6 @@ struct Operation {
     std::shared_ptr<Operation> after;  // runs before it, in another stream
     Stream* stream;                    // valid until done
     bool done = false;
-    Clock::time_point finished;
 };
 
 struct Stream {
@@ -43,7 +42,6 @@ bool may_run(const Stream& stream) {
 
 void finish(Operation& operation) {
     if (operation.work.host) operation.work.host->pending--;
-    operation.finished = Clock::now();
     operation.done = true;
     operation.work = {};
 }
@@ -200,7 +198,7 @@ bool captured(void* handle) {
 
 // ---- events
 
-void* create_event(bool timed) { return events.add(std::make_shared<Event>(Event{timed})); }
+void* create_event() { return events.add(std::make_shared<Event>()); }
 
 int destroy_event(void* handle) { return events.remove(handle) ? SUCCESS : INVALID_HANDLE; }
 
@@ -251,15 +249,6 @@ int query_event(void* handle) {
     while (!may_run(*wanted->stream) && !wanted->stream->busy) wanted = wanted->stream->queue.front()->after;
     if (may_run(*wanted->stream)) run_first(lock, *wanted->stream);
     return NOT_READY;
-}
-
-int elapsed(void* from, void* to, float* milliseconds) {
-    Lock lock(mutex);
-    auto start = events.find(from), end = events.find(to);
-    if (!start || !end || !start->timed || !end->timed || !start->operation || !end->operation) return INVALID_HANDLE;
-    if (!start->operation->done || !end->operation->done) return NOT_READY;
-    *milliseconds = std::chrono::duration<float, std::milli>(end->operation->finished - start->operation->finished).count();
-    return SUCCESS;
 }
 
 // ---- graphs

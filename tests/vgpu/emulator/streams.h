@@ -2,12 +2,10 @@
 #pragma once
 #include "runtime.h"
 
-#include <chrono>
 #include <thread>
 
 namespace vgpu {
 
-using Clock = std::chrono::steady_clock;
 struct Stream;
 struct Operation;
 
@@ -22,7 +20,6 @@ struct Graph {
 };
 
 struct Event {
-    bool timed;
     std::shared_ptr<Operation> operation;  // its latest record, or null
     std::shared_ptr<Graph> capture;        // in which it was recorded
 };
@@ -33,13 +30,12 @@ int synchronize_stream(void* stream);
 int synchronize_device(Device& device);
 void reset_streams(Device& device);  // drops queued operations
 
-void* create_event(bool timed);
+void* create_event();
 int destroy_event(void* event);
 int record_event(void* event, void* stream);
 int wait_event(void* stream, void* event);
 int synchronize_event(void* event);
 int query_event(void* event);
-int elapsed(void* from, void* to, float* milliseconds);
 
 // The error of a call that is not allowed during a capture; ends that capture.
 int refuse_in_capture(const char* call);
