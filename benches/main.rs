@@ -92,7 +92,7 @@ impl Args {
         let all = if self.device == Device::Cpu {
             vec![Precision::Fp32, Precision::Bf16]
         } else {
-            vec![Precision::Fp32, Precision::Tf32, Precision::Bf16]
+            vec![Precision::Fp32, Precision::Tf32, Precision::Bf16, Precision::Fp16]
         };
         self.precision.clone().unwrap_or(all)
     }

@@ -54,7 +54,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
                 // Only products differ from f32.
                 Call::Op(Op::Linear(_)) => (),
                 Call::Op(Op::Attention(_)) if arithmetic == Arithmetic::Bf16Products => (),
-                Call::Cast(_) if arithmetic != Arithmetic::Bf16 => continue,
+                Call::Cast(_) if arithmetic.dtype().size() != 2 => continue,
                 _ if matches!(arithmetic, Arithmetic::Tf32 | Arithmetic::Bf16Products) => continue,
                 _ => (),
             }

@@ -30,7 +30,7 @@ parser.add_argument("--class-weights", choices=["balanced"])
 parser.add_argument("--label-smoothing-factor", type=float, default=0.0)
 parser.add_argument("--seed", type=int, default=42)
 parser.add_argument("--logging-steps", type=int, default=100)
-parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="bf16")
+parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="bf16")
 parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
 parser.add_argument("--compile", action="store_true")
 parser.add_argument("--json")
@@ -107,6 +107,7 @@ with tempfile.TemporaryDirectory() as out:
         weight_decay=args.weight_decay,
         seed=args.seed,
         bf16=args.precision == "bf16",
+        fp16=args.precision == "fp16",
         tf32=True if args.precision == "tf32" else None,
         torch_compile=args.compile,
         logging_steps=args.logging_steps,
