@@ -21,6 +21,13 @@ pub struct Metrics {
     pub f1: f64,
     pub roc_auc: Option<f64>,
     pub average_precision: Option<f64>,
+    /// That of `macro`.
+    pub macro_f1: f64,
+    /// Mean recall of the classes that have rows.
+    pub balanced_accuracy: f64,
+    /// The correlation of true and predicted classes (Gorodkin, doi.org/10.1016/j.compbiolchem.2004.09.006), from -1 to 1; 0 if
+    /// all rows are of one class or are predicted as one.
+    pub matthews_correlation: f64,
     /// Rows are true classes, columns predicted ones, (classes, classes).
     pub confusion_matrix: Vec<Vec<u64>>,
     /// Scores of the positive class, for two classes.
@@ -165,6 +172,14 @@ impl Metrics {
             average_precision_weighted: weighted_of(&precisions),
         });
 
+        let present: Vec<f64> = recall.iter().zip(&support).filter(|(_, rows)| **rows > 0).map(|(recall, _)| *recall).collect();
+        // Sums over pairs of rows, exact in 128 bits: of the same true class, of the same predicted class, of both.
+        let product = |a: &[u64], b: &[u64]| a.iter().zip(b).map(|(&a, &b)| i128::from(a) * i128::from(b)).sum::<i128>();
+        let all = i128::from(rows) * i128::from(rows);
+        let apart = [&support, &predicted].map(|counts| (all - product(counts, counts)) as f64);
+        let together = (0..classes).map(hits).map(i128::from).sum::<i128>() * i128::from(rows) - product(&support, &predicted);
+        let matthews_correlation = if apart.contains(&0.0) { 0.0 } else { together as f64 / (apart[0].sqrt() * apart[1].sqrt()) };
+
         let top = binary.unwrap_or(weighted);
         Metrics {
             loss: None,
@@ -175,6 +190,9 @@ impl Metrics {
             // With two classes there is one curve, which is its own mean.
             roc_auc: macro_of(&roc_aucs),
             average_precision: macro_of(&precisions),
+            macro_f1: mean(&f1),
+            balanced_accuracy: mean(&present),
+            matthews_correlation,
             binary,
             macro_mean: averaged(&mean),
             micro: Scores { precision: accuracy, recall: accuracy, f1: accuracy },
@@ -198,6 +216,9 @@ impl Metrics {
             Metric::F1 => Some(self.f1),
             Metric::RocAuc => self.roc_auc,
             Metric::AveragePrecision => self.average_precision,
+            Metric::MacroF1 => Some(self.macro_f1),
+            Metric::BalancedAccuracy => Some(self.balanced_accuracy),
+            Metric::MatthewsCorrelation => Some(self.matthews_correlation),
         }
     }
 
@@ -207,7 +228,7 @@ impl Metrics {
             Some(value) => format!("{} {value:.4}", metric.name()),
             None => format!("{} -", metric.name()),
         };
-        Metric::ALL.map(figure).join("  ")
+        Metric::SUMMARY.map(figure).join("  ")
     }
 
     /// The table that scikit-learn's `classification_report` prints, with `digits` decimals.
@@ -428,11 +449,27 @@ pub enum Metric {
     F1,
     RocAuc,
     AveragePrecision,
+    MacroF1,
+    BalancedAccuracy,
+    MatthewsCorrelation,
 }
 
 impl Metric {
-    pub const ALL: [Metric; 7] =
+    /// Those of the line for people.
+    pub const SUMMARY: [Metric; 7] =
         [Metric::Loss, Metric::Accuracy, Metric::Precision, Metric::Recall, Metric::F1, Metric::RocAuc, Metric::AveragePrecision];
+    pub const ALL: [Metric; 10] = [
+        Metric::Loss,
+        Metric::Accuracy,
+        Metric::Precision,
+        Metric::Recall,
+        Metric::F1,
+        Metric::RocAuc,
+        Metric::AveragePrecision,
+        Metric::MacroF1,
+        Metric::BalancedAccuracy,
+        Metric::MatthewsCorrelation,
+    ];
 
     /// Its key in metrics.json; logs prefix it with `eval_`.
     pub fn name(self) -> &'static str {
@@ -444,6 +481,9 @@ impl Metric {
             Metric::F1 => "f1",
             Metric::RocAuc => "roc_auc",
             Metric::AveragePrecision => "average_precision",
+            Metric::MacroF1 => "macro_f1",
+            Metric::BalancedAccuracy => "balanced_accuracy",
+            Metric::MatthewsCorrelation => "matthews_correlation",
         }
     }
 

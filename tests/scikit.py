@@ -45,6 +45,9 @@ wanted = sk.precision_recall_fscore_support(truth, predicted, labels=range(class
 for key, values in zip(("precision", "recall", "f1", "support"), wanted):
     same(f"per class {key}", found["per_class"][key], values)
 
+same("balanced accuracy", found["balanced_accuracy"], sk.balanced_accuracy_score(truth, predicted))
+same("Matthews' correlation", found["matthews_correlation"], sk.matthews_corrcoef(truth, predicted))
+
 areas = []
 for key, curve in found["curves"].items():
     score, positive = scores[:, int(key)], truth == int(key)

@@ -203,7 +203,8 @@ pub struct Args {
     /// Load the weights of the best evaluation at the end [default: true with evaluations]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Cadence")]
     pub load_best_model_at_end: Option<bool>,
-    /// Metric of the best evaluation: loss, accuracy, f1, precision, recall, roc_auc or average_precision [default: loss]
+    /// Metric of the best evaluation: loss, accuracy, f1, precision, recall, roc_auc, average_precision, macro_f1,
+    /// balanced_accuracy or matthews_correlation [default: loss]
     #[arg(long, help_heading = "Cadence")]
     pub metric_for_best_model: Option<String>,
     /// Stop after this many evaluations in a row without an improvement [default: never]
