@@ -35,7 +35,7 @@ pub enum Precision {
 pub struct Opened {
     pub backend: Box<dyn Backend>,
     pub arithmetic: Arithmetic,
-    /// Notes for the user: the choice of `auto` and its reason, and warnings of slow settings.
+    /// Notes for the user: the device, why `auto` did not take a GPU, and warnings of slow settings.
     pub notes: Vec<String>,
 }
 
@@ -44,18 +44,16 @@ impl Device {
     /// The requested device is missing or does not support `precision`; or the requested instructions are missing.
     pub fn open(self, precision: Precision) -> Result<Opened> {
         Instructions::chosen()?;
-        match self {
-            Device::Cpu => cpu(precision),
-            Device::Cuda(index) => Ok(gpu(Cuda::open(index)?, precision)),
-            Device::Auto => {
-                let (mut opened, why) = match Cuda::open(0) {
-                    Ok(backend) => (gpu(backend, precision), String::new()),
-                    Err(e) => (cpu(precision)?, format!("; {}", e.fact())),
-                };
-                opened.notes.insert(0, format!("device: {}{why}", opened.backend.name()));
-                Ok(opened)
-            }
-        }
+        let (mut opened, why) = match self {
+            Device::Cpu => (cpu(precision)?, String::new()),
+            Device::Cuda(index) => (gpu(Cuda::open(index)?, precision), String::new()),
+            Device::Auto => match Cuda::open(0) {
+                Ok(backend) => (gpu(backend, precision), String::new()),
+                Err(e) => (cpu(precision)?, format!("; {}", e.fact())),
+            },
+        };
+        opened.notes.insert(0, format!("device: {}{why}", opened.backend.name()));
+        Ok(opened)
     }
 }
 

@@ -132,7 +132,7 @@ fn what_is_guessed_is_reported() {
             4,
             &["read with semicolons between", "texto is taken for the texts and rotulo for the labels"],
         ),
-        ("delimiter/pipe.csv", 2, &["read with bars between the fields; --delimiter names another character"]),
+        ("delimiter/pipe.csv", 2, &["read with pipes between the fields; --delimiter names another character"]),
         ("delimiter/tab.csv", 2, &["read with tabs between the fields"]),
         ("labelled-txt/labelled.txt", 3, &[]),
         ("encodings/cr.txt", 3, &["read as texts with labels, with semicolons between; --input-format text takes whole lines"]),
@@ -225,11 +225,11 @@ fn parts_of_lines_are_not_classified_in_silence() {
         ("a.txt", "fine;pos\ngood\tbad;neg\n", 2, "whole lines are read as texts; if semicolons separate a label"),
         ("a.txt", "__label__1 fine\n__label__2 bad\n", 2, ""),
         ("a.txt", "good; very good\nno delimiter\n", 2, ""),
-        ("a.tsv", "text\tlabel\n\"a \"\"b\"\"\"\t1\n", 1, "quotes are read as letters, though they enclose fields; --quoting on"),
+        ("a.tsv", "text\tlabel\n\"a \"\"b\"\"\"\t1\n", 1, "quotes are read as literal characters, though they enclose fields; --quoting on"),
         ("a.csv", "label,text\n1,\"a\n0,b\"\n0,c\n", 2, "a.csv:3: inside a quoted text is a line that looks like a row"),
         ("a.csv", "label,text\n1,\"a,\n0 b, c\"\n", 1, ""),
         ("a.csv", "id,text\n1,\"a\n2,b\"\n3,c\n", 2, "a.csv:3: inside a quoted text is a line that looks like a row"),
-        ("a.tsv", "\"text\"\t\"label\"\n\"a \"\"b\"\"\"\t\"1\"\n", 1, "quotes enclose the first line's fields, and are taken to"),
+        ("a.tsv", "\"text\"\t\"label\"\n\"a \"\"b\"\"\"\t\"1\"\n", 1, "quotes are taken to enclose fields; --quoting off"),
     ] {
         let (_folder, path) = file(name, content);
         let (found, notes) = predicted(&path, &[]);

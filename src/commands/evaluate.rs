@@ -102,7 +102,11 @@ fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated>
     let positive = positive_class(positive, &scored.names)?;
     let metrics = Metrics::from_scores(&scored.labels, &scored.scores, classes, positive)?;
     let rows = scored.scores.chunks_exact(classes).zip(&scored.labels);
-    let losses = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
+    let losses: Vec<f64> = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
+    let infinite = losses.iter().filter(|loss| loss.is_infinite()).count();
+    if infinite > 0 {
+        note(format!("note: {infinite} labels have a probability of 0, so the mean loss is infinite and is not reported"));
+    }
     Ok(Evaluated { scored, losses, metrics, texts: Vec::new(), tokens: Vec::new() })
 }
 

@@ -38,7 +38,7 @@ pub struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    /// Caches tokenised texts in the folder `cache`, if any.
+    /// Caches tokenized texts in the folder `cache`, if any.
     pub fn read(settings: &'a Settings, cache: Option<&Path>) -> Result<Setup<'a>> {
         let device = settings.device.open(settings.precision)?;
         let source = ModelDir::read(&hub::model(&settings.model)?)?;

@@ -61,9 +61,9 @@ fn file(name: &str, content: &str) -> (TempDir, PathBuf) {
 fn a_files_own_names_are_found_among_the_models() {
     let (trained, ran) = learnt("label-names/train_names.csv", &[]);
     assert!(ran.err.contains("train_names.csv: texts from \"text\", labels from \"label\"\n"), "{}", ran.err);
-    assert!(ran.err.contains("training: 120 texts: anger 40, fear 40, joy 40\n"), "{}", ran.err);
+    assert!(ran.err.contains("training: 120 texts: anger: 40, fear: 40, joy: 40\n"), "{}", ran.err);
     let by_name = evaluate(trained.path(), &case("label-names/test_names.csv"), &["--fail-under", "accuracy=1"]).done();
-    assert!(by_name.err.contains("texts: 30: anger 10, fear 10, joy 10\n"), "{}", by_name.err);
+    assert!(by_name.err.contains("texts: 30: anger: 10, fear: 10, joy: 10\n"), "{}", by_name.err);
     let by_index = evaluate(trained.path(), &case("label-names/test_classlabel.parquet"), &[]).done();
     assert_eq!(by_index.out, by_name.out);
     let (_folder, upper) = file("a.csv", "text,label\ngreat charming happy,JOY\nstale worst messy,Anger\n");
@@ -90,7 +90,7 @@ fn other_names_are_refused_or_replace_the_models() {
     evaluate(six.path(), &numbers, &["--label-names", "anger,fear"]).done();
     let (_folder, one_two) = file("one_two.csv", "text,label\ngood film,2\nbad film,1\n");
     let ranked = evaluate(six.path(), &one_two, &["--label-names", "anger,fear"]).done();
-    assert!(ranked.err.contains("anger 1, fear 1"), "{}", ranked.err);
+    assert!(ranked.err.contains("anger: 1, fear: 1"), "{}", ranked.err);
 
     // Another spelling in another file of the run is the same class.
     let (_folder, train) =
@@ -111,7 +111,7 @@ fn other_names_are_refused_or_replace_the_models() {
     let (_folder, names) = file("a.csv", text);
     evaluate(unnamed.path(), &names, &[]).failed(2, "name the classes in order with --label-names");
     let named = evaluate(unnamed.path(), &names, &["--label-names", "joy,fear"]).done();
-    assert!(named.err.contains("texts: 2: joy 1, fear 1\n") && named.out.contains("joy"), "{}", named.err);
+    assert!(named.err.contains("texts: 2: joy: 1, fear: 1\n") && named.out.contains("joy"), "{}", named.err);
     let by_order = evaluate(unnamed.path(), &spam, &[]).done();
     assert!(by_order.err.contains("they are taken in the order of the file's ham, spam"), "{}", by_order.err);
 
@@ -152,7 +152,7 @@ fn names_or_indices_is_decided_once_for_all_files() {
     // One boolean is one class in every format.
     let [validation, test] = ["booleans/validation.jsonl", "booleans/test.parquet"].map(case);
     let (booleans, ran) = learnt("booleans/train.csv", &["--validation-file", path(&validation), "--test-file", path(&test)]);
-    assert_eq!(ran.err.matches("8 texts: false 4, true 4\n").count(), 3, "{}", ran.err);
+    assert_eq!(ran.err.matches("8 texts: false: 4, true: 4\n").count(), 3, "{}", ran.err);
     assert_eq!(labels(booleans.path()), ["false", "true"]);
     let upper = file("excel.csv", "text,label\na,TRUE\nb,FALSE\n");
     for file in [&case("booleans/train.csv"), &validation, &test, &upper.1] {
@@ -168,7 +168,7 @@ fn names_or_indices_is_decided_once_for_all_files() {
         .failed(2, "validation.csv`: the labels are numbers (0, 1), but names in ");
     let named = [&args[..], &["--label-names", "neg,pos"]].concat();
     let ran = learn(model(None).path(), out.path(), &train, &named).done();
-    assert_eq!(ran.err.matches("8 texts: neg 4, pos 4\n").count(), 2, "{}", ran.err);
+    assert_eq!(ran.err.matches("8 texts: neg: 4, pos: 4\n").count(), 2, "{}", ran.err);
 }
 
 #[test]
@@ -179,8 +179,8 @@ fn doubtful_labels_are_reported() {
         ("sentinel", &[":9: the label \"?\" looks like"], &["0", "1", "?"]),
         ("mixed", &[":3: the label \"positive\" is a name among 0, 1"], &["0", "1", "positive"]),
         ("spaces", &["spaces around labels are removed"], &["negative", "positive"]),
-        ("codes", &["0111 3, 0112 3, 0113 2\n"], &["0111", "0112", "0113"]),
-        ("neg1", &["-1 4, 0 2, 1 2\n"], &["-1", "0", "1"]),
+        ("codes", &["0111: 3, 0112: 3, 0113: 2\n"], &["0111", "0112", "0113"]),
+        ("neg1", &["-1: 4, 0: 2, 1: 2\n"], &["-1", "0", "1"]),
         (
             "case",
             &["the labels Negative, negative differ only in case", "POSITIVE, Positive, positive differ only in case"],
@@ -198,13 +198,13 @@ fn doubtful_labels_are_reported() {
     let validation = case("labels/typo/validation.csv");
     let (_, ran) = learnt("labels/typo/train.csv", &["--max-steps", "1", "--validation-file", path(&validation)]);
     assert!(ran.err.contains("validation.csv:5: no training row has the label \"pso\"\n"), "{}", ran.err);
-    assert!(ran.err.contains("validation: 8 texts: neg 4, pos 3, pso 1\n"), "{}", ran.err);
+    assert!(ran.err.contains("validation: 8 texts: neg: 4, pos: 3, pso: 1\n"), "{}", ran.err);
 }
 
 #[test]
 fn splits_keep_what_training_needs() {
     let (_, ran) = learnt("labels/rare.csv", &["--validation-split", "0.9", "--max-steps", "1"]);
-    assert!(ran.err.contains("training: 3 texts: LABEL_0 1, LABEL_1 1, LABEL_2 1\n"), "{}", ran.err);
+    assert!(ran.err.contains("training: 3 texts: LABEL_0: 1, LABEL_1: 1, LABEL_2: 1\n"), "{}", ran.err);
     let (out, validation) = (TempDir::new().unwrap(), case("max-train-samples/sorted_val.csv"));
     let few = ["--validation-file", path(&validation), "--max-train-samples", "50"];
     learn(model(None).path(), out.path(), &case("max-train-samples/sorted.csv"), &few)
@@ -326,7 +326,7 @@ fn rounded_probabilities_stay_probabilities() {
     for name in ["exact", "rounded2", "one_rounded"] {
         let (loss, notes) = loss(&case(&format!("rounded-probabilities/{name}.jsonl")));
         assert!(
-            (loss - 0.198).abs() < 1e-3 && notes == "predictions: 30: LABEL_0 10, LABEL_1 10, LABEL_2 10\n",
+            (loss - 0.198).abs() < 1e-3 && notes == "predictions: 30: LABEL_0: 10, LABEL_1: 10, LABEL_2: 10\n",
             "{name}: {loss} {notes}"
         );
     }

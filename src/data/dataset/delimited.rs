@@ -8,7 +8,7 @@ use csv::StringRecord;
 
 use super::columns::{by_content, is_number};
 use super::dialect::{Dialect, reader};
-use super::{LineNumbers, Options, Table, number_or_text};
+use super::{LineNumbers, Options, Table, list, number_or_text};
 use crate::console::note;
 use crate::error::{Error, Result};
 
@@ -18,6 +18,7 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
     let Some(first) = dialect.sample.first() else {
         return Err(Error::user(path.display(), "no header and no rows", "check how it was written"));
     };
+    let text = &*dialect.text;
     let rows = &text[dialect.start..];
     let mut table = if dialect.header {
         Table::new(path, first.iter().map(|name| name.trim().to_string()).collect(), options)?
@@ -48,7 +49,7 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
         let line = lines.at(text, start);
         let place = || format!("{}:{line}", path.display());
         if record.iter().any(|field| field.ends_with(end)) {
-            let remedy = "close it, or double it inside the text; --quoting off reads quotes as letters";
+            let remedy = "close it, or double it inside the text; --quoting off reads quotes as literal characters";
             return Err(Error::user(place(), "a quote opens here or below and never closes", remedy));
         }
         if std::mem::take(&mut names) {
@@ -89,15 +90,24 @@ fn numbered(path: &Path, rows: &str, dialect: &Dialect, options: &Options) -> Re
         // All of them: files may be sorted by label.
         let reader = reader(dialect.delimiter, dialect.quoting).from_reader(rows.as_bytes());
         let records: Vec<StringRecord> = reader.into_records().map_while(|record| record.ok()).collect();
-        if let Some((text, label)) = by_content(&records, width) {
-            let [text, label] = [text, label].map(|column| names[column].clone());
-            note(format!(
-                "note: {}: of {width} columns without names, {text} is taken for the texts and {label} for the labels; \
-                 --text-column and --label-column name others by number",
-                path.display()
-            ));
-            options.text_column = Some(text);
-            options.label_column.get_or_insert(label);
+        if let Some((text, labels)) = by_content(&records, width) {
+            let number = |&column: &usize| names[column].clone();
+            let mut taken = format!("of {width} columns without names, {} is taken for the texts", names[text]);
+            options.text_column = Some(number(&text));
+            match &labels[..] {
+                _ if options.label_column.is_some() => {}
+                [label] => {
+                    taken += &format!(" and {} for the labels", names[*label]);
+                    options.label_column = Some(number(label));
+                }
+                several if several.is_empty() || options.texts_only => {}
+                _ => {
+                    let numbers: Vec<String> = labels.iter().map(number).collect();
+                    let fact = format!("several of its {width} columns without names may be labels: {}", list(&numbers));
+                    return Err(Error::user(path.display(), fact, "name one with --label-column"));
+                }
+            }
+            note(format!("note: {}: {taken}; --text-column and --label-column name others by number", path.display()));
         }
     }
     Table::new(path, names, &options)
