@@ -105,7 +105,7 @@ fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated>
     let losses: Vec<f64> = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
     let infinite = losses.iter().filter(|loss| loss.is_infinite()).count();
     if infinite > 0 {
-        note(format!("note: {infinite} labels have a probability of 0, so the mean loss is infinite and is not reported"));
+        note(format!("note: the loss is infinite, since labels have a probability of 0: {infinite}"));
     }
     Ok(Evaluated { scored, losses, metrics, texts: Vec::new(), tokens: Vec::new() })
 }

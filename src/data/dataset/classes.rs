@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use unicode_normalization_alignments::UnicodeNormalization;
 use unicode_categories::UnicodeCategories;
+use unicode_normalization_alignments::UnicodeNormalization;
 
 use super::columns::{Columns, LABEL};
 use super::{Dataset, Table, brief, list};
@@ -26,6 +26,9 @@ pub enum ModelClasses<'a> {
     /// Labels that do not fit them are an error.
     Fixed(&'a [String]),
 }
+
+/// What people write between several labels; doccano writes `#`.
+const LIST_SEPARATORS: [char; 4] = [',', ';', '|', '#'];
 
 /// A table's distinct labels.
 struct Part<'a> {
@@ -97,8 +100,7 @@ impl Table {
     fn empty_texts(&self) -> Option<String> {
         let mut empty = (0..self.texts.len()).filter(|&row| self.texts[row].trim().is_empty());
         let (first, others) = (empty.next()?, empty.count());
-        let count = if others == 0 { "the text is".to_string() } else { format!("this text and {others} more are") };
-        Some(format!("{}: {count} empty, and kept as [CLS] [SEP]", self.place(first)))
+        Some(format!("{}: empty texts, which are kept as [CLS] [SEP]: {}", self.place(first), 1 + others))
     }
 
     /// Each distinct label, trimmed, with the first row that has it, in order of appearance.
@@ -175,9 +177,10 @@ fn check_kind(parts: &[Part]) -> Result<()> {
     let is_fraction = |label: &str| whole(label).is_none() && real(label).is_some_and(|n| n.fract() != 0.0);
     let numbers = all.iter().all(|label| real(label).is_some() || is_missing_value(label));
     let is_list = |label: &str| {
-        let parts: Vec<&str> = label.split([',', ';', '|']).map(str::trim).collect();
+        let parts: Vec<&str> = label.split(LIST_SEPARATORS).map(str::trim).collect();
         let is_class = |part: &&str| all.contains(*part) || whole(part).is_some();
-        label.starts_with('[') && label.ends_with(']') || parts.len() > 1 && parts.iter().all(is_class)
+        let is_json = label.starts_with('[') && label.ends_with(']') || label.starts_with('{') && label.ends_with('}');
+        is_json || parts.len() > 1 && parts.iter().all(is_class)
     };
     for part in parts {
         for (label, (_, row)) in part.labels.iter().zip(&part.raw) {
@@ -416,11 +419,15 @@ fn suspicious(parts: &[Part]) -> Vec<String> {
         notes.push(format!("the labels {visible} differ only in {what}, and are taken as different classes"));
     }
     let is_class_of = |label: &str| {
-        let mut parts = label.split([',', ';', '|']).map(str::trim).filter(|part| *part != label);
+        let mut parts = label.split(LIST_SEPARATORS).map(str::trim).filter(|part| *part != label);
         parts.any(|part| all.contains(part))
     };
     if let Some(label) = all.iter().find(|label| is_class_of(label)) {
-        notes.push(format!("{}: the label \"{}\" looks like a list of classes, and is taken as one class", first(label), brief(label)));
+        notes.push(format!(
+            "{}: the label \"{}\" looks like a list of classes, and is taken as one class",
+            first(label),
+            brief(label)
+        ));
     }
     for part in parts {
         let written = part.table.labels.iter().flatten().enumerate();
@@ -498,7 +505,7 @@ fn in_words(labels: &BTreeSet<&str>) -> String {
 }
 
 fn is_missing_value(label: &str) -> bool {
-    ["nan", "na", "n/a", "<na>", "none", "null", "nil", "nat", "?", "-"].contains(&&*label.to_lowercase())
+    ["nan", "na", "n/a", "<na>", "none", "null", "nil", "nat", "?", "-", "---", "\\n"].contains(&&*label.to_lowercase())
 }
 
 fn indices(labels: &BTreeSet<&str>, classes: usize) -> bool {

@@ -98,7 +98,9 @@ impl Names {
         let only = |name: &str| {
             let mut found = (0..columns.len()).filter(|&i| is_same(&columns[i], name));
             match (found.next(), found.next()) {
-                (Some(_), Some(_)) => Err(Error::user(place, format!("two columns are named {}", brief(name)), "rename one of them")),
+                (Some(_), Some(_)) => {
+                    Err(Error::user(place, format!("two columns are named {}", brief(name)), "rename one of them"))
+                }
                 (column, _) => Ok(column),
             }
         };
@@ -182,7 +184,7 @@ impl Columns {
             (Some(text), None, _) => chosen(text, None, Guess::Nothing),
             (None, Some(label), &[a, b]) => chosen(if a == label { b } else { a }, Some(label), Guess::Text),
             (None, None, &[a, b]) => chosen(a, Some(b), Guess::Both),
-            (None, None, &[a]) => chosen(a, None, Guess::Nothing),
+            (None, None, &[a]) => chosen(a, None, if columns.len() == 1 { Guess::Nothing } else { Guess::Text }),
             _ => {
                 let fact = format!("no text column among {}", list(columns));
                 let mut remedy = "name it with --text-column, and the label column with --label-column".to_string();
@@ -232,7 +234,11 @@ pub(super) fn is_delimited(path: &Path) -> bool {
 
 /// Whether a value is the usual name of a column, or one that was asked for. Common names are values too: spam, title.
 pub(super) fn is_known(name: &str, options: &Options) -> bool {
-    is_text_name(name, options) || is_label_name(name, options) || is_same(name, "id")
+    is_text_or_label(name, options) || is_same(name, "id")
+}
+
+pub(super) fn is_text_or_label(name: &str, options: &Options) -> bool {
+    is_text_name(name, options) || is_label_name(name, options)
 }
 
 fn is_text_name(name: &str, options: &Options) -> bool {
@@ -258,7 +264,8 @@ pub(super) fn likeness_to_text<'a>(values: impl Iterator<Item = &'a str> + Clone
 }
 
 /// Among three or more columns without names, the one of the texts, which have the most letters, and those that may be labels:
-/// every row has a value, and there are two or more distinct ones, but few. `None` without a column of words.
+/// every row has a value, and there are two or more distinct ones, but few; numbers of a few rows may all differ. `None` without
+/// a column of words.
 pub(super) fn by_content(rows: &[csv::StringRecord], columns: usize) -> Option<(usize, Vec<usize>)> {
     const MOST_CLASSES: usize = 200;
     let values = |column: usize| rows.iter().filter_map(move |row| row.get(column));
@@ -267,10 +274,13 @@ pub(super) fn by_content(rows: &[csv::StringRecord], columns: usize) -> Option<(
     let is_fractional = |value: &str| is_number(value) && value.trim().parse::<f64>().is_ok_and(|n| n.fract() != 0.0);
     let may_be_label = |column: &usize| {
         let (words, distinct, _) = likeness[*column];
-        let few = are_few(distinct, rows.len()) || !words && rows.len() < 6;
-        is_filled(*column) && few && (2..=MOST_CLASSES).contains(&distinct) && (words || !values(*column).any(is_fractional))
+        is_filled(*column) && (2..=MOST_CLASSES).contains(&distinct) && (words || !values(*column).any(is_fractional))
     };
-    let labels: Vec<usize> = (0..columns).filter(may_be_label).collect();
+    let possible = || (0..columns).filter(may_be_label);
+    let mut labels: Vec<usize> = possible().filter(|&column| are_few(likeness[column].1, rows.len())).collect();
+    if labels.is_empty() && rows.len() < 6 {
+        labels = possible().filter(|&column| !likeness[column].0).collect();
+    }
     let letters = |&column: &usize| (!labels.contains(&column), likeness[column].2);
     let text = (0..columns).filter(|&column| likeness[column].0).max_by_key(letters)?;
     Some((text, labels.into_iter().filter(|&label| label != text).collect()))

@@ -21,7 +21,8 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
     let text = &*dialect.text;
     let rows = &text[dialect.start..];
     let mut table = if dialect.header {
-        Table::new(path, first.iter().map(|name| name.trim().to_string()).collect(), options)?
+        let names = first.iter().map(|name| name.trim().to_string());
+        Table::new(path, dialect.row_names().into_iter().chain(names).collect(), options)?
     } else {
         numbered(path, rows, &dialect, options)?
     };
@@ -36,6 +37,7 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
     let mut lines = LineNumbers::default();
     let mut joined = Vec::new();
     let mut names = dialect.header;
+    let mut blank = 0;
     loop {
         let more =
             reader.read_record(&mut record).map_err(|e| Error::user(path.display(), e.to_string(), "save it as UTF-8 CSV"))?;
@@ -64,10 +66,17 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
             };
             return Err(Error::user(place(), fact, remedy));
         }
+        if table.columns.label.is_some() && !options.texts_only && record.iter().all(|field| field.trim().is_empty()) {
+            blank += 1;
+            continue;
+        }
         joined.extend(within_quotes(&record, line, dialect.delimiter, table.columns.label.or(table.columns.id)));
         let label = table.columns.label.map_or("", |label| &record[label]);
         let id = table.columns.id.map(|id| number_or_text(&record[id]));
         table.push(Some(line), record[table.columns.text].to_string(), label.to_string(), id);
+    }
+    if blank > 0 {
+        note(format!("note: {}: rows without any value, which are left out: {blank}", path.display()));
     }
     // Only a line with a label of another row, or without labels with an id, is taken for a record: texts have commas too.
     let labels: HashSet<&str> = table.labels.iter().flatten().map(|label| label.trim()).collect();

@@ -72,6 +72,13 @@ impl<'a> Dialect<'a> {
         &self.sample[usize::from(self.header).min(self.sample.len())..]
     }
 
+    /// The name, which is empty, of a column that the header lacks: R writes the numbers of rows without one.
+    pub fn row_names(&self) -> Option<String> {
+        let names = self.sample.first()?.len();
+        let is_numbered = |(number, row): (usize, &StringRecord)| row.len() == names + 1 && row[0] == number.to_string();
+        (self.rows().len() > 1 && (1..).zip(self.rows()).all(is_numbered)).then(String::new)
+    }
+
     /// Notes on rows that another dialect would read otherwise.
     fn report(&self, path: &Path, options: &Options) {
         let is_csv = text::ending(path) == "csv";
@@ -95,14 +102,14 @@ impl<'a> Dialect<'a> {
             }
         }
         if self.quoting && self.delimiter == b'\t' && options.quoting.is_none() && !is_csv {
-            note(format!(
-                "note: {path}: quotes are taken to enclose fields; --quoting off reads them as literal characters"
-            ));
+            note(format!("note: {path}: quotes are taken to enclose fields; --quoting off reads them as literal characters"));
         }
         if !self.quoting {
             let mut fields = rows.iter().flatten().filter(|field| field.contains('"')).peekable();
             if fields.peek().is_some() && fields.all(is_quoted) {
-                note(format!("note: {path}: quotes are read as literal characters, though they enclose fields; --quoting on removes them"));
+                note(format!(
+                    "note: {path}: quotes are read as literal characters, though they enclose fields; --quoting on removes them"
+                ));
             }
         }
     }

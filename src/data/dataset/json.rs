@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::columns::is_known;
+use super::columns::{is_known, is_text_or_label};
 use super::{LineNumbers, Options, Table, brief, list};
 use crate::console::note;
 use crate::error::{Error, Result};
@@ -40,15 +40,11 @@ pub(super) fn read(path: &Path, text: &str, options: &Options) -> Result<Table> 
 }
 
 /// The array of objects under the only key, or the only one whose objects have a known column.
-fn only<'a>(
-    path: &Path,
-    mut found: Vec<(String, Vec<&'a RawValue>)>,
-    options: &Options,
-) -> Result<(String, Vec<&'a RawValue>)> {
+fn only<'a>(path: &Path, mut found: Vec<(String, Vec<&'a RawValue>)>, options: &Options) -> Result<(String, Vec<&'a RawValue>)> {
     let keys: Vec<String> = found.iter().map(|(key, _)| key.clone()).collect();
     let has_columns = |items: &[&RawValue]| {
-        let first = json_object(items[0].get(), "").unwrap_or_default();
-        first.keys().any(|key| is_known(key, options))
+        let first = row_object(items[0].get(), "", options).unwrap_or_default();
+        first.keys().any(|key| is_text_or_label(key, options))
     };
     if found.len() > 1 {
         found.retain(|(_, items)| has_columns(items));
@@ -139,7 +135,7 @@ fn read_objects(path: &Path, objects: &[(Option<usize>, &str)], options: &Option
     // Each key, and whether all of its values are strings.
     let mut columns = Map::new();
     for (row, (_, json)) in objects.iter().enumerate() {
-        for (key, value) in json_object(json, place(row))? {
+        for (key, value) in row_object(json, place(row), options)? {
             let strings = columns.entry(key).or_insert(Value::Bool(true));
             *strings = Value::Bool(*strings == Value::Bool(true) && (value.is_string() || value.is_null()));
         }
@@ -152,7 +148,7 @@ fn read_objects(path: &Path, objects: &[(Option<usize>, &str)], options: &Option
     table.settle_by_type(|column| strings[column], options);
     let (mut lists, mut rejected) = (0, 0);
     for (row, &(line, json)) in objects.iter().enumerate() {
-        let mut object = json_object(json, place(row))?;
+        let mut object = row_object(json, place(row), options)?;
         // Prodigy asks whether a label is right.
         if table.columns.label.is_some() && matches!(object.get("answer").and_then(Value::as_str), Some("reject" | "ignore")) {
             rejected += 1;
@@ -168,6 +164,7 @@ fn read_objects(path: &Path, objects: &[(Option<usize>, &str)], options: &Option
         };
         let label = match table.columns.label.map(|label| (label, take(label))) {
             Some((_, Err(value @ (Value::Bool(_) | Value::Number(_))))) => value.to_string(),
+            Some((_, Err(Value::Array(labels)))) if labels.is_empty() => String::new(),
             Some((_, Err(Value::Array(labels)))) if matches!(labels[..], [Value::String(_) | Value::Number(_)]) => {
                 lists += 1;
                 labels[0].as_str().map_or_else(|| labels[0].to_string(), String::from)
@@ -190,17 +187,34 @@ fn read_objects(path: &Path, objects: &[(Option<usize>, &str)], options: &Option
         let id = table.columns.id.map(|id| object.swap_remove(&table.column_names[id]).unwrap_or_default());
         table.push(line, text, label, id);
     }
-    for (count, what) in [(lists, "labels are lists of one, which is taken"), (rejected, "rows with the answer reject or ignore are left out")] {
+    for (count, what) in [
+        (lists, "labels that are lists of one, and read as this one"),
+        (rejected, "rows with the answer reject or ignore, which are left out"),
+    ] {
         if count > 0 {
-            note(format!("note: {}: {count} {what}", path.display()));
+            note(format!("note: {}: {what}: {count}", path.display()));
         }
     }
     Ok(table)
 }
 
+/// A row, with the columns of an object in it if it has none of its own: `{"row": {"text": ...}}`.
+fn row_object(json: &str, place: impl Display, options: &Options) -> Result<Map<String, Value>> {
+    let mut row = json_object(json, place)?;
+    let has_columns = |row: &Map<String, Value>| row.keys().any(|key| is_text_or_label(key, options));
+    if !has_columns(&row)
+        && let Some(key) = row.iter().find(|(_, value)| value.as_object().is_some_and(has_columns)).map(|(key, _)| key.clone())
+        && let Some(Value::Object(inner)) = row.swap_remove(&key)
+    {
+        row.extend(inner);
+    }
+    Ok(row)
+}
+
 /// Parses a row: one JSON object.
 pub(crate) fn json_object(json: &str, place: impl Display) -> Result<Map<String, Value>> {
-    let remedy = if json.contains("NaN") { "write null for NaN, which JSON does not have" } else { "give one JSON object per row" };
+    let remedy =
+        if json.contains("NaN") { "write null for NaN, which JSON does not have" } else { "give one JSON object per row" };
     serde_json::from_str(json).map_err(|e| Error::user(place, what(&e), remedy))
 }
 

@@ -159,7 +159,11 @@ impl Table {
                 "note: {path}: no recognized column names, so {text} is taken for the texts and {label} for the labels; \
                  --text-column and --label-column name others{}",
                 // Columns without names are numbered.
-                if !is_delimited(self.path()) || self.column_names[0] == "1" { "" } else { ", --no-header makes the names a row" }
+                if !is_delimited(self.path()) || self.column_names[0] == "1" {
+                    ""
+                } else {
+                    ", --no-header makes the names a row"
+                }
             )),
             (Guess::Label, true) | (Guess::Nothing, _) => {}
         }

@@ -34,7 +34,10 @@ pub(super) fn read(path: &Path, file: File, options: &Options) -> Result<Table> 
         return Err(wrong(text, "strings"));
     }
     if let Some(label) = label.filter(|label| !is_string(label) && !is_number(label)) {
-        return Err(wrong(label, if is_scalar(label) { "strings or numbers" } else { "one label per text, and several are not supported" }));
+        return Err(wrong(
+            label,
+            if is_scalar(label) { "strings or numbers" } else { "one label per text, and several are not supported" },
+        ));
     }
     table.class_names = label.and_then(|label| {
         let json = about.key_value_metadata()?.iter().find(|entry| entry.key == "huggingface")?.value.as_ref()?;

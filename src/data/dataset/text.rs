@@ -150,7 +150,8 @@ pub fn encoding(name: &str) -> std::result::Result<&'static Encoding, String> {
         other => other,
     };
     let spelled = |name: &str| Encoding::for_label(name.as_bytes());
-    let found = spelled(usual).or_else(|| spelled(&usual.replace('-', ""))).or_else(|| spelled(&usual.replacen("iso", "iso-", 1)));
+    let found =
+        spelled(usual).or_else(|| spelled(&usual.replace('-', ""))).or_else(|| spelled(&usual.replacen("iso", "iso-", 1)));
     found
         .filter(|encoding| encoding.name() != "replacement")
         .ok_or_else(|| "use a name such as utf-8, utf-16le, cp1252, latin-1, cp1251, gbk or shift-jis".to_string())
