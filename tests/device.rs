@@ -81,7 +81,9 @@ fn no_cublaslt() {
 fn the_requested_gpu_is_used_and_no_other() {
     let vgpu = vgpu::directory();
     let cpu = predict(&vgpu, &[], &["--device", "cpu"]).done().out;
-    for (device, note) in [("auto", "device: Virtual GPU 0\n"), ("cuda", ""), ("cuda:1", "")] {
+    for (device, note) in
+        [("auto", "device: Virtual GPU 0\n"), ("cuda", "device: Virtual GPU 0\n"), ("cuda:1", "device: Virtual GPU 1\n")]
+    {
         let ran = predict(&vgpu, &[], &["--device", device]).done();
         assert_eq!(ran.err, note);
         assert_eq!(ran.out.split(",\"score\"").next(), cpu.split(",\"score\"").next());

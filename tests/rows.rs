@@ -582,7 +582,7 @@ fn rows_as_r_and_excel_write_them() {
     assert_error(Table::read(&commas.1, &Options::default()), "a.csv:2", "3 fields, but the header has 2");
     let excel = file("a.csv", "Text;Label;;\r\ngood;pos;;\r\n;;;\r\nbad;neg;;\r\n;;;\r\n");
     assert_eq!(rows(&excel.1, &Options::default()), ["good=pos", "bad=neg"]);
-    assert_eq!(predicted(&excel.1, &[]).0.len(), 4);
+    assert_eq!(predict(&excel.1, &[]).done().out.lines().count(), 4, "every row is answered");
     let (_, notes) = predicted(&file("a.csv", "Survey,\nText,Label\ngood,pos\n").1, &[]);
     assert!(notes.concat().contains("the texts are taken from Survey"), "{notes:?}");
 }

@@ -50,7 +50,8 @@ pub struct Args {
     /// Column of the labels [default: found by its name]
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
-    /// Names of the classes whose labels are bare numbers, separated by commas, in order of number: from 0, or of 1 and 2 [default: the model's]
+    /// Names of the classes whose labels are bare numbers or booleans, separated by commas, in order: from 0, of 1 and 2, or of
+    /// false and true [default: the model's]
     #[arg(long, value_name = "NAME,NAME,...", value_parser = label_names, conflicts_with = "predictions")]
     label_names: Option<LabelNames>,
     /// The class of two that precision, recall, F1 and the areas are of [default: the second]

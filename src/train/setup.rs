@@ -41,6 +41,7 @@ impl<'a> Setup<'a> {
     /// Caches tokenized texts in the folder `cache`, if any.
     pub fn read(settings: &'a Settings, cache: Option<&Path>) -> Result<Setup<'a>> {
         let device = settings.device.open(settings.precision)?;
+        device.notes.iter().for_each(note);
         let source = ModelDir::read(&hub::model(&settings.model)?)?;
         let max_length = source.max_length(settings.max_length)?;
         let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
@@ -80,8 +81,7 @@ impl<'a> Setup<'a> {
     /// Allocates the memory, sets the weights, creates the output folder, and resumes from a checkpoint if requested.
     pub fn trainer(self) -> Result<Trainer<'a>> {
         let Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch } = self;
-        let Opened { backend, arithmetic, notes } = device;
-        notes.into_iter().for_each(note);
+        let Opened { backend, arithmetic, .. } = device;
         let (backend, profile) = match settings.profile {
             None => (backend, None),
             Some(updates) => {
