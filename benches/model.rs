@@ -61,10 +61,10 @@ fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precis
         return Err(Error::new(Kind::Unusable, place, "its result is not finite", "run the tests on this device"));
     }
     let a_second = |count: usize| count as f64 / timing.median * 1e6;
-    let (tokens_per_s, reviews_per_s) = (a_second(tokens), a_second(seqs));
+    let (tokens_per_s, texts_per_s) = (a_second(tokens), a_second(seqs));
     let mib = model.plan.layout.bytes as f64 / (1 << 20) as f64;
     print(format!(
-        "{what:<18}{:<26}{:<5}{:>24} us per step; {tokens_per_s:.0} tokens/s, {reviews_per_s:.0} reviews/s, {mib:.0} MiB planned",
+        "{what:<18}{:<26}{:<5}{:>24} us per step; {tokens_per_s:.0} tokens/s, {texts_per_s:.0} texts/s, {mib:.0} MiB planned",
         format!("{count} reviews, {tokens} tokens"),
         name(precision),
         timing.to_string(),
@@ -76,7 +76,7 @@ fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precis
         "precision": precision,
         "us_warm": timing,
         "tokens_per_s": tokens_per_s,
-        "reviews_per_s": reviews_per_s,
+        "texts_per_s": texts_per_s,
         "bytes_planned": model.plan.layout.bytes,
     }))
 }

@@ -41,7 +41,7 @@ pub struct Opened {
     pub arithmetic: Arithmetic,
     /// Never `Auto`.
     pub precision: Precision,
-    /// Notes for the user: the choice of `auto` and its reason, and warnings of slow settings.
+    /// Notes for the user: the device, why `auto` did not take a GPU, and warnings of slow settings.
     pub notes: Vec<String>,
 }
 
@@ -58,10 +58,7 @@ impl Device {
                 Err(e) => (cpu(precision)?, format!("; {}", e.fact())),
             },
         };
-        // Without a flag, fp32 on the CPU is no news.
-        if self == Device::Auto || (precision == Precision::Auto && self != Device::Cpu) {
-            opened.notes.insert(0, format!("device: {}, {}{why}", opened.backend.name(), opened.precision));
-        }
+        opened.notes.insert(0, format!("device: {}, {}{why}", opened.backend.name(), opened.precision));
         Ok(opened)
     }
 }

@@ -90,7 +90,7 @@ pub struct FileArgs {
     /// Field delimiter [default: found in the file; a comma in .csv, a tab in .tsv, a semicolon in labelled .txt]
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
     pub delimiter: Option<u8>,
-    /// Whether quotes enclose the fields of .csv and .tsv, or are letters like others: on or off [default: off in .tsv,
+    /// Whether quotes enclose the fields of .csv and .tsv, or are literal characters: on or off [default: off in .tsv,
     /// otherwise on]
     #[arg(long, value_name = "ON_OR_OFF", value_parser = on_or_off)]
     pub quoting: Option<bool>,

@@ -140,6 +140,7 @@ fn unsupported_configs_are_refused_in_one_line() {
     bert(json!({ "hidden_act": "relu" }), "hidden_act is relu");
     distilbert(json!({ "sinusoidal_pos_embds": true }), "sinusoidal_pos_embds is true");
     bert(json!({ "position_embedding_type": "relative_key" }), "position_embedding_type is relative_key");
+    bert(json!({ "architectures": ["BertForTokenClassification"] }), "BertForTokenClassification, which labels tokens");
     bert(json!({ "is_decoder": true }), "is_decoder is true");
     bert(json!({ "add_cross_attention": true }), "add_cross_attention is true");
     bert(json!({ "is_decoder": "no" }), "is_decoder is a string");

@@ -595,7 +595,7 @@ fn json_line_faults() {
     assert_error(bad("{\"label\":1}"), "a.jsonl:2", "text is missing or null");
     assert_error(bad("{\"text\":null,\"label\":1}"), "a.jsonl:2", "text is missing or null");
     assert_error(bad("{\"text\":7,\"label\":1}"), "a.jsonl:2", "text is not a string");
-    assert_error(bad("{\"text\":\"a\",\"label\":[1]}"), "a.jsonl:2", "label is a list");
+    assert_error(bad("{\"text\":\"a\",\"label\":[1,0]}"), "a.jsonl:2", "label is a list");
     assert_error(label(bad("{\"text\":\"a\",\"label\":null}").unwrap(), None), "a.jsonl:2", "the label is missing");
 }
 

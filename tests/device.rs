@@ -82,8 +82,9 @@ fn no_cublaslt() {
 fn the_requested_gpu_is_used_and_no_other() {
     let vgpu = vgpu::directory();
     let cpu = predict(&vgpu, &[], &["--device", "cpu"]).done().out;
-    for (device, note) in [("auto", "device: Virtual GPU 0, fp32\n"), ("cuda", ""), ("cuda:1", "")] {
+    for (device, name) in [("auto", "Virtual GPU 0"), ("cuda", "Virtual GPU 0"), ("cuda:1", "Virtual GPU 1")] {
         let ran = predict(&vgpu, &[], &["--device", device, "--precision", "fp32"]).done();
+        let note = format!("device: {name}, fp32\n");
         assert_eq!(ran.err, note);
         assert_eq!(ran.out.split(",\"score\"").next(), cpu.split(",\"score\"").next());
     }

@@ -435,7 +435,7 @@ fn without_a_terminal_progress_is_lines() {
 #[test]
 fn progress_lines_are_sparse_but_the_last_is_printed() {
     let page = Page::default();
-    let progress = Progress::lines(Box::new(page.clone()), Duration::from_secs(3600), "tokenising", 25_000, &["texts"]);
+    let progress = Progress::lines(Box::new(page.clone()), Duration::from_secs(3600), "tokenizing", 25_000, &["texts"]);
     rayon::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|_| (0..6250).for_each(|_| progress.add(&[1])));
@@ -444,7 +444,7 @@ fn progress_lines_are_sparse_but_the_last_is_printed() {
     assert_eq!(page.text(), "");
     progress.finish("");
     let text = page.text();
-    assert!(text.starts_with("tokenising 25,000/25,000  in ") && text.ends_with(" texts/s\n"), "{text}");
+    assert!(text.starts_with("tokenizing 25,000/25,000  in ") && text.ends_with(" texts/s\n"), "{text}");
     assert_eq!(text.lines().count(), 1);
 }
 

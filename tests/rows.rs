@@ -15,7 +15,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use tempfile::TempDir;
-use warpfit::data::dataset::{self, Options, Table, splits};
+use warpfit::data::dataset::{self, ModelClasses, Options, Table, classify, splits};
 
 use crate::cli::{PREDICT, Ran, TRAIN, path, ran};
 use crate::data::{assert_error, put};
@@ -132,7 +132,7 @@ fn what_is_guessed_is_reported() {
             4,
             &["read with semicolons between", "texto is taken for the texts and rotulo for the labels"],
         ),
-        ("delimiter/pipe.csv", 2, &["read with bars between the fields; --delimiter names another character"]),
+        ("delimiter/pipe.csv", 2, &["read with pipes between the fields; --delimiter names another character"]),
         ("delimiter/tab.csv", 2, &["read with tabs between the fields"]),
         ("labelled-txt/labelled.txt", 3, &[]),
         ("encodings/cr.txt", 3, &["read as texts with labels, with semicolons between; --input-format text takes whole lines"]),
@@ -225,11 +225,16 @@ fn parts_of_lines_are_not_classified_in_silence() {
         ("a.txt", "fine;pos\ngood\tbad;neg\n", 2, "whole lines are read as texts; if semicolons separate a label"),
         ("a.txt", "__label__1 fine\n__label__2 bad\n", 2, ""),
         ("a.txt", "good; very good\nno delimiter\n", 2, ""),
-        ("a.tsv", "text\tlabel\n\"a \"\"b\"\"\"\t1\n", 1, "quotes are read as letters, though they enclose fields; --quoting on"),
+        (
+            "a.tsv",
+            "text\tlabel\n\"a \"\"b\"\"\"\t1\n",
+            1,
+            "quotes are read as literal characters, though they enclose fields; --quoting on",
+        ),
         ("a.csv", "label,text\n1,\"a\n0,b\"\n0,c\n", 2, "a.csv:3: inside a quoted text is a line that looks like a row"),
         ("a.csv", "label,text\n1,\"a,\n0 b, c\"\n", 1, ""),
         ("a.csv", "id,text\n1,\"a\n2,b\"\n3,c\n", 2, "a.csv:3: inside a quoted text is a line that looks like a row"),
-        ("a.tsv", "\"text\"\t\"label\"\n\"a \"\"b\"\"\"\t\"1\"\n", 1, "quotes enclose the first line's fields, and are taken to"),
+        ("a.tsv", "\"text\"\t\"label\"\n\"a \"\"b\"\"\"\t\"1\"\n", 1, "quotes are taken to enclose fields; --quoting off"),
     ] {
         let (_folder, path) = file(name, content);
         let (found, notes) = predicted(&path, &[]);
@@ -381,7 +386,7 @@ fn parquet_in_every_codec() {
 
 #[test]
 fn labels_of_any_type_are_refused_where_they_are_needed() {
-    for name in ["list_labels.parquet", "text_when.parquet", "text_meta.parquet", "list_labels.json", "list_labels.jsonl"] {
+    for name in ["list_labels.parquet", "text_when.parquet", "text_meta.parquet"] {
         let path = case("unneeded-columns").join(name);
         assert!(Table::read(&path, &Options::default()).is_err(), "{name}");
         let texts = Table::read(&path, &Options { texts_only: true, ..Default::default() }).unwrap();
@@ -393,6 +398,15 @@ fn labels_of_any_type_are_refused_where_they_are_needed() {
 #[test]
 fn labels_of_floats_in_parquet() {
     assert_eq!(rows(&case("labels/float.parquet"), &Options::default()), ["good=1", "bad=0", "great=1", "awful=0"]);
+    for name in ["float16", "decimal"] {
+        let table = Table::read(&case(&format!("labels/{name}.parquet")), &Options::default()).unwrap();
+        let (classes, data) = classify(vec![table], ModelClasses::Replaceable(None), None).unwrap();
+        assert_eq!(
+            (&classes.names[..], &data[0].labels[..4]),
+            (&["LABEL_0", "LABEL_1"].map(String::from)[..], &[1, 0, 1, 0][..]),
+            "{name}"
+        );
+    }
 }
 
 #[test]
@@ -419,4 +433,156 @@ fn a_third_class_beside_neg_and_pos_is_refused() {
     assert_eq!(rows(folder.path(), &Options::default()), ["a text=0", "a text=1"]);
     fs::create_dir(folder.path().join("neutral")).unwrap();
     assert_error(Table::read(folder.path(), &Options::default()), "neutral", "is beside the folders neg and pos");
+}
+
+#[test]
+fn columns_are_recognized_by_common_names() {
+    for (header, wanted) in [
+        ("Review Text,Rating", "a=1"),
+        ("ID,description,Sentiment_Label", "b=c"),
+        ("Unnamed: 0,Clothing ID,Title,Review Text,Rating,Class Name", "d=e"),
+        ("tweet_id,airline_sentiment,name,text", "d=b"),
+        ("OriginalTweet,TweetAt,Sentiment", "a=c"),
+        ("post-id,score,body", "c=b"),
+        ("text,label,rating", "a=b"),
+    ] {
+        let values = &["a", "b", "c", "d", "e", "f"][..header.split(',').count()];
+        let content = format!("{header}\n{}\n", values.join(","));
+        let content = if values.len() == 2 { format!("{header}\na,1\n") } else { content };
+        assert_eq!(rows(&file("a.csv", content).1, &Options::default()), [wanted], "{header}");
+    }
+    for (header, part) in [
+        ("id,title,body,label", "no text column among id, title, body, label"),
+        ("date,text,stars,score", "no label column among date, text, stars, score"),
+    ] {
+        let content = format!("{header}\n1,2,3,4\n");
+        let table = Table::read(&file("a.csv", content).1, &Options::default());
+        match table {
+            Err(_) => assert_error(table, "a.csv", part),
+            Ok(table) => assert_error(classify(vec![table], ModelClasses::Replaceable(None), None), "a.csv", part),
+        }
+    }
+    let named = Options { label_column: Some("STARS".into()), ..Default::default() };
+    assert_eq!(rows(&file("a.csv", "date,text,stars,score\n1,2,3,4\n").1, &named), ["2=3"]);
+    // Common names are values, too.
+    let (_folder, path) = file("a.csv", "spam,win a prize now\nham,see you at home\nspam,call now\nham,all is well\n");
+    assert_eq!(rows(&path, &Options::default())[0], "win a prize now=spam");
+}
+
+#[test]
+fn several_possible_label_columns_without_names_are_refused() {
+    let content = "0,good film,de,pos\n1,bad film,en,neg\n2,fine,en,pos\n3,dull,en,neg\n4,a story,de,pos\n5,a script,en,neg\n";
+    let (_folder, path) = file("a.csv", content);
+    let part = "several of its 4 columns without names may be labels: 3, 4; name one with --label-column";
+    assert_error(Table::read(&path, &Options::default()), "a.csv", part);
+    let four = Options { label_column: Some("4".into()), ..Default::default() };
+    assert_eq!(rows(&path, &four)[1], "bad film=neg");
+    assert_eq!(predicted(&path, &[]).0[2], "fine");
+    // Letters tell texts from dates, and labels are not fractions.
+    let row = |i: usize| format!("{},Mon Apr 06 22:19:4{i} PDT 2009,0.{},it is so {i} good\n", i % 2 * 4, i % 2 + 1);
+    let (_folder, path) = file("a.csv", (0..6).map(row).collect::<String>());
+    assert_eq!(rows(&path, &Options::default())[..2], ["it is so 0 good=0", "it is so 1 good=4"]);
+}
+
+#[test]
+fn quotes_after_spaces_and_quotes_around_lines() {
+    let plain = Options::default();
+    for (content, wanted) in [
+        ("text, label\n\"good\", \"pos\"\n\"fine, moving\", \"neg\"\n", ["good=pos", "fine, moving=neg"]),
+        ("\"id\", \"text\", \"label\"\r\n1, \"a, \"\"b\"\"\nc\", \"x\"\r\n2, \"d\",  \"y\"\r\n", ["a, \"b\"\nc=x", "d=y"]),
+        ("label,text\n1, \"Great\" he said\n0,\"no, \"\"no\"\"\"\n", [" \"Great\" he said=1", "no, \"no\"=0"]),
+    ] {
+        let (_folder, path) = file("a.csv", content);
+        assert_eq!(rows(&path, &plain), wanted, "{content}");
+    }
+    let place = Table::read(&file("a.csv", "text, label\n\"a\nb\", \"1\"\n\"c\", \"0\"\n").1, &plain).unwrap().place(1);
+    assert!(place.ends_with("a.csv:4"), "{place}");
+
+    let (texts, notes) = predicted(&file("a.tsv", "text\n\"line one\nline two\"\nanother\n").1, &[]);
+    assert_eq!((texts.len(), notes.len()), (2, 1));
+    assert!(notes[0].contains("quotes are taken to enclose fields; --quoting off reads them"), "{notes:?}");
+    let (_folder, path) = file("a.tsv", "text\tlabel\n\"a\nb\"\tpos\nc \"d\"\tneg\n");
+    assert_eq!(rows(&path, &plain), ["a\nb=pos", "c \"d\"=neg"]);
+    for (content, wanted) in [
+        ("text\n\"an open quote\nand \"two\" words\n\"closed\"\n", 3),
+        ("text\tlabel\n\"an open quote\t1\nand a last one\"\t0\n", 2),
+    ] {
+        assert_eq!(rows(&file("a.tsv", content).1, &plain).len(), wanted, "{content}");
+    }
+}
+
+#[test]
+fn data_frames_in_json() {
+    for content in [
+        "{\"text\": {\"0\": \"a\", \"1\": \"b\"}, \"label\": {\"0\": \"pos\", \"1\": \"neg\"}}",
+        "{\"text\": [\"a\", \"b\"], \"label\": [\"pos\", \"neg\"]}",
+        "{\"10\": {\"text\": \"a\", \"label\": \"pos\"}, \"9\": {\"text\": \"b\", \"label\": \"neg\"}}",
+        "{\"columns\": [\"text\", \"label\"], \"index\": [0, 1], \"data\": [[\"a\", \"pos\"], [\"b\", \"neg\"]]}",
+        "{\"schema\": {\"fields\": [{\"name\": \"text\"}]}, \"data\": [{\"text\": \"a\", \"label\": \"pos\"}, {\"text\": \"b\", \"label\": \"neg\"}]}",
+        "{\"words\": {\"0\": \"a\", \"1\": \"b\"}, \"label\": {\"0\": \"pos\", \"1\": \"neg\"}}",
+        "{\"features\": [{\"name\": \"text\"}], \"rows\": [{\"row\": {\"text\": \"a\", \"label\": \"pos\"}}, {\"row\": {\"text\": \"b\", \"label\": \"neg\"}}]}",
+        "{\"hits\": {\"hits\": [{\"_id\": \"1\", \"_source\": {\"text\": \"a\", \"label\": \"pos\"}}, {\"_source\": {\"text\": \"b\", \"label\": \"neg\"}}]}}",
+        "[{\"text\": \"a\", \"label\": [\"pos\"]}, {\"text\": \"b\", \"label\": [\"neg\"]}]",
+    ] {
+        for name in ["a.json", "a.jsonl"] {
+            let (_folder, path) = file(name, content);
+            assert_eq!(rows(&path, &Options::default()), ["a=pos", "b=neg"], "{content}");
+            if name == "a.json" {
+                assert_eq!(predicted(&path, &[]).0, ["a", "b"], "{content}");
+            }
+        }
+    }
+    let missing = file("a.json", "{\"text\": {\"0\": \"a\", \"1\": null}, \"label\": {\"0\": 1, \"1\": 0}}");
+    assert_error(Table::read(&missing.1, &Options::default()), "a.json: row 1 (from 0)", "text is missing or null");
+    let nan = file("a.jsonl", "{\"text\": \"a\", \"label\": NaN}\n");
+    assert_error(Table::read(&nan.1, &Options::default()), "a.jsonl:1", "write null for NaN");
+    let answers =
+        ["accept", "reject", "ignore"].map(|answer| format!("{{\"text\":\"a\",\"label\":\"x\",\"answer\":\"{answer}\"}}\n"));
+    let prodigy = file("a.jsonl", answers.concat());
+    assert_eq!(rows(&prodigy.1, &Options::default()), ["a=x"]);
+    assert_eq!(predicted(&prodigy.1, &[]).0.len(), 3);
+}
+
+#[test]
+fn one_key_of_json_lines_holds_all_texts() {
+    let (_folder, path) = file("a.jsonl", "{\"text\": \"a\"}\n{\"sentence\": \"b\"}\n");
+    predict(&path, &[]).failed(2, "a.jsonl:2`: no \"text\", which holds the text of the rows before");
+    let (_folder, path) =
+        file("a.jsonl", "{\"prompt\": \"a\", \"completion\": \"x\"}\n{\"prompt\": \"b\", \"completion\": \"y\"}\n");
+    assert_eq!(predicted(&path, &[]).0, ["a", "b"]);
+    let (_folder, path) = file("a.jsonl", "{\"stars\": 5, \"words\": \"a\"}\n{\"stars\": 1, \"words\": \"b\"}\n");
+    assert_eq!(predicted(&path, &[]).0, ["a", "b"]);
+}
+
+#[test]
+fn encodings_by_other_spellings() {
+    for (name, wanted) in [
+        ("utf_16_le", "UTF-16LE"),
+        ("UTF-16-BE", "UTF-16BE"),
+        ("utf16", "UTF-16LE"),
+        ("latin9", "ISO-8859-15"),
+        ("iso8859_16", "ISO-8859-16"),
+        ("euc_jp", "EUC-JP"),
+        ("eucjp", "EUC-JP"),
+        ("iso2022_jp", "ISO-2022-JP"),
+        ("cp949", "EUC-KR"),
+        ("big5hkscs", "Big5"),
+        ("mac_roman", "macintosh"),
+        ("u8", "UTF-8"),
+    ] {
+        assert_eq!(encoding(name).map(Encoding::name), Some(wanted), "{name}");
+    }
+}
+
+#[test]
+fn rows_as_r_and_excel_write_them() {
+    let r = "\"text\"\t\"label\"\n\"1\"\t\"good\"\t\"pos\"\n\"2\"\t\"bad\"\t\"neg\"\n";
+    assert_eq!(rows(&file("a.tsv", r).1, &Options::default()), ["good=pos", "bad=neg"]);
+    let commas = file("a.csv", "text,label\nfine, moving,pos\ndull, flat,neg\n");
+    assert_error(Table::read(&commas.1, &Options::default()), "a.csv:2", "3 fields, but the header has 2");
+    let excel = file("a.csv", "Text;Label;;\r\ngood;pos;;\r\n;;;\r\nbad;neg;;\r\n;;;\r\n");
+    assert_eq!(rows(&excel.1, &Options::default()), ["good=pos", "bad=neg"]);
+    assert_eq!(predict(&excel.1, &[]).done().out.lines().count(), 4, "every row is answered");
+    let (_, notes) = predicted(&file("a.csv", "Survey,\nText,Label\ngood,pos\n").1, &[]);
+    assert!(notes.concat().contains("the texts are taken from Survey"), "{notes:?}");
 }

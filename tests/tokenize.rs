@@ -1,4 +1,4 @@
-//! Tokenisation, compared with the `tokenizers` library; and its cache.
+//! Tokenization, compared with the `tokenizers` library; and its cache.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -407,7 +407,7 @@ fn dry_run(data: &Path, kept: &Path, more: &[&str]) -> Ran {
 
 impl Ran {
     fn is_from_cache(&self) -> bool {
-        self.err.contains("tokenised by an earlier run")
+        self.err.contains("tokenized by an earlier run")
     }
 
     /// The notes about the data.
@@ -451,7 +451,7 @@ fn a_second_run_reuses_the_tokens_of_the_first() {
 }
 
 #[test]
-fn other_data_or_settings_are_tokenised_again() {
+fn other_data_or_settings_are_tokenized_again() {
     let (folder, data) = rows();
     let kept = folder.path().join("kept");
     let fresh = |more: &[&str]| !dry_run(&data, &kept, more).is_from_cache() && dry_run(&data, &kept, more).is_from_cache();

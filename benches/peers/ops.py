@@ -289,7 +289,7 @@ def steps(count, precision):
                     torch.cuda.reset_peak_memory_stats()
                 us = timed(step)
                 peak = torch.cuda.max_memory_reserved() if cuda else None
-                speed = {"tokens_per_s": tokens / us["median"] * 1e6, "reviews_per_s": count / us["median"] * 1e6}
+                speed = {"tokens_per_s": tokens / us["median"] * 1e6, "texts_per_s": count / us["median"] * 1e6}
                 add(name, f"{tokens} tokens", count, precision, f"transformers, {kind}", None, us, peak_bytes=peak, **speed)
 
 

@@ -80,17 +80,17 @@ impl ModelDir {
     /// A text for a folder without a tokenizer.
     pub fn encode(&self, inputs: &[Input], max_length: usize) -> Result<Encoded> {
         let texts: Vec<&str> = inputs.iter().filter_map(|input| input.text()).collect();
-        let tokenised = match texts.is_empty() {
+        let tokenized = match texts.is_empty() {
             true => Encoded::default(),
             false => self.tokenizer()?.encode(&texts, max_length, &|_| ())?,
         };
         if texts.len() == inputs.len() {
-            return Ok(tokenised);
+            return Ok(tokenized);
         }
         let (mut rows, mut encoded) = (0.., Encoded::default());
         for input in inputs {
             match &input.content {
-                Content::Text(_) => encoded.append_row(&tokenised, rows.next().expect("one row per text")),
+                Content::Text(_) => encoded.append_row(&tokenized, rows.next().expect("one row per text")),
                 Content::Ids { ids, types } => encoded.push(&input.place, ids, types)?,
             }
         }

@@ -50,7 +50,8 @@ pub struct Args {
     /// Column of the labels [default: found by its name]
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
-    /// Names of the classes whose labels are bare numbers, separated by commas, in order of number: from 0, or of 1 and 2 [default: the model's]
+    /// Names of the classes whose labels are bare numbers or booleans, separated by commas, in order: from 0, of 1 and 2, or of
+    /// false and true [default: the model's]
     #[arg(long, value_name = "NAME,NAME,...", value_parser = label_names, conflicts_with = "predictions")]
     label_names: Option<LabelNames>,
     /// The class of two that precision, recall, F1 and the areas are of [default: the second]
@@ -102,7 +103,11 @@ fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated>
     let positive = positive_class(positive, &scored.names)?;
     let metrics = Metrics::from_scores(&scored.labels, &scored.scores, classes, positive)?;
     let rows = scored.scores.chunks_exact(classes).zip(&scored.labels);
-    let losses = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
+    let losses: Vec<f64> = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
+    let infinite = losses.iter().filter(|loss| loss.is_infinite()).count();
+    if infinite > 0 {
+        note(format!("note: the loss is infinite, since labels have a probability of 0: {infinite}"));
+    }
     Ok(Evaluated { scored, losses, metrics, texts: Vec::new(), tokens: Vec::new() })
 }
 

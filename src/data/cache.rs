@@ -1,4 +1,4 @@
-//! Tokenised texts kept for later runs, in files of the user's cache folder. A file's name is the hash of everything that
+//! Tokenized texts kept for later runs, in files of the user's cache folder. A file's name is the hash of everything that
 //! determines its content; it holds a checksum followed by safetensors. A file whose checksum does not match is written again.
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ pub fn folder() -> Option<PathBuf> {
     (!folder.as_os_str().is_empty()).then(|| folder.join("tokens"))
 }
 
-/// The hash of the settings, of every byte of the files and folders, and of the build, as another build may read or tokenise
+/// The hash of the settings, of every byte of the files and folders, and of the build, as another build may read or tokenize
 /// differently. An error if something cannot be read, or is neither file nor folder.
 pub fn key<'a>(settings: &Value, paths: impl IntoIterator<Item = &'a Path>) -> io::Result<u128> {
     let build = fs::metadata(std::env::current_exe()?)?;
@@ -59,7 +59,7 @@ fn hash_path(path: &Path, about: Metadata) -> io::Result<u128> {
     Ok(hash.finish_128())
 }
 
-/// The tokenised texts that `store` kept under this key, by name, and their metadata. `None` if there is no such file, or it is
+/// The tokenized texts that `store` kept under this key, by name, and their metadata. `None` if there is no such file, or it is
 /// damaged.
 pub fn load(folder: &Path, key: u128) -> Option<(HashMap<String, Encoded>, Value)> {
     let path = path(folder, key);
@@ -89,7 +89,7 @@ pub fn load(folder: &Path, key: u128) -> Option<(HashMap<String, Encoded>, Value
     Some((parts, about))
 }
 
-/// Keeps tokenised texts, by names without `/`, and their metadata, for the `load` of a later run.
+/// Keeps tokenized texts, by names without `/`, and their metadata, for the `load` of a later run.
 pub fn store(folder: &Path, key: u128, parts: &[(&str, &Encoded)], about: &Value) -> Result<()> {
     let mut tensors = Vec::new();
     for (name, part) in parts {

@@ -8,7 +8,7 @@ use encoding_rs::UTF_8;
 use serde_json::Value;
 
 use crate::console::note;
-use crate::data::dataset::{self, ENDINGS, Options, TEXT_COLUMNS, Table};
+use crate::data::dataset::{self, ENDINGS, Options, Table};
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
 
@@ -75,7 +75,9 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
     let table = || tables(&[path], options);
     match format {
         Some(format) => Ok(lines(dataset::stream(path, options.encoding)?, format)),
-        None if ending == "jsonl" => Ok(lines(dataset::stream(path, options.encoding)?, LineFormat::Jsonl)),
+        None if ending == "jsonl" && streams(path, options)? => {
+            Ok(lines(dataset::stream(path, options.encoding)?, LineFormat::Jsonl))
+        }
         None if ending == "txt" => match dataset::read_lines(path, options)? {
             (_, true) => table(),
             (text, false) => Ok(lines(BufReader::new(Box::new(Cursor::new(text))), LineFormat::Text)),
@@ -86,6 +88,26 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
             Err(Error::user(path.display(), "cannot tell the format from the file extension", remedy))
         }
     }
+}
+
+/// Whether the first line of a file is a row with token ids or with a text of a recognized name. Otherwise all rows are needed to
+/// find the texts.
+fn streams(path: &Path, options: &Options) -> Result<bool> {
+    let mut line = String::new();
+    let mut reader = dataset::stream(path, options.encoding)?;
+    while line.trim().is_empty() {
+        line.clear();
+        match reader.read_line(&mut line) {
+            // The rows report what is wrong.
+            Ok(0) | Err(_) => return Ok(true),
+            Ok(_) => {}
+        }
+    }
+    let line = line.trim_start_matches('\u{feff}').trim_start();
+    // An array of rows is not in lines. What else is wrong is reported with its row.
+    let Ok(object) = dataset::json_object(line, path.display()) else { return Ok(!line.starts_with('[')) };
+    let names: Vec<String> = object.keys().cloned().collect();
+    Ok(object.contains_key("input_ids") || dataset::text_column(&path.display(), &names, options)?.is_some())
 }
 
 /// Batches of the files of one split, without their labels.
@@ -122,7 +144,8 @@ pub fn lines(
     options: &Options,
     limits: Limits,
 ) -> Batches {
-    let mut lines = Lines { reader, name: name.to_string(), format, options: options.clone(), limits, line: 0, rows: 0 };
+    let (name, options) = (name.to_string(), options.clone());
+    let mut lines = Lines { reader, name, format, options, limits, column: None, line: 0, rows: 0 };
     let mut fault = None;
     Box::new(std::iter::from_fn(move || {
         if let Some(error) = fault.take() {
@@ -153,6 +176,8 @@ struct Lines<R> {
     format: LineFormat,
     options: Options,
     limits: Limits,
+    /// The key of the texts, which the first text decides.
+    column: Option<String>,
     /// Lines read so far; empty lines are not rows of JSON.
     line: usize,
     rows: u64,
@@ -214,7 +239,7 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    fn parse(&self, json: &str, number: Value, place: String) -> Result<Input> {
+    fn parse(&mut self, json: &str, number: Value, place: String) -> Result<Input> {
         let mut object = dataset::json_object(json, &place)?;
         let content = match object.get("input_ids").filter(|ids| !ids.is_null()) {
             Some(ids) => {
@@ -228,19 +253,23 @@ impl<R: Read> Lines<R> {
                 Content::Ids { ids, types }
             }
             None => {
-                let named = |name: &str| object.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
-                let column = match &self.options.text_column {
-                    Some(name) => named(name),
-                    None => TEXT_COLUMNS.into_iter().find_map(named),
-                };
-                match column.and_then(|column| object.swap_remove(&column)) {
+                if self.column.is_none() {
+                    let names: Vec<String> = object.keys().cloned().collect();
+                    let column = dataset::text_column(&place, &names, &self.options)?;
+                    self.column = column.map(|column| names[column].clone());
+                }
+                match self.column.as_ref().and_then(|column| object.swap_remove(column)) {
                     Some(Value::String(text)) => Content::Text(text),
                     Some(_) => {
                         return Err(Error::user(place, "the text is not a string", "give a string, \"\" for an empty text"));
                     }
                     None => {
+                        let fact = match &self.column {
+                            Some(column) => format!("no \"{column}\", which holds the text of the rows before"),
+                            None => "no text".to_string(),
+                        };
                         let remedy = "give \"text\" or \"input_ids\", or name the text with --text-column";
-                        return Err(Error::user(place, "no text", remedy));
+                        return Err(Error::user(place, fact, remedy));
                     }
                 }
             }

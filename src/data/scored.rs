@@ -90,10 +90,14 @@ fn to_probabilities(path: &Path, lines: &[usize], scores: &mut [f64], classes: u
         return Ok(());
     };
     let place = format!("{}:{}", path.display(), lines[misfit]);
-    // Whole percentages may sum to 99 or 101.
-    let is_percent = |row: &[f64]| row.iter().all(|&x| x >= 0.0) && (sum(row) - 100.0).abs() <= 0.5 * classes as f64;
-    if rows().all(is_percent) {
-        return Err(Error::user(place, "the scores are percentages: they sum to about 100", "divide them by 100"));
+    // Whole percentages may sum to 99 or 101. Counts and thousandths have one sum in all rows, too.
+    let whole = sum(&scores[..classes]);
+    let sums_to_whole = |row: &[f64]| row.iter().all(|&x| x >= 0.0) && (sum(row) - whole).abs() <= 0.5 * classes as f64;
+    let is_percent = (whole - 100.0).abs() <= 0.5 * classes as f64;
+    if whole > 0.5 * classes as f64 + 1.5 && rows().all(sums_to_whole) && (is_percent || lines.len() > 1) {
+        let (what, whole) = if is_percent { ("percentages", 100.0) } else { ("shares of one sum", whole.round()) };
+        let fact = format!("the scores are {what}: they sum to about {whole} in every row");
+        return Err(Error::user(place, fact, format!("divide them by {whole}")));
     }
     let total = sum(&scores[misfit * classes..][..classes]);
     let fitting = rows().filter(|row| sums_to(row, 1.0)).count();

@@ -66,7 +66,7 @@ impl Encoded {
         })
     }
 
-    /// Adds a row that was tokenised elsewhere; no types mean all 0. `place` is its source. An error if it has no ids or a
+    /// Adds a row that was tokenized elsewhere; no types mean all 0. `place` is its source. An error if it has no ids or a
     /// negative one, or if the numbers of ids and types differ.
     pub fn push(&mut self, place: impl Display, ids: &[i32], types: &[i32]) -> Result<()> {
         if ids.is_empty() {
@@ -245,7 +245,7 @@ impl Tokenizer {
 
     /// All tokens of a text, with or without the special ones.
     pub fn pieces(&self, text: &str, specials: bool) -> Result<Vec<Piece>> {
-        let encoding = self.inner.encode(text, specials).map_err(untokenised)?;
+        let encoding = self.inner.encode(text, specials).map_err(untokenized)?;
         let piece = |i: usize| {
             let special = encoding.get_special_tokens_mask()[i] == 1;
             let (start, stop) = encoding.get_offsets()[i];
@@ -261,12 +261,12 @@ impl Tokenizer {
         if self.fast.as_ref().is_some_and(|fast| fast.encode(text, limit, ids)) {
             return Ok(());
         }
-        let encoding = self.inner.encode_fast(text, false).map_err(untokenised)?;
+        let encoding = self.inner.encode_fast(text, false).map_err(untokenized)?;
         ids.extend(encoding.get_ids().iter().map(|&id| id as i32));
         Ok(())
     }
 }
 
-fn untokenised(e: tokenizers::Error) -> Error {
-    Error::user("tokenizer.json", format!("a text cannot be tokenised: {e}"), "check the vocabulary")
+fn untokenized(e: tokenizers::Error) -> Error {
+    Error::user("tokenizer.json", format!("a text cannot be tokenized: {e}"), "check the vocabulary")
 }

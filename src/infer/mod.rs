@@ -201,7 +201,7 @@ impl Session {
         self.classify(inputs, &encoded)
     }
 
-    /// A prediction for every row of `batches`, in order. The next rows are read and tokenised while the model runs; `each` is
+    /// A prediction for every row of `batches`, in order. The next rows are read and tokenized while the model runs; `each` is
     /// called with every batch once it is done. Only a few batches are in memory at a time.
     ///
     /// # Errors

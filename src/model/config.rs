@@ -362,6 +362,14 @@ impl<'a> File<'a> {
         if let Some(value) = self.get("architectures").filter(|value| !value.is_array()) {
             return Err(self.wrong_type("architectures", value, "a list"));
         }
+        // Its classifier has the name of one for texts.
+        let classes = self.get("architectures").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        if let Some(class) = classes.into_iter().find(|class| class.ends_with("ForTokenClassification")) {
+            return Err(self.error(
+                format!("architectures is {class}, which labels tokens"),
+                "use a base model, or one that classifies texts",
+            ));
+        }
         if let Some(other) = self.text(keys.activation)?.filter(|name| *name != "gelu") {
             return Err(self.error(format!("{} is {other}", keys.activation), "use a model whose activation is gelu"));
         }

@@ -17,7 +17,7 @@ const BAR_WIDTH: u64 = 10;
 /// Progress of one task, shown as
 ///
 /// ```text
-/// training [####------] 1,250/3,126  12m 03s left  loss 0.3479 lr 1.2e-5  22,310 tokens/s  143 reviews/s
+/// training [####------] 1,250/3,126  12m 03s left  loss 0.3479 lr 1.2e-5  22,310 tokens/s  143 texts/s
 /// ```
 ///
 /// It may be used from many threads. If it is dropped before [`Progress::finish`], the bar disappears, so that an error message

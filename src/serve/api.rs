@@ -280,9 +280,9 @@ async fn compute(
     metrics.requests.with_label_values(&[method]).inc();
     let texts = inputs.texts(options.max_client_batch_size)?;
     let truncate = truncate.unwrap_or(true);
-    let tokenise = move |service: &Service| {
+    let tokenize = move |service: &Service| {
         let (tokenizer, max_length) = (service.served.tokenizer(), service.served.max_length);
-        let rows = tokenizer.encode(&texts, max_length, &|_| ()).map_err(untokenised)?;
+        let rows = tokenizer.encode(&texts, max_length, &|_| ()).map_err(untokenized)?;
         match rows.cut.iter().position(|&cut| cut && !truncate) {
             Some(text) => {
                 let error = format!("text {text} has more than {max_length} tokens; send a shorter one, or \"truncate\": true");
@@ -291,7 +291,7 @@ async fn compute(
             None => Ok(rows),
         }
     };
-    let (rows, place) = in_background(service, tokenise).await?;
+    let (rows, place) = in_background(service, tokenize).await?;
     let tokenization = start.elapsed();
     let (tokens, cut) = (rows.ids.len(), rows.truncated());
     rows.offsets.windows(2).for_each(|row| metrics.input_length.observe((row[1] - row[0]) as f64));
@@ -326,15 +326,15 @@ struct Tokenize {
 async fn tokenize(State(service): Shared, Asked(request): Asked<Tokenize>) -> Answered {
     let texts = request.inputs.texts(service.options.max_client_batch_size)?;
     let specials = request.add_special_tokens.unwrap_or(true);
-    let tokenise = move |service: &Service| {
-        let pieces = |text: &String| service.served.tokenizer().pieces(text, specials).map_err(untokenised);
+    let tokenize = move |service: &Service| {
+        let pieces = |text: &String| service.served.tokenizer().pieces(text, specials).map_err(untokenized);
         texts.iter().map(pieces).collect::<Answered<Vec<_>>>()
     };
-    let (tokens, _place) = in_background(&service, tokenise).await?;
+    let (tokens, _place) = in_background(&service, tokenize).await?;
     Ok(Json(tokens).into_response())
 }
 
-fn untokenised(error: Error) -> Refusal {
+fn untokenized(error: Error) -> Refusal {
     refusal(StatusCode::UNPROCESSABLE_ENTITY, "tokenizer", error.to_string())
 }
 
@@ -390,7 +390,7 @@ async fn health(State(service): Shared) -> Answered<()> {
         return Ok(());
     }
     let probe =
-        |service: &Service| service.served.tokenizer().encode(&[""], service.served.max_length, &|_| ()).map_err(untokenised);
+        |service: &Service| service.served.tokenizer().encode(&[""], service.served.max_length, &|_| ()).map_err(untokenized);
     let (rows, place) = in_background(&service, probe).await?;
     let unhealthy = |e: Error| refusal(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", e.to_string());
     service.queue.answer(place, rows, Output::Logits).await.map(|_| ()).map_err(unhealthy)

@@ -50,7 +50,7 @@ impl Metrics {
             successes: counter("te_request_success", "Requests answered", "method"),
             failures: counter("te_request_failure", "Requests refused or failed", "err"),
             total: seconds("te_request_duration", "Seconds from a request to its response"),
-            tokenization: seconds("te_request_tokenization_duration", "Seconds spent tokenising"),
+            tokenization: seconds("te_request_tokenization_duration", "Seconds spent tokenizing"),
             queued: seconds("te_request_queue_duration", "Seconds spent waiting for the model"),
             inference: seconds("te_request_inference_duration", "Seconds spent computing the batch"),
             input_length: sizes("te_request_input_length", "Tokens per text"),

@@ -1,5 +1,5 @@
 //! A model behind HTTP, with the interface of text-embeddings-inference and a page to try it. The model stays on the thread
-//! that calls [`serve`]; connections and tokenisation have threads of their own.
+//! that calls [`serve`]; connections and tokenization have threads of their own.
 
 mod api;
 mod metrics;
@@ -111,7 +111,7 @@ pub fn serve(
 ) -> Result<()> {
     let failed = |e: std::io::Error| Error::new(Kind::Device, "threads", e.to_string(), "stop other programs");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // The blocking threads tokenise.
+    // The blocking threads tokenize.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(cores).build().map_err(failed)?;
     let metrics = Arc::new(Metrics::new());
     let (queue, batches) = queue::queue(options.max_concurrent_requests, options.max_batch_tokens, &metrics);

@@ -50,7 +50,7 @@ struct Entry {
 pub struct Answer {
     /// The output of each row.
     pub rows: Vec<Vec<f32>>,
-    /// From the end of tokenisation to the start of the batch.
+    /// From the end of tokenization to the start of the batch.
     pub queued: Duration,
     /// Time of the whole batch.
     pub computed: Duration,

@@ -99,8 +99,8 @@ pub struct Args {
     /// Column of the labels [default: found by its name]
     #[arg(long, alias = "label_column_name", help_heading = "Data")]
     pub label_column: Option<String>,
-    /// Names of the classes whose labels are bare numbers, separated by commas, in order of number: from 0, or of 1 and 2 [default: those of the
-    /// file or the model, else LABEL_0, LABEL_1, ...]
+    /// Names of the classes whose labels are bare numbers or booleans, separated by commas, in order: from 0, of 1 and 2, or of
+    /// false and true [default: those of the file or the model, else LABEL_0, LABEL_1, ...]
     #[arg(long, value_name = "NAME,NAME,...", value_parser = label_names, help_heading = "Data")]
     pub label_names: Option<LabelNames>,
     /// The class of two that precision, recall, F1 and the areas are of [default: the second]

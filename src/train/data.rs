@@ -1,4 +1,4 @@
-//! The data of a run: files are read, class names chosen, the validation split taken off and the texts tokenised, unless an
+//! The data of a run: files are read, class names chosen, the validation split taken off and the texts tokenized, unless an
 //! earlier run has cached the result.
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ pub struct Data {
 }
 
 impl Data {
-    /// Reads and tokenises the files of `settings` for a model with this config and tokenizer, or loads the result of an
+    /// Reads and tokenizes the files of `settings` for a model with this config and tokenizer, or loads the result of an
     /// earlier run from the folder `cache`; a new result is stored there.
     pub fn read(
         settings: &Settings,
@@ -44,7 +44,7 @@ impl Data {
         let kept = place.and_then(|(folder, key)| Data::from_cache(cache::load(folder, key)?));
         let data = match kept {
             Some(data) => {
-                note("data: tokenised by an earlier run");
+                note("data: tokenized by an earlier run");
                 data.notes.iter().for_each(note);
                 for (what, encoded) in data.parts() {
                     Some(cut(what, encoded, max_length)).filter(|line| !line.is_empty()).into_iter().for_each(note);
@@ -52,12 +52,12 @@ impl Data {
                 data
             }
             None => {
-                let data = Data::tokenise(settings, config, tokenizer, max_length)?;
+                let data = Data::tokenize(settings, config, tokenizer, max_length)?;
                 // A file that was replaced meanwhile has another key.
                 if let Some((folder, key)) = place.filter(|_| entry() == place) {
                     let about = json!({"names": data.names, "notes": data.notes, "shared": data.shared});
                     if let Err(error) = cache::store(folder, key, &data.parts(), &about) {
-                        note(format!("the tokenised texts were not cached: {error}"));
+                        note(format!("the tokenized texts were not cached: {error}"));
                     }
                 }
                 data
@@ -103,13 +103,13 @@ impl Data {
         Some(Data { names, notes, train, validation, test, shared: about["shared"].as_u64()? as usize })
     }
 
-    fn tokenise(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Data> {
+    fn tokenize(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Data> {
         let columns = settings.columns();
         let files = &settings.files;
         let train = Table::read_all(&files.train, &columns)?;
         let read = |paths: &[_]| (!paths.is_empty()).then(|| Table::read_all(paths, &columns)).transpose();
         let (validation, mut test) = (read(&files.validation)?, read(&files.test)?);
-        let mut notes = vec![format!("data: {}", train.columns_in_words())];
+        let mut notes = Vec::new();
         if let Some(table) =
             test.take_if(|table| settings.test_may_lack_labels && (table.is_unlabelled() || !table.has_labels_like(&train)))
         {
@@ -118,7 +118,8 @@ impl Data {
         let model = ModelClasses::Replaceable(config.labels_named.then_some(&config.labels));
         let path = train.path().display().to_string();
         let (has_validation, has_test) = (validation.is_some(), test.is_some());
-        let tables = [Some(train), validation, test].into_iter().flatten().collect();
+        let tables: Vec<Table> = [Some(train), validation, test].into_iter().flatten().collect();
+        notes.extend(tables.iter().map(|table| format!("data: {}", table.columns_in_words())));
         let (classes, datasets) = dataset::classify(tables, model, settings.label_names.as_deref())?;
         let Classes { names, notes: labels } = classes;
         notes.extend(labels.into_iter().map(|line| format!("note: {line}")));
@@ -190,9 +191,9 @@ fn truncate(data: &mut Dataset, most: Option<usize>) {
     data.labels.truncate(most);
 }
 
-/// Tokenises labelled texts, with progress, and reports the number of truncated texts.
+/// Tokenizes labelled texts, with progress, and reports the number of truncated texts.
 pub fn encode(what: &str, data: Dataset, tokenizer: &Tokenizer, max_length: usize) -> Result<Encoded> {
-    let progress = Progress::new(&format!("tokenising {what}"), data.texts.len() as u64, &["texts"]);
+    let progress = Progress::new(&format!("tokenizing {what}"), data.texts.len() as u64, &["texts"]);
     let mut encoded = tokenizer.encode(&data.texts, max_length, &|done| progress.add(&[done as u64]))?;
     encoded.labels = data.labels;
     progress.finish(&cut(what, &encoded, max_length));

@@ -24,7 +24,7 @@ const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
 impl Trainer<'_> {
     pub(super) fn run(mut self) -> Result<Outcome> {
         let (begin, first, epoch) = (Instant::now(), self.state.step, self.epoch());
-        let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "reviews"]);
+        let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "texts"]);
         let progress = progress.resumed_at(self.state.step as u64);
         notice_interrupts()?;
         if let Err(error) = self.epochs(&progress) {

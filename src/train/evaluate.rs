@@ -35,7 +35,7 @@ pub fn evaluate(
     what: &str,
 ) -> Result<Evaluation> {
     let begin = Instant::now();
-    let progress = Progress::new(what, data.rows() as u64, &["reviews", "tokens"]);
+    let progress = Progress::new(what, data.rows() as u64, &["texts", "tokens"]);
     let (mut logits, mut losses, mut batches) = (Vec::new(), Vec::new(), 0);
     for batch in Loader::in_order(data.clone(), model.plan.spec.tokens, batch_size) {
         check_interrupt()?;

@@ -64,7 +64,7 @@ pub struct BestModel {
     pub saved: bool,
 }
 
-/// Trains with `settings`, caching tokenised texts in the folder `cache`, if any. `None` after a dry run.
+/// Trains with `settings`, caching tokenized texts in the folder `cache`, if any. `None` after a dry run.
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let saved =
         Some(settings.precision).filter(|&asked| asked == Precision::Auto).and_then(|_| precision_of_checkpoint(settings));

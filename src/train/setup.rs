@@ -38,8 +38,9 @@ pub struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    /// Caches tokenised texts in the folder `cache`, if any.
+    /// Caches tokenized texts in the folder `cache`, if any.
     pub fn read(settings: &'a Settings, device: Opened, cache: Option<&Path>) -> Result<Setup<'a>> {
+        device.notes.iter().for_each(note);
         let source = ModelDir::read(&hub::model(&settings.model)?)?;
         let max_length = source.max_length(settings.max_length)?;
         let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
@@ -79,8 +80,7 @@ impl<'a> Setup<'a> {
     /// Allocates the memory, sets the weights, creates the output folder, and resumes from a checkpoint if requested.
     pub fn trainer(self) -> Result<Trainer<'a>> {
         let Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch } = self;
-        let Opened { backend, arithmetic, notes, .. } = device;
-        notes.into_iter().for_each(note);
+        let Opened { backend, arithmetic, .. } = device;
         let (backend, profile) = match settings.profile {
             None => (backend, None),
             Some(updates) => {

@@ -58,7 +58,7 @@ fn invalid_files_are_reported_in_one_line() {
         ("a.csv", b"text,label\na,0\n", "rows to train on is \"NEGATIVE\""),
         ("a.csv", b"text\na\n", "no label column among text"),
         ("a.csv", b"text,x,y\na,0,1\n", "no label column among text, x, y"),
-        ("a.jsonl", b"{\"text\": \"a\", \"label\": [0]}\n", "a.jsonl:1`: label is a list or an object"),
+        ("a.jsonl", b"{\"text\": \"a\", \"label\": [0, 1]}\n", "a.jsonl:1`: label is a list or an object"),
         ("a.txt", b"a;0\nb\n", "a.txt:2`: there is no ; between a text and a label"),
         ("a.txt", b"text;label\n", "a.txt`: no rows"),
         ("a.txt", b"a;0\nb;\n", "a.txt:2`: the label is missing"),

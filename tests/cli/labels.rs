@@ -61,9 +61,9 @@ fn file(name: &str, content: &str) -> (TempDir, PathBuf) {
 fn a_files_own_names_are_found_among_the_models() {
     let (trained, ran) = learnt("label-names/train_names.csv", &[]);
     assert!(ran.err.contains("train_names.csv: texts from \"text\", labels from \"label\"\n"), "{}", ran.err);
-    assert!(ran.err.contains("training: 120 texts: anger 40, fear 40, joy 40\n"), "{}", ran.err);
+    assert!(ran.err.contains("training: 120 texts: anger: 40, fear: 40, joy: 40\n"), "{}", ran.err);
     let by_name = evaluate(trained.path(), &case("label-names/test_names.csv"), &["--fail-under", "accuracy=1"]).done();
-    assert!(by_name.err.contains("texts: 30: anger 10, fear 10, joy 10\n"), "{}", by_name.err);
+    assert!(by_name.err.contains("texts: 30: anger: 10, fear: 10, joy: 10\n"), "{}", by_name.err);
     let by_index = evaluate(trained.path(), &case("label-names/test_classlabel.parquet"), &[]).done();
     assert_eq!(by_index.out, by_name.out);
     let (_folder, upper) = file("a.csv", "text,label\ngreat charming happy,JOY\nstale worst messy,Anger\n");
@@ -90,7 +90,7 @@ fn other_names_are_refused_or_replace_the_models() {
     evaluate(six.path(), &numbers, &["--label-names", "anger,fear"]).done();
     let (_folder, one_two) = file("one_two.csv", "text,label\ngood film,2\nbad film,1\n");
     let ranked = evaluate(six.path(), &one_two, &["--label-names", "anger,fear"]).done();
-    assert!(ranked.err.contains("anger 1, fear 1"), "{}", ranked.err);
+    assert!(ranked.err.contains("anger: 1, fear: 1"), "{}", ranked.err);
 
     // Another spelling in another file of the run is the same class.
     let (_folder, train) =
@@ -111,7 +111,7 @@ fn other_names_are_refused_or_replace_the_models() {
     let (_folder, names) = file("a.csv", text);
     evaluate(unnamed.path(), &names, &[]).failed(2, "name the classes in order with --label-names");
     let named = evaluate(unnamed.path(), &names, &["--label-names", "joy,fear"]).done();
-    assert!(named.err.contains("texts: 2: joy 1, fear 1\n") && named.out.contains("joy"), "{}", named.err);
+    assert!(named.err.contains("texts: 2: joy: 1, fear: 1\n") && named.out.contains("joy"), "{}", named.err);
     let by_order = evaluate(unnamed.path(), &spam, &[]).done();
     assert!(by_order.err.contains("they are taken in the order of the file's ham, spam"), "{}", by_order.err);
 
@@ -152,9 +152,15 @@ fn names_or_indices_is_decided_once_for_all_files() {
     // One boolean is one class in every format.
     let [validation, test] = ["booleans/validation.jsonl", "booleans/test.parquet"].map(case);
     let (booleans, ran) = learnt("booleans/train.csv", &["--validation-file", path(&validation), "--test-file", path(&test)]);
-    assert_eq!(ran.err.matches("8 texts: false 4, true 4\n").count(), 3, "{}", ran.err);
+    assert_eq!(ran.err.matches("8 texts: false: 4, true: 4\n").count(), 3, "{}", ran.err);
+    for name in ["train.csv", "validation.jsonl", "test.parquet"] {
+        assert!(ran.err.contains(&format!("booleans/{name}: texts from \"text\", labels from \"label\"\n")), "{}", ran.err);
+    }
     assert_eq!(labels(booleans.path()), ["false", "true"]);
     let upper = file("excel.csv", "text,label\na,TRUE\nb,FALSE\n");
+    let named = ["--model", path(booleans.path()), "--train-file", path(&upper.1), "--label-names", "bad,good", "--dry-run"];
+    let ran = super::ran(TRAIN, &named).done();
+    assert!(ran.err.contains("training: 2 texts: bad: 1, good: 1\n"), "{}", ran.err);
     for file in [&case("booleans/train.csv"), &validation, &test, &upper.1] {
         evaluate(booleans.path(), file, &[]).done();
     }
@@ -168,7 +174,7 @@ fn names_or_indices_is_decided_once_for_all_files() {
         .failed(2, "validation.csv`: the labels are numbers (0, 1), but names in ");
     let named = [&args[..], &["--label-names", "neg,pos"]].concat();
     let ran = learn(model(None).path(), out.path(), &train, &named).done();
-    assert_eq!(ran.err.matches("8 texts: neg 4, pos 4\n").count(), 2, "{}", ran.err);
+    assert_eq!(ran.err.matches("8 texts: neg: 4, pos: 4\n").count(), 2, "{}", ran.err);
 }
 
 #[test]
@@ -179,8 +185,8 @@ fn doubtful_labels_are_reported() {
         ("sentinel", &[":9: the label \"?\" looks like"], &["0", "1", "?"]),
         ("mixed", &[":3: the label \"positive\" is a name among 0, 1"], &["0", "1", "positive"]),
         ("spaces", &["spaces around labels are removed"], &["negative", "positive"]),
-        ("codes", &["0111 3, 0112 3, 0113 2\n"], &["0111", "0112", "0113"]),
-        ("neg1", &["-1 4, 0 2, 1 2\n"], &["-1", "0", "1"]),
+        ("codes", &["0111: 3, 0112: 3, 0113: 2\n"], &["0111", "0112", "0113"]),
+        ("neg1", &["-1: 4, 0: 2, 1: 2\n"], &["-1", "0", "1"]),
         (
             "case",
             &["the labels Negative, negative differ only in case", "POSITIVE, Positive, positive differ only in case"],
@@ -195,16 +201,38 @@ fn doubtful_labels_are_reported() {
         names.sort();
         assert_eq!(found, names, "{name}");
     }
+    for (content, notes) in [
+        (
+            "text,label\na,caf\u{e9}\nb,cafe\u{301}\n",
+            &["cafe\u{301}, caf\u{e9} differ only in case, spaces, hyphens or Unicode form"][..],
+        ),
+        ("text,label\na,pos\u{200b}\nb,pos\n", &["pos, pos\u{fffd} differ only in"]),
+        (
+            "text,label\na,very positive\nb,very_positive\nc,-1\nd,1\n",
+            &["the labels very positive, very_positive differ only in"],
+        ),
+        ("text,label\na,\"x,y\"\nb,x\n", &["a.csv:2: the label \"x,y\" looks like a list of classes"]),
+        ("text,label\n,1\nb,0\n \t,1\n", &["a.csv:2: empty texts, which are kept as [CLS] [SEP]: 2"]),
+        ("text,label\na,True\nb,0\nc,1\n", &["the labels 0 and 1 are read as false and true", "false: 1, true: 2\n"]),
+        ("text;label\na;1,0\nb;2,0\n", &["1: 1, 2: 1\n"]),
+    ] {
+        let (_folder, path) = file("a.csv", content);
+        let model = model(None);
+        let args =
+            ["--model", super::path(model.path()), "--train-file", super::path(&path), "--ignore-mismatched-sizes", "--dry-run"];
+        let ran = ran(TRAIN, &args).done();
+        assert!(notes.iter().all(|note| ran.err.contains(note)), "{content}: {}", ran.err);
+    }
     let validation = case("labels/typo/validation.csv");
     let (_, ran) = learnt("labels/typo/train.csv", &["--max-steps", "1", "--validation-file", path(&validation)]);
     assert!(ran.err.contains("validation.csv:5: no training row has the label \"pso\"\n"), "{}", ran.err);
-    assert!(ran.err.contains("validation: 8 texts: neg 4, pos 3, pso 1\n"), "{}", ran.err);
+    assert!(ran.err.contains("validation: 8 texts: neg: 4, pos: 3, pso: 1\n"), "{}", ran.err);
 }
 
 #[test]
 fn splits_keep_what_training_needs() {
     let (_, ran) = learnt("labels/rare.csv", &["--validation-split", "0.9", "--max-steps", "1"]);
-    assert!(ran.err.contains("training: 3 texts: LABEL_0 1, LABEL_1 1, LABEL_2 1\n"), "{}", ran.err);
+    assert!(ran.err.contains("training: 3 texts: LABEL_0: 1, LABEL_1: 1, LABEL_2: 1\n"), "{}", ran.err);
     let (out, validation) = (TempDir::new().unwrap(), case("max-train-samples/sorted_val.csv"));
     let few = ["--validation-file", path(&validation), "--max-train-samples", "50"];
     learn(model(None).path(), out.path(), &case("max-train-samples/sorted.csv"), &few)
@@ -240,11 +268,18 @@ fn what_is_not_built_is_refused_by_name() {
         ("a.tsv", "index\tquestion\tsentence\tlabel\n0\ta\tb\t0\n1\tc\td\t1\n", "question and sentence are two texts per row"),
         ("a.jsonl", "{\"premise\": \"a\", \"hypothesis\": \"b\", \"label\": 1}\n", "pairs of texts are not supported"),
         ("a.csv", "text,text_pair,label\na,b,0\nc,d,1\n", "pairs of texts are not supported"),
+        ("a.csv", "text;label\na;3,5\nb;2,75\n", "the label 3.5 is not a whole number, and regression is not supported"),
         ("a.csv", "text,label\na,3.5\nb,2.75\n", "the label 3.5 is not a whole number, and regression is not supported"),
         ("a.jsonl", "{\"text\": \"a\", \"label\": 1}\n{\"text\": \"b\", \"label\": 0.25}\n", "a.jsonl:2`: the label 0.25 is not"),
         ("a.csv", "text,label\na,1.5e0\nb,nan\n", "regression is not supported"),
         ("a.jsonl", "{\"text\": \"a\", \"labels\": [0, 2]}\n", "several labels per text are not supported"),
         ("a.csv", "text,labels\na,\"[0, 2]\"\nb,[1]\n", "a.csv:2`: the label \"[0, 2]\" is a list, and several labels per text"),
+        ("a.csv", "id,text,label\n1,a,joy\n2,b,anger\n3,c,joy#anger\n", "several labels per text are not supported"),
+        (
+            "a.csv",
+            "text,choice\na,\"{\"\"choices\"\":[\"\"joy\"\",\"\"fear\"\"]}\"\nb,joy\n",
+            "several labels per text are not supported",
+        ),
         ("a.csv", "text,labels\na,joy\nb,anger\nc,\"joy,anger\"\n", "several labels per text are not supported"),
         ("a.tsv", "text\tlabels\na\t3,10\nb\t2\n", "several labels per text are not supported"),
         ("a.csv", "id,text,toxic,obscene,threat\n1,a,0,0,1\n2,b,1,1,0\n", "several label columns (multi-label classification)"),
@@ -326,7 +361,7 @@ fn rounded_probabilities_stay_probabilities() {
     for name in ["exact", "rounded2", "one_rounded"] {
         let (loss, notes) = loss(&case(&format!("rounded-probabilities/{name}.jsonl")));
         assert!(
-            (loss - 0.198).abs() < 1e-3 && notes == "predictions: 30: LABEL_0 10, LABEL_1 10, LABEL_2 10\n",
+            (loss - 0.198).abs() < 1e-3 && notes == "predictions: 30: LABEL_0: 10, LABEL_1: 10, LABEL_2: 10\n",
             "{name}: {loss} {notes}"
         );
     }
@@ -337,6 +372,13 @@ fn rounded_probabilities_stay_probabilities() {
     let row = |label: usize, scores: [u8; 3]| format!("{{\"label\": {label}, \"scores\": {scores:?}}}\n");
     fs::write(&whole, row(0, [33, 33, 33]) + &row(1, [20, 70, 10])).unwrap();
     ran(EVALUATE, &["--predictions", path(&whole)]).failed(2, "whole.jsonl:1`: the scores are percentages");
+    let row = |label: usize, scores: [f64; 2]| format!("{{\"label\": {label}, \"scores\": {scores:?}}}\n");
+    let (_folder, thousandths) = file("p.jsonl", &(row(0, [900.0, 100.0]) + &row(1, [300.0, 700.0])));
+    ran(EVALUATE, &["--predictions", path(&thousandths)])
+        .failed(2, "p.jsonl:1`: the scores are shares of one sum: they sum to about 1000");
+    let (_folder, zero) = file("p.jsonl", &(row(0, [0.0, 1.0]) + &row(1, [0.0, 1.0])));
+    let zero = ran(EVALUATE, &["--predictions", path(&zero)]).done();
+    assert!(zero.err.contains("note: the loss is infinite, since labels have a probability of 0: 1"), "{}", zero.err);
     // Many classes, of which most are rounded to 0.
     let row = |label: usize| json!({"label": label, "scores": (0..30).map(|class| if class == label { 0.8 } else { 0.0 }).collect::<Vec<f64>>()});
     let (_folder, many) = file("p.jsonl", &[row(0), row(1)].map(|row| row.to_string()).join("\n"));

@@ -587,7 +587,7 @@ fn columns_that_are_guessed_are_reported() {
     let args = ["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out), "--dry-run"];
     let ran = ran(TRAIN, &args).done();
     assert!(
-        ran.err.contains("odd.csv: no column has a usual name, so film is taken for the texts and mood for the labels"),
+        ran.err.contains("odd.csv: no recognized column names, so film is taken for the texts and mood for the labels"),
         "{}",
         ran.err
     );

@@ -2,6 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use unicode_categories::UnicodeCategories;
+use unicode_normalization_alignments::UnicodeNormalization;
+
+use super::columns::{Columns, LABEL};
 use super::{Dataset, Table, brief, list};
 use crate::error::{Error, Result};
 
@@ -22,6 +26,9 @@ pub enum ModelClasses<'a> {
     /// Labels that do not fit them are an error.
     Fixed(&'a [String]),
 }
+
+/// What people write between several labels; doccano writes `#`.
+const LIST_SEPARATORS: [char; 4] = [',', ';', '|', '#'];
 
 /// A table's distinct labels.
 struct Part<'a> {
@@ -51,6 +58,7 @@ pub fn classify(tables: Vec<Table>, model: ModelClasses, given: Option<&[String]
     if let Some(given) = given {
         check_given(&parts, given)?;
     }
+    notes.extend(tables.iter().filter_map(Table::empty_texts));
     notes.extend(respelled(&mut parts));
     notes.extend(untrained(&parts));
     let (names, class, note) = choose(&parts, &declared, model, given)?;
@@ -82,17 +90,29 @@ impl Table {
         format!("{}: texts from \"{}\"{label}", self.path().display(), name(self.columns.text))
     }
 
-    /// Whether the labels of this table come from a column with a usual name, or with the name that `other` has for it.
+    /// Whether the labels of this table come from a column with a recognized name, or with the name that `other` has for it.
     pub fn has_labels_like(&self, other: &Table) -> bool {
         let name = |table: &Table| table.columns.label.map(|label| table.column_names[label].to_lowercase());
-        name(self).is_some_and(|label| super::columns::LABEL_COLUMNS.contains(&&*label) || Some(label) == name(other))
+        name(self).is_some_and(|label| LABEL.has(&label) || Some(label) == name(other))
+    }
+
+    /// A note on texts without a word.
+    fn empty_texts(&self) -> Option<String> {
+        let mut empty = (0..self.texts.len()).filter(|&row| self.texts[row].trim().is_empty());
+        let (first, others) = (empty.next()?, empty.count());
+        Some(format!("{}: empty texts, which are kept as [CLS] [SEP]: {}", self.place(first), 1 + others))
     }
 
     /// Each distinct label, trimmed, with the first row that has it, in order of appearance.
     fn distinct_labels(&self) -> Result<Vec<(&str, usize)>> {
         let Some(labels) = &self.labels else {
             let fact = format!("no label column among {}", list(&self.column_names));
-            let remedy = "name it with --label-column; several label columns (multi-label classification) are not supported";
+            let Columns { text, id, .. } = self.columns;
+            let remedy = match (0..self.column_names.len()).filter(|&i| i != text && Some(i) != id).count() {
+                0 => "add a column of labels",
+                1 => "name it with --label-column",
+                _ => "name it with --label-column; several label columns (multi-label classification) are not supported",
+            };
             return Err(Error::user(self.path().display(), fact, remedy));
         };
         let mut seen = HashSet::new();
@@ -114,9 +134,13 @@ impl<'a> Part<'a> {
     fn new(table: &'a Table, given: Option<&[String]>) -> Result<Part<'a>> {
         let raw = table.distinct_labels()?;
         let Some(own) = &table.class_names else {
+            let labels: Vec<String> = raw.iter().map(|(label, _)| label.to_string()).collect();
+            // Where every label has a comma between digits, it is the decimal one.
+            let with_points: Option<Vec<String>> = labels.iter().map(|label| decimal(label)).collect();
+            let labels = with_points.unwrap_or(labels);
             // 2.0 is 2 in a file of numbers, and a name beside names.
-            let numbers: Option<Vec<String>> = raw.iter().map(|(label, _)| Some(whole(label)?.to_string())).collect();
-            let labels = numbers.unwrap_or_else(|| raw.iter().map(|(label, _)| label.to_string()).collect());
+            let numbers: Option<Vec<String>> = labels.iter().map(|label| Some(whole(label)?.to_string())).collect();
+            let labels = numbers.unwrap_or(labels);
             return Ok(Part { table, labels, raw });
         };
         if let Some(given) = given.filter(|given| given.len() != own.len()) {
@@ -153,9 +177,10 @@ fn check_kind(parts: &[Part]) -> Result<()> {
     let is_fraction = |label: &str| whole(label).is_none() && real(label).is_some_and(|n| n.fract() != 0.0);
     let numbers = all.iter().all(|label| real(label).is_some() || is_missing_value(label));
     let is_list = |label: &str| {
-        let parts: Vec<&str> = label.split([',', ';', '|']).map(str::trim).collect();
+        let parts: Vec<&str> = label.split(LIST_SEPARATORS).map(str::trim).collect();
         let is_class = |part: &&str| all.contains(*part) || whole(part).is_some();
-        label.starts_with('[') && label.ends_with(']') || parts.len() > 1 && parts.iter().all(is_class)
+        let is_json = label.starts_with('[') && label.ends_with(']') || label.starts_with('{') && label.ends_with('}');
+        is_json || parts.len() > 1 && parts.iter().all(is_class)
     };
     for part in parts {
         for (label, (_, row)) in part.labels.iter().zip(&part.raw) {
@@ -180,11 +205,19 @@ fn declared(parts: &[Part], given: Option<&[String]>) -> Vec<String> {
     lists.flatten().filter(|name| seen.insert(*name)).cloned().collect()
 }
 
-/// Makes one decision for all labels of the run: booleans in one spelling, and bare numbers as indices of the declared names
-/// unless they are these names.
+/// Makes one decision for all labels of the run: booleans in one spelling, with 0 and 1 beside them, and bare numbers as indices
+/// of the declared names unless they are these names.
 fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<()> {
-    if labels(parts).all(|label| ["true", "false"].contains(&&*label.to_lowercase())) {
-        parts.iter_mut().flat_map(|part| &mut part.labels).for_each(|label| *label = label.to_lowercase());
+    let boolean = |label: &str| match &*label.to_lowercase() {
+        "true" | "1" => Some(true),
+        "false" | "0" => Some(false),
+        _ => None,
+    };
+    if labels(parts).all(|label| boolean(label).is_some()) && labels(parts).any(|label| whole(label).is_none()) {
+        // Given names are those of 0 and 1.
+        let named = given && !declared.iter().any(|name| is_boolean(name));
+        let spelled = |value: bool| if named { u8::from(value).to_string() } else { value.to_string() };
+        parts.iter_mut().flat_map(|part| &mut part.labels).for_each(|label| *label = spelled(boolean(label).expect("all are")));
     }
     let (bare, named): (Vec<_>, Vec<_>) = parts.iter().partition(|part| part.is_bare());
     let names: HashSet<&str> = named.iter().flat_map(|part| &part.labels).chain(declared).map(String::as_str).collect();
@@ -259,7 +292,9 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
                 return Err(misfit(parts, &all, names, bare));
             }
             let own = own_names(&all, bare, declared);
-            note = Some(format!("the classes are those of the files, {}; the model's were {}", list(&own), list(names)));
+            // Only the number of classes decides over the shape of the classifier.
+            let kept = if own.len() == names.len() { ", whose classifier is trained on" } else { "" };
+            note = Some(format!("the classes are those of the files, {}; the model's were {}{kept}", list(&own), list(names)));
         }
     }
     let names = own_names(&all, bare, declared);
@@ -338,12 +373,27 @@ pub fn plain(name: &str) -> String {
     }
 }
 
+/// A label without what differs unseen or by habit: case, Unicode's forms of one character, spaces, hyphens and underscores.
+fn without_spelling(label: &str) -> String {
+    let composed: String = label.nfkc().map(|(c, _)| c).collect();
+    let is_habit = |c: char| c.is_whitespace() || "_-".contains(c) || is_invisible(c);
+    composed.to_lowercase().replace(is_habit, "")
+}
+
+fn is_invisible(c: char) -> bool {
+    c.is_other_format() || c.is_other_control()
+}
+
+fn is_boolean(label: &str) -> bool {
+    ["true", "false"].contains(&&*label.to_lowercase())
+}
+
 /// Notes on labels that are probably not meant as classes.
 fn suspicious(parts: &[Part]) -> Vec<String> {
     let mut notes = Vec::new();
     let first = |label: &str| parts.iter().find_map(|part| part.place(label)).unwrap_or_default();
     let all: BTreeSet<&str> = labels(parts).collect();
-    let booleans = all.iter().all(|label| ["true", "false"].contains(&&*label.to_lowercase()));
+    let booleans = all.iter().all(|label| is_boolean(label) || ["0", "1"].contains(label));
     for label in all.iter().filter(|label| is_missing_value(label)) {
         notes.push(format!("{}: the label \"{label}\" looks like a missing value, and is taken as a class", first(label)));
     }
@@ -351,16 +401,33 @@ fn suspicious(parts: &[Part]) -> Vec<String> {
         all.iter().filter(|label| !is_missing_value(label)).partition(|l| whole(l).is_some());
     // Files of numbers beside files of names are refused.
     let mixed = parts.iter().any(|part| part.table.class_names.is_none() && !part.is_bare());
-    if mixed && !names.is_empty() && !numbers.is_empty() {
+    if booleans && !names.is_empty() && !numbers.is_empty() {
+        notes.push("the labels 0 and 1 are read as false and true".to_string());
+    } else if mixed && !names.is_empty() && !numbers.is_empty() {
         let (odd, others, kind) =
             if names.len() > numbers.len() { (&numbers, &names, "number") } else { (&names, &numbers, "name") };
         let few = |labels: &[&str]| list(&labels.iter().map(|label| label.to_string()).collect::<Vec<_>>());
         notes.push(format!("{}: the label \"{}\" is a {kind} among {}", first(odd[0]), brief(odd[0]), few(others)));
     }
     let mut spellings: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    all.iter().for_each(|label| spellings.entry(label.to_lowercase()).or_default().push(label));
+    let names = all.iter().filter(|label| whole(label).is_none());
+    names.for_each(|label| spellings.entry(without_spelling(label)).or_default().push(label));
     for same in spellings.values().filter(|same| same.len() > 1 && !booleans).take(5) {
-        notes.push(format!("the labels {} differ only in case, and are taken as different classes", same.join(", ")));
+        let visible = same.iter().map(|label| label.replace(is_invisible, "\u{fffd}")).collect::<Vec<_>>().join(", ");
+        let only_case = same.iter().all(|label| label.to_lowercase() == same[0].to_lowercase());
+        let what = if only_case { "case" } else { "case, spaces, hyphens or Unicode form" };
+        notes.push(format!("the labels {visible} differ only in {what}, and are taken as different classes"));
+    }
+    let is_class_of = |label: &str| {
+        let mut parts = label.split(LIST_SEPARATORS).map(str::trim).filter(|part| *part != label);
+        parts.any(|part| all.contains(part))
+    };
+    if let Some(label) = all.iter().find(|label| is_class_of(label)) {
+        notes.push(format!(
+            "{}: the label \"{}\" looks like a list of classes, and is taken as one class",
+            first(label),
+            brief(label)
+        ));
     }
     for part in parts {
         let written = part.table.labels.iter().flatten().enumerate();
@@ -416,13 +483,13 @@ fn check_given(parts: &[Part], given: &[String]) -> Result<()> {
     }
 }
 
-/// The number of texts of each class: "neg 12, pos 13".
+/// The number of texts of each class: "neg: 12, pos: 13".
 pub fn counts_in_words(names: &[String], labels: &[u32]) -> String {
     const SHOWN: usize = 12;
     let mut counts = vec![0usize; names.len()];
     labels.iter().for_each(|&label| counts[label as usize] += 1);
     let shown: Vec<String> =
-        names.iter().zip(&counts).take(SHOWN).map(|(name, count)| format!("{} {count}", brief(name))).collect();
+        names.iter().zip(&counts).take(SHOWN).map(|(name, count)| format!("{}: {count}", brief(name))).collect();
     let more = if names.len() > SHOWN { format!(", ... ({} classes)", names.len()) } else { String::new() };
     shown.join(", ").replace(char::is_control, " ") + &more
 }
@@ -438,7 +505,7 @@ fn in_words(labels: &BTreeSet<&str>) -> String {
 }
 
 fn is_missing_value(label: &str) -> bool {
-    ["nan", "na", "n/a", "<na>", "none", "null", "nil", "nat", "?", "-"].contains(&&*label.to_lowercase())
+    ["nan", "na", "n/a", "<na>", "none", "null", "nil", "nat", "?", "-", "---", "\\n"].contains(&&*label.to_lowercase())
 }
 
 fn indices(labels: &BTreeSet<&str>, classes: usize) -> bool {
@@ -449,6 +516,13 @@ fn indices(labels: &BTreeSet<&str>, classes: usize) -> bool {
 fn counts_agree(labels: &BTreeSet<&str>, classes: usize) -> bool {
     let last = labels.iter().filter_map(|label| whole(label)).max();
     indices(labels, classes) && (classes == 2 || last == Some(classes as i64 - 1))
+}
+
+/// A number that is written with a decimal comma, with a point instead.
+fn decimal(label: &str) -> Option<String> {
+    let (whole, fraction) = label.split_once(',')?;
+    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    (is_digits(whole.trim_start_matches('-')) && is_digits(fraction)).then(|| format!("{whole}.{fraction}"))
 }
 
 /// The value of a label written as a whole number, such as 7, -1 or 2.0. With leading zeros, as in 007, it is a name.

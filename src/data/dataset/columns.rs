@@ -1,31 +1,140 @@
 //! Which column holds the texts, which the labels, which the ids.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::path::Path;
 
 use super::{Options, brief, ending, list};
 use crate::error::{Error, Result};
 
-/// Recognised column names, best first; case is ignored.
-pub(crate) const TEXT_COLUMNS: [&str; 15] = [
-    "text",
-    "sentence",
-    "content",
-    "review",
-    "comment",
-    "document",
-    "utterance",
-    "tweet",
-    "phrase",
-    "comment_text",
-    "review_text",
-    "review_body",
-    "tweet_text",
-    "question_text",
-    "headline",
-];
-pub(super) const LABEL_COLUMNS: [&str; 9] =
-    ["label", "label_name", "labels", "target", "sentiment", "emotion", "class", "category", "intent"];
+/// Recognized column names, compared without regard to case, spaces, underscores and hyphens.
+pub(super) struct Names {
+    /// Best first.
+    usual: &'static [&'static str],
+    /// Taken if a file has none of the usual names, and one of these.
+    common: &'static [&'static str],
+}
+
+pub(super) const TEXT: Names = Names {
+    usual: &[
+        "text",
+        "sentence",
+        "content",
+        "review",
+        "comment",
+        "document",
+        "utterance",
+        "tweet",
+        "phrase",
+        "comment text",
+        "review text",
+        "review body",
+        "tweet text",
+        "question text",
+        "headline",
+    ],
+    common: &[
+        "description",
+        "message",
+        "body",
+        "post",
+        "title",
+        "article",
+        "abstract",
+        "statement",
+        "question",
+        "query",
+        "prompt",
+        "input",
+        "sms",
+        "utt",
+        "clean text",
+        "cleaned text",
+        "clean comment",
+        "original tweet",
+        "full text",
+        "input text",
+        "verse text",
+        "resume str",
+    ],
+};
+
+pub(super) const LABEL: Names = Names {
+    usual: &["label", "label name", "labels", "target", "sentiment", "emotion", "class", "category", "intent"],
+    common: &[
+        "rating",
+        "star rating",
+        "stars",
+        "star",
+        "score",
+        "polarity",
+        "sentiment label",
+        "airline sentiment",
+        "gold label",
+        "class label",
+        "label text",
+        "class index",
+        "topic",
+        "tag",
+        "choice",
+        "spam",
+        "is spam",
+        "is sarcastic",
+    ],
+};
+
+impl Names {
+    /// Whether a column of this name is recognized without a look at the others.
+    fn has_usual(&self, name: &str) -> bool {
+        self.usual.iter().any(|usual| is_same(usual, name))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.has_usual(name) || self.common.iter().any(|common| is_same(common, name))
+    }
+
+    /// The column that was asked for with `flag`, else the one with a recognized name that the user did not name for another use.
+    fn find(&self, place: &dyn Display, columns: &[String], asked: [&Option<String>; 2], flag: &str) -> Result<Option<usize>> {
+        let only = |name: &str| {
+            let mut found = (0..columns.len()).filter(|&i| is_same(&columns[i], name));
+            match (found.next(), found.next()) {
+                (Some(_), Some(_)) => {
+                    Err(Error::user(place, format!("two columns are named {}", brief(name)), "rename one of them"))
+                }
+                (column, _) => Ok(column),
+            }
+        };
+        let [own, other] = asked;
+        if let Some(name) = own {
+            let mut exact = (0..columns.len()).filter(|&i| columns[i] == *name);
+            let column = match (exact.next(), exact.next()) {
+                (Some(column), None) => Some(column),
+                _ => only(name)?,
+            };
+            return column.map(Some).ok_or_else(|| {
+                let remedy = format!("the columns are {}; correct {flag}", list(columns));
+                Error::user(place, format!("no column is named {}", brief(name)), remedy)
+            });
+        }
+        if let Some(column) = self.usual.iter().find_map(|name| only(name).transpose()).transpose()? {
+            return Ok(Some(column));
+        }
+        let is_free = |&i: &usize| other.as_ref().is_none_or(|other| !is_same(other, &columns[i]));
+        let mut common = (0..columns.len()).filter(is_free).filter(|&i| self.has(&columns[i]));
+        Ok(common.next().filter(|_| common.next().is_none()))
+    }
+}
+
+/// Whether two names of columns differ only in case, spaces, underscores and hyphens.
+fn is_same(a: &str, b: &str) -> bool {
+    let letters = |name| str::chars(name).filter(|c| !c.is_whitespace() && !"_-".contains(*c)).flat_map(char::to_lowercase);
+    letters(a).eq(letters(b))
+}
+
+/// The column of the texts, by its name.
+pub(crate) fn text_column(place: &dyn Display, columns: &[String], options: &Options) -> Result<Option<usize>> {
+    TEXT.find(place, columns, [&options.text_column, &options.label_column], "--text-column")
+}
 
 /// The columns of the texts and of the labels.
 #[derive(Clone, Copy, Debug)]
@@ -52,29 +161,14 @@ pub(super) enum Guess {
 
 impl Columns {
     pub fn choose(path: &Path, columns: &[String], options: &Options) -> Result<Columns> {
-        let find = |name: &str| {
-            let mut found = (0..columns.len()).filter(|&i| columns[i].eq_ignore_ascii_case(name));
-            match (found.next(), found.next()) {
-                (Some(_), Some(_)) => {
-                    Err(Error::user(path.display(), format!("two columns are named {}", brief(name)), "rename one of them"))
-                }
-                (column, _) => Ok(column),
-            }
-        };
-        let pick = |asked: &Option<String>, flag: &str, known: &[&str]| match asked {
-            None => known.iter().find_map(|name| find(name).transpose()).transpose(),
-            Some(name) => find(name)?.map(Some).ok_or_else(|| {
-                let remedy = format!("the columns are {}; correct {flag}", list(columns));
-                Error::user(path.display(), format!("no column is named {}", brief(name)), remedy)
-            }),
-        };
         if let (None, Some([a, b])) = (&options.text_column, text_pair(columns)) {
             let fact = format!("{} and {} are two texts per row, and pairs of texts are not supported", brief(a), brief(b));
             return Err(Error::user(path.display(), fact, "name one of them with --text-column, or join them in one column"));
         }
-        let text = pick(&options.text_column, "--text-column", &TEXT_COLUMNS)?;
-        let label = pick(&options.label_column, "--label-column", &LABEL_COLUMNS)?;
-        let id = find("id").ok().flatten().filter(|&id| Some(id) != text && Some(id) != label);
+        let text = text_column(&path.display(), columns, options)?;
+        let asked = [&options.label_column, &options.text_column];
+        let label = LABEL.find(&path.display(), columns, asked, "--label-column")?;
+        let id = columns.iter().position(|name| is_same(name, "id")).filter(|&id| Some(id) != text && Some(id) != label);
         let chosen = |text, label, guessed| Ok(Columns { text, label, id, guessed });
         // An index without a name is neither text nor label, nor is an id of two columns.
         let named: Vec<usize> = (0..columns.len()).filter(|&i| !is_nameless(&columns[i])).collect();
@@ -90,15 +184,12 @@ impl Columns {
             (Some(text), None, _) => chosen(text, None, Guess::Nothing),
             (None, Some(label), &[a, b]) => chosen(if a == label { b } else { a }, Some(label), Guess::Text),
             (None, None, &[a, b]) => chosen(a, Some(b), Guess::Both),
-            (None, None, &[a]) => chosen(a, None, Guess::Nothing),
+            (None, None, &[a]) => chosen(a, None, if columns.len() == 1 { Guess::Nothing } else { Guess::Text }),
             _ => {
                 let fact = format!("no text column among {}", list(columns));
                 let mut remedy = "name it with --text-column, and the label column with --label-column".to_string();
-                if ["csv", "tsv", "txt"].contains(&&*ending(path)) {
+                if is_delimited(path) && columns[0] != "1" {
                     remedy += "; if these are a row, pass --no-header";
-                }
-                if columns.len() > 3 {
-                    remedy += "; several label columns (multi-label classification) are not supported";
                 }
                 Err(Error::user(path.display(), fact, remedy))
             }
@@ -127,8 +218,8 @@ fn text_pair(columns: &[String]) -> Option<[&String; 2]> {
     let numbered = NUMBERED.iter().flat_map(|word| endings.map(|ends| ends.map(|end| format!("{word}{end}"))));
     let pairs = PAIRS.iter().map(|pair| pair.map(String::from)).chain(numbered);
     let pair = pairs.into_iter().find_map(|[a, b]| Some([find(&a)?, find(&b)?]))?;
-    let is_third = |name: &&str| find(name).is_some_and(|column| !pair.contains(&column));
-    (columns.len() > 2 && !TEXT_COLUMNS.iter().any(is_third)).then_some(pair)
+    let is_third = |name: &&str| columns.iter().any(|column| is_same(column, name) && !pair.contains(&column));
+    (columns.len() > 2 && !TEXT.usual.iter().any(is_third)).then_some(pair)
 }
 
 /// The names of an index: pandas writes none, and reads that as `Unnamed: 0`.
@@ -136,43 +227,63 @@ fn is_nameless(name: &str) -> bool {
     name.is_empty() || name.starts_with("Unnamed: ") || name.starts_with("__index_level_")
 }
 
-/// Whether a column of this name would be found by it.
+/// Whether a file has columns in lines, so that its first one may be their names.
+pub(super) fn is_delimited(path: &Path) -> bool {
+    ["csv", "tsv", "txt"].contains(&&*ending(path))
+}
+
+/// Whether a value is the usual name of a column, or one that was asked for. Common names are values too: spam, title.
 pub(super) fn is_known(name: &str, options: &Options) -> bool {
-    let asked = [&options.text_column, &options.label_column].into_iter().flatten().map(String::as_str);
-    let mut known = TEXT_COLUMNS.into_iter().chain(LABEL_COLUMNS).chain(["id"]).chain(asked);
-    known.any(|known| known.eq_ignore_ascii_case(name.trim()))
+    is_text_or_label(name, options) || is_same(name, "id")
+}
+
+pub(super) fn is_text_or_label(name: &str, options: &Options) -> bool {
+    is_text_name(name, options) || is_label_name(name, options)
+}
+
+fn is_text_name(name: &str, options: &Options) -> bool {
+    TEXT.has_usual(name) || options.text_column.as_ref().is_some_and(|asked| is_same(asked, name))
+}
+
+fn is_label_name(name: &str, options: &Options) -> bool {
+    LABEL.has_usual(name) || options.label_column.as_ref().is_some_and(|asked| is_same(asked, name))
 }
 
 /// Whether these are the names of a text and of a label column.
 pub(super) fn are_text_and_label(names: [&str; 2], options: &Options) -> bool {
-    let is = |name: &str, asked: &Option<String>, known: &[&str]| {
-        known.iter().copied().chain(asked.as_deref()).any(|known| known.eq_ignore_ascii_case(name.trim()))
-    };
-    is(names[0], &options.text_column, &TEXT_COLUMNS) && is(names[1], &options.label_column, &LABEL_COLUMNS)
+    is_text_name(names[0], options) && is_label_name(names[1], options)
 }
 
-/// How much the values of a column look like texts: numbers least, then by the number of distinct values, then by length.
+/// How much the values of a column look like texts: numbers least, then by the number of distinct values, then by that of
+/// letters.
 pub(super) fn likeness_to_text<'a>(values: impl Iterator<Item = &'a str> + Clone) -> (bool, usize, usize) {
     let is_empty = |value: &&str| value.trim().is_empty();
     let words = !values.clone().filter(|value| !is_empty(value)).all(is_number);
     let distinct: HashSet<&str> = values.clone().map(str::trim).collect();
-    (words, distinct.len(), values.map(str::len).sum())
+    (words, distinct.len(), values.flat_map(str::chars).filter(|c| c.is_alphabetic()).count())
 }
 
-/// The columns of the texts and of the labels among three or more without names: few distinct labels, the longest texts. `None`
-/// if no column looks like labels.
-pub(super) fn by_content(rows: &[csv::StringRecord], columns: usize) -> Option<(usize, usize)> {
+/// Among three or more columns without names, the one of the texts, which have the most letters, and those that may be labels:
+/// every row has a value, and there are two or more distinct ones, but few; numbers of a few rows may all differ. `None` without
+/// a column of words.
+pub(super) fn by_content(rows: &[csv::StringRecord], columns: usize) -> Option<(usize, Vec<usize>)> {
+    const MOST_CLASSES: usize = 200;
     let values = |column: usize| rows.iter().filter_map(move |row| row.get(column));
     let likeness: Vec<_> = (0..columns).map(|column| likeness_to_text(values(column))).collect();
-    let filled = (0..columns).filter(|&column| likeness[column].2 > 0);
-    let as_label = |&column: &usize| {
-        let (words, distinct, size) = likeness[column];
-        (distinct < 2, distinct, words, size)
+    let is_filled = |column: usize| values(column).all(|value| !value.trim().is_empty());
+    let is_fractional = |value: &str| is_number(value) && value.trim().parse::<f64>().is_ok_and(|n| n.fract() != 0.0);
+    let may_be_label = |column: &usize| {
+        let (words, distinct, _) = likeness[*column];
+        is_filled(*column) && (2..=MOST_CLASSES).contains(&distinct) && (words || !values(*column).any(is_fractional))
     };
-    let label = filled.clone().min_by_key(as_label)?;
-    let text = filled.filter(|&column| column != label).max_by_key(|&column| (likeness[column].0, likeness[column].2))?;
-    let (words, distinct, _) = likeness[label];
-    (likeness[text].0 && (!words || are_few(distinct, rows.len()))).then_some((text, label))
+    let possible = || (0..columns).filter(may_be_label);
+    let mut labels: Vec<usize> = possible().filter(|&column| are_few(likeness[column].1, rows.len())).collect();
+    if labels.is_empty() && rows.len() < 6 {
+        labels = possible().filter(|&column| !likeness[column].0).collect();
+    }
+    let letters = |&column: &usize| (!labels.contains(&column), likeness[column].2);
+    let text = (0..columns).filter(|&column| likeness[column].0).max_by_key(letters)?;
+    Some((text, labels.into_iter().filter(|&label| label != text).collect()))
 }
 
 /// Whether distinct labels are few for a number of rows: at most half of it; of five rows or fewer, some label recurs.

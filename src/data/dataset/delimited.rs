@@ -8,7 +8,7 @@ use csv::StringRecord;
 
 use super::columns::{by_content, is_number};
 use super::dialect::{Dialect, reader};
-use super::{LineNumbers, Options, Table, number_or_text};
+use super::{LineNumbers, Options, Table, list, number_or_text};
 use crate::console::note;
 use crate::error::{Error, Result};
 
@@ -18,9 +18,11 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
     let Some(first) = dialect.sample.first() else {
         return Err(Error::user(path.display(), "no header and no rows", "check how it was written"));
     };
+    let text = &*dialect.text;
     let rows = &text[dialect.start..];
     let mut table = if dialect.header {
-        Table::new(path, first.iter().map(|name| name.trim().to_string()).collect(), options)?
+        let names = first.iter().map(|name| name.trim().to_string());
+        Table::new(path, dialect.row_names().into_iter().chain(names).collect(), options)?
     } else {
         numbered(path, rows, &dialect, options)?
     };
@@ -35,6 +37,7 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
     let mut lines = LineNumbers::default();
     let mut joined = Vec::new();
     let mut names = dialect.header;
+    let mut blank = 0;
     loop {
         let more =
             reader.read_record(&mut record).map_err(|e| Error::user(path.display(), e.to_string(), "save it as UTF-8 CSV"))?;
@@ -48,7 +51,7 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
         let line = lines.at(text, start);
         let place = || format!("{}:{line}", path.display());
         if record.iter().any(|field| field.ends_with(end)) {
-            let remedy = "close it, or double it inside the text; --quoting off reads quotes as letters";
+            let remedy = "close it, or double it inside the text; --quoting off reads quotes as literal characters";
             return Err(Error::user(place(), "a quote opens here or below and never closes", remedy));
         }
         if std::mem::take(&mut names) {
@@ -63,10 +66,17 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
             };
             return Err(Error::user(place(), fact, remedy));
         }
+        if table.columns.label.is_some() && !options.texts_only && record.iter().all(|field| field.trim().is_empty()) {
+            blank += 1;
+            continue;
+        }
         joined.extend(within_quotes(&record, line, dialect.delimiter, table.columns.label.or(table.columns.id)));
         let label = table.columns.label.map_or("", |label| &record[label]);
         let id = table.columns.id.map(|id| number_or_text(&record[id]));
         table.push(Some(line), record[table.columns.text].to_string(), label.to_string(), id);
+    }
+    if blank > 0 {
+        note(format!("note: {}: rows without any value, which are left out: {blank}", path.display()));
     }
     // Only a line with a label of another row, or without labels with an id, is taken for a record: texts have commas too.
     let labels: HashSet<&str> = table.labels.iter().flatten().map(|label| label.trim()).collect();
@@ -89,15 +99,24 @@ fn numbered(path: &Path, rows: &str, dialect: &Dialect, options: &Options) -> Re
         // All of them: files may be sorted by label.
         let reader = reader(dialect.delimiter, dialect.quoting).from_reader(rows.as_bytes());
         let records: Vec<StringRecord> = reader.into_records().map_while(|record| record.ok()).collect();
-        if let Some((text, label)) = by_content(&records, width) {
-            let [text, label] = [text, label].map(|column| names[column].clone());
-            note(format!(
-                "note: {}: of {width} columns without names, {text} is taken for the texts and {label} for the labels; \
-                 --text-column and --label-column name others by number",
-                path.display()
-            ));
-            options.text_column = Some(text);
-            options.label_column.get_or_insert(label);
+        if let Some((text, labels)) = by_content(&records, width) {
+            let number = |&column: &usize| names[column].clone();
+            let mut taken = format!("of {width} columns without names, {} is taken for the texts", names[text]);
+            options.text_column = Some(number(&text));
+            match &labels[..] {
+                _ if options.label_column.is_some() => {}
+                [label] => {
+                    taken += &format!(" and {} for the labels", names[*label]);
+                    options.label_column = Some(number(label));
+                }
+                several if several.is_empty() || options.texts_only => {}
+                _ => {
+                    let numbers: Vec<String> = labels.iter().map(number).collect();
+                    let fact = format!("several of its {width} columns without names may be labels: {}", list(&numbers));
+                    return Err(Error::user(path.display(), fact, "name one with --label-column"));
+                }
+            }
+            note(format!("note: {}: {taken}; --text-column and --label-column name others by number", path.display()));
         }
     }
     Table::new(path, names, &options)

@@ -1,6 +1,7 @@
 //! How a delimited file was written: its delimiter, its quoting, and whether its first line names the columns. What no flag
 //! says is guessed from the first records, and reported unless it is what the file's extension means.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use csv::StringRecord;
@@ -15,27 +16,29 @@ const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 /// Records that a guess looks at.
 const SAMPLE: usize = 500;
 
-pub(super) struct Dialect {
+pub(super) struct Dialect<'a> {
     pub delimiter: u8,
-    /// Quotes enclose fields; otherwise they are letters, and every line is a row.
+    /// Quotes enclose fields; otherwise they are literal characters, and every line is a row.
     pub quoting: bool,
     /// The first record names the columns.
     pub header: bool,
+    /// The text of the file, without spaces before opening quotes.
+    pub text: Cow<'a, str>,
     /// The first byte of the first record.
     pub start: usize,
     /// The first records, the header among them.
     pub sample: Vec<StringRecord>,
 }
 
-impl Dialect {
+impl<'a> Dialect<'a> {
     /// The dialect of a file whose extension means fields between `usual`.
-    pub fn of(path: &Path, text: &str, usual: u8, options: &Options) -> Dialect {
+    pub fn of(path: &Path, text: &'a str, usual: u8, options: &Options) -> Dialect<'a> {
         let (declared, start) = declared(text).unzip();
         let start = start.unwrap_or(0);
-        // A quote is a letter in TSV, unless quotes enclose the names too.
-        let enclosed = || text[start..].lines().next().is_some_and(|line| line.split('\t').all(is_quoted));
-        let quoting =
-            |delimiter| options.quoting.unwrap_or_else(|| delimiter != b'\t' || text::ending(path) == "csv" || enclosed());
+        let given = options.quoting;
+        let quoting = |delimiter| {
+            given.unwrap_or_else(|| delimiter != b'\t' || text::ending(path) == "csv" || quotes_enclose_fields(&text[start..]))
+        };
         let sample = |delimiter| sample(&text[start..], delimiter, quoting(delimiter));
         let guess = || {
             let others = DELIMITERS.into_iter().filter(|&other| other != usual);
@@ -52,8 +55,14 @@ impl Dialect {
                 plural(delimiter)
             ));
         }
-        let header = options.no_header.map_or_else(|| has_header(path, &sample, options), |none| !none);
-        let dialect = Dialect { delimiter, quoting, header, start, sample };
+        let mut dialect = Dialect { delimiter, quoting, header: true, text: text.into(), start, sample };
+        if quoting && has_spaces_before_quotes(&dialect.sample) {
+            note(format!("note: {}: spaces before opening quotes are skipped", path.display()));
+            let plain = without_spaces_before_quotes(&text[start..], char::from(delimiter));
+            dialect.sample = self::sample(&plain, delimiter, quoting);
+            dialect.text = Cow::Owned(text[..start].to_string() + &plain);
+        }
+        dialect.header = options.no_header.map_or_else(|| has_header(path, &dialect.sample, options), |none| !none);
         dialect.report(path, options);
         dialect
     }
@@ -61,6 +70,13 @@ impl Dialect {
     /// The first records that are rows.
     fn rows(&self) -> &[StringRecord] {
         &self.sample[usize::from(self.header).min(self.sample.len())..]
+    }
+
+    /// The name, which is empty, of a column that the header lacks: R writes the numbers of rows without one.
+    pub fn row_names(&self) -> Option<String> {
+        let names = self.sample.first()?.len();
+        let is_numbered = |(number, row): (usize, &StringRecord)| row.len() == names + 1 && row[0] == number.to_string();
+        (self.rows().len() > 1 && (1..).zip(self.rows()).all(is_numbered)).then(String::new)
     }
 
     /// Notes on rows that another dialect would read otherwise.
@@ -86,17 +102,74 @@ impl Dialect {
             }
         }
         if self.quoting && self.delimiter == b'\t' && options.quoting.is_none() && !is_csv {
-            note(format!(
-                "note: {path}: quotes enclose the first line's fields, and are taken to enclose all; --quoting off keeps them"
-            ));
+            note(format!("note: {path}: quotes are taken to enclose fields; --quoting off reads them as literal characters"));
         }
         if !self.quoting {
             let mut fields = rows.iter().flatten().filter(|field| field.contains('"')).peekable();
             if fields.peek().is_some() && fields.all(is_quoted) {
-                note(format!("note: {path}: quotes are read as letters, though they enclose fields; --quoting on removes them"));
+                note(format!(
+                    "note: {path}: quotes are read as literal characters, though they enclose fields; --quoting on removes them"
+                ));
             }
         }
     }
+}
+
+/// Whether quotes enclose fields of TSV, in which they usually are literal characters: they enclose all names, or only with them
+/// all records have the same number of fields, or, in one column, they enclose whole texts of several lines.
+fn quotes_enclose_fields(text: &str) -> bool {
+    if text.lines().next().is_some_and(|line| line.split('\t').all(is_quoted)) {
+        return true;
+    }
+    let [literal, enclosing] = [false, true].map(|quoting| sample(text, b'\t', quoting));
+    let width = |records: &[StringRecord]| {
+        let first = records.first()?.len();
+        records.iter().all(|record| record.len() == first).then_some(first)
+    };
+    match (width(&literal), width(&enclosing)) {
+        (None, Some(width)) => width > 1,
+        (Some(1), Some(1)) => {
+            let mut several = enclosing.iter().map(|record| &record[0]).filter(|field| field.contains('\n')).peekable();
+            let is_whole = |field: &str| {
+                let parts = text.split_once(&format!("\"{}\"", field.replace('"', "\"\"")));
+                parts.is_some_and(|(before, after)| {
+                    (before.is_empty() || before.ends_with('\n')) && (after.is_empty() || after.starts_with(['\r', '\n']))
+                })
+            };
+            several.peek().is_some() && several.all(is_whole)
+        }
+        _ => false,
+    }
+}
+
+/// Whether a space is before the opening quotes of fields: of all fields that begin so, and in which the quotes close at the end.
+fn has_spaces_before_quotes(records: &[StringRecord]) -> bool {
+    let begins = |field: &&str| field.starts_with(' ') && field.trim_start().starts_with('"');
+    let mut fields = records.iter().flatten().filter(begins).peekable();
+    // A field with a delimiter is cut at it, and has one quote.
+    fields.peek().is_some() && fields.all(|field| field.matches('"').count() == 1 || field.trim_end().ends_with('"'))
+}
+
+fn without_spaces_before_quotes(text: &str, delimiter: char) -> String {
+    let (mut plain, mut spaces) = (String::with_capacity(text.len()), 0);
+    let (mut field_starts, mut quoted, mut closed) = (true, false, false);
+    for c in text.chars() {
+        if field_starts && c == ' ' {
+            spaces += 1;
+            continue;
+        }
+        if c != '"' {
+            plain.extend(std::iter::repeat_n(' ', spaces));
+        }
+        spaces = 0;
+        // A second quote after one that closes is a doubled one.
+        let toggles = c == '"' && (field_starts || quoted || closed);
+        closed = toggles && quoted;
+        quoted ^= toggles;
+        field_starts = !quoted && (c == delimiter || c == '\n');
+        plain.push(c);
+    }
+    plain
 }
 
 /// A line `sep=;`, which Excel reads: its delimiter, and the byte after it.
@@ -180,7 +253,7 @@ pub(super) fn plural(delimiter: u8) -> String {
         b',' => "commas".to_string(),
         b';' => "semicolons".to_string(),
         b'\t' => "tabs".to_string(),
-        b'|' => "bars".to_string(),
+        b'|' => "pipes".to_string(),
         other => format!("characters {}", char::from(other)),
     }
 }

@@ -27,8 +27,8 @@ mod splits;
 mod text;
 
 pub use classes::{Classes, ModelClasses, classify, counts_in_words, plain};
-pub(crate) use columns::TEXT_COLUMNS;
-use columns::{Columns, Guess, likeness_to_text};
+pub(crate) use columns::text_column;
+use columns::{Columns, Guess, is_delimited, likeness_to_text};
 pub(crate) use json::json_object;
 pub(crate) use labelled_lines::is_header;
 pub use splits::{Split, Splits, splits};
@@ -117,7 +117,7 @@ impl Table {
         Ok(table)
     }
 
-    /// Of two columns without a usual name, takes the only one of strings for the texts; then forgets labels that are not needed.
+    /// Of two columns without a recognized name, takes the only one of strings for the texts; then forgets labels that are not needed.
     fn settle_by_type(&mut self, is_text: impl Fn(usize) -> bool, options: &Options) {
         let columns = &mut self.columns;
         if let (Guess::Both, text, Some(label)) = (columns.guessed, columns.text, columns.label) {
@@ -132,7 +132,7 @@ impl Table {
         }
     }
 
-    /// Decides which of two columns without a usual name holds the texts, and reports columns that were not found by name.
+    /// Decides which of two columns without a recognized name holds the texts, and reports columns that were not found by name.
     ///
     /// # Errors
     /// Labels that no name tells, and that differ in every row: an id, a date, a title.
@@ -156,10 +156,14 @@ impl Table {
                 note(format!("note: {path}: the labels are taken from {label}; --label-column names another"));
             }
             (Guess::Both | Guess::Type, _) => note(format!(
-                "note: {path}: no column has a usual name, so {text} is taken for the texts and {label} for the labels; \
+                "note: {path}: no recognized column names, so {text} is taken for the texts and {label} for the labels; \
                  --text-column and --label-column name others{}",
                 // Columns without names are numbered.
-                if self.column_names[0] == "1" { "" } else { ", --no-header makes the names a row" }
+                if !is_delimited(self.path()) || self.column_names[0] == "1" {
+                    ""
+                } else {
+                    ", --no-header makes the names a row"
+                }
             )),
             (Guess::Label, true) | (Guess::Nothing, _) => {}
         }
@@ -186,8 +190,7 @@ impl Table {
         match ending(path).as_str() {
             "csv" => delimited::read(path, &text(file)?, b',', options),
             "tsv" => delimited::read(path, &text(file)?, b'\t', options),
-            "jsonl" => json::read_lines(path, &text(file)?, options),
-            "json" => json::read(path, &text(file)?, options),
+            "json" | "jsonl" => json::read(path, &text(file)?, options),
             "txt" | "ft" | "fasttext" => labelled_lines::read(path, &text(file)?, options),
             // The crate panics on some damaged pages.
             "parquet" => catch_unwind(|| parquet::read(path, file, options))

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use parquet::basic::{Compression, ConvertedType, Repetition, Type as Physical};
+use parquet::basic::{Compression, ConvertedType, LogicalType, Repetition, Type as Physical};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
@@ -34,7 +34,10 @@ pub(super) fn read(path: &Path, file: File, options: &Options) -> Result<Table> 
         return Err(wrong(text, "strings"));
     }
     if let Some(label) = label.filter(|label| !is_string(label) && !is_number(label)) {
-        return Err(wrong(label, "strings or numbers, and several labels per text are not supported"));
+        return Err(wrong(
+            label,
+            if is_scalar(label) { "strings or numbers" } else { "one label per text, and several are not supported" },
+        ));
     }
     table.class_names = label.and_then(|label| {
         let json = about.key_value_metadata()?.iter().find(|entry| entry.key == "huggingface")?.value.as_ref()?;
@@ -69,14 +72,15 @@ fn is_string(field: &Type) -> bool {
 fn is_number(field: &Type) -> bool {
     use ConvertedType::*;
     is_scalar(field)
-        && matches!(
-            field.get_physical_type(),
-            Physical::BOOLEAN | Physical::INT32 | Physical::INT64 | Physical::FLOAT | Physical::DOUBLE
-        )
-        && matches!(
-            field.get_basic_info().converted_type(),
-            NONE | INT_8 | INT_16 | INT_32 | INT_64 | UINT_8 | UINT_16 | UINT_32 | UINT_64
-        )
+        && match field.get_basic_info().converted_type() {
+            DECIMAL => true,
+            NONE if field.get_basic_info().logical_type_ref() == Some(&LogicalType::Float16) => true,
+            NONE | INT_8 | INT_16 | INT_32 | INT_64 | UINT_8 | UINT_16 | UINT_32 | UINT_64 => matches!(
+                field.get_physical_type(),
+                Physical::BOOLEAN | Physical::INT32 | Physical::INT64 | Physical::FLOAT | Physical::DOUBLE
+            ),
+            _ => false,
+        }
 }
 
 fn is_scalar(field: &Type) -> bool {
@@ -90,6 +94,7 @@ fn cell(field: Field) -> Option<String> {
         Field::Bytes(bytes) => String::from_utf8(bytes.data().to_vec()).ok(),
         Field::Null => None,
         // The crate would write 0.0 as 0E0.
+        Field::Float16(n) => Some(n.to_string()).filter(|_| !n.is_nan()),
         Field::Float(n) => Some(n.to_string()).filter(|_| !n.is_nan()),
         Field::Double(n) => Some(n.to_string()).filter(|_| !n.is_nan()),
         number => Some(number.to_string()),

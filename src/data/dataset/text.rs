@@ -133,15 +133,25 @@ pub fn encoding(name: &str) -> std::result::Result<&'static Encoding, String> {
     let lower = name.trim().to_lowercase().replace('_', "-");
     let usual = match lower.as_str() {
         "latin-1" => "latin1",
-        "utf-8-sig" | "cp65001" => "utf-8",
+        "latin-9" | "latin9" => "iso-8859-15",
+        "ansi" => "windows-1252",
+        "u8" | "utf-8-sig" | "cp65001" => "utf-8",
+        "utf-16-le" | "utf16le" | "utf16" => "utf-16le",
+        "utf-16-be" | "utf16be" => "utf-16be",
+        "cp874" => "windows-874",
         "cp932" => "shift-jis",
         "cp936" => "gbk",
-        "cp949" => "euc-kr",
-        "cp950" => "big5",
-        "mac-roman" => "macintosh",
+        "cp949" | "uhc" => "euc-kr",
+        "cp950" | "big5hkscs" => "big5",
+        "eucjp" => "euc-jp",
+        "iso2022-jp" => "iso-2022-jp",
+        "mac-roman" | "macroman" => "macintosh",
+        "mac-cyrillic" => "x-mac-cyrillic",
         other => other,
     };
-    let found = Encoding::for_label(usual.as_bytes()).or_else(|| Encoding::for_label(usual.replace('-', "").as_bytes()));
+    let spelled = |name: &str| Encoding::for_label(name.as_bytes());
+    let found =
+        spelled(usual).or_else(|| spelled(&usual.replace('-', ""))).or_else(|| spelled(&usual.replacen("iso", "iso-", 1)));
     found
         .filter(|encoding| encoding.name() != "replacement")
         .ok_or_else(|| "use a name such as utf-8, utf-16le, cp1252, latin-1, cp1251, gbk or shift-jis".to_string())
