@@ -10,7 +10,7 @@ use super::args::{Cadence, ReportTo};
 use super::evaluate::{Evaluation, evaluate};
 use super::results::Done;
 use super::{BestModel, Outcome, Trainer};
-use crate::console::{check_interrupt, notice_interrupts};
+use crate::console::check_interrupt;
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
@@ -26,7 +26,6 @@ impl Trainer<'_> {
         let (begin, first, epoch) = (Instant::now(), self.state.step, self.epoch());
         let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "reviews"]);
         let progress = progress.resumed_at(self.state.step as u64);
-        notice_interrupts()?;
         if let Err(error) = self.epochs(&progress) {
             return Err(match error.kind {
                 Kind::Device => error.and(&self.kept()?),

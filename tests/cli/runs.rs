@@ -400,3 +400,36 @@ fn changed_settings_are_reported_and_speeds_count_what_was_done_since() {
     assert!(ran.out.contains("trained     0 updates"), "{}", ran.out);
     assert_eq!(read(out.path(), "train_results.json")["train_steps_per_second"], 0.0);
 }
+
+#[test]
+fn a_numbered_folder_that_holds_nothing_is_removed() {
+    let dir = TempDir::new().unwrap();
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let mut command = program(TRAIN);
+    command.current_dir(&dir).args(["--model", path(&model), "--train-file", path(&file), "--report-to", "none"]);
+    command.args(words("--learning-rate 1e39 --max-steps 1 --save-strategy no"));
+    run(&mut command, b"").failed(1, "is not finite");
+    assert_eq!(names(&dir.path().join("runs")), BTreeSet::new());
+}
+
+#[test]
+fn a_stop_while_data_is_read_begins_nothing() {
+    let dir = TempDir::new().unwrap();
+    let (model, file, runs) = (golden("train/hf_init"), dir.path().join("train.csv"), dir.path().join("runs"));
+    let rows: String = (0..300_000).map(|row| format!("a film that is number {row} of many,{}\n", row % 2)).collect();
+    fs::write(&file, format!("text,label\n{rows}")).unwrap();
+    let mut command = program(TRAIN);
+    command.current_dir(&dir).args(["--model", path(&model), "--train-file", path(&file)]).env("WARPFIT_CACHE", "");
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while !runs.join("1").exists() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the run does not start");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    let error = String::from_utf8(ended.stderr).unwrap();
+    let line = "error: `train`: interrupted before the first update: nothing was begun; start the same command again";
+    assert!(ended.status.code() == Some(130) && error.lines().last() == Some(line), "{:?} {error}", ended.status);
+    assert_eq!(names(&runs), BTreeSet::new());
+}
