@@ -154,7 +154,7 @@ def broken(path):
             [json.loads(line) for line in path.read_text().split("\n")[:-1]]
         elif path.suffix == ".svg":
             assert path.read_text().endswith("</svg>\n"), "truncated"
-        elif not HALF_WRITTEN.search(path.name) and "tfevents" not in path.name:
+        elif not HALF_WRITTEN.search(path.name) and "tfevents" not in path.name and path.name != "run.lock":
             assert path.stat().st_size > 0, "empty"
     except Exception as error:
         return repr(error)
