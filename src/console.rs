@@ -38,15 +38,15 @@ fn no_signals(e: io::Error) -> Error {
 pub fn leave_on_interrupt(leave: impl FnOnce() + Send + 'static) -> Result<()> {
     let mut signals = Signals::new(interrupts()).map_err(no_signals)?;
     LEAVING.get_or_init(|| signals.handle());
-    std::thread::spawn(move || {
+    let wait = move || {
         if signals.forever().next().is_some() {
             leave();
             let fact = "interrupted before the first update: nothing was begun";
             complain(format!("error: {}", Error::new(Kind::Interrupted, "train", fact, "start the same command again")));
             signal_hook::low_level::exit(Kind::Interrupted as i32);
         }
-    });
-    Ok(())
+    };
+    std::thread::Builder::new().spawn(wait).map(|_| ()).map_err(no_signals)
 }
 
 /// From now on the first signal is left to [`check_interrupt`]; a second one ends the process immediately.

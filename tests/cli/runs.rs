@@ -433,3 +433,29 @@ fn a_stop_while_data_is_read_begins_nothing() {
     assert!(ended.status.code() == Some(130) && error.lines().last() == Some(line), "{:?} {error}", ended.status);
     assert_eq!(names(&runs), BTreeSet::new());
 }
+
+/// From too little address space for anything to enough for the run.
+#[cfg(target_os = "linux")]
+#[test]
+fn exhausted_memory_is_reported_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let (mut started, mut failures) = (false, BTreeSet::new());
+    for kib in (16 << 10..1 << 20).step_by(512) {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_train")]);
+        command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&dir.path().join("out"))]);
+        command.args(words("--max-steps 2 --batch-size 32 --device cpu --quiet --overwrite-output-dir"));
+        let ran = run(&mut command, b"");
+        if ran.code == Some(0) {
+            break;
+        }
+        // Below, the loader finds no room for the program.
+        started |= ran.err.starts_with("error: `");
+        if started {
+            failures.insert(ran.err.split('`').nth(1).unwrap_or_default().to_string());
+            ran.failed(3, "");
+        }
+    }
+    assert!(failures.contains("cpu") && failures.contains("memory"), "{failures:?}");
+}

@@ -1,0 +1,48 @@
+//! The allocator of the programs: without memory they end with one line and the exit code of a device. All large buffers are
+//! planned and allocated elsewhere, with errors of their own.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+use crate::console::complain;
+use crate::error::Kind;
+
+/// The system's allocator, which ends the process instead of aborting it.
+pub struct OrExit;
+
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for OrExit {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        or_exit(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        or_exit(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, start: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        or_exit(unsafe { System.realloc(start, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(start, layout) }
+    }
+}
+
+#[inline]
+fn or_exit(start: *mut u8, bytes: usize) -> *mut u8 {
+    if start.is_null() {
+        exit(bytes);
+    }
+    start
+}
+
+#[cold]
+fn exit(bytes: usize) -> ! {
+    // Nothing here allocates. Files under their final names are complete at any moment.
+    complain(format_args!(
+        "error: `memory`: {:.1} MiB cannot be allocated; stop other programs or lower --batch-size, and start again, a training \
+         run with --resume-from-checkpoint",
+        bytes as f64 / f64::from(1 << 20)
+    ));
+    signal_hook::low_level::exit(Kind::Device as i32)
+}
