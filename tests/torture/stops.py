@@ -63,17 +63,16 @@ def stop(process, how, rng):
 
 def torture_one(name, flags, signals, stops, counts):
     rng = random.Random(name)
-    begin = time.monotonic()
     undisturbed = Undisturbed(flags, "stops")
-    # The two runs of it.
-    longest = (time.monotonic() - begin) / 2
+    # The latest moment of a stop, such that a few runs in ten end before it.
+    latest = 1.0
     out, done, problems = empty(WORK / "stops"), 0, []
     while done < stops:
         had = checkpoints(out)
         process = start(f"{flags} {'--resume-from-checkpoint' if had else '--overwrite-output-dir'}", out)
         how = rng.choice(signals)
         try:
-            process.wait(rng.uniform(0, longest))
+            process.wait(rng.uniform(0, latest))
         except subprocess.TimeoutExpired:
             stop(process, how, rng)
         code, errors = ended(process)
@@ -81,8 +80,10 @@ def torture_one(name, flags, signals, stops, counts):
         if code == 0:
             problems += [f"{where}: at the end: {fault}" for fault in undisturbed.faults_at_end(out)]
             counts["completed"] += 1
+            latest *= 0.8
             empty(out)
             continue
+        latest *= 1.06
         done += 1
         counts["stops"] += 1
         counts["saved"] += "saved in" in errors
