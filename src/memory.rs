@@ -2,8 +2,8 @@
 //! planned and allocated elsewhere, with errors of their own.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{Cursor, Write};
 
-use crate::console::complain;
 use crate::error::Kind;
 
 /// The system's allocator, which ends the process instead of aborting it.
@@ -38,11 +38,32 @@ fn or_exit(start: *mut u8, bytes: usize) -> *mut u8 {
 
 #[cold]
 fn exit(bytes: usize) -> ! {
-    // Nothing here allocates. Files under their final names are complete at any moment.
-    complain(format_args!(
-        "error: `memory`: {:.1} MiB cannot be allocated; stop other programs or lower --batch-size, and start again, a training \
-         run with --resume-from-checkpoint",
-        bytes as f64 / f64::from(1 << 20)
-    ));
+    // Nothing here allocates: not the line, and not its way to standard error, where std registers a destructor for its lock.
+    let (mut line, mib) = (Cursor::new([0; 256]), bytes as f64 / f64::from(1 << 20));
+    let written = writeln!(
+        line,
+        "error: `memory`: {mib:.1} MiB cannot be allocated; stop other programs or lower --batch-size, and start again, a training \
+         run with --resume-from-checkpoint"
+    );
+    let end = line.position() as usize;
+    if written.is_ok() {
+        print(&line.get_ref()[..end]);
+    }
+    // Files under their final names are complete at any moment.
     signal_hook::low_level::exit(Kind::Device as i32)
+}
+
+#[cfg(unix)]
+fn print(line: &[u8]) {
+    use std::fs::File;
+    use std::mem::ManuallyDrop;
+    use std::os::fd::FromRawFd;
+    // SAFETY: open, or the write fails; not closed by a drop.
+    let mut errors = ManuallyDrop::new(unsafe { File::from_raw_fd(2) });
+    let _ = errors.write_all(line);
+}
+
+#[cfg(not(unix))]
+fn print(line: &[u8]) {
+    let _ = std::io::stderr().write_all(line);
 }

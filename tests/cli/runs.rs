@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -420,17 +421,15 @@ fn a_stop_while_data_is_read_begins_nothing() {
     fs::write(&file, format!("text,label\n{rows}")).unwrap();
     let mut command = program(TRAIN);
     command.current_dir(&dir).args(["--model", path(&model), "--train-file", path(&file)]).env("WARPFIT_CACHE", "");
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let begin = Instant::now();
-    while !runs.join("1").exists() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "the run does not start");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut notes = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    // The file is read, but not tokenised yet.
+    notes.find(|line| line.starts_with("data: ")).unwrap();
+    assert!(runs.join("1").exists());
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
-    let ended = child.wait_with_output().unwrap();
-    let error = String::from_utf8(ended.stderr).unwrap();
+    let (last, code) = (notes.last(), child.wait().unwrap().code());
     let line = "error: `train`: interrupted before the first update: nothing was begun; start the same command again";
-    assert!(ended.status.code() == Some(130) && error.lines().last() == Some(line), "{:?} {error}", ended.status);
+    assert_eq!((code, last.as_deref()), (Some(130), Some(line)));
     assert_eq!(names(&runs), BTreeSet::new());
 }
 
