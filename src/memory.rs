@@ -3,6 +3,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Cursor, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::error::Kind;
 
@@ -38,6 +40,11 @@ fn or_exit(start: *mut u8, bytes: usize) -> *mut u8 {
 
 #[cold]
 fn exit(bytes: usize) -> ! {
+    // One line, even if several threads find no memory.
+    static EXITING: AtomicBool = AtomicBool::new(false);
+    while EXITING.swap(true, Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_secs(1));
+    }
     // Nothing here allocates: not the line, and not its way to standard error, where std registers a destructor for its lock.
     let (mut line, mib) = (Cursor::new([0; 256]), bytes as f64 / f64::from(1 << 20));
     let written = writeln!(
