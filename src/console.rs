@@ -2,36 +2,62 @@
 //! whether a signal was received are global, since they belong to the process.
 
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
+use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::{Error, Kind, Result};
 
 /// Prints a result: a line on standard output.
 pub fn print(line: impl Display) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Error::io(Path::new("standard output"), e))
 }
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Default::default);
 
-/// From now on the first SIGINT, SIGTERM, SIGHUP (a terminal that closes) or SIGUSR1 (Slurm's warning before the time limit) is
-/// left to [`check_interrupt`]; a second one ends the process immediately. A SIGHUP that is ignored, as under nohup, still is.
-pub fn notice_interrupts() -> Result<()> {
-    for signal in [SIGINT, SIGTERM, SIGHUP, SIGUSR1] {
-        if signal == SIGHUP && is_ignored(signal) {
-            continue;
+/// Ends [`leave_on_interrupt`].
+static LEAVING: OnceLock<Handle> = OnceLock::new();
+
+/// SIGINT, SIGTERM, SIGHUP (a terminal that closes) and SIGUSR1 (Slurm's warning before the time limit). A SIGHUP that is
+/// ignored, as under nohup, still is.
+fn interrupts() -> impl Iterator<Item = i32> {
+    [SIGINT, SIGTERM, SIGHUP, SIGUSR1].into_iter().filter(|&signal| signal != SIGHUP || !is_ignored(signal))
+}
+
+fn no_signals(e: io::Error) -> Error {
+    Error::new(Kind::Device, "signals", e.to_string(), "start the program again")
+}
+
+/// Until [`notice_interrupts`], a signal ends the process: there is nothing to save yet. `leave` is run before.
+pub fn leave_on_interrupt(leave: impl FnOnce() + Send + 'static) -> Result<()> {
+    let mut signals = Signals::new(interrupts()).map_err(no_signals)?;
+    LEAVING.get_or_init(|| signals.handle());
+    let wait = move || {
+        if signals.forever().next().is_some() {
+            leave();
+            let fact = "interrupted before the first update: nothing was begun";
+            complain(format!("error: {}", Error::new(Kind::Interrupted, "train", fact, "start the same command again")));
+            signal_hook::low_level::exit(Kind::Interrupted as i32);
         }
+    };
+    std::thread::Builder::new().spawn(wait).map(|_| ()).map_err(no_signals)
+}
+
+/// From now on the first signal is left to [`check_interrupt`]; a second one ends the process immediately.
+pub fn notice_interrupts() -> Result<()> {
+    for signal in interrupts() {
         // In this order: at the first signal the condition is not met yet.
         flag::register_conditional_shutdown(signal, Kind::Interrupted as i32, INTERRUPTED.clone())
             .and_then(|_| flag::register(signal, INTERRUPTED.clone()))
-            .map_err(|e| Error::new(Kind::Device, "signals", e.to_string(), "start the program again"))?;
+            .map_err(no_signals)?;
     }
+    LEAVING.get().into_iter().for_each(Handle::close);
     Ok(())
 }
 
@@ -69,5 +95,5 @@ pub fn note(line: impl Display) {
 
 /// Prints a line on standard error, even if notes are off.
 pub fn complain(line: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{line}");
 }

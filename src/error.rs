@@ -61,6 +61,10 @@ impl Error {
         use std::io::ErrorKind::*;
         let remedy = match error.kind() {
             BrokenPipe => return Error::new(Kind::BrokenPipe, path.display(), error.to_string(), ""),
+            // There is no address space left for a mapped file.
+            OutOfMemory => {
+                return Error::new(Kind::Device, path.display(), error.to_string(), "stop other programs, or lower --batch-size");
+            }
             NotFound => "check the path",
             PermissionDenied | ReadOnlyFilesystem => "check the permissions",
             StorageFull | QuotaExceeded => "free some space",

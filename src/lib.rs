@@ -26,7 +26,7 @@
 //! | [`serve`] | a model behind HTTP: `api` (the routes), `queue` (batches of waiting requests), `metrics`, `page.html` |
 //! | [`commands`] | one file per command of the program |
 //! | [`sample`] | the bundled reviews of the default run |
-//! | [`console`], [`files`], [`flags`], [`error`] | the terminal and signals; atomic files; command-line flags; one error type: where, what, what to do |
+//! | [`console`], [`files`], [`flags`], [`memory`], [`error`] | the terminal and signals; atomic files; command-line flags; the allocator; one error type: where, what, what to do |
 //!
 //! A backend implements the trait, one file per group of ops; `device` opens it, and no other module names one. Beside `src/`:
 //! `kernels/` (CUDA sources), `build.rs` (runs nvcc, if there is one), `tests/vgpu` (a GPU in software, for the tests),
@@ -65,6 +65,7 @@ pub mod files;
 pub mod flags;
 pub mod hub;
 pub mod infer;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod ops;

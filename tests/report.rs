@@ -247,16 +247,23 @@ fn a_run_draws_its_curves_and_tensorboard_reads_its_log() {
     assert_eq!(before[1..], expected());
     assert!(before.iter().any(|event| matches!(event, Event::Scalar(4, tag, _) if tag == "eval/roc_auc")));
 
-    // The last record was truncated when the run was killed; resuming from the second update voids those after it.
+    // The last record was truncated when the run was killed; resuming from the second update voids those after it, and repeats
+    // that update's.
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
     let checkpoint = out.join("checkpoint-2");
     run(&format!("{flags} --max-steps 4 --resume-from-checkpoint {}", path(&checkpoint))).done();
     let after = events(&file);
-    let start = after.iter().position(|event| *event == Event::Start(3)).unwrap();
+    let start = after.iter().position(|event| *event == Event::Start(2)).unwrap();
     assert_eq!(after[..start], before[..start]);
-    let kept = after[1..start].iter().filter(|event| matches!(event, Event::Scalar(..=2, ..)));
+    let kept = after[1..start].iter().filter(|event| matches!(event, Event::Scalar(..=1, ..)));
     assert_eq!(kept.chain(&after[start + 1..]).collect::<Vec<_>>(), expected().iter().collect::<Vec<_>>());
+    // Resumed after its end, its results are shown once.
+    run(&format!("{flags} --max-steps 4 --resume-from-checkpoint")).done();
+    let after = events(&file);
+    let start = after.iter().rposition(|event| *event == Event::Start(4)).unwrap();
+    let shown: Vec<Event> = expected().into_iter().filter(|event| matches!(event, Event::Scalar(4, ..))).collect();
+    assert_eq!(after[start + 1..], shown);
 
     run("--report-to none,jsonl --overwrite-output-dir --max-steps 1").failed(2, "none cannot be combined with a log");
     let out = dir.path().join("none");

@@ -2,6 +2,8 @@
 //! are detected. All on device 1, one test at a time, so that a broken context affects no other test. None of it applies to a
 //! real GPU: a run on one leaves this module out (`--skip virtual_gpu`).
 
+mod failures;
+
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cudarc::cublaslt::{result as blas, sys as blas_sys};

@@ -162,6 +162,15 @@ impl RunDir {
         unreachable!("the numbers do not end")
     }
 
+    /// Removes the folder of a run that has ended, if it has written nothing there.
+    pub fn remove_unused(path: &PathBuf) {
+        if fs::read_dir(path).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == LOCK)) {
+            // What cannot be removed is left: the error of the run is the one to report.
+            let _ = fs::remove_file(path.join(LOCK));
+            let _ = fs::remove_dir(path);
+        }
+    }
+
     /// Writes checkpoint-`step` atomically, a folder with the files written by `fill`. Replaces one of the same name.
     pub fn checkpoint(&self, step: usize, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.checkpoint_path(step);

@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use clap::{Arg, Command, value_parser};
 
 use crate::console::complain;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::flags;
 use crate::train::recipe;
 
@@ -67,6 +67,12 @@ pub fn train(words: Vec<OsString>) -> Result<()> {
     recipe::parse(words)?.map_or(Ok(()), train::run)
 }
 
+/// Starts the threads of all parallel work; without memory or processes left for them the first use would panic.
+fn threads() -> Result<()> {
+    let started = rayon::ThreadPoolBuilder::new().build_global();
+    started.map_err(|e| Error::new(Kind::Device, "threads", e.to_string(), "raise the limits of memory and processes"))
+}
+
 /// The body of a program: prints an error of `main` as one line, and returns the exit code.
 pub fn exit(main: impl FnOnce() -> Result<()> + UnwindSafe) -> ExitCode {
     // The message of the last panic, printed only if nothing catches it.
@@ -77,7 +83,7 @@ pub fn exit(main: impl FnOnce() -> Result<()> + UnwindSafe) -> ExitCode {
         let line = format!("error: `{at}`: internal error ({text}); please report this line");
         LAST_PANIC.lock().map(|mut last| *last = line).unwrap_or_default();
     }));
-    match std::panic::catch_unwind(main) {
+    match std::panic::catch_unwind(|| threads().and_then(|()| main())) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             if error.kind != Kind::BrokenPipe {

@@ -1,6 +1,9 @@
 //! Fine-tunes a classifier, or without arguments trains a small one on the bundled sample.
 
-use crate::console::{be_quiet, note, print};
+use std::sync::{Arc, OnceLock};
+
+use crate::checkpoint::run_dir::RunDir;
+use crate::console::{be_quiet, leave_on_interrupt, note, print};
 use crate::data::cache;
 use crate::error::{Error, Result};
 use crate::hub::push::Target;
@@ -39,11 +42,20 @@ pub fn run(args: Args) -> Result<()> {
     }
     let hub = args.push_to_hub.as_deref().map(Target::check).transpose()?;
     let numbered = args.output_dir.is_none();
+    // The folder made for this run.
+    let made = Arc::new(OnceLock::new());
+    let leave = {
+        let made = made.clone();
+        move || made.get().into_iter().for_each(RunDir::remove_unused)
+    };
+    leave_on_interrupt(leave.clone())?;
     let settings = args.settings()?;
+    if numbered {
+        made.get_or_init(|| settings.output_dir.clone());
+    }
     let outcome = train(&settings, cache::folder().as_deref());
-    if numbered && !matches!(outcome, Ok(Some(_))) {
-        // The folder made for this run, if nothing was written to it.
-        let _ = std::fs::remove_dir(&settings.output_dir);
+    if !matches!(outcome, Ok(Some(_))) {
+        leave();
     }
     let Some(outcome) = outcome? else { return Ok(()) };
 

@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 pub const FILE: &str = "runs/events.out.tfevents.warpfit";
 
 pub struct Events {
-    file: File,
+    /// Created with the first entry.
+    file: Option<File>,
     path: PathBuf,
 }
 
@@ -31,22 +32,32 @@ const SESSION_STATUS: u8 = 1;
 const SESSION_START: u64 = 1;
 
 impl Events {
-    /// Creates the file of a run, or continues it after the update `resumed_at`: later events in it are marked as void.
-    pub fn open(run: &Path, resumed_at: Option<usize>) -> Result<Events> {
-        let path = run.join(FILE);
-        let folder = path.parent().expect("FILE is in a folder");
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let old = if resumed_at.is_some() { fs::read(&path).unwrap_or_default() } else { Vec::new() };
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        let file = file.and_then(|file| file.set_len(whole(&old) as u64).map(|()| file)).map_err(|e| Error::io(&path, e))?;
-        let mut events = Events { file, path };
-        if whole(&old) == 0 {
-            events.write(0, text(FILE_VERSION, b"brain.Event:2"))?;
-        }
-        if let Some(step) = resumed_at {
-            events.write(step + 1, text(SESSION_LOG, &integer(SESSION_STATUS, SESSION_START)))?;
+    /// The file of a new run.
+    pub fn new(run: &Path) -> Events {
+        Events { file: None, path: run.join(FILE) }
+    }
+
+    /// Continues the file of a run after the update `step`, with the entries of the log up to there: the events of that update
+    /// and of later ones are marked as void, since a killed run may have logged more, and those of `log` are repeated.
+    pub fn resume(run: &Path, step: usize, log: &[Value]) -> Result<Events> {
+        let mut events = Events::new(run);
+        events.write(step, text(SESSION_LOG, &integer(SESSION_STATUS, SESSION_START)))?;
+        for entry in log.iter().filter(|entry| entry["step"] == step).filter_map(Value::as_object) {
+            events.add(step, entry)?;
         }
         Ok(events)
+    }
+
+    /// Opens the file; the last record of a killed run may be truncated.
+    fn open(&self) -> std::io::Result<File> {
+        fs::create_dir_all(self.path.parent().expect("FILE is in a folder"))?;
+        let end = whole(&fs::read(&self.path).unwrap_or_default());
+        let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        file.set_len(end as u64)?;
+        if end == 0 {
+            file.write_all(&record(0, text(FILE_VERSION, b"brain.Event:2")))?;
+        }
+        Ok(file)
     }
 
     /// Adds the numbers of a log entry, under Trainer's tags: `loss` as train/loss, `eval_loss` as eval/loss.
@@ -66,20 +77,26 @@ impl Events {
         self.write(step, text(SUMMARY, &summary))
     }
 
-    /// Writes one event: time, step and `what`.
     fn write(&mut self, step: usize, what: Vec<u8>) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        let mut event = vec![WALL_TIME << 3 | 1];
-        event.extend(now.to_le_bytes());
-        event.extend(integer(STEP, step as u64));
-        event.extend(what);
-        let size = (event.len() as u64).to_le_bytes();
-        let record = [&size[..], &masked_crc(&size), &event, &masked_crc(&event)].concat();
-        self.file.write_all(&record).map_err(|e| Error::io(&self.path, e))
+        let opened = self.file.take().map_or_else(|| self.open(), Ok);
+        let written = opened.and_then(|mut file| file.write_all(&record(step, what)).map(|()| file));
+        self.file = Some(written.map_err(|e| Error::io(&self.path, e))?);
+        Ok(())
     }
 }
 
-/// Length of the whole records in `file`: the last one of a killed run may be truncated.
+/// One event: time, step and `what`.
+fn record(step: usize, what: Vec<u8>) -> Vec<u8> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+    let mut event = vec![WALL_TIME << 3 | 1];
+    event.extend(now.to_le_bytes());
+    event.extend(integer(STEP, step as u64));
+    event.extend(what);
+    let size = (event.len() as u64).to_le_bytes();
+    [&size[..], &masked_crc(&size), &event, &masked_crc(&event)].concat()
+}
+
+/// Length of the whole records in `file`.
 fn whole(file: &[u8]) -> usize {
     let mut end = 0;
     while let Some(size) = file[end..].first_chunk::<8>() {

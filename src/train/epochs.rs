@@ -10,7 +10,7 @@ use super::args::{Cadence, ReportTo};
 use super::evaluate::{Evaluation, evaluate};
 use super::results::Done;
 use super::{BestModel, Outcome, Trainer};
-use crate::console::{check_interrupt, notice_interrupts};
+use crate::console::check_interrupt;
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
@@ -26,23 +26,30 @@ impl Trainer<'_> {
         let (begin, first, epoch) = (Instant::now(), self.state.step, self.epoch());
         let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "texts"]);
         let progress = progress.resumed_at(self.state.step as u64);
-        notice_interrupts()?;
         if let Err(error) = self.epochs(&progress) {
-            return Err(match error.kind {
-                Kind::Device => error.and(&self.kept()?),
-                Kind::Interrupted => self.interrupted()?,
+            let error = match error.kind {
+                Kind::Interrupted => self.interrupted().unwrap_or_else(|error| error),
                 _ => error,
-            });
+            };
+            return Err(self.failed(error)?);
         }
         let seconds = begin.elapsed().as_secs_f64();
         self.show_profile(&progress)?;
         progress.finish("");
-        let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
         let done = Done { updates: self.state.step - first, epochs: self.epoch() - epoch, seconds };
-        self.finish(done).map_err(|error| match error.kind {
-            Kind::Interrupted => Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it"),
-            _ => error,
+        let finished = self.finish(done);
+        finished.or_else(|error| {
+            if error.kind != Kind::Interrupted {
+                return Err(self.failed(error)?);
+            }
+            let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
+            Err(Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it"))
         })
+    }
+
+    /// The error that ends the run: names the last good checkpoint if the device has failed.
+    fn failed(&self, error: Error) -> Result<Error> {
+        Ok(if error.kind == Kind::Device { error.and(&self.kept()?) } else { error })
     }
 
     /// Saves the state of the run, and reports how to resume.

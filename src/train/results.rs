@@ -59,7 +59,7 @@ impl Trainer<'_> {
     }
 
     /// Loads the best model, runs the missing evaluations, and writes all results.
-    pub(super) fn finish(mut self, done: Done) -> Result<Outcome> {
+    pub(super) fn finish(&mut self, done: Done) -> Result<Outcome> {
         let (rows, updates) = (self.data.train.rows(), self.state.step);
         let train_loss = self.state.loss_sum / (updates - self.state.skipped) as f64;
         let mut train = Map::from_iter([

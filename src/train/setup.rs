@@ -9,7 +9,7 @@ use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates
 use super::state::RunState;
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
-use crate::console::note;
+use crate::console::{note, notice_interrupts};
 use crate::data::tokenize::Encoded;
 use crate::device::Opened;
 use crate::error::{Error, Result};
@@ -94,6 +94,7 @@ impl<'a> Setup<'a> {
         model.set_class_weights(&class_weights)?;
         set_weights(&mut model, settings, &source, &config)?;
         let resumes = settings.resume_from_checkpoint.is_some();
+        notice_interrupts()?;
         let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir || resumes)?;
         let mut trainer = Trainer {
             state: RunState::new(settings, &data.train),
@@ -119,7 +120,8 @@ impl<'a> Setup<'a> {
             trainer.state.run_id = trainer.run.id.clone();
         }
         if settings.report_to.contains(&ReportTo::Tensorboard) {
-            trainer.events = Some(Events::open(&trainer.run.path, resumes.then_some(trainer.state.step))?);
+            let (path, step) = (&trainer.run.path, trainer.state.step);
+            trainer.events = Some(if resumes { Events::resume(path, step, &trainer.log)? } else { Events::new(path) });
         }
         Ok(trainer)
     }

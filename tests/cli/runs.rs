@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -399,4 +400,62 @@ fn changed_settings_are_reported_and_speeds_count_what_was_done_since() {
     // Nothing was left to do.
     assert!(ran.out.contains("trained     0 updates"), "{}", ran.out);
     assert_eq!(read(out.path(), "train_results.json")["train_steps_per_second"], 0.0);
+}
+
+#[test]
+fn a_numbered_folder_that_holds_nothing_is_removed() {
+    let dir = TempDir::new().unwrap();
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let mut command = program(TRAIN);
+    command.current_dir(&dir).args(["--model", path(&model), "--train-file", path(&file), "--report-to", "none"]);
+    command.args(words("--learning-rate 1e39 --max-steps 1 --save-strategy no"));
+    run(&mut command, b"").failed(1, "is not finite");
+    assert_eq!(names(&dir.path().join("runs")), BTreeSet::new());
+}
+
+#[test]
+fn a_stop_while_data_is_read_begins_nothing() {
+    let dir = TempDir::new().unwrap();
+    let (model, file, runs) = (golden("train/hf_init"), dir.path().join("train.csv"), dir.path().join("runs"));
+    let rows: String = (0..300_000).map(|row| format!("a film that is number {row} of many,{}\n", row % 2)).collect();
+    fs::write(&file, format!("text,label\n{rows}")).unwrap();
+    let mut command = program(TRAIN);
+    command.current_dir(&dir).args(["--model", path(&model), "--train-file", path(&file)]).env("WARPFIT_CACHE", "");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut notes = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    // The file is read, but not tokenised yet.
+    notes.find(|line| line.starts_with("data: ")).unwrap();
+    assert!(runs.join("1").exists());
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let (last, code) = (notes.last(), child.wait().unwrap().code());
+    let line = "error: `train`: interrupted before the first update: nothing was begun; start the same command again";
+    assert_eq!((code, last.as_deref()), (Some(130), Some(line)));
+    assert_eq!(names(&runs), BTreeSet::new());
+}
+
+/// From too little address space for anything to enough for the run.
+#[cfg(target_os = "linux")]
+#[test]
+fn exhausted_memory_is_reported_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let (mut started, mut failures) = (false, BTreeSet::new());
+    for kib in (16 << 10..1 << 20).step_by(512) {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_train")]);
+        command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&dir.path().join("out"))]);
+        command.args(words("--max-steps 2 --batch-size 32 --device cpu --quiet --overwrite-output-dir"));
+        let ran = run(&mut command, b"");
+        if ran.code == Some(0) {
+            break;
+        }
+        // Below, the loader finds no room for the program.
+        started |= ran.err.starts_with("error: `");
+        // What the C library itself cannot do without memory, as starting a thread, it ends with an abort of its own.
+        if started && !ran.err.contains("Fatal glibc error") {
+            failures.insert(ran.err.split('`').nth(1).unwrap_or_default().to_string());
+            ran.failed(3, "");
+        }
+    }
+    assert!(failures.contains("cpu") && failures.contains("memory"), "{failures:?}");
 }

@@ -486,6 +486,7 @@ int cuMemGetInfo_v2(size_t* free, size_t* total) {
 
 int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     TRY(ready_for_unsafe("cuMemAlloc"));
+    if (current->is_struck()) return OUT_OF_MEMORY;
     int error = allocate(*current, bytes, address);
     if (error != OUT_OF_MEMORY) return error;
     // Frees in stream order may be pending.
@@ -516,6 +517,7 @@ int cuMemFreeAsync(uint64_t address, void* stream) {
 
 int cuMemHostAlloc(void** address, size_t bytes, unsigned) {
     TRY(ready_for_unsafe("cuMemHostAlloc"));
+    if (current->is_struck()) return OUT_OF_MEMORY;
     if (!bytes) return INVALID_VALUE;
     *address = allocate_host(bytes);
     return SUCCESS;
@@ -761,6 +763,14 @@ void vgpu_set_errors(uint64_t value) {
 }
 
 size_t vgpu_last_error(char* buffer, size_t bytes) { return give(last_error(), buffer, bytes); }
+
+void vgpu_fail(int device, uint64_t call, int late) {
+    devices[device].calls = 0;
+    devices[device].failing_call = call;
+    devices[device].fails_late = late;
+}
+
+uint64_t vgpu_calls(int device) { return devices[device].calls; }
 
 void vgpu_submitted(uint64_t* counts) { std::copy_n(submitted, 3, counts); }
 

@@ -52,6 +52,11 @@ struct Device {
     // Whether cuBLASLt has loaded kernels into the context; and whether it keeps those of a context destroyed since, as
     // libraries of CUDA's runtime do.
     std::atomic<bool> kernels_loaded{false}, left_behind{false};
+    // The calls that can fail on a sound GPU, counted, and the one that vgpu_fail lets fail: at once, or when its work runs.
+    std::atomic<uint64_t> calls{0}, failing_call{0};
+    std::atomic<bool> fails_late{false};
+
+    bool is_struck() { return ++calls == failing_call; }
 };
 
 // Dynamic shared memory of a block on the largest GPU.

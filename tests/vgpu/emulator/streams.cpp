@@ -134,6 +134,10 @@ int submit(void* handle, Work work) {
     auto stream = find_stream(handle);
     if (!stream) return INVALID_HANDLE;
     if (checks_only()) return SUCCESS;
+    if (stream->device.is_struck()) {
+        if (!stream->device.fails_late) return LAUNCH_FAILED;
+        work.run = [](Device& device) { device.error = ILLEGAL_ADDRESS; };
+    }
     if (stream->capture) {
         stream->capture->work.push_back(std::move(work));
         return SUCCESS;

@@ -78,6 +78,19 @@ pub fn set_errors(seed: u64) {
     unsafe { function::<unsafe extern "C" fn(u64)>(&installed().cuda, "vgpu_set_errors")(seed) }
 }
 
+/// The `call`-th call from now on fails, of those of a device that can fail although the program is right: allocations, copies,
+/// fills, launches and products; 0: none does. With `late`, work fails when it runs, and the context with it.
+pub fn fail(device: i32, call: u64, late: bool) {
+    // SAFETY: the signature in driver.cpp.
+    unsafe { function::<unsafe extern "C" fn(i32, u64, i32)>(&installed().cuda, "vgpu_fail")(device, call, late.into()) }
+}
+
+/// The number of these calls since [`fail`].
+pub fn calls(device: i32) -> u64 {
+    // SAFETY: the signature in driver.cpp.
+    unsafe { function::<unsafe extern "C" fn(i32) -> u64>(&installed().cuda, "vgpu_calls")(device) }
+}
+
 /// Details of this thread's last error: kernel, block, thread, allocation, line.
 pub fn last_error() -> String {
     text("vgpu_last_error")
