@@ -17,22 +17,22 @@ use tempfile::TempDir;
 use crate::fixtures::gpu;
 
 mod layout;
-#[path = "../build/nvcc.rs"]
-mod nvcc;
-#[path = "../build/nvrtc.rs"]
-mod nvrtc;
 mod occupancy;
 mod ptx;
-#[path = "../build/ptxas.rs"]
-mod ptxas;
 mod sass;
-#[path = "../build/source.rs"]
-mod source;
 
-use nvcc::{Nvcc, USUAL, run};
-use nvrtc::Nvrtc;
-use ptxas::{Usage, usages};
-use source::{Built, Source};
+#[path = "../build"]
+mod build {
+    pub mod nvcc;
+    pub mod nvrtc;
+    pub mod ptxas;
+    pub mod source;
+}
+
+use build::nvcc::{Nvcc, USUAL, run};
+use build::nvrtc::Nvrtc;
+use build::ptxas::{self, Usage, usages};
+use build::source::{self, Built, Source};
 
 // ---- sources
 
