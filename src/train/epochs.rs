@@ -166,7 +166,7 @@ impl Trainer<'_> {
     /// Logs the mean loss since the last logged line, and stops the run if it is not finite.
     fn log_loss(&mut self, progress: &Progress) -> Result<()> {
         let status = self.model.take_status()?;
-        let newly = status.skipped as usize - self.state.skipped;
+        let newly = (status.skipped as usize).saturating_sub(self.state.skipped);
         if newly > 0 && (!self.model.scales_loss() || status.scale < 0.0) {
             return Err(self.not_finite(newly)?);
         }
@@ -180,7 +180,8 @@ impl Trainer<'_> {
         }
         let last = self.log.iter().rev().find(|entry| entry["loss"].is_number());
         let logged = |key: &str| last.and_then(|entry| entry[key].as_f64()).unwrap_or(0.0) as usize;
-        let updates = self.state.step - logged("step") - (self.state.skipped - logged("skipped_updates"));
+        let skipped = self.state.skipped.saturating_sub(logged("skipped_updates"));
+        let updates = (self.state.step - logged("step")).saturating_sub(skipped);
         if updates == 0 {
             return Ok(());
         }
