@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::cpu::{Cpu, Instructions};
 use crate::cuda::{self, COMPILER, Cuda};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ops::{Arithmetic, Backend};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +52,9 @@ impl Device {
         Instructions::chosen()?;
         let (mut opened, why) = match self {
             Device::Cpu => (cpu(precision)?, String::new()),
-            Device::Cuda(index) => (gpu(Cuda::open(index)?, precision), String::new()),
+            Device::Cuda(index) => (gpu(Cuda::open(index)?, precision)?, String::new()),
             Device::Auto => match Cuda::open(0) {
-                Ok(backend) => (gpu(backend, precision), String::new()),
+                Ok(backend) => (gpu(backend, precision)?, String::new()),
                 Err(e) => (cpu(precision)?, format!("; {}", e.fact())),
             },
         };
@@ -71,15 +71,20 @@ pub fn gpu_code() -> String {
     }
 }
 
-fn gpu(backend: Cuda, precision: Precision) -> Opened {
+fn gpu(backend: Cuda, precision: Precision) -> Result<Opened> {
+    let (major, minor) = backend.capability();
     let (precision, arithmetic) = match precision {
         Precision::Fp32 => (precision, Arithmetic::F32),
+        Precision::Auto | Precision::Fp16 if major < 8 => (Precision::Fp16, Arithmetic::F16),
+        Precision::Bf16 | Precision::Tf32 if major < 8 => {
+            let fact = format!("compute capability {major}.{minor}: products of {precision} need 8.0");
+            return Err(Error::new(Kind::Device, backend.name(), fact, "pass --precision fp16 or fp32"));
+        }
         Precision::Tf32 => (precision, Arithmetic::Tf32),
-        Precision::Auto if !backend.has_bf16() => (Precision::Fp16, Arithmetic::F16),
-        Precision::Fp16 => (precision, Arithmetic::F16),
         Precision::Auto | Precision::Bf16 => (Precision::Bf16, Arithmetic::Bf16),
+        Precision::Fp16 => (precision, Arithmetic::F16),
     };
-    Opened { backend: Box::new(backend), arithmetic, precision, notes: Vec::new() }
+    Ok(Opened { backend: Box::new(backend), arithmetic, precision, notes: Vec::new() })
 }
 
 fn cpu(precision: Precision) -> Result<Opened> {

@@ -30,6 +30,10 @@ pub struct Error {
     remedy: String,
 }
 
+/// Remedy for outputs that are not finite.
+pub const BROKEN: &str =
+    "the model is broken (go back to an earlier checkpoint), or exceeds the range of fp16 (pass --precision fp32)";
+
 impl Error {
     pub fn new(kind: Kind, place: impl fmt::Display, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
         Error { kind, place: place.to_string(), fact: fact.into(), remedy: remedy.into() }

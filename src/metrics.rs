@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{BROKEN, Error, Kind, Result};
 
 /// The result of an evaluation; serialises to metrics.json. Undefined metrics are `None`, written as null.
 ///
@@ -401,7 +401,7 @@ fn check<T: Copy + Into<f64>>(what: &str, labels: &[u32], values: &[T], classes:
             Kind::Unusable,
             format!("{what} of row {}, class {}", i / classes, i % classes),
             format!("{} is not a finite number", values[i].into()),
-            "the model is broken: go back to an earlier checkpoint, or train with a lower learning rate",
+            BROKEN,
         )),
     }
 }

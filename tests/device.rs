@@ -162,7 +162,10 @@ fn a_gpu_of_compute_capability_7_5_trains_in_fp32_and_fp16_and_refuses_bf16() {
     assert!(auto.0.err.contains("device: Virtual GPU 0, fp16\n"), "{}", auto.0.err);
     let [auto, fp16] = [auto, fp16].map(|run| losses("fp16", run));
     assert!(auto == fp16 && max_abs_difference(&cpu, &fp16) < 2e-3, "{cpu:?} on the CPU, {fp16:?} in fp16");
-    train("cuda", "bf16").0.failed(3, "compute capability 7.5: products of bf16 need 8.0; pass --precision fp16");
+    for precision in ["bf16", "tf32"] {
+        let fact = format!("compute capability 7.5: products of {precision} need 8.0; pass --precision fp16 or fp32");
+        train("cuda", precision).0.failed(3, &fact);
+    }
     train("cpu", "fp16").0.failed(2, "`--precision fp16`: the CPU computes in fp32 or bf16");
 }
 
@@ -193,7 +196,7 @@ fn auto_is_bf16_on_a_gpu_that_has_it_and_a_resumed_run_keeps_its_precision() {
         assert!(resumed.contains(&format!("precision: {precision}, that of the checkpoint\n")), "{resumed}");
     }
     let other = train(&["--device", "cpu", "--resume-from-checkpoint"]);
-    other.failed(2, "`--precision tf32`: the CPU computes in fp32 or bf16");
+    other.failed(2, "the run was trained in tf32, which this device lacks: the CPU computes in fp32 or bf16; resume on a GPU");
     let other = train(&["--device", "cuda", "--precision", "bf16", "--resume-from-checkpoint"]);
     other.failed(2, "was written with precision \"tf32\", but this run has \"bf16\"");
 }

@@ -242,7 +242,7 @@ MUTANTS = [
     ("src/train/epochs.rs", "|| status.scale < 0.0", "", "train::a_run_in_f16_ends_once_the_loss_scale_is_below_1"),
     ("src/train/epochs.rs", "self.state.skipped += newly;", "", "train::updates_that_overflow_f16_are_skipped_and_a_resumed_run_goes_on_alike"),
     ("src/train/state.rs", "to = x.unwrap_or(f64::NAN))", "to = x.unwrap_or(0.0).min(16.0))", "train::updates_that_overflow_f16_are_skipped_and_a_resumed_run_goes_on_alike"),
-    ("src/device.rs", "Precision::Auto if !backend.has_bf16() => (Precision::Fp16, Arithmetic::F16)", "Precision::Auto if !backend.has_bf16() => (Precision::Fp32, Arithmetic::F32)", "device::a_gpu_of_compute_capability_7_5_trains_in_fp32_and_fp16_and_refuses_bf16"),
+    ("src/device.rs", "Precision::Auto | Precision::Fp16 if major < 8 => (Precision::Fp16, Arithmetic::F16)", "Precision::Auto | Precision::Fp16 if major < 8 => (Precision::Fp32, Arithmetic::F32)", "device::a_gpu_of_compute_capability_7_5_trains_in_fp32_and_fp16_and_refuses_bf16"),
     ("kernels/adamw.cu", "at + i < a.decayed", "at + i <= a.decayed", "ops::f32_on_cuda"),
     ("kernels/adamw.cu", "if (rest < end)", "if (rest < end - 1)", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
     ("src/cuda/embed.rs", "if !cuda.step.adds() {", "if false {", "ops::cuda::the_first_micro_batch_overwrites"),

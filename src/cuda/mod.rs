@@ -102,13 +102,8 @@ impl Cuda {
         &self.stream
     }
 
-    /// Whether products of bf16 are supported.
-    pub fn has_bf16(&self) -> bool {
-        self.capability() >= (8, 0)
-    }
-
-    /// Compute capability.
-    fn capability(&self) -> (i32, i32) {
+    /// Compute capability: 9.0 is (9, 0).
+    pub fn capability(&self) -> (i32, i32) {
         self.gpu.capability
     }
 
@@ -185,11 +180,6 @@ impl Backend for Cuda {
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         let arithmetic = layout.arithmetic;
         assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "GPUs do not support {arithmetic:?}");
-        if arithmetic == Arithmetic::Bf16 && !self.has_bf16() {
-            let (major, minor) = self.capability();
-            let fact = format!("compute capability {major}.{minor}: products of bf16 need 8.0");
-            return Err(Error::new(Kind::Device, self.name(), fact, "pass --precision fp16"));
-        }
         // Frees the previous arena first.
         self.arena = None;
         self.arena = Some(Arena::new(&self.stream, layout)?);

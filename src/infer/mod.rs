@@ -37,7 +37,7 @@ use crate::console::note;
 use crate::data::inputs::{Batches, Input, Limits};
 use crate::data::tokenize::Encoded;
 use crate::device::{Device, Opened, Precision};
-use crate::error::{Error, Kind, Result};
+use crate::error::{BROKEN, Error, Kind, Result};
 use crate::model::config::Config;
 use crate::model::plan::ModelSpec;
 use crate::model::{Hyperparameters, Model};
@@ -187,7 +187,7 @@ impl Session {
             None => Ok(vectors.concat()),
             Some(row) => {
                 let fact = format!("the vector of row {} is not finite", row + 1);
-                Err(Error::new(Kind::Unusable, self.source.path.display(), fact, "the model is broken: download it again"))
+                Err(Error::new(Kind::Unusable, self.source.path.display(), fact, BROKEN))
             }
         }
     }
@@ -235,8 +235,7 @@ impl Session {
         let rows = inputs.iter().zip(logits).enumerate();
         rows.map(|(row, (input, logits))| {
             if logits.iter().any(|logit| !logit.is_finite()) {
-                let remedy = "the model is broken: go back to an earlier checkpoint";
-                return Err(Error::new(Kind::Unusable, &input.place, "the logits are not finite", remedy));
+                return Err(Error::new(Kind::Unusable, &input.place, "the logits are not finite", BROKEN));
             }
             Ok(Prediction { logits, tokens: encoded.row(row).0.len(), truncated: encoded.cut[row] })
         })

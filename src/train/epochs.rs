@@ -16,7 +16,7 @@ use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::files::write_file;
-use crate::ops::{Step, Update};
+use crate::ops::{Status, Step, Update};
 use crate::report::log::{Count, Progress};
 
 const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
@@ -54,10 +54,18 @@ impl Trainer<'_> {
 
     /// Saves the state of the run, and reports how to resume.
     fn interrupted(&mut self) -> Result<Error> {
+        if self.state.micro_batch > 0 && self.model.scales_loss() && self.infinite_gradient()?.is_some() {
+            // The update would be skipped. When the run resumes it is computed again from its first micro-batch, to the same bits.
+            self.state.micro_batch = 0;
+            let status = self.model.status()?;
+            self.model.set_status(&Status { loss: 0.0, ..status })?;
+        }
         let path = self.save()?;
         let fact =
             format!("interrupted after {} of {} updates, saved in {}", self.state.step, self.schedule.total, path.display());
-        Ok(Error::new(Kind::Interrupted, "train", fact, "resume with the same command and --resume-from-checkpoint"))
+        let out = self.run.path.display();
+        let remedy = format!("resume with the same command, --output-dir {out} and --resume-from-checkpoint");
+        Ok(Error::new(Kind::Interrupted, "train", fact, remedy))
     }
 
     fn epochs(&mut self, progress: &Progress) -> Result<()> {
@@ -175,8 +183,12 @@ impl Trainer<'_> {
             let (step, scale) = (Count(self.state.step as u64), Count(status.loss_scale() as u64));
             let skipped = if newly == 1 { "an update was".to_string() } else { format!("{newly} updates were") };
             progress.println(&format!(
-                "update {step}: {skipped} skipped, as gradients exceeded the range of fp16; the loss scale is {scale}"
+                "{skipped} skipped up to update {step}, as gradients exceeded the range of fp16; the loss scale is {scale}"
             ));
+        }
+        if self.state.step == self.schedule.total && self.state.skipped >= self.state.step {
+            let fact = format!("all {} updates were skipped: numbers exceed the range of fp16", self.state.step);
+            return Err(Error::new(Kind::Unusable, "train", fact, "pass --precision fp32"));
         }
         let last = self.log.iter().rev().find(|entry| entry["loss"].is_number());
         let logged = |key: &str| last.and_then(|entry| entry[key].as_f64()).unwrap_or(0.0) as usize;
@@ -200,15 +212,19 @@ impl Trainer<'_> {
         self.log_entry(entry)
     }
 
-    /// The error for skipped updates; the weights are those before them.
-    fn not_finite(&mut self, updates: usize) -> Result<Error> {
-        let mut what = "the loss".to_string();
+    /// The first parameter whose gradient is not finite.
+    fn infinite_gradient(&mut self) -> Result<Option<String>> {
         for slot in self.model.plan.slots.clone() {
             if self.model.read(self.model.plan.grad(slot.view))?.iter().any(|x| !x.is_finite()) {
-                what = format!("the gradient of {}", slot.param.name);
-                break;
+                return Ok(Some(slot.param.name));
             }
         }
+        Ok(None)
+    }
+
+    /// The error for skipped updates; the weights are those before them.
+    fn not_finite(&mut self, updates: usize) -> Result<Error> {
+        let what = self.infinite_gradient()?.map_or("the loss".to_string(), |name| format!("the gradient of {name}"));
         let (scaled, remedy) = match self.model.scales_loss() {
             true => (" at any loss scale", format!("{DIVERGED}, or pass --precision fp32")),
             false => ("", DIVERGED.to_string()),

@@ -19,7 +19,7 @@ use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::print;
 use crate::device::Precision;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::profile::{Ceilings, Profile};
 use crate::report::tensorboard::Events;
@@ -68,7 +68,14 @@ pub struct BestModel {
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let saved =
         Some(settings.precision).filter(|&asked| asked == Precision::Auto).and_then(|_| precision_of_checkpoint(settings));
-    let mut device = settings.device.open(saved.unwrap_or(settings.precision))?;
+    let opened = settings.device.open(saved.unwrap_or(settings.precision));
+    let mut device = opened.map_err(|error| match saved {
+        None => error,
+        Some(saved) => {
+            let fact = format!("the run was trained in {saved}, which this device lacks: {}", error.fact());
+            Error::new(error.kind, "--resume-from-checkpoint", fact, "resume on a GPU that has it, or start a new run")
+        }
+    })?;
     device.notes.extend(saved.map(|saved| format!("precision: {saved}, that of the checkpoint")));
     let settings = &Settings { precision: device.precision, ..settings.clone() };
     let setup = Setup::read(settings, device, cache)?;

@@ -168,7 +168,10 @@ impl Columns {
         let text = text_column(&path.display(), columns, options)?;
         let asked = [&options.label_column, &options.text_column];
         let label = LABEL.find(&path.display(), columns, asked, "--label-column")?;
-        let id = columns.iter().position(|name| is_same(name, "id")).filter(|&id| Some(id) != text && Some(id) != label);
+        let id = columns
+            .iter()
+            .position(|name| ["id", "idx", "index"].iter().any(|id| is_same(name, id)))
+            .filter(|&id| Some(id) != text && Some(id) != label);
         let chosen = |text, label, guessed| Ok(Columns { text, label, id, guessed });
         // An index without a name is neither text nor label, nor is an id of two columns.
         let named: Vec<usize> = (0..columns.len()).filter(|&i| !is_nameless(&columns[i])).collect();
