@@ -4,6 +4,7 @@ use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
 use crate::console::{note, print};
+use crate::data::dataset::{self, ENDINGS};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
 use crate::files::PartialFile;
@@ -24,20 +25,20 @@ pub struct Args {
     /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
-    /// Text to classify
-    #[arg(value_name = "TEXT", conflicts_with_all = ["text", "input", "dataset"])]
+    /// Text to classify, or a file of texts
+    #[arg(value_name = "TEXT_OR_FILE", conflicts_with_all = ["text", "input", "dataset"])]
     texts: Vec<String>,
     /// Text to classify; may be repeated
     #[arg(long, conflicts_with_all = ["input", "dataset"])]
     text: Vec<String>,
     /// Texts to classify: .txt (one per line), .csv, .tsv, .json, .parquet, .fasttext, or .jsonl with "text", or with
     /// "input_ids" and "token_type_ids", which are used unchanged [default: one text per line on standard input]
-    #[arg(long, value_name = "FILE", conflicts_with = "dataset")]
+    #[arg(long, visible_alias = "file", value_name = "FILE", conflicts_with = "dataset")]
     input: Option<PathBuf>,
     #[command(flatten)]
     split: SplitArgs,
     /// Format of the lines of standard input or --input [default: by the file's extension; text for standard input]
-    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["texts", "text", "dataset"])]
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["text", "dataset"])]
     input_format: Option<LineFormat>,
     /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE")]
@@ -73,7 +74,31 @@ fn no_stars(labels: &[String]) -> Error {
     Error::user("--stars", fact, remedy)
 }
 
-pub fn run(args: Args) -> Result<()> {
+/// The file that the only argument names, if it is one.
+///
+/// # Errors
+/// An argument that looks like the name of a file, where there is none.
+fn named_file(texts: &[String]) -> Result<Option<PathBuf>> {
+    let [text] = texts else { return Ok(None) };
+    let path = PathBuf::from(text);
+    if path.is_file() {
+        note(format!("note: {text} is read as a file; --text classifies these words"));
+        return Ok(Some(path));
+    }
+    if !text.contains(char::is_whitespace) && ENDINGS.contains(&dataset::ending(&path).as_str()) {
+        return Err(Error::user(text, "no such file or folder", "check the path, or classify these words with --text"));
+    }
+    Ok(None)
+}
+
+pub fn run(mut args: Args) -> Result<()> {
+    if let Some(file) = named_file(&args.texts)? {
+        args.texts.clear();
+        args.input = Some(file);
+    }
+    if args.input_format.is_some() && !args.texts.is_empty() {
+        return Err(Error::user("--input-format", "there are no lines to read", "leave it out, or name a file with --input"));
+    }
     let device = args.run.device()?;
     if let (Some(input), Some(output)) = (&args.input, &args.output)
         && same_file(input, output)

@@ -260,3 +260,36 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
     ran(EVALUATE, &["--model", model, "--file", path(&other)])
         .failed(2, "other.csv:2`: the label \"joy\" is not one of the classes");
 }
+
+#[test]
+fn a_file_has_one_name_in_every_command() {
+    let (dir, file, model) = (TempDir::new().unwrap(), golden("train/test.csv"), trained());
+    let file = path(&file);
+    let outputs = |command: &str, more: &[&str]| {
+        let named = |flags: &[&str]| ran(command, &[&["--model", path(model.path())], more, flags].concat()).done();
+        let argument = named(&[file]);
+        assert_eq!(argument.out, named(&["--input", file]).out);
+        assert_eq!(argument.out, named(&["--file", file]).out);
+        argument
+    };
+    let predicted = outputs(PREDICT, &[]);
+    assert_eq!(predicted.out.lines().count(), 32);
+    assert!(
+        predicted.err.contains(&format!("note: {file} is read as a file; --text classifies these words")),
+        "{}",
+        predicted.err
+    );
+    assert_eq!(outputs("embed", &[]).out.lines().count(), 32);
+    let report = dir.path().join("report");
+    let evaluated = outputs(EVALUATE, &["--output-dir", path(&report)]);
+    assert!(evaluated.err.contains(&format!("saved       {}", report.join("report.html").display())), "{}", evaluated.err);
+
+    let one = |args: &[&str]| ran(PREDICT, &[&["--model", path(model.path())], args].concat());
+    assert_eq!(one(&["--text", file]).done().out.lines().count(), 1);
+    assert_eq!(one(&[file, "good"]).done().out.lines().count(), 2, "texts, as there are two");
+    one(&["nowhere.csv"]).failed(2, "`nowhere.csv`: no such file or folder; check the path, or classify these words with --text");
+    one(&["good.", "--input-format", "jsonl"]).failed(2, "`--input-format`: there are no lines to read");
+    one(&[file, "--input", file]).failed(2, "cannot be used with");
+    ran(EVALUATE, &["--model", path(model.path()), file, "--file", file]).failed(2, "cannot be used with");
+    ran(EVALUATE, &["--model", path(model.path())]).failed(2, "required arguments were not provided");
+}
