@@ -64,9 +64,11 @@ pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> 
                 Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => nearest(command, flag),
                 _ => None,
             };
-            let tip = unknown.map(|flag| format!("a similar argument exists: '--{flag}'; "));
-            let tip = tip.or_else(|| paragraphs.find_map(|text| text.strip_prefix("tip: ").map(|tip| format!("{tip}; "))));
-            Err(Error::user(&name, fact, format!("{}see {name} --help", tip.unwrap_or_default())))
+            let tip = unknown.map(|flag| format!("a similar argument exists: '--{flag}'"));
+            // Names are shown as in --help.
+            let tip = tip.or_else(|| paragraphs.find_map(|text| text.strip_prefix("tip: ").map(|tip| tip.replace('_', "-"))));
+            let tip = tip.map(|tip| format!("{tip}; ")).unwrap_or_default();
+            Err(Error::user(&name, fact, format!("{tip}see {name} --help")))
         }
     }
 }

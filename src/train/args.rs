@@ -25,7 +25,7 @@ use crate::sample::RUNS;
 ///
 /// Without a model and data: a small DistilBERT from scratch on a bundled sample of film reviews.
 #[derive(Parser, Clone, Debug, Default)]
-#[command(name = "train", after_help = hugging_face::help())]
+#[command(name = "train", after_long_help = hugging_face::help())]
 pub struct Args {
     /// Model to start from: a folder with config.json, model.safetensors and tokenizer.json, or a Hugging Face hub id such as
     /// distilbert/distilbert-base-uncased, optionally with @revision [default: none]

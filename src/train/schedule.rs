@@ -17,6 +17,7 @@ pub enum ScheduleKind {
     Cosine,
     /// Without a warm-up, as in Trainer.
     Constant,
+    /// Constant after the warm-up.
     #[value(name = "constant_with_warmup", alias = "constant-with-warmup")]
     ConstantWithWarmup,
 }

@@ -231,9 +231,9 @@ fn the_help_lists_hugging_faces_names_and_other_defaults() {
     let help = ran(TRAIN, &["--help"]).done().out;
     let help = words(&help).join(" ");
     for part in [
-        "[aliases: --num-train-epochs]",
-        "[aliases: --per-device-train-batch-size]",
-        "[aliases: --max-seq-length]",
+        "[alias: --num-train-epochs]",
+        "[alias: --per-device-train-batch-size]",
+        "[alias: --max-seq-length]",
         "Without effect, and reported: --attn_implementation",
         "Defaults that differ from TrainingArguments: --eval-strategy epoch (no)",
     ] {
