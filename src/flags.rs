@@ -153,6 +153,7 @@ impl FileArgs {
             text_column: self.text_column.clone(),
             label_column: None,
             texts_only: true,
+            keep_columns: false,
         }
     }
 }

@@ -272,7 +272,7 @@ fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, 
     };
     let input = |(row, text)| {
         let id = ids.get(row).cloned().unwrap_or(Value::from(row));
-        Input { id, content: Content::Text(text), place: files[0].display().to_string() }
+        Input { id, columns: Map::new(), content: Content::Text(text), place: files[0].display().to_string() }
     };
     Ok((names, texts.into_iter().enumerate().map(input).collect(), labels))
 }

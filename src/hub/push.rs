@@ -92,12 +92,13 @@ impl Target {
             );
         }
         let repo = Repo { id: format!("{owner}/{name}"), ..repo };
-        let is_public = || {
-            let found = client.get(&format!("{}/api/models/{}", client.endpoint, repo.id), &[]).and_then(json);
-            found.is_ok_and(|found| found["private"] != true)
-        };
-        if private && is_public() {
-            return bad("the repository exists and is public", "choose another name, or publish it openly");
+        if private {
+            match client.get(&format!("{}/api/models/{}", client.endpoint, repo.id), &[]).and_then(json) {
+                Ok(found) if found["private"] == true => {}
+                Ok(_) => return bad("the repository exists and is public", "choose another name, or publish it openly"),
+                Err(Failure::Refused { status: 404, .. }) => {}
+                Err(failure) => return Err(explain(failure, &repo, &client, "")),
+            }
         }
         Ok(Target { repo, private, client })
     }

@@ -292,6 +292,6 @@ fn unknown_flags_are_answered_with_the_nearest() {
             ran(command, &[unknown, "1"]).fault(2, &part)
         }),
     );
-    let ran = ran(TRAIN, &["--frobnicate"]).failed(2, "unexpected argument '--frobnicate' found; see train --help");
+    let ran = ran(TRAIN, &["--xyz"]).failed(2, "unexpected argument '--xyz' found; see train --help");
     assert!(!ran.err.contains("similar"), "{}", ran.err);
 }
