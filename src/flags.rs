@@ -1,10 +1,11 @@
 //! Command-line flags: parsing, value types, and the groups shared by several commands.
 
+use std::any::TypeId;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, Command, Parser};
 use encoding_rs::Encoding;
 
@@ -30,7 +31,9 @@ pub fn command<A: Parser>() -> Command {
     A::command().version(version()).mut_args(|arg| {
         // Otherwise -1 would be an unknown flag, and not a value out of range.
         let takes_values = arg.get_action().takes_values();
+        let is_truth = takes_values && arg.get_value_parser().type_id() == TypeId::of::<bool>();
         let arg = arg.allow_negative_numbers(takes_values);
+        let arg = if is_truth { arg.value_parser(truth).hide_possible_values(true) } else { arg };
         let names = arg.get_long_and_visible_aliases().into_iter().flatten().chain(arg.get_aliases().into_iter().flatten());
         let names: Vec<String> = names.map(String::from).collect();
         let spellings = names.iter().flat_map(|name| [name.replace('-', "_"), name.replace('_', "-")]);
@@ -57,17 +60,45 @@ pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> 
             let text = error.render().to_string();
             let mut paragraphs = text.split("\n\n").map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
             let fact = paragraphs.next().unwrap_or_default().trim_start_matches("error: ").to_string();
-            let tip = paragraphs.find_map(|text| text.strip_prefix("tip: ").map(|tip| format!("{tip}; ")));
-            Err(Error::user(&name, fact, format!("{}see {name} --help", tip.unwrap_or_default())))
+            let unknown = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => nearest(command, flag),
+                _ => None,
+            };
+            let tip = unknown.map(|flag| format!("a similar argument exists: '--{flag}'"));
+            // Names are shown as in --help.
+            let tip = tip.or_else(|| paragraphs.find_map(|text| text.strip_prefix("tip: ").map(|tip| tip.replace('_', "-"))));
+            let tip = tip.map(|tip| format!("{tip}; ")).unwrap_or_default();
+            Err(Error::user(&name, fact, format!("{tip}see {name} --help")))
         }
     }
+}
+
+/// The flag probably meant by an unknown one: that with these initials (`--lr`, `--bs`), or else the shortest with a word for
+/// each of its words, which may be cut short (`--num-epochs`, `--max-len`).
+fn nearest(command: &Command, unknown: &str) -> Option<String> {
+    let unknown = unknown.trim_start_matches('-').to_lowercase().replace('_', "-");
+    let mut matching = Vec::new();
+    for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+        let Some(long) = arg.get_long() else { continue };
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        for name in [long].into_iter().chain(aliases).filter(|name| !name.contains('_')) {
+            let initials: String = name.split('-').filter_map(|word| word.chars().next()).collect();
+            let has = |word: &str| name.split('-').any(|other| other.starts_with(word));
+            if initials == unknown {
+                matching.push((0, long));
+            } else if unknown.len() > 2 && unknown.split('-').all(has) {
+                matching.push((name.len(), long));
+            }
+        }
+    }
+    matching.into_iter().min().map(|(_, long)| long.to_string())
 }
 
 /// How a trained model runs.
 #[derive(Args)]
 pub struct RunArgs {
     /// Truncate texts to this many tokens [default: the smallest of the tokenizer's limit, the model's positions and 512]
-    #[arg(long, value_name = "N", alias = "max_seq_length", value_parser = count)]
+    #[arg(long, value_name = "N", visible_alias = "max-seq-length", value_parser = count)]
     pub max_length: Option<usize>,
     /// Device: auto (the first GPU that opens, else the CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
@@ -92,7 +123,7 @@ pub struct FileArgs {
     pub delimiter: Option<u8>,
     /// Whether quotes enclose the fields of .csv and .tsv, or are literal characters: on or off [default: off in .tsv,
     /// otherwise on]
-    #[arg(long, value_name = "ON_OR_OFF", value_parser = on_or_off)]
+    #[arg(long, value_name = "ON_OR_OFF")]
     pub quoting: Option<bool>,
     /// The first line of .csv and .tsv is a row, and names no columns, which are then numbered from 1 [default: found in the
     /// file]
@@ -102,7 +133,7 @@ pub struct FileArgs {
     #[arg(long, value_name = "NAME", value_parser = dataset::encoding)]
     pub encoding: Option<&'static Encoding>,
     /// Column or JSON key of the texts [default: found by its name]
-    #[arg(long, value_name = "NAME", alias = "text_column_name")]
+    #[arg(long, value_name = "NAME", visible_alias = "text-column-name")]
     pub text_column: Option<String>,
 }
 
@@ -122,6 +153,7 @@ impl FileArgs {
             text_column: self.text_column.clone(),
             label_column: None,
             texts_only: true,
+            keep_columns: false,
         }
     }
 }
@@ -146,10 +178,10 @@ impl InputArgs {
 #[derive(Args)]
 pub struct SplitArgs {
     /// Data set of the Hugging Face hub, such as stanfordnlp/imdb, or a folder with splits, instead of a file [default: none]
-    #[arg(long, alias = "dataset_name", value_name = "DIR_OR_ID")]
+    #[arg(long, visible_alias = "dataset-name", value_name = "DIR_OR_ID")]
     pub dataset: Option<PathBuf>,
     /// Configuration of --dataset [default: its only one]
-    #[arg(long, alias = "dataset_config_name", value_name = "NAME", requires = "dataset")]
+    #[arg(long, visible_alias = "dataset-config-name", value_name = "NAME", requires = "dataset")]
     pub dataset_config: Option<String>,
     /// Split of --dataset
     #[arg(long, value_enum, requires = "dataset", default_value = "test")]
@@ -168,11 +200,12 @@ impl SplitArgs {
     }
 }
 
-fn on_or_off(text: &str) -> std::result::Result<bool, String> {
-    match text {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        _ => Err("use on or off".to_string()),
+/// A truth value in any of the ways that Hugging Face's scripts accept: true, True, yes, 1, ..., and on.
+pub fn truth(text: &str) -> std::result::Result<bool, String> {
+    match text.to_lowercase().as_str() {
+        "true" | "t" | "yes" | "y" | "1" | "on" => Ok(true),
+        "false" | "f" | "no" | "n" | "0" | "off" => Ok(false),
+        _ => Err("use true or false".to_string()),
     }
 }
 

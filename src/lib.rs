@@ -17,7 +17,7 @@
 //! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; the time of each op in a run |
 //! | [`random`] | Philox: dropout as a pure function of place and step |
 //! | [`data`] | `dataset` (labelled texts: one file per format, the splits of a folder, the `classes` of a run), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `pretrained`, the settings of a model folder, and `wordpiece`, BERT's own algorithm), `cache` (tokenized texts kept for later runs), `pack` (no padding), `loader` (order of rows, prefetching) |
-//! | [`train`] | fine-tuning: `recipe` and `args` (raw flags -> validated settings), `data`, `setup`, `epochs` (the loop), `schedule`, `evaluate`, `state` (checkpoints), `results`, `card` (the model card) |
+//! | [`train`] | fine-tuning: `hugging_face` (flags of its scripts, translated), `recipe` and `args` (raw flags -> validated settings), `data`, `setup`, `epochs` (the loop), `schedule`, `evaluate`, `state` (checkpoints), `results`, `card` (the model card) |
 //! | [`infer`] | a trained model opened for inference: the session of predict, evaluate, embed and serve; `predictions` (their formats), `pooling`, `probe` (logistic regression on vectors), `projection` (to two dimensions: `pca`, `tsne`), `npy` |
 //! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (the folder of a model), `run_dir` (the folder of a run) |
 //! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |

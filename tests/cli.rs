@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod files;
+mod hugging_face;
 mod labels;
 mod models;
 mod predict;

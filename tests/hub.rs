@@ -582,6 +582,8 @@ fn takes_pushes(chunk: Option<usize>, refuses: Arc<AtomicUsize>) -> (Server, Arc
                 let role = if request.headers["authorization"].contains("read") { "read" } else { "write" };
                 json!({"name": "me", "orgs": [{"name": "lab"}], "auth": {"accessToken": {"role": role}}}).into()
             }
+            "api/models/lab/old" => json!({"id": "lab/old", "private": false}).into(),
+            "api/models/lab/hidden" => json!({"id": "lab/hidden", "private": true}).into(),
             "api/repos/create" if body["name"] == "old" => Response::new(409, "{}"),
             "api/repos/create" => json!({"url": "x"}).into(),
             path if path.ends_with("/preupload/main") => {
@@ -701,6 +703,37 @@ fn a_run_is_pushed_and_survives_a_failed_push() {
     let etag = |n: u64| json!({"partNumber": n, "etag": format!("\"part/{n}\"")});
     let wanted = json!({"oid": hex(&weights), "parts": [etag(1), etag(2), etag(3)]});
     assert_eq!(serde_json::from_slice::<Value>(&complete.body).unwrap(), wanted);
+
+    // A private repository, which an existing public one cannot become.
+    let created = || {
+        let asked = parts.server.seen();
+        asked.iter().find(|request| request.path.ends_with("/create")).map(|r| serde_json::from_slice::<Value>(&r.body).unwrap())
+    };
+    let hidden = |id: &str| run(parts.command(PUSH, &[path(&out), id, "--private"]).env("HF_TOKEN", TOKEN), b"");
+    created();
+    hidden("lab/old").failed(2, "`push to lab/old`: the repository exists and is public");
+    assert_eq!(created(), None);
+    hidden("lab/hidden").done();
+    assert_eq!(created().unwrap()["private"], true);
+    push(&parts, "me/name").done();
+    assert_eq!(created().unwrap()["private"], false);
+
+    // As Hugging Face's scripts spell it. No value of the switch is taken for a repository.
+    let pasted = |flags: &str| {
+        let mut words: Vec<&str> = args[..args.len() - 1].to_vec();
+        words.push("--overwrite_output_dir");
+        words.extend(flags.split_whitespace());
+        run(parts.command(TRAIN, &words).env("HF_TOKEN", TOKEN), b"")
+    };
+    pasted("--push_to_hub --hub_model_id me/mine --hub_private_repo True").done();
+    assert_eq!(created(), Some(json!({"name": "mine", "organization": "me", "private": true})));
+    pasted("--push_to_hub True").done();
+    assert_eq!(created(), Some(json!({"name": "out", "organization": "me", "private": false})), "that of the folder");
+    pasted("--push_to_hub False --hub_model_id me/mine").done();
+    assert_eq!(created(), None);
+    pasted("--push_to_hub --hub_model_id True").failed(2, "`push to True`: is not a hub id");
+    push(&parts, "true").failed(2, "`push to true`: is not a hub id");
+    assert_eq!(created(), None);
 
     // A folder without a model.
     run(parts.command(PUSH, &[path(dir.path()), "me/x"]).env("HF_TOKEN", TOKEN), b"").failed(2, "config.json`: no such file");

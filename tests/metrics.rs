@@ -305,10 +305,12 @@ fn learning_rates_equal_the_trainers() {
 fn schedules_at_their_ends() {
     let schedule = |kind, warmup| Schedule { kind, base_lr: 8e-5, warmup, total: 12 };
     let rates = |s: Schedule| (1..=13).map(|update| s.lr(update)).collect::<Vec<_>>();
-    let constant = rates(schedule(ScheduleKind::Constant, 2));
+    let constant = rates(schedule(ScheduleKind::ConstantWithWarmup, 2));
     assert_eq!(constant[..3], [0.0, 4e-5, 8e-5]);
     assert!(constant[2..].iter().all(|&lr| lr == 8e-5));
-    assert_eq!(rates(schedule(ScheduleKind::Constant, 0)), [8e-5; 13]);
+    for (kind, warmup) in [(ScheduleKind::ConstantWithWarmup, 0), (ScheduleKind::Constant, 0), (ScheduleKind::Constant, 2)] {
+        assert_eq!(rates(schedule(kind, warmup)), [8e-5; 13]);
+    }
 
     let cosine = rates(schedule(ScheduleKind::Cosine, 4));
     assert_eq!(cosine[..5], [0.0, 2e-5, 4e-5, 8e-5 * 0.75, 8e-5]);
@@ -322,7 +324,7 @@ fn schedules_at_their_ends() {
     // After the last update, and in a run of warm-up alone, the rate is not negative.
     assert_eq!(rates(schedule(ScheduleKind::Linear, 2))[12], 0.0);
     assert_eq!(Schedule { kind: ScheduleKind::Cosine, base_lr: 1.0, warmup: 0, total: 4 }.lr(9), 0.0);
-    for kind in [ScheduleKind::Linear, ScheduleKind::Cosine, ScheduleKind::Constant] {
+    for kind in [ScheduleKind::Linear, ScheduleKind::Cosine, ScheduleKind::Constant, ScheduleKind::ConstantWithWarmup] {
         assert!(rates(schedule(kind, 12)).iter().all(|lr| (0.0..=8e-5).contains(lr)));
     }
 }

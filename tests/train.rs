@@ -153,15 +153,18 @@ fn the_best_model_is_the_one_saved() {
                  --early-stopping-patience 2 --save-total-limit 2 --max-length 64";
     let outcome = golden_run("train", flags, dir.path());
     let state = read_json(&dir.path().join("trainer_state.json"));
-    let accuracies: Vec<(u64, f64)> = (state["log_history"].as_array().unwrap().iter())
-        .filter_map(|entry| Some((entry["step"].as_u64()?, entry["eval_accuracy"].as_f64()?)))
+    let accuracies: Vec<(u64, f64, f64)> = (state["log_history"].as_array().unwrap().iter())
+        .filter_map(|entry| Some((entry["step"].as_u64()?, entry["eval_accuracy"].as_f64()?, entry["eval_loss"].as_f64()?)))
         .collect();
     let best = accuracies.iter().map(|a| a.1).fold(0.0, f64::max);
-    let best_step = accuracies.iter().find(|a| a.1 == best).unwrap().0;
+    let first = accuracies.iter().find(|a| a.1 == best).unwrap().0;
+    // Of equal accuracies, that with the lowest loss.
+    let best_step = accuracies.iter().filter(|a| a.1 == best).min_by(|a, b| a.2.total_cmp(&b.2)).unwrap().0;
+    assert!(best_step > first);
     assert_eq!(state["best_global_step"], best_step);
     assert_eq!(outcome.evaluation.unwrap().metrics.accuracy, best);
     assert!(accuracies.len() < 6, "did not stop early");
-    assert_eq!(accuracies[accuracies.len() - 3].0, best_step, "did not stop after two evaluations without an improvement");
+    assert_eq!(accuracies[accuracies.len() - 3].0, first, "did not stop after two evaluations without an improvement");
 
     // Rotation keeps the best beside the newest, and the run's final weights are the best's.
     let weights = |folder: &str| std::fs::read(dir.path().join(folder).join("model.safetensors")).unwrap();

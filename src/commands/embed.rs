@@ -37,8 +37,11 @@ pub struct Args {
     model: PathBuf,
     /// Texts, in any format that predict reads; with --project in any format that train reads, with or without labels
     /// [default: one text per line on standard input]
-    #[arg(long, value_name = "FILE", conflicts_with = "dataset")]
+    #[arg(long, visible_alias = "file", value_name = "FILE", conflicts_with = "dataset")]
     input: Option<PathBuf>,
+    /// The same as --input
+    #[arg(value_name = "FILE", conflicts_with_all = ["input", "dataset", "probe"])]
+    only_file: Option<PathBuf>,
     #[command(flatten)]
     split: SplitArgs,
     /// Format of the lines of standard input or --input; with --project, lines without labels [default: by the file's
@@ -103,7 +106,8 @@ enum Format {
     Jsonl,
 }
 
-pub fn run(args: Args) -> Result<()> {
+pub fn run(mut args: Args) -> Result<()> {
+    args.input = args.input.or(args.only_file.take());
     let reading = &args.reading;
     let device = args.run.device()?;
     let ending = args.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str()).unwrap_or_default();
@@ -268,7 +272,7 @@ fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, 
     };
     let input = |(row, text)| {
         let id = ids.get(row).cloned().unwrap_or(Value::from(row));
-        Input { id, content: Content::Text(text), place: files[0].display().to_string() }
+        Input { id, columns: Map::new(), content: Content::Text(text), place: files[0].display().to_string() }
     };
     Ok((names, texts.into_iter().enumerate().map(input).collect(), labels))
 }
@@ -344,7 +348,9 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
             "probe": metrics,
         });
         about.extend(figures.as_object().cloned().into_iter().flatten());
-        write_json(&folder.join("probe.json"), &Value::from(about))?;
+        let path = folder.join("probe.json");
+        write_json(&path, &Value::from(about))?;
+        note(format!("saved       {}", path.display()));
     }
     Ok(())
 }

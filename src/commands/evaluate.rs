@@ -31,8 +31,11 @@ pub struct Args {
     #[arg(required_unless_present_any = ["predictions", "compare"])]
     model: Option<PathBuf>,
     /// Labelled texts, in any format that train reads
-    #[arg(long, value_name = "FILE", aliases = ["test-file", "test_file", "validation-file", "validation_file"])]
-    #[arg(required_unless_present_any = ["dataset", "predictions", "compare"], conflicts_with = "dataset")]
+    #[arg(value_name = "FILE", conflicts_with_all = ["file", "dataset", "predictions", "compare"])]
+    only_file: Option<PathBuf>,
+    /// The same as FILE
+    #[arg(long, value_name = "FILE", visible_alias = "input", aliases = ["test-file", "validation-file"])]
+    #[arg(required_unless_present_any = ["only_file", "dataset", "predictions", "compare"], conflicts_with = "dataset")]
     file: Option<PathBuf>,
     #[command(flatten)]
     split: SplitArgs,
@@ -74,7 +77,10 @@ pub fn run(args: Args) -> Result<()> {
     let bound = args.fail_under.as_deref().map(fail_under).transpose()?;
     if !args.compare.is_empty() {
         let comparison = Comparison::read(&args.compare)?;
-        args.output_dir.as_deref().map_or(Ok(()), |folder| comparison.write(folder))?;
+        if let Some(folder) = &args.output_dir {
+            comparison.write(folder)?;
+            note(format!("saved       {}", folder.join("report.html").display()));
+        }
         return print(comparison.table());
     }
     let (mut found, title) = match &args.predictions {
@@ -86,7 +92,7 @@ pub fn run(args: Args) -> Result<()> {
     // Checked before anything is printed.
     if let Some(folder) = &args.output_dir {
         found.write(folder, &title)?;
-        note(format!("saved       {}", folder.display()));
+        note(format!("saved       {}", folder.join("report.html").display()));
     }
     print(found.metrics.summary())?;
     print("")?;
@@ -114,7 +120,7 @@ fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated>
 /// Runs the model of `args` on their file; also returns a title with the names of both.
 fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let model = args.model.as_deref().expect("clap requires it");
-    let source = args.file.as_ref().or(args.split.dataset.as_ref()).expect("clap requires one");
+    let source = args.file.as_ref().or(args.only_file.as_ref()).or(args.split.dataset.as_ref()).expect("clap requires one");
     let files = args.split.files()?.unwrap_or_else(|| vec![source.clone()]);
     let reading = &args.reading;
     let mut table = Table::read_all(&files, &reading.columns(args.label_column.as_deref()))?;

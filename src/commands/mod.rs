@@ -17,7 +17,7 @@ use clap::{Arg, Command, value_parser};
 use crate::console::complain;
 use crate::error::{Error, Kind, Result};
 use crate::flags;
-use crate::train::recipe;
+use crate::train::{hugging_face, recipe};
 
 /// A command: its name, its flags for the overview, and the function that runs it on its words.
 type Entry = (&'static str, fn() -> Command, fn(Vec<OsString>) -> Result<()>);
@@ -64,7 +64,8 @@ pub fn warpfit(mut words: Vec<OsString>) -> Result<()> {
 
 /// `train [FLAGS]`
 pub fn train(words: Vec<OsString>) -> Result<()> {
-    recipe::parse(words)?.map_or(Ok(()), train::run)
+    let (words, no_effect) = hugging_face::translate(words)?;
+    recipe::parse(words)?.map_or(Ok(()), |args| train::run(args, &no_effect))
 }
 
 /// Starts the threads of all parallel work; without memory or processes left for them the first use would panic.

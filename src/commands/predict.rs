@@ -4,6 +4,7 @@ use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
 use crate::console::{note, print};
+use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
 use crate::files::PartialFile;
@@ -24,20 +25,20 @@ pub struct Args {
     /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
-    /// Text to classify
-    #[arg(value_name = "TEXT", conflicts_with_all = ["text", "input", "dataset"])]
+    /// Text to classify, or a file of texts
+    #[arg(value_name = "TEXT_OR_FILE", conflicts_with_all = ["text", "input", "dataset"])]
     texts: Vec<String>,
     /// Text to classify; may be repeated
     #[arg(long, conflicts_with_all = ["input", "dataset"])]
     text: Vec<String>,
     /// Texts to classify: .txt (one per line), .csv, .tsv, .json, .parquet, .fasttext, or .jsonl with "text", or with
     /// "input_ids" and "token_type_ids", which are used unchanged [default: one text per line on standard input]
-    #[arg(long, value_name = "FILE", conflicts_with = "dataset")]
+    #[arg(long, visible_alias = "file", value_name = "FILE", conflicts_with = "dataset")]
     input: Option<PathBuf>,
     #[command(flatten)]
     split: SplitArgs,
     /// Format of the lines of standard input or --input [default: by the file's extension; text for standard input]
-    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["texts", "text", "dataset"])]
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["text", "dataset"])]
     input_format: Option<LineFormat>,
     /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE")]
@@ -58,6 +59,9 @@ pub struct Args {
     /// The good one of two classes, for --stars [default: by its name]
     #[arg(long, value_name = "NAME", requires = "stars")]
     positive_label: Option<String>,
+    /// Write the text of each row, or all columns of its file, beside the prediction: in JSON as "input", in CSV as columns
+    #[arg(long)]
+    keep_columns: bool,
     /// Texts per batch, at most
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 256)]
     batch_size: usize,
@@ -73,7 +77,34 @@ fn no_stars(labels: &[String]) -> Error {
     Error::user("--stars", fact, remedy)
 }
 
-pub fn run(args: Args) -> Result<()> {
+/// The file that the only argument names, if it is one.
+///
+/// # Errors
+/// An argument that looks like the name of a file, where there is none.
+fn named_file(texts: &[String]) -> Result<Option<PathBuf>> {
+    let [text] = texts else { return Ok(None) };
+    let path = PathBuf::from(text);
+    if path.is_file() {
+        note(format!("note: {text} is read as a file; --text classifies these words"));
+        return Ok(Some(path));
+    }
+    if !text.contains(char::is_whitespace) && ENDINGS.contains(&dataset::ending(&path).as_str()) {
+        return Err(Error::user(text, "no such file or folder", "check the path, or classify these words with --text"));
+    }
+    Ok(None)
+}
+
+pub fn run(mut args: Args) -> Result<()> {
+    if let Some(file) = named_file(&args.texts)? {
+        args.texts.clear();
+        args.input = Some(file);
+    }
+    if args.input_format.is_some() && !args.texts.is_empty() {
+        return Err(Error::user("--input-format", "there are no lines to read", "leave it out, or name a file with --input"));
+    }
+    if args.keep_columns && args.format == Format::Text {
+        return Err(Error::user("--keep-columns", "lines for people have no columns", "pass --format jsonl or csv"));
+    }
     let device = args.run.device()?;
     if let (Some(input), Some(output)) = (&args.input, &args.output)
         && same_file(input, output)
@@ -90,10 +121,11 @@ pub fn run(args: Args) -> Result<()> {
         true => Some(star_weights(&labels, args.positive_label.as_deref())?.ok_or_else(|| no_stars(&labels))?),
         false => None,
     };
-    let lines = Lines { format: args.format, labels, top_k: args.top_k, raw: args.raw_scores, stars };
+    let lines =
+        Lines { format: args.format, labels, top_k: args.top_k, raw: args.raw_scores, stars, keep_columns: args.keep_columns };
 
     let typed = [args.texts, args.text].concat();
-    let options = reading.file.texts();
+    let options = Options { keep_columns: args.keep_columns, ..reading.file.texts() };
     let split = args.split.files()?;
     let batches = match (&args.input, &split) {
         (_, Some(files)) => inputs::tables(files, &options)?,
@@ -114,14 +146,21 @@ pub fn run(args: Args) -> Result<()> {
         None if lines.is_empty() => Ok(()),
         None => print(lines.strip_suffix('\n').unwrap_or(lines)),
     };
-    write(lines.header())?;
+    // The columns are known with the first row.
+    let mut kept: Option<Vec<String>> = (!args.keep_columns).then(Vec::new);
+    if let Some(kept) = &kept {
+        write(&lines.header(kept))?;
+    }
     // Progress is shown for a file; on a terminal it would mix with the results.
     let shown = (args.input.is_some() || split.is_some()) && (args.output.is_some() || !std::io::stdout().is_terminal());
     let progress = shown.then(|| Progress::new("predicting", None, &["texts", "tokens"]));
     let (mut rows, mut cut) = (0, 0);
     classifier.predict_all(batches, max_length, |inputs, predictions| {
-        let text: String = inputs.iter().zip(predictions).map(|(input, prediction)| lines.lines(input, prediction)).collect();
-        write(&text)?;
+        let first = kept.is_none();
+        let kept = kept.get_or_insert_with(|| inputs[0].row().into_iter().map(|(name, _)| name).collect());
+        let header = if first { lines.header(kept) } else { String::new() };
+        let text = inputs.iter().zip(predictions).map(|(input, prediction)| lines.lines(input, kept, prediction));
+        write(&(header + &text.collect::<String>()))?;
         rows += inputs.len() as u64;
         cut += predictions.iter().filter(|prediction| prediction.truncated).count() as u64;
         if let Some(progress) = &progress {

@@ -17,12 +17,15 @@ pub struct Args {
     /// Folder of a trained model, as written by train; its checkpoints are not published
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Repository: owner/name, or name under the token's account; a missing repository is created, public
+    /// Repository: owner/name, or name under the token's account; a missing repository is created
     id: String,
+    /// Create a private repository, and refuse to push to a public one
+    #[arg(long, alias = "hub_private_repo")]
+    private: bool,
 }
 
 pub fn run(args: Args) -> Result<()> {
     // An error of the folder comes before those of the network.
     ModelDir::read(&args.folder)?;
-    print(format!("published   {}", Target::check(&args.id)?.push(&args.folder)?))
+    print(format!("published   {}", Target::check(&args.id, args.private)?.push(&args.folder)?))
 }

@@ -30,9 +30,13 @@ fn refuse_ranks() -> Result<()> {
     Ok(())
 }
 
-pub fn run(args: Args) -> Result<()> {
+/// Trains; `no_effect` are flags of the command line to report.
+pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     if args.quiet {
         be_quiet();
+    }
+    if !no_effect.is_empty() {
+        note(format!("note: no effect here: {}", no_effect.join(", ")));
     }
     refuse_ranks()?;
     let on_sample = args.recipe.as_deref() == Some("sample");
@@ -40,7 +44,7 @@ pub fn run(args: Args) -> Result<()> {
         note("recipe sample: a small DistilBERT from scratch on 2,000 bundled film reviews");
         sample::unpack(sample::FOLDER.as_ref())?;
     }
-    let hub = args.push_to_hub.as_deref().map(Target::check).transpose()?;
+    let hub = args.hub_id()?.map(|id| Target::check(&id, args.hub_private_repo.unwrap_or(false))).transpose()?;
     let numbered = args.output_dir.is_none();
     // The folder made for this run.
     let made = Arc::new(OnceLock::new());
@@ -74,6 +78,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     let out = settings.output_dir.display();
     print(format!("saved       {out}"))?;
+    if !on_sample {
+        note(format!("next        warpfit predict --model {out} \"A text to classify\""));
+        note(format!("            warpfit evaluate --model {out} --file test.csv --output-dir report"));
+    }
     if let Some((metric, bound)) = settings.fail_under {
         let shown = outcome.test.as_ref().or(outcome.evaluation.as_ref());
         check(shown.map(|evaluation| &evaluation.metrics), metric, bound)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use encoding_rs::UTF_8;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::console::note;
 use crate::data::dataset::{self, ENDINGS, Options, Table};
@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 pub struct Input {
     /// The row's own id, else its number from 0.
     pub id: Value,
+    /// All columns of the row; empty unless they are kept and it has columns.
+    pub columns: Map<String, Value>,
     pub content: Content,
     /// Its source, for messages.
     pub place: String,
@@ -37,6 +39,14 @@ impl Input {
         match &self.content {
             Content::Text(text) => Some(text),
             Content::Ids { .. } => None,
+        }
+    }
+
+    /// The row's columns, or its text if it has none.
+    pub fn row(&self) -> Map<String, Value> {
+        match (self.columns.is_empty(), self.text()) {
+            (true, Some(text)) => Map::from_iter([("text".to_string(), Value::from(text))]),
+            _ => self.columns.clone(),
         }
     }
 }
@@ -116,6 +126,7 @@ pub fn tables(paths: &[impl AsRef<Path>], options: &Options) -> Result<Batches> 
     let (ids, texts) = (std::mem::take(&mut table.ids), std::mem::take(&mut table.texts));
     let row = move |(row, text)| Input {
         id: ids.get(row).cloned().unwrap_or(Value::from(row)),
+        columns: table.rows.get_mut(row).map(std::mem::take).unwrap_or_default(),
         content: Content::Text(text),
         place: table.place(row),
     };
@@ -124,7 +135,12 @@ pub fn tables(paths: &[impl AsRef<Path>], options: &Options) -> Result<Batches> 
 
 /// Batches of texts from the command line, numbered from 0.
 pub fn texts(texts: Vec<String>) -> Batches {
-    let row = |(row, text)| Input { id: Value::from(row), content: Content::Text(text), place: format!("text {row}") };
+    let row = |(row, text)| Input {
+        id: Value::from(row),
+        columns: Map::new(),
+        content: Content::Text(text),
+        place: format!("text {row}"),
+    };
     batches(texts.into_iter().enumerate().map(row))
 }
 
@@ -212,7 +228,7 @@ impl<R: Read> Lines<R> {
             }
             let number = Value::from(self.rows);
             let input = match self.format {
-                LineFormat::Text => Input { id: number, content: Content::Text(text.to_string()), place },
+                LineFormat::Text => Input { id: number, columns: Map::new(), content: Content::Text(text.to_string()), place },
                 LineFormat::Jsonl if text.trim().is_empty() => continue,
                 LineFormat::Jsonl => self.parse(text, number, place)?,
             };
@@ -241,6 +257,7 @@ impl<R: Read> Lines<R> {
 
     fn parse(&mut self, json: &str, number: Value, place: String) -> Result<Input> {
         let mut object = dataset::json_object(json, &place)?;
+        let columns = if self.options.keep_columns { object.clone() } else { Map::new() };
         let content = match object.get("input_ids").filter(|ids| !ids.is_null()) {
             Some(ids) => {
                 if object.get("attention_mask").and_then(Value::as_array).is_some_and(|mask| mask.contains(&Value::from(0))) {
@@ -274,7 +291,7 @@ impl<R: Read> Lines<R> {
                 }
             }
         };
-        Ok(Input { id: object.swap_remove("id").unwrap_or(number), content, place })
+        Ok(Input { id: object.swap_remove("id").unwrap_or(number), columns, content, place })
     }
 }
 

@@ -14,6 +14,7 @@ use super::client::{Client, Failure, JSON, LFS_JSON, NDJSON, json};
 use super::{Kind, MAIN, Repo, explain};
 use crate::console::check_interrupt;
 use crate::error::{Error, Result};
+use crate::flags::truth;
 use crate::report::log::Progress;
 use crate::report::tensorboard;
 
@@ -43,6 +44,8 @@ const PUBLISHED: [&str; 19] = [
 /// A repository to push to, to which the token has write access.
 pub struct Target {
     repo: Repo,
+    /// A missing repository is created private.
+    private: bool,
     client: Client,
 }
 
@@ -59,11 +62,12 @@ impl Target {
     /// before a training run, so that an error is reported before and not after it.
     ///
     /// # Errors
-    /// An invalid id; no token, or one without write access; no network.
-    pub fn check(id: &str) -> Result<Target> {
+    /// An invalid id; no token, or one without write access; no network; an existing public repository if it is to be `private`.
+    pub fn check(id: &str, private: bool) -> Result<Target> {
         let bad = |fact: &str, remedy: &str| Err(Error::user(format!("push to {id}"), fact, remedy));
         let repo = match Repo::parse(Kind::Model, id) {
-            Some(repo) if repo.revision == MAIN => repo,
+            // A truth value is a switch that was misunderstood.
+            Some(repo) if repo.revision == MAIN && truth(id).is_err() => repo,
             _ => return bad("is not a hub id", "write it as owner/name"),
         };
         if super::is_offline() {
@@ -87,10 +91,19 @@ impl Target {
                 "set HF_TOKEN to another, or push elsewhere",
             );
         }
-        Ok(Target { repo: Repo { id: format!("{owner}/{name}"), ..repo }, client })
+        let repo = Repo { id: format!("{owner}/{name}"), ..repo };
+        if private {
+            match client.get(&format!("{}/api/models/{}", client.endpoint, repo.id), &[]).and_then(json) {
+                Ok(found) if found["private"] == true => {}
+                Ok(_) => return bad("the repository exists and is public", "choose another name, or publish it openly"),
+                Err(Failure::Refused { status: 404, .. }) => {}
+                Err(failure) => return Err(explain(failure, &repo, &client, "")),
+            }
+        }
+        Ok(Target { repo, private, client })
     }
 
-    /// Publishes the model in `folder`, creating a public repository if there is none. Returns the address of its page.
+    /// Publishes the model in `folder`, creating a repository if there is none. Returns the address of its page.
     pub fn push(&self, folder: &Path) -> Result<String> {
         self.upload(folder).map_err(|failure| {
             let again = format!("nothing is lost: `warpfit push {} {}` tries again", folder.display(), self.repo);
@@ -118,7 +131,7 @@ impl Target {
     /// Creates the repository unless it exists.
     fn create(&self) -> Result<(), Failure> {
         let (owner, name) = self.repo.id.split_once('/').expect("checked");
-        let request = json!({"name": name, "organization": owner});
+        let request = json!({"name": name, "organization": owner, "private": self.private});
         match self.client.post(&format!("{}/api/repos/create", self.client.endpoint), JSON, &request.to_string()) {
             // It exists; or the token may write to existing repositories and not create one.
             Ok(_) | Err(Failure::Refused { status: 403 | 409, .. }) => Ok(()),

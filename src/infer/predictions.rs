@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Prediction;
 use crate::data::dataset::plain;
@@ -46,13 +46,18 @@ pub struct Lines {
     pub raw: bool,
     /// How good each class is, if rows get stars.
     pub stars: Option<Vec<f64>>,
+    /// Whether predictions carry the columns of their rows.
+    pub keep_columns: bool,
 }
 
 /// `{"id":7,"label":"POSITIVE","score":0.9987,"tokens":41,"truncated":false}`, or with several labels
-/// `{"id":7,"scores":[{"label":"POSITIVE","score":0.9987},...],"tokens":41,"truncated":false}`.
+/// `{"id":7,"scores":[{"label":"POSITIVE","score":0.9987},...],"tokens":41,"truncated":false}`. Kept columns are an object,
+/// `input`.
 #[derive(Serialize)]
 struct Line<'a> {
     id: &'a Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<Map<String, Value>>,
     #[serde(flatten)]
     best: Option<Ranked<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,17 +69,21 @@ struct Line<'a> {
 }
 
 impl Lines {
-    /// The header with its line end; empty except for CSV.
-    pub fn header(&self) -> &'static str {
-        match (self.format, &self.stars) {
-            (Format::Csv, None) => "id,label,score,tokens,truncated\n",
-            (Format::Csv, Some(_)) => "id,label,score,tokens,truncated,stars\n",
-            _ => "",
+    /// The header with its line end; empty except for CSV. Kept columns, those of the first row, come before the prediction; one
+    /// with a name of the prediction's is called input_NAME.
+    pub fn header(&self, kept: &[String]) -> String {
+        if self.format != Format::Csv {
+            return String::new();
         }
+        let mut own = vec!["id", "label", "score", "tokens", "truncated"];
+        own.extend(self.stars.as_ref().map(|_| "stars"));
+        let name = |name: &String| if own.contains(&name.as_str()) { format!("input_{name}") } else { name.clone() };
+        let kept: Vec<String> = kept.iter().map(name).collect();
+        record(kept.iter().map(String::as_str).chain(own))
     }
 
     /// The lines of one row, each with its line end.
-    pub fn lines(&self, input: &Input, prediction: &Prediction) -> String {
+    pub fn lines(&self, input: &Input, kept: &[String], prediction: &Prediction) -> String {
         let Prediction { logits, tokens, truncated } = prediction;
         let mut scores = ranked(&self.labels, logits, self.raw);
         scores.truncate(if self.top_k == 0 { usize::MAX } else { self.top_k });
@@ -83,18 +92,20 @@ impl Lines {
             Format::Jsonl => {
                 let single = self.top_k == 1;
                 let (best, scores) = (single.then_some(scores[0]), (!single).then_some(&scores[..]));
-                let line = Line { id: &input.id, best, scores, stars, tokens: *tokens, truncated: *truncated };
+                let input_columns = self.keep_columns.then(|| input.row());
+                let line =
+                    Line { id: &input.id, input: input_columns, best, scores, stars, tokens: *tokens, truncated: *truncated };
                 serde_json::to_string(&line).expect("every part is JSON") + "\n"
             }
             Format::Csv => {
-                let id = input.id.as_str().map_or_else(|| input.id.to_string(), String::from);
-                let mut csv = csv::Writer::from_writer(Vec::new());
-                for scored in &scores {
+                let (id, stars) = (cell(&input.id), stars.map(|stars| stars.to_string()));
+                let row = if kept.is_empty() { Map::new() } else { input.row() };
+                let before: Vec<String> = kept.iter().map(|name| row.get(name).map_or(String::new(), cell)).collect();
+                let line = |scored: &Ranked| {
                     let fields = [&id, scored.label, &scored.score.to_string(), &tokens.to_string(), &truncated.to_string()];
-                    let stars = stars.map(|stars| stars.to_string());
-                    csv.write_record(fields.into_iter().chain(stars.as_deref())).expect("writing to memory succeeds");
-                }
-                String::from_utf8(csv.into_inner().expect("writing to memory succeeds")).expect("all fields are UTF-8")
+                    record(before.iter().map(String::as_str).chain(fields).chain(stars.as_deref()))
+                };
+                scores.iter().map(line).collect()
             }
             Format::Text => {
                 let width = self.labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
@@ -112,6 +123,22 @@ impl Lines {
             }
         }
     }
+}
+
+/// A value as a field of CSV.
+fn cell(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+/// A record of CSV with its line end.
+fn record<'a>(fields: impl Iterator<Item = &'a str>) -> String {
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    csv.write_record(fields).expect("writing to memory succeeds");
+    String::from_utf8(csv.into_inner().expect("writing to memory succeeds")).expect("all fields are UTF-8")
 }
 
 /// 1 to 10 stars for the probabilities of the classes.

@@ -1,20 +1,22 @@
 //! The flags of `train`: raw (everything optional), then validated settings (complete and checked against each other).
 //! Names, and the defaults of the optimizer, are those of Hugging Face's TrainingArguments.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
 use super::evaluate::fail_under;
+use super::hugging_face;
 use super::recipe;
 use super::schedule::ScheduleKind;
 use crate::checkpoint::run_dir::RunDir;
+use crate::console::note;
 use crate::data::dataset::{self, Split, Splits};
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::same_file;
-use crate::flags::{FileArgs, LabelNames, count, label_names, not_negative, open_unit, positive, unit};
+use crate::flags::{FileArgs, LabelNames, count, label_names, not_negative, open_unit, positive, truth, unit};
 use crate::hub;
 use crate::metrics::Metric;
 use crate::sample::RUNS;
@@ -23,11 +25,11 @@ use crate::sample::RUNS;
 ///
 /// Without a model and data: a small DistilBERT from scratch on a bundled sample of film reviews.
 #[derive(Parser, Clone, Debug, Default)]
-#[command(name = "train")]
+#[command(name = "train", after_long_help = hugging_face::help())]
 pub struct Args {
     /// Model to start from: a folder with config.json, model.safetensors and tokenizer.json, or a Hugging Face hub id such as
     /// distilbert/distilbert-base-uncased, optionally with @revision [default: none]
-    #[arg(long, alias = "model_name_or_path", value_name = "DIR_OR_ID", help_heading = "Model and run")]
+    #[arg(long, visible_alias = "model-name-or-path", value_name = "DIR_OR_ID", help_heading = "Model and run")]
     pub model: Option<PathBuf>,
     /// Use the settings of a published run; --config and other flags override them [default: sample where neither a model nor
     /// data is given, otherwise none]
@@ -57,10 +59,16 @@ pub struct Args {
     #[arg(long, help_heading = "Model and run")]
     pub dry_run: bool,
 
-    /// Publish the trained model on the Hugging Face hub as owner/name or name; a missing repository is created, public
-    /// [default: not published]
-    #[arg(long, alias = "hub_model_id", value_name = "ID", help_heading = "Model and run")]
+    /// Publish the trained model on the Hugging Face hub: as owner/name or name, or without a value as --hub-model-id; a missing
+    /// repository is created [default: false]
+    #[arg(long, value_name = "ID", num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
     pub push_to_hub: Option<String>,
+    /// Repository of --push-to-hub: owner/name or name [default: the name of --output-dir]
+    #[arg(long, value_name = "ID", requires = "push_to_hub", help_heading = "Model and run")]
+    pub hub_model_id: Option<String>,
+    /// Create a private repository, and refuse to push to a public one [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", requires = "push_to_hub", help_heading = "Model and run")]
+    pub hub_private_repo: Option<bool>,
     /// Print no progress and no notes
     #[arg(long, help_heading = "Model and run")]
     pub quiet: bool,
@@ -70,11 +78,11 @@ pub struct Args {
     #[arg(long, help_heading = "Data")]
     pub data_dir: Option<PathBuf>,
     /// Data set of the Hugging Face hub, such as stanfordnlp/imdb, instead of --data-dir [default: none]
-    #[arg(long, alias = "dataset_name", conflicts_with_all = ["data_dir", "train_file"], value_name = "DIR_OR_ID")]
+    #[arg(long, visible_alias = "dataset-name", conflicts_with_all = ["data_dir", "train_file"], value_name = "DIR_OR_ID")]
     #[arg(help_heading = "Data")]
     pub dataset: Option<PathBuf>,
     /// Configuration of --dataset [default: its only one]
-    #[arg(long, alias = "dataset_config_name", conflicts_with_all = ["data_dir", "train_file"], value_name = "NAME")]
+    #[arg(long, visible_alias = "dataset-config-name", conflicts_with_all = ["data_dir", "train_file"], value_name = "NAME")]
     #[arg(help_heading = "Data")]
     pub dataset_config: Option<String>,
     /// Split of --data-dir or --dataset to evaluate on during training; test for data sets without a validation split
@@ -97,7 +105,7 @@ pub struct Args {
     #[command(flatten, next_help_heading = "Data")]
     pub reading: FileArgs,
     /// Column of the labels [default: found by its name]
-    #[arg(long, alias = "label_column_name", help_heading = "Data")]
+    #[arg(long, visible_alias = "label-column-name", help_heading = "Data")]
     pub label_column: Option<String>,
     /// Names of the classes whose labels are bare numbers or booleans, separated by commas, in order: from 0, of 1 and 2, or of
     /// false and true [default: those of the file or the model, else LABEL_0, LABEL_1, ...]
@@ -107,7 +115,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub positive_label: Option<String>,
     /// Truncate texts to this many tokens [default: the smallest of the tokenizer's limit, the model's positions and 512]
-    #[arg(long, alias = "max_seq_length", value_parser = count, help_heading = "Data")]
+    #[arg(long, visible_alias = "max-seq-length", value_parser = count, help_heading = "Data")]
     pub max_length: Option<usize>,
     /// Use only this many training rows, the first ones [default: all]
     #[arg(long, value_parser = count, help_heading = "Data")]
@@ -120,16 +128,16 @@ pub struct Args {
     pub no_shuffle: bool,
 
     /// Number of passes over the training data [default: 3]
-    #[arg(long, alias = "num_train_epochs", value_parser = positive, help_heading = "Optimisation")]
+    #[arg(long, visible_alias = "num-train-epochs", value_parser = positive, help_heading = "Optimisation")]
     pub epochs: Option<f64>,
     /// Number of updates, overriding --epochs [default: none]
     #[arg(long, value_parser = count, help_heading = "Optimisation")]
     pub max_steps: Option<usize>,
     /// Rows per micro-batch [default: 8]
-    #[arg(long, alias = "per_device_train_batch_size", value_parser = count, help_heading = "Optimisation")]
+    #[arg(long, visible_alias = "per-device-train-batch-size", value_parser = count, help_heading = "Optimisation")]
     pub batch_size: Option<usize>,
     /// Rows per evaluation batch, at most; it has no more tokens than a training batch [default: 8]
-    #[arg(long, alias = "per_device_eval_batch_size", value_parser = count, help_heading = "Optimisation")]
+    #[arg(long, visible_alias = "per-device-eval-batch-size", value_parser = count, help_heading = "Optimisation")]
     pub eval_batch_size: Option<usize>,
     /// Micro-batches per update [default: 1]
     #[arg(long, value_parser = count, help_heading = "Optimisation")]
@@ -150,7 +158,7 @@ pub struct Args {
     #[arg(long, value_parser = positive, help_heading = "Optimisation")]
     pub adam_epsilon: Option<f64>,
     /// Number of warm-up updates, or below 1 their fraction of all updates [default: 0]
-    #[arg(long, alias = "warmup_ratio", value_parser = not_negative, help_heading = "Optimisation")]
+    #[arg(long, value_parser = not_negative, help_heading = "Optimisation")]
     pub warmup_steps: Option<f64>,
     /// Learning rate schedule after the warm-up [default: linear]
     #[arg(long, help_heading = "Optimisation")]
@@ -186,15 +194,15 @@ pub struct Args {
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub logging_steps: Option<usize>,
     /// When to evaluate [default: epoch with validation data, otherwise no]
-    #[arg(long, alias = "evaluation_strategy", help_heading = "Cadence")]
+    #[arg(long, visible_alias = "evaluation-strategy", help_heading = "Cadence")]
     pub eval_strategy: Option<Strategy>,
-    /// Evaluate every this many updates, with --eval-strategy steps [default: --logging-steps]
+    /// Evaluate every this many updates; implies --eval-strategy steps [default: --logging-steps]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub eval_steps: Option<usize>,
     /// When to write a checkpoint [default: epoch]
     #[arg(long, help_heading = "Cadence")]
     pub save_strategy: Option<Strategy>,
-    /// Write a checkpoint every this many updates, with --save-strategy steps [default: 500]
+    /// Write a checkpoint every this many updates; implies --save-strategy steps [default: 500]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub save_steps: Option<usize>,
     /// Keep at most this many checkpoints, the newest and the best among them [default: all]
@@ -204,7 +212,7 @@ pub struct Args {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Cadence")]
     pub load_best_model_at_end: Option<bool>,
     /// Metric of the best evaluation: loss, accuracy, f1, precision, recall, roc_auc, average_precision, macro_f1,
-    /// balanced_accuracy or matthews_correlation [default: loss]
+    /// balanced_accuracy or matthews_correlation; the loss decides between equal values [default: loss]
     #[arg(long, help_heading = "Cadence")]
     pub metric_for_best_model: Option<String>,
     /// Stop after this many evaluations in a row without an improvement [default: never]
@@ -326,6 +334,22 @@ pub struct Settings {
 }
 
 impl Args {
+    /// The id under which the trained model is to be published, if it is.
+    pub fn hub_id(&self) -> Result<Option<String>> {
+        let Some(asked) = &self.push_to_hub else { return Ok(None) };
+        match (truth(asked), &self.hub_model_id, &self.output_dir) {
+            (Ok(false), ..) => Ok(None),
+            (Err(_), None, _) => Ok(Some(asked.clone())),
+            (Err(_), Some(_), _) => Err(Error::user("--hub-model-id", "--push-to-hub has an id too", "leave out one of them")),
+            (Ok(true), Some(id), _) => Ok(Some(id.clone())),
+            (Ok(true), None, folder) => {
+                let name = folder.as_deref().and_then(Path::file_name).map(|name| name.display().to_string());
+                let missing = || Error::user("--push-to-hub", "has no id", "pass --hub-model-id owner/name");
+                name.map(Some).ok_or_else(missing)
+            }
+        }
+    }
+
     /// Fills in defaults and checks the flags against each other. Fetches a data set of the hub.
     pub fn settings(self) -> Result<Settings> {
         // Checks that need no reading and no network come first.
@@ -351,17 +375,27 @@ impl Args {
             Strategy::Steps => Cadence::Steps(steps),
             Strategy::Epoch => Cadence::Epoch,
         };
-        let eval_strategy = self.eval_strategy.unwrap_or(if validates { Strategy::Epoch } else { Strategy::No });
+        let strategy = |steps: Option<usize>| if steps.is_some() { Strategy::Steps } else { Strategy::Epoch };
+        let default = if validates { strategy(self.eval_steps) } else { Strategy::No };
+        let eval_strategy = self.eval_strategy.unwrap_or(default);
+        let save_strategy = self.save_strategy.unwrap_or(strategy(self.save_steps));
+        let schedule = self.lr_scheduler_type.unwrap_or(ScheduleKind::Linear);
         if eval_strategy != Strategy::No && !validates {
             let remedy = "pass --validation-file or --validation-split";
             return Err(Error::user("--eval-strategy", "there is nothing to evaluate on", remedy));
         }
-        for (given, strategy, flag, needs) in [
-            (self.eval_steps.is_some(), eval_strategy, "--eval-steps", "--eval-strategy steps"),
-            (self.save_steps.is_some(), self.save_strategy.unwrap_or(Strategy::Epoch), "--save-steps", "--save-strategy steps"),
+        let eval_needs = if validates { "--eval-strategy steps" } else { "validation data" };
+        for (unused, flag, needs) in [
+            (self.eval_steps.is_some() && eval_strategy != Strategy::Steps, "--eval-steps", eval_needs),
+            (self.save_steps.is_some() && save_strategy != Strategy::Steps, "--save-steps", "--save-strategy steps"),
+            (
+                self.warmup_steps.is_some_and(|steps| steps > 0.0) && schedule == ScheduleKind::Constant,
+                "--warmup-steps",
+                "--lr-scheduler-type constant_with_warmup",
+            ),
         ] {
-            if given && strategy != Strategy::Steps {
-                return Err(Error::user(flag, format!("has no effect without {needs}"), format!("pass {needs} too")));
+            if unused {
+                note(format!("note: {flag} has no effect without {needs}"));
             }
         }
         let evaluates = eval_strategy != Strategy::No;
@@ -417,7 +451,7 @@ impl Args {
             adam_beta2: self.adam_beta2.unwrap_or(0.999),
             adam_epsilon: self.adam_epsilon.unwrap_or(1e-8),
             warmup_steps: self.warmup_steps.unwrap_or(0.0),
-            lr_scheduler_type: self.lr_scheduler_type.unwrap_or(ScheduleKind::Linear),
+            lr_scheduler_type: schedule,
             max_grad_norm: self.max_grad_norm.unwrap_or(1.0),
             label_smoothing_factor: self.label_smoothing_factor.unwrap_or(0.0),
             class_weights: self.class_weights,
@@ -428,7 +462,7 @@ impl Args {
             seed: self.seed.unwrap_or(42),
             logging_steps,
             eval: cadence(eval_strategy, self.eval_steps.unwrap_or(logging_steps)),
-            save: cadence(self.save_strategy.unwrap_or(Strategy::Epoch), self.save_steps.unwrap_or(500)),
+            save: cadence(save_strategy, self.save_steps.unwrap_or(500)),
             save_total_limit: self.save_total_limit,
             load_best_model_at_end: self.load_best_model_at_end.unwrap_or(evaluates),
             metric_for_best_model: metric,

@@ -272,17 +272,23 @@ impl Trainer<'_> {
         self.log_entry(evaluation.log_entry("eval"))?;
         let metric = self.settings.metric_for_best_model;
         let value = evaluation.metrics.get(metric).unwrap_or(f64::NAN);
-        if self.best_evaluation().is_none_or(|(_, best)| metric.better(value, best)) {
+        let improved = self.best_evaluation().is_none_or(|(_, best)| metric.better(value, best));
+        let lower_loss = |best| self.logged_loss(self.state.step) < self.logged_loss(best);
+        if improved || self.best_evaluation().is_some_and(|(step, best)| value == best && lower_loss(step)) {
             let weights =
                 if self.settings.load_best_model_at_end { self.model.read_all(self.model.plan.params)? } else { Vec::new() };
             self.state.best = Some((self.state.step, Some(value).filter(|value| value.is_finite())));
             self.best = Some(BestModel { evaluation: Some(evaluation.clone()), weights, saved });
-            self.state.evals_without_improvement = 0;
-        } else {
-            self.state.evals_without_improvement += 1;
         }
+        // As in Trainer, a lower loss alone does not put off early stopping.
+        self.state.evals_without_improvement = if improved { 0 } else { self.state.evals_without_improvement + 1 };
         self.evaluated = Some((self.state.step, evaluation));
         Ok(())
+    }
+
+    /// The loss of the evaluation at a step, which decides between equal values of the metric.
+    fn logged_loss(&self, step: usize) -> Option<f64> {
+        self.log.iter().find(|entry| entry["step"] == step && entry["eval_loss"].is_number())?["eval_loss"].as_f64()
     }
 
     /// The step of the best evaluation and its value of the metric; NaN if undefined.

@@ -1,10 +1,11 @@
-//! Fine-tuning: flags (overriding a file of flags, overriding a recipe) -> setup (device, data, model) -> the loop -> results.
+//! Fine-tuning: flags (those of Hugging Face translated, overriding a file of flags, overriding a recipe) -> setup (device, data, model) -> the loop -> results.
 
 pub mod args;
 mod card;
 pub mod data;
 mod epochs;
 pub mod evaluate;
+pub mod hugging_face;
 pub mod recipe;
 mod results;
 pub mod schedule;

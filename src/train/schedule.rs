@@ -7,15 +7,19 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// Schedule after the warm-up.
+/// Schedule of the learning rate, after the warm-up if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
     /// Linear decay to 0.
     Linear,
     /// Decay to 0 along half a cosine.
     Cosine,
+    /// Without a warm-up, as in Trainer.
     Constant,
+    /// Constant after the warm-up.
+    #[value(name = "constant_with_warmup", alias = "constant-with-warmup")]
+    ConstantWithWarmup,
 }
 
 /// `warmup` updates rise from 0 to `base_lr`, followed by `kind` until `total`.
@@ -37,21 +41,21 @@ impl Schedule {
     /// s / W                                  while s < W, then
     /// (T - s) / (T - W)                      linear
     /// (1 + cos(pi (s - W) / (T - W))) / 2    cosine
-    /// 1                                      constant
+    /// 1                                      constant_with_warmup
     /// ```
     ///
-    /// so that the first warm-up update has learning rate 0, and the rate reaches 0 only after the last update.
+    /// and 1 throughout if it is constant, so that the first warm-up update has learning rate 0, and the rate reaches 0 only after the last update.
     pub fn lr(&self, update: usize) -> f64 {
         assert!(update >= 1, "updates are numbered from 1");
         let done = update - 1;
-        if done < self.warmup {
+        if done < self.warmup && self.kind != ScheduleKind::Constant {
             return self.base_lr * (done as f64 / self.warmup as f64);
         }
         let span = self.total.saturating_sub(self.warmup).max(1) as f64;
         let factor = match self.kind {
             ScheduleKind::Linear => self.total.saturating_sub(done) as f64 / span,
             ScheduleKind::Cosine => 0.5 * (1.0 + (PI * ((done - self.warmup) as f64 / span).min(1.0)).cos()),
-            ScheduleKind::Constant => 1.0,
+            ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup => 1.0,
         };
         self.base_lr * factor
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Trainer;
-use super::args::{ClassWeights, ReportTo, Settings};
+use super::args::{Cadence, ClassWeights, ReportTo, Settings};
 use super::data::Data;
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
 use super::state::RunState;
@@ -20,7 +20,7 @@ use crate::model::plan::{ModelSpec, Plan};
 use crate::model::{Hyperparameters, Model};
 use crate::ops::Rows;
 use crate::profile::{Ceilings, Profile};
-use crate::report::log::Count;
+use crate::report::log::{Bytes, Count};
 use crate::report::tensorboard::Events;
 
 /// A run whose inputs are read and checked, before any device memory is allocated.
@@ -116,6 +116,9 @@ impl<'a> Setup<'a> {
             best: None,
             profile,
         };
+        if let Some(disk) = trainer.disk_of_checkpoints() {
+            note(disk);
+        }
         if let Some(asked) = &settings.resume_from_checkpoint {
             trainer.resume(asked)?;
         } else {
@@ -127,6 +130,23 @@ impl<'a> Setup<'a> {
             trainer.events = Some(if resumes { Events::resume(path, step, &trainer.log)? } else { Events::new(path) });
         }
         Ok(trainer)
+    }
+}
+
+impl Trainer<'_> {
+    /// The disk space that the checkpoints will take, in words: in each the weights and AdamW's two moments, in f32.
+    fn disk_of_checkpoints(&self) -> Option<String> {
+        let every = match self.settings.save {
+            Cadence::Never => return None,
+            Cadence::Steps(updates) => updates,
+            Cadence::Epoch => self.updates_per_epoch,
+        };
+        let written = self.schedule.total.div_ceil(every);
+        // The newest and the best are always kept, and a new one is complete before an old one is removed.
+        let kept = self.settings.save_total_limit.map_or(written, |limit| written.min(limit.max(2) + 1)) as u64;
+        let each = 3 * 4 * self.model.plan.parameters() as u64;
+        let limit = if self.settings.save_total_limit.is_none() { "; --save-total-limit N keeps fewer" } else { "" };
+        Some(format!("checkpoints: {} of {}, {} in all{limit}", Count(kept), Bytes(each), Bytes(kept * each)))
     }
 }
 
@@ -181,6 +201,9 @@ fn set_weights(model: &mut Model, settings: &Settings, source: &ModelDir, config
     }
     let drawn = source.load_weights(model, settings.seed, settings.ignore_mismatched_sizes)?;
     note(format!("model: {parameters} parameters from {}", source.path.display()));
+    if !drawn.iter().any(|name| name.contains("classifier")) {
+        note(format!("model: training continues with the folder's own classifier, of {}", source.config.labels.join(", ")));
+    }
     if !drawn.is_empty() {
         let why = if settings.ignore_mismatched_sizes { "lacks, or has for other labels," } else { "lacks" };
         note(format!("model: the folder {why} {}; drawn from seed {}", drawn.join(", "), settings.seed));

@@ -260,3 +260,83 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
     ran(EVALUATE, &["--model", model, "--file", path(&other)])
         .failed(2, "other.csv:2`: the label \"joy\" is not one of the classes");
 }
+
+#[test]
+fn a_file_has_one_name_in_every_command() {
+    let (dir, file, model) = (TempDir::new().unwrap(), golden("train/test.csv"), trained());
+    let file = path(&file);
+    let outputs = |command: &str, more: &[&str]| {
+        let named = |flags: &[&str]| ran(command, &[&["--model", path(model.path())], more, flags].concat()).done();
+        let argument = named(&[file]);
+        assert_eq!(argument.out, named(&["--input", file]).out);
+        assert_eq!(argument.out, named(&["--file", file]).out);
+        argument
+    };
+    let predicted = outputs(PREDICT, &[]);
+    assert_eq!(predicted.out.lines().count(), 32);
+    assert!(
+        predicted.err.contains(&format!("note: {file} is read as a file; --text classifies these words")),
+        "{}",
+        predicted.err
+    );
+    assert_eq!(outputs("embed", &[]).out.lines().count(), 32);
+    let report = dir.path().join("report");
+    let evaluated = outputs(EVALUATE, &["--output-dir", path(&report)]);
+    assert!(evaluated.err.contains(&format!("saved       {}", report.join("report.html").display())), "{}", evaluated.err);
+
+    let one = |args: &[&str]| ran(PREDICT, &[&["--model", path(model.path())], args].concat());
+    assert_eq!(one(&["--text", file]).done().out.lines().count(), 1);
+    assert_eq!(one(&[file, "good"]).done().out.lines().count(), 2, "texts, as there are two");
+    one(&["nowhere.csv"]).failed(2, "`nowhere.csv`: no such file or folder; check the path, or classify these words with --text");
+    one(&["good.", "--input-format", "jsonl"]).failed(2, "`--input-format`: there are no lines to read");
+    one(&[file, "--input", file]).failed(2, "cannot be used with");
+    ran(EVALUATE, &["--model", path(model.path()), file, "--file", file]).failed(2, "cannot be used with");
+    ran(EVALUATE, &["--model", path(model.path())]).failed(2, "required arguments were not provided");
+}
+
+#[test]
+fn predictions_carry_the_columns_of_their_rows() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str, content: &str| {
+        fs::write(dir.path().join(name), content).unwrap();
+        dir.path().join(name).display().to_string()
+    };
+    let csv = at("a.csv", "id,text,label,note\n7,\"good, really\",1,x\n8,bad,0,\n");
+    let keep = |more: &[&str]| predict(&[more, &["--keep-columns"]].concat()).done();
+    let rows = keep(&["--input", &csv]).json();
+    assert_eq!(rows[0]["input"], json!({"id": "7", "text": "good, really", "label": "1", "note": "x"}));
+    let plain = predict(&["--input", &csv]).done().json();
+    assert_eq!((&rows[1]["label"], &rows[1]["score"], &rows[1]["id"]), (&plain[1]["label"], &plain[1]["score"], &json!(8)));
+    assert_eq!(plain[0].get("input"), None);
+
+    let lines = keep(&["--input", &csv, "--format", "csv", "--top-k", "0"]).out;
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!((lines[0], lines.len()), ("input_id,text,input_label,note,id,label,score,tokens,truncated", 5));
+    assert!(lines[2].starts_with("7,\"good, really\",1,x,7,"), "{}", lines[2]);
+    assert!(lines[3].starts_with("8,bad,0,,8,"), "{}", lines[3]);
+
+    for (name, content) in [
+        ("a.jsonl", "{\"text\": \"good\", \"n\": 1}\n{\"text\": \"bad\", \"n\": null, \"m\": [2]}\n"),
+        ("a.json", "[{\"text\": \"good\", \"n\": 1}, {\"text\": \"bad\", \"n\": null, \"m\": [2]}]"),
+    ] {
+        let file = at(name, content);
+        let rows = keep(&["--input", &file]).json();
+        assert_eq!(rows[0]["input"], json!({"text": "good", "n": 1}), "{name}");
+        assert_eq!(rows[1]["input"], json!({"text": "bad", "n": null, "m": [2]}), "{name}");
+        let csv = keep(&["--input", &file, "--format", "csv"]).out;
+        assert!(csv.starts_with("text,n,id,label,score,tokens,truncated\ngood,1,0,"), "{csv}");
+        assert!(csv.contains("\nbad,,1,"), "{csv}");
+    }
+    let parquet = golden("../../src/sample/validation.parquet");
+    let kept = keep(&["--input", path(&parquet)]).json();
+    let columns = kept[0]["input"].as_object().unwrap();
+    assert!(columns["text"].is_string() && columns["label"].is_i64(), "{}", kept[0]);
+
+    // What has no columns has its text.
+    let texts = at("a.txt", "good\nbad\n");
+    assert_eq!(keep(&["--input", &texts]).json()[1]["input"], json!({"text": "bad"}));
+    assert_eq!(keep(&["good"]).json()[0]["input"], json!({"text": "good"}));
+    let csv = keep(&["--format", "csv", "good"]).out;
+    assert!(csv.starts_with("text,id,label,score,tokens,truncated\ngood,0,"), "{csv}");
+    predict(&["--keep-columns", "--format", "text", "good"]).failed(2, "`--keep-columns`: lines for people have no columns");
+}

@@ -88,6 +88,19 @@ fn a_run_writes_all_its_files() {
     let printed: Vec<&str> = ran.out.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(printed, ["trained", "validation", "test", "saved"]);
     assert!(ran.err.contains("warning: 3 of the 32 validation texts are in the training data too"), "{}", ran.err);
+    // Two checkpoints of three numbers per parameter, a classifier trained before, and what to do next.
+    let written: u64 = ["model", "optimizer"]
+        .map(|n| fs::metadata(out.join(format!("checkpoint-24/{n}.safetensors"))).unwrap().len())
+        .iter()
+        .sum();
+    let of =
+        |line: &str| ran.err.lines().find(|found| found.starts_with(line)).unwrap_or_else(|| panic!("{}", ran.err)).to_string();
+    let disk = of("checkpoints: ");
+    assert!(disk.starts_with("checkpoints: 2 of ") && disk.ends_with(" in all; --save-total-limit N keeps fewer"), "{disk}");
+    let mib: f64 = words(&disk)[3].parse().unwrap();
+    assert!((mib - written as f64 / f64::from(1 << 20)).abs() < 0.05, "{disk}, not {written}");
+    of("model: training continues with the folder's own classifier, of NEGATIVE, POSITIVE");
+    assert_eq!(of("next "), format!("next        warpfit predict --model {} \"A text to classify\"", out.display()));
     assert!(!ran.err.contains('\u{1b}') && !ran.err.contains('\r'), "a file is not a terminal: {:?}", ran.err);
 
     let read = |name| read(&out, name);
@@ -116,8 +129,14 @@ fn a_run_writes_all_its_files() {
 #[test]
 fn checkpoints_rotate_and_the_best_is_kept_and_loaded() {
     let out = TempDir::new().unwrap();
-    let validation = golden("train/test.csv");
-    // The accuracy is 1 from an early evaluation on, so that no later one is better.
+    let dir = TempDir::new().unwrap();
+    let validation = dir.path().join("wrong.csv");
+    // All labels are wrong, so that the accuracy falls.
+    let wrong = rows("train/test.csv").into_iter().map(|(text, label)| (text, if label == "0" { "1" } else { "0" }));
+    let mut file = csv::Writer::from_path(&validation).unwrap();
+    file.write_record(["text", "label"]).unwrap();
+    wrong.for_each(|(text, label)| file.write_record([&text, label]).unwrap());
+    file.flush().unwrap();
     let common = "--learning-rate 5e-3 --lr-scheduler-type constant --epochs 4 --eval-strategy steps --eval-steps 4 \
                   --metric-for-best-model accuracy --validation-file";
     let common = [words(common), vec![path(&validation)]].concat();
@@ -391,8 +410,6 @@ fn invalid_flags_are_reported_in_one_line() {
         ("--warmup-steps 1000", "`--warmup-steps`: 1000, but the whole run has 36 updates"),
         ("--eval-strategy epoch", "`--eval-strategy`: there is nothing to evaluate on"),
         ("--eval-strategy sometimes", "invalid value 'sometimes'"),
-        ("--eval-steps 5", "`--eval-steps`: has no effect without"),
-        ("--save-steps 5", "`--save-steps`: has no effect without"),
         ("--early-stopping-patience 1", "`--early-stopping-patience`: needs evaluations"),
         ("--load-best-model-at-end", "`--load-best-model-at-end`: needs evaluations"),
         ("--metric-for-best-model bleu --validation-split 0.1", "there is no metric `bleu`"),
@@ -419,6 +436,11 @@ fn invalid_flags_are_reported_in_one_line() {
         ("--config nowhere.toml", "`nowhere.toml`: no such file"),
         ("--push-to-hub a/b/c", "`push to a/b/c`: is not a hub id"),
         ("--push-to-hub me/x", "`push to me/x`: HF_HUB_OFFLINE is set"),
+        ("--push-to-hub me/x --hub-model-id me/y", "`--hub-model-id`: --push-to-hub has an id too"),
+        ("--hub-model-id me/x", "required arguments were not provided: --push-to-hub"),
+        ("--max-steps 0", "invalid value '0' for '--max-steps"),
+        ("--save-steps 0", "invalid value '0' for '--save-steps"),
+        ("--save-total-limit 0", "invalid value '0' for '--save-total-limit"),
     ]
     .into_iter()
     .map(|(flags, part)| bad(flags, part))
@@ -426,7 +448,6 @@ fn invalid_flags_are_reported_in_one_line() {
     // Every number, out of range in every way.
     for (flag, zero) in [
         ("--epochs", true),
-        ("--max-steps", true),
         ("--batch-size", true),
         ("--eval-batch-size", true),
         ("--gradient-accumulation-steps", true),
@@ -446,8 +467,6 @@ fn invalid_flags_are_reported_in_one_line() {
         ("--max-eval-samples", true),
         ("--logging-steps", true),
         ("--eval-steps", true),
-        ("--save-steps", true),
-        ("--save-total-limit", true),
         ("--early-stopping-patience", true),
     ] {
         let values = ["-1", "nan", "inf", "1e999", "many", "0"];

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use csv::StringRecord;
+use serde_json::Value;
 
 use super::columns::{by_content, is_number};
 use super::dialect::{Dialect, reader};
@@ -71,6 +72,10 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
             continue;
         }
         joined.extend(within_quotes(&record, line, dialect.delimiter, table.columns.label.or(table.columns.id)));
+        if options.keep_columns {
+            let cells = table.column_names.iter().cloned().zip(record.iter().map(Value::from));
+            table.rows.push(cells.collect());
+        }
         let label = table.columns.label.map_or("", |label| &record[label]);
         let id = table.columns.id.map(|id| number_or_text(&record[id]));
         table.push(Some(line), record[table.columns.text].to_string(), label.to_string(), id);

@@ -154,6 +154,9 @@ fn read_objects(path: &Path, objects: &[(Option<usize>, &str)], options: &Option
             rejected += 1;
             continue;
         }
+        if options.keep_columns {
+            table.rows.push(object.clone());
+        }
         let mut take = |column: usize| match object.swap_remove(&table.column_names[column]) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use encoding_rs::Encoding;
 use serde::{Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::console::note;
 use crate::data::loader::randperm;
@@ -55,6 +55,9 @@ pub struct Options {
     /// Labels are not read: their column may be missing, or of any type.
     #[serde(skip)]
     pub texts_only: bool,
+    /// Rows are kept with all their columns.
+    #[serde(skip)]
+    pub keep_columns: bool,
 }
 
 fn as_character<S: Serializer>(byte: &Option<u8>, to: S) -> std::result::Result<S::Ok, S::Error> {
@@ -70,6 +73,8 @@ pub struct Table {
     pub labels: Option<Vec<String>>,
     /// The column `id`, numbers as numbers, (rows); empty without one.
     pub ids: Vec<Value>,
+    /// All columns of each row, (rows); empty unless they are kept and the format has columns.
+    pub rows: Vec<Map<String, Value>>,
     /// Class names given by the files themselves, in order of index.
     pub class_names: Option<Vec<String>>,
     /// Never empty.
@@ -207,15 +212,16 @@ impl Table {
         let columns = Columns::choose(path, &column_names, options)?;
         let labels = columns.label.map(|_| Vec::new());
         let sources = vec![Source { path: path.into(), row: 0, lines: Vec::new() }];
-        Ok(Table { texts: Vec::new(), labels, ids: Vec::new(), class_names: None, sources, column_names, columns })
+        let (texts, ids, rows) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Table { texts, labels, ids, rows, class_names: None, sources, column_names, columns })
     }
 
     /// Labels alone, from these lines of a file.
     pub(crate) fn labelled(path: &Path, labels: Vec<String>, lines: Vec<usize>) -> Table {
         let columns = Columns { text: 0, label: Some(1), id: None, guessed: Guess::Nothing };
         let sources = vec![Source { path: path.into(), row: 0, lines }];
-        let (texts, ids, column_names) = (Vec::new(), Vec::new(), Vec::new());
-        Table { texts, labels: Some(labels), ids, class_names: None, sources, column_names, columns }
+        let (texts, ids, rows, column_names) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Table { texts, labels: Some(labels), ids, rows, class_names: None, sources, column_names, columns }
     }
 
     /// Adds a row to the last source, with its line if the format has lines.
@@ -241,6 +247,7 @@ impl Table {
         self.sources.extend(other.sources.into_iter().map(|source| Source { row: rows + source.row, ..source }));
         self.texts.extend(other.texts);
         self.ids.extend(other.ids);
+        self.rows.extend(other.rows);
         if let (Some(labels), Some(others)) = (&mut self.labels, other.labels) {
             labels.extend(others);
         }

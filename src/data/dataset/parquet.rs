@@ -45,10 +45,21 @@ pub(super) fn read(path: &Path, file: File, options: &Options) -> Result<Table> 
         let names = json["info"]["features"][label.name()]["names"].as_array()?;
         names.iter().map(|name| Some(name.as_str()?.to_string())).collect()
     });
-    let only = std::iter::once(text).chain(label).chain(id).cloned().collect();
+    let used: Vec<&Type> = std::iter::once(&**text).chain(label.map(|label| &**label)).chain(id.map(|id| &**id)).collect();
+    let is_other = |field: &Type| options.keep_columns && is_scalar(field) && used.iter().all(|used| used.name() != field.name());
+    let others = fields.iter().filter(|field| is_other(field));
+    let only = std::iter::once(text).chain(label).chain(id).chain(others).cloned().collect();
     let only = Type::group_type_builder(about.schema().name()).with_fields(only).build().map_err(unread)?;
     for row in reader.get_row_iter(Some(only)).map_err(unread)? {
-        let mut cells = row.map_err(unread)?.into_columns().into_iter().map(|(_, field)| cell(field));
+        let row = row.map_err(unread)?.into_columns();
+        if options.keep_columns {
+            let value = |field: Field| match field {
+                Field::Str(text) => Value::from(text),
+                number => cell(number).map_or(Value::Null, |text| serde_json::from_str(&text).unwrap_or(Value::from(text))),
+            };
+            table.rows.push(row.iter().cloned().map(|(name, field)| (name, value(field))).collect());
+        }
+        let mut cells = row.into_iter().map(|(_, field)| cell(field));
         let null = || Error::user(table.place(table.texts.len()), "the text is null or not UTF-8", "give \"\" for an empty text");
         let text = cells.next().flatten().ok_or_else(null)?;
         let label = label.and_then(|_| cells.next().flatten()).unwrap_or_default();
