@@ -23,7 +23,7 @@
 //! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
 //! | [`metrics`] | accuracy to curves, equal to scikit-learn's |
 //! | [`report`] | `log` (progress, tables), `plot` (SVG; `density` of points), `curves` (of a run), `tensorboard`, `evaluated` and `evaluation` (an evaluation and its folder), `page` (HTML), `compare` |
-//! | [`serve`] | a model behind HTTP: `api` (the routes), `queue` (batches of waiting requests), `metrics`, `page.html` |
+//! | [`serve`] | a model behind HTTP: `api` (the routes, one file per protocol), `access_log`, `queue` (batches of waiting requests), `metrics`, `page.html` |
 //! | [`commands`] | one file per command of the program |
 //! | [`sample`] | the bundled reviews of the default run |
 //! | [`console`], [`files`], [`flags`], [`memory`], [`error`] | the terminal and signals; atomic files; command-line flags; the allocator; one error type: where, what, what to do |

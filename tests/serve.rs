@@ -1,6 +1,7 @@
 //! `serve` over real sockets: the binary with the golden text model, on both backends, and the server in this process around a
 //! model that waits, panics or fails on demand.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,6 +12,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use clap::Parser;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -106,6 +109,10 @@ impl Server {
         if !flags.contains(&"--device") {
             command.args(["--device", "cpu"]);
         }
+        Server::run(&mut command)
+    }
+
+    fn run(command: &mut Command) -> Server {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -147,7 +154,7 @@ fn bad_requests_get_their_status_and_the_server_survives() {
     let fine: &[(&str, Vec<u8>)] = &[
         ("one text", br#"{"inputs": "good"}"#.to_vec()),
         ("an empty text", br#"{"inputs": ""}"#.to_vec()),
-        ("nulls for defaults, and an unknown key", br#"{"inputs": "good", "truncate": null, "else": [[1]]}"#.to_vec()),
+        ("nulls for defaults", br#"{"inputs": "good", "truncate": null, "else": null, "parameters": null}"#.to_vec()),
         ("32 texts", texts(32)),
         ("2 MB", sized(2_000_000)),
         ("100,000 tokens", long(true)),
@@ -170,6 +177,7 @@ fn bad_requests_get_their_status_and_the_server_survives() {
         ("nested twice", br#"{"inputs": [[["good"]]]}"#.to_vec(), 422, "validation"),
         ("a word for a flag", br#"{"inputs": "good", "truncate": "yes"}"#.to_vec(), 422, "validation"),
         ("33 texts", texts(33), 413, "validation"),
+        ("an unknown key", br#"{"inputs": "good", "else": [[1]]}"#.to_vec(), 422, "validation"),
         ("2 MB + 1", sized(2_000_001), 413, "validation"),
         ("100,000 tokens, not to be truncated", long(false), 413, "validation"),
     ];
@@ -303,6 +311,269 @@ fn the_vectors_of_embed() {
     }
 }
 
+/// The error of a request that is invalid.
+fn refusal(address: SocketAddr, path: &str, body: &Value) -> String {
+    let reply = post(address, path, body);
+    assert_eq!(reply.status, 422, "{body}: {}", reply.body);
+    let error = &reply.json()["error"];
+    error["message"].as_str().or(error.as_str()).unwrap().to_string()
+}
+
+#[test]
+fn the_protocols_of_hugging_face_and_sagemaker() {
+    let server = Server::start(&["--max-length", "40"]);
+    let (address, texts) = (server.address, texts());
+    let ask = |body: &Value| post(address, "/", body).json();
+    let scores = written(PREDICT, &golden("text/hf"), &["--top-k", "0"], "scores");
+    close(&ask(&json!({ "inputs": texts })), &json!(scores));
+    for (text, scores) in texts.iter().zip(&scores) {
+        close(&ask(&json!({ "inputs": text })), &json!([scores])); // a list of one
+    }
+    close(&post(address, "/invocations", &json!({ "inputs": texts })).json(), &json!(scores));
+    assert_eq!(get(address, "/ping").status, 200);
+
+    let logits = post(address, "/predict", &json!({ "inputs": texts, "raw_scores": true })).json();
+    let sigmoid = |logit: &Value| 1.0 / (1.0 + (-logit.as_f64().unwrap()).exp());
+    let with = |score: &dyn Fn(&Value) -> f64| -> Value {
+        let label = |label: &Value| json!({ "label": label["label"], "score": score(&label["score"]) });
+        let lists = logits.as_array().unwrap().iter();
+        lists.map(|labels| labels.as_array().unwrap().iter().map(label).collect::<Value>()).collect()
+    };
+    for (function, wanted) in
+        [("softmax", json!(scores)), ("sigmoid", with(&sigmoid)), ("none", with(&|logit: &Value| logit.as_f64().unwrap()))]
+    {
+        let parameters = json!({ "function_to_apply": function, "top_k": null });
+        close(&ask(&json!({ "inputs": texts, "parameters": parameters })), &wanted);
+        close(&post(address, "/predict", &json!({ "inputs": texts, "function_to_apply": function })).json(), &wanted);
+    }
+    let best: Value = scores.iter().map(|labels| json!([labels[0]])).collect();
+    let nested: Value = texts.iter().map(|text| json!([text])).collect();
+    close(&ask(&json!({ "inputs": nested, "parameters": { "top_k": 1 } })), &best);
+    close(&ask(&json!({ "inputs": texts, "top_k": 7 })), &json!(scores));
+
+    let starred = ask(&json!({ "inputs": texts, "parameters": { "stars": true, "function_to_apply": "none" } }));
+    for (labels, scores) in starred.as_array().unwrap().iter().zip(&scores) {
+        let positive = scores.as_array().unwrap().iter().find(|label| label["label"] == "POSITIVE").unwrap();
+        let stars = (10.0 * positive["score"].as_f64().unwrap()).round().max(1.0) as u64;
+        assert_eq!((labels[0]["stars"].as_u64(), labels[1].get("stars")), (Some(stars), None), "{labels}");
+    }
+}
+
+#[test]
+fn options_are_heard_or_refused_by_name() {
+    let server = Server::start(&["--max-length", "40"]);
+    let options = json!({ "use_cache": false, "wait_for_model": true });
+    for (path, key, value) in [
+        ("/predict", "options", options.clone()),
+        ("/", "options", options),
+        ("/", "padding", json!("max_length")),
+        ("/", "truncation_direction", json!("right")),
+        ("/embed", "truncation_direction", json!("Right")),
+        ("/embed", "prompt_name", Value::Null),
+        ("/predict", "stars", json!(false)),
+    ] {
+        let [beside, within] =
+            [json!({ "inputs": "good", key: value }), json!({ "inputs": "good", "parameters": { key: value } })];
+        let plain = post(server.address, path, &json!({ "inputs": "good" })).json();
+        assert_eq!(post(server.address, path, &beside).json(), plain, "{path} {beside}");
+        assert_eq!(post(server.address, path, &within).json(), plain, "{path} {within}");
+    }
+    for (path, key, value) in [
+        ("/predict", "raw_score", json!(true)),
+        ("/predict", "normalize", json!(true)),
+        ("/predict", "top_k", json!(0)),
+        ("/predict", "top_k", json!(-1)),
+        ("/", "function_to_apply", json!("tanh")),
+        ("/", "max_length", json!(128)),
+        ("/", "truncation_direction", json!("left")),
+        ("/", "truncation", json!("longest_first")),
+        ("/", "options", json!({ "use_cash": 1 })),
+        ("/embed", "prompt_name", json!("query")),
+        ("/embed", "dimensions", json!(8)),
+        ("/embed", "raw_scores", json!(true)),
+        ("/tokenize", "truncate", json!(true)),
+    ] {
+        let named = if key == "options" { "use_cash" } else { key };
+        for body in [json!({ "inputs": "good", key: value }), json!({ "inputs": "good", "parameters": { key: value } })] {
+            let error = refusal(server.address, path, &body);
+            assert!(error.contains(named), "{path} {body}: {error}");
+        }
+    }
+    let both = json!({ "inputs": "good", "top_k": 1, "parameters": { "top_k": 2 } });
+    assert!(refusal(server.address, "/", &both).contains("`top_k` is given twice"));
+    let both = json!({ "inputs": "good", "raw_scores": true, "function_to_apply": "softmax" });
+    assert!(refusal(server.address, "/predict", &both).contains("exclude each other"));
+    assert!(refusal(server.address, "/", &json!({ "inputs": "good", "parameters": [] })).contains("`parameters`"));
+    let long = json!({ "inputs": "good ".repeat(100), "parameters": { "truncation": false } });
+    assert_eq!(post(server.address, "/", &long).status, 413);
+}
+
+#[test]
+fn the_protocol_of_openai() {
+    let server = Server::start(&["--max-length", "40"]);
+    let (address, texts) = (server.address, texts());
+    let ask = |body: &Value| {
+        let reply = post(address, "/v1/embeddings", body);
+        assert_eq!(reply.status, 200, "{body}: {}", reply.body);
+        reply.json()
+    };
+    let vectors = |reply: &Value| -> Value {
+        let data = reply["data"].as_array().unwrap();
+        assert!(data.iter().enumerate().all(|(index, item)| item["index"] == index && item["object"] == "embedding"));
+        data.iter().map(|item| item["embedding"].clone()).collect()
+    };
+    let wanted = json!(written(EMBED, &golden("text/hf"), &["--normalize"], "embedding"));
+    let all = ask(&json!({ "input": texts, "model": "text-embedding-3-small", "user": "me" }));
+    close(&vectors(&all), &wanted);
+    let tokens: u64 = written(PREDICT, &golden("text/hf"), &[], "tokens").iter().map(|tokens| tokens.as_u64().unwrap()).sum();
+    assert_eq!(all["usage"], json!({ "prompt_tokens": tokens, "total_tokens": tokens }));
+    assert_eq!((&all["object"], &all["model"]), (&json!("list"), &json!(path(&golden("text/hf")))));
+    close(&vectors(&ask(&json!({ "input": texts[0], "encoding_format": "float" }))), &json!([wanted[0]]));
+
+    let encoded = vectors(&ask(&json!({ "input": texts, "encoding_format": "base64" })));
+    let decode = |text: &Value| -> Value {
+        let bytes = BASE64_STANDARD.decode(text.as_str().unwrap()).unwrap();
+        bytes.chunks_exact(4).map(|bytes| json!(f32::from_le_bytes(bytes.try_into().unwrap()))).collect()
+    };
+    close(&encoded.as_array().unwrap().iter().map(decode).collect(), &wanted);
+
+    // Token ids, with the special tokens and without, give the vectors of their texts, cut at the same length.
+    for specials in [true, false] {
+        let tokens = post(address, "/tokenize", &json!({ "inputs": texts, "add_special_tokens": specials })).json();
+        let ids = |tokens: &Value| -> Value { tokens.as_array().unwrap().iter().map(|token| token["id"].clone()).collect() };
+        let ids: Vec<Value> = tokens.as_array().unwrap().iter().map(ids).collect();
+        let reply = ask(&json!({ "input": ids }));
+        close(&vectors(&reply), &wanted);
+        assert_eq!(reply["usage"], all["usage"]);
+        close(&vectors(&ask(&json!({ "input": ids[0] }))), &json!([wanted[0]]));
+        close(&post(address, "/embed", &json!({ "inputs": ids })).json(), &wanted);
+    }
+
+    for (body, named) in [
+        (json!({ "input": "good", "dimensions": 8 }), "dimensions"),
+        (json!({ "input": "good", "encoding_format": "int8" }), "encoding_format"),
+        (json!({ "input": "good", "parameters": {} }), "parameters"),
+        (json!({ "inputs": "good" }), "inputs"),
+        (json!({ "model": "m" }), "input"),
+        (json!({ "input": [-1] }), "input"),
+        (json!({ "input": [123_456_789] }), "123456789"),
+    ] {
+        assert!(refusal(address, "/v1/embeddings", &body).contains(named), "{body}");
+    }
+    assert_eq!(post(address, "/v1/embeddings", &json!({ "input": [] })).json()["error"]["type"], "empty");
+    assert_eq!(get(address, "/v1/models").json()["error"]["type"], "validation");
+    assert_eq!(get(address, "/v1/embeddings").header("allow"), Some("POST"));
+}
+
+/// The part of a document that `value` is, or refers to.
+fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    let Some(reference) = value["$ref"].as_str() else { return value };
+    document.pointer(reference.strip_prefix('#').unwrap()).unwrap_or_else(|| panic!("{reference}"))
+}
+
+#[test]
+fn the_openapi_document_is_true_to_the_routes() {
+    let server = Server::start(&["--api-key", "sesame"]);
+    let ask = |method: &str, path: &str, headers: &[&str], body: &Value| {
+        Asked::raw(server.address, &request(method, path, headers, body.to_string().as_bytes())).reply()
+    };
+    let document = get(server.address, "/openapi.json").json();
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let error = get(server.address, "/nothing").json()["error"].as_str().unwrap().to_string();
+    let paths: Vec<&str> = error.strip_prefix("no such path; see ").unwrap().split(", ").collect();
+    let documented: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(documented, BTreeSet::from_iter(paths.iter().copied()));
+
+    let resolve = |value| resolved(&document, value);
+    for path in paths {
+        let wrong = ask("DELETE", path, &[], &Value::Null);
+        let allowed = wrong.header("allow").unwrap().split(',').filter(|method| *method != "HEAD").map(str::to_lowercase);
+        let methods = document["paths"][path].as_object().unwrap();
+        assert_eq!(BTreeSet::from_iter(allowed), methods.keys().cloned().collect(), "{path}");
+        for (method, operation) in methods {
+            let method = method.to_uppercase();
+            let keyed = operation.get("security").is_some();
+            assert_eq!(ask(&method, path, &[], &Value::Null).status == 401, keyed, "{method} {path}");
+            if method == "GET" {
+                continue;
+            }
+            let schema = resolve(&resolve(&operation["requestBody"])["content"]["application/json"]["schema"]);
+            let schema = schema["anyOf"].get(0).map_or(schema, resolve);
+            let documented: BTreeSet<String> = schema["properties"].as_object().unwrap().keys().cloned().collect();
+            let unknown = ask(&method, path, &["Authorization: Bearer sesame"], &json!({ "unknown": 1 })).json()["error"].clone();
+            let error = unknown["message"].as_str().or(unknown.as_str()).unwrap();
+            let mut known: BTreeSet<String> = error.split('`').skip(3).step_by(2).map(String::from).collect();
+            if path != "/v1/embeddings" {
+                known.insert("parameters".to_string());
+            }
+            assert_eq!(documented, known, "{path}: {error}");
+        }
+    }
+}
+
+#[test]
+fn every_request_has_its_line_in_the_log() {
+    for format in ["off", "text", "json"] {
+        let server = Server::start(&["--access-log", format]);
+        let before = ["/predict", "/embed"].map(|path| post(server.address, path, &json!({ "inputs": ["good", "bad movie"] })));
+        assert!(before.iter().all(|reply| reply.status == 200));
+        post(server.address, "/predict", &json!({ "inputs": [] }));
+        get(server.address, "/no%0Athing?key=secret");
+        server.signal("-TERM");
+        let (_, err) = server.end();
+        let lines: Vec<&str> = err.lines().skip(1).collect(); // after the name of the device
+        let timed = |line: &str| {
+            let (line, ms) = line.split_once(" ms=").unwrap_or_else(|| panic!("{line}"));
+            assert!((0.0..60_000.0).contains(&ms.parse::<f64>().unwrap()));
+            line.to_string()
+        };
+        match format {
+            "off" => assert!(lines.is_empty(), "{err}"),
+            "text" => assert_eq!(
+                lines.iter().map(|line| timed(line)).collect::<Vec<_>>(),
+                [
+                    "POST /predict 200 texts=2 tokens=7",
+                    "POST /embed 200 texts=2 tokens=7",
+                    "POST /predict 400",
+                    "GET /no%0Athing 404"
+                ]
+            ),
+            _ => {
+                let mut lines: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+                assert!(lines.iter_mut().all(|line| line.as_object_mut().unwrap().remove("ms").unwrap().is_f64()));
+                let wanted = [
+                    json!({ "method": "POST", "path": "/predict", "status": 200, "texts": 2, "tokens": 7 }),
+                    json!({ "method": "POST", "path": "/embed", "status": 200, "texts": 2, "tokens": 7 }),
+                    json!({ "method": "POST", "path": "/predict", "status": 400 }),
+                    json!({ "method": "GET", "path": "/no%0Athing", "status": 404 }),
+                ];
+                assert_eq!(lines, wanted);
+            }
+        }
+    }
+}
+
+#[test]
+fn flags_are_taken_from_the_environment() {
+    let model = golden("text/hf");
+    let vars = [("PORT", "0"), ("WARPFIT_MODEL", path(&model)), ("WARPFIT_DEVICE", "cpu"), ("WARPFIT_MAX_LENGTH", "40")];
+    let more = [
+        ("WARPFIT_API_KEY", "sesame"),
+        ("WARPFIT_CORS_ALLOW_ORIGIN", "https://a.example,https://b.example"),
+        ("WARPFIT_MAX_BATCH_TOKENS", "4096"),
+    ];
+    let server = Server::run(program(SERVE).envs(vars).envs(more).args(["--max-batch-tokens", "2048"]));
+    assert_eq!(get(server.address, "/info").status, 401);
+    let headers = ["Authorization: Bearer sesame", "Origin: https://b.example"];
+    let reply = Asked::raw(server.address, &request("GET", "/info", &headers, b"")).reply();
+    assert_eq!(reply.header("access-control-allow-origin"), Some("https://b.example"));
+    let info = reply.json();
+    assert_eq!((&info["max_input_length"], &info["max_batch_tokens"]), (&json!(40), &json!(2048))); // a flag comes first
+    run(program(SERVE).envs(vars).env("PORT", "http"), b"").failed(2, "'http' for '--port <N>'");
+    let help = run(program(SERVE).envs(more).arg("--help"), b"").done().out;
+    assert!(help.contains("[env: PORT=]") && !help.contains("sesame"), "{help}");
+}
+
 #[test]
 fn scores_and_vectors_for_many_clients_at_once() {
     let (model, texts) = (golden("text/hf"), texts());
@@ -338,6 +609,11 @@ fn a_model_without_a_head_embeds_and_does_not_classify() {
     let server = Server::of(folder.path(), &["--pooling", "mean", "--max-length", "40"], &[]);
     let vectors = written(EMBED, folder.path(), &["--pooling", "mean", "--normalize"], "embedding");
     close(&post(server.address, "/embed", &json!({ "inputs": texts() })).json(), &json!(vectors));
+    for path in ["/", "/invocations"] {
+        let body = json!({ "inputs": texts(), "parameters": { "truncate": true } });
+        close(&post(server.address, path, &body).json(), &json!(vectors));
+        assert!(refusal(server.address, path, &json!({ "inputs": "good", "top_k": 1 })).contains("unknown field `top_k`"));
+    }
     let refused = post(server.address, "/predict", &json!({ "inputs": "good" }));
     assert_eq!((refused.status, refused.json()["error_type"].as_str()), (424, Some("backend")));
     assert!(refused.body.contains("no trained head"), "{}", refused.body);
@@ -424,6 +700,9 @@ fn keys_and_origins() {
             let reply = ask(method, path, headers);
             assert_eq!((reply.status, reply.json()["error_type"].as_str()), (401, Some("unauthorized")), "{headers:?} {path}");
         }
+        let reply = ask("POST", "/v1/embeddings", headers);
+        assert_eq!((reply.status, reply.json()["error"]["type"].as_str()), (401, Some("unauthorized")), "{headers:?}");
+        assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
     }
     assert_eq!(ask("POST", "/predict", &["Authorization: Bearer sesame"]).status, 200);
     for path in ["/", "/health", "/metrics"] {

@@ -12,18 +12,21 @@ use crate::infer::pooling::Pooling;
 use crate::infer::predictions::star_weights;
 use crate::infer::{Options, Session};
 use crate::serve::{Served, Serving, listen, serve};
-use clap::Parser;
+use clap::{Arg, Parser};
 
-/// Serve a trained model over HTTP: a page at /, and the protocol of text-embeddings-inference.
+/// Serve a trained model over HTTP: a page at /, and the protocols of text-embeddings-inference, Hugging Face's Inference API,
+/// OpenAI's embeddings and SageMaker.
 ///
-/// POST /predict {"inputs": "a text" or ["several", "texts"], "truncate": true, "raw_scores": false} returns the labels with
-/// their scores, highest first, or for a list of texts a list of these. POST /embed {"inputs": ..., "normalize": true}
-/// returns a list of vectors, the last layer's states, from the same pass of the same model, so it takes no memory of its own.
-/// A model without a trained head serves /embed alone. Also: POST /tokenize, GET /info, /health, /metrics.
+/// POST /predict {"inputs": "a text" or ["several", "texts"]} returns the labels with their scores, highest first, or for a list
+/// of texts a list of these. POST /embed {"inputs": ...} returns a list of vectors, the last layer's states, from the same pass
+/// of the same model, so it takes no memory of its own. A model without a trained head serves vectors alone. GET /openapi.json
+/// describes all routes and the options of a request.
+///
+/// Each flag can be set by an environment variable, which the flag overrides.
 ///
 /// SIGINT and SIGTERM end it with exit code 0 once all accepted requests are answered; a second signal ends it at once.
 #[derive(Parser)]
-#[command(name = "serve")]
+#[command(name = "serve", mut_args(with_variable))]
 pub struct Args {
     /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
@@ -44,6 +47,15 @@ pub struct Args {
     positive_label: Option<String>,
     #[command(flatten)]
     run: RunArgs,
+}
+
+/// Containers are commonly given their port in `PORT`; the other variables have a prefix.
+fn with_variable(arg: Arg) -> Arg {
+    let variable = match arg.get_id().as_str() {
+        "port" => "PORT".to_string(),
+        id => format!("WARPFIT_{}", id.to_uppercase()),
+    };
+    arg.env(variable)
 }
 
 /// Most texts per batch.

@@ -243,6 +243,24 @@ impl Tokenizer {
         Ok(all)
     }
 
+    /// Rows of token ids, truncated like texts; the special tokens around a text are added unless they are there.
+    pub fn encode_ids(&self, rows: &[Vec<u32>], max_length: usize) -> Result<Encoded> {
+        let room = max_length.saturating_sub(self.frame.specials());
+        let mut encoded = Encoded::default();
+        for row in rows {
+            if let Some(id) = row.iter().find(|&&id| id as usize >= self.vocab) {
+                let fact = format!("{id} is not in the vocabulary of {} tokens", self.vocab);
+                return Err(Error::user("token ids", fact, "send ids of this model's tokenizer, or texts"));
+            }
+            let row: Vec<i32> = row.iter().map(|&id| id as i32).collect();
+            let Frame { before, after, .. } = &self.frame;
+            let text = row.strip_prefix(&before[..]).and_then(|row| row.strip_suffix(&after[..])).unwrap_or(&row);
+            let kept = &text[..text.len().min(room)];
+            encoded.append(&[before, kept, after].concat(), &self.frame.types(kept.len()), kept.len() < text.len());
+        }
+        Ok(encoded)
+    }
+
     /// All tokens of a text, with or without the special ones.
     pub fn pieces(&self, text: &str, specials: bool) -> Result<Vec<Piece>> {
         let encoding = self.inner.encode(text, specials).map_err(untokenized)?;

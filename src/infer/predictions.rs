@@ -142,7 +142,7 @@ fn record<'a>(fields: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// 1 to 10 stars for the probabilities of the classes.
-fn stars(probabilities: &[f64], weights: &[f64]) -> u32 {
+pub fn stars(probabilities: &[f64], weights: &[f64]) -> u32 {
     let good: f64 = probabilities.iter().zip(weights).map(|(p, weight)| p * weight).sum();
     (10.0 * good).round().max(1.0) as u32
 }

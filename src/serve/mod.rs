@@ -1,6 +1,8 @@
-//! A model behind HTTP, with the interface of text-embeddings-inference and a page to try it. The model stays on the thread
-//! that calls [`serve`]; connections and tokenization have threads of their own.
+//! A model behind HTTP: the protocols of text-embeddings-inference, Hugging Face's Inference API, OpenAI's embeddings and
+//! SageMaker, and a page to try it. The model stays on the thread that calls [`serve`]; connections and tokenization have
+//! threads of their own.
 
+mod access_log;
 mod api;
 mod metrics;
 mod queue;
@@ -25,6 +27,7 @@ use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Kind, Result};
 use crate::flags::count;
 use crate::infer::pooling::Pooling;
+use access_log::AccessLog;
 use api::Service;
 use metrics::Metrics;
 use queue::Compute;
@@ -46,12 +49,16 @@ pub struct Serving {
     /// Seconds that the head of a request, and then its body, may take to arrive
     #[arg(long, value_name = "SECONDS", value_parser = count, default_value_t = 30)]
     pub client_timeout: usize,
-    /// Require this key, as "Authorization: Bearer KEY"; the page, /health and /metrics stay open [default: none]
-    #[arg(long, value_name = "KEY", env = "WARPFIT_API_KEY", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
+    /// Require this key, as "Authorization: Bearer KEY", for all that uses the model; the page, /openapi.json, /health, /ping
+    /// and /metrics stay open [default: none]
+    #[arg(long, value_name = "KEY", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub api_key: Option<String>,
     /// Allow requests from pages of this origin, such as `https://example.org`; may be repeated; * for all [default: none]
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_allow_origin: Vec<HeaderValue>,
+    /// Write a line per request to standard error: method, path, status, texts, tokens and milliseconds
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "off")]
+    pub access_log: AccessLog,
 }
 
 /// The model that is served.
