@@ -376,6 +376,34 @@ fn a_run_in_f16_ends_once_the_loss_scale_is_below_1() {
     assert!(error.contains("is not finite at any loss scale") && error.contains("or pass --precision fp32"), "{error}");
 }
 
+/// A model that f32 holds and f16 does not: no update counts, so that nothing is trained.
+#[test]
+fn a_run_whose_updates_all_exceed_f16_fails() {
+    drop(gpu());
+    let (dir, golden) = (tempfile::tempdir().unwrap(), golden("train"));
+    let model = dir.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for file in std::fs::read_dir(golden.join("hf_init")).unwrap().map(|file| file.unwrap()) {
+        std::fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    let weights = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let (data, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    for (_, tensor) in header.tensors().into_iter().filter(|(name, _)| name.contains("ffn.lin")) {
+        let (start, end) = tensor.data_offsets;
+        for number in bytes[8 + data..][start..end].chunks_exact_mut(4) {
+            let value = f32::from_le_bytes(number.try_into().unwrap());
+            number.copy_from_slice(&(3000.0 * value).to_le_bytes());
+        }
+    }
+    std::fs::write(&weights, bytes).unwrap();
+    let flags = format!("--model {} --train-file {}/train.csv --max-steps 3 --device cuda", model.display(), golden.display());
+    let run = |precision: &str| train(&settings(&format!("{flags} --precision {precision}"), &dir.path().join(precision)), None);
+    let error = run("fp16").err().expect("it exceeds f16").to_string();
+    assert!(error.contains("all 3 updates were skipped") && error.contains("pass --precision fp32"), "{error}");
+    run("fp32").unwrap();
+}
+
 #[test]
 fn a_non_finite_loss_stops_the_run() {
     let dir = tempfile::tempdir().unwrap();
