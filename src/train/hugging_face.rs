@@ -272,6 +272,8 @@ pub fn translate(words: impl IntoIterator<Item = OsString>) -> Result<(Vec<OsStr
             name => match FIXED.iter().find(|(fixed, ..)| *fixed == name) {
                 Some((_, accepted, _)) if accepted.contains(&value.to_lowercase().as_str()) => None,
                 Some((_, accepted, _)) if accepted == &["false"] && truth(&value) == Ok(false) => None,
+                // The value may be a secret.
+                Some((_, [], remedy)) => return Err(flag.refused("is not supported", remedy)),
                 Some((.., remedy)) => return Err(flag.refused("", remedy)),
                 None => {
                     translated.extend(flag.words.iter().cloned());
