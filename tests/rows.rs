@@ -586,3 +586,32 @@ fn rows_as_r_and_excel_write_them() {
     let (_, notes) = predicted(&file("a.csv", "Survey,\nText,Label\ngood,pos\n").1, &[]);
     assert!(notes.concat().contains("the texts are taken from Survey"), "{notes:?}");
 }
+
+/// Databases write a backslash before a quote in a field, where CSV doubles it.
+#[test]
+fn quotes_after_backslashes_are_quotes() {
+    let read = |content: &str| {
+        let (_folder, path) = file("a.csv", content);
+        rows(&path, &Options::default())
+    };
+    let escaped = "text,label\n\"he said \\\"awful, 5\\\" ok\",0\n\"a \\\\ b\",1\n";
+    assert_eq!(read(escaped), ["he said \"awful, 5\" ok=0", "a \\ b=1"]);
+    // A backslash at the end of a field is one.
+    let doubled = "text,label\n\"C:\\\",0\n\"say \"\"it\"\"\",1\n";
+    assert_eq!(read(doubled), ["C:\\=0", "say \"it\"=1"]);
+}
+
+#[test]
+fn a_key_that_is_given_twice_is_refused() {
+    let (_folder, path) = file("a.jsonl", "{\"text\":\"a\",\"label\":1,\"label\":0}\n");
+    let error = Table::read(&path, &Options::default()).err().unwrap().to_string();
+    assert!(error.contains("the key label is given twice") && error.contains("keep one of them"), "{error}");
+}
+
+#[test]
+fn a_second_column_that_could_be_of_labels_is_named() {
+    let (_folder, path) = file("a.csv", "text,sentiment,label\ngood,1,0\nbad,0,1\n");
+    let table = Table::read(&path, &Options::default()).unwrap();
+    let words = table.columns_in_words();
+    assert!(words.ends_with(": texts from \"text\", labels from \"label\", not \"sentiment\""), "{words}");
+}

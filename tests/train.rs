@@ -376,6 +376,52 @@ fn a_run_in_f16_ends_once_the_loss_scale_is_below_1() {
     assert!(error.contains("is not finite at any loss scale") && error.contains("or pass --precision fp32"), "{error}");
 }
 
+/// Gradients that have overflowed cannot be saved, so that an interrupted update starts again from its first micro-batch.
+#[test]
+fn a_run_interrupted_amid_overflowing_micro_batches_is_saved() {
+    drop(gpu());
+    let flags = "--max-steps 8 --batch-size 2 --gradient-accumulation-steps 12 --learning-rate 5e-4 --save-strategy steps --save-steps 1 \
+                 --max-length 64 --device cuda --precision fp16";
+    let folder = golden("train");
+    let start = |out: &Path| {
+        let mut command = program(TRAIN);
+        command.arg("--model").arg(folder.join("hf_init")).arg("--train-file").arg(folder.join("train.csv"));
+        command.args(flags.split_whitespace()).arg("--output-dir").arg(out).arg("--resume-from-checkpoint");
+        command.env("LD_LIBRARY_PATH", vgpu::directory()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let begun = tempfile::tempdir().unwrap();
+    golden_run(
+        "train",
+        &format!("{} --eval-strategy no --load-best-model-at-end false", flags.replace("steps 8", "steps 1")),
+        begun.path(),
+    );
+    let checkpoint = begun.path().join("checkpoint-1");
+    let mut state = read_json(&checkpoint.join("state.json"));
+    state["status"][4] = 26.into();
+    std::fs::write(checkpoint.join("state.json"), state.to_string()).unwrap();
+    std::fs::remove_file(checkpoint.join("checksums.json")).unwrap();
+    let planted = || {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("checkpoint-1")).unwrap();
+        for file in std::fs::read_dir(&checkpoint).unwrap().map(|file| file.unwrap()) {
+            std::fs::copy(file.path(), folder.path().join("checkpoint-1").join(file.file_name())).unwrap();
+        }
+        folder
+    };
+    let whole = planted();
+    assert!(start(whole.path()).wait().unwrap().success());
+    for wait in [200, 350, 500] {
+        let part = planted();
+        let mut child = start(part.path());
+        std::thread::sleep(Duration::from_millis(wait));
+        Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
+        let code = child.wait().unwrap().code();
+        assert!(matches!(code, Some(0 | 130)), "{code:?} after {wait} ms");
+        assert!(start(part.path()).wait().unwrap().success());
+        assert!(lasting(part.path()).0 == lasting(whole.path()).0, "interrupted after {wait} ms");
+    }
+}
+
 /// A model that f32 holds and f16 does not: no update counts, so that nothing is trained.
 #[test]
 fn a_run_whose_updates_all_exceed_f16_fails() {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use unicode_categories::UnicodeCategories;
 use unicode_normalization_alignments::UnicodeNormalization;
 
-use super::columns::{Columns, LABEL};
+use super::columns::{Columns, LABEL, Names, TEXT};
 use super::{Dataset, Table, brief, list};
 use crate::error::{Error, Result};
 
@@ -86,8 +86,17 @@ impl Table {
     /// The columns that were chosen, in words.
     pub fn columns_in_words(&self) -> String {
         let name = |column: usize| self.column_names.get(column).map(|name| brief(name)).unwrap_or_default();
-        let label = self.columns.label.map(|label| format!(", labels from \"{}\"", name(label))).unwrap_or_default();
-        format!("{}: texts from \"{}\"{label}", self.path().display(), name(self.columns.text))
+        let Columns { text, label, .. } = self.columns;
+        let label_name = label.map(|label| format!(", labels from \"{}\"", name(label))).unwrap_or_default();
+        // Another column that would have been taken without the one that was.
+        let left = |names: &Names| {
+            let unused = (0..self.column_names.len()).filter(|&i| i != text && Some(i) != label);
+            let left: Vec<String> =
+                unused.filter(|&i| names.is_usual(&self.column_names[i])).map(|i| format!("\"{}\"", name(i))).collect();
+            if left.is_empty() { String::new() } else { format!(", not {}", left.join(", ")) }
+        };
+        let not_label = if label.is_some() { left(&LABEL) } else { String::new() };
+        format!("{}: texts from \"{}\"{}{label_name}{not_label}", self.path().display(), name(text), left(&TEXT))
     }
 
     /// Whether the labels of this table come from a column with a recognized name, or with the name that `other` has for it.

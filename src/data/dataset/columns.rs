@@ -85,12 +85,12 @@ pub(super) const LABEL: Names = Names {
 
 impl Names {
     /// Whether a column of this name is recognized without a look at the others.
-    fn has_usual(&self, name: &str) -> bool {
+    pub fn is_usual(&self, name: &str) -> bool {
         self.usual.iter().any(|usual| is_same(usual, name))
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.has_usual(name) || self.common.iter().any(|common| is_same(common, name))
+        self.is_usual(name) || self.common.iter().any(|common| is_same(common, name))
     }
 
     /// The column that was asked for with `flag`, else the one with a recognized name that the user did not name for another use.
@@ -245,11 +245,11 @@ pub(super) fn is_text_or_label(name: &str, options: &Options) -> bool {
 }
 
 fn is_text_name(name: &str, options: &Options) -> bool {
-    TEXT.has_usual(name) || options.text_column.as_ref().is_some_and(|asked| is_same(asked, name))
+    TEXT.is_usual(name) || options.text_column.as_ref().is_some_and(|asked| is_same(asked, name))
 }
 
 fn is_label_name(name: &str, options: &Options) -> bool {
-    LABEL.has_usual(name) || options.label_column.as_ref().is_some_and(|asked| is_same(asked, name))
+    LABEL.is_usual(name) || options.label_column.as_ref().is_some_and(|asked| is_same(asked, name))
 }
 
 /// Whether these are the names of a text and of a label column.

@@ -62,6 +62,11 @@ impl<'a> Dialect<'a> {
             dialect.sample = self::sample(&plain, delimiter, quoting);
             dialect.text = Cow::Owned(text[..start].to_string() + &plain);
         }
+        if quoting && let Some(plain) = without_escapes(&dialect.text[start..], char::from(delimiter)) {
+            note(format!("note: {}: \\\" within quotes is read as a quote", path.display()));
+            dialect.sample = self::sample(&plain, delimiter, quoting);
+            dialect.text = Cow::Owned(text[..start].to_string() + &plain);
+        }
         dialect.header = options.no_header.map_or_else(|| has_header(path, &dialect.sample, options), |none| !none);
         dialect.report(path, options);
         dialect
@@ -170,6 +175,37 @@ fn without_spaces_before_quotes(text: &str, delimiter: char) -> String {
         plain.push(c);
     }
     plain
+}
+
+/// The text with quotes doubled, and backslashes single, that are written with a backslash before them, as databases do; `None`
+/// unless a quoted field has such a quote that cannot close it.
+fn without_escapes(text: &str, delimiter: char) -> Option<String> {
+    if !text.contains("\\\"") {
+        return None;
+    }
+    let (mut plain, mut shown) = (String::with_capacity(text.len()), false);
+    let (mut field_starts, mut quoted, mut closed) = (true, false, false);
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match (quoted && c == '\\').then(|| chars.next_if(|next| matches!(next, '"' | '\\'))).flatten() {
+            Some('"') => {
+                plain.push_str("\"\"");
+                shown |= chars.peek().is_some_and(|after| *after != delimiter && !"\r\n\"".contains(*after));
+                continue;
+            }
+            Some(backslash) => {
+                plain.push(backslash);
+                continue;
+            }
+            None => {}
+        }
+        let toggles = c == '"' && (field_starts || quoted || closed);
+        closed = toggles && quoted;
+        quoted ^= toggles;
+        field_starts = !quoted && (c == delimiter || c == '\n');
+        plain.push(c);
+    }
+    shown.then_some(plain)
 }
 
 /// A line `sep=;`, which Excel reads: its delimiter, and the byte after it.

@@ -2,9 +2,11 @@
 //! the keys of all objects.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::path::Path;
 
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -216,9 +218,47 @@ fn row_object(json: &str, place: impl Display, options: &Options) -> Result<Map<
 
 /// Parses a row: one JSON object.
 pub(crate) fn json_object(json: &str, place: impl Display) -> Result<Map<String, Value>> {
-    let remedy =
-        if json.contains("NaN") { "write null for NaN, which JSON does not have" } else { "give one JSON object per row" };
-    serde_json::from_str(json).map_err(|e| Error::user(place, what(&e), remedy))
+    let Row(row) = serde_json::from_str(json).map_err(|e| {
+        let remedy = match () {
+            () if e.to_string().contains(TWICE) => "keep one of them",
+            () if json.contains("NaN") => "write null for NaN, which JSON does not have",
+            () => "give one JSON object per row",
+        };
+        Error::user(place, what(&e), remedy)
+    })?;
+    Ok(row)
+}
+
+const TWICE: &str = "is given twice";
+
+/// An object, each of whose keys is there once.
+struct Row(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Row {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Row, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Row;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> std::result::Result<Row, A::Error> {
+                let mut row = Map::new();
+                while let Some((key, value)) = object.next_entry::<String, Value>()? {
+                    if row.contains_key(&key) {
+                        return Err(A::Error::custom(format!("the key {} {TWICE}", brief(&key))));
+                    }
+                    row.insert(key, value);
+                }
+                Ok(Row(row))
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
+    }
 }
 
 /// The error and the column of its place.
