@@ -382,7 +382,7 @@ const FUNCTIONS_OF_CUDA_12_0: &str = "\
 
 /// The programs run on this driver, and so on one of CUDA 12.0: a function that only newer ones have must not be needed.
 #[test]
-fn no_function_is_newer_than_cuda_12_0() {
+fn no_function_is_newer_than_the_driver_of_12_0() {
     let driver = include_str!("vgpu/emulator/driver.cpp");
     let exported =
         driver.lines().filter_map(|line| line.strip_prefix("int cu")?.split_once('(')).map(|(name, _)| format!("cu{name}"));
