@@ -615,3 +615,12 @@ fn a_second_column_that_could_be_of_labels_is_named() {
     let words = table.columns_in_words();
     assert!(words.ends_with(": texts from \"text\", labels from \"label\", not \"sentiment\""), "{words}");
 }
+
+/// The test splits of GLUE have the numbers of their rows, and no labels.
+#[test]
+fn an_index_is_no_label() {
+    for index in ["index", "idx", "id"] {
+        let (_folder, path) = file("test.tsv", format!("{index}\tsentence\n0\tgood\n1\tbad\n"));
+        assert_eq!(rows(&path, &Options::default()), ["good", "bad"], "{index}");
+    }
+}

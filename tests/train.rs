@@ -415,8 +415,9 @@ fn a_run_interrupted_amid_overflowing_micro_batches_is_saved() {
         let mut child = start(part.path());
         std::thread::sleep(Duration::from_millis(wait));
         Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
+        // On a busy machine the signal may come before it is noticed, and ends the process without a code.
         let code = child.wait().unwrap().code();
-        assert!(matches!(code, Some(0 | 130)), "{code:?} after {wait} ms");
+        assert!(matches!(code, None | Some(0 | 130)), "{code:?} after {wait} ms");
         assert!(start(part.path()).wait().unwrap().success());
         assert!(lasting(part.path()).0 == lasting(whole.path()).0, "interrupted after {wait} ms");
     }

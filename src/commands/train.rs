@@ -90,6 +90,8 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
         print(format!("published   {}", hub.push(&settings.output_dir)?))?;
     }
     if on_sample {
+        // The run has named the device.
+        be_quiet();
         let mut classifier =
             Session::classifier(&settings.output_dir, settings.device, settings.precision, 2048, sample::SENTENCES.len())?;
         let length = classifier.source.max_length(None)?;
