@@ -68,18 +68,32 @@ template <class Args> __device__ __forceinline__ Sequence sequence(const Args& a
     return {start, keys, a.cls ? 1 : keys, a.cls ? tile.x : start, tile.y};
 }
 
-// ---- dropout: one call of Philox has the words of four keys of one query, which belong to several lanes. Each lane makes its
-// share of the calls and stores the words as bits "kept", 4 * i + word; the lanes then exchange bits.
+// ---- dropout: one call of Philox has the draws of eight keys of one query, which belong to several lanes. Each lane makes its
+// share of the calls and stores the draws as bits "kept"; the lanes then exchange bits, until each has those of its elements.
 
-__device__ __forceinline__ unsigned kept_bits(const Drop& drop, unsigned block, unsigned row) {
+// Pushes the bits of a call's draws, which are at least the threshold or not: each word enters at bits 15 and 31 and moves the words
+// before it down. Word w of call c of four is at bits 4 * c + w, for its low half, and 16 + 4 * c + w.
+__device__ __forceinline__ void push_kept(unsigned& bits, const Drop& drop, unsigned block, unsigned row) {
     const uint4 words = philox(drop, block, row);
-    return unsigned(words.x >= drop.threshold) | unsigned(words.y >= drop.threshold) << 1 |
-           unsigned(words.z >= drop.threshold) << 2 | unsigned(words.w >= drop.threshold) << 3;
+    // A draw is kept if adding this to it carries. Both halves of a word are added at once, up to their highest bits.
+    const unsigned addend = (0x10000u - drop.threshold) * 0x10001u;
+    const auto push = [&](unsigned word) {
+        const unsigned sum = (word & 0x7fff7fffu) + (addend & 0x7fff7fffu);
+        const unsigned carries = (word & addend) | (sum & (word | addend));
+        bits = bits >> 1 | (carries & 0x80008000u);
+    };
+    push(words.x);
+    push(words.y);
+    push(words.z);
+    push(words.w);
 }
 
-// Transposes between lanes that differ in bit `step` of their number and bits that differ in bit SHIFT of theirs.
+// Whether element i of a lane is kept, after the exchange.
+__device__ __forceinline__ bool is_kept(unsigned bits, int i) { return bits >> (i / 2 + i % 2 * 16) & 1; }
+
+// Transposes between lanes that differ in bit `step` of their number and bits that are SHIFT apart.
 template <int SHIFT> __device__ __forceinline__ unsigned exchange(unsigned bits, int step) {
-    constexpr unsigned LOW = SHIFT == 1 ? 0x55555555u : 0x33333333u;
+    constexpr unsigned LOW = SHIFT == 1 ? 0x55555555u : SHIFT == 2 ? 0x33333333u : 0x0000ffffu;
     const unsigned other = __shfl_xor_sync(ALL_LANES, bits, step);
     return lane() & step ? (bits & ~LOW) | (other & ~LOW) >> SHIFT : (bits & LOW) | (other & LOW) << SHIFT;
 }
@@ -212,16 +226,23 @@ __device__ __forceinline__ void sum_columns(float* sums, float* buffer, int vali
     if (c < head_dim) sums[c] = buffer[c] + buffer[D + c] + buffer[2 * D + c] + buffer[3 * D + c];
 }
 
-// Bit N * i + j: whether the thread's element (i, j) is kept. Four lanes, `step` apart, have the four keys of a call.
-template <int D, class At> __device__ __forceinline__ unsigned kept_elements(const Drop& drop, int step, At at) {
+// Which elements 4 * i + j of the thread are kept, where the rows are queries (their dropout rows start at `row`, `heads` apart)
+// and the columns keys, from 8 * block on. The eight lanes of a row have the eight keys of a call.
+template <int D> __device__ __forceinline__ unsigned kept_elements(const Drop& drop, unsigned block, unsigned row, int heads) {
     unsigned bits = 0;
 #pragma unroll 1
-    for (int i = 0; i < R<D> * N<D>; i += 4) {
-        const int element = i + lane() / step % 4;
-        const uint2 call = at(element / N<D>, element % N<D>);
-        bits |= kept_bits(drop, call.x, call.y) << i;
-    }
-    return exchange<2>(exchange<1>(bits, step), 2 * step);
+    for (int i = lane() % 8 / 4; i < R<D>; i += 2) push_kept(bits, drop, block + lane() % 4, row + row_of<D>(i) * heads);
+    return exchange<2>(exchange<1>(exchange<16>(bits >> (16 - 2 * R<D>), 1), 2), 4);
+}
+
+// The same where the rows are keys and the columns queries. A call's keys are in four lanes, two rows each.
+template <int D>
+__device__ __forceinline__ unsigned kept_elements_transposed(const Drop& drop, unsigned block, unsigned row, int heads) {
+    unsigned bits = 0;
+#pragma unroll 1
+    for (int i = 0; i < R<D>; i += 2)
+        push_kept(bits, drop, block + row_of<D>(i) / 8, row + column_of(lane() / 8) * heads);
+    return exchange<1>(exchange<16>(bits >> (16 - 2 * R<D>), 8), 16);
 }
 
 // Over the eight lanes of a row.
@@ -283,15 +304,12 @@ template <class T, int D> __device__ void attn_fwd(const AttnFwd<T>& a) {
                 for (int e = 0; e < 4; e++) out[i][b][e] *= shrink;
         }
         if (a.drop.threshold) {
-            const unsigned kept = kept_elements<D>(a.drop, 1, [&](int i, int j) {
-                const unsigned row = seq.start + first + row_of<D>(i);
-                return uint2{unsigned(key + column_of(j)) / 4, row * a.heads + head};
-            });
+            const unsigned kept = kept_elements<D>(a.drop, key / 8, unsigned(seq.start + first) * a.heads + head, a.heads);
 #pragma unroll
             for (int i = 0; i < R<D>; i++)
 #pragma unroll
                 for (int j = 0; j < N<D>; j++)
-                    if (!(kept >> (N<D> * i + j) & 1)) p[i][j] = 0.0f;
+                    if (!is_kept(kept, 4 * i + j)) p[i][j] = 0.0f;
         }
         accumulate<D>(out, p, buffer, v);
     }
@@ -349,18 +367,13 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
         multiply<D>(p, q, k);
         multiply<D>(ds, dy, v);
         unsigned kept = ~0u;
-        if (a.drop.threshold) {
-            kept = kept_elements<D>(a.drop, 1, [&](int i, int j) {
-                const unsigned row = seq.start + first + row_of<D>(i);
-                return uint2{unsigned(key + column_of(j)) / 4, row * a.heads + head};
-            });
-        }
+        if (a.drop.threshold) kept = kept_elements<D>(a.drop, key / 8, unsigned(seq.start + first) * a.heads + head, a.heads);
 #pragma unroll
         for (int i = 0; i < R<D>; i++)
 #pragma unroll
             for (int j = 0; j < N<D>; j++) {
                 p[i][j] = key + column_of(j) < seq.keys ? __expf(p[i][j] * a.scale - lse[i]) : 0.0f;
-                const float factor = kept >> (N<D> * i + j) & 1 ? a.drop.scale : 0.0f;
+                const float factor = is_kept(kept, 4 * i + j) ? a.drop.scale : 0.0f;
                 ds[i][j] = p[i][j] * (ds[i][j] * factor - delta[i]);
             }
         accumulate<D>(out, ds, buffer, k);
@@ -398,12 +411,8 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
         multiply<D>(p, k, q);
         multiply<D>(ds, v, dy);
         unsigned kept = ~0u;
-        if (a.drop.threshold) {
-            kept = kept_elements<D>(a.drop, 8, [&](int i, int j) {
-                const unsigned row = seq.start + query + column_of(j);
-                return uint2{unsigned(first + row_of<D>(i)) / 4, row * a.heads + head};
-            });
-        }
+        if (a.drop.threshold)
+            kept = kept_elements_transposed<D>(a.drop, first / 8, unsigned(seq.start + query) * a.heads + head, a.heads);
 #pragma unroll
         for (int j = 0; j < N<D>; j++) {
             const int c = column_of(j);
@@ -413,7 +422,7 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
 #pragma unroll
             for (int i = 0; i < R<D>; i++) {
                 const float prob = __expf(p[i][j] * a.scale - lse);
-                const float factor = kept >> (N<D> * i + j) & 1 ? a.drop.scale : 0.0f;
+                const float factor = is_kept(kept, 4 * i + j) ? a.drop.scale : 0.0f;
                 ds[i][j] = prob * (ds[i][j] * factor - delta);
                 p[i][j] = prob * factor;
             }
@@ -584,25 +593,24 @@ __device__ __forceinline__ void sum_columns(float* sums, float* buffer, int vali
     if (c < D) sums[c] = buffer[c] + buffer[D + c] + buffer[2 * D + c] + buffer[3 * D + c];
 }
 
-// Bit 4 * n + e: whether the lane's element e of fragment n is kept; the rows are queries (with dropout rows `heads` apart,
-// starting at `row`), the columns keys, starting at `key`. Lanes t = 0, 1 and 2, 3 share the calls of rows g and g + 8.
-__device__ __forceinline__ unsigned kept_fragments(const Drop& drop, int key, unsigned row, int heads) {
+// Which elements 4 * n + e of the lane's fragments are kept; the rows are queries (with dropout rows `heads` apart, starting at
+// `row`), the columns keys, from 8 * block on. The four lanes of a row share the calls of two fragments, for rows g and g + 8.
+__device__ __forceinline__ unsigned kept_fragments(const Drop& drop, unsigned block, unsigned row, int heads) {
     const int g = lane() / 4, t = lane() % 4;
     unsigned bits = 0;
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++)
-        bits |= kept_bits(drop, key / 4 + 2 * n + t / 2, row + (g + t % 2 * 8) * heads) << 4 * n;
-    return exchange<2>(bits, 1);
+    for (int n = 0; n < TILE / 8; n += 2) push_kept(bits, drop, block + n + t / 2, row + (g + t % 2 * 8) * heads);
+    return exchange<2>(exchange<1>(bits, 1), 2);
 }
 
-// The same with keys as rows and queries as columns: lanes g = 0 .. 3 and 4 .. 7 share the calls of their four elements.
-__device__ __forceinline__ unsigned kept_fragments_transposed(const Drop& drop, int key, unsigned row, int heads) {
+// The same with keys as rows and queries as columns: the eight lanes of a column share the calls of two fragments' elements.
+__device__ __forceinline__ unsigned kept_fragments_transposed(const Drop& drop, unsigned block, unsigned row, int heads) {
     const int g = lane() / 4, t = lane() % 4;
     unsigned bits = 0;
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++)
-        bits |= kept_bits(drop, key / 4 + g / 4 + g % 4 / 2 * 2, row + (8 * n + 2 * t + g % 2) * heads) << 4 * n;
-    return exchange<2>(exchange<1>(bits, 4), 8);
+    for (int n = 0; n < TILE / 8; n += 2)
+        push_kept(bits, drop, block + g % 4 / 2, row + (8 * (n + g / 4) + 2 * t + g % 2) * heads);
+    return exchange<2>(exchange<1>(exchange<16>(bits, 4), 8), 16);
 }
 
 // A block handles two tiles, 128 queries: a key is read from shared memory once per 32 of them.
@@ -678,12 +686,12 @@ template <class T, int D> __device__ void attn_fwd_mma(const AttnFwd<T>& a) {
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 const unsigned first = seq.start + seq.tile + row + 16 * m;
-                const unsigned kept = kept_fragments(a.drop, key, first * a.heads + head, a.heads);
+                const unsigned kept = kept_fragments(a.drop, key / 8, first * a.heads + head, a.heads);
 #pragma unroll
                 for (int n = 0; n < N; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++)
-                        if (!(kept & 1u << (4 * n + e))) p[m][n][e] = 0.0f;
+                        if (!is_kept(kept, 4 * n + e)) p[m][n][e] = 0.0f;
             }
         }
         accumulate<D>(out, p, tile + TILE * PITCH<D>);
@@ -759,7 +767,7 @@ template <class T, int D> __device__ void attn_bwd_q_mma(const AttnBwd<T>& a) {
         if (key + TILE < seq.keys) copy_stage<D>(shared + stage * STAGE<D>, k, a.kv_stride, v, a.kv_stride, key + TILE, seq.keys);
         if (valid <= 0) continue;
         unsigned kept = ~0u;
-        if (a.drop.threshold) kept = kept_fragments(a.drop, key, unsigned(seq.start + seq.tile + row) * a.heads + head, a.heads);
+        if (a.drop.threshold) kept = kept_fragments(a.drop, key / 8, unsigned(seq.start + seq.tile + row) * a.heads + head, a.heads);
 #pragma unroll
         for (int half = 0; half < TILE; half += 8 * N) {
             float p[1][N][4], ds[1][N][4];
@@ -771,7 +779,7 @@ template <class T, int D> __device__ void attn_bwd_q_mma(const AttnBwd<T>& a) {
                 for (int e = 0; e < 4; e++) {
                     const int c = key + half + 8 * n + lane() % 4 * 2 + e % 2;
                     const float prob = c < seq.keys ? exp2_approx(p[0][n][e] * scale - lse[e / 2]) : 0.0f;
-                    const float factor = kept & 1u << (half / 2 + 4 * n + e) ? a.drop.scale : 0.0f;
+                    const float factor = is_kept(kept, half / 2 + 4 * n + e) ? a.drop.scale : 0.0f;
                     ds[0][n][e] = prob * (ds[0][n][e] * factor - delta[e / 2]);
                 }
             accumulate<D>(dq, ds, tile + half * PITCH<D>);
@@ -825,7 +833,7 @@ template <class T, int D> __device__ void attn_bwd_kv_mma(const AttnBwd<T>& a) {
         if (valid <= 0) continue;
         unsigned kept = ~0u;
         if (a.drop.threshold)
-            kept = kept_fragments_transposed(a.drop, seq.tile + row, unsigned(seq.start + query) * a.heads + head, a.heads);
+            kept = kept_fragments_transposed(a.drop, (seq.tile + row) / 8, unsigned(seq.start + query) * a.heads + head, a.heads);
 #pragma unroll
         for (int half = 0; half < TILE; half += 8 * N) {
             const T *tile_q = tile + half * PITCH<D>, *tile_dy = tile_q + TILE * PITCH<D>;
@@ -839,7 +847,7 @@ template <class T, int D> __device__ void attn_bwd_kv_mma(const AttnBwd<T>& a) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const float prob = exp2_approx(p[0][n][e] * scale - lse[e % 2]);
-                    const bool keep = kept & 1u << (half / 2 + 4 * n + e);
+                    const bool keep = is_kept(kept, half / 2 + 4 * n + e);
                     ds[0][n][e] = prob * (ds[0][n][e] * (keep ? a.drop.scale : 0.0f) - delta[e % 2]);
                     p[0][n][e] = keep ? prob : 0.0f;
                 }
@@ -864,8 +872,8 @@ KERNEL(attn_fwd_mma_d64_bf16, (attn_fwd_mma<bf16, 64>), AttnFwd<bf16>, 128, 3686
 KERNEL(attn_fwd_mma_d64_f16, (attn_fwd_mma<f16, 64>), AttnFwd<f16>, 128, 36864)
 KERNEL(attn_bwd_q_mma_d32_bf16, (attn_bwd_q_mma<bf16, 32>), AttnBwd<bf16>, 128, 20480)
 KERNEL(attn_bwd_q_mma_d32_f16, (attn_bwd_q_mma<f16, 32>), AttnBwd<f16>, 128, 20480)
-KERNEL(attn_bwd_q_mma_d64_bf16, (attn_bwd_q_mma<bf16, 64>), AttnBwd<bf16>, 128, 36864)
-KERNEL(attn_bwd_q_mma_d64_f16, (attn_bwd_q_mma<f16, 64>), AttnBwd<f16>, 128, 36864)
+KERNEL(attn_bwd_q_mma_d64_bf16, (attn_bwd_q_mma<bf16, 64>), AttnBwd<bf16>, 128, 36864, 4)
+KERNEL(attn_bwd_q_mma_d64_f16, (attn_bwd_q_mma<f16, 64>), AttnBwd<f16>, 128, 36864, 4)
 KERNEL(attn_bwd_kv_mma_d32_bf16, (attn_bwd_kv_mma<bf16, 32>), AttnBwd<bf16>, 128, 20480)
 KERNEL(attn_bwd_kv_mma_d32_f16, (attn_bwd_kv_mma<f16, 32>), AttnBwd<f16>, 128, 20480)
 KERNEL(attn_bwd_kv_mma_d64_bf16, (attn_bwd_kv_mma<bf16, 64>), AttnBwd<bf16>, 128, 36864, 3)

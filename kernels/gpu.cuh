@@ -18,12 +18,19 @@
         body(a);                                                                                            \
     }
 
-// On sm_75, whose multiprocessors have 64 KiB of shared memory, only if that many blocks fit into it.
+// As many of these blocks as the shared memory of a multiprocessor has room for; a block takes 1 KiB more of it.
 constexpr int least_blocks(int shared = 0, int blocks = 0) {
-#if __CUDA_ARCH__ < 800
-    if (shared * blocks > 64 << 10) return 0;
+#if __CUDA_ARCH__ == 750
+    constexpr int CAPACITY = 64 << 10;
+#elif __CUDA_ARCH__ == 800
+    constexpr int CAPACITY = 164 << 10;
+#elif __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
+    constexpr int CAPACITY = 228 << 10;
+#else
+    constexpr int CAPACITY = 100 << 10;
 #endif
-    return blocks;
+    const int room = CAPACITY / (shared + 1024);
+    return blocks < room ? blocks : room;
 }
 
 // From compute capability 9.0 on, a kernel is launched while the one before it in the stream still runs (programmatic dependent
@@ -210,7 +217,7 @@ struct Status {
 // 2 to the power of scale, an integer.
 __device__ __forceinline__ double loss_scale(const Status& status) { return ldexp(1.0, int(status.scale)); }
 
-// ---- dropout: Philox4x32-10 (Salmon et al., SC 2011), as in src/random.rs
+// ---- dropout: Philox4x32-7 (Salmon et al., SC 2011), as in src/random.rs
 
 // A dropout site in this step; see DropSite in src/ops.rs. A threshold of 0 drops nothing; scale is then 1.
 struct Drop {
@@ -221,12 +228,12 @@ struct Drop {
     float scale;
 };
 
-// The four words of columns 4 * block .. 4 * block + 3 of a row.
+// The four words with the draws of columns 8 * block .. 8 * block + 7 of a row: two per word, the low 16 bits first.
 __device__ __forceinline__ uint4 philox(const Drop& drop, unsigned block, unsigned row) {
     uint4 c = make_uint4(block, row, drop.site, 0);
     unsigned k0 = drop.key_low, k1 = drop.key_high;
 #pragma unroll
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < 7; round++) {
         const uint64_t a = uint64_t(0xD2511F53u) * c.x, b = uint64_t(0xCD9E8D57u) * c.z;
         c = make_uint4(unsigned(b >> 32) ^ c.y ^ k0, unsigned(b), unsigned(a >> 32) ^ c.w ^ k1, unsigned(a));
         k0 += 0x9E3779B9u;
@@ -235,27 +242,16 @@ __device__ __forceinline__ uint4 philox(const Drop& drop, unsigned block, unsign
     return c;
 }
 
-// The factor of an element, given its word.
-__device__ __forceinline__ float drop_factor(const Drop& drop, unsigned word) { return word < drop.threshold ? 0.0f : drop.scale; }
-
-// The factors of columns 4 * block .. 4 * block + 3 of a row.
-__device__ __forceinline__ void drop_factors(float (&factors)[4], const Drop& drop, unsigned block, unsigned row) {
-    uint4 words = philox(drop, block, row);
-    factors[0] = drop_factor(drop, words.x);
-    factors[1] = drop_factor(drop, words.y);
-    factors[2] = drop_factor(drop, words.z);
-    factors[3] = drop_factor(drop, words.w);
-}
-
-// x, columns `column` .. column + N - 1 of a row, becomes dropout(x); `column` is a multiple of 4.
+// x, columns `column` .. column + N - 1 of a row, becomes dropout(x); `column` is a multiple of N.
 template <int N> __device__ __forceinline__ void drop_columns(float (&x)[N], const Drop& drop, unsigned column, unsigned row) {
-    static_assert(N % 4 == 0, "whole blocks of Philox");
+    static_assert(N == 4 || N == 8, "half of a block's draws, or all");
     if (drop.threshold == 0) return;
+    const uint4 words = philox(drop, column / 8, row);
+    const bool second = N == 4 && column % 8 != 0;
+    const unsigned pairs[4] = {second ? words.z : words.x, second ? words.w : words.y, words.z, words.w};
 #pragma unroll
-    for (int at = 0; at < N; at += 4) {
-        float factors[4];
-        drop_factors(factors, drop, (column + at) / 4, row);
-#pragma unroll
-        for (int i = 0; i < 4; i++) x[at + i] *= factors[i];
+    for (int i = 0; i < N; i++) {
+        const unsigned draw = i % 2 ? pairs[i / 2] >> 16 : pairs[i / 2] & 0xffff;
+        x[i] *= draw < drop.threshold ? 0.0f : drop.scale;
     }
 }

@@ -43,7 +43,7 @@
 //!    run, on any number of threads. A product's algorithm is a function of its shape, the library and the GPU alone.
 //! 5. Every op has a backward: a model's backward pass is its list reversed. After one step every parameter that should move has
 //!    moved (tested).
-//! 6. Randomness is counter-based (Philox4x32-10 keyed by seed, update and micro-batch; the counter is site, row and
+//! 6. Randomness is counter-based (Philox4x32-7 keyed by seed, update and micro-batch; the counter is site, row and
 //!    column) and computed again in the backward pass: no stored masks, no generator state to lose.
 //! 7. The maths of an op is written once, in `ops.rs`; a kernel file holds kernels, a launcher holds geometry. A test gives each
 //!    op a case: its numerical gradient on the CPU, and every other backend against that.

@@ -228,9 +228,13 @@ pub enum Rows {
     Cls,
 }
 
-/// Dropout: element (row, column) is zeroed if word `column % 4` of Philox(step key, [column / 4, row, site, 0]) is below p *
-/// 2^32, else multiplied by 1 / (1 - p). `row` is the packed row of the token (of `[CLS]` for [`Rows::Cls`]), so that a plan
-/// that prunes the last layer draws the same masks. Off unless `Step::train`.
+/// The values of a draw of 16 bits.
+const DRAWS: f64 = 65_536.0;
+
+/// Dropout: element (row, column) is zeroed if draw `column % 8` of Philox(step key, [column / 8, row, site, 0]) is below
+/// [`DropSite::threshold`], else multiplied by [`DropSite::scale`]. Draws 0 and 1 are the low and the high 16 bits of the first of
+/// the four words, and so on. `row` is the packed row of the token (of `[CLS]` for [`Rows::Cls`]), so that a plan that prunes the
+/// last layer draws the same masks. Off unless `Step::train`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropSite {
     /// Probability in [0, 1).
@@ -241,6 +245,16 @@ pub struct DropSite {
 
 impl DropSite {
     pub const NONE: DropSite = DropSite { p: 0.0, site: 0 };
+
+    /// How many of the 65,536 draws drop an element: p, rounded to a multiple of 2^-16. 0 drops nothing.
+    pub fn threshold(self) -> u32 {
+        ((f64::from(self.p) * DRAWS).round() as u32).min(DRAWS as u32 - 1)
+    }
+
+    /// The factor of the elements that are kept: 1 / (1 - p) with the rounded p, so that expected values are exact.
+    pub fn scale(self) -> f64 {
+        DRAWS / (DRAWS - f64::from(self.threshold()))
+    }
 }
 
 /// `y[r] = word[ids[r]] + position[positions[r]] (+ types[type_ids[r]])`. The ids are the plan's inputs.

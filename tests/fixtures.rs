@@ -12,7 +12,7 @@ use warpfit::model::config::Config;
 use warpfit::model::plan::ModelSpec;
 use warpfit::model::{Hyperparameters, Model};
 use warpfit::ops::{Arithmetic, Backend, DType, DropSite, Rows, Step};
-use warpfit::random::{philox, step_key, threshold};
+use warpfit::random::{philox, step_key};
 
 use crate::rounded::Rounded;
 
@@ -90,8 +90,10 @@ pub fn factor(step: &Step, drop: DropSite, row: u32, column: u32) -> f64 {
     if !step.train || drop.p == 0.0 {
         return 1.0;
     }
-    let words = philox(step_key(step.seed, step.update, step.micro), [[column / 4], [row], [drop.site], [0]]);
-    if words[column as usize % 4][0] < threshold(drop.p) { 0.0 } else { 1.0 / (1.0 - f64::from(drop.p)) }
+    let words = philox(step_key(step.seed, step.update, step.micro), [[column / 8], [row], [drop.site], [0]]);
+    let (word, half) = (words[column as usize % 8 / 2][0], column % 2);
+    let draw = if half == 0 { word & 0xffff } else { word >> 16 };
+    if draw < drop.threshold() { 0.0 } else { drop.scale() }
 }
 
 /// Whether the GPU is virtual: unless WARPFIT_TEST_DEVICE=real.

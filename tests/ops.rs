@@ -543,7 +543,7 @@ fn dropped(rows: Rows, drop: DropSite, step: Step) -> Vec<bool> {
     let ones = vec![1.0; run.tensor("x").start.len()];
     run.write("x", &ones);
     run.forward();
-    let kept = f64::from((1.0 / (1.0 - f64::from(drop.p))) as f32);
+    let kept = f64::from(drop.scale() as f32);
     let values = run.read("x");
     assert!(values.iter().all(|&x| x == 0.0 || x == kept), "{drop:?}");
     values.iter().map(|&x| x == 0.0).collect()
@@ -554,6 +554,16 @@ fn assert_share(count: usize, n: usize, p: f64, what: &str) {
     let sigma = (p * (1.0 - p) / n as f64).sqrt();
     let share = count as f64 / n as f64;
     assert!((share - p).abs() < 4.0 * sigma, "{what}: a share of {share}, not {p}");
+}
+
+#[test]
+fn dropout_rates_are_multiples_of_a_draw() {
+    for (p, threshold) in [(0.0, 0), (1e-9, 0), (1e-5, 1), (0.1, 6_554), (0.5, 32_768), (0.999_999_9, 65_535)] {
+        let drop = DropSite { p, site: 0 };
+        assert_eq!(drop.threshold(), threshold, "{p}");
+        let expected = drop.scale() * (1.0 - f64::from(threshold) / 65_536.0);
+        assert!((expected - 1.0).abs() < 1e-12, "{p}: {expected}");
+    }
 }
 
 #[test]
@@ -581,7 +591,8 @@ fn dropout_is_random() {
         }
         let other = dropped(Rows::Tokens, DropSite { site: 4, ..drop }, step);
         assert_share(agreeing(&base, &other), base.len(), chance, "site");
-        for (what, distance) in [("next column", 1), ("next block", 4), ("next row", 64), ("fifth row", 5 * 64)] {
+        for (what, distance) in [("next column", 1), ("next word", 2), ("next block", 8), ("next row", 64), ("fifth row", 5 * 64)]
+        {
             assert_share(agreeing(&base, &base[distance..]), base.len() - distance, chance, what);
         }
 

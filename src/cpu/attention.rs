@@ -95,8 +95,8 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attention) {
                     }
                 }
                 if !mask.is_off() {
-                    for (keys, scores) in scores.chunks_mut(4 * width).enumerate() {
-                        let factors = mask.of_four_columns::<_, BLOCK>(keys, dropout, heads, width);
+                    for (keys, scores) in scores.chunks_mut(8 * width).enumerate() {
+                        let factors = mask.of_eight_columns::<_, BLOCK>(keys, dropout, heads, width);
                         for (scores, factors) in scores.chunks_mut(width).zip(&factors) {
                             scores.iter_mut().zip(factors).for_each(|(s, &factor)| *s *= factor);
                         }
@@ -150,8 +150,8 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Attention) {
                     lses[i] = lse[(row + i) * heads + h.head];
                     deltas[i] = sum(head_dim, |c| dy[at + c] * y[at + c]);
                 }
-                for (keys, (p, ds)) in p.chunks_mut(4 * width).zip(ds.chunks_mut(4 * width)).enumerate() {
-                    let factors = mask.of_four_columns::<_, BLOCK>(keys, dropout, heads, width);
+                for (keys, (p, ds)) in p.chunks_mut(8 * width).zip(ds.chunks_mut(8 * width)).enumerate() {
+                    let factors = mask.of_eight_columns::<_, BLOCK>(keys, dropout, heads, width);
                     for ((p, ds), factors) in p.chunks_mut(width).zip(ds.chunks_mut(width)).zip(&factors) {
                         for ((((p, ds), &factor), &lse), &delta) in p.iter_mut().zip(ds).zip(factors).zip(&lses).zip(&deltas) {
                             let prob = (*p - lse).vexp();

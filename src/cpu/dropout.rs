@@ -1,11 +1,11 @@
-//! Dropout: masks from Philox, never stored. One block of four words covers four neighbouring columns.
+//! Dropout: masks from Philox, never stored. One block of four words has the draws of eight neighbouring columns.
 
 use rayon::prelude::*;
 
 use super::real::{Real, simd};
 use super::{Cpu, grain};
 use crate::ops::{DropSite, Dropout, View};
-use crate::random::{philox, threshold};
+use crate::random::philox;
 
 /// Philox blocks computed in parallel: one AVX-512 register of u32.
 const LANES: usize = 16;
@@ -24,31 +24,29 @@ struct Active {
 
 impl Mask {
     pub fn new(key: [u32; 2], drop: DropSite, train: bool) -> Mask {
-        Mask((train && drop.p > 0.0).then(|| Active {
-            key,
-            site: drop.site,
-            threshold: threshold(drop.p),
-            scale: 1.0 / (1.0 - f64::from(drop.p)),
-        }))
+        let (threshold, scale) = (drop.threshold(), drop.scale());
+        Mask((train && threshold > 0).then_some(Active { key, site: drop.site, threshold, scale }))
     }
 
     pub fn is_off(self) -> bool {
         self.0.is_none()
     }
 
-    /// Calls `f(column, factors)` for the columns of a row in order, a run of columns at a time; a factor is 0 or
-    /// 1 / (1 - p), and 1 everywhere when nothing is dropped.
+    /// Calls `f(column, factors)` for the columns of a row in order, a run of columns at a time; a factor is 0 or the scale, and
+    /// 1 everywhere when nothing is dropped.
     #[inline(always)]
     pub fn for_each<T: Real>(self, row: u32, width: usize, mut f: impl FnMut(usize, &[T])) {
-        const RUN: usize = 4 * LANES;
+        const RUN: usize = 8 * LANES;
         let mut factors = [T::one(); RUN];
         for start in (0..width).step_by(RUN) {
             if let Some(Active { key, site, threshold, scale }) = self.0 {
-                let (scale, block) = (T::of(scale), std::array::from_fn(|l| (start / 4 + l) as u32));
+                let (scale, block) = (T::of(scale), std::array::from_fn(|l| (start / 8 + l) as u32));
                 let words = philox::<LANES>(key, [block, [row; LANES], [site; LANES], [0; LANES]]);
                 for l in 0..LANES {
                     for (w, words) in words.iter().enumerate() {
-                        factors[4 * l + w] = if words[l] < threshold { T::zero() } else { scale };
+                        for (half, draw) in draws(words[l]).into_iter().enumerate() {
+                            factors[8 * l + 2 * w + half] = if draw < threshold { T::zero() } else { scale };
+                        }
                     }
                 }
             }
@@ -56,24 +54,38 @@ impl Mask {
         }
     }
 
-    /// The factors of columns `4 * block` to `4 * block + 3`, each for `rows` rows, `step` apart, starting at `row`.
+    /// The factors of columns `8 * block` to `8 * block + 7`, each for `rows` rows, `step` apart, starting at `row`.
     #[inline(always)]
-    pub fn of_four_columns<T: Real, const ROWS: usize>(self, block: usize, row: u32, step: usize, rows: usize) -> [[T; ROWS]; 4] {
-        let mut factors = [[T::one(); ROWS]; 4];
+    pub fn of_eight_columns<T: Real, const ROWS: usize>(
+        self,
+        block: usize,
+        row: u32,
+        step: usize,
+        rows: usize,
+    ) -> [[T; ROWS]; 8] {
+        let mut factors = [[T::one(); ROWS]; 8];
         if let Some(Active { key, site, threshold, scale }) = self.0 {
             let (scale, step) = (T::of(scale), step as u32);
             for start in (0..rows).step_by(LANES) {
                 let rows = std::array::from_fn(|l| row.wrapping_add((start + l) as u32 * step));
                 let words = philox::<LANES>(key, [[block as u32; LANES], rows, [site; LANES], [0; LANES]]);
-                for (factors, words) in factors.iter_mut().zip(words) {
-                    for (factor, word) in factors[start..start + LANES].iter_mut().zip(words) {
-                        *factor = if word < threshold { T::zero() } else { scale };
+                for (pair, words) in factors.chunks_mut(2).zip(words) {
+                    for (l, word) in words.into_iter().enumerate() {
+                        for (factors, draw) in pair.iter_mut().zip(draws(word)) {
+                            factors[start + l] = if draw < threshold { T::zero() } else { scale };
+                        }
                     }
                 }
             }
         }
         factors
     }
+}
+
+/// The two draws of a word.
+#[inline(always)]
+fn draws(word: u32) -> [u32; 2] {
+    [word & 0xffff, word >> 16]
 }
 
 /// `x = dropout(x)`.

@@ -24,7 +24,7 @@ use cudarc::driver::{CudaStream, DeviceRepr, result};
 use crate::data::pack::PackedBatch;
 use crate::error::{Error, Kind, Result};
 use crate::ops::*;
-use crate::random::{step_key, threshold};
+use crate::random::step_key;
 use arena::Arena;
 use device::Gpu;
 use error::failed;
@@ -153,7 +153,7 @@ impl Cuda {
     fn drop(&self, drop: DropSite) -> Drop {
         let [key_low, key_high] = step_key(self.step.seed, self.step.update, self.step.micro);
         let on = self.step.train && drop.p > 0.0;
-        let (threshold, scale) = if on { (threshold(drop.p), 1.0 / (1.0 - f64::from(drop.p))) } else { (0, 1.0) };
+        let (threshold, scale) = if on { (drop.threshold(), drop.scale()) } else { (0, 1.0) };
         Drop { key_low, key_high, site: drop.site, threshold, scale: scale as f32 }
     }
 
