@@ -6,18 +6,17 @@
 #include "mma.cuh"
 
 template <class T> struct AttnFwd {
-    const T* q;             // (q rows, heads * head_dim) with q_stride
+    const T* q;             // (tokens, heads * head_dim) with q_stride
     const T* k;             // (tokens, heads * head_dim) with kv_stride
     const T* v;             // (tokens, heads * head_dim) with kv_stride
-    T* y;                   // (q rows, heads * head_dim)
-    float* lse;             // (q rows, heads)
+    T* y;                   // (tokens, heads * head_dim)
+    float* lse;             // (tokens, heads)
     const int* cu_seqlens;  // (seqs + 1)
     const int2* tiles;      // sequence, first row: 64 rows each
     int q_stride;
     int kv_stride;
     int heads;
     int head_dim;
-    int cls;                // the queries are one row per sequence, [CLS]; otherwise every token
     float scale;            // of the scores
     Drop drop;
 };
@@ -27,9 +26,9 @@ template <class T> struct AttnBwd {
     const T* k;
     const T* v;
     const T* y;
-    const T* dy;            // (q rows, heads * head_dim)
+    const T* dy;            // (tokens, heads * head_dim)
     const float* lse;
-    float* delta;           // (q rows, heads): rowsum(dy * y), from bwd_q to bwd_kv
+    float* delta;           // (tokens, heads): rowsum(dy * y), from bwd_q to bwd_kv
     T* dq;                  // with the strides of q, k, v
     T* dk;
     T* dv;
@@ -41,7 +40,6 @@ template <class T> struct AttnBwd {
     int kv_stride;
     int heads;
     int head_dim;
-    int cls;
     float scale;
     Drop drop;
 };
@@ -55,17 +53,15 @@ constexpr int TILE = 64;  // host
 // The sequence of a block. Blocks are (head, tile, part of a tile), so that the longest sequences of all heads come first: with
 // tiles changing fastest, attention would take a quarter longer on a batch of reviews.
 struct Sequence {
-    int start;    // packed row of its first token
-    int keys;     // its tokens
-    int queries;  // its rows of q: one per key, or one
-    int query;    // the first of these in q, y, lse
-    int tile;     // the block's first row, within the sequence
+    int start;   // packed row of its first token
+    int tokens;
+    int tile;    // the block's first row, within the sequence
 };
 
-template <class Args> __device__ __forceinline__ Sequence sequence(const Args& a, bool one_row) {
-    const int2 tile = one_row ? int2{int(blockIdx.y), 0} : a.tiles[blockIdx.y];
-    const int start = a.cu_seqlens[tile.x], keys = a.cu_seqlens[tile.x + 1] - start;
-    return {start, keys, a.cls ? 1 : keys, a.cls ? tile.x : start, tile.y};
+template <class Args> __device__ __forceinline__ Sequence sequence(const Args& a) {
+    const int2 tile = a.tiles[blockIdx.y];
+    const int start = a.cu_seqlens[tile.x];
+    return {start, a.cu_seqlens[tile.x + 1] - start, tile.y};
 }
 
 // ---- dropout: one call of Philox has the draws of eight keys of one query, which belong to several lanes. Each lane makes its
@@ -263,21 +259,21 @@ template <class T, int D> __device__ void attn_fwd(const AttnFwd<T>& a) {
     float* k = q + ROWS<D> * STRIDE<D>;         // (COLUMNS, STRIDE)
     float* v = k + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
     float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
-    const Sequence seq = sequence(a, a.cls);
+    const Sequence seq = sequence(a);
     const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
-    if (first >= seq.queries) return;
-    const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
+    if (first >= seq.tokens) return;
+    const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.tokens - first;
     const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
     const T* values = a.v + size_t(seq.start) * a.kv_stride + column;
-    load_rows<D, ROWS<D>>(q, a.q + size_t(seq.query + first) * a.q_stride + column, a.q_stride, valid, a.head_dim);
+    load_rows<D, ROWS<D>>(q, a.q + size_t(seq.start + first) * a.q_stride + column, a.q_stride, valid, a.head_dim);
 
     float out[R<D>][D / 32][4] = {}, largest[R<D>], total[R<D>] = {};
 #pragma unroll
     for (int i = 0; i < R<D>; i++) largest[i] = -INFINITY;
-    for (int key = 0; key < seq.keys; key += COLUMNS<D>) {
+    for (int key = 0; key < seq.tokens; key += COLUMNS<D>) {
         __syncthreads();
-        load_rows<D, COLUMNS<D>>(k, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key, a.head_dim);
-        load_rows<D, COLUMNS<D>>(v, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key, a.head_dim);
+        load_rows<D, COLUMNS<D>>(k, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.tokens - key, a.head_dim);
+        load_rows<D, COLUMNS<D>>(v, values + size_t(key) * a.kv_stride, a.kv_stride, seq.tokens - key, a.head_dim);
         __syncthreads();
         float p[R<D>][N<D>];
         multiply<D>(p, q, k);
@@ -286,7 +282,7 @@ template <class T, int D> __device__ void attn_fwd(const AttnFwd<T>& a) {
             float next = largest[i];
 #pragma unroll
             for (int j = 0; j < N<D>; j++) {
-                p[i][j] = key + column_of(j) < seq.keys ? p[i][j] * a.scale : -INFINITY;
+                p[i][j] = key + column_of(j) < seq.tokens ? p[i][j] * a.scale : -INFINITY;
                 next = fmaxf(next, p[i][j]);
             }
             next = row_max(next);
@@ -318,13 +314,13 @@ template <class T, int D> __device__ void attn_fwd(const AttnFwd<T>& a) {
     for (int i = 0; i < R<D>; i++) {
         total[i] = row_sum(total[i]);
         const int r = row_of<D>(i);
-        if (lane() % 8 == 0 && r < valid) a.lse[size_t(seq.query + first + r) * a.heads + head] = largest[i] + logf(total[i]);
+        if (lane() % 8 == 0 && r < valid) a.lse[size_t(seq.start + first + r) * a.heads + head] = largest[i] + logf(total[i]);
 #pragma unroll
         for (int b = 0; b < D / 32; b++)
 #pragma unroll
             for (int e = 0; e < 4; e++) out[i][b][e] /= total[i];
     }
-    store_rows<D>(a.y + size_t(seq.query + first) * dim + column, dim, valid, a.head_dim, out, a.drop.scale);
+    store_rows<D>(a.y + size_t(seq.start + first) * dim + column, dim, valid, a.head_dim, out, a.drop.scale);
 }
 
 // dq, and delta for bwd_kv.
@@ -334,13 +330,13 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
     float* k = dy + ROWS<D> * STRIDE<D>;        // (COLUMNS, STRIDE)
     float* v = k + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
     float* buffer = v + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
-    const Sequence seq = sequence(a, a.cls);
+    const Sequence seq = sequence(a);
     const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
-    if (first >= seq.queries) return zero_sums(own_sums(a, 0), a.head_dim);
-    const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.queries - first;
+    if (first >= seq.tokens) return zero_sums(own_sums(a, 0), a.head_dim);
+    const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.tokens - first;
     const T* keys = a.k + size_t(seq.start) * a.kv_stride + column;
     const T* values = a.v + size_t(seq.start) * a.kv_stride + column;
-    const size_t row = seq.query + first;
+    const size_t row = seq.start + first;
     load_rows<D, ROWS<D>>(q, a.q + row * a.q_stride + column, a.q_stride, valid, a.head_dim);
     load_rows<D, ROWS<D>>(dy, a.dy + row * dim + column, dim, valid, a.head_dim);
     __syncthreads();
@@ -358,10 +354,10 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
         delta[i] = row_sum(delta[i]);
         if (lane() % 8 == 0 && r < valid) a.delta[(row + r) * a.heads + head] = delta[i];
     }
-    for (int key = 0; key < seq.keys; key += COLUMNS<D>) {
+    for (int key = 0; key < seq.tokens; key += COLUMNS<D>) {
         __syncthreads();
-        load_rows<D, COLUMNS<D>>(k, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key, a.head_dim);
-        load_rows<D, COLUMNS<D>>(v, values + size_t(key) * a.kv_stride, a.kv_stride, seq.keys - key, a.head_dim);
+        load_rows<D, COLUMNS<D>>(k, keys + size_t(key) * a.kv_stride, a.kv_stride, seq.tokens - key, a.head_dim);
+        load_rows<D, COLUMNS<D>>(v, values + size_t(key) * a.kv_stride, a.kv_stride, seq.tokens - key, a.head_dim);
         __syncthreads();
         float p[R<D>][N<D>], ds[R<D>][N<D>];
         multiply<D>(p, q, k);
@@ -372,7 +368,7 @@ template <class T, int D> __device__ void attn_bwd_q(const AttnBwd<T>& a) {
         for (int i = 0; i < R<D>; i++)
 #pragma unroll
             for (int j = 0; j < N<D>; j++) {
-                p[i][j] = key + column_of(j) < seq.keys ? __expf(p[i][j] * a.scale - lse[i]) : 0.0f;
+                p[i][j] = key + column_of(j) < seq.tokens ? __expf(p[i][j] * a.scale - lse[i]) : 0.0f;
                 const float factor = is_kept(kept, 4 * i + j) ? a.drop.scale : 0.0f;
                 ds[i][j] = p[i][j] * (ds[i][j] * factor - delta[i]);
             }
@@ -389,23 +385,23 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
     float* q = v + ROWS<D> * STRIDE<D>;          // (COLUMNS, STRIDE)
     float* dy = q + COLUMNS<D> * STRIDE<D>;      // (COLUMNS, STRIDE)
     float* buffer = dy + COLUMNS<D> * STRIDE<D>; // (ROWS, P_STRIDE)
-    const Sequence seq = sequence(a, false);
+    const Sequence seq = sequence(a);
     const int head = blockIdx.x, first = seq.tile + blockIdx.z * ROWS<D>;
-    if (first >= seq.keys) {
+    if (first >= seq.tokens) {
         zero_sums(own_sums(a, 0), a.head_dim);
         return zero_sums(own_sums(a, 1), a.head_dim);
     }
-    const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.keys - first;
+    const int dim = a.heads * a.head_dim, column = head * a.head_dim, valid = seq.tokens - first;
     const size_t key = size_t(seq.start + first) * a.kv_stride + column;
     load_rows<D, ROWS<D>>(k, a.k + key, a.kv_stride, valid, a.head_dim);
     load_rows<D, ROWS<D>>(v, a.v + key, a.kv_stride, valid, a.head_dim);
 
     float dk[R<D>][D / 32][4] = {}, dv[R<D>][D / 32][4] = {};
-    for (int query = 0; query < seq.queries; query += COLUMNS<D>) {
-        const size_t row = seq.query + query;
+    for (int query = 0; query < seq.tokens; query += COLUMNS<D>) {
+        const size_t row = seq.start + query;
         __syncthreads();
-        load_rows<D, COLUMNS<D>>(q, a.q + row * a.q_stride + column, a.q_stride, seq.queries - query, a.head_dim);
-        load_rows<D, COLUMNS<D>>(dy, a.dy + row * dim + column, dim, seq.queries - query, a.head_dim);
+        load_rows<D, COLUMNS<D>>(q, a.q + row * a.q_stride + column, a.q_stride, seq.tokens - query, a.head_dim);
+        load_rows<D, COLUMNS<D>>(dy, a.dy + row * dim + column, dim, seq.tokens - query, a.head_dim);
         __syncthreads();
         float p[R<D>][N<D>], ds[R<D>][N<D>];
         multiply<D>(p, k, q);
@@ -416,7 +412,7 @@ template <class T, int D> __device__ void attn_bwd_kv(const AttnBwd<T>& a) {
 #pragma unroll
         for (int j = 0; j < N<D>; j++) {
             const int c = column_of(j);
-            const bool there = query + c < seq.queries;
+            const bool there = query + c < seq.tokens;
             const float lse = there ? a.lse[(row + c) * a.heads + head] : INFINITY;
             const float delta = there ? a.delta[(row + c) * a.heads + head] : 0.0f;
 #pragma unroll
@@ -598,7 +594,7 @@ __device__ __forceinline__ void sum_columns(float* sums, float* buffer, int vali
 __device__ __forceinline__ unsigned kept_fragments(const Drop& drop, unsigned block, unsigned row, int heads) {
     const int g = lane() / 4, t = lane() % 4;
     unsigned bits = 0;
-#pragma unroll
+#pragma unroll 2
     for (int n = 0; n < TILE / 8; n += 2) push_kept(bits, drop, block + n + t / 2, row + (g + t % 2 * 8) * heads);
     return exchange<2>(exchange<1>(bits, 1), 2);
 }
@@ -617,17 +613,17 @@ __device__ __forceinline__ unsigned kept_fragments_transposed(const Drop& drop, 
 template <class T, int D> __device__ void attn_fwd_mma(const AttnFwd<T>& a) {
     constexpr int M = 2, N = TILE / 8;
     DYNAMIC_SHARED(T, shared);  // two stages of k, v: (TILE, PITCH) each
-    const Sequence seq = sequence(a, a.cls);
+    const Sequence seq = sequence(a);
     if (seq.tile % (2 * TILE) != 0) return;
     const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16 * M;
-    const int valid = seq.queries - seq.tile - row;  // the warp's queries
-    const T* q = a.q + size_t(seq.query) * a.q_stride + column;
+    const int valid = seq.tokens - seq.tile - row;  // the warp's queries
+    const T* q = a.q + size_t(seq.start) * a.q_stride + column;
     const T* k = a.k + size_t(seq.start) * a.kv_stride + column;
     const T* v = a.v + size_t(seq.start) * a.kv_stride + column;
 
     // The queries pass through the second stage.
-    copy_rows<D, 2 * TILE>(shared + STAGE<D>, q + size_t(seq.tile) * a.q_stride, a.q_stride, seq.queries - seq.tile);
-    copy_stage<D>(shared, k, a.kv_stride, v, a.kv_stride, 0, seq.keys);
+    copy_rows<D, 2 * TILE>(shared + STAGE<D>, q + size_t(seq.tile) * a.q_stride, a.q_stride, seq.tokens - seq.tile);
+    copy_stage<D>(shared, k, a.kv_stride, v, a.kv_stride, 0, seq.tokens);
     cp_async_wait<0>();
     __syncthreads();
     unsigned own_q[M][D / 16][4];
@@ -638,23 +634,23 @@ template <class T, int D> __device__ void attn_fwd_mma(const AttnFwd<T>& a) {
     float out[M][D / 8][4] = {}, largest[M][2], total[M][2] = {};
 #pragma unroll
     for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = -INFINITY;
-    for (int key = 0, stage = 0; key < seq.keys; key += TILE) {
+    for (int key = 0, stage = 0; key < seq.tokens; key += TILE) {
         cp_async_wait<0>();
         __syncthreads();
         const T* tile = shared + stage * STAGE<D>;
         stage ^= 1;
-        if (key + TILE < seq.keys) copy_stage<D>(shared + stage * STAGE<D>, k, a.kv_stride, v, a.kv_stride, key + TILE, seq.keys);
+        if (key + TILE < seq.tokens) copy_stage<D>(shared + stage * STAGE<D>, k, a.kv_stride, v, a.kv_stride, key + TILE, seq.tokens);
         if (valid <= 0) continue;
         float p[M][N][4];
         multiply<D>(p, own_q, tile);
-        if (seq.keys - key < TILE) {
+        if (seq.tokens - key < TILE) {
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
                 for (int n = 0; n < N; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++)
-                        if (key + 8 * n + lane() % 4 * 2 + e % 2 >= seq.keys) p[m][n][e] = -INFINITY;
+                        if (key + 8 * n + lane() % 4 * 2 + e % 2 >= seq.tokens) p[m][n][e] = -INFINITY;
         }
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -701,7 +697,7 @@ template <class T, int D> __device__ void attn_fwd_mma(const AttnFwd<T>& a) {
 #pragma unroll
     for (int m = 0; m < M; m++) {
         float factor[2];
-        const int first = seq.query + seq.tile + row + 16 * m;
+        const int first = seq.start + seq.tile + row + 16 * m;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float sum = total[m][h];
@@ -720,22 +716,22 @@ template <class T, int D> __device__ void attn_fwd_mma(const AttnFwd<T>& a) {
 template <class T, int D> __device__ void attn_bwd_q_mma(const AttnBwd<T>& a) {
     constexpr int N = 4;
     DYNAMIC_SHARED(T, shared);  // two stages of k, v: (TILE, PITCH) each
-    const Sequence seq = sequence(a, a.cls);
+    const Sequence seq = sequence(a);
     const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
-    const int valid = seq.queries - seq.tile - row;
-    const T* q = a.q + size_t(seq.query) * a.q_stride + column;
-    const T* dy = a.dy + size_t(seq.query) * dim + column;
+    const int valid = seq.tokens - seq.tile - row;
+    const T* q = a.q + size_t(seq.start) * a.q_stride + column;
+    const T* dy = a.dy + size_t(seq.start) * dim + column;
     const T* k = a.k + size_t(seq.start) * a.kv_stride + column;
     const T* v = a.v + size_t(seq.start) * a.kv_stride + column;
-    copy_stage<D>(shared + STAGE<D>, q, a.q_stride, dy, dim, seq.tile, seq.queries);
-    copy_stage<D>(shared, k, a.kv_stride, v, a.kv_stride, 0, seq.keys);
+    copy_stage<D>(shared + STAGE<D>, q, a.q_stride, dy, dim, seq.tile, seq.tokens);
+    copy_stage<D>(shared, k, a.kv_stride, v, a.kv_stride, 0, seq.tokens);
     cp_async_wait<0>();
     __syncthreads();
     unsigned own_q[1][D / 16][4], own_dy[1][D / 16][4];
     load_fragments<D>(own_q[0], shared + STAGE<D>, row);
     load_fragments<D>(own_dy[0], shared + STAGE<D>, TILE + row);
 
-    const size_t first = seq.query + seq.tile + row;
+    const size_t first = seq.start + seq.tile + row;
     float lse[2], delta[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -759,12 +755,12 @@ template <class T, int D> __device__ void attn_bwd_q_mma(const AttnBwd<T>& a) {
 
     const float scale = a.scale * LOG2E;
     float dq[1][D / 8][4] = {};
-    for (int key = 0, stage = 0; key < seq.keys; key += TILE) {
+    for (int key = 0, stage = 0; key < seq.tokens; key += TILE) {
         cp_async_wait<0>();
         __syncthreads();
         const T* tile = shared + stage * STAGE<D>;
         stage ^= 1;
-        if (key + TILE < seq.keys) copy_stage<D>(shared + stage * STAGE<D>, k, a.kv_stride, v, a.kv_stride, key + TILE, seq.keys);
+        if (key + TILE < seq.tokens) copy_stage<D>(shared + stage * STAGE<D>, k, a.kv_stride, v, a.kv_stride, key + TILE, seq.tokens);
         if (valid <= 0) continue;
         unsigned kept = ~0u;
         if (a.drop.threshold) kept = kept_fragments(a.drop, key / 8, unsigned(seq.start + seq.tile + row) * a.heads + head, a.heads);
@@ -778,7 +774,7 @@ template <class T, int D> __device__ void attn_bwd_q_mma(const AttnBwd<T>& a) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const int c = key + half + 8 * n + lane() % 4 * 2 + e % 2;
-                    const float prob = c < seq.keys ? exp2_approx(p[0][n][e] * scale - lse[e / 2]) : 0.0f;
+                    const float prob = c < seq.tokens ? exp2_approx(p[0][n][e] * scale - lse[e / 2]) : 0.0f;
                     const float factor = is_kept(kept, half / 2 + 4 * n + e) ? a.drop.scale : 0.0f;
                     ds[0][n][e] = prob * (ds[0][n][e] * factor - delta[e / 2]);
                 }
@@ -794,22 +790,22 @@ template <class T, int D> __device__ void attn_bwd_kv_mma(const AttnBwd<T>& a) {
     constexpr int N = 4;
     DYNAMIC_SHARED(T, shared);  // two stages of q, dy: (TILE, PITCH) each
     __shared__ float2 statistics[2][TILE];  // two stages of the queries' lse (to base 2) and delta
-    const Sequence seq = sequence(a, false);
+    const Sequence seq = sequence(a);
     const int head = blockIdx.x, column = head * D, dim = a.heads * D, row = uniform_warp() * 16;
-    const int valid = seq.keys - seq.tile - row;
+    const int valid = seq.tokens - seq.tile - row;
     const T* k = a.k + size_t(seq.start) * a.kv_stride + column;
     const T* v = a.v + size_t(seq.start) * a.kv_stride + column;
-    const T* q = a.q + size_t(seq.query) * a.q_stride + column;
-    const T* dy = a.dy + size_t(seq.query) * dim + column;
+    const T* q = a.q + size_t(seq.start) * a.q_stride + column;
+    const T* dy = a.dy + size_t(seq.start) * dim + column;
     // If there is no query, p = 2^-inf = 0.
     const auto fetch = [&](int query) {
         query += threadIdx.x;
-        if (threadIdx.x >= TILE || query >= seq.queries) return float2{INFINITY, 0.0f};
-        const size_t at = size_t(seq.query + query) * a.heads + head;
+        if (threadIdx.x >= TILE || query >= seq.tokens) return float2{INFINITY, 0.0f};
+        const size_t at = size_t(seq.start + query) * a.heads + head;
         return float2{a.lse[at] * LOG2E, a.delta[at]};
     };
-    copy_stage<D>(shared + STAGE<D>, k, a.kv_stride, v, a.kv_stride, seq.tile, seq.keys);
-    copy_stage<D>(shared, q, a.q_stride, dy, dim, 0, seq.queries);
+    copy_stage<D>(shared + STAGE<D>, k, a.kv_stride, v, a.kv_stride, seq.tile, seq.tokens);
+    copy_stage<D>(shared, q, a.q_stride, dy, dim, 0, seq.tokens);
     float2 fetched = fetch(0);
     cp_async_wait<0>();
     __syncthreads();
@@ -819,15 +815,15 @@ template <class T, int D> __device__ void attn_bwd_kv_mma(const AttnBwd<T>& a) {
 
     const float scale = a.scale * LOG2E;
     float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
-    for (int query = 0, stage = 0; query < seq.queries; query += TILE) {
+    for (int query = 0, stage = 0; query < seq.tokens; query += TILE) {
         const T* tile = shared + stage * STAGE<D>;
         const float2* tile_statistics = statistics[stage];
         if (threadIdx.x < TILE) statistics[stage][threadIdx.x] = fetched;
         cp_async_wait<0>();
         __syncthreads();
         stage ^= 1;
-        if (query + TILE < seq.queries) {
-            copy_stage<D>(shared + stage * STAGE<D>, q, a.q_stride, dy, dim, query + TILE, seq.queries);
+        if (query + TILE < seq.tokens) {
+            copy_stage<D>(shared + stage * STAGE<D>, q, a.q_stride, dy, dim, query + TILE, seq.tokens);
             fetched = fetch(query + TILE);
         }
         if (valid <= 0) continue;

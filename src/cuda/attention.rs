@@ -1,10 +1,10 @@
-//! Chooses the attention kernel and the number of blocks. A block is a (head, tile of rows, part of the tile), or a (head,
+//! Chooses the attention kernels and the number of blocks. A block is a (head, tile of rows, part of the tile), or a (head,
 //! sequence) if each sequence has one query.
 
 use std::ops::Range;
 
 use super::arena::SCRATCH;
-use super::kernels::{AttnBwd, AttnFwd, Kernel, Kernels, Ptr};
+use super::kernels::{AttnBwd, AttnClsBwd, AttnClsFwd, AttnFwd, Kernel, Kernels, Ptr};
 use super::{Cuda, columns};
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Attention, DType, Rows};
@@ -59,46 +59,15 @@ impl Path<'_> {
 /// Most tiles, or sequences, per launch: the second dimension of a grid.
 const MOST: usize = 65_535;
 
-/// The number of tiles, or of sequences with one query each, and the parts of each.
-fn queries(cuda: &Cuda, op: &Attention, path: &Path) -> (usize, usize) {
-    match op.q_rows {
-        Rows::Tokens => (cuda.tiles(), path.parts),
-        Rows::Cls => (cuda.seqs, 1),
-    }
-}
-
-/// Offsets in bytes added to the addresses of a launch, for it to begin with tile or sequence `first`.
-struct Shift {
-    /// For `tiles` and `cu_seqlens`.
-    tiles: u64,
-    cu_seqlens: u64,
-    /// For rows of q and dq, of y and dy, and of lse and delta.
-    q: u64,
-    y: u64,
-    lse: u64,
-}
-
-impl Shift {
-    fn to(first: usize, op: &Attention) -> Shift {
-        let (tiles, rows) = if op.q_rows == Rows::Tokens { (first, 0) } else { (0, first) };
-        let (element, dim) = (op.y.dtype.size(), op.heads * op.head_dim);
-        let bytes = |bytes: usize| bytes as u64;
-        Shift {
-            tiles: bytes(8 * tiles),
-            cu_seqlens: bytes(4 * rows),
-            q: bytes(rows * op.q_stride * element),
-            y: bytes(rows * dim * element),
-            lse: bytes(4 * rows * op.heads),
-        }
-    }
-}
-
 fn scale(op: &Attention) -> f32 {
     (1.0 / (op.head_dim as f64).sqrt()) as f32
 }
 
 pub fn fwd(cuda: &Cuda, op: &Attention) -> Result<()> {
     let path = Path::of(cuda, op)?;
+    if op.q_rows == Rows::Cls {
+        return cls_fwd(cuda, op);
+    }
     let arguments = AttnFwd {
         q: cuda.at(op.q),
         k: cuda.at(op.k),
@@ -111,35 +80,28 @@ pub fn fwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         kv_stride: op.kv_stride as i32,
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
-        cls: (op.q_rows == Rows::Cls).into(),
         scale: scale(op),
         drop: cuda.drop(op.drop),
     };
-    let (count, parts) = queries(cuda, op, &path);
+    let count = cuda.tiles();
     (0..count).step_by(MOST).try_for_each(|first| {
-        let shift = Shift::to(first, op);
-        let shifted = AttnFwd {
-            tiles: arguments.tiles + shift.tiles,
-            cu_seqlens: arguments.cu_seqlens + shift.cu_seqlens,
-            q: arguments.q + shift.q,
-            y: arguments.y + shift.y,
-            lse: arguments.lse + shift.lse,
-            ..arguments
-        };
-        cuda.launch(path.fwd, [op.heads, MOST.min(count - first), parts], &shifted)
+        let shifted = AttnFwd { tiles: arguments.tiles + 8 * first as u64, ..arguments };
+        cuda.launch(path.fwd, [op.heads, MOST.min(count - first), path.parts], &shifted)
     })
 }
 
 pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
     let path = Path::of(cuda, op)?;
+    if op.q_rows == Rows::Cls {
+        return cls_bwd(cuda, op);
+    }
     let dim = op.heads * op.head_dim;
-    let delta = (4 * cuda.rows(op.q_rows) * op.heads).next_multiple_of(256);
+    let delta = (4 * cuda.tokens * op.heads).next_multiple_of(256);
     // Behind delta: the column sums of each block, of dk and dv at the same time.
     let summed = !op.db.is_none();
     let block = if summed { 2 * dim * size_of::<f32>() * path.parts } else { 0 };
     let most = SCRATCH.saturating_sub(delta).checked_div(block).unwrap_or(MOST).clamp(1, MOST);
-    let (count, parts) = queries(cuda, op, &path);
-    let scratch = cuda.scratch(delta + most.min(count.max(cuda.tiles())) * block)?;
+    let scratch = cuda.scratch(delta + most.min(cuda.tiles()) * block)?;
     let sums = if summed { scratch + delta as u64 } else { 0 };
     let arguments = AttnBwd {
         q: cuda.at(op.q),
@@ -159,39 +121,99 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         kv_stride: op.kv_stride as i32,
         heads: op.heads as i32,
         head_dim: op.head_dim as i32,
-        cls: (op.q_rows == Rows::Cls).into(),
         scale: scale(op),
         drop: cuda.drop(op.drop),
     };
-    // Only the first launch of several overwrites.
-    let add_bias = |first: usize, blocks: usize, of: Range<usize>| {
-        if !summed {
-            return Ok(());
+    for (kernel, of) in [(path.bwd_q, 0..1), (path.bwd_kv, 1..3)] {
+        for first in (0..cuda.tiles()).step_by(most) {
+            let launched = most.min(cuda.tiles() - first);
+            let shifted = AttnBwd { tiles: arguments.tiles + 8 * first as u64, ..arguments };
+            cuda.launch(kernel, [op.heads, launched, path.parts], &shifted)?;
+            add_bias(cuda, op, sums, launched * path.parts, of.clone(), first)?;
         }
-        let outs: Vec<Ptr> = of.map(|part| cuda.at(op.db.slice(part * dim, dim))).collect();
-        columns::add(cuda, sums, blocks, dim, &outs, first > 0 || cuda.step.adds())
-    };
-    for first in (0..count).step_by(most) {
-        let (shift, launched) = (Shift::to(first, op), most.min(count - first));
-        let shifted = AttnBwd {
-            tiles: arguments.tiles + shift.tiles,
-            cu_seqlens: arguments.cu_seqlens + shift.cu_seqlens,
-            q: arguments.q + shift.q,
-            dq: arguments.dq + shift.q,
-            y: arguments.y + shift.y,
-            dy: arguments.dy + shift.y,
-            lse: arguments.lse + shift.lse,
-            delta: arguments.delta + shift.lse,
-            ..arguments
-        };
-        cuda.launch(path.bwd_q, [op.heads, launched, parts], &shifted)?;
-        add_bias(first, launched * parts, 0..1)?;
     }
-    for first in (0..cuda.tiles()).step_by(most) {
-        let launched = most.min(cuda.tiles() - first);
-        let shifted = AttnBwd { tiles: arguments.tiles + 8 * first as u64, ..arguments };
-        cuda.launch(path.bwd_kv, [op.heads, launched, path.parts], &shifted)?;
-        add_bias(first, launched * path.parts, 1..3)?;
+    Ok(())
+}
+
+/// Adds the column sums of `blocks` blocks, the first of which is block `first` of the op, to some of dq's, dk's and dv's parts of
+/// `db`, if there is one. Only the first launch of several overwrites.
+fn add_bias(cuda: &Cuda, op: &Attention, sums: Ptr, blocks: usize, of: Range<usize>, first: usize) -> Result<()> {
+    if op.db.is_none() {
+        return Ok(());
+    }
+    let dim = op.heads * op.head_dim;
+    let outs: Vec<Ptr> = of.map(|part| cuda.at(op.db.slice(part * dim, dim))).collect();
+    columns::add(cuda, sums, blocks, dim, &outs, first > 0 || cuda.step.adds())
+}
+
+/// The addresses of [`Rows::Cls`], from sequence `first` on: the tensors with one row per sequence.
+struct FromSequence {
+    cu_seqlens: Ptr,
+    q: u64,
+    y: u64,
+    lse: u64,
+}
+
+impl FromSequence {
+    fn new(cuda: &Cuda, op: &Attention, first: usize) -> FromSequence {
+        let (element, dim) = (op.y.dtype.size(), op.heads * op.head_dim);
+        FromSequence {
+            cu_seqlens: cuda.at(cuda.inputs().cu_seqlens) + (4 * first) as u64,
+            q: (first * op.q_stride * element) as u64,
+            y: (first * dim * element) as u64,
+            lse: (4 * first * op.heads) as u64,
+        }
+    }
+}
+
+fn cls_fwd(cuda: &Cuda, op: &Attention) -> Result<()> {
+    (0..cuda.seqs).step_by(MOST).try_for_each(|first| {
+        let from = FromSequence::new(cuda, op, first);
+        let arguments = AttnClsFwd {
+            q: cuda.at(op.q) + from.q,
+            k: cuda.at(op.k),
+            v: cuda.at(op.v),
+            y: cuda.at(op.y) + from.y,
+            lse: cuda.at(op.lse) + from.lse,
+            cu_seqlens: from.cu_seqlens,
+            q_stride: op.q_stride as i32,
+            kv_stride: op.kv_stride as i32,
+            heads: op.heads as i32,
+            head_dim: op.head_dim as i32,
+            scale: scale(op),
+            drop: cuda.drop(op.drop),
+        };
+        cuda.launch(cuda.kernels().attn_cls_fwd.of(op.y.dtype), [op.heads, MOST.min(cuda.seqs - first), 1], &arguments)
+    })
+}
+
+fn cls_bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
+    let row = if op.db.is_none() { 0 } else { 3 * op.heads * op.head_dim * size_of::<f32>() };
+    let most = SCRATCH.checked_div(row).unwrap_or(MOST).clamp(1, MOST).min(cuda.seqs);
+    let sums = if row > 0 { cuda.scratch(most * row)? } else { 0 };
+    for first in (0..cuda.seqs).step_by(most) {
+        let (from, launched) = (FromSequence::new(cuda, op, first), most.min(cuda.seqs - first));
+        let arguments = AttnClsBwd {
+            q: cuda.at(op.q) + from.q,
+            k: cuda.at(op.k),
+            v: cuda.at(op.v),
+            y: cuda.at(op.y) + from.y,
+            dy: cuda.at(op.dy) + from.y,
+            lse: cuda.at(op.lse) + from.lse,
+            dq: cuda.at(op.dq) + from.q,
+            dk: cuda.at(op.dk),
+            dv: cuda.at(op.dv),
+            sums,
+            cu_seqlens: from.cu_seqlens,
+            q_stride: op.q_stride as i32,
+            kv_stride: op.kv_stride as i32,
+            heads: op.heads as i32,
+            head_dim: op.head_dim as i32,
+            scale: scale(op),
+            drop: cuda.drop(op.drop),
+        };
+        cuda.launch(cuda.kernels().attn_cls_bwd.of(op.y.dtype), [op.heads, launched, 1], &arguments)?;
+        add_bias(cuda, op, sums, launched, 0..3, first)?;
     }
     Ok(())
 }

@@ -330,9 +330,9 @@ int check_launch(const Function& function, Grid grid, Grid block, size_t dynamic
     return SUCCESS;
 }
 
-void run_launch(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments) {
+void run_launch(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments, uint64_t errors) {
     if (++launches == failing_launch) break_context(device, ILLEGAL_ADDRESS, format("kernel %s: the failure requested by VGPU_FAIL_LAUNCH", kernel.name.c_str()));
-    else run_kernel(device, kernel, grid, dynamic_shared, arguments);
+    else run_kernel(device, kernel, grid, dynamic_shared, arguments, errors);
 }
 
 }  // namespace
@@ -616,7 +616,9 @@ int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     auto copy = std::make_shared<std::vector<std::max_align_t>>(kernel.argument_bytes / sizeof(std::max_align_t) + 1);
     memcpy(copy->data(), arguments[0], kernel.argument_bytes);
     trace("%s %u %u %u %u\n", kernel.name.c_str(), grid_x, grid_y, grid_z, block_x);
-    return submit(stream, {[=, &kernel](Device& device) { run_launch(device, kernel, grid, dynamic_shared, copy->data()); }});
+    // Another thread of the same context may run it.
+    const uint64_t errors = error_seed();
+    return submit(stream, {[=, &kernel](Device& device) { run_launch(device, kernel, grid, dynamic_shared, copy->data(), errors); }});
 }
 
 struct LaunchAttribute {

@@ -85,7 +85,7 @@ uint64_t seed();
 inline bool seeded() { return seed() != 0; }
 uint64_t random_below(uint64_t limit);
 inline bool coin() { return seeded() && random_below(2); }
-// Chooses the errors of the kernels' inexact instructions; 0: none.
+// Chooses the errors of inexact instructions in the kernels that this thread launches; 0: none.
 uint64_t error_seed();
 
 // Whether this thread's work is only checked and not run; memory allocated then has addresses and no content.
@@ -139,7 +139,7 @@ struct Kernel {
 std::map<std::string, std::unique_ptr<Kernel>>& kernels();
 
 struct Grid { unsigned x, y, z; };
-void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments);
+void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments, uint64_t errors);
 void catch_signals();
 
 // ---- handles: numbers that are never reused, so that a stale one is detected

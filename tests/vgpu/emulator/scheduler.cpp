@@ -182,7 +182,7 @@ struct Runner {
 
     char* dynamic_end() const { return dynamic_memory + (MAX_DYNAMIC_SHARED + PAGE - 1) / PAGE * PAGE; }
 
-    void launch(Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments);
+    void launch(Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments, uint64_t errors);
     void run_block();
     void* new_stack();
     void run_threads();
@@ -592,7 +592,7 @@ void Runner::run_block() {
     current_thread = nullptr;
 }
 
-void Runner::launch(Kernel& launched, Grid grid, size_t dynamic_shared, const void* launch_arguments) {
+void Runner::launch(Kernel& launched, Grid grid, size_t dynamic_shared, const void* launch_arguments, uint64_t errors) {
     kernel = &launched;
     arguments = launch_arguments;
     error = SUCCESS;
@@ -615,7 +615,7 @@ void Runner::launch(Kernel& launched, Grid grid, size_t dynamic_shared, const vo
     if (__tsan_get_current_fiber) main_tsan = __tsan_get_current_fiber();
     shared = static_shared();
     dynamic = {dynamic_end() - (dynamic_shared + 15) / 16 * 16, dynamic_shared};
-    const uint64_t errors = error_seed() ? error_seed() * 0x9e3779b97f4a7c15 ^ std::hash<std::string>()(kernel->name) : 0;
+    if (errors) errors = errors * 0x9e3779b97f4a7c15 ^ std::hash<std::string>()(kernel->name);
     block = {{}, {kernel->threads, 1, 1}, {grid.x, grid.y, grid.z}, dynamic.begin, errors};
 
     size_t blocks = size_t(grid.x) * grid.y * grid.z;
@@ -656,7 +656,7 @@ bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsig
     return true;
 }
 
-void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments) {
+void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared, const void* arguments, uint64_t errors) {
     static std::mutex pool_mutex, one_at_a_time;
     static std::vector<std::unique_ptr<Runner>> pool;
     std::unique_lock alone(one_at_a_time, std::defer_lock);
@@ -671,7 +671,7 @@ void run_kernel(Device& device, Kernel& kernel, Grid grid, size_t dynamic_shared
     }
     if (!mine) mine = std::make_unique<Runner>();
     runner = mine.get();
-    runner->launch(kernel, grid, dynamic_shared, arguments);
+    runner->launch(kernel, grid, dynamic_shared, arguments, errors);
     runner = nullptr;
     kernel.launches++;
     for (size_t most = kernel.dynamic_shared; most < dynamic_shared && !kernel.dynamic_shared.compare_exchange_weak(most, dynamic_shared);) {}

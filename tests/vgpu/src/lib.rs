@@ -72,7 +72,7 @@ pub fn only_checking<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Chooses the errors of inexact instructions in work that this thread waits for; 0: none. Other threads use VGPU_SEED.
+/// Chooses the errors of inexact instructions in the kernels that this thread launches; 0: none. Other threads use VGPU_SEED.
 pub fn set_errors(seed: u64) {
     // SAFETY: the signature in driver.cpp.
     unsafe { function::<unsafe extern "C" fn(u64)>(&installed().cuda, "vgpu_set_errors")(seed) }
