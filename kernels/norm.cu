@@ -110,16 +110,18 @@ template <class T> __device__ __forceinline__ void norm_in_memory(const NormFwd<
     }
 }
 
+constexpr int FWD_THREADS = 128;
+
+// One warp per row.
 template <class T> __device__ void norm_fwd(const NormFwd<T>& a) {
-    const int row = blockIdx.x * 8 + warp();
+    const int row = blockIdx.x * (FWD_THREADS / 32) + warp();
     if (row >= a.rows) return;
     const unsigned token_row = a.token_rows ? a.token_rows[row] : row;
     fits<T>(a.dim) ? norm_in_registers(a, row, token_row) : norm_in_memory(a, row, token_row);
 }
-KERNEL(norm_fwd_f32, norm_fwd<float>, NormFwd<float>, 256)
-KERNEL(norm_fwd_bf16, norm_fwd<bf16>, NormFwd<bf16>, 256)
-// Left to itself, nvcc makes room for three blocks on sm_90, and spills.
-KERNEL(norm_fwd_f16, norm_fwd<f16>, NormFwd<f16>, 256, 0, 2)
+KERNEL(norm_fwd_f32, norm_fwd<float>, NormFwd<float>, 128)
+KERNEL(norm_fwd_bf16, norm_fwd<bf16>, NormFwd<bf16>, 128, 0, 6)
+KERNEL(norm_fwd_f16, norm_fwd<f16>, NormFwd<f16>, 128, 0, 6)
 
 template <class T> struct NormBwd {
     const T* z;            // (rows, dim)
@@ -151,7 +153,7 @@ __device__ __forceinline__ void store_dz(const NormBwd<T>& a, size_t row, int c,
 template <class T> constexpr int COLUMN_THREADS = WIDEST / PACK<T>;
 
 template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const NormBwd<T>& a, int first, int end) {
-    // GROUP rows are in flight at once.
+    // GROUP rows are in flight at once, while those before them are computed.
     constexpr int P = PACK<T>, WARPS = COLUMN_THREADS<T> / 32, GROUP = 2;
     // Double-buffered, so that one barrier per group suffices.
     __shared__ float2 parts[2][GROUP][WARPS];
@@ -159,22 +161,28 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
     const bool mine = c < a.dim;
     float gamma[P] = {}, dgamma[P] = {}, dbeta[P] = {}, dbias[P] = {};
     if (mine) load(gamma, a.gamma + c);
-    for (int start = first, turn = 0; start < end; start += GROUP, turn ^= 1) {
-        uint4 dys[GROUP] = {}, zs[GROUP] = {};
-        float2 stats[GROUP] = {};
+    uint4 dys[GROUP], zs[GROUP];
+    float2 stats[GROUP];
+    const auto fetch = [&](int start) {
 #pragma unroll
         for (int r = 0; r < GROUP; r++) {
+            dys[r] = zs[r] = uint4{};
+            stats[r] = float2{};
             if (start + r >= end || !mine) continue;
             const size_t row = start + r;
             dys[r] = load_raw<true>(a.dy + row * a.dim + c, P);
             zs[r] = load_raw<true>(a.z + row * a.dim + c, P);
             stats[r] = reinterpret_cast<const float2*>(a.stats)[row];
         }
+    };
+    fetch(first);
+    for (int start = first, turn = 0; start < end; start += GROUP, turn ^= 1) {
         // g = dy * gamma and n of each row.
-        float g[GROUP][P], n[GROUP][P];
+        float g[GROUP][P], n[GROUP][P], rstd[GROUP];
 #pragma unroll
         for (int r = 0; r < GROUP; r++) {
             float2 sums = {0.0f, 0.0f};
+            rstd[r] = stats[r].y;
             unpack<T>(g[r], dys[r]);
             unpack<T>(n[r], zs[r]);
 #pragma unroll
@@ -189,6 +197,7 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
             sums = {warp_sum(sums.x), warp_sum(sums.y)};
             if (lane() == 0) parts[turn][r][warp()] = sums;
         }
+        fetch(start + GROUP);
         __syncthreads();
 #pragma unroll
         for (int r = 0; r < GROUP; r++) {
@@ -202,7 +211,7 @@ template <class T> __device__ __forceinline__ void norm_bwd_in_registers(const N
             }
             const float mean_g = sums.x * (1.0f / a.dim), mean_gn = sums.y * (1.0f / a.dim);
 #pragma unroll
-            for (int i = 0; i < P; i++) g[r][i] = stats[r].y * (g[r][i] - mean_g - n[r][i] * mean_gn);
+            for (int i = 0; i < P; i++) g[r][i] = rstd[r] * (g[r][i] - mean_g - n[r][i] * mean_gn);
             store_dz<true>(a, row, c, g[r]);
 #pragma unroll
             for (int i = 0; i < P; i++) dbias[i] += g[r][i];

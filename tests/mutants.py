@@ -181,7 +181,7 @@ MUTANTS = [
     ("kernels/attention.cu", "return zero_sums(own_sums(a, 1), a.head_dim);", "return;", "ops::f32_on_cuda"),
     ("kernels/attention.cu", "(which * blocks + block) * a.heads + blockIdx.x", "(block + which) * a.heads + blockIdx.x", "ops::f32_on_cuda"),
     ("src/cuda/attention.rs", "first > 0 || cuda.step.adds()", "cuda.step.adds()", "ops::sixty_six_thousand_short_texts_on_cuda"),
-    ("kernels/norm.cu", "if (lane() == 0) parts[turn][r][warp()] = sums;\n        }\n        __syncthreads();", "if (lane() == 0) parts[turn][r][warp()] = sums;\n        }", "ops::f32_on_cuda"),
+    ("kernels/norm.cu", "if (lane() == 0) parts[turn][r][warp()] = sums;\n        }\n        fetch(start + GROUP);\n        __syncthreads();", "if (lane() == 0) parts[turn][r][warp()] = sums;\n        }", "ops::f32_on_cuda"),
     ("kernels/norm.cu", "if (a.skip || a.drop.threshold) store", "if (a.skip) store", "ops::f32_on_cuda"),
     ("kernels/norm.cu", "if (start + r >= end || !mine) continue;\n            const size_t row = start + r;\n            float2", "if (!mine) continue;\n            const size_t row = start + r;\n            float2", "ops::f32_on_cuda"),
     ("kernels/norm.cu", "a.partials[size_t(gridDim.x + blockIdx.x) * a.dim + c] = dbeta;", "a.partials[size_t(gridDim.x + blockIdx.x) * a.dim + c] = dgamma;", "ops::f32_on_cuda"),
