@@ -32,7 +32,7 @@ pub struct Arguments {
 pub struct Field {
     pub name: String,
     /// Its type in Rust.
-    pub kind: &'static str,
+    pub kind: String,
     /// Its trailing comment: the shape.
     pub comment: String,
 }
@@ -101,6 +101,11 @@ fn field(line: &str) -> Option<Field> {
         _ => return None,
     };
     let comment = comment.trim().trim_start_matches("//").trim();
+    // An array is as long as a constant of the host.
+    let (name, kind) = match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
+        Some((name, len)) => (name, format!("[{kind}; {len}]")),
+        None => (name, kind.to_string()),
+    };
     Some(Field { name: name.into(), kind, comment: comment.into() })
 }
 
@@ -162,7 +167,7 @@ fn layouts(structs: &[&Arguments], rust: &mut String) {
     );
     for Arguments { name, fields } in structs {
         let paths = fields.iter().flat_map(|Field { name, kind, .. }| {
-            let inner = structs.iter().find(|inner| inner.name == *kind);
+            let inner = structs.iter().find(|inner| &inner.name == kind);
             let inner = inner.map(|inner| inner.fields.iter().map(|field| format!("{name}.{}", field.name)).collect());
             inner.unwrap_or_else(|| vec![name.clone()])
         });

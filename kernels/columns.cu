@@ -1,5 +1,5 @@
 // Sums over rows, column by column: chunks of rows first, then the chunks, in a fixed order. For the gradients of biases, token
-// types, gamma and beta. Reads each row once; the partial sums are small and stay in the L2 cache.
+// types, gamma and beta. Reads each row once. The sums over chunks are added for many outputs at a time.
 #include "gpu.cuh"
 
 template <class T> struct ColumnSums {
@@ -39,34 +39,41 @@ KERNEL(column_sums_f32, column_sums<float>, ColumnSums<float>, 256)
 KERNEL(column_sums_bf16, column_sums<bf16>, ColumnSums<bf16>, 256)
 KERNEL(column_sums_f16, column_sums<f16>, ColumnSums<f16>, 256)
 
+constexpr int MOST_OUTS = 64;  // host
+
+// Each array has an element per output.
 struct ColumnsAdd {
-    const float* partials; // (outs, chunks, width)
-    float* first;          // (width)
-    float* second;         // (width), if there are two
-    float* third;          // (width), if there are three
-    int chunks;
-    int width;
-    int add;               // whether to add to the outputs
+    const float* partials[MOST_OUTS]; // (chunks, width)
+    float* outs[MOST_OUTS];           // (width)
+    int chunks[MOST_OUTS];
+    int widths[MOST_OUTS];
+    int adds[MOST_OUTS];              // whether to add to the output
+    int ends[MOST_OUTS];              // the block after its last one; beyond the outputs, more than any block
 };
 
 // A block handles 32 columns of an output; each of its warps every 32nd chunk.
 __device__ void add_columns(const ColumnsAdd& a) {
     constexpr int WARPS = 32;
     __shared__ float parts[WARPS][32];
-    const int column = blockIdx.x * 32 + lane();
-    const float* partials = a.partials + size_t(blockIdx.y) * a.chunks * a.width;
-    float* out = blockIdx.y == 0 ? a.first : blockIdx.y == 1 ? a.second : a.third;
+    const int block = blockIdx.x;
+    int i = 0;
+#pragma unroll
+    for (int step = MOST_OUTS / 2; step > 0; step /= 2)
+        if (block >= a.ends[i + step - 1]) i += step;
+    const int column = (block - (i ? a.ends[i - 1] : 0)) * 32 + lane(), width = a.widths[i];
+    const float* partials = a.partials[i];
     float sum = 0.0f;
-    if (column < a.width) {
+    if (column < width) {
 #pragma unroll 4
-        for (int chunk = warp(); chunk < a.chunks; chunk += WARPS) sum += partials[size_t(chunk) * a.width + column];
+        for (int chunk = warp(); chunk < a.chunks[i]; chunk += WARPS) sum += partials[size_t(chunk) * width + column];
     }
     parts[warp()][lane()] = sum;
     __syncthreads();
-    if (warp() == 0 && column < a.width) {
+    if (warp() == 0 && column < width) {
         float total = 0.0f;
         for (int w = 0; w < WARPS; w++) total += parts[w][lane()];
-        out[column] = a.add ? out[column] + total : total;
+        float* out = a.outs[i];
+        out[column] = a.adds[i] ? out[column] + total : total;
     }
 }
 KERNEL(columns_add, add_columns, ColumnsAdd, 1024)

@@ -527,7 +527,7 @@ fn launches_of_large_batches() {
         }
     }
     let error = run(&attn(&batch(&[512; 2000]), 12, 64, t, on), Arithmetic::Bf16).unwrap_err();
-    assert!(error.fact().contains("49158144 bytes of working memory, but there are 33554432"), "{error}");
+    assert!(error.fact().contains("49152000 bytes of working memory, but there are 33554432"), "{error}");
 }
 
 /// Pageable memory is copied during the call.

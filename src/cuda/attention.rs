@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::arena::SCRATCH;
+use super::arena::SUMS;
 use super::kernels::{AttnBwd, AttnClsBwd, AttnClsFwd, AttnFwd, Kernel, Kernels, Ptr};
 use super::{Cuda, columns};
 use crate::error::{Error, Kind, Result};
@@ -96,13 +96,9 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         return cls_bwd(cuda, op);
     }
     let dim = op.heads * op.head_dim;
-    let delta = (4 * cuda.tokens * op.heads).next_multiple_of(256);
-    // Behind delta: the column sums of each block, of dk and dv at the same time.
-    let summed = !op.db.is_none();
-    let block = if summed { 2 * dim * size_of::<f32>() * path.parts } else { 0 };
-    let most = SCRATCH.saturating_sub(delta).checked_div(block).unwrap_or(MOST).clamp(1, MOST);
-    let scratch = cuda.scratch(delta + most.min(cuda.tiles()) * block)?;
-    let sums = if summed { scratch + delta as u64 } else { 0 };
+    // Of a tile: the column sums of one of dq, dk and dv.
+    let tile = if op.db.is_none() { 0 } else { dim * size_of::<f32>() * path.parts };
+    let most = SUMS.checked_div(2 * tile).unwrap_or(MOST).clamp(1, MOST).min(cuda.tiles());
     let arguments = AttnBwd {
         q: cuda.at(op.q),
         k: cuda.at(op.k),
@@ -110,11 +106,11 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
         y: cuda.at(op.y),
         dy: cuda.at(op.dy),
         lse: cuda.at(op.lse),
-        delta: scratch,
+        delta: cuda.scratch(cuda.tokens * op.heads * size_of::<f32>())?,
         dq: cuda.at(op.dq),
         dk: cuda.at(op.dk),
         dv: cuda.at(op.dv),
-        sums,
+        sums: 0,
         cu_seqlens: cuda.at(cuda.inputs().cu_seqlens),
         tiles: cuda.at(cuda.inputs().tiles),
         q_stride: op.q_stride as i32,
@@ -127,12 +123,18 @@ pub fn bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
     for (kernel, of) in [(path.bwd_q, 0..1), (path.bwd_kv, 1..3)] {
         for first in (0..cuda.tiles()).step_by(most) {
             let launched = most.min(cuda.tiles() - first);
-            let shifted = AttnBwd { tiles: arguments.tiles + 8 * first as u64, ..arguments };
+            let sums = sums(cuda, of.len() * launched * tile)?;
+            let shifted = AttnBwd { sums, tiles: arguments.tiles + 8 * first as u64, ..arguments };
             cuda.launch(kernel, [op.heads, launched, path.parts], &shifted)?;
             add_bias(cuda, op, sums, launched * path.parts, of.clone(), first)?;
         }
     }
     Ok(())
+}
+
+/// Memory for the column sums of a launch; null without any.
+fn sums(cuda: &Cuda, bytes: usize) -> Result<Ptr> {
+    if bytes == 0 { Ok(0) } else { columns::space(cuda, bytes) }
 }
 
 /// Adds the column sums of `blocks` blocks, the first of which is block `first` of the op, to some of dq's, dk's and dv's parts of
@@ -189,10 +191,10 @@ fn cls_fwd(cuda: &Cuda, op: &Attention) -> Result<()> {
 
 fn cls_bwd(cuda: &Cuda, op: &Attention) -> Result<()> {
     let row = if op.db.is_none() { 0 } else { 3 * op.heads * op.head_dim * size_of::<f32>() };
-    let most = SCRATCH.checked_div(row).unwrap_or(MOST).clamp(1, MOST).min(cuda.seqs);
-    let sums = if row > 0 { cuda.scratch(most * row)? } else { 0 };
+    let most = SUMS.checked_div(row).unwrap_or(MOST).clamp(1, MOST).min(cuda.seqs);
     for first in (0..cuda.seqs).step_by(most) {
         let (from, launched) = (FromSequence::new(cuda, op, first), most.min(cuda.seqs - first));
+        let sums = sums(cuda, launched * row)?;
         let arguments = AttnClsBwd {
             q: cuda.at(op.q) + from.q,
             k: cuda.at(op.k),

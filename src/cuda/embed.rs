@@ -4,7 +4,7 @@ use super::Cuda;
 use super::columns::{self, Matrix, tiles};
 use super::kernels::{self, EmbedBwdPosition, EmbedBwdWord, EmbedFwd, Kernel};
 use crate::error::Result;
-use crate::ops::{Backend, Embed, GatherCls, View};
+use crate::ops::{Embed, GatherCls, View};
 
 pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     let inputs = cuda.inputs();
@@ -23,10 +23,10 @@ pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     cuda.launch(kernel, [cuda.tokens.div_ceil(kernel.warps()), 1, 1], &arguments)
 }
 
-pub fn bwd(cuda: &mut Cuda, op: &Embed) -> Result<()> {
+pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     // Most rows of the tables have no token in the batch.
     if !cuda.step.adds() {
-        [op.dword, op.dposition].into_iter().try_for_each(|table| cuda.zero(table))?;
+        [op.dword, op.dposition].into_iter().try_for_each(|table| cuda.fill(table))?;
     }
     let (inputs, dtype) = (cuda.inputs(), op.dy.dtype);
     let tiles = tiles(op.dim, dtype);
@@ -63,9 +63,9 @@ pub fn first_row_fwd(cuda: &Cuda, op: &GatherCls) -> Result<()> {
     first_row(cuda, op, [op.x, op.y], cuda.kernels().first_row_fwd.of(op.x.dtype))
 }
 
-pub fn first_row_bwd(cuda: &mut Cuda, op: &GatherCls) -> Result<()> {
+pub fn first_row_bwd(cuda: &Cuda, op: &GatherCls) -> Result<()> {
     if !op.add {
-        cuda.zero(op.dx.slice(0, cuda.tokens * op.dim))?;
+        cuda.fill(op.dx.slice(0, cuda.tokens * op.dim))?;
     }
     first_row(cuda, op, [op.dx, op.dy], cuda.kernels().first_row_bwd.of(op.dx.dtype))
 }

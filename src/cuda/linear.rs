@@ -1,7 +1,7 @@
 //! Linear layers and activations.
 
 use super::Cuda;
-use super::arena::SCRATCH;
+use super::arena::SUMS;
 use super::columns::{self, Matrix};
 use super::gemm::{self, Product};
 use super::kernels::{ACT_PACKS, ACT_ROWS, ActBwd, ActFwd};
@@ -87,9 +87,9 @@ pub fn act_fwd(cuda: &Cuda, op: &Activation) -> Result<()> {
 pub fn act_bwd(cuda: &Cuda, op: &Activation) -> Result<()> {
     let rows = cuda.rows(op.rows);
     let bytes = op.width * size_of::<f32>(); // of one chunk's sums
-    let chunk = rows.div_ceil(CHUNKS.min(SCRATCH / bytes)).next_multiple_of(ACT_ROWS);
+    let chunk = rows.div_ceil(CHUNKS.min(SUMS / bytes)).next_multiple_of(ACT_ROWS);
     let chunks = rows.div_ceil(chunk);
-    let sums = if op.db.is_none() { 0 } else { cuda.scratch(chunks * bytes)? };
+    let sums = if op.db.is_none() { 0 } else { columns::space(cuda, chunks * bytes)? };
     let arguments = ActBwd {
         x: cuda.at(op.x),
         dy: cuda.at(op.dy),

@@ -16,7 +16,7 @@ mod linear;
 mod loss;
 mod norm;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DeviceRepr, result};
@@ -38,6 +38,7 @@ pub struct Cuda {
     arena: Option<Arena>,
     stream: Arc<CudaStream>,
     gpu: Arc<Gpu>,
+    sums: RefCell<columns::Pending>,
     always_splits: bool,
     refused_products: Cell<u64>,
     step: Step,
@@ -60,6 +61,7 @@ impl Cuda {
             arena: None,
             stream,
             gpu,
+            sums: RefCell::new(columns::Pending::NONE),
             always_splits: false,
             refused_products: Cell::new(0),
             step: Step::INFER,
@@ -92,6 +94,13 @@ impl Cuda {
         // SAFETY: both lie in the arena.
         unsafe { result::memcpy_dtod_async(self.at(dst), self.at(src), src.bytes(), self.stream.cu_stream()) }
             .map_err(failed("copy"))
+    }
+
+    /// Zeroes a view that has no part in sums over columns.
+    fn fill(&self, dst: View) -> Result<()> {
+        self.bind()?;
+        // SAFETY: inside the arena.
+        unsafe { result::memset_d8_async(self.at(dst), 0, dst.bytes(), self.stream.cu_stream()) }.map_err(failed("zero"))
     }
 
     fn kernels(&self) -> &Kernels {
@@ -182,6 +191,7 @@ impl Backend for Cuda {
         assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "GPUs do not support {arithmetic:?}");
         // Frees the previous arena first.
         self.arena = None;
+        self.sums.replace(columns::Pending::NONE);
         self.arena = Some(Arena::new(&self.stream, layout)?);
         Ok(())
     }
@@ -189,6 +199,7 @@ impl Backend for Cuda {
     fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
         assert!(src.len() <= dst.bytes(), "the source exceeds {dst:?}");
         self.bind()?;
+        columns::flush(self)?;
         // SAFETY: inside the arena; the driver has copied `src` when the call returns, or waits.
         unsafe { result::memcpy_htod_async(self.at(dst), src, self.stream.cu_stream()) }.map_err(failed("upload"))?;
         self.stream.synchronize().map_err(failed("upload"))
@@ -197,15 +208,15 @@ impl Backend for Cuda {
     fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()> {
         assert!(dst.len() <= src.bytes(), "the destination exceeds {src:?}");
         self.bind()?;
+        columns::flush(self)?;
         // SAFETY: inside the arena; `dst` is complete once the stream is.
         unsafe { result::memcpy_dtoh_async(dst, self.at(src), self.stream.cu_stream()) }.map_err(failed("download"))?;
         self.stream.synchronize().map_err(failed("download"))
     }
 
     fn zero(&mut self, dst: View) -> Result<()> {
-        self.bind()?;
-        // SAFETY: inside the arena.
-        unsafe { result::memset_d8_async(self.at(dst), 0, dst.bytes(), self.stream.cu_stream()) }.map_err(failed("zero"))
+        columns::flush(self)?;
+        self.fill(dst)
     }
 
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
@@ -245,14 +256,17 @@ impl Backend for Cuda {
     }
 
     fn cast(&mut self, op: &Cast) -> Result<()> {
+        columns::flush(self)?;
         if op.x.dtype == op.y.dtype { self.copy(op.y, op.x) } else { adamw::cast(self, op) }
     }
 
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {
+        columns::flush(self)?;
         adamw::grad_norm(self, op)
     }
 
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
+        columns::flush(self)?;
         adamw::adamw(self, op, update)
     }
 }

@@ -1,6 +1,6 @@
 //! Residual, dropout and layer norm.
 
-use super::arena::SCRATCH;
+use super::arena::SUMS;
 use super::kernels::{NormBwd, NormFwd, Ptr};
 use super::{Cuda, columns};
 use crate::error::Result;
@@ -35,9 +35,9 @@ pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
     let outs = [op.dgamma, op.dbeta, op.db].into_iter().filter(|out| !out.is_none()).map(|out| cuda.at(out));
     let outs: Vec<Ptr> = outs.collect();
     let bytes = outs.len() * op.dim * size_of::<f32>(); // of one chunk's sums
-    let chunk = rows.div_ceil(CHUNKS.min(SCRATCH / bytes)).next_multiple_of(CHUNK);
+    let chunk = rows.div_ceil(CHUNKS.min(SUMS / bytes)).next_multiple_of(CHUNK);
     let chunks = rows.div_ceil(chunk);
-    let partials = cuda.scratch(chunks * bytes)?;
+    let partials = columns::space(cuda, chunks * bytes)?;
     let arguments = NormBwd {
         z: cuda.at(op.x),
         gamma: cuda.at(op.gamma),
