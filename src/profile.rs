@@ -264,6 +264,10 @@ impl Backend for Profiled {
         self.inner.available()
     }
 
+    fn workspace(&self, layout: &Layout) -> usize {
+        self.inner.workspace(layout)
+    }
+
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         self.inner.reserve(layout)
     }

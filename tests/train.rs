@@ -565,3 +565,27 @@ fn golden_minilm() {
         }
     }
 }
+
+/// In a process of its own, since all threads are counted.
+#[test]
+fn memory_grows_by_two_hundred_bytes_per_logged_entry() {
+    let name = "train::memory_grows_by_two_hundred_bytes_per_logged_entry";
+    if !std::env::args().any(|arg| arg == name) {
+        let output = Command::new(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let peak = |updates: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = format!(
+            "--max-steps {updates} --batch-size 1 --max-length 4 --logging-steps 1 --save-strategy steps --save-steps 500 \
+             --save-total-limit 1 --eval-strategy no --load-best-model-at-end false"
+        );
+        peak_of(|| drop(golden_run("train", &flags, dir.path())))
+    };
+    let [few, many] = [500, 6500].map(peak);
+    let each = (many - few) / 6000;
+    println!("{few} {many} {each}");
+    assert!((100..200).contains(&each), "{each} bytes per entry: {few} bytes after 500, {many} after 6500");
+}

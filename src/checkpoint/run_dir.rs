@@ -6,12 +6,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::model_dir;
 use crate::console::note;
 use crate::error::{Error, Result};
-use crate::files::{create_dir, replace_dir, seal, sync_dir, write_file};
+use crate::files::{PartialFile, create_dir, replace_dir, seal, sync_dir};
 use crate::report::tensorboard;
 
 /// Locked by the process that writes into the folder, for as long as it lives; holds the id of the run.
@@ -218,17 +216,18 @@ impl RunDir {
         self.path.join(checkpoint_name(step))
     }
 
-    /// Rewrites metrics.jsonl with these entries: those before the point at which a run resumes.
-    pub fn restart_log(&self, entries: &[Value]) -> Result<()> {
-        let lines: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
-        write_file(&self.path.join("metrics.jsonl"), lines.as_bytes())
+    /// Rewrites metrics.jsonl with these lines: those before the point at which a run resumes.
+    pub fn restart_log<'a>(&self, mut lines: impl Iterator<Item = &'a str>) -> Result<()> {
+        let mut file = PartialFile::create(&self.path.join("metrics.jsonl"))?;
+        lines.try_for_each(|line| file.write(line.as_bytes()).and_then(|()| file.write(b"\n")))?;
+        file.finish()
     }
 
     /// Appends a line to metrics.jsonl.
-    pub fn log(&self, entry: &Value) -> Result<()> {
+    pub fn log(&self, line: &str) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
         let file = OpenOptions::new().create(true).append(true).open(&path);
-        file.and_then(|mut file| file.write_all(format!("{entry}\n").as_bytes())).map_err(|e| Error::io(&path, e))
+        file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).map_err(|e| Error::io(&path, e))
     }
 }
 

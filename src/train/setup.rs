@@ -20,6 +20,7 @@ use crate::model::plan::{ModelSpec, Plan};
 use crate::model::{Hyperparameters, Model};
 use crate::ops::Rows;
 use crate::profile::{Ceilings, Profile};
+use crate::report::history::History;
 use crate::report::log::{Bytes, Count};
 use crate::report::tensorboard::Events;
 
@@ -77,7 +78,8 @@ impl<'a> Setup<'a> {
             [plan.parameters(), self.data.train.rows(), self.spec.tokens].map(|count| Count(count as u64));
         let updates = self.schedule.total;
         let run = format!("{rows} rows to train on, batches of at most {tokens} tokens, {updates} updates");
-        Ok(format!("{parameters} parameters, {run}\n{plan}"))
+        let memory = plan.table(self.device.backend.workspace(&plan.layout));
+        Ok(format!("{parameters} parameters, {run}\n{memory}"))
     }
 
     /// Allocates the memory, sets the weights, creates the output folder, and resumes from a checkpoint if requested.
@@ -110,7 +112,7 @@ impl<'a> Setup<'a> {
             schedule,
             updates_per_epoch,
             run,
-            log: Vec::new(),
+            log: History::default(),
             events: None,
             evaluated: None,
             best: None,

@@ -20,6 +20,7 @@ use crate::files::{verify, write_json};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::{Status, View};
+use crate::report::history::History;
 use crate::report::log::Count;
 
 /// The state between two micro-batches; state.json of a checkpoint.
@@ -37,6 +38,9 @@ pub struct RunState {
     /// Skipped updates that were reported.
     #[serde(default)]
     pub skipped: usize,
+    /// Updates up to which skipped ones were reported.
+    #[serde(default)]
+    pub checked: usize,
     /// The evaluation that follows this step is still due.
     pub evaluation_due: bool,
     /// Summed loss of all updates.
@@ -60,6 +64,7 @@ impl RunState {
             micro_batch: 0,
             status: Vec::new(),
             skipped: 0,
+            checked: 0,
             evaluation_due: false,
             loss_sum: 0.0,
             evals_without_improvement: 0,
@@ -174,7 +179,7 @@ fn moments(model: &Model) -> [(&'static str, View); 2] {
 impl Trainer<'_> {
     /// Writes a checkpoint.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
-        let (trainer_state, settings) = (self.trainer_state(), json!(self.settings));
+        let (trainer_state, settings) = (self.trainer_state(&self.log), self.settings);
         self.state.status = self.model.status()?.to_array().map(|x| Some(x).filter(|x| x.is_finite())).to_vec();
         let (run, source, model, state) = (&self.run, &self.source, &mut self.model, &self.state);
         // If no checkpoint has the best weights, this one includes them.
@@ -194,11 +199,11 @@ impl Trainer<'_> {
                 };
                 weights::write(&folder.join("best.safetensors"), &tensors, copy)?;
             }
-            write_json(&folder.join("state.json"), &json!(state))?;
+            write_json(&folder.join("state.json"), state)?;
             write_json(&folder.join("trainer_state.json"), &trainer_state)?;
-            write_json(&folder.join("training_args.json"), &settings)
+            write_json(&folder.join("training_args.json"), settings)
         });
-        let path = saved.or_else(|error| Err(self.not_saved(error)?))?;
+        let path = saved.map_err(|error| self.not_saved(error))?;
         if let Some(limit) = self.settings.save_total_limit {
             self.run.rotate(limit, self.state.step, self.state.best.map(|(step, _)| step))?;
         }
@@ -274,11 +279,10 @@ impl Trainer<'_> {
 
         let path = checkpoint.join("trainer_state.json");
         let saved = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let saved: Value = serde_json::from_slice(&saved)
-            .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "use another checkpoint"))?;
-        self.log = saved["log_history"].as_array().cloned().unwrap_or_default();
+        self.log = History::read(&saved)
+            .map_err(|e| Error::user(path.display(), format!("not the log of a run: {e}"), "use another checkpoint"))?;
         if self.settings.report_to.contains(&ReportTo::Jsonl) {
-            self.run.restart_log(&self.log)?;
+            self.run.restart_log(self.log.lines())?;
         }
         self.report_changes(checkpoint);
         note(format!("resumed: {} of {} updates are done", Count(self.state.step as u64), Count(self.schedule.total as u64)));
