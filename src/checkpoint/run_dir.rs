@@ -105,16 +105,18 @@ impl RunDir {
         self.adopt(None)?;
         let checkpoints = self.checkpoints()?.into_iter().map(checkpoint_name);
         let results = RESULTS.map(String::from).into_iter().filter(|name| self.path.join(name).exists());
-        self.set_aside(checkpoints.chain(results).collect())
+        self.set_aside("part of an earlier run", checkpoints.chain(results).collect())
     }
 
-    /// Continues the run of this id, or a new one, after the update `step`: checkpoints of later updates are set aside, and those
-    /// for which `other` holds.
-    pub fn go_on(&mut self, id: Option<String>, step: usize, other: impl Fn(&Path) -> bool) -> Result<()> {
+    /// Continues the run of this id, or a new one, after the update `step`. Checkpoints of later updates are set aside as `later`, in
+    /// words, and those for which `is_other` holds as another run's.
+    pub fn go_on(&mut self, id: Option<String>, step: usize, later: &str, is_other: impl Fn(&Path) -> bool) -> Result<()> {
         self.adopt(id)?;
-        let left = self.checkpoints()?.into_iter().filter(|&at| at > step || other(&self.checkpoint_path(at)));
         // The latest first: after a kill in between, the newest one left is still the nearest to `step`.
-        self.set_aside(left.rev().map(checkpoint_name).collect())
+        let checkpoints = self.checkpoints()?.into_iter().rev();
+        let (other, own): (Vec<usize>, Vec<usize>) = checkpoints.partition(|&at| is_other(&self.checkpoint_path(at)));
+        self.set_aside(later, own.into_iter().filter(|&at| at > step).map(checkpoint_name).collect())?;
+        self.set_aside("part of another run", other.into_iter().map(checkpoint_name).collect())
     }
 
     fn adopt(&mut self, id: Option<String>) -> Result<()> {
@@ -125,8 +127,8 @@ impl RunDir {
         written.and_then(|()| lock.sync_all()).map_err(|e| Error::io(&self.path.join(LOCK), e))
     }
 
-    /// Moves files and folders of this folder to a new folder earlier-run-N in it.
-    fn set_aside(&self, names: Vec<String>) -> Result<()> {
+    /// Moves files and folders of this folder to a new folder earlier-run-N in it, and reports what they are, in words.
+    fn set_aside(&self, what: &str, names: Vec<String>) -> Result<()> {
         if names.is_empty() {
             return Ok(());
         }
@@ -142,7 +144,7 @@ impl RunDir {
         sync_dir(&self.path)?;
         let first = names.iter().max_by_key(|name| name.starts_with("checkpoint-")).expect("there is one");
         let rest = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
-        note(format!("set aside: {first}{rest} of an earlier run, now in {}", folder.display()));
+        note(format!("set aside as {what}: {first}{rest}, now in {}", folder.display()));
         Ok(())
     }
 

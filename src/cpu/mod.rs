@@ -27,6 +27,7 @@ use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::ops::*;
 use crate::random;
+use crate::report::log::counted;
 use arena::{Arena, UnsafeSlice};
 use product::Multiplier;
 
@@ -216,7 +217,7 @@ fn add_to<T: Real>(out: &mut [T], x: &[T]) {
 
 impl<T: Products> Backend for Cpu<T> {
     fn name(&self) -> String {
-        format!("CPU, {} threads, {}", rayon::current_num_threads(), Instructions::in_use())
+        format!("CPU, {}, {}", counted(rayon::current_num_threads(), "thread"), Instructions::in_use())
     }
 
     fn available(&self) -> Result<Option<usize>> {

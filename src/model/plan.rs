@@ -6,6 +6,7 @@ use super::config::Config;
 use super::names::{self, Block, Module, Param};
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Arithmetic, DType, Inputs, Layout, Linear, Rows, Status, View};
+use crate::report::log::counted;
 
 /// Alignment of every buffer in bytes: the widest transaction of a GPU, and the requirement of GEMM kernels.
 const ALIGN: usize = 256;
@@ -420,7 +421,9 @@ impl Plan {
         let smaller = |rows: usize| ModelSpec { tokens: tokens.min(rows * self.config.positions), seqs: rows, ..self.spec };
         let fits = |rows: &usize| Plan::new(&self.config, smaller(*rows)).layout.bytes <= available;
         let remedy = match (1..seqs).rev().find(fits) {
-            Some(rows) => format!("the largest batch that fits has {rows} rows: lower --batch-size and --eval-batch-size"),
+            Some(rows) => {
+                format!("the largest batch that fits has {}: lower --batch-size and --eval-batch-size", counted(rows, "row"))
+            }
             None => "not even a batch of one row fits: lower --max-length, or pass --device cpu".to_string(),
         };
         let parts: Vec<String> = self.parts().map(|(name, bytes)| format!("{name} {:.1}", mib(bytes))).collect();

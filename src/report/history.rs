@@ -19,11 +19,17 @@ struct Saved {
 }
 
 impl History {
-    /// The log in a trainer_state.json, in any layout.
-    pub fn read(trainer_state: &[u8]) -> serde_json::Result<History> {
+    /// The log in a trainer_state.json, in any layout, up to the update `step`.
+    pub fn read(trainer_state: &[u8], step: usize) -> serde_json::Result<History> {
         let saved: Saved = serde_json::from_slice(trainer_state)?;
-        let entries = saved.log_history.iter().map(|entry| to_raw_value(&serde_json::from_str::<Entry>(entry.get())?));
-        entries.collect::<Result<_, _>>().map(History)
+        let mut history = History::default();
+        for entry in saved.log_history {
+            let entry: Entry = serde_json::from_str(entry.get())?;
+            if entry.get("step").and_then(Value::as_u64).is_some_and(|at| at <= step as u64) {
+                history.push(&entry);
+            }
+        }
+        Ok(history)
     }
 
     /// Appends an entry, and returns its line.

@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::files::write_file;
 use crate::ops::{Status, Step, Update};
 use crate::report::history::Entry;
-use crate::report::log::{Count, Progress};
+use crate::report::log::{Count, Progress, counted};
 
 const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
 
@@ -40,12 +40,12 @@ impl Trainer<'_> {
         progress.finish("");
         let done = Done { updates: self.state.step - first, epochs: self.epoch() - epoch, seconds };
         let finished = self.finish(done);
-        finished.or_else(|error| {
+        finished.map_err(|error| {
             if error.kind != Kind::Interrupted {
-                return Err(self.failed(error));
+                return self.failed(error);
             }
             let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
-            Err(Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it"))
+            Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it")
         })
     }
 
@@ -66,9 +66,8 @@ impl Trainer<'_> {
             let status = self.model.status()?;
             self.model.set_status(&Status { loss: 0.0, ..status })?;
         }
-        let path = self.save()?;
-        let fact =
-            format!("interrupted after {} of {} updates, saved in {}", self.state.step, self.schedule.total, path.display());
+        let (path, updates) = (self.save()?, counted(self.schedule.total, "update"));
+        let fact = format!("interrupted after {} of {updates}, saved in {}", Count(self.state.step as u64), path.display());
         let out = self.run.path.display();
         let remedy = format!("resume with the same command, --output-dir {out} and --resume-from-checkpoint");
         Ok(Error::new(Kind::Interrupted, "train", fact, remedy))
@@ -143,8 +142,8 @@ impl Trainer<'_> {
             self.save()?;
         }
         if self.stopped_early() {
-            progress
-                .println(&format!("stopped early: {} evaluations without an improvement", self.state.evals_without_improvement));
+            let evaluations = counted(self.state.evals_without_improvement, "evaluation");
+            progress.println(&format!("stopped early: {evaluations} without an improvement"));
         }
         Ok(())
     }
@@ -202,7 +201,7 @@ impl Trainer<'_> {
         self.state.skipped += newly;
         self.state.checked = last;
         if last == self.schedule.total && self.state.skipped >= last {
-            let fact = format!("all {last} updates were skipped: numbers exceed the range of fp16");
+            let fact = format!("skipped {} of {}: numbers exceed the range of fp16", Count(last as u64), counted(last, "update"));
             return Err(Error::new(Kind::Unusable, "train", fact, "pass --precision fp32"));
         }
         Ok(status)
@@ -211,7 +210,7 @@ impl Trainer<'_> {
     /// Logs the mean loss of the updates since the last logged one; null if all of them were skipped.
     fn log_loss(&mut self, status: &Status, progress: &Progress) -> Result<()> {
         let last = self.log.entries().rev().find(|entry| entry.contains_key("loss"));
-        let logged = |key: &str| last.as_ref().and_then(|entry| entry.get(key)?.as_u64()).unwrap_or(0) as usize;
+        let logged = |key: &str| last.as_ref().and_then(|entry| entry.get(key)?.as_f64()).unwrap_or(0.0) as usize;
         let updates = self.state.step - logged("step");
         if updates == 0 {
             return Ok(());

@@ -78,7 +78,7 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         }
     })?;
     device.notes.extend(saved.map(|saved| format!("precision: {saved}, that of the checkpoint")));
-    let settings = &Settings { precision: device.precision, ..settings.clone() };
+    let settings = &Settings { device: device.device, precision: device.precision, ..settings.clone() };
     let setup = Setup::read(settings, device, cache)?;
     if settings.dry_run {
         print(setup.summary()?)?;

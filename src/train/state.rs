@@ -21,7 +21,7 @@ use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::{Status, View};
 use crate::report::history::History;
-use crate::report::log::Count;
+use crate::report::log::{Count, counted};
 
 /// The state between two micro-batches; state.json of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -103,6 +103,27 @@ impl RunState {
         Ok(state)
     }
 
+    /// Checks that a run of `total` updates, of so many micro-batches each, can be in this state.
+    ///
+    /// # Errors
+    /// The first number out of its range.
+    fn check_numbers(&self, checkpoint: &Path, total: usize, micro_batches: usize) -> Result<()> {
+        let limits = [
+            ("step", self.step, total, format!("but the run has {}", counted(total, "update"))),
+            ("micro_batch", self.micro_batch, micro_batches, format!("but an update has {micro_batches}")),
+            ("skipped", self.skipped, self.step, format!("but step is {}", self.step)),
+            ("checked", self.checked, self.step, format!("but step is {}", self.step)),
+            ("stale", self.evals_without_improvement, self.step, format!("but step is {}", self.step)),
+            ("best", self.best.map_or(0, |(step, _)| step), self.step, format!("but step is {}", self.step)),
+        ];
+        let Some((key, value, _, limit)) = limits.into_iter().find(|&(_, value, most, _)| value > most) else { return Ok(()) };
+        let remedy = match key {
+            "step" => "raise --epochs or --max-steps, or use another checkpoint",
+            _ => "use another checkpoint",
+        };
+        Err(Error::user(checkpoint.join("state.json").display(), format!("{key} is {value}, {limit}"), remedy))
+    }
+
     /// Checks that a run with this fingerprint, of a model with this config, can continue from the checkpoint.
     ///
     /// # Errors
@@ -123,7 +144,8 @@ impl RunState {
 }
 
 /// Settings that may change when a run resumes.
-const OPTIMIZER: [&str; 12] = [
+const CHANGEABLE: [&str; 13] = [
+    "device",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -244,9 +266,12 @@ impl Trainer<'_> {
         let (checkpoint, state) = self.sound_checkpoint(asked)?;
         let checkpoint = checkpoint.as_path();
         state.check(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
+        state.check_numbers(checkpoint, self.schedule.total, self.settings.gradient_accumulation_steps)?;
         self.state = state;
         let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
-        self.run.go_on(id.clone(), self.state.step, |other| id.as_ref().is_some_and(|id| is_of_another_run(other, id)))?;
+        let later = if asked.as_os_str() == "newest" { "damaged" } else { "later than the checkpoint that is resumed" };
+        let is_other = |other: &Path| id.as_ref().is_some_and(|id| is_of_another_run(other, id));
+        self.run.go_on(id.clone(), self.state.step, later, is_other)?;
         self.state.run_id = self.run.id.clone();
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
         // Not needed unless the best model is loaded at the end.
@@ -279,22 +304,24 @@ impl Trainer<'_> {
 
         let path = checkpoint.join("trainer_state.json");
         let saved = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        self.log = History::read(&saved)
+        self.log = History::read(&saved, self.state.step)
             .map_err(|e| Error::user(path.display(), format!("not the log of a run: {e}"), "use another checkpoint"))?;
         if self.settings.report_to.contains(&ReportTo::Jsonl) {
             self.run.restart_log(self.log.lines())?;
         }
         self.report_changes(checkpoint);
-        note(format!("resumed: {} of {} updates are done", Count(self.state.step as u64), Count(self.schedule.total as u64)));
+        note(format!("resumed: {} of {} done", Count(self.state.step as u64), counted(self.schedule.total, "update")));
         Ok(())
     }
 
-    /// Reports the settings of the optimizer and the schedule that differ from those of the run so far.
+    /// Reports the settings that differ from those of the run so far.
     fn report_changes(&self, checkpoint: &Path) {
         let saved = std::fs::read(checkpoint.join("training_args.json")).unwrap_or_default();
         let was: Value = serde_json::from_slice(&saved).unwrap_or_default();
         let is = json!(self.settings);
-        for key in OPTIMIZER.into_iter().filter(|&key| was.get(key).is_some_and(|was| *was != is[key])) {
+        // An earlier version saved which device was asked for.
+        let changed = |key| was.get(key).is_some_and(|was| *was != is[key] && *was != "auto");
+        for key in CHANGEABLE.into_iter().filter(|&key| changed(key)) {
             note(format!("warning: {key} was {}, and is {} from here on", was[key], is[key]));
         }
     }
