@@ -38,6 +38,8 @@ pub enum Precision {
 /// A backend and its precision.
 pub struct Opened {
     pub backend: Box<dyn Backend>,
+    /// Never `Auto`.
+    pub device: Device,
     pub arithmetic: Arithmetic,
     /// Never `Auto`.
     pub precision: Precision,
@@ -52,13 +54,13 @@ impl Device {
         Instructions::chosen()?;
         let (mut opened, why) = match self {
             Device::Cpu => (cpu(precision)?, String::new()),
-            Device::Cuda(index) => (gpu(Cuda::open(index)?, precision)?, String::new()),
+            Device::Cuda(index) => (gpu(Cuda::open(index)?, index, precision)?, String::new()),
             Device::Auto => match Cuda::open(0) {
-                Ok(backend) => (gpu(backend, precision)?, String::new()),
+                Ok(backend) => (gpu(backend, 0, precision)?, String::new()),
                 Err(e) => (cpu(precision)?, format!("; {}", e.fact())),
             },
         };
-        opened.notes.insert(0, format!("device: {}, {}{why}", opened.backend.name(), opened.precision));
+        opened.notes.insert(0, format!("device: {}, precision {}{why}", opened.backend.name(), opened.precision));
         Ok(opened)
     }
 }
@@ -71,7 +73,7 @@ pub fn gpu_code() -> String {
     }
 }
 
-fn gpu(backend: Cuda, precision: Precision) -> Result<Opened> {
+fn gpu(backend: Cuda, index: usize, precision: Precision) -> Result<Opened> {
     let (major, minor) = backend.capability();
     let (precision, arithmetic) = match precision {
         Precision::Fp32 => (precision, Arithmetic::F32),
@@ -84,7 +86,7 @@ fn gpu(backend: Cuda, precision: Precision) -> Result<Opened> {
         Precision::Auto | Precision::Bf16 => (Precision::Bf16, Arithmetic::Bf16),
         Precision::Fp16 => (precision, Arithmetic::F16),
     };
-    Ok(Opened { backend: Box::new(backend), arithmetic, precision, notes: Vec::new() })
+    Ok(Opened { backend: Box::new(backend), device: Device::Cuda(index), arithmetic, precision, notes: Vec::new() })
 }
 
 fn cpu(precision: Precision) -> Result<Opened> {
@@ -100,7 +102,7 @@ fn cpu(precision: Precision) -> Result<Opened> {
     let note = "--precision bf16: without AVX512-BF16, which this CPU does not have or may not use, it is no faster than fp32"
         .to_string();
     let notes = slow.then_some(note).into_iter().collect();
-    Ok(Opened { backend: Box::new(Cpu::<f32>::new()), arithmetic, precision, notes })
+    Ok(Opened { backend: Box::new(Cpu::<f32>::new()), device: Device::Cpu, arithmetic, precision, notes })
 }
 
 impl fmt::Display for Precision {

@@ -60,6 +60,12 @@ impl Error {
         self
     }
 
+    /// Appends a step to the remedy.
+    pub fn remedy_and(mut self, step: &str) -> Error {
+        self.remedy = format!("{}; then {step}", self.remedy);
+        self
+    }
+
     /// A file that could not be read or written.
     pub fn io(path: &Path, error: std::io::Error) -> Error {
         use std::io::ErrorKind::*;

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde::Serialize;
 use twox_hash::XxHash3_128;
 
 use crate::error::{Error, Result};
@@ -70,8 +70,11 @@ impl Drop for PartialFile {
 }
 
 /// Writes indented JSON with a trailing newline, like Hugging Face's.
-pub fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_file(path, format!("{value:#}\n").as_bytes())
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut file = PartialFile::create(path)?;
+    serde_json::to_writer_pretty(&mut file.file, value).map_err(|e| Error::io(path, e.into()))?;
+    file.write(b"\n")?;
+    file.finish()
 }
 
 /// Creates a folder unless it exists. An unwritable one is found now rather than when the first file is written.
@@ -126,7 +129,7 @@ pub fn seal(folder: &Path) -> Result<()> {
         let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
         sums.insert(name, format!("{:032x}", checksum(&path).map_err(|e| Error::io(&path, e))?));
     }
-    write_json(&folder.join(CHECKSUMS), &json!(sums))?;
+    write_json(&folder.join(CHECKSUMS), &sums)?;
     sync_dir(folder)
 }
 

@@ -22,7 +22,7 @@
 //! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (the folder of a model), `run_dir` (the folder of a run) |
 //! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
 //! | [`metrics`] | accuracy to curves, equal to scikit-learn's |
-//! | [`report`] | `log` (progress, tables), `plot` (SVG; `density` of points), `curves` (of a run), `tensorboard`, `evaluated` and `evaluation` (an evaluation and its folder), `page` (HTML), `compare` |
+//! | [`report`] | `log` (progress, tables), `history` (the log of a run), `plot` (SVG; `density` of points), `curves` (of a run), `tensorboard`, `evaluated` and `evaluation` (an evaluation and its folder), `page` (HTML), `compare` |
 //! | [`serve`] | a model behind HTTP: `api` (the routes, one file per protocol), `access_log`, `queue` (batches of waiting requests), `metrics`, `page.html` |
 //! | [`commands`] | one file per command of the program |
 //! | [`sample`] | the bundled reviews of the default run |
@@ -36,7 +36,7 @@
 //! 1. Padding does not exist. A batch is packed: `ids`, `positions` and `cu_seqlens`; every dense op runs on the rows that
 //!    exist; only attention and the gather of `[CLS]` read `cu_seqlens`.
 //! 2. An op allocates nothing (the working memory of the `gemm` crates aside): all memory is planned and taken once, and
-//!    `plan.rs` is the whole list.
+//!    `plan.rs` is the whole list, but for the working memory that a backend takes in [`ops::Backend::reserve`].
 //! 3. Gradients of parameters accumulate (`+=`) over an update's micro-batches, of which the first overwrites (`=`); gradients of
 //!    activations are overwritten unless the op's field says otherwise.
 //! 4. Every reduction has a fixed order, and there are no floating-point atomics: the same inputs give the same bits, run after

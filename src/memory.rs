@@ -50,7 +50,7 @@ fn exit(bytes: usize) -> ! {
     let written = writeln!(
         line,
         "error: `memory`: {mib:.1} MiB cannot be allocated; stop other programs or lower --batch-size, and start again, a training \
-         run with --resume-from-checkpoint"
+         run that has a checkpoint with --resume-from-checkpoint"
     );
     let end = line.position() as usize;
     if written.is_ok() {

@@ -536,6 +536,9 @@ pub trait Backend: Send {
     /// Bytes that a layout may have at most; `None` if unknown.
     fn available(&self) -> Result<Option<usize>>;
 
+    /// Bytes that [`Backend::reserve`] takes beyond those of the layout: the working memory of ops.
+    fn workspace(&self, layout: &Layout) -> usize;
+
     /// Allocates all memory, zeroed. The only allocation.
     fn reserve(&mut self, layout: &Layout) -> Result<()>;
 

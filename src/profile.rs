@@ -15,6 +15,7 @@ use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::files::write_file;
 use crate::ops::*;
+use crate::report::log::counted;
 
 /// The speed of plain copies and products.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -177,7 +178,7 @@ impl Profile {
         let in_ops: f64 = rows.iter().map(|row| row.seconds).sum();
         let floor: f64 = rows.iter().map(|row| row.floor).sum();
 
-        let mut table = format!("profile of {updates} updates; ceilings: {ceilings}\n");
+        let mut table = format!("profile of {}; ceilings: {ceilings}\n", counted(updates, "update"));
         let head = ["calls", "ms", "share %", "GB/s", "GFLOP/s", "of ceiling %"];
         table +=
             &format!("{:<40}{:>7}{:>11}{:>9}{:>9}{:>10}{:>14}\n", "op", head[0], head[1], head[2], head[3], head[4], head[5]);
@@ -262,6 +263,10 @@ impl Backend for Profiled {
 
     fn available(&self) -> Result<Option<usize>> {
         self.inner.available()
+    }
+
+    fn workspace(&self, layout: &Layout) -> usize {
+        self.inner.workspace(layout)
     }
 
     fn reserve(&mut self, layout: &Layout) -> Result<()> {

@@ -563,7 +563,7 @@ fn text_faults() {
         "a.csv:3",
         "3 fields, but the header has 2; quote the text, or pass --delimiter",
     );
-    assert_error(read("a.csv", "text,label\r\na,1\r\nb\r\n"), "a.csv:3", "1 fields, but the header has 2");
+    assert_error(read("a.csv", "text,label\r\na,1\r\nb\r\n"), "a.csv:3", "1 field, but the header has 2");
     for end in ["", "\n", "\r\n", "\n\n"] {
         assert_error(read("a.csv", format!("text,label\na,1\n\"b,0\nc,1{end}")), "a.csv:3", "a quote opens here");
         assert_eq!(csv(&format!("label,text\n1,\"b\n\"{end}")).texts, ["b\n"], "closed at the end of the file");

@@ -84,7 +84,7 @@ fn the_requested_gpu_is_used_and_no_other() {
     let cpu = predict(&vgpu, &[], &["--device", "cpu"]).done().out;
     for (device, name) in [("auto", "Virtual GPU 0"), ("cuda", "Virtual GPU 0"), ("cuda:1", "Virtual GPU 1")] {
         let ran = predict(&vgpu, &[], &["--device", device, "--precision", "fp32"]).done();
-        let note = format!("device: {name}, fp32\n");
+        let note = format!("device: {name}, precision fp32\n");
         assert_eq!(ran.err, note);
         assert_eq!(ran.out.split(",\"score\"").next(), cpu.split(",\"score\"").next());
     }
@@ -127,12 +127,17 @@ fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_resumes() {
         run(command.env("LD_LIBRARY_PATH", vgpu::directory()).env("VGPU_FAIL_LAUNCH", failing), b"")
     };
     let error = train("20", &["--device", "cuda"]).failed(3, "CUDA_ERROR_ILLEGAL_ADDRESS").err;
-    assert!(error.contains("no checkpoint was written yet"), "{error}");
+    assert!(error.contains("no checkpoint was written yet") && !error.contains("--resume-from-checkpoint"), "{error}");
     let error = train("200", &["--device", "cuda", "--overwrite-output-dir"]).failed(3, "CUDA_ERROR_ILLEGAL_ADDRESS").err;
     let checkpoints = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let last = checkpoints.filter(|name| name.starts_with("checkpoint-")).max().expect(&error);
     assert!(error.contains(&format!("the last good checkpoint is {}", path(&out.join(last)))), "{error}");
-    train("0", &["--device", "cpu", "--resume-from-checkpoint"]).done();
+    let resumed = train("0", &["--device", "cpu", "--resume-from-checkpoint"]).done().err;
+    assert!(resumed.contains("warning: device was \"cuda\", and is \"cpu\" from here on\n"), "{resumed}");
+    let resumed = train("0", &["--device", "auto", "--resume-from-checkpoint"]).done().err;
+    assert!(resumed.contains("warning: device was \"cpu\", and is \"cuda\" from here on\n"), "{resumed}");
+    // Nothing was left to do, so that the newest checkpoint is still of the CPU.
+    assert!(!train("0", &["--device", "cpu", "--resume-from-checkpoint"]).done().err.contains("device was"));
 }
 
 #[test]
@@ -159,7 +164,7 @@ fn a_gpu_of_compute_capability_7_5_trains_in_fp32_and_fp16_and_refuses_bf16() {
     assert_eq!(cpu.len(), 4);
     assert!(max_abs_difference(&cpu, &cuda) < 1e-4, "{cpu:?} on the CPU, {cuda:?} on the GPU");
     let (auto, fp16) = (train("cuda", "auto"), train("cuda", "fp16"));
-    assert!(auto.0.err.contains("device: Virtual GPU 0, fp16\n"), "{}", auto.0.err);
+    assert!(auto.0.err.contains("device: Virtual GPU 0, precision fp16\n"), "{}", auto.0.err);
     let [auto, fp16] = [auto, fp16].map(|run| losses("fp16", run));
     assert!(auto == fp16 && max_abs_difference(&cpu, &fp16) < 2e-3, "{cpu:?} on the CPU, {fp16:?} in fp16");
     for precision in ["bf16", "tf32"] {
@@ -189,7 +194,7 @@ fn auto_is_bf16_on_a_gpu_that_has_it_and_a_resumed_run_keeps_its_precision() {
         run(command.env("LD_LIBRARY_PATH", vgpu::directory()), b"")
     };
     let first = train(&["--device", "cuda"]).done().err;
-    assert!(first.contains("device: Virtual GPU 0, bf16\n"), "{first}");
+    assert!(first.contains("device: Virtual GPU 0, precision bf16\n"), "{first}");
     for precision in ["fp32", "fp16", "tf32"] {
         train(&["--device", "cuda", "--overwrite-output-dir", "--precision", precision]).done();
         let resumed = train(&["--device", "cuda", "--resume-from-checkpoint"]).done().err;

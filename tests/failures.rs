@@ -91,6 +91,8 @@ fn a_run_survives_a_failure_of_any_call() {
         // Before the folder exists there is nothing to name.
         let begun = out.exists();
         assert_eq!(line.contains(&named), begun, "{what}: {line}");
+        // Nor is there anything to resume from before the first checkpoint.
+        assert_eq!(line.ends_with("then resume with --resume-from-checkpoint"), saved.is_some(), "{what}: {line}");
         failures[saved.unwrap_or(0)] += usize::from(begun);
         if call % 64 == 0 {
             reset();

@@ -4,6 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicIsize, Ordering};
 
 use warpfit::cpu::Cpu;
 use warpfit::cuda::Cuda;
@@ -109,21 +110,27 @@ pub fn gpu() -> Cuda {
     Cuda::open(0).unwrap()
 }
 
-/// Counts the allocations of the current thread.
+/// Counts the allocations of the current thread, and the bytes in use by all.
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
+static IN_USE: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+
 // SAFETY: forwards all calls to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        let before = IN_USE.fetch_add(layout.size() as isize, Ordering::Relaxed);
+        PEAK.fetch_max(before + layout.size() as isize, Ordering::Relaxed);
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
         unsafe { System.dealloc(start, layout) }
     }
 }
@@ -136,6 +143,14 @@ pub fn allocations(f: impl FnOnce()) -> usize {
     let before = ALLOCATIONS.get();
     f();
     ALLOCATIONS.get() - before
+}
+
+/// The most bytes that `f` has in use, with whatever other threads do meanwhile.
+pub fn peak_of(f: impl FnOnce()) -> isize {
+    let before = IN_USE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    f();
+    PEAK.load(Ordering::Relaxed) - before
 }
 
 /// The golden model folders.

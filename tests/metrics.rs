@@ -517,6 +517,9 @@ fn rates_cover_the_last_seconds() {
 #[test]
 fn numbers_and_tables_are_easy_to_read() {
     assert_eq!(Count(1_234_567).to_string(), "1,234,567");
+    let counts = [(0, "row"), (1, "row"), (1, "class"), (25_000, "row"), (2, "class"), (2, "batch")];
+    let counts = counts.map(|(count, noun)| log::counted(count, noun));
+    assert_eq!(counts, ["0 rows", "1 row", "1 class", "25,000 rows", "2 classes", "2 batches"]);
     assert_eq!(Bytes(3 << 29).to_string(), "1.50 GiB");
     assert_eq!(Bytes(200 << 20).to_string(), "200.00 MiB");
     let rates = [0.0, 0.314, 9.994, 14.23, 99.96, 2012.6, f64::NAN, f64::INFINITY].map(log::rate);

@@ -827,3 +827,21 @@ fn every_op_of_a_model_has_a_case() {
         assert!(tested.iter().any(same), "{op:?}");
     }
 }
+
+/// The memory table adds up, and counts the scores of attention.
+#[test]
+fn the_memory_table_has_the_working_memory_of_the_backend() {
+    let config = Config::read(&golden("train/hf_init/config.json")).unwrap();
+    let spec = ModelSpec { train: true, last_rows: Rows::Cls, tokens: 512, seqs: 8, arithmetic: Arithmetic::F32 };
+    let plan = Plan::new(&config, spec);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let workspace = pool.install(|| On::Cpu.backend().workspace(&plan.layout));
+    assert_eq!(workspace, 3 * 2 * 192 * 4 * plan.layout.max_seqlen);
+    let table = plan.table(1 << 30);
+    let mib: Vec<f64> = table.lines().map(|line| line.split_whitespace().rev().nth(1).unwrap().parse().unwrap()).collect();
+    let (total, parts) = mib.split_last().unwrap();
+    assert!(
+        table.contains("working memory              1024.0 MiB") && (parts.iter().sum::<f64>() - total).abs() < 0.5,
+        "{table}"
+    );
+}

@@ -205,6 +205,10 @@ impl Backend for Rounded {
         Ok(None)
     }
 
+    fn workspace(&self, layout: &Layout) -> usize {
+        self.cpu.workspace(layout)
+    }
+
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         self.bytes = layout.bytes;
         let batch = self.place(layout.batch);

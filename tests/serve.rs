@@ -639,7 +639,7 @@ fn responses_of_cuda_match_the_cpu() {
         close(&post(server.address, "/embed", &json!({ "inputs": texts })).json(), &json!(vectors));
         close(&post(server.address, "/predict", &json!({ "inputs": texts })).json(), &json!(scores));
         server.signal("-TERM");
-        assert_eq!(server.end(), (Some(0), "device: Virtual GPU 0, fp32\n".to_string()));
+        assert_eq!(server.end(), (Some(0), "device: Virtual GPU 0, precision fp32\n".to_string()));
     }
     // A GPU that fails fails its request; nothing more is promised.
     let server = Server::of(&model, &["--device", "cuda"], &[vars[0], ("VGPU_FAIL_LAUNCH", "5")]);

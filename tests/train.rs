@@ -358,9 +358,24 @@ fn updates_that_overflow_f16_are_skipped_and_a_resumed_run_goes_on_alike() {
     let skipped = logged.last().unwrap()["skipped_updates"].as_f64().unwrap();
     assert!((3.0..9.0).contains(&skipped) && logged.len() == 12 - skipped as usize, "{skipped} skipped: {logged:?}");
     assert_eq!(logged.last().unwrap()["loss_scale"], 2f64.powf(24.0 - skipped));
+    // A skipped update has an entry without a loss.
+    let steps = log.iter().filter(|entry| entry.get("loss").is_some()).map(|entry| entry["step"].as_u64().unwrap());
+    assert_eq!(steps.collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
     for step in [4, 11] {
         let part = resumed(whole.path(), step, flags);
         assert_eq!(lasting(part.path()), lasting(whole.path()), "resumed at {step}");
+    }
+    for (save, message) in [(1, "\nupdate 3 was skipped, as "), (4, "\nupdates 3 to 4 were skipped, as ")] {
+        let folder = golden("train");
+        let mut command = program(TRAIN);
+        command.arg("--model").arg(folder.join("hf_init")).arg("--train-file").arg(folder.join("train.csv"));
+        let flags =
+            flags.replace("--save-steps 1", &format!("--save-steps {save}")).replace("--logging-steps 1", "--logging-steps 4");
+        command.args(flags.split_whitespace());
+        command.arg("--output-dir").arg(whole.path()).arg("--resume-from-checkpoint").arg(&checkpoint);
+        let output = command.env("LD_LIBRARY_PATH", vgpu::directory()).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && err.contains(message), "{err}");
     }
 }
 
@@ -447,19 +462,22 @@ fn a_run_whose_updates_all_exceed_f16_fails() {
     let flags = format!("--model {} --train-file {}/train.csv --max-steps 3 --device cuda", model.display(), golden.display());
     let run = |precision: &str| train(&settings(&format!("{flags} --precision {precision}"), &dir.path().join(precision)), None);
     let error = run("fp16").err().expect("it exceeds f16").to_string();
-    assert!(error.contains("all 3 updates were skipped") && error.contains("pass --precision fp32"), "{error}");
+    assert!(error.contains("skipped 3 of 3 updates") && error.contains("pass --precision fp32"), "{error}");
     run("fp32").unwrap();
 }
 
 #[test]
 fn a_non_finite_loss_stops_the_run() {
-    let dir = tempfile::tempdir().unwrap();
     let folder = golden("train");
-    let flags =
-        format!("--model {0}/hf_init --train-file {0}/train.csv --learning-rate 1e30 --logging-steps 2", folder.display());
-    let error = train(&settings(&flags, dir.path()), None).err().expect("a learning rate of 1e30 cannot work");
-    assert_eq!(error.kind, warpfit::Kind::Unusable);
-    assert!(error.to_string().contains("is not finite"), "{error}");
+    let flags = format!("--model {0}/hf_init --train-file {0}/train.csv --learning-rate 1e30", folder.display());
+    for (every, place) in [(1, "`update 2`: "), (2, "`between updates 1 and 2`: ")] {
+        let dir = tempfile::tempdir().unwrap();
+        let error = train(&settings(&format!("{flags} --logging-steps {every}"), dir.path()), None);
+        let error = error.err().expect("a learning rate of 1e30 cannot work");
+        assert_eq!(error.kind, warpfit::Kind::Unusable);
+        let line = error.to_string();
+        assert!(line.starts_with(place) && line.contains("is not finite"), "{line}");
+    }
 }
 
 /// A timed run equals an untimed one; the table has every op of an update, the trace each of its calls.
@@ -563,5 +581,46 @@ fn golden_minilm() {
             let difference = max_abs_difference(got, &features.get(name)[b * dim..][..dim]);
             assert!(difference < 2e-5, "{name} of sentence {b}: {difference:e}");
         }
+    }
+}
+
+/// In a process of its own, since all threads are counted.
+#[test]
+fn memory_grows_by_no_more_than_the_log() {
+    let name = "train::memory_grows_by_no_more_than_the_log";
+    if !std::env::args().any(|arg| arg == name) {
+        let output = Command::new(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let peak = |updates: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = format!(
+            "--max-steps {updates} --batch-size 1 --max-length 4 --logging-steps 1 --save-strategy steps --save-steps 1000 \
+             --save-total-limit 1 --eval-strategy no --load-best-model-at-end false"
+        );
+        peak_of(|| drop(golden_run("train", &flags, dir.path())))
+    };
+    // What is read at the start is more than the log of few updates; in the first run, it includes what is read once.
+    let [_, few, many] = [100, 12_000, 24_000].map(peak);
+    let each = (many - few) / 12_000;
+    assert!((100..250).contains(&each), "{each} bytes per entry: {few} bytes after 12,000, {many} after 24,000");
+}
+
+#[test]
+fn a_checkpoint_does_not_end_a_logging_window() {
+    let flags = "--max-steps 10 --batch-size 9 --dropout 0.1 --save-strategy steps --save-steps 3 --logging-steps 4 --eval-strategy no \
+                 --load-best-model-at-end false --max-length 32";
+    let logged = |folder: &Path| -> Vec<Value> {
+        let log = read_json(&folder.join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
+        log.into_iter().filter(|entry| entry["loss"].is_number()).collect()
+    };
+    let whole = tempfile::tempdir().unwrap();
+    golden_run("train", flags, whole.path());
+    let steps: Vec<u64> = logged(whole.path()).iter().map(|entry| entry["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [4, 8, 10]);
+    for step in [3, 6, 9] {
+        assert_eq!(logged(resumed(whole.path(), step, flags).path()), logged(whole.path()), "resumed at {step}");
     }
 }

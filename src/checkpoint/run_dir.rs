@@ -6,12 +6,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::model_dir;
 use crate::console::note;
 use crate::error::{Error, Result};
-use crate::files::{create_dir, replace_dir, seal, sync_dir, write_file};
+use crate::files::{PartialFile, create_dir, replace_dir, seal, sync_dir};
 use crate::report::tensorboard;
 
 /// Locked by the process that writes into the folder, for as long as it lives; holds the id of the run.
@@ -107,16 +105,18 @@ impl RunDir {
         self.adopt(None)?;
         let checkpoints = self.checkpoints()?.into_iter().map(checkpoint_name);
         let results = RESULTS.map(String::from).into_iter().filter(|name| self.path.join(name).exists());
-        self.set_aside(checkpoints.chain(results).collect())
+        self.set_aside("part of an earlier run", checkpoints.chain(results).collect())
     }
 
-    /// Continues the run of this id, or a new one, after the update `step`: checkpoints of later updates are set aside, and those
-    /// for which `other` holds.
-    pub fn go_on(&mut self, id: Option<String>, step: usize, other: impl Fn(&Path) -> bool) -> Result<()> {
+    /// Continues the run of this id, or a new one, after the update `step`. Checkpoints of later updates are set aside as `later`, in
+    /// words, and those for which `is_other` holds as another run's.
+    pub fn go_on(&mut self, id: Option<String>, step: usize, later: &str, is_other: impl Fn(&Path) -> bool) -> Result<()> {
         self.adopt(id)?;
-        let left = self.checkpoints()?.into_iter().filter(|&at| at > step || other(&self.checkpoint_path(at)));
         // The latest first: after a kill in between, the newest one left is still the nearest to `step`.
-        self.set_aside(left.rev().map(checkpoint_name).collect())
+        let checkpoints = self.checkpoints()?.into_iter().rev();
+        let (other, own): (Vec<usize>, Vec<usize>) = checkpoints.partition(|&at| is_other(&self.checkpoint_path(at)));
+        self.set_aside(later, own.into_iter().filter(|&at| at > step).map(checkpoint_name).collect())?;
+        self.set_aside("part of another run", other.into_iter().map(checkpoint_name).collect())
     }
 
     fn adopt(&mut self, id: Option<String>) -> Result<()> {
@@ -127,8 +127,8 @@ impl RunDir {
         written.and_then(|()| lock.sync_all()).map_err(|e| Error::io(&self.path.join(LOCK), e))
     }
 
-    /// Moves files and folders of this folder to a new folder earlier-run-N in it.
-    fn set_aside(&self, names: Vec<String>) -> Result<()> {
+    /// Moves files and folders of this folder to a new folder earlier-run-N in it, and reports what they are, in words.
+    fn set_aside(&self, what: &str, names: Vec<String>) -> Result<()> {
         if names.is_empty() {
             return Ok(());
         }
@@ -144,7 +144,7 @@ impl RunDir {
         sync_dir(&self.path)?;
         let first = names.iter().max_by_key(|name| name.starts_with("checkpoint-")).expect("there is one");
         let rest = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
-        note(format!("set aside: {first}{rest} of an earlier run, now in {}", folder.display()));
+        note(format!("set aside as {what}: {first}{rest}, now in {}", folder.display()));
         Ok(())
     }
 
@@ -218,17 +218,18 @@ impl RunDir {
         self.path.join(checkpoint_name(step))
     }
 
-    /// Rewrites metrics.jsonl with these entries: those before the point at which a run resumes.
-    pub fn restart_log(&self, entries: &[Value]) -> Result<()> {
-        let lines: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
-        write_file(&self.path.join("metrics.jsonl"), lines.as_bytes())
+    /// Rewrites metrics.jsonl with these lines: those before the point at which a run resumes.
+    pub fn restart_log<'a>(&self, mut lines: impl Iterator<Item = &'a str>) -> Result<()> {
+        let mut file = PartialFile::create(&self.path.join("metrics.jsonl"))?;
+        lines.try_for_each(|line| file.write(line.as_bytes()).and_then(|()| file.write(b"\n")))?;
+        file.finish()
     }
 
     /// Appends a line to metrics.jsonl.
-    pub fn log(&self, entry: &Value) -> Result<()> {
+    pub fn log(&self, line: &str) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
         let file = OpenOptions::new().create(true).append(true).open(&path);
-        file.and_then(|mut file| file.write_all(format!("{entry}\n").as_bytes())).map_err(|e| Error::io(&path, e))
+        file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).map_err(|e| Error::io(&path, e))
     }
 }
 

@@ -18,6 +18,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::names::Param;
+use crate::report::log::counted;
 
 /// The limit of the format's own library.
 const MAX_HEADER: usize = 100_000_000;
@@ -177,7 +178,7 @@ fn header(file: &Path, bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorIn
         return Err(fault("is a pickle of PyTorch, not safetensors".into(), CONVERT));
     }
     let Some((length, rest)) = bytes.split_first_chunk() else {
-        return Err(broken(format!("has {} bytes, too few for safetensors", bytes.len())));
+        return Err(broken(format!("has {}, too few for safetensors", counted(bytes.len(), "byte"))));
     };
     let length = u64::from_le_bytes(*length);
     if length == 0 {
@@ -214,12 +215,12 @@ fn header(file: &Path, bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorIn
         }
         let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |product, &size| product.checked_mul(size));
         if bits != (end - start).checked_mul(8) || bits.is_none() {
-            return refuse(format!("of {:?} {} has {} bytes", info.shape, info.dtype, end - start));
+            return refuse(format!("of {:?} {} has {}", info.shape, info.dtype, counted(end - start, "byte")));
         }
         covered = end;
     }
     if covered != data.len() {
-        return Err(broken(format!("has {} bytes of data, but its last tensor ends at {covered}", data.len())));
+        return Err(broken(format!("has {} of data, but its last tensor ends at {covered}", counted(data.len(), "byte"))));
     }
     Ok((bytes.len() - data.len(), tensors))
 }

@@ -19,7 +19,7 @@ use crate::infer::projection::{self, Method, Projection};
 use crate::infer::{Options, Session, npy};
 use crate::metrics::Metrics;
 use crate::model::config::Config;
-use crate::report::log::{Count, Progress, table};
+use crate::report::log::{Count, Progress, counted, table};
 use crate::train::data::encode;
 use clap::{ArgGroup, Parser, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -157,7 +157,7 @@ fn batches(args: &Args, session: &Session) -> Result<Batches> {
 
 /// The number of truncated texts, in words; "" for none.
 fn cut(texts: usize, max_length: usize) -> String {
-    if texts > 0 { format!("{} texts truncated to {max_length} tokens", Count(texts as u64)) } else { String::new() }
+    if texts > 0 { format!("{} truncated to {max_length} tokens", counted(texts, "text")) } else { String::new() }
 }
 
 /// JSON lines are written as they are computed; the other formats begin with the number of rows and are written at the end.
@@ -237,7 +237,7 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
         Pooling::Mean => "mean of the tokens",
     };
     let model = args.model.file_name().unwrap_or(args.model.as_os_str()).to_string_lossy();
-    let title = format!("{} texts: {model}, {layer}, {pooling}", Count(inputs.len() as u64));
+    let title = format!("{}: {model}, {layer}, {pooling}", counted(inputs.len(), "text"));
     let mut about = features(args);
     about.extend([("rows", inputs.len().into()), ("of", of.into()), ("seed", args.seed.into())].map(|(k, v)| (k.into(), v)));
     about.insert("classes".into(), json!(classes));

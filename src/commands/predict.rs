@@ -13,7 +13,7 @@ use crate::flags::{InputArgs, RunArgs, SplitArgs, count, whole};
 use crate::hub;
 use crate::infer::Session;
 use crate::infer::predictions::{Format, Lines, star_weights};
-use crate::report::log::{Count, Progress};
+use crate::report::log::{Progress, counted};
 use clap::Parser;
 
 /// Classify texts: given as arguments, one per line on standard input, or in a file.
@@ -175,7 +175,11 @@ pub fn run(mut args: Args) -> Result<()> {
         file.finish()?;
     }
     if let Some(progress) = progress {
-        progress.finish(&if cut > 0 { format!("{} texts truncated to {max_length} tokens", Count(cut)) } else { String::new() });
+        progress.finish(&if cut > 0 {
+            format!("{} truncated to {max_length} tokens", counted(cut as usize, "text"))
+        } else {
+            String::new()
+        });
     }
     if let Some(file) = &args.output {
         note(format!("saved       {}", file.display()));

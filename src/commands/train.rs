@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::hub::push::Target;
 use crate::infer::Session;
 use crate::metrics::{argmax, softmax};
-use crate::report::log::{Count, duration, rate};
+use crate::report::log::{counted, duration, rate};
 use crate::sample;
 use crate::train::args::Args;
 use crate::train::evaluate::check;
@@ -66,8 +66,8 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     let took = duration(std::time::Duration::from_secs_f64(outcome.done.seconds));
     let updates = rate(outcome.done.updates as f64 / outcome.done.seconds);
     print(format!(
-        "trained     {} updates in {took} ({updates}/s), mean loss {:.4}",
-        Count(outcome.done.updates as u64),
+        "trained     {} in {took} ({updates}/s), mean loss {:.4}",
+        counted(outcome.done.updates, "update"),
         outcome.train_loss
     ))?;
     if let Some(evaluation) = &outcome.evaluation {

@@ -1,5 +1,5 @@
 //! Self-attention within each sequence: one task per (sequence, head), which walks over blocks of queries and keeps their
-//! scores in its thread's working memory. The backward pass recomputes the probabilities from `lse`.
+//! scores in its thread's part of the arena. The backward pass recomputes the probabilities from `lse`.
 
 use rayon::prelude::*;
 
@@ -8,7 +8,7 @@ use super::arena::UnsafeSlice;
 use super::matrix::{Accumulate, Mat};
 use super::product::{Multiplier, Products};
 use super::real::{LANES, Real, simd, sum};
-use crate::ops::{Attention, Rows};
+use crate::ops::{Attention, Rows, View};
 
 /// Queries per block.
 const BLOCK: usize = 192;
@@ -16,13 +16,20 @@ const BLOCK: usize = 192;
 /// Working memory of a thread.
 pub struct Scratch<T> {
     /// Two blocks of scores. A row has the scores of one key with all queries, padded to whole vectors.
-    scores: Vec<T>,
+    scores: View,
     multiplier: Multiplier<T>,
 }
 
 impl<T: Products> Scratch<T> {
-    pub fn new(max_seqlen: usize, rounds: bool) -> Scratch<T> {
-        Scratch { scores: vec![T::zero(); 2 * BLOCK * max_seqlen], multiplier: Multiplier::on_one_thread(rounds) }
+    /// For sequences of at most `max_seqlen` tokens, with scores in the arena from `offset` on.
+    pub fn new(max_seqlen: usize, offset: usize, rounds: bool) -> Scratch<T> {
+        let scores = View { offset, len: 2 * BLOCK * max_seqlen, dtype: T::DTYPE };
+        Scratch { scores, multiplier: Multiplier::on_one_thread(rounds) }
+    }
+
+    /// Bytes of a thread's scores.
+    pub fn bytes(max_seqlen: usize) -> usize {
+        2 * BLOCK * max_seqlen * size_of::<T>()
     }
 }
 
@@ -47,8 +54,8 @@ impl Head {
     }
 }
 
-/// Runs `f(head, working memory)` for every sequence and head.
-fn for_each_head<T: Real>(cpu: &Cpu<T>, op: &Attention, f: impl Fn(Head, &mut Scratch<T>) + Sync) {
+/// Runs `f(head, scores, multiplier)` for every sequence and head.
+fn for_each_head<T: Real>(cpu: &Cpu<T>, op: &Attention, f: impl Fn(Head, &mut [T], &mut Multiplier<T>) + Sync) {
     let starts = cpu.cu_seqlens();
     (0..cpu.seqs * op.heads).into_par_iter().for_each(|task| {
         let (seq, head) = (task / op.heads, task % op.heads);
@@ -58,8 +65,10 @@ fn for_each_head<T: Real>(cpu: &Cpu<T>, op: &Attention, f: impl Fn(Head, &mut Sc
             Rows::Cls => seq..seq + 1,
         };
         let thread = rayon::current_thread_index().unwrap_or(0) % cpu.scratch.len();
-        let mut scratch = cpu.scratch[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        f(Head { start, len: end - start, queries, column: head * op.head_dim, head }, &mut scratch);
+        let Scratch { scores, multiplier } = &mut *cpu.scratch[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // SAFETY: beyond the plan's buffers, and this thread's while it holds the lock.
+        let scores = unsafe { cpu.get_mut(*scores, scores.len) };
+        f(Head { start, len: end - start, queries, column: head * op.head_dim, head }, scores, multiplier);
     });
 }
 
@@ -71,7 +80,7 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Attention) {
     let (q, k, v) = unsafe { (cpu.get(op.q, op.q.len), cpu.get(op.k, op.k.len), cpu.get(op.v, op.v.len)) };
     let (y, lse) = (cpu.arena.scattered::<T>(op.y), cpu.arena.scattered::<T>(op.lse));
     let mask = cpu.mask(op.drop);
-    for_each_head(cpu, op, |h, Scratch { scores, multiplier }| {
+    for_each_head(cpu, op, |h, scores, multiplier| {
         let kv = h.start * kv_stride + h.column;
         let (k, v) = (Mat::new(&k[kv..], kv_stride), Mat::new(&v[kv..], kv_stride));
         for (row, queries, dropout) in h.blocks(heads) {
@@ -127,7 +136,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Attention) {
     let (y, dy, lse) = unsafe { (cpu.get(op.y, rows * dim), cpu.get(op.dy, rows * dim), cpu.get(op.lse, rows * heads)) };
     let (dq, dk, dv) = (cpu.arena.scattered::<T>(op.dq), cpu.arena.scattered::<T>(op.dk), cpu.arena.scattered::<T>(op.dv));
     let mask = cpu.mask(op.drop);
-    for_each_head(cpu, op, |h, Scratch { scores, multiplier }| {
+    for_each_head(cpu, op, |h, scores, multiplier| {
         let kv = h.start * kv_stride + h.column;
         let (k, v) = (Mat::new(&k[kv..], kv_stride), Mat::new(&v[kv..], kv_stride));
         for (row, queries, dropout) in h.blocks(heads) {

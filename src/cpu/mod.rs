@@ -27,6 +27,7 @@ use crate::data::pack::PackedBatch;
 use crate::error::Result;
 use crate::ops::*;
 use crate::random;
+use crate::report::log::counted;
 use arena::{Arena, UnsafeSlice};
 use product::Multiplier;
 
@@ -216,24 +217,33 @@ fn add_to<T: Real>(out: &mut [T], x: &[T]) {
 
 impl<T: Products> Backend for Cpu<T> {
     fn name(&self) -> String {
-        format!("CPU, {} threads, {}", rayon::current_num_threads(), Instructions::in_use())
+        format!("CPU, {}, {}", counted(rayon::current_num_threads(), "thread"), Instructions::in_use())
     }
 
     fn available(&self) -> Result<Option<usize>> {
         Ok(None)
     }
 
+    /// The scores of attention, for each thread.
+    fn workspace(&self, layout: &Layout) -> usize {
+        rayon::current_num_threads() * attention::Scratch::<T>::bytes(layout.max_seqlen)
+    }
+
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         assert_eq!(layout.arithmetic.dtype(), T::DTYPE, "the layout has another type than this backend");
-        self.arena = Arena::new(layout.bytes)?;
+        let scores = layout.bytes.next_multiple_of(align_of::<T>());
+        self.arena = Arena::new(scores + self.workspace(layout))?;
         if self.poisoned {
             self.arena.poison();
         }
         self.batch = layout.batch;
         let rounds = layout.arithmetic == Arithmetic::Bf16Products;
         self.multiplier = Mutex::new(Multiplier::on_all_threads(rounds));
-        let scratch = || Mutex::new(attention::Scratch::new(layout.max_seqlen, rounds));
-        self.scratch = (0..rayon::current_num_threads()).map(|_| scratch()).collect();
+        let scratch = |thread| {
+            let offset = scores + thread * attention::Scratch::<T>::bytes(layout.max_seqlen);
+            Mutex::new(attention::Scratch::new(layout.max_seqlen, offset, rounds))
+        };
+        self.scratch = (0..rayon::current_num_threads()).map(scratch).collect();
         self.partials = Vec::with_capacity(layout.params.div_ceil(adamw::CHUNK));
         Ok(())
     }

@@ -28,7 +28,7 @@ pub fn failed(place: &str) -> impl Fn(DriverError) -> Error {
     move |e| {
         let remedy = match e.0 {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => OUT_OF_MEMORY,
-            _ => "all GPU memory is lost: start again, a training run with --resume-from-checkpoint",
+            _ => "all GPU memory is lost: start again",
         };
         Error::new(Kind::Device, place, describe(e), remedy)
     }

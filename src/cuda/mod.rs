@@ -186,6 +186,10 @@ impl Backend for Cuda {
         Ok(Some(free.saturating_sub(arena::OVERHEAD)))
     }
 
+    fn workspace(&self, _: &Layout) -> usize {
+        arena::SCRATCH
+    }
+
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         let arithmetic = layout.arithmetic;
         assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "GPUs do not support {arithmetic:?}");

@@ -10,6 +10,7 @@ use crate::console::note;
 use crate::data::dataset::{self, ModelClasses, Table};
 use crate::error::{Error, Result};
 use crate::metrics::softmax;
+use crate::report::log::counted;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
@@ -151,8 +152,10 @@ impl Classes {
                 let of = |name: &String| row.iter().find(|scored| scored["label"] == **name)?["score"].as_f64();
                 names.iter().map(of).collect()
             }
-            Classes::Counted(classes) => return Err(format!("{} scores, but the first row has {classes}", row.len())),
-            Classes::Named(names) => return Err(format!("{} scores, but the first row has {}", row.len(), names.len())),
+            Classes::Counted(classes) => return Err(format!("{}, but the first row has {classes}", counted(row.len(), "score"))),
+            Classes::Named(names) => {
+                return Err(format!("{}, but the first row has {}", counted(row.len(), "score"), names.len()));
+            }
         };
         let scores: Option<Vec<f64>> = scores;
         scores.ok_or_else(|| "the classes of the scores differ from those of the first row".to_string())
@@ -163,13 +166,13 @@ impl Classes {
             Classes::Named(names) => return Ok(names),
             Classes::Counted(classes) => classes,
         };
-        let counted: Vec<String> = (0..classes).map(|class| format!("LABEL_{class}")).collect();
-        if labels.iter().all(|label| label.is_empty() || label.parse::<f64>().is_ok() || counted.contains(label)) {
-            return Ok(counted);
+        let numbered: Vec<String> = (0..classes).map(|class| format!("LABEL_{class}")).collect();
+        if labels.iter().all(|label| label.is_empty() || label.parse::<f64>().is_ok() || numbered.contains(label)) {
+            return Ok(numbered);
         }
         let distinct = BTreeSet::from_iter(labels.iter().filter(|label| !label.is_empty()).cloned());
         if distinct.len() != classes {
-            let fact = format!("{} names among the labels, but {classes} scores per row", distinct.len());
+            let fact = format!("{} among the labels, but {} per row", counted(distinct.len(), "name"), counted(classes, "score"));
             return Err(Error::user(path.display(), fact, "give labels as indices, or scores as objects with label and score"));
         }
         Ok(distinct.into_iter().collect())

@@ -42,6 +42,7 @@ use crate::model::config::Config;
 use crate::model::plan::ModelSpec;
 use crate::model::{Hyperparameters, Model};
 use crate::ops::Rows;
+use crate::report::log::counted;
 use pooling::Pooling;
 
 /// How a model is opened.
@@ -100,7 +101,7 @@ impl Session {
         let most = source.config.layers as i64;
         let layer = if options.layer < 0 { options.layer + most + 1 } else { options.layer };
         if !(0..=most).contains(&layer) {
-            let fact = format!("{} is not among the model's {most} layers", options.layer);
+            let fact = format!("{} is not among the model's {}", options.layer, counted(most as usize, "layer"));
             return Err(Error::user("--layer", fact, format!("choose 0 (the embeddings) to {most}, or -1 for the last")));
         }
         let config = Config { layers: layer as usize, ..source.config.clone() };
@@ -108,7 +109,7 @@ impl Session {
         let last_rows = if pooling == Pooling::Cls && layer > 0 { Rows::Cls } else { Rows::Tokens };
         let tokens = options.tokens.max(config.positions);
         let seqs = options.texts.min(tokens); // a text has at least one token
-        let Opened { backend, arithmetic, precision, notes } = device.open(precision)?;
+        let Opened { backend, arithmetic, precision, notes, .. } = device.open(precision)?;
         let spec = ModelSpec { train: false, last_rows, tokens, seqs, arithmetic };
         let mut model = Model::new(&config, spec, Hyperparameters::default(), backend)?;
         let missing = source.load_weights(&mut model, 0, false)?;

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::report::log::counted;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arch {
@@ -406,8 +407,12 @@ impl<'a> File<'a> {
                     return Err(self.error(format!("id2label has the id {id}"), "number the labels 0, 1, 2, ..."));
                 }
                 let name = |id: usize| {
-                    let gap =
-                        || self.error(format!("id2label has {} labels and no id {id}", ids.len()), "number them 0, 1, 2, ...");
+                    let gap = || {
+                        self.error(
+                            format!("id2label has {} and no id {id}", counted(ids.len(), "label")),
+                            "number them 0, 1, 2, ...",
+                        )
+                    };
                     let value = ids.get(&id.to_string()).ok_or_else(gap)?;
                     match value {
                         Value::String(name) => Ok(name.clone()),

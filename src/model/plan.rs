@@ -1,12 +1,12 @@
-//! Every buffer of a run, with its name and shape: one table of sizes, one allocation. This is all the memory that a step uses.
+//! Every buffer of a run, with its name and shape: one table of sizes, one allocation. Beside the working memory of the backend, this
+//! is all the memory that a step uses.
 //! Views are distinct or disjoint, except where a comment says that they are shared.
-
-use std::fmt;
 
 use super::config::Config;
 use super::names::{self, Block, Module, Param};
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Arithmetic, DType, Inputs, Layout, Linear, Rows, Status, View};
+use crate::report::log::counted;
 
 /// Alignment of every buffer in bytes: the widest transaction of a GPU, and the requirement of GEMM kernels.
 const ALIGN: usize = 256;
@@ -402,6 +402,14 @@ impl Plan {
         names.map(|(part, name)| (name, of(part))).into_iter().filter(|&(_, bytes)| bytes > 0)
     }
 
+    /// The memory table, with the working memory of a backend.
+    pub fn table(&self, workspace: usize) -> String {
+        let total = ("total", self.layout.bytes + workspace);
+        let rows = self.parts().chain([("working memory", workspace), total]);
+        let rows: Vec<String> = rows.map(|(name, bytes)| format!("{name:<22}{:>12.1} MiB", mib(bytes))).collect();
+        rows.join("\n")
+    }
+
     /// # Errors
     /// The plan is larger than the memory `available`, in bytes: lists its parts, and the largest batch that fits.
     pub fn check_fits(&self, available: usize) -> Result<()> {
@@ -413,7 +421,9 @@ impl Plan {
         let smaller = |rows: usize| ModelSpec { tokens: tokens.min(rows * self.config.positions), seqs: rows, ..self.spec };
         let fits = |rows: &usize| Plan::new(&self.config, smaller(*rows)).layout.bytes <= available;
         let remedy = match (1..seqs).rev().find(fits) {
-            Some(rows) => format!("the largest batch that fits has {rows} rows: lower --batch-size and --eval-batch-size"),
+            Some(rows) => {
+                format!("the largest batch that fits has {}: lower --batch-size and --eval-batch-size", counted(rows, "row"))
+            }
             None => "not even a batch of one row fits: lower --max-length, or pass --device cpu".to_string(),
         };
         let parts: Vec<String> = self.parts().map(|(name, bytes)| format!("{name} {:.1}", mib(bytes))).collect();
@@ -446,16 +456,6 @@ fn place(params: Vec<Param>) -> (Vec<(usize, Param)>, usize, usize) {
         }
     }
     (starts.into_iter().zip(params).collect(), decayed, at)
-}
-
-/// The memory table.
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        for (name, bytes) in self.parts() {
-            writeln!(f, "{name:<22}{:>12.1} MiB", mib(bytes))?;
-        }
-        write!(f, "{:<22}{:>12.1} MiB", "total", mib(self.layout.bytes))
-    }
 }
 
 fn mib(bytes: usize) -> f64 {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::evaluation::{mean_curve, points, stairs};
+use super::log::counted;
 use super::page;
 use super::plot::{Axis, Plot, Series, Shape, escape};
 use crate::error::{Error, Result};
@@ -90,7 +91,7 @@ impl Comparison {
             "<div class=\"wide\"><table class=\"figures\"><thead><tr><th></th>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n{}",
             page::plots_section(&plots)
         );
-        let about = format!("{} runs; ★ marks the best", self.runs.len());
+        let about = format!("{}; ★ marks the best", counted(self.runs.len(), "run"));
         write_file(&folder.join("report.html"), page::page("Runs compared", &about, &body).as_bytes())
     }
 

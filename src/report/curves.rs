@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::history::Entry;
 use super::plot::{Axis, Plot, Series, Shape};
 use crate::error::{Error, Result};
 use crate::files::write_file;
@@ -33,18 +34,22 @@ const LINES: [(&str, &str, &[Line]); NAMES.len()] = [
 ];
 
 /// Draws the entries of a log into the folder `plots` of a run; plots without data are left out.
-pub fn write(run: &Path, log: &[Value]) -> Result<()> {
+pub fn write(run: &Path, log: impl Iterator<Item = Entry>) -> Result<()> {
     let folder = run.join("plots");
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-    for (name, (title, label, lines)) in NAMES.iter().zip(LINES) {
-        let series: Vec<Series> = lines
-            .iter()
-            .map(|&(name, key, shape)| {
-                let point = |entry: &Value| Some([entry["step"].as_f64()?, entry[key].as_f64()?]);
-                Series::new(name, shape, log.iter().filter_map(point).collect())
-            })
-            .filter(|series| !series.points.is_empty())
-            .collect();
+    let mut points = LINES.map(|(_, _, lines)| vec![Vec::new(); lines.len()]);
+    for entry in log {
+        let value = |key: &str| entry.get(key).and_then(Value::as_f64);
+        let Some(step) = value("step") else { continue };
+        for (points, (_, _, lines)) in points.iter_mut().zip(LINES) {
+            for (points, (_, key, _)) in points.iter_mut().zip(lines) {
+                points.extend(value(key).map(|value| [step, value]));
+            }
+        }
+    }
+    for ((name, (title, label, lines)), points) in NAMES.iter().zip(LINES).zip(points) {
+        let series = lines.iter().zip(points).map(|(&(name, _, shape), points)| Series::new(name, shape, points));
+        let series: Vec<Series> = series.filter(|series| !series.points.is_empty()).collect();
         if !series.is_empty() {
             let y = if title == "Loss" { Axis::from_zero(label) } else { Axis::new(label) };
             let plot = Plot { title: title.to_string(), x: Axis::from_zero("updates"), y, series };

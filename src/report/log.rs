@@ -141,6 +141,12 @@ impl Progress {
         let rates: Vec<f64> =
             state.counts.iter().zip(first).map(|(&c, from)| (c - from) as f64 / elapsed.as_secs_f64()).collect();
         self.println(&self.status(&state, "", &format!("in {}", duration(elapsed)), &rates));
+        drop(state);
+        self.dismiss(summary);
+    }
+
+    /// Removes the bar, and prints `summary` alone, unless it is empty: for tasks so short that their rates are noise.
+    pub fn dismiss(self, summary: &str) {
         if !summary.is_empty() {
             self.println(summary);
         }
@@ -199,6 +205,16 @@ pub fn recent_rates(samples: &mut VecDeque<(Instant, Vec<u64>)>, now: Instant, c
     let (then, past) = &samples[0];
     let seconds = now.duration_since(*then).as_secs_f64();
     counts.iter().zip(past).map(|(&count, &past)| (count - past) as f64 / seconds).collect()
+}
+
+/// A count with its noun: "1 update", "25,000 updates", "2 classes".
+pub fn counted(count: usize, noun: &str) -> String {
+    let ending = match count {
+        1 => "",
+        _ if noun.ends_with(['s', 'x', 'h']) => "es",
+        _ => "s",
+    };
+    format!("{} {noun}{ending}", Count(count as u64))
 }
 
 /// A rate with at least three digits: 2,013 or 14.2 or 0.31; `-` if no time has passed.

@@ -5,6 +5,7 @@ pub mod curves;
 mod density;
 pub mod evaluated;
 pub mod evaluation;
+pub mod history;
 pub mod log;
 pub mod page;
 pub mod plot;

@@ -4,7 +4,7 @@
 use super::evaluated::Evaluated;
 use super::plot::{escape, shortened};
 use crate::metrics::{Metric, Metrics, Scores};
-use crate::report::log::Count;
+use crate::report::log::{Count, counted};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -23,7 +23,7 @@ pub fn evaluation(title: &str, all: &Evaluated, plots: &[(&str, String)]) -> Str
         classes(&all.metrics, &all.scored.names),
         errors(all)
     );
-    let about = format!("{} texts, {} classes", Count(all.rows() as u64), all.scored.names.len());
+    let about = format!("{}, {}", counted(all.rows(), "text"), counted(all.scored.names.len(), "class"));
     page(title, &about, &body)
 }
 

@@ -6,8 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::{Map, Value};
-
+use super::history::{Entry, History};
 use crate::error::{Error, Result};
 
 /// In the folder of a run; TensorBoard looks for `tfevents` in the name.
@@ -39,12 +38,10 @@ impl Events {
 
     /// Continues the file of a run after the update `step`, with the entries of the log up to there: the events of that update
     /// and of later ones are marked as void, since a killed run may have logged more, and those of `log` are repeated.
-    pub fn resume(run: &Path, step: usize, log: &[Value]) -> Result<Events> {
+    pub fn resume(run: &Path, step: usize, log: &History) -> Result<Events> {
         let mut events = Events::new(run);
         events.write(step, text(SESSION_LOG, &integer(SESSION_STATUS, SESSION_START)))?;
-        for entry in log.iter().filter(|entry| entry["step"] == step).filter_map(Value::as_object) {
-            events.add(step, entry)?;
-        }
+        log.entries().filter(|entry| entry["step"] == step).try_for_each(|entry| events.add(step, &entry))?;
         Ok(events)
     }
 
@@ -61,7 +58,7 @@ impl Events {
     }
 
     /// Adds the numbers of a log entry, under Trainer's tags: `loss` as train/loss, `eval_loss` as eval/loss.
-    pub fn add(&mut self, step: usize, entry: &Map<String, Value>) -> Result<()> {
+    pub fn add(&mut self, step: usize, entry: &Entry) -> Result<()> {
         let mut summary = Vec::new();
         for (key, value) in entry.iter().filter(|(key, _)| *key != "step") {
             let Some(value) = value.as_f64() else { continue };

@@ -8,6 +8,7 @@ use crate::checkpoint::model_dir::ModelDir;
 use crate::hub;
 use crate::metrics::Metric;
 use crate::model::config::Config;
+use crate::report::history::History;
 use crate::train::args::Settings;
 use crate::train::evaluate::Evaluation;
 
@@ -16,7 +17,7 @@ pub fn model_card(
     settings: &Settings,
     source: &ModelDir,
     config: &Config,
-    log: &[Value],
+    log: &History,
     last: Option<&Evaluation>,
     tested: bool,
 ) -> String {
@@ -79,25 +80,21 @@ pub fn model_card(
     ] {
         card += &format!("- {what}: {value}\n");
     }
-    let evaluations: Vec<&Value> = log.iter().filter(|entry| entry["eval_loss"].is_number()).collect();
+    let (mut loss, mut evaluations) = (None, String::new());
+    for entry in log.entries() {
+        let number = |key: &str| entry.get(key).and_then(Value::as_f64);
+        let four = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+        let of = |key: &str| four(number(key));
+        loss = number("loss").or(loss);
+        if number("eval_loss").is_some() {
+            let epoch = number("epoch").unwrap_or_default();
+            let metrics = [four(loss), of("eval_loss"), of("eval_accuracy"), of("eval_f1")].join(" | ");
+            evaluations += &format!("| {epoch:.2} | {} | {metrics} |\n", entry["step"]);
+        }
+    }
     if !evaluations.is_empty() {
         card += "\n| epoch | step | training loss | validation loss | accuracy | f1 |\n|---|---|---|---|---|---|\n";
-        for evaluation in evaluations {
-            let before = log.iter().take_while(|entry| entry["step"].as_u64() <= evaluation["step"].as_u64());
-            let loss = before.filter_map(|entry| entry["loss"].as_f64()).last();
-            let four = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
-            let of = |key: &str| four(evaluation[key].as_f64());
-            let epoch = evaluation["epoch"].as_f64().unwrap_or_default();
-            let row = [
-                format!("{epoch:.2}"),
-                evaluation["step"].to_string(),
-                four(loss),
-                of("eval_loss"),
-                of("eval_accuracy"),
-                of("eval_f1"),
-            ];
-            card += &format!("| {} |\n", row.join(" | "));
-        }
+        card += &evaluations;
     }
     card
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -14,7 +15,7 @@ use crate::data::dataset::{self, Classes, Dataset, ModelClasses, Table};
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::config::Config;
-use crate::report::log::{Count, Progress};
+use crate::report::log::{Count, Progress, counted};
 
 pub struct Data {
     /// Names of the classes, in order of their index.
@@ -65,9 +66,9 @@ impl Data {
         };
         if let Some(validation) = data.validation.as_ref().filter(|_| data.shared > 0) {
             note(format!(
-                "warning: {} of the {} validation texts are in the training data too",
+                "warning: {} of the {} are in the training data too",
                 Count(data.shared as u64),
-                Count(validation.rows() as u64)
+                counted(validation.rows(), "validation text")
             ));
         }
         Ok(data)
@@ -131,7 +132,7 @@ impl Data {
         if let Some(share) = settings.validation_split {
             let (kept, split) = dataset::stratified_split(&train.labels, share, settings.seed);
             if kept.is_empty() || split.is_empty() {
-                let fact = format!("a fraction of {share} of {} rows leaves one side empty", train.texts.len());
+                let fact = format!("a fraction of {share} of {} leaves one side empty", counted(train.texts.len(), "row"));
                 return Err(Error::user("--validation-split", fact, "use another fraction, or --validation-file"));
             }
             validation = Some(rows(&train, &split));
@@ -139,8 +140,11 @@ impl Data {
         }
         truncate(&mut train, settings.max_train_samples);
         if train.labels.iter().all(|&label| label == train.labels[0]) {
-            let fact =
-                format!("every label of the {} rows to train on is \"{}\"", train.labels.len(), names[train.labels[0] as usize]);
+            let fact = format!(
+                "every label of the {} to train on is \"{}\"",
+                counted(train.labels.len(), "row"),
+                names[train.labels[0] as usize]
+            );
             let remedy = match settings.max_train_samples {
                 Some(_) => "training needs at least two classes: raise --max-train-samples, or shuffle the file",
                 None => "training needs at least two classes",
@@ -155,7 +159,7 @@ impl Data {
         for (what, data) in [("training", Some(&train)), ("validation", validation.as_ref()), ("test", test.as_ref())] {
             if let Some(data) = data {
                 let counts = dataset::counts_in_words(&names, &data.labels);
-                notes.push(format!("{what}: {} texts: {counts}", Count(data.labels.len() as u64)));
+                notes.push(format!("{what}: {}: {counts}", counted(data.labels.len(), "text")));
             }
         }
         notes.iter().for_each(note);
@@ -196,7 +200,12 @@ pub fn encode(what: &str, data: Dataset, tokenizer: &Tokenizer, max_length: usiz
     let progress = Progress::new(&format!("tokenizing {what}"), data.texts.len() as u64, &["texts"]);
     let mut encoded = tokenizer.encode(&data.texts, max_length, &|done| progress.add(&[done as u64]))?;
     encoded.labels = data.labels;
-    progress.finish(&cut(what, &encoded, max_length));
+    let cut = cut(what, &encoded, max_length);
+    if progress.elapsed() < Duration::from_secs(1) {
+        progress.dismiss(&cut);
+    } else {
+        progress.finish(&cut);
+    }
     Ok(encoded)
 }
 
@@ -207,5 +216,5 @@ fn cut(what: &str, encoded: &Encoded, max_length: usize) -> String {
         return String::new();
     }
     let share = 100.0 * cut as f64 / rows as f64;
-    format!("{what}: {} of {} texts truncated to {max_length} tokens ({share:.1} %)", Count(cut as u64), Count(rows as u64))
+    format!("{what}: {} of {} truncated to {max_length} tokens ({share:.1} %)", Count(cut as u64), counted(rows, "text"))
 }

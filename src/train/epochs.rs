@@ -1,10 +1,11 @@
 //! The training loop. One update is `accumulate` for each of its micro-batches, then `update`; after it come logging,
 //! evaluation, checkpoints, the best model and early stopping.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::args::{Cadence, ReportTo};
 use super::evaluate::{Evaluation, evaluate};
@@ -17,7 +18,8 @@ use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::files::write_file;
 use crate::ops::{Status, Step, Update};
-use crate::report::log::{Count, Progress};
+use crate::report::history::Entry;
+use crate::report::log::{Count, Progress, counted};
 
 const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
 
@@ -31,25 +33,29 @@ impl Trainer<'_> {
                 Kind::Interrupted => self.interrupted().unwrap_or_else(|error| error),
                 _ => error,
             };
-            return Err(self.failed(error)?);
+            return Err(self.failed(error));
         }
         let seconds = begin.elapsed().as_secs_f64();
         self.show_profile(&progress)?;
         progress.finish("");
         let done = Done { updates: self.state.step - first, epochs: self.epoch() - epoch, seconds };
         let finished = self.finish(done);
-        finished.or_else(|error| {
+        finished.map_err(|error| {
             if error.kind != Kind::Interrupted {
-                return Err(self.failed(error)?);
+                return self.failed(error);
             }
             let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
-            Err(Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it"))
+            Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it")
         })
     }
 
-    /// The error that ends the run: names the last good checkpoint if the device has failed.
-    fn failed(&self, error: Error) -> Result<Error> {
-        Ok(if error.kind == Kind::Device { error.and(&self.kept()?) } else { error })
+    /// The error that ends the run: names the last good checkpoint if the device or the disk has failed.
+    fn failed(&self, error: Error) -> Error {
+        if !matches!(error.kind, Kind::Device | Kind::User) {
+            return error;
+        }
+        let error = error.and(&self.kept());
+        if self.last_checkpoint().is_some() { error.remedy_and("resume with --resume-from-checkpoint") } else { error }
     }
 
     /// Saves the state of the run, and reports how to resume.
@@ -60,9 +66,8 @@ impl Trainer<'_> {
             let status = self.model.status()?;
             self.model.set_status(&Status { loss: 0.0, ..status })?;
         }
-        let path = self.save()?;
-        let fact =
-            format!("interrupted after {} of {} updates, saved in {}", self.state.step, self.schedule.total, path.display());
+        let (path, updates) = (self.save()?, counted(self.schedule.total, "update"));
+        let fact = format!("interrupted after {} of {updates}, saved in {}", Count(self.state.step as u64), path.display());
         let out = self.run.path.display();
         let remedy = format!("resume with the same command, --output-dir {out} and --resume-from-checkpoint");
         Ok(Error::new(Kind::Interrupted, "train", fact, remedy))
@@ -121,8 +126,12 @@ impl Trainer<'_> {
             Cadence::Epoch => epoch_ended,
         };
         let (evaluate, save) = (due(settings.eval), due(settings.save));
-        if self.state.step.is_multiple_of(settings.logging_steps) || last || evaluate || save {
-            self.log_loss(progress)?;
+        let log = self.state.step.is_multiple_of(settings.logging_steps) || last || evaluate;
+        if log || save {
+            let status = self.checked_status(progress)?;
+            if log {
+                self.log_loss(&status, progress)?;
+            }
         }
         if evaluate {
             self.state.evaluation_due = true;
@@ -133,8 +142,8 @@ impl Trainer<'_> {
             self.save()?;
         }
         if self.stopped_early() {
-            progress
-                .println(&format!("stopped early: {} evaluations without an improvement", self.state.evals_without_improvement));
+            let evaluations = counted(self.state.evals_without_improvement, "evaluation");
+            progress.println(&format!("stopped early: {evaluations} without an improvement"));
         }
         Ok(())
     }
@@ -171,36 +180,48 @@ impl Trainer<'_> {
         epochs as f64 + (updates * self.settings.gradient_accumulation_steps).min(batches) as f64 / batches as f64
     }
 
-    /// Logs the mean loss since the last logged line, and stops the run if it is not finite.
-    fn log_loss(&mut self, progress: &Progress) -> Result<()> {
-        let status = self.model.take_status()?;
+    /// The status block. Skipped updates are reported, and end the run if the loss is not scaled, or cannot be scaled further.
+    fn checked_status(&mut self, progress: &Progress) -> Result<Status> {
+        let status = self.model.status()?;
         let newly = (status.skipped as usize).saturating_sub(self.state.skipped);
+        let (first, last) = (self.state.checked + 1, self.state.step);
         if newly > 0 && (!self.model.scales_loss() || status.scale < 0.0) {
-            return Err(self.not_finite(newly)?);
+            // The first of them: at the latest, they are the last updates.
+            return Err(self.not_finite(first, (last + 1).saturating_sub(newly).max(first))?);
         }
         if newly > 0 {
-            self.state.skipped += newly;
-            let (step, scale) = (Count(self.state.step as u64), Count(status.loss_scale() as u64));
-            let skipped = if newly == 1 { "an update was".to_string() } else { format!("{newly} updates were") };
-            progress.println(&format!(
-                "{skipped} skipped up to update {step}, as gradients exceeded the range of fp16; the loss scale is {scale}"
-            ));
+            let updates = if first == last { format!("update {last}") } else { format!("updates {first} to {last}") };
+            let were = if newly == 1 { "was" } else { "were" };
+            let all = first + newly > last;
+            let which = if all { updates } else { format!("{} of {updates}", Count(newly as u64)) };
+            let scale = Count(status.loss_scale() as u64);
+            progress
+                .println(&format!("{which} {were} skipped, as gradients exceeded the range of fp16; the loss scale is {scale}"));
         }
-        if self.state.step == self.schedule.total && self.state.skipped >= self.state.step {
-            let fact = format!("all {} updates were skipped: numbers exceed the range of fp16", self.state.step);
+        self.state.skipped += newly;
+        self.state.checked = last;
+        if last == self.schedule.total && self.state.skipped >= last {
+            let fact = format!("skipped {} of {}: numbers exceed the range of fp16", Count(last as u64), counted(last, "update"));
             return Err(Error::new(Kind::Unusable, "train", fact, "pass --precision fp32"));
         }
-        let last = self.log.iter().rev().find(|entry| entry["loss"].is_number());
-        let logged = |key: &str| last.and_then(|entry| entry[key].as_f64()).unwrap_or(0.0) as usize;
-        let skipped = self.state.skipped.saturating_sub(logged("skipped_updates"));
-        let updates = (self.state.step - logged("step")).saturating_sub(skipped);
+        Ok(status)
+    }
+
+    /// Logs the mean loss of the updates since the last logged one; null if all of them were skipped.
+    fn log_loss(&mut self, status: &Status, progress: &Progress) -> Result<()> {
+        let last = self.log.entries().rev().find(|entry| entry.contains_key("loss"));
+        let logged = |key: &str| last.as_ref().and_then(|entry| entry.get(key)?.as_f64()).unwrap_or(0.0) as usize;
+        let updates = self.state.step - logged("step");
         if updates == 0 {
             return Ok(());
         }
+        let updates = updates.saturating_sub(self.state.skipped.saturating_sub(logged("skipped_updates")));
+        self.model.set_status(&Status { loss_sum: 0.0, ..*status })?;
         self.state.loss_sum += status.loss_sum;
         let (loss, rate) = (status.loss_sum / updates as f64, self.schedule.lr(self.state.step));
-        progress.note(format!("epoch {:.2}  loss {loss:.4}  lr {rate:.2e}", self.epoch()));
-        let mut entry = Map::from_iter([
+        let shown = if updates > 0 { format!("{loss:.4}") } else { "-".to_string() };
+        progress.note(format!("epoch {:.2}  loss {shown}  lr {rate:.2e}", self.epoch()));
+        let mut entry = Entry::from_iter([
             ("loss".to_string(), json!(loss)),
             ("grad_norm".to_string(), json!(status.grad_norm)),
             ("learning_rate".to_string(), json!(rate)),
@@ -222,46 +243,50 @@ impl Trainer<'_> {
         Ok(None)
     }
 
-    /// The error for skipped updates; the weights are those before them.
-    fn not_finite(&mut self, updates: usize) -> Result<Error> {
+    /// The error for updates of which the first that is not finite is between these two; the weights are those before it.
+    fn not_finite(&mut self, first: usize, latest: usize) -> Result<Error> {
         let what = self.infinite_gradient()?.map_or("the loss".to_string(), |name| format!("the gradient of {name}"));
         let (scaled, remedy) = match self.model.scales_loss() {
             true => (" at any loss scale", format!("{DIVERGED}, or pass --precision fp32")),
             false => ("", DIVERGED.to_string()),
         };
-        let kept = self.kept()?;
-        let place = format!("update {}", self.state.step + 1 - updates);
-        Ok(Error::new(Kind::Unusable, place, format!("{what} is not finite{scaled}; {kept}"), remedy))
+        let fact = format!("{what} is not finite{scaled}; {}", self.kept());
+        let place = if first == latest { format!("update {first}") } else { format!("between updates {first} and {latest}") };
+        Ok(Error::new(Kind::Unusable, place, fact, remedy))
     }
 
-    /// The error for a model that could not be saved: names the update and the last good checkpoint if its numbers are not finite.
-    pub(super) fn not_saved(&self, error: Error) -> Result<Error> {
+    /// The error for a model that could not be saved: names the last good checkpoint if its numbers are not finite.
+    pub(super) fn not_saved(&self, error: Error) -> Error {
         if error.kind != Kind::Unusable {
-            return Ok(error);
+            return error;
         }
-        let fact = format!("{}, so that nothing was saved; {}", error.fact(), self.kept()?);
-        Ok(Error::new(Kind::Unusable, format!("update {}", self.state.step), fact, DIVERGED))
+        let fact = format!("{}, so that nothing was saved; {}", error.fact(), self.kept());
+        Error::new(Kind::Unusable, format!("after update {}", self.state.step), fact, DIVERGED)
     }
 
-    /// The checkpoint from which a failed run can resume, in words.
-    fn kept(&self) -> Result<String> {
-        Ok(match self.run.checkpoints()?.last() {
-            Some(step) => format!("the last good checkpoint is {}", self.run.path.join(format!("checkpoint-{step}")).display()),
+    /// The checkpoint from which a failed run can resume.
+    fn last_checkpoint(&self) -> Option<PathBuf> {
+        self.run.checkpoints().ok()?.last().map(|&step| self.run.checkpoint_path(step))
+    }
+
+    /// The same in words.
+    fn kept(&self) -> String {
+        match self.last_checkpoint() {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
             None => "no checkpoint was written yet".to_string(),
-        })
+        }
     }
 
-    pub(super) fn log_entry(&mut self, mut entry: Map<String, Value>) -> Result<()> {
+    pub(super) fn log_entry(&mut self, mut entry: Entry) -> Result<()> {
         entry.insert("epoch".to_string(), json!(self.epoch()));
         entry.insert("step".to_string(), json!(self.state.step));
         if let Some(events) = &mut self.events {
             events.add(self.state.step, &entry)?;
         }
-        let entry = Value::Object(entry);
+        let line = self.log.push(&entry);
         if self.settings.report_to.contains(&ReportTo::Jsonl) {
-            self.run.log(&entry)?;
+            self.run.log(line)?;
         }
-        self.log.push(entry);
         Ok(())
     }
 
@@ -288,7 +313,8 @@ impl Trainer<'_> {
 
     /// The loss of the evaluation at a step, which decides between equal values of the metric.
     fn logged_loss(&self, step: usize) -> Option<f64> {
-        self.log.iter().find(|entry| entry["step"] == step && entry["eval_loss"].is_number())?["eval_loss"].as_f64()
+        let of_step = self.log.entries().rev().filter(|entry| entry["step"] == step);
+        of_step.filter_map(|entry| entry.get("eval_loss")?.as_f64()).next()
     }
 
     /// The step of the best evaluation and its value of the metric; NaN if undefined.

@@ -14,8 +14,6 @@ mod state;
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::print;
@@ -23,10 +21,12 @@ use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::profile::{Ceilings, Profile};
+use crate::report::history::History;
 use crate::report::tensorboard::Events;
 use args::Settings;
 use data::Data;
 use evaluate::Evaluation;
+
 use schedule::Schedule;
 use setup::Setup;
 use state::{RunState, precision_of_checkpoint};
@@ -46,7 +46,7 @@ pub struct Trainer<'a> {
     updates_per_epoch: usize,
     run: RunDir,
     state: RunState,
-    log: Vec<Value>,
+    log: History,
     events: Option<Events>,
     /// The newest evaluation and its step.
     evaluated: Option<(usize, Evaluation)>,
@@ -78,7 +78,7 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         }
     })?;
     device.notes.extend(saved.map(|saved| format!("precision: {saved}, that of the checkpoint")));
-    let settings = &Settings { precision: device.precision, ..settings.clone() };
+    let settings = &Settings { device: device.device, precision: device.precision, ..settings.clone() };
     let setup = Setup::read(settings, device, cache)?;
     if settings.dry_run {
         print(setup.summary()?)?;

@@ -1,6 +1,7 @@
 //! The end of a run: the best model, the last evaluations, and the result files with the names of Hugging Face's Trainer.
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, json};
 
 use super::Trainer;
 use super::args::Cadence;
@@ -10,6 +11,7 @@ use crate::console::note;
 use crate::error::Result;
 use crate::files::{sync_dir, write_file, write_json};
 use crate::report::curves;
+use crate::report::history::History;
 
 /// The result of a finished run.
 pub struct Outcome {
@@ -29,9 +31,29 @@ pub struct Done {
     pub seconds: f64,
 }
 
+/// trainer_state.json, with the keys of Hugging Face's Trainer.
+#[derive(Serialize)]
+pub(super) struct TrainerState<'a> {
+    best_global_step: Option<usize>,
+    best_metric: Option<f64>,
+    best_model_checkpoint: Option<String>,
+    epoch: f64,
+    eval_steps: usize,
+    global_step: usize,
+    is_hyper_param_search: bool,
+    is_local_process_zero: bool,
+    is_world_process_zero: bool,
+    log_history: &'a History,
+    logging_steps: usize,
+    max_steps: usize,
+    num_train_epochs: usize,
+    save_steps: usize,
+    train_batch_size: usize,
+}
+
 impl Trainer<'_> {
-    /// trainer_state.json, with the keys of Hugging Face's Trainer.
-    pub(super) fn trainer_state(&self) -> Value {
+    /// The content of trainer_state.json. The log is borrowed apart, so that the model can be read meanwhile.
+    pub(super) fn trainer_state<'a>(&self, log: &'a History) -> TrainerState<'a> {
         let best = self.best_evaluation();
         let saved = self.best.as_ref().is_some_and(|best| best.saved);
         let checkpoint = best.filter(|_| saved).map(|(step, _)| self.run.checkpoint_path(step));
@@ -39,23 +61,23 @@ impl Trainer<'_> {
             Cadence::Steps(n) => n,
             _ => 500,
         };
-        json!({
-            "best_global_step": best.map(|(step, _)| step),
-            "best_metric": best.map(|(_, value)| value),
-            "best_model_checkpoint": checkpoint.map(|path| path.display().to_string()),
-            "epoch": self.epoch(),
-            "eval_steps": steps(self.settings.eval),
-            "global_step": self.state.step,
-            "is_hyper_param_search": false,
-            "is_local_process_zero": true,
-            "is_world_process_zero": true,
-            "log_history": self.log,
-            "logging_steps": self.settings.logging_steps,
-            "max_steps": self.schedule.total,
-            "num_train_epochs": self.schedule.total.div_ceil(self.updates_per_epoch),
-            "save_steps": steps(self.settings.save),
-            "train_batch_size": self.settings.batch_size,
-        })
+        TrainerState {
+            best_global_step: best.map(|(step, _)| step),
+            best_metric: best.map(|(_, value)| value),
+            best_model_checkpoint: checkpoint.map(|path| path.display().to_string()),
+            epoch: self.epoch(),
+            eval_steps: steps(self.settings.eval),
+            global_step: self.state.step,
+            is_hyper_param_search: false,
+            is_local_process_zero: true,
+            is_world_process_zero: true,
+            log_history: log,
+            logging_steps: self.settings.logging_steps,
+            max_steps: self.schedule.total,
+            num_train_epochs: self.schedule.total.div_ceil(self.updates_per_epoch),
+            save_steps: steps(self.settings.save),
+            train_batch_size: self.settings.batch_size,
+        }
     }
 
     /// Loads the best model, runs the missing evaluations, and writes all results.
@@ -82,26 +104,26 @@ impl Trainer<'_> {
         }
         let card = self.card(evaluation.as_ref(), false);
         let saved = self.source.replace(&self.run.path, &mut self.model, &card);
-        saved.or_else(|error| Err(self.not_saved(error)?))?;
+        saved.map_err(|error| self.not_saved(error))?;
         if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
             evaluation = Some(self.run_over(&data, "evaluating")?);
         }
         let test = self.data.test.clone().map(|data| self.run_over(&data, "testing")).transpose()?;
 
         let path = |name: &str| self.run.path.join(name);
-        write_json(&path("train_results.json"), &json!(train))?;
+        write_json(&path("train_results.json"), &train)?;
         for (prefix, found, data) in [("eval", &evaluation, &self.data.validation), ("test", &test, &self.data.test)] {
             if let (Some(found), Some(data)) = (found, data) {
                 let mut results = found.log_entry(prefix);
                 results.insert(format!("{prefix}_samples"), json!(data.rows()));
-                write_json(&path(&format!("{prefix}_results.json")), &json!(results))?;
+                write_json(&path(&format!("{prefix}_results.json")), &results)?;
                 train.extend(results);
             }
         }
-        write_json(&path("all_results.json"), &json!(train))?;
-        write_json(&path("trainer_state.json"), &self.trainer_state())?;
-        curves::write(&self.run.path, &self.log)?;
-        write_json(&path("training_args.json"), &json!(self.settings))?;
+        write_json(&path("all_results.json"), &train)?;
+        write_json(&path("trainer_state.json"), &self.trainer_state(&self.log))?;
+        curves::write(&self.run.path, self.log.entries())?;
+        write_json(&path("training_args.json"), self.settings)?;
         let shown = test.as_ref().or(evaluation.as_ref());
         write_file(&path("README.md"), self.card(shown, test.is_some()).as_bytes())?;
         sync_dir(&self.run.path)?;

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::report::log::counted;
 
 /// Schedule of the learning rate, after the warm-up if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -83,7 +84,7 @@ pub fn warmup_updates(warmup: f64, total: usize) -> Result<usize> {
     }
     let updates = if warmup < 1.0 { (warmup * total as f64).ceil() as usize } else { warmup as usize };
     if updates > total {
-        return wrong(format!("{warmup}, but the whole run has {total} updates"));
+        return wrong(format!("{warmup}, but the whole run has {}", counted(total, "update")));
     }
     Ok(updates)
 }

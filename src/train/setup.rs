@@ -20,7 +20,8 @@ use crate::model::plan::{ModelSpec, Plan};
 use crate::model::{Hyperparameters, Model};
 use crate::ops::Rows;
 use crate::profile::{Ceilings, Profile};
-use crate::report::log::{Bytes, Count};
+use crate::report::history::History;
+use crate::report::log::{Bytes, Count, counted};
 use crate::report::tensorboard::Events;
 
 /// A run whose inputs are read and checked, before any device memory is allocated.
@@ -73,11 +74,11 @@ impl<'a> Setup<'a> {
         if !self.settings.from_scratch {
             self.source.check_weights(&plan, self.settings.ignore_mismatched_sizes)?;
         }
-        let [parameters, rows, tokens] =
-            [plan.parameters(), self.data.train.rows(), self.spec.tokens].map(|count| Count(count as u64));
-        let updates = self.schedule.total;
-        let run = format!("{rows} rows to train on, batches of at most {tokens} tokens, {updates} updates");
-        Ok(format!("{parameters} parameters, {run}\n{plan}"))
+        let parameters = counted(plan.parameters(), "parameter");
+        let (rows, tokens) = (counted(self.data.train.rows(), "row"), counted(self.spec.tokens, "token"));
+        let run = format!("{rows} to train on, batches of at most {tokens}, {}", counted(self.schedule.total, "update"));
+        let memory = plan.table(self.device.backend.workspace(&plan.layout));
+        Ok(format!("{parameters}, {run}\n{memory}"))
     }
 
     /// Allocates the memory, sets the weights, creates the output folder, and resumes from a checkpoint if requested.
@@ -110,7 +111,7 @@ impl<'a> Setup<'a> {
             schedule,
             updates_per_epoch,
             run,
-            log: Vec::new(),
+            log: History::default(),
             events: None,
             evaluated: None,
             best: None,
@@ -156,7 +157,8 @@ fn class_weights(settings: &Settings, data: &Data) -> Result<Vec<f64>> {
         Some(ClassWeights::Balanced) => Ok(data.balanced_weights()),
         Some(ClassWeights::Given(weights)) if weights.len() == data.names.len() => Ok(weights.clone()),
         Some(ClassWeights::Given(weights)) => {
-            let fact = format!("{} weights for the {} classes {}", weights.len(), data.names.len(), data.names.join(", "));
+            let fact =
+                format!("{} for the {} classes {}", counted(weights.len(), "weight"), data.names.len(), data.names.join(", "));
             Err(Error::user("--class-weights", fact, "use one number per class, in this order"))
         }
     }

@@ -20,7 +20,8 @@ use crate::files::{verify, write_json};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::{Status, View};
-use crate::report::log::Count;
+use crate::report::history::History;
+use crate::report::log::{Count, counted};
 
 /// The state between two micro-batches; state.json of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub struct RunState {
     /// Skipped updates that were reported.
     #[serde(default)]
     pub skipped: usize,
+    /// Updates up to which skipped ones were reported.
+    #[serde(default)]
+    pub checked: usize,
     /// The evaluation that follows this step is still due.
     pub evaluation_due: bool,
     /// Summed loss of all updates.
@@ -60,6 +64,7 @@ impl RunState {
             micro_batch: 0,
             status: Vec::new(),
             skipped: 0,
+            checked: 0,
             evaluation_due: false,
             loss_sum: 0.0,
             evals_without_improvement: 0,
@@ -98,6 +103,27 @@ impl RunState {
         Ok(state)
     }
 
+    /// Checks that a run of `total` updates, of so many micro-batches each, can be in this state.
+    ///
+    /// # Errors
+    /// The first number out of its range.
+    fn check_numbers(&self, checkpoint: &Path, total: usize, micro_batches: usize) -> Result<()> {
+        let limits = [
+            ("step", self.step, total, format!("but the run has {}", counted(total, "update"))),
+            ("micro_batch", self.micro_batch, micro_batches, format!("but an update has {micro_batches}")),
+            ("skipped", self.skipped, self.step, format!("but step is {}", self.step)),
+            ("checked", self.checked, self.step, format!("but step is {}", self.step)),
+            ("stale", self.evals_without_improvement, self.step, format!("but step is {}", self.step)),
+            ("best", self.best.map_or(0, |(step, _)| step), self.step, format!("but step is {}", self.step)),
+        ];
+        let Some((key, value, _, limit)) = limits.into_iter().find(|&(_, value, most, _)| value > most) else { return Ok(()) };
+        let remedy = match key {
+            "step" => "raise --epochs or --max-steps, or use another checkpoint",
+            _ => "use another checkpoint",
+        };
+        Err(Error::user(checkpoint.join("state.json").display(), format!("{key} is {value}, {limit}"), remedy))
+    }
+
     /// Checks that a run with this fingerprint, of a model with this config, can continue from the checkpoint.
     ///
     /// # Errors
@@ -118,7 +144,8 @@ impl RunState {
 }
 
 /// Settings that may change when a run resumes.
-const OPTIMIZER: [&str; 12] = [
+const CHANGEABLE: [&str; 13] = [
+    "device",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -174,7 +201,7 @@ fn moments(model: &Model) -> [(&'static str, View); 2] {
 impl Trainer<'_> {
     /// Writes a checkpoint.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
-        let (trainer_state, settings) = (self.trainer_state(), json!(self.settings));
+        let (trainer_state, settings) = (self.trainer_state(&self.log), self.settings);
         self.state.status = self.model.status()?.to_array().map(|x| Some(x).filter(|x| x.is_finite())).to_vec();
         let (run, source, model, state) = (&self.run, &self.source, &mut self.model, &self.state);
         // If no checkpoint has the best weights, this one includes them.
@@ -194,11 +221,11 @@ impl Trainer<'_> {
                 };
                 weights::write(&folder.join("best.safetensors"), &tensors, copy)?;
             }
-            write_json(&folder.join("state.json"), &json!(state))?;
+            write_json(&folder.join("state.json"), state)?;
             write_json(&folder.join("trainer_state.json"), &trainer_state)?;
-            write_json(&folder.join("training_args.json"), &settings)
+            write_json(&folder.join("training_args.json"), settings)
         });
-        let path = saved.or_else(|error| Err(self.not_saved(error)?))?;
+        let path = saved.map_err(|error| self.not_saved(error))?;
         if let Some(limit) = self.settings.save_total_limit {
             self.run.rotate(limit, self.state.step, self.state.best.map(|(step, _)| step))?;
         }
@@ -239,9 +266,12 @@ impl Trainer<'_> {
         let (checkpoint, state) = self.sound_checkpoint(asked)?;
         let checkpoint = checkpoint.as_path();
         state.check(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
+        state.check_numbers(checkpoint, self.schedule.total, self.settings.gradient_accumulation_steps)?;
         self.state = state;
         let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
-        self.run.go_on(id.clone(), self.state.step, |other| id.as_ref().is_some_and(|id| is_of_another_run(other, id)))?;
+        let later = if asked.as_os_str() == "newest" { "damaged" } else { "later than the checkpoint that is resumed" };
+        let is_other = |other: &Path| id.as_ref().is_some_and(|id| is_of_another_run(other, id));
+        self.run.go_on(id.clone(), self.state.step, later, is_other)?;
         self.state.run_id = self.run.id.clone();
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
         // Not needed unless the best model is loaded at the end.
@@ -274,23 +304,24 @@ impl Trainer<'_> {
 
         let path = checkpoint.join("trainer_state.json");
         let saved = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let saved: Value = serde_json::from_slice(&saved)
-            .map_err(|e| Error::user(path.display(), format!("not JSON: {e}"), "use another checkpoint"))?;
-        self.log = saved["log_history"].as_array().cloned().unwrap_or_default();
+        self.log = History::read(&saved, self.state.step)
+            .map_err(|e| Error::user(path.display(), format!("not the log of a run: {e}"), "use another checkpoint"))?;
         if self.settings.report_to.contains(&ReportTo::Jsonl) {
-            self.run.restart_log(&self.log)?;
+            self.run.restart_log(self.log.lines())?;
         }
         self.report_changes(checkpoint);
-        note(format!("resumed: {} of {} updates are done", Count(self.state.step as u64), Count(self.schedule.total as u64)));
+        note(format!("resumed: {} of {} done", Count(self.state.step as u64), counted(self.schedule.total, "update")));
         Ok(())
     }
 
-    /// Reports the settings of the optimizer and the schedule that differ from those of the run so far.
+    /// Reports the settings that differ from those of the run so far.
     fn report_changes(&self, checkpoint: &Path) {
         let saved = std::fs::read(checkpoint.join("training_args.json")).unwrap_or_default();
         let was: Value = serde_json::from_slice(&saved).unwrap_or_default();
         let is = json!(self.settings);
-        for key in OPTIMIZER.into_iter().filter(|&key| was.get(key).is_some_and(|was| *was != is[key])) {
+        // An earlier version saved which device was asked for.
+        let changed = |key| was.get(key).is_some_and(|was| *was != is[key] && *was != "auto");
+        for key in CHANGEABLE.into_iter().filter(|&key| changed(key)) {
             note(format!("warning: {key} was {}, and is {} from here on", was[key], is[key]));
         }
     }

@@ -250,7 +250,7 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"scores\": [1, 0]}").fault(2, "p.jsonl:2`: the label is missing"),
         scored("{\"label\": 0, \"scores\": [1, null]}").fault(2, "p.jsonl:1`: "),
         scored("{\"label\": 0, \"scores\": [1, NaN]}").fault(2, "p.jsonl:1`: "),
-        scored("{\"label\": \"a\", \"scores\": [1, 0]}").fault(2, "1 names among the labels, but 2 scores per row"),
+        scored("{\"label\": \"a\", \"scores\": [1, 0]}").fault(2, "1 name among the labels, but 2 scores per row"),
         scored("{\"label\": \"c\", \"scores\": [{\"label\": \"a\", \"score\": 1}, {\"label\": \"b\", \"score\": 0}]}")
             .fault(2, "p.jsonl:1`: the label \"c\" is not one of the classes; the classes are a, b"),
     ]);

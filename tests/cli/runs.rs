@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
@@ -74,6 +75,7 @@ fn an_overwritten_run_is_set_aside() {
     fs::rename(aside.join("checkpoint-40"), out.path().join("checkpoint-40")).unwrap();
     let ran = run_with(out.path(), "--seed 7 --max-steps 30 --resume-from-checkpoint").done();
     assert!(ran.err.contains("resumed: 20 of 30 updates"), "{}", ran.err);
+    assert!(ran.err.contains("set aside as part of another run: checkpoint-40, now in "), "{}", ran.err);
     assert_eq!(checkpoints(out.path()), set(["checkpoint-25", "checkpoint-30"]));
 }
 
@@ -152,6 +154,7 @@ fn a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken() {
         assert!(ran.err.contains("warning: not resumed from the newest checkpoint: "), "{what} {file}: {}", ran.err);
         assert!(ran.err.contains(&format!("{file}: ")) && ran.err.contains("resumed: 35 of 40"), "{what} {file}: {}", ran.err);
         assert!(weights(&out) == weights(&whole), "{what} {file}");
+        assert!(ran.err.contains("set aside as damaged: checkpoint-"), "{what} {file}: {}", ran.err);
         assert!(out.join("earlier-run-1").exists());
         fs::remove_dir_all(&out).unwrap();
     };
@@ -236,12 +239,69 @@ fn numbers_that_are_not_finite_are_not_saved() {
             fs::remove_file(out.join("model.safetensors")).unwrap();
         }
         let ran = train(&out, &words(&flags));
-        let update = format!("`update {}`: classifier.bias is not finite (", 1 + usize::from(begun));
+        let update = format!("`after update {}`: classifier.bias is not finite (", 1 + usize::from(begun));
         assert!(ran.err.contains(&update), "{flags}: {}", ran.err);
         ran.failed(1, &good);
         assert_eq!(checkpoints(&out).len(), usize::from(begun), "{flags}");
         assert!(!out.join("model.safetensors").exists(), "{flags}");
     }
+}
+
+/// A log that is written to a full disk from the first checkpoint on.
+#[test]
+fn a_disk_that_is_full_in_the_middle_of_a_run_names_the_last_checkpoint() {
+    let dir = TempDir::new().unwrap();
+    let (out, full) = (dir.path().join("out"), dir.path().join("full"));
+    std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let mut command = program(TRAIN);
+    command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out), "--device", "cpu"]);
+    let child = command.args(flags("--max-steps 1000000")).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_checkpoint(&out);
+    fs::rename(&full, out.join("metrics.jsonl")).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    let error = err.lines().last().unwrap();
+    assert!(output.status.code() == Some(2) && error.contains("No space left on device"), "{err}");
+    let steps = checkpoints(&out).into_iter().map(|name| name["checkpoint-".len()..].parse::<usize>().unwrap());
+    let last = out.join(format!("checkpoint-{}", steps.max().unwrap()));
+    let end =
+        format!("; the last good checkpoint is {}; free some space; then resume with --resume-from-checkpoint", path(&last));
+    assert!(error.ends_with(&end), "{error}");
+}
+
+#[test]
+fn numbers_of_a_checkpoint_that_cannot_be_are_refused() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "--max-steps 10").done();
+    let checkpoint = out.path().join("checkpoint-10");
+    fs::remove_file(checkpoint.join("checksums.json")).unwrap();
+    let sound = read(&checkpoint, "state.json");
+    let resume = format!("--max-steps 10 --resume-from-checkpoint {}", path(&checkpoint));
+    for (key, value, fact) in [
+        ("step", json!(-1), "invalid value: integer `-1`"),
+        ("step", json!(1e30), "not the state of a run"),
+        ("step", json!(1_000_000_000_000_000_000u64), "is the checkpoint of update 1000000000000000000"),
+        ("micro_batch", json!(2), "micro_batch is 2, but an update has 1"),
+        ("skipped", json!(11), "skipped is 11, but step is 10"),
+        ("checked", json!(11), "checked is 11, but step is 10"),
+        ("stale", json!(11), "stale is 11, but step is 10"),
+        ("best", json!([11, 0.5]), "best is 11, but step is 10"),
+    ] {
+        let mut state = sound.clone();
+        state[key] = value;
+        fs::write(checkpoint.join("state.json"), state.to_string()).unwrap();
+        run_with(out.path(), &resume).failed(2, fact);
+    }
+    fs::write(checkpoint.join("state.json"), sound.to_string()).unwrap();
+    let fact = "step is 10, but the run has 8 updates; raise --epochs or --max-steps";
+    run_with(out.path(), &resume.replace("--max-steps 10", "--max-steps 8")).failed(2, fact);
+    // A log that goes on after the checkpoint.
+    let mut log = read(&checkpoint, "trainer_state.json");
+    log["log_history"].as_array_mut().unwrap().push(json!({"loss": 0.5, "step": 12}));
+    fs::write(checkpoint.join("trainer_state.json"), log.to_string()).unwrap();
+    run_with(out.path(), &resume.replace("--max-steps 10", "--max-steps 15")).done();
+    assert!(json_lines(&out.path().join("metrics.jsonl")).iter().all(|entry| entry["step"] != 12));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use unicode_normalization_alignments::UnicodeNormalization;
 use super::columns::{Columns, LABEL, Names, TEXT};
 use super::{Dataset, Table, brief, list};
 use crate::error::{Error, Result};
+use crate::report::log::counted;
 
 /// The classes of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -153,8 +154,8 @@ impl<'a> Part<'a> {
             return Ok(Part { table, labels, raw });
         };
         if let Some(given) = given.filter(|given| given.len() != own.len()) {
-            let fact =
-                format!("{} names for the {} classes of {}: {}", given.len(), own.len(), table.path().display(), list(own));
+            let given = counted(given.len(), "name");
+            let fact = format!("{given} for the {} classes of {}: {}", own.len(), table.path().display(), list(own));
             return Err(Error::user("--label-names", fact, "give one name per class, in this order"));
         }
         let names = given.unwrap_or(own);
@@ -248,7 +249,7 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<()>
                 (numbers.table.path().display().to_string(), format!("{fact} ({})", list(&other.labels)))
             }
             None => {
-                let fact = format!("{} names for the labels {}", declared.len(), in_words(&union));
+                let fact = format!("{} for the labels {}", counted(declared.len(), "name"), in_words(&union));
                 ("--label-names".to_string(), fact)
             }
         };

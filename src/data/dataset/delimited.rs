@@ -12,6 +12,7 @@ use super::dialect::{Dialect, reader};
 use super::{LineNumbers, Options, Table, list, number_or_text};
 use crate::console::note;
 use crate::error::{Error, Result};
+use crate::report::log::counted;
 
 /// Reads a file whose extension means fields between `usual`.
 pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Result<Table> {
@@ -59,8 +60,8 @@ pub(super) fn read(path: &Path, text: &str, usual: u8, options: &Options) -> Res
             continue;
         }
         if record.len() != width {
-            let fact =
-                format!("{} fields, but the {} has {width}", record.len(), if dialect.header { "header" } else { "first row" });
+            let first = if dialect.header { "header" } else { "first row" };
+            let fact = format!("{}, but the {first} has {width}", counted(record.len(), "field"));
             let remedy = match dialect.quoting {
                 true => "quote the text, or pass --delimiter",
                 false => "pass --quoting on if quotes enclose fields, or --delimiter",

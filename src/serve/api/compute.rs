@@ -11,6 +11,7 @@ use super::refusal::{Answered, Refusal, refusal};
 use super::request::{Inputs, Rows};
 use crate::error::{Error, Kind};
 use crate::infer::Output;
+use crate::report::log::counted;
 use crate::serve::access_log::Size;
 use crate::serve::queue::Place;
 
@@ -85,7 +86,8 @@ pub async fn in_background<T: Send + 'static>(
     work: impl FnOnce(&Service) -> Answered<T> + Send + 'static,
 ) -> Answered<(T, Place)> {
     let place = service.queue.place().ok_or_else(|| {
-        let error = format!("{} requests are being processed already; try again later", service.options.max_concurrent_requests);
+        let error =
+            format!("{} in progress already; try again later", counted(service.options.max_concurrent_requests, "request"));
         refusal(StatusCode::TOO_MANY_REQUESTS, "overloaded", error)
     })?;
     let service = service.clone();

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::Service;
 use super::refusal::{Answered, Refusal, invalid, refusal};
+use crate::report::log::counted;
 
 /// The body of a request of Hugging Face's protocols, whatever its Content-Type. Its options are beside `inputs`, or in
 /// `parameters`.
@@ -115,8 +116,8 @@ impl Inputs {
             Inputs::Several(texts) => Rows::Texts(texts),
             Inputs::Nested(lists) => {
                 if let Some(list) = lists.iter().position(|list| list.len() != 1) {
-                    let texts = lists[list].len();
-                    return Err(invalid(format!("list {list} of texts has {texts} texts; pairs are not supported, send one")));
+                    let texts = counted(lists[list].len(), "text");
+                    return Err(invalid(format!("list {list} of texts has {texts}; pairs are not supported, send one")));
                 }
                 Rows::Texts(lists.concat())
             }
