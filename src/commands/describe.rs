@@ -59,12 +59,15 @@ pub struct Args {
     /// positions and 512]
     #[arg(long, visible_alias = "max-seq-length", value_name = "N", value_parser = count, requires = "model")]
     max_length: Option<usize>,
-    /// Format of the description
+    /// Folder for describe.html, a page with plots, and describe.json [default: none is written]
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// Format of the description on standard output
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum Format {
     /// For people
     Text,
@@ -92,19 +95,64 @@ pub fn run(args: Args) -> Result<()> {
             Ok(encoded.offsets.windows(2).map(|row| row[1] - row[0]).collect())
         })?,
     };
+    if let Some(folder) = &args.output_dir {
+        description.write(folder, &args.title())?;
+        note(format!("saved       {}", folder.join("describe.html").display()));
+    }
     match args.format {
         Format::Text => print(description.text().trim_end())?,
         Format::Json => print(format!("{:#}", serde_json::json!(description)))?,
     }
+    note(format!("next        {}", args.next(!files.validation.is_empty())));
     Ok(())
 }
 
 impl Args {
+    fn title(&self) -> String {
+        let named = [&self.only_file, &self.train_file, &self.data_dir, &self.dataset].into_iter().flatten().next();
+        named.map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    /// The command that trains on these files, over several lines.
+    fn next(&self, validates: bool) -> String {
+        let shown = |path: &PathBuf| path.display().to_string();
+        let reading = &self.reading;
+        let model = self.model.as_ref().map_or("distilbert/distilbert-base-uncased".to_string(), shown);
+        let flags = [
+            ("--model", Some(model)),
+            ("--train-file", self.train_file.as_ref().or(self.only_file.as_ref()).map(shown)),
+            ("--data-dir", self.data_dir.as_ref().map(shown)),
+            ("--dataset", self.dataset.as_ref().map(shown)),
+            ("--dataset-config", self.dataset_config.clone()),
+            ("--validation-file", self.validation_file.as_ref().map(shown)),
+            ("--validation-split", (!validates).then(|| "0.1".to_string())),
+            ("--test-file", self.test_file.as_ref().map(shown)),
+            ("--delimiter", reading.delimiter.map(|byte| char::from(byte).to_string())),
+            ("--quoting", reading.quoting.map(|value| value.to_string())),
+            ("--no-header", reading.no_header.map(|value| value.to_string())),
+            ("--encoding", reading.encoding.map(|encoding| encoding.name().to_string())),
+            ("--text-column", reading.text_column.clone()),
+            ("--label-column", self.label_column.clone()),
+            ("--label-names", self.label_names.as_ref().map(|names| names.0.join(","))),
+            ("--max-length", self.max_length.map(|length| length.to_string())),
+            ("--output-dir", Some("out".to_string())),
+        ];
+        let flags = flags.into_iter().filter_map(|(flag, value)| Some(format!("{flag} {}", quoted(&value?))));
+        format!("warpfit train {}", flags.collect::<Vec<_>>().join(" \\\n                "))
+    }
     /// The files of each split, as train finds them.
     fn files(&self) -> Result<Splits> {
         let train_file = self.train_file.clone().or(self.only_file.clone());
         let (validation_file, test_file) = (self.validation_file.clone(), self.test_file.clone());
         let (data_dir, dataset, dataset_config) = (self.data_dir.clone(), self.dataset.clone(), self.dataset_config.clone());
         args::Args { train_file, validation_file, test_file, data_dir, dataset, dataset_config, ..args::Args::default() }.files()
+    }
+}
+
+/// A word of a shell.
+fn quoted(word: &str) -> String {
+    match !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_./,:@=+".contains(c)) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
