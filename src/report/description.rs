@@ -90,7 +90,7 @@ impl Description {
         let mut body = format!(
             "<section><h2>To look at</h2>\n{}</section>\n",
             match findings.is_empty() {
-                true => "<p>No empty, repeated or contradictory texts, and no rare classes.</p>\n".to_string(),
+                true => "<p>No empty, repeated, shared, truncated or contradictory texts, and no rare classes.</p>\n".to_string(),
                 false => list(&findings),
             }
         );
@@ -104,7 +104,7 @@ impl Description {
                 ("mean length", format!("{:.1}", split.lengths.mean)),
             ];
             if let (Some(truncated), Some(most)) = (split.truncated, self.max_length) {
-                figures.extend([("longest that fits", count(most)), ("would be truncated", part(truncated))]);
+                figures.extend([("--max-length", count(most)), ("would be truncated", part(truncated))]);
             }
             body += &page::cards(&figures);
             body += &format!("<div class=\"wide\">{}</div></section>\n", split.html_table());
@@ -121,16 +121,16 @@ impl Description {
         let rows: Vec<Option<[f64; 6]>> = split.classes.iter().map(|class| class.lengths.map(|of| of.six())).collect();
         let counts = split.classes.iter().map(|class| class.texts as u64).collect();
         let unit = self.unit.plural();
-        let mut caption = format!("Each bar counts the texts of {} {unit} more.", count(split.histogram.width));
+        let mut caption =
+            format!("Each bar spans {} {unit}, and its height is the number of texts.", count(split.histogram.width));
         if split.histogram.width == 1 {
-            caption = "Each bar counts the texts of one length.".to_string();
+            caption = "The height of a bar is the number of texts of that length.".to_string();
         }
         if let Some(most) = self.max_length {
             caption += &format!(" Texts to the right of the dashed line would be truncated to {most} tokens.");
         }
         if split.histogram.longer > 0 {
-            let shown = split.histogram.width * split.histogram.counts.len();
-            caption += &format!(" Not shown: {} of {shown} {unit} or more.", count(split.histogram.longer));
+            caption += &format!(" Longer texts, which are not shown: {}.", count(split.histogram.longer));
         }
         [
             (
@@ -244,7 +244,7 @@ impl SplitSummary {
             let [length, row] = [example.length, example.row].map(count);
             format!(
                 "<tr><td>{}</td><td>{}</td><td class=\"number\">{row}</td><td class=\"number\">{length}</td><td>{}</td></tr>\n",
-                escape(&name(&class.label)),
+                escape(&shortened(&class.label, 24)),
                 example.which,
                 page::text(&example.text, "describe.json")
             )
@@ -266,6 +266,10 @@ impl SplitSummary {
             names.join(", ") + if classes.len() > 5 { ", ..." } else { "" }
         };
         let mut findings = Vec::new();
+        if most.texts == self.texts {
+            let large = name(&most.label);
+            findings.push(format!("{}: every text has the label {large}; training needs at least two classes.", self.name));
+        }
         if !none.is_empty() {
             findings.push(format!("{}: no text has the label {}.", self.name, names(&none)));
         }
