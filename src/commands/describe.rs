@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(value_name = "FILE", conflicts_with_all = ["train_file", "data_dir", "dataset"])]
     #[arg(required_unless_present_any = ["train_file", "data_dir", "dataset"])]
     only_file: Option<PathBuf>,
-    /// The same as FILE; the flags of the other splits are those of train, too
+    /// The same as FILE
     #[arg(long, value_name = "FILE", visible_alias = "file")]
     train_file: Option<PathBuf>,
     /// Validation data

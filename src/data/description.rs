@@ -238,25 +238,24 @@ impl Histogram {
 
 impl Contradictions {
     fn among(splits: &[(&'static str, &Dataset)], names: &[String]) -> Contradictions {
-        // Of each text, the first row of each label, and the number of rows.
-        let mut seen: HashMap<&str, (Vec<(&'static str, usize, u32)>, usize)> = HashMap::new();
         let rows = || {
             splits.iter().flat_map(|&(split, data)| {
                 let rows = data.texts.iter().zip(&data.labels).enumerate();
-                rows.map(move |(row, (text, &label))| (split, row, text.as_str(), label))
+                rows.map(move |(row, (text, &label))| (split, row, text.as_str(), &names[label as usize]))
             })
         };
+        // Of each text, the first row of each label, and the number of rows.
+        let mut seen: HashMap<&str, (Vec<LabelledRow>, usize)> = HashMap::new();
         for (split, row, text, label) in rows() {
             let (firsts, count) = seen.entry(text).or_default();
             *count += 1;
-            if firsts.iter().all(|&(.., other)| other != label) {
-                firsts.push((split, row, label));
+            if firsts.iter().all(|other| other.label != *label) {
+                firsts.push(LabelledRow { split, row, label: label.clone() });
             }
         }
-        let several = |text: &str| Some(&seen[text]).filter(|(firsts, _)| firsts.len() > 1);
         let example = rows().find_map(|(_, _, text, _)| {
-            let labelled = |&(split, row, label): &_| LabelledRow { split, row, label: names[label as usize].clone() };
-            Some(Contradiction { text: text.to_string(), rows: several(text)?.0.iter().map(labelled).collect() })
+            let (firsts, _) = &seen[text];
+            (firsts.len() > 1).then(|| Contradiction { text: text.to_string(), rows: firsts.clone() })
         });
         let counts: Vec<usize> = seen.values().filter(|(firsts, _)| firsts.len() > 1).map(|&(_, rows)| rows).collect();
         Contradictions { texts: counts.len(), rows: counts.iter().sum(), example }
