@@ -16,13 +16,13 @@
 //! | [`device`] | the choice of backend and precision: the only module that names the backends |
 //! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; the time of each op in a run |
 //! | [`random`] | Philox: dropout as a pure function of place and step |
-//! | [`data`] | `dataset` (labelled texts: one file per format, the splits of a folder, the `classes` of a run), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `pretrained`, the settings of a model folder, and `wordpiece`, BERT's own algorithm), `cache` (tokenized texts kept for later runs), `pack` (no padding), `loader` (order of rows, prefetching) |
+//! | [`data`] | `dataset` (labelled texts: one file per format, the splits of a folder, the `classes` of a run), `description` (a look at them before training), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `pretrained`, the settings of a model folder, and `wordpiece`, BERT's own algorithm), `cache` (tokenized texts kept for later runs), `pack` (no padding), `loader` (order of rows, prefetching) |
 //! | [`train`] | fine-tuning: `hugging_face` (flags of its scripts, translated), `recipe` and `args` (raw flags -> validated settings), `data`, `setup`, `epochs` (the loop), `schedule`, `evaluate`, `state` (checkpoints), `results`, `card` (the model card) |
 //! | [`infer`] | a trained model opened for inference: the session of predict, evaluate, embed and serve; `predictions` (their formats), `pooling`, `probe` (logistic regression on vectors), `projection` (to two dimensions: `pca`, `tsne`), `npy` |
 //! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (the folder of a model), `run_dir` (the folder of a run) |
 //! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
 //! | [`metrics`] | accuracy to curves, equal to scikit-learn's |
-//! | [`report`] | `log` (progress, tables), `history` (the log of a run), `plot` (SVG; `density` of points), `curves` (of a run), `tensorboard`, `evaluated` and `evaluation` (an evaluation and its folder), `page` (HTML), `compare` |
+//! | [`report`] | `log` (progress, tables), `history` (the log of a run), `plot` (SVG; `density` of points), `curves` (of a run), `tensorboard`, `description` (of a data set, as text and page), `evaluated` and `evaluation` (an evaluation and its folder), `page` (HTML), `compare` |
 //! | [`serve`] | a model behind HTTP: `api` (the routes, one file per protocol), `access_log`, `queue` (batches of waiting requests), `metrics`, `page.html` |
 //! | [`commands`] | one file per command of the program |
 //! | [`sample`] | the bundled reviews of the default run |

@@ -1,10 +1,12 @@
 //! The commands of the program: each parses its words, runs, and returns a result that becomes the exit code.
 
+pub mod describe;
 pub mod embed;
 pub mod evaluate;
 pub mod predict;
 pub mod push;
 pub mod serve;
+pub mod tokenize;
 pub mod train;
 
 use std::ffi::OsString;
@@ -22,7 +24,9 @@ use crate::train::{hugging_face, recipe};
 /// A command: its name, its flags for the overview, and the function that runs it on its words.
 type Entry = (&'static str, fn() -> Command, fn(Vec<OsString>) -> Result<()>);
 
-const COMMANDS: [Entry; 6] = [
+const COMMANDS: [Entry; 8] = [
+    ("describe", flags::command::<describe::Args>, |words| flags::parse(words)?.map_or(Ok(()), describe::run)),
+    ("tokenize", flags::command::<tokenize::Args>, |words| flags::parse(words)?.map_or(Ok(()), tokenize::run)),
     ("train", flags::command::<crate::train::args::Args>, train),
     ("predict", flags::command::<predict::Args>, |words| flags::parse(words)?.map_or(Ok(()), predict::run)),
     ("evaluate", flags::command::<evaluate::Args>, |words| flags::parse(words)?.map_or(Ok(()), evaluate::run)),

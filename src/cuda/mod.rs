@@ -187,7 +187,7 @@ impl Backend for Cuda {
     }
 
     fn workspace(&self, _: &Layout) -> usize {
-        arena::SCRATCH
+        arena::SCRATCH + arena::SUMS
     }
 
     fn reserve(&mut self, layout: &Layout) -> Result<()> {

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod dataset;
+pub mod description;
 pub mod inputs;
 pub mod loader;
 pub mod pack;

@@ -274,6 +274,11 @@ impl Tokenizer {
         Ok((0..encoding.len()).map(piece).collect())
     }
 
+    /// The token of an id, as the vocabulary has it.
+    pub fn token(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
+    }
+
     /// Appends the ids of a text without special tokens: all, or at least `limit`.
     fn tokens(&self, text: &str, limit: usize, ids: &mut Vec<i32>) -> Result<()> {
         if self.fast.as_ref().is_some_and(|fast| fast.encode(text, limit, ids)) {

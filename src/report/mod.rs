@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod curves;
 mod density;
+pub mod description;
 pub mod evaluated;
 pub mod evaluation;
 pub mod history;

@@ -16,7 +16,7 @@ const TEXT: usize = 4000;
 
 /// The HTML page of an evaluation.
 pub fn evaluation(title: &str, all: &Evaluated, plots: &[(&str, String)]) -> String {
-    let mut body = cards(&all.metrics);
+    let mut body = metric_cards(&all.metrics);
     body += &plots_section(plots);
     body += &format!(
         "<section><h2>Classes</h2><div class=\"wide\">{}</div></section>\n<section><h2>Highest and lowest loss</h2>\n{}</section>\n",
@@ -47,12 +47,16 @@ pub fn plots_section<'a>(plots: impl IntoIterator<Item = &'a (&'a str, String)>)
     format!("<section class=\"plots\">\n{figures}</section>\n")
 }
 
-fn cards(metrics: &Metrics) -> String {
-    let card = |metric: Metric| {
-        let value = metrics.get(metric).map_or("-".to_string(), |value| format!("{value:.4}"));
-        format!("<div><dt>{}</dt><dd>{value}</dd></div>\n", metric.name().replace('_', " "))
-    };
-    format!("<dl>\n{}</dl>\n", Metric::ALL.map(card).concat())
+/// Figures by name, side by side.
+pub fn cards(figures: &[(&str, String)]) -> String {
+    let card = |(name, value): &(&str, String)| format!("<div><dt>{name}</dt><dd>{value}</dd></div>\n");
+    format!("<dl>\n{}</dl>\n", figures.iter().map(card).collect::<String>())
+}
+
+fn metric_cards(metrics: &Metrics) -> String {
+    let value = |metric: Metric| metrics.get(metric).map_or("-".to_string(), |value| format!("{value:.4}"));
+    let names = Metric::ALL.map(|metric| metric.name().replace('_', " "));
+    cards(&names.iter().zip(Metric::ALL).map(|(name, metric)| (name.as_str(), value(metric))).collect::<Vec<_>>())
 }
 
 /// The classification report.
@@ -106,7 +110,9 @@ fn errors(all: &Evaluated) -> String {
             all.scores(row)[all.metrics.pred[row]],
         );
         rows += &match modelled {
-            true => format!("<td class=\"number\">{}</td><td>{}</td></tr>\n", all.tokens[row], text(&all.texts[row])),
+            true => {
+                format!("<td class=\"number\">{}</td><td>{}</td></tr>\n", all.tokens[row], text(&all.texts[row], "errors.csv"))
+            }
             false => format!("<td>{}</td></tr>\n", escape(&all.scored.ids[row].to_string())),
         };
     }
@@ -122,13 +128,12 @@ fn errors(all: &Evaluated) -> String {
     )
 }
 
-/// A text on one line, which unfolds if it is longer.
-fn text(text: &str) -> String {
+/// A text on one line, which unfolds if it is longer; `file` has those that are longer still.
+pub fn text(text: &str, file: &str) -> String {
     let line = shortened(text, LINE);
     if line == text {
         return escape(text);
     }
-    let more =
-        text.char_indices().nth(TEXT).map_or(text.to_string(), |(end, _)| format!("{}… (errors.csv has all)", &text[..end]));
+    let more = text.char_indices().nth(TEXT).map_or(text.to_string(), |(end, _)| format!("{}… ({file} has all)", &text[..end]));
     format!("<details><summary>{}</summary>{}</details>", escape(&line), escape(&more))
 }

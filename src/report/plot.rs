@@ -249,6 +249,47 @@ pub fn bars(title: &str, label: &str, names: &[String], series: &[(&str, Vec<u64
     canvas.finish(WIDTH, height, title)
 }
 
+/// A horizontal box plot for each name: the box from the first to the third quartile with the median in it, a line from the
+/// minimum to the 95th percentile, and the maximum as a number at the right end. `None` for a name without values.
+pub fn boxes(title: &str, label: &str, names: &[String], rows: &[Option<[f64; 6]>]) -> String {
+    const ROW: f64 = 22.0;
+    const TOP: f64 = 54.0;
+    let names: Vec<String> = names.iter().map(|name| shortened(name, 24)).collect();
+    let longest = |row: &Option<[f64; 6]>| row.map_or("-".to_string(), |[.., max]| Count(max as u64).to_string());
+    let (x0, x1) = (0.0, rows.iter().flatten().map(|row| row[4]).fold(1.0, f64::max));
+    let shown = Axis { label: String::new(), range: Some([x0, x1]) };
+    let (_, ticks, format) = shown.scale([].into_iter(), false);
+    let left = 16.0 + names.iter().map(|name| width(name)).fold(0.0, f64::max);
+    let right = WIDTH - 24.0 - rows.iter().map(|row| width(&longest(row))).fold(width("longest"), f64::max);
+    let x = |value: f64| left + (value - x0) / (x1 - x0) * (right - left);
+    let bottom = TOP + rows.len() as f64 * ROW;
+    let mut canvas = Canvas::default();
+    canvas.text(WIDTH / 2.0, 20.0, "middle", "title", title);
+    canvas.text(WIDTH - 8.0, TOP - 6.0, "end", "small", "longest");
+    for &tick in &ticks {
+        canvas.line([x(tick), TOP - 4.0], [x(tick), bottom], "class=\"faint\"");
+        canvas.text(x(tick), bottom + 16.0, "middle", "", &format(tick));
+    }
+    for (i, (name, row)) in names.iter().zip(rows).enumerate() {
+        let middle = TOP + (i as f64 + 0.5) * ROW;
+        canvas.text(left - 6.0, middle + 4.0, "end", "", name);
+        canvas.text(WIDTH - 8.0, middle + 4.0, "end", "small", &longest(row));
+        let Some([min, quartile_1, median, quartile_3, most, max]) = *row else { continue };
+        let colour = COLOURS[0];
+        canvas.line([x(min), middle], [x(most), middle], &format!("stroke=\"{colour}\" stroke-width=\"2\""));
+        let about = format!("{name}: {min}, {quartile_1}, {median}, {quartile_3}, {most}, {max}");
+        // Thin boxes stay visible.
+        let wide = (x(quartile_3) - x(quartile_1)).max(2.0);
+        canvas.rect([x(quartile_1), middle - 6.0], [wide, 12.0], colour, 0.85, &about);
+        let at = x(median);
+        canvas.line([at, middle - 8.0], [at, middle + 8.0], "stroke=\"currentColor\" stroke-width=\"2\"");
+    }
+    canvas.line([left, TOP - 4.0], [left, bottom], "stroke=\"currentColor\"");
+    canvas.line([left, bottom], [right, bottom], "stroke=\"currentColor\"");
+    canvas.text((left + right) / 2.0, bottom + 34.0, "middle", "", label);
+    canvas.finish(WIDTH, bottom + 46.0, title)
+}
+
 /// The density of each class over all points in grey, in one panel per class with the same axes. `classes`, (points), are
 /// indices into `names`; a class may have no points.
 pub fn densities(title: &str, axes: [&str; 2], names: &[String], points: &[[f64; 2]], classes: &[u32]) -> String {

@@ -474,7 +474,7 @@ impl Args {
     }
 
     /// The files of each split: those of --data-dir or --dataset, and those given in their place.
-    fn files(&self) -> Result<Splits> {
+    pub fn files(&self) -> Result<Splits> {
         let mut files = match (&self.dataset, &self.data_dir) {
             (Some(name), _) => {
                 hub::dataset(name, self.dataset_config.as_deref(), &[Split::Train, Split::Validation, Split::Test])?

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::args::Settings;
 use crate::console::note;
 use crate::data::cache;
-use crate::data::dataset::{self, Classes, Dataset, ModelClasses, Table};
+use crate::data::dataset::{self, Dataset, Labelled, ModelClasses};
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::config::Config;
@@ -105,30 +105,10 @@ impl Data {
     }
 
     fn tokenize(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Data> {
-        let columns = settings.columns();
-        let files = &settings.files;
-        let train = Table::read_all(&files.train, &columns)?;
-        let read = |paths: &[_]| (!paths.is_empty()).then(|| Table::read_all(paths, &columns)).transpose();
-        let (validation, mut test) = (read(&files.validation)?, read(&files.test)?);
-        let mut notes = Vec::new();
-        if let Some(table) =
-            test.take_if(|table| settings.test_may_lack_labels && (table.is_unlabelled() || !table.has_labels_like(&train)))
-        {
-            notes.push(format!("note: {}: the test split has no labels, and is left out", table.path().display()));
-        }
         let model = ModelClasses::Replaceable(config.labels_named.then_some(&config.labels));
-        let path = train.path().display().to_string();
-        let (has_validation, has_test) = (validation.is_some(), test.is_some());
-        let tables: Vec<Table> = [Some(train), validation, test].into_iter().flatten().collect();
-        notes.extend(tables.iter().map(|table| format!("data: {}", table.columns_in_words())));
-        let (classes, datasets) = dataset::classify(tables, model, settings.label_names.as_deref())?;
-        let Classes { names, notes: labels } = classes;
-        notes.extend(labels.into_iter().map(|line| format!("note: {line}")));
-
-        let mut datasets = datasets.into_iter();
-        let mut train = datasets.next().expect("there is training data");
-        let mut validation = has_validation.then(|| datasets.next()).flatten();
-        let test = has_test.then(|| datasets.next()).flatten();
+        let (files, given) = (&settings.files, settings.label_names.as_deref());
+        let read = Labelled::read(files, &settings.columns(), settings.test_may_lack_labels, model, given)?;
+        let Labelled { names, mut notes, mut train, mut validation, test } = read;
         if let Some(share) = settings.validation_split {
             let (kept, split) = dataset::stratified_split(&train.labels, share, settings.seed);
             if kept.is_empty() || split.is_empty() {
@@ -149,7 +129,7 @@ impl Data {
                 Some(_) => "training needs at least two classes: raise --max-train-samples, or shuffle the file",
                 None => "training needs at least two classes",
             };
-            return Err(Error::user(path, fact, remedy));
+            return Err(Error::user(files.train[0].display(), fact, remedy));
         }
         let mut shared = 0;
         if let Some(validation) = &mut validation {

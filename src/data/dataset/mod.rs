@@ -1,6 +1,6 @@
 //! Labelled texts, read whole, with one file per format: `text` (bytes to text), `dialect` (of delimited files), `columns`, rows.
 //! First a `Table` (the texts and raw labels of a split), then the classes of all tables of a run, then a `Dataset` for each,
-//! whose labels are their indices. `splits` finds the files of each split of a folder. An error names the file and the line or
+//! whose labels are their indices: `labelled` does this for the splits of a run, and `splits` finds their files in a folder. An error names the file and the line or
 //! row; what is guessed is reported.
 
 use std::collections::HashSet;
@@ -20,6 +20,7 @@ mod columns;
 mod delimited;
 mod dialect;
 mod json;
+mod labelled;
 mod labelled_lines;
 mod parquet;
 mod reviews;
@@ -30,6 +31,7 @@ pub use classes::{Classes, ModelClasses, classify, counts_in_words, plain};
 pub(crate) use columns::text_column;
 use columns::{Columns, Guess, is_delimited, likeness_to_text};
 pub(crate) use json::json_object;
+pub use labelled::Labelled;
 pub(crate) use labelled_lines::is_header;
 pub use splits::{Split, Splits, splits};
 pub use text::encoding;
