@@ -23,12 +23,18 @@ use crate::ops::{Status, View};
 use crate::report::history::History;
 use crate::report::log::{Count, counted};
 
+/// How dropout draws its masks, in a checkpoint: a later definition has another name.
+const MASKS: &str = "Philox4x32-7, 16 bits";
+
 /// The state between two micro-batches; state.json of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunState {
     /// The run that this is a state of, at random; empty in a checkpoint of an earlier version.
     #[serde(default)]
     pub run_id: String,
+    /// How dropout draws its masks; empty in a checkpoint of a version that drew others.
+    #[serde(default)]
+    pub masks: String,
     /// Updates done.
     pub step: usize,
     /// Completed micro-batches of the current update; their gradients are in gradients.safetensors. 0 unless interrupted.
@@ -60,6 +66,7 @@ impl RunState {
     pub fn new(settings: &Settings, train: &Encoded) -> RunState {
         RunState {
             run_id: String::new(),
+            masks: MASKS.to_string(),
             step: 0,
             micro_batch: 0,
             status: Vec::new(),
@@ -138,6 +145,13 @@ impl RunState {
                 _ => format!("was written with {key} {}, but this run has {is}", was[key]),
             };
             return Err(Error::user(checkpoint.display(), fact, "resume with the same settings, or start a new run"));
+        }
+        let Config { dropout, attention_dropout, classifier_dropout, .. } = *config;
+        if self.masks != MASKS && [dropout, attention_dropout, classifier_dropout].iter().any(|&rate| rate > 0.0) {
+            let place = checkpoint.display();
+            note(format!(
+                "warning: {place} is of a version with other dropout masks: this run ends with other weights than that one would have"
+            ));
         }
         Ok(())
     }
@@ -267,7 +281,7 @@ impl Trainer<'_> {
         let checkpoint = checkpoint.as_path();
         state.check(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
         state.check_numbers(checkpoint, self.schedule.total, self.settings.gradient_accumulation_steps)?;
-        self.state = state;
+        self.state = RunState { masks: MASKS.to_string(), ..state };
         let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
         let later = if asked.as_os_str() == "newest" { "damaged" } else { "later than the checkpoint that is resumed" };
         let is_other = |other: &Path| id.as_ref().is_some_and(|id| is_of_another_run(other, id));

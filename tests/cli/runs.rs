@@ -225,6 +225,21 @@ fn a_checkpoint_named_must_be_sound_and_one_without_checksums_is_reported() {
 }
 
 #[test]
+fn a_checkpoint_with_other_dropout_masks_is_reported() {
+    for (rate, matters) in [("0.1", true), ("0", false)] {
+        let (out, flags) = (TempDir::new().unwrap(), format!("--dropout {rate}"));
+        run_with(out.path(), &flags).done();
+        let newest = out.path().join("checkpoint-40");
+        fs::remove_file(newest.join("checksums.json")).unwrap();
+        let mut state = read(&newest, "state.json");
+        state.as_object_mut().unwrap().remove("masks").unwrap();
+        fs::write(newest.join("state.json"), state.to_string()).unwrap();
+        let ran = run_with(out.path(), &format!("{flags} --resume-from-checkpoint")).done();
+        assert_eq!(ran.err.contains("checkpoint-40 is of a version with other dropout masks"), matters, "{}", ran.err);
+    }
+}
+
+#[test]
 fn numbers_that_are_not_finite_are_not_saved() {
     let dir = TempDir::new().unwrap();
     // Infinite in f32, while loss and gradient of the update are finite.
