@@ -616,14 +616,38 @@ fn launches_of_a_training_step() {
     let batch = labelled(&LENGTHS);
     let config = Config { dim: 64, heads: 2, layers: 6, ffn: 128, ..small(Arch::DistilBert) };
     let mut model = random_model(On::CudaBf16, &config, Rows::Cls, true, &batch);
-    let mut train = |number: u64| {
-        model.accumulate(&batch, &Step { update: number, ..step(&batch) }).unwrap();
+    let mut train = |number: u64, micro_batches: u32| {
+        for micro in 0..micro_batches {
+            model.accumulate(&batch, &Step { update: number, micro, ..step(&batch) }).unwrap();
+        }
         model.update(&Update { number, ..UPDATE }).unwrap();
     };
     // The first copies the weights to bf16.
-    train(1);
-    let submitted = vgpu::submitted(|| train(2));
+    train(1, 1);
+    let submitted = vgpu::submitted(|| train(2, 1));
     assert_eq!(submitted, vgpu::Submitted { kernels: 77, products: 78, copies: 1, fills: 2 });
+    // Each micro-batch has its own launch for sums over columns, as both add to the same gradients.
+    let submitted = vgpu::submitted(|| train(3, 2));
+    assert_eq!(submitted, vgpu::Submitted { kernels: 150, products: 156, copies: 2, fills: 2 });
+}
+
+/// Sums over columns wait until gradients are read, over micro-batches of any sizes.
+#[test]
+fn sums_that_wait_change_no_bit() {
+    let (small_batch, large_batch) = (labelled(&[3, 2]), labelled(&LENGTHS));
+    for (arch, on) in ARCHS.into_iter().zip([On::Cuda, On::CudaBf16]) {
+        let trained = |waits: bool| {
+            let mut model = random_model(on, &small(arch), Rows::Cls, true, &large_batch);
+            for (micro, batch) in [&small_batch, &large_batch].into_iter().enumerate() {
+                model.accumulate(batch, &Step { micro: micro as u32, ..step(batch) }).unwrap();
+                if !waits {
+                    model.status().unwrap();
+                }
+            }
+            gradients(&mut model)
+        };
+        assert!(trained(true) == trained(false), "{arch:?} on {on:?}");
+    }
 }
 
 /// In f32 a loss scale changes no bit: it is a power of two.

@@ -103,7 +103,7 @@ pub fn run(args: Args) -> Result<()> {
         Format::Text => print(description.text().trim_end())?,
         Format::Json => print(format!("{:#}", serde_json::json!(description)))?,
     }
-    note(format!("next        {}", args.next(!files.validation.is_empty())));
+    note(format!("\nnext        {}", args.next(!files.validation.is_empty())));
     Ok(())
 }
 
@@ -140,6 +140,7 @@ impl Args {
         let flags = flags.into_iter().filter_map(|(flag, value)| Some(format!("{flag} {}", quoted(&value?))));
         format!("warpfit train {}", flags.collect::<Vec<_>>().join(" \\\n                "))
     }
+
     /// The files of each split, as train finds them.
     fn files(&self) -> Result<Splits> {
         let train_file = self.train_file.clone().or(self.only_file.clone());

@@ -161,8 +161,7 @@ impl Cuda {
     /// A dropout site in this step.
     fn drop(&self, drop: DropSite) -> Drop {
         let [key_low, key_high] = step_key(self.step.seed, self.step.update, self.step.micro);
-        let on = self.step.train && drop.p > 0.0;
-        let (threshold, scale) = if on { (drop.threshold(), drop.scale()) } else { (0, 1.0) };
+        let (threshold, scale) = if self.step.train { (drop.threshold(), drop.scale()) } else { (0, 1.0) };
         Drop { key_low, key_high, site: drop.site, threshold, scale: scale as f32 }
     }
 
