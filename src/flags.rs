@@ -6,11 +6,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgMatches, Args, Command, Parser};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, Parser, ValueEnum};
 use encoding_rs::Encoding;
+use serde::Serialize;
 
 use crate::console::print;
-use crate::data::dataset::{self, Options, Split};
+use crate::data::dataset::{self, Options, Split, Splits};
 use crate::device::{Device, Precision, gpu_code};
 use crate::error::{Error, Result};
 use crate::hub;
@@ -70,6 +72,27 @@ pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> 
             let tip = tip.map(|tip| format!("{tip}; ")).unwrap_or_default();
             Err(Error::user(&name, fact, format!("{tip}see {name} --help")))
         }
+    }
+}
+
+/// The flags of a group that were typed, each with its values as a shell reads them.
+pub fn typed<A: Args>(matches: &ArgMatches) -> Vec<String> {
+    let group = A::augment_args(Command::new("group"));
+    let typed = group.get_arguments().filter(|arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine));
+    let words = typed.map(|arg| {
+        let values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten().map(|value| quoted(&value.to_string_lossy()));
+        let flag = format!("--{}", arg.get_long().expect("every flag is long"));
+        [flag].into_iter().chain(values).collect::<Vec<_>>().join(" ")
+    });
+    words.collect()
+}
+
+/// A word as a shell reads it.
+pub fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./:@,=+%".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 
@@ -172,6 +195,104 @@ impl InputArgs {
     pub fn columns(&self, label_column: Option<&str>) -> Options {
         self.file.labelled(label_column)
     }
+}
+
+/// The data of a run: the files of its splits, and how they are read.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DataArgs {
+    /// Folder with the splits of a data set: train.csv, val.csv, test.csv (in any format), train-00000-of-00001.parquet like the
+    /// hub's, or train/ and test/ with reviews in neg/ and pos/ [default: none]
+    #[arg(long, help_heading = "Data")]
+    pub data_dir: Option<PathBuf>,
+    /// Data set of the Hugging Face hub, such as stanfordnlp/imdb, instead of --data-dir [default: none]
+    #[arg(long, visible_alias = "dataset-name", conflicts_with_all = ["data_dir", "train_file"], value_name = "DIR_OR_ID")]
+    #[arg(help_heading = "Data")]
+    pub dataset: Option<PathBuf>,
+    /// Configuration of --dataset [default: its only one]
+    #[arg(long, visible_alias = "dataset-config-name", conflicts_with_all = ["data_dir", "train_file"], value_name = "NAME")]
+    #[arg(help_heading = "Data")]
+    pub dataset_config: Option<String>,
+    /// Split of --data-dir or --dataset to evaluate on during training; test for data sets without a validation split
+    /// [default: validation]
+    #[arg(long, conflicts_with_all = ["train_file", "validation_file"], help_heading = "Data")]
+    pub validation_split_name: Option<SplitName>,
+    /// Training data, instead of that in --data-dir: .csv, .tsv, .json, .jsonl, .parquet, .txt with one text;label or one
+    /// __label__name text per line, or a folder with reviews in neg/ and pos/ [default: none]
+    #[arg(long, alias = "file", help_heading = "Data")]
+    pub train_file: Option<PathBuf>,
+    /// Data to evaluate on during training [default: that of --data-dir or --dataset, if any]
+    #[arg(long, help_heading = "Data")]
+    pub validation_file: Option<PathBuf>,
+    /// Data to evaluate on once, at the end [default: that of --data-dir or --dataset, if any]
+    #[arg(long, help_heading = "Data")]
+    pub test_file: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Data")]
+    pub reading: FileArgs,
+    /// Column of the labels [default: found by its name]
+    #[arg(long, visible_alias = "label-column-name", help_heading = "Data")]
+    pub label_column: Option<String>,
+    /// Names of the classes whose labels are bare numbers or booleans, separated by commas, in order: from 0, of 1 and 2, or of
+    /// false and true [default: those of the file or the model, else LABEL_0, LABEL_1, ...]
+    #[arg(long, value_name = "NAME,NAME,...", value_parser = label_names, help_heading = "Data")]
+    pub label_names: Option<LabelNames>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SplitName {
+    Validation,
+    Test,
+}
+
+impl DataArgs {
+    /// The files of each split: those of --data-dir or --dataset, and those given in their place.
+    pub fn files(&self) -> Result<Splits> {
+        let mut files = match (&self.dataset, &self.data_dir) {
+            (Some(name), _) => {
+                hub::dataset(name, self.dataset_config.as_deref(), &[Split::Train, Split::Validation, Split::Test])?
+            }
+            (None, Some(dir)) => dataset::splits(dir)?,
+            (None, None) => Splits::default(),
+        };
+        let whole = self.dataset.as_ref().or(self.data_dir.as_ref());
+        for (given, needed, flag, needs) in [
+            (self.dataset_config.is_some(), self.dataset.is_some(), "--dataset-config", "--dataset"),
+            (self.validation_split_name.is_some(), whole.is_some(), "--validation-split-name", "--dataset or --data-dir"),
+        ] {
+            if given && !needed {
+                return Err(Error::user(flag, format!("has no effect without {needs}"), format!("pass {needs} too")));
+            }
+        }
+        if self.validation_split_name == Some(SplitName::Test) {
+            files.validation = std::mem::take(&mut files.test);
+        }
+        for (typed, found) in [
+            (&self.train_file, &mut files.train),
+            (&self.validation_file, &mut files.validation),
+            (&self.test_file, &mut files.test),
+        ] {
+            if let Some(file) = typed {
+                *found = vec![file.clone()];
+            }
+        }
+        match whole {
+            Some(name) if self.validation_split_name.is_some() && files.validation.is_empty() => {
+                Err(Error::user("--validation-split-name", format!("{} has no such split", name.display()), "choose another"))
+            }
+            Some(name) if files.train.is_empty() => {
+                Err(Error::user(name.display(), "has no training data", "name it with --train-file"))
+            }
+            None if files.train.is_empty() => {
+                Err(missing("--train-file", "a file of texts and labels, or --data-dir, or --dataset"))
+            }
+            _ => Ok(files),
+        }
+    }
+}
+
+/// A flag without which a run lacks its model or its data.
+pub fn missing(flag: &str, what: &str) -> Error {
+    Error::user(flag, "is missing", format!("name {what}, or leave out all files of the run"))
 }
 
 /// A split of a data set, in place of a file.

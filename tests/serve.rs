@@ -385,7 +385,7 @@ fn options_are_heard_or_refused_by_name() {
         ("/predict", "top_k", json!(-1)),
         ("/", "function_to_apply", json!("tanh")),
         ("/", "max_length", json!(128)),
-        ("/", "truncation_direction", json!("left")),
+        ("/", "truncation_direction", json!("middle")),
         ("/", "truncation", json!("longest_first")),
         ("/", "options", json!({ "use_cash": 1 })),
         ("/embed", "prompt_name", json!("query")),
@@ -406,6 +406,26 @@ fn options_are_heard_or_refused_by_name() {
     assert!(refusal(server.address, "/", &json!({ "inputs": "good", "parameters": [] })).contains("`parameters`"));
     let long = json!({ "inputs": "good ".repeat(100), "parameters": { "truncation": false } });
     assert_eq!(post(server.address, "/", &long).status, 413);
+}
+
+#[test]
+fn long_texts_are_cut_as_the_model_says_or_as_asked() {
+    let model = crate::truncation::with("text/hf", "tokenizer_config.json", "truncation_side", json!("left"));
+    let server = Server::of(model.path(), &["--max-length", "6"], &[]);
+    let ask = |body: Value| {
+        let reply = post(server.address, "/predict", &body);
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        reply.json()
+    };
+    let text = "good great fine superb bad awful dull poor";
+    let [start, end] = ["good great fine superb", "bad awful dull poor"].map(|text| ask(json!({ "inputs": text })));
+    assert_ne!(start, end);
+    assert_eq!(ask(json!({ "inputs": text })), end);
+    assert_eq!(ask(json!({ "inputs": text, "truncation_direction": "Left" })), end);
+    assert_eq!(ask(json!({ "inputs": text, "truncation_direction": "right" })), start);
+    let ids = tokenizer().encode(&[text], 48, &|_| ()).unwrap().ids;
+    assert_eq!(ask(json!({ "inputs": ids })), end);
+    assert_eq!(ask(json!({ "inputs": ids, "truncation_direction": "right" })), start);
 }
 
 #[test]

@@ -20,5 +20,6 @@ mod rows;
 mod serve;
 mod tokenize;
 mod train;
+mod truncation;
 #[path = "vgpu.rs"]
 mod virtual_gpu;

@@ -96,7 +96,7 @@ fn the_configuration_decides_over_normalisation() {
 fn baked_in_lengths_are_overridden() {
     let plain = fs::read(golden("text/hf/tokenizer.json")).unwrap();
     let mut baked: Value = serde_json::from_slice(&plain).unwrap();
-    baked["truncation"] = json!({"direction": "Left", "max_length": 7, "strategy": "LongestFirst", "stride": 2});
+    baked["truncation"] = json!({"direction": "Right", "max_length": 7, "strategy": "LongestFirst", "stride": 2});
     baked["padding"] = json!({"strategy": {"Fixed": 30}, "direction": "Right", "pad_to_multiple_of": null,
         "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"});
     let texts = ["good", "a good, good, lovely film with a very bad screen and a boring actor", ""];
@@ -463,9 +463,11 @@ fn other_data_or_settings_are_tokenized_again() {
     }
     let json = fs::read_to_string(other.join("tokenizer.json")).unwrap();
     fs::write(other.join("tokenizer.json"), json.replace("\"lowercase\": true", "\"lowercase\":false")).unwrap();
-    let settings: [&[&str]; 9] = [
+    let settings: [&[&str]; 11] = [
         &[],
         &["--max-length", "9"],
+        &["--max-length", "9", "--truncation-side", "left"],
+        &["--max-length", "9", "--truncation-side", "middle"],
         &["--max-train-samples", "50"],
         &["--validation-split", "0.2"],
         &["--validation-split", "0.3"],

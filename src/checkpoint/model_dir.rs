@@ -3,9 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
+
 use super::weights::{self, Weights};
 use crate::data::inputs::{Content, Input};
 use crate::data::tokenize::{Encoded, Tokenizer};
+use crate::data::truncation::TruncationSide;
 use crate::error::{Error, Result};
 use crate::files::{checksums, seal, sync_dir, write_file};
 use crate::model::Model;
@@ -21,8 +24,10 @@ pub const FILES: [&str; 6] =
 pub const PARTIAL: &str = "model.partial";
 const READY: &str = "model.ready";
 
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
 /// Files beside the weights that are copied unread.
-const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
+const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.txt"];
 
 pub struct ModelDir {
     pub path: PathBuf,
@@ -72,6 +77,28 @@ impl ModelDir {
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         let fact = "this folder has no tokenizer.json and no vocab.txt";
         self.tokenizer.as_ref().ok_or_else(|| Error::user(self.path.display(), fact, "add the one that belongs to the model"))
+    }
+
+    /// Changes which part of long texts is cut, here and in the folders that are written.
+    pub fn set_truncation_side(&mut self, side: TruncationSide) -> Result<()> {
+        let file = self.path.join(TOKENIZER_CONFIG);
+        let Some(tokenizer) = self.tokenizer.as_mut().filter(|tokenizer| tokenizer.truncation_side != side) else {
+            return Ok(());
+        };
+        tokenizer.truncation_side = side;
+        let at = self.tokenizer_files.iter().position(|(name, _)| *name == TOKENIZER_CONFIG);
+        let mut config: Map<String, Value> = match at {
+            Some(at) => serde_json::from_slice(&self.tokenizer_files[at].1)
+                .map_err(|e| Error::user(file.display(), format!("not a JSON object: {e}"), "download the model folder again"))?,
+            None => Map::new(),
+        };
+        side.write(&mut config);
+        let content = format!("{:#}\n", Value::Object(config)).into_bytes();
+        match at {
+            Some(at) => self.tokenizer_files[at].1 = content,
+            None => self.tokenizer_files.push((TOKENIZER_CONFIG, content)),
+        }
+        Ok(())
     }
 
     /// The token ids of `inputs`, in order. Texts are truncated to `max_length` tokens; token ids are not.

@@ -25,7 +25,7 @@ use crate::train::{hugging_face, recipe};
 type Entry = (&'static str, fn() -> Command, fn(Vec<OsString>) -> Result<()>);
 
 const COMMANDS: [Entry; 8] = [
-    ("describe", flags::command::<describe::Args>, |words| flags::parse(words)?.map_or(Ok(()), describe::run)),
+    ("describe", flags::command::<describe::Args>, describe::run),
     ("tokenize", flags::command::<tokenize::Args>, |words| flags::parse(words)?.map_or(Ok(()), tokenize::run)),
     ("train", flags::command::<crate::train::args::Args>, train),
     ("predict", flags::command::<predict::Args>, |words| flags::parse(words)?.map_or(Ok(()), predict::run)),

@@ -31,19 +31,15 @@ pub fn run(args: Args) -> Result<()> {
     let (tokenizer, max_length) = (source.tokenizer()?, source.max_length(args.max_length)?);
     for text in &args.texts {
         let pieces = tokenizer.pieces(text, true)?;
-        let encoded = tokenizer.encode(&[text], max_length, &|_| ())?;
-        let (kept, all) = (&encoded.ids, pieces.len());
-        // The model reads the tokens before a gap and after it.
-        let before = kept.iter().zip(&pieces).take_while(|(id, piece)| **id == piece.id as i32).count();
-        let gap = before..all - (kept.len() - before);
+        let (cut, all) = (tokenizer.cut(&pieces, max_length)?, pieces.len());
         let mut rows = vec![["token", "id", "characters", ""].map(String::from)];
         for (i, piece) in pieces.iter().enumerate() {
             let characters = if piece.special { String::new() } else { piece.text.replace(char::is_control, " ") };
-            let cut = if gap.contains(&i) { "truncated" } else { "" };
-            rows.push([tokenizer.token(piece.id), piece.id.to_string(), characters, cut.to_string()]);
+            let note = if cut.contains(&i) { "truncated" } else { "" };
+            rows.push([tokenizer.token(piece.id), piece.id.to_string(), characters, note.to_string()]);
         }
         print(table(&rows))?;
-        print(format!("{all} tokens, of which the model reads {} (at most {max_length})\n", kept.len()))?;
+        print(format!("{all} tokens, of which the model reads {} (at most {max_length})\n", all - cut.len()))?;
     }
     Ok(())
 }

@@ -9,4 +9,5 @@ pub mod pack;
 pub mod pretrained;
 pub mod scored;
 pub mod tokenize;
+pub mod truncation;
 pub mod wordpiece;

@@ -1,15 +1,17 @@
 //! Texts to token ids, with a Hugging Face `tokenizer.json`: special tokens added, truncated to a length, never padded.
 
 use std::fmt::Display;
+use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
-use tokenizers::{Encoding, Token};
+use tokenizers::{Encoding, Token, TruncationDirection};
 
 use crate::data::pack::PackedBatch;
 use crate::data::pretrained;
+use crate::data::truncation::TruncationSide;
 use crate::data::wordpiece::WordPiece;
 use crate::error::{Error, Result};
 
@@ -112,6 +114,8 @@ pub struct Tokenizer {
     pub json: Vec<u8>,
     /// `model_max_length` of `tokenizer_config.json`, if it is a meaningful number.
     pub max_length: Option<usize>,
+    /// The part of long texts that is cut.
+    pub truncation_side: TruncationSide,
     /// Largest token id + 1; must not exceed the model's vocabulary.
     pub vocab: usize,
 }
@@ -186,6 +190,9 @@ impl Tokenizer {
         let mut tokenizer = Tokenizer::parse(&json, place)?;
         // If there is no limit, Hugging Face writes 1e30.
         tokenizer.max_length = config["model_max_length"].as_u64().map(|n| n as usize);
+        if let Some(side) = TruncationSide::of_config(&config, &path("tokenizer_config.json"))? {
+            tokenizer.truncation_side = side;
+        }
         Ok(tokenizer)
     }
 
@@ -199,39 +206,53 @@ impl Tokenizer {
         // Parsing a string is compiled in their crate; the generic `from_bytes` would be compiled once more in ours.
         let inner = str::from_utf8(json).map_err(tokenizers::Error::from).and_then(str::parse::<tokenizers::Tokenizer>);
         let mut inner = inner.map_err(|e| bad(format!("not a tokenizer: {e}")))?;
-        // A file may ask for truncation and padding; the caller decides about both.
+        // A file may ask for truncation and padding. The caller decides about both; only the side of truncation is kept, as in
+        // Hugging Face's tokenizers.
+        let truncation_side = match inner.get_truncation() {
+            Some(truncation) if truncation.direction == TruncationDirection::Left => TruncationSide::Left,
+            _ => TruncationSide::Right,
+        };
         inner.with_padding(None).with_truncation(None).map_err(|e| bad(e.to_string()))?;
         let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let frame = Frame::of(&inner).map_err(|e| bad(e.to_string()))?.filter(|frame| frame.specials() > 0);
         let frame = frame.ok_or_else(|| bad("it adds no [CLS] and [SEP]".to_string()))?;
-        Ok(Tokenizer { fast: WordPiece::new(&inner), inner, frame, json: json.to_vec(), max_length: None, vocab })
+        let (fast, json) = (WordPiece::new(&inner), json.to_vec());
+        Ok(Tokenizer { fast, inner, frame, json, max_length: None, truncation_side, vocab })
     }
 
-    /// Token ids of each text, in order, truncated on the right to `max_length` tokens including the special ones, on all
-    /// cores. `progress` is called from any thread with the number of texts just finished. An error if `max_length` leaves no
-    /// room for text.
+    /// Token ids of each text, in order, truncated to `max_length` tokens including the special ones, on all cores. `progress`
+    /// is called from any thread with the number of texts just finished. An error if `max_length` leaves no room for text.
     pub fn encode<T: AsRef<str> + Sync>(
         &self,
         texts: &[T],
         max_length: usize,
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Encoded> {
-        let specials = self.frame.specials();
-        let room = max_length.checked_sub(specials).filter(|&room| room > 0).ok_or_else(|| {
-            let fact = format!("{max_length} leaves no room for text beside {specials} special tokens");
-            Error::user("--max-length", fact, format!("give at least {}", specials + 1))
-        })?;
+        self.encode_from(texts, max_length, self.truncation_side, progress)
+    }
+
+    /// The same, with another part of long texts cut than the model's.
+    pub fn encode_from<T: AsRef<str> + Sync>(
+        &self,
+        texts: &[T],
+        max_length: usize,
+        side: TruncationSide,
+        progress: &(dyn Fn(usize) + Sync),
+    ) -> Result<Encoded> {
+        let room = self.room(max_length)?;
+        // Only to cut the end, the rest of a text need not be read.
+        let limit = if side == TruncationSide::Right { room.saturating_add(1) } else { usize::MAX };
         let chunks = texts.par_chunks(256).map(|chunk| {
             let (mut encoded, mut ids) = (Encoded::default(), Vec::new());
             for text in chunk {
                 ids.clone_from(&self.frame.before);
-                self.tokens(text.as_ref(), room.saturating_add(1), &mut ids)?;
-                let end = ids.len().min(self.frame.before.len().saturating_add(room));
-                let cut = ids.len() > end;
-                ids.truncate(end);
-                let types = self.frame.types(end - self.frame.before.len());
+                self.tokens(text.as_ref(), limit, &mut ids)?;
+                let start = self.frame.before.len();
+                let cut = cut(ids.len() - start, room, side);
+                ids.drain(start + cut.start..start + cut.end);
+                let types = self.frame.types(ids.len() - start);
                 ids.extend(&self.frame.after);
-                encoded.append(&ids, &types, cut);
+                encoded.append(&ids, &types, !cut.is_empty());
             }
             progress(chunk.len());
             Ok(encoded)
@@ -243,9 +264,18 @@ impl Tokenizer {
         Ok(all)
     }
 
+    /// Tokens of a text that fit beside the special ones.
+    fn room(&self, max_length: usize) -> Result<usize> {
+        let specials = self.frame.specials();
+        max_length.checked_sub(specials).filter(|&room| room > 0).ok_or_else(|| {
+            let fact = format!("{max_length} leaves no room for text beside {specials} special tokens");
+            Error::user("--max-length", fact, format!("give at least {}", specials + 1))
+        })
+    }
+
     /// Rows of token ids, truncated like texts; the special tokens around a text are added unless they are there.
-    pub fn encode_ids(&self, rows: &[Vec<u32>], max_length: usize) -> Result<Encoded> {
-        let room = max_length.saturating_sub(self.frame.specials());
+    pub fn encode_ids(&self, rows: &[Vec<u32>], max_length: usize, side: TruncationSide) -> Result<Encoded> {
+        let room = self.room(max_length)?;
         let mut encoded = Encoded::default();
         for row in rows {
             if let Some(id) = row.iter().find(|&&id| id as usize >= self.vocab) {
@@ -255,8 +285,9 @@ impl Tokenizer {
             let row: Vec<i32> = row.iter().map(|&id| id as i32).collect();
             let Frame { before, after, .. } = &self.frame;
             let text = row.strip_prefix(&before[..]).and_then(|row| row.strip_suffix(&after[..])).unwrap_or(&row);
-            let kept = &text[..text.len().min(room)];
-            encoded.append(&[before, kept, after].concat(), &self.frame.types(kept.len()), kept.len() < text.len());
+            let cut = cut(text.len(), room, side);
+            let kept = [&text[..cut.start], &text[cut.end..]].concat();
+            encoded.append(&[before, &kept[..], after].concat(), &self.frame.types(kept.len()), !cut.is_empty());
         }
         Ok(encoded)
     }
@@ -274,7 +305,14 @@ impl Tokenizer {
         Ok((0..encoding.len()).map(piece).collect())
     }
 
-    /// The token of an id, as the vocabulary has it.
+    /// Which of a text's pieces, with the special ones, are cut so that `max_length` are left.
+    pub fn cut(&self, pieces: &[Piece], max_length: usize) -> Result<Range<usize>> {
+        let (before, room) = (self.frame.before.len(), self.room(max_length)?);
+        let cut = cut(pieces.len() - self.frame.specials(), room, self.truncation_side);
+        Ok(before + cut.start..before + cut.end)
+    }
+
+    /// A token as the vocabulary has it: `##ing`.
     pub fn token(&self, id: u32) -> String {
         self.inner.id_to_token(id).unwrap_or_default()
     }
@@ -287,6 +325,17 @@ impl Tokenizer {
         let encoding = self.inner.encode_fast(text, false).map_err(untokenized)?;
         ids.extend(encoding.get_ids().iter().map(|&id| id as i32));
         Ok(())
+    }
+}
+
+/// The tokens of a text of this many that are cut so that `room` are left; empty if all fit.
+fn cut(tokens: usize, room: usize, side: TruncationSide) -> Range<usize> {
+    match tokens.checked_sub(room) {
+        None | Some(0) => tokens..tokens,
+        Some(_) => {
+            let [head, tail] = side.kept(room);
+            head..tokens - tail
+        }
     }
 }
 

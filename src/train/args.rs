@@ -12,12 +12,12 @@ use super::recipe;
 use super::schedule::ScheduleKind;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::note;
-use crate::data::dataset::{self, Split, Splits};
+use crate::data::dataset::{self, Splits};
+use crate::data::truncation::TruncationSide;
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::same_file;
-use crate::flags::{FileArgs, LabelNames, count, label_names, not_negative, open_unit, positive, truth, unit};
-use crate::hub;
+use crate::flags::{DataArgs, count, missing, not_negative, open_unit, positive, truth, unit};
 use crate::metrics::Metric;
 use crate::sample::RUNS;
 
@@ -73,50 +73,21 @@ pub struct Args {
     #[arg(long, help_heading = "Model and run")]
     pub quiet: bool,
 
-    /// Folder with the splits of a data set: train.csv, val.csv, test.csv (in any format), train-00000-of-00001.parquet like the
-    /// hub's, or train/ and test/ with reviews in neg/ and pos/ [default: none]
-    #[arg(long, help_heading = "Data")]
-    pub data_dir: Option<PathBuf>,
-    /// Data set of the Hugging Face hub, such as stanfordnlp/imdb, instead of --data-dir [default: none]
-    #[arg(long, visible_alias = "dataset-name", conflicts_with_all = ["data_dir", "train_file"], value_name = "DIR_OR_ID")]
-    #[arg(help_heading = "Data")]
-    pub dataset: Option<PathBuf>,
-    /// Configuration of --dataset [default: its only one]
-    #[arg(long, visible_alias = "dataset-config-name", conflicts_with_all = ["data_dir", "train_file"], value_name = "NAME")]
-    #[arg(help_heading = "Data")]
-    pub dataset_config: Option<String>,
-    /// Split of --data-dir or --dataset to evaluate on during training; test for data sets without a validation split
-    /// [default: validation]
-    #[arg(long, conflicts_with_all = ["train_file", "validation_file", "validation_split"], help_heading = "Data")]
-    pub validation_split_name: Option<SplitName>,
-    /// Training data, instead of that in --data-dir: .csv, .tsv, .json, .jsonl, .parquet, .txt with one text;label or one
-    /// __label__name text per line, or a folder with reviews in neg/ and pos/ [default: none]
-    #[arg(long, help_heading = "Data")]
-    pub train_file: Option<PathBuf>,
-    /// Data to evaluate on during training [default: that of --data-dir or --dataset, if any]
-    #[arg(long, help_heading = "Data")]
-    pub validation_file: Option<PathBuf>,
-    /// Data to evaluate on once, at the end [default: that of --data-dir or --dataset, if any]
-    #[arg(long, help_heading = "Data")]
-    pub test_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub data: DataArgs,
     /// Fraction of the training data to hold out for validation, stratified by class [default: none]
-    #[arg(long, value_parser = open_unit, conflicts_with = "validation_file", help_heading = "Data")]
+    #[arg(long, value_parser = open_unit, conflicts_with_all = ["validation_file", "validation_split_name"], help_heading = "Data")]
     pub validation_split: Option<f64>,
-    #[command(flatten, next_help_heading = "Data")]
-    pub reading: FileArgs,
-    /// Column of the labels [default: found by its name]
-    #[arg(long, visible_alias = "label-column-name", help_heading = "Data")]
-    pub label_column: Option<String>,
-    /// Names of the classes whose labels are bare numbers or booleans, separated by commas, in order: from 0, of 1 and 2, or of
-    /// false and true [default: those of the file or the model, else LABEL_0, LABEL_1, ...]
-    #[arg(long, value_name = "NAME,NAME,...", value_parser = label_names, help_heading = "Data")]
-    pub label_names: Option<LabelNames>,
     /// The class of two that precision, recall, F1 and the areas are of [default: the second]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub positive_label: Option<String>,
     /// Truncate texts to this many tokens [default: the smallest of the tokenizer's limit, the model's positions and 512]
     #[arg(long, visible_alias = "max-seq-length", value_parser = count, help_heading = "Data")]
     pub max_length: Option<usize>,
+    /// Which part of longer texts is cut: right (the end), left (the start), or middle, which keeps the first quarter and the
+    /// last three quarters of --max-length; the model folder carries it [default: the model's, else right]
+    #[arg(long, value_name = "SIDE", hide_possible_values = true, help_heading = "Data")]
+    pub truncation_side: Option<TruncationSide>,
     /// Use only this many training rows, the first ones [default: all]
     #[arg(long, value_parser = count, help_heading = "Data")]
     pub max_train_samples: Option<usize>,
@@ -232,13 +203,6 @@ pub struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum SplitName {
-    Validation,
-    Test,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
 pub enum Strategy {
     No,
     Steps,
@@ -295,6 +259,8 @@ pub struct Settings {
     #[serde(skip)]
     pub test_may_lack_labels: bool,
     pub max_length: Option<usize>,
+    /// The model's, if none.
+    pub truncation_side: Option<TruncationSide>,
     pub max_train_samples: Option<usize>,
     pub max_eval_samples: Option<usize>,
     pub shuffle: bool,
@@ -366,7 +332,10 @@ impl Args {
         } else if resumes {
             return Err(Error::user("--output-dir", "is missing", "name the folder of the run to resume"));
         }
-        let files = self.files()?;
+        let mut files = self.data.files()?;
+        if self.validation_split.is_some() {
+            files.validation.clear();
+        }
 
         let validates = !files.validation.is_empty() || self.validation_split.is_some();
         let logging_steps = self.logging_steps.unwrap_or(10);
@@ -429,14 +398,15 @@ impl Args {
             overwrite_output_dir: overwrites,
             resume_from_checkpoint: self.resume_from_checkpoint,
             dry_run: self.dry_run,
-            dataset: self.dataset.or(self.data_dir),
+            dataset: self.data.dataset.or(self.data.data_dir),
             files,
             validation_split: self.validation_split,
-            reading: self.reading.labelled(self.label_column.as_deref()),
-            label_names: self.label_names.map(|names| names.0),
+            reading: self.data.reading.labelled(self.data.label_column.as_deref()),
+            label_names: self.data.label_names.map(|names| names.0),
             positive_label: self.positive_label,
-            test_may_lack_labels: self.test_file.is_none(),
+            test_may_lack_labels: self.data.test_file.is_none(),
             max_length: self.max_length,
+            truncation_side: self.truncation_side,
             max_train_samples: self.max_train_samples,
             max_eval_samples: self.max_eval_samples,
             shuffle: !self.no_shuffle,
@@ -472,57 +442,6 @@ impl Args {
             fail_under,
         })
     }
-
-    /// The files of each split: those of --data-dir or --dataset, and those given in their place.
-    pub fn files(&self) -> Result<Splits> {
-        let mut files = match (&self.dataset, &self.data_dir) {
-            (Some(name), _) => {
-                hub::dataset(name, self.dataset_config.as_deref(), &[Split::Train, Split::Validation, Split::Test])?
-            }
-            (None, Some(dir)) => dataset::splits(dir)?,
-            (None, None) => Splits::default(),
-        };
-        let whole = self.dataset.as_ref().or(self.data_dir.as_ref());
-        for (given, needed, flag, needs) in [
-            (self.dataset_config.is_some(), self.dataset.is_some(), "--dataset-config", "--dataset"),
-            (self.validation_split_name.is_some(), whole.is_some(), "--validation-split-name", "--dataset or --data-dir"),
-        ] {
-            if given && !needed {
-                return Err(Error::user(flag, format!("has no effect without {needs}"), format!("pass {needs} too")));
-            }
-        }
-        if self.validation_split_name == Some(SplitName::Test) {
-            files.validation = std::mem::take(&mut files.test);
-        }
-        if self.validation_split.is_some() {
-            files.validation.clear();
-        }
-        for (typed, found) in [
-            (&self.train_file, &mut files.train),
-            (&self.validation_file, &mut files.validation),
-            (&self.test_file, &mut files.test),
-        ] {
-            if let Some(file) = typed {
-                *found = vec![file.clone()];
-            }
-        }
-        match whole {
-            Some(name) if self.validation_split_name.is_some() && files.validation.is_empty() => {
-                Err(Error::user("--validation-split-name", format!("{} has no such split", name.display()), "choose another"))
-            }
-            Some(name) if files.train.is_empty() => {
-                Err(Error::user(name.display(), "has no training data", "name it with --train-file"))
-            }
-            None if files.train.is_empty() => {
-                Err(missing("--train-file", "a file of texts and labels, or --data-dir, or --dataset"))
-            }
-            _ => Ok(files),
-        }
-    }
-}
-
-fn missing(flag: &str, what: &str) -> Error {
-    Error::user(flag, "is missing", format!("name {what}, or leave out all files of the run"))
 }
 
 impl Settings {

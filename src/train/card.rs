@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::checkpoint::model_dir::ModelDir;
+use crate::data::truncation::TruncationSide;
 use crate::hub;
 use crate::metrics::Metric;
 use crate::model::config::Config;
@@ -79,6 +80,10 @@ pub fn model_card(
         ("seed", settings.seed.to_string()),
     ] {
         card += &format!("- {what}: {value}\n");
+    }
+    let side = source.tokenizer.as_ref().map(|tokenizer| tokenizer.truncation_side).unwrap_or_default();
+    if side != TruncationSide::Right {
+        card += &format!("- long texts: truncated{}\n", side.place());
     }
     let (mut loss, mut evaluations) = (None, String::new());
     for entry in log.entries() {

@@ -48,7 +48,7 @@ impl Data {
                 note("data: tokenized by an earlier run");
                 data.notes.iter().for_each(note);
                 for (what, encoded) in data.parts() {
-                    Some(cut(what, encoded, max_length)).filter(|line| !line.is_empty()).into_iter().for_each(note);
+                    Some(cut(what, encoded, tokenizer, max_length)).filter(|line| !line.is_empty()).into_iter().for_each(note);
                 }
                 data
             }
@@ -80,6 +80,7 @@ impl Data {
         let decisive = json!({
             "tokenizer": String::from_utf8_lossy(&tokenizer.json),
             "max_length": max_length,
+            "truncation_side": tokenizer.truncation_side,
             "columns": format!("{:?}", settings.columns()),
             "names": config.labels_named.then_some(&config.labels),
             "label_names": settings.label_names,
@@ -180,7 +181,7 @@ pub fn encode(what: &str, data: Dataset, tokenizer: &Tokenizer, max_length: usiz
     let progress = Progress::new(&format!("tokenizing {what}"), data.texts.len() as u64, &["texts"]);
     let mut encoded = tokenizer.encode(&data.texts, max_length, &|done| progress.add(&[done as u64]))?;
     encoded.labels = data.labels;
-    let cut = cut(what, &encoded, max_length);
+    let cut = cut(what, &encoded, tokenizer, max_length);
     if progress.elapsed() < Duration::from_secs(1) {
         progress.dismiss(&cut);
     } else {
@@ -190,11 +191,16 @@ pub fn encode(what: &str, data: Dataset, tokenizer: &Tokenizer, max_length: usiz
 }
 
 /// The number of truncated texts, in words; "" for none.
-fn cut(what: &str, encoded: &Encoded, max_length: usize) -> String {
+fn cut(what: &str, encoded: &Encoded, tokenizer: &Tokenizer, max_length: usize) -> String {
     let (cut, rows) = (encoded.truncated(), encoded.rows());
     if cut == 0 {
         return String::new();
     }
     let share = 100.0 * cut as f64 / rows as f64;
-    format!("{what}: {} of {} truncated to {max_length} tokens ({share:.1} %)", Count(cut as u64), counted(rows, "text"))
+    format!(
+        "{what}: {} of {} truncated to {max_length} tokens{} ({share:.1} %)",
+        Count(cut as u64),
+        counted(rows, "text"),
+        tokenizer.truncation_side.place()
+    )
 }

@@ -11,6 +11,7 @@ use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::{note, notice_interrupts};
 use crate::data::tokenize::Encoded;
+use crate::data::truncation::TruncationSide;
 use crate::device::Opened;
 use crate::error::{Error, Result};
 use crate::hub;
@@ -42,7 +43,13 @@ impl<'a> Setup<'a> {
     /// Caches tokenized texts in the folder `cache`, if any.
     pub fn read(settings: &'a Settings, device: Opened, cache: Option<&Path>) -> Result<Setup<'a>> {
         device.notes.iter().for_each(note);
-        let source = ModelDir::read(&hub::model(&settings.model)?)?;
+        let mut source = ModelDir::read(&hub::model(&settings.model)?)?;
+        if let Some(side) = settings.truncation_side {
+            source.set_truncation_side(side)?;
+        }
+        if source.tokenizer()?.truncation_side == TruncationSide::Middle {
+            note("note: long texts are cut in the middle, which transformers does not know: with this model it cuts the end");
+        }
         let max_length = source.max_length(settings.max_length)?;
         let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
         if settings.fail_under.is_some() && data.validation.is_none() && data.test.is_none() {

@@ -13,7 +13,7 @@ use crate::checkpoint::model_dir::{read_tensors, write_tensors};
 use crate::checkpoint::run_dir::checkpoint_step;
 use crate::checkpoint::weights::{self, Weights};
 use crate::console::note;
-use crate::data::tokenize::Encoded;
+use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::files::{verify, write_json};
@@ -141,7 +141,10 @@ impl RunState {
         for (was, is) in [(&self.fingerprint, fingerprint), (&was, &is)] {
             let Some((key, is)) = is.as_object().into_iter().flatten().find(|(key, is)| was[*key] != **is) else { continue };
             let fact = match key.as_str() {
-                "data" => "was written with other training data, another tokenizer or another --max-length".to_string(),
+                "data" => {
+                    "was written with other training data, another tokenizer, another --max-length or another --truncation-side"
+                        .to_string()
+                }
                 _ => format!("was written with {key} {}, but this run has {is}", was[key]),
             };
             return Err(Error::user(checkpoint.display(), fact, "resume with the same settings, or start a new run"));
@@ -281,6 +284,11 @@ impl Trainer<'_> {
         let checkpoint = checkpoint.as_path();
         state.check(checkpoint, &self.state.fingerprint, &self.model.plan.config)?;
         state.check_numbers(checkpoint, self.schedule.total, self.settings.gradient_accumulation_steps)?;
+        let sides = [&Tokenizer::read(checkpoint)?, self.source.tokenizer()?].map(|tokenizer| tokenizer.truncation_side.name());
+        if sides[0] != sides[1] {
+            let fact = format!("was written with --truncation-side {}, but this run has {}", sides[0], sides[1]);
+            return Err(Error::user(checkpoint.display(), fact, "resume with the same settings, or start a new run"));
+        }
         self.state = RunState { masks: MASKS.to_string(), ..state };
         let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
         let later = if asked.as_os_str() == "newest" { "damaged" } else { "later than the checkpoint that is resumed" };

@@ -122,7 +122,7 @@ fn published_command_lines_run_as_they_are() {
 
     let glue = parsed(GLUE);
     let shown = |path: &Option<std::path::PathBuf>| path.as_deref().map(|path| path.display().to_string());
-    assert_eq!((shown(&glue.dataset).as_deref(), glue.dataset_config.as_deref()), (Some("nyu-mll/glue"), Some("mrpc")));
+    assert_eq!((shown(&glue.data.dataset).as_deref(), glue.data.dataset_config.as_deref()), (Some("nyu-mll/glue"), Some("mrpc")));
     assert_eq!((shown(&glue.model).as_deref(), glue.max_length), (Some("google-bert/bert-base-cased"), Some(128)));
     assert_eq!((glue.batch_size, glue.learning_rate, glue.epochs), (Some(32), Some(2e-5), Some(3.0)));
     assert_eq!((glue.eval_strategy, parsed(IMDB).eval_strategy), (Some(Strategy::Epoch), None));

@@ -534,7 +534,14 @@ fn flags_override_a_file_and_a_file_a_recipe() {
         let text = |path: &Option<PathBuf>| path.as_deref().map_or(String::new(), |path| path.display().to_string());
         let numbers = [args.epochs, args.batch_size.map(|n| n as f64), args.learning_rate, args.weight_decay];
         let numbers = numbers.map(|number| number.unwrap());
-        (text(&args.model), text(&args.dataset), args.max_length, args.validation_split, numbers, args.load_best_model_at_end)
+        (
+            text(&args.model),
+            text(&args.data.dataset),
+            args.max_length,
+            args.validation_split,
+            numbers,
+            args.load_best_model_at_end,
+        )
     };
     let (distilbert, imdb) = ("distilbert/distilbert-base-uncased".to_string(), "stanfordnlp/imdb".to_string());
     let two = |batch: f64| [2.0, batch, 2e-5, 0.01];
@@ -550,11 +557,14 @@ fn flags_override_a_file_and_a_file_a_recipe() {
     let args = parse(&format!("--epochs 7 --config {} --train-file mine.csv", path(&config))).unwrap();
     assert_eq!((args.epochs, args.batch_size, args.eval_batch_size), (Some(7.0), Some(4), Some(16)));
     assert_eq!((args.from_scratch, args.class_weights), (Some(true), Some(ClassWeights::Given(vec![1.0, 2.5]))));
-    assert_eq!((args.dataset, args.validation_split_name.is_none()), (None, true));
+    assert_eq!((args.data.dataset, args.data.validation_split_name.is_none()), (None, true));
     let args = parse("--recipe imdb --validation-split 0.3").unwrap();
-    assert_eq!((args.validation_split, args.validation_split_name.is_none(), args.dataset.is_some()), (Some(0.3), true, true));
+    assert_eq!(
+        (args.validation_split, args.data.validation_split_name.is_none(), args.data.dataset.is_some()),
+        (Some(0.3), true, true)
+    );
     let args = parse("--recipe sample --validation-split 0.3 --learning_rate 1").unwrap();
-    assert_eq!((args.validation_file, args.learning_rate, args.seed), (None, Some(1.0), None));
+    assert_eq!((args.data.validation_file, args.learning_rate, args.seed), (None, Some(1.0), None));
 
     // Through the binary; errors in a file have its line.
     let out = dir.path().join("out");

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode};
 
 use super::Service;
 use super::refusal::{Answered, Refusal, refusal};
-use super::request::{Inputs, Rows};
+use super::request::{Inputs, Rows, TruncationDirection};
 use crate::error::{Error, Kind};
 use crate::infer::Output;
 use crate::report::log::counted;
@@ -27,6 +27,7 @@ pub async fn compute(
     service: &Arc<Service>,
     inputs: Inputs,
     truncate: Option<bool>,
+    direction: Option<TruncationDirection>,
     output: Output,
 ) -> Answered<(Figures, Vec<Vec<f32>>)> {
     let Service { options, queue, metrics, .. } = &**service;
@@ -37,9 +38,10 @@ pub async fn compute(
     let truncate = truncate.unwrap_or(true);
     let tokenize = move |service: &Service| {
         let (tokenizer, max_length) = (service.served.tokenizer(), service.served.max_length);
+        let side = direction.map_or(tokenizer.truncation_side, TruncationDirection::side);
         let rows = match rows {
-            Rows::Texts(texts) => tokenizer.encode(&texts, max_length, &|_| ()),
-            Rows::Ids(ids) => tokenizer.encode_ids(&ids, max_length),
+            Rows::Texts(texts) => tokenizer.encode_from(&texts, max_length, side, &|_| ()),
+            Rows::Ids(ids) => tokenizer.encode_ids(&ids, max_length, side),
         };
         let rows = rows.map_err(untokenized)?;
         match rows.cut.iter().position(|&cut| cut && !truncate) {

@@ -81,7 +81,7 @@ pub async fn errors(request: Request, next: Next) -> Response {
 /// Vectors of length 1.
 pub async fn embeddings(State(service): Shared, request: Request) -> Answered {
     let request: Embeddings = typed(object(request, &service).await?)?;
-    let (figures, vectors) = compute(&service, request.input, None, Output::Vector { normalize: true }).await?;
+    let (figures, vectors) = compute(&service, request.input, None, None, Output::Vector { normalize: true }).await?;
     let encode = |vector: Vec<f32>| match request.encoding_format {
         EncodingFormat::Float => Vector::Float(vector),
         EncodingFormat::Base64 => {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::Service;
 use super::refusal::{Answered, Refusal, invalid, refusal};
+use crate::data::truncation::TruncationSide;
 use crate::report::log::counted;
 
 /// The body of a request of Hugging Face's protocols, whatever its Content-Type. Its options are beside `inputs`, or in
@@ -136,10 +137,21 @@ impl Inputs {
 }
 
 /// The side on which long texts are cut.
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 pub enum TruncationDirection {
     #[serde(rename = "right", alias = "Right")]
     Right,
+    #[serde(rename = "left", alias = "Left")]
+    Left,
+}
+
+impl TruncationDirection {
+    pub fn side(self) -> TruncationSide {
+        match self {
+            TruncationDirection::Right => TruncationSide::Right,
+            TruncationDirection::Left => TruncationSide::Left,
+        }
+    }
 }
 
 /// Options of Hugging Face's Inference API about its own machines: without effect here.

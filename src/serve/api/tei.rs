@@ -31,8 +31,8 @@ pub struct Predict {
     /// Truncate texts that are too long, instead of refusing them; true by default.
     #[serde(alias = "truncation")]
     truncate: Option<bool>,
-    #[serde(rename = "truncation_direction")]
-    _truncation_direction: Option<TruncationDirection>,
+    /// The model's by default.
+    truncation_direction: Option<TruncationDirection>,
     /// Logits instead of probabilities.
     raw_scores: Option<bool>,
     function_to_apply: Option<Function>,
@@ -82,7 +82,8 @@ pub async fn classify(service: &Arc<Service>, request: Predict) -> Answered<(Fig
         Some(true) => Some(served.stars.as_deref().ok_or_else(unknown)?),
         _ => None,
     };
-    let (figures, rows) = compute(service, request.inputs, request.truncate, Output::Logits).await?;
+    let (figures, rows) =
+        compute(service, request.inputs, request.truncate, request.truncation_direction, Output::Logits).await?;
     let scored = |logits: &Vec<f32>| {
         let mut labels = ranked(served.labels(), logits, function != Function::Softmax);
         labels.truncate(request.top_k.map_or(usize::MAX, NonZeroUsize::get));
@@ -114,8 +115,8 @@ pub struct Embed {
     inputs: Inputs,
     #[serde(alias = "truncation")]
     truncate: Option<bool>,
-    #[serde(rename = "truncation_direction")]
-    _truncation_direction: Option<TruncationDirection>,
+    /// The model's by default.
+    truncation_direction: Option<TruncationDirection>,
     /// Scale to length 1; true by default.
     normalize: Option<bool>,
     #[serde(rename = "padding")]
@@ -127,7 +128,7 @@ pub struct Embed {
 /// A list of vectors, also for a single text.
 pub async fn embed(State(service): Shared, Asked(request): Asked<Embed>) -> Answered {
     let output = Output::Vector { normalize: request.normalize.unwrap_or(true) };
-    let (figures, vectors) = compute(&service, request.inputs, request.truncate, output).await?;
+    let (figures, vectors) = compute(&service, request.inputs, request.truncate, request.truncation_direction, output).await?;
     Ok((figures, Json(vectors)).into_response())
 }
 
