@@ -147,9 +147,8 @@ fn entries(args: &Args) -> Vec<Entry> {
         add("attn cls", count, format!("{heads} x 64"), attn(batch, heads, 64, s, drop));
         add("add_norm", tokens, dim.to_string(), add_norm(batch, dim, t, true, drop));
         add("norm", tokens, dim.to_string(), add_norm(batch, dim, t, false, DropSite::NONE));
-        add("gelu", tokens, ffn.to_string(), act(batch, ActivationKind::Gelu, ffn, t));
-        add("dropout", tokens, dim.to_string(), dropout(batch, dim, t, drop));
-        add("embed", tokens, dim.to_string(), embed(batch, dim, 0, Some(0)));
+        add("gelu", tokens, ffn.to_string(), act(batch, ActivationKind::Gelu, ffn, t, DropSite::NONE));
+        add("embed", tokens, dim.to_string(), embed(batch, dim, 0, Some(0), drop));
         add("first_row", count, dim.to_string(), first_row(batch, dim, false));
         add("classifier", count, format!("{dim} -> 2"), classifier(batch, dim, 2));
         add("xent", count, "2".into(), xent(batch, 2, 0.0, false));

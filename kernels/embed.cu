@@ -1,6 +1,7 @@
-// Embedding tables: gather forward; backward, a sum over the rows of each token and position in a fixed order. Also the [CLS]
-// rows. Forward reads 4 bytes per element of each table and writes y; backward reads dy once per table.
-#include "gpu.cuh"
+// Embedding tables and their norm: gather forward; backward, after that of the norm (norm.cu), a sum over the rows of each token
+// and position in a fixed order. Also the [CLS] rows. Forward reads 4 bytes per element of each table and writes x and y; backward
+// reads dx once per table.
+#include "norm.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
@@ -17,41 +18,53 @@ template <class T> struct EmbedFwd {
     const float* word;       // (vocab, dim)
     const float* position;   // (positions, dim)
     const float* type_table; // (types, dim) or null
+    const float* gamma;      // (dim)
+    const float* beta;       // (dim)
+    T* x;                    // (rows, dim): the sum of the tables' rows
     T* y;                    // (rows, dim)
+    float* stats;            // (rows, 2): mean, 1 / standard deviation
     int rows;
     int dim;
+    float eps;
+    Drop drop;
 };
 
-template <bool WHOLE, class T> __device__ __forceinline__ void embed_row(const EmbedFwd<T>& a, int row) {
-    constexpr int P = PACK<T>;
+// z = x, the sum of the tables' rows; y is dropped.
+template <class T> struct TokenRow {
+    static constexpr int P = PACK<T>;
+    const EmbedFwd<T>& a;
+    size_t row;
     const float* word = a.word + size_t(a.ids[row]) * a.dim;
     const float* position = a.position + size_t(a.positions[row]) * a.dim;
     const float* type = a.type_table ? a.type_table + size_t(a.types[row]) * a.dim : nullptr;
-    for (int c = lane() * P; c < a.dim; c += 32 * P) {
-        float sum[P], x[P];
+
+    template <bool WHOLE> __device__ __forceinline__ void fetch(float (&sum)[P], int, int c) const {
+        float x[P];
         load<WHOLE>(sum, word + c, a.dim - c);
         load<WHOLE>(x, position + c, a.dim - c);
         add(sum, x);
-        if (type) {
-            load<WHOLE>(x, type + c, a.dim - c);
-            add(sum, x);
-        }
-        store<WHOLE>(a.y + size_t(row) * a.dim + c, sum, a.dim - c);
+        if (!type) return;
+        load<WHOLE>(x, type + c, a.dim - c);
+        add(sum, x);
     }
-}
+    template <bool WHOLE> __device__ __forceinline__ void make_z(float (&x)[P], int, int c) const {
+        unpack<T>(x, pack<T>(x));
+        store<WHOLE>(a.x + row * a.dim + c, x, a.dim - c);
+    }
+    __device__ __forceinline__ void finish(float (&y)[P], int c) const { drop_columns(y, a.drop, c, row); }
+};
 
 // One warp per row.
 template <class T> __device__ void embed_fwd(const EmbedFwd<T>& a) {
     const int row = blockIdx.x * WARPS + warp();
-    if (row >= a.rows) return;
-    a.dim % PACK<T> == 0 ? embed_row<true>(a, row) : embed_row<false>(a, row);
+    if (row < a.rows) norm<T>(a, TokenRow<T>{a, size_t(row)});
 }
 KERNEL(embed_fwd_f32, embed_fwd<float>, EmbedFwd<float>, 256)
 KERNEL(embed_fwd_bf16, embed_fwd<bf16>, EmbedFwd<bf16>, 256)
 KERNEL(embed_fwd_f16, embed_fwd<f16>, EmbedFwd<f16>, 256)
 
 template <class T> struct EmbedBwdWord {
-    const T* dy;              // (rows, dim)
+    const T* dx;              // (rows, dim)
     const int* ids;           // (rows)
     const int* rows_by_token; // (rows)
     const int* token_starts;  // (distinct + 1)
@@ -70,7 +83,7 @@ template <bool WHOLE, class T> __device__ __forceinline__ void sum_token(const E
     const int first = blockIdx.y * 32 * P, column = first + lane() * P;
     float sum[P] = {};
     if (column < a.dim)
-        add_rows<WHOLE>(sum, a.dy, a.dim, column, start + warp(), end, WARPS, [&](int i) { return a.rows_by_token[i]; });
+        add_rows<WHOLE>(sum, a.dx, a.dim, column, start + warp(), end, WARPS, [&](int i) { return a.rows_by_token[i]; });
     store(parts[warp()] + lane() * P, sum);
     __syncthreads();
     // The other warps had no rows.
@@ -90,7 +103,7 @@ KERNEL(embed_bwd_word_bf16, embed_bwd_word<bf16>, EmbedBwdWord<bf16>, 256)
 KERNEL(embed_bwd_word_f16, embed_bwd_word<f16>, EmbedBwdWord<f16>, 256)
 
 template <class T> struct EmbedBwdPosition {
-    const T* dy;           // (rows, dim)
+    const T* dx;           // (rows, dim)
     const int* cu_seqlens; // (seqs + 1)
     float* dposition;      // (positions, dim)
     int seqs;
@@ -103,7 +116,7 @@ __device__ __forceinline__ void sum_position(const EmbedBwdPosition<T>& a, int p
     float sum[PACK<T>];
     float* out = a.dposition + size_t(position) * a.dim + column;
     load<WHOLE>(sum, out, a.dim - column);
-    add_rows<WHOLE>(sum, a.dy, a.dim, column, 0, a.seqs, 1, [&](int seq) {
+    add_rows<WHOLE>(sum, a.dx, a.dim, column, 0, a.seqs, 1, [&](int seq) {
         const int row = a.cu_seqlens[seq] + position;
         return row < a.cu_seqlens[seq + 1] ? row : -1;
     });

@@ -51,11 +51,13 @@ struct Tanh {
 };
 
 template <class T> struct ActFwd {
-    const T* x; // (rows, width)
-    T* y;       // (rows, width), may be x
+    const T* x;            // (rows, width)
+    T* y;                  // (rows, width), may be x
+    const int* token_rows; // (rows): the rows whose masks these use, or null if they are the same
     int rows;
     int width;
-    int kind;   // ActivationKind in src/ops.rs
+    int kind;              // ActivationKind in src/ops.rs
+    Drop drop;
 };
 
 // Packs per thread, all read before the first is written.
@@ -96,21 +98,56 @@ KERNEL(act_fwd_f32, act_fwd<float>, ActFwd<float>, 256)
 KERNEL(act_fwd_bf16, act_fwd<bf16>, ActFwd<bf16>, 256)
 KERNEL(act_fwd_f16, act_fwd<f16>, ActFwd<f16>, 256)
 
+template <bool WHOLE, class F, class T> __device__ __forceinline__ void act_row(const ActFwd<T>& a, int row) {
+    constexpr int P = PACK<T>;
+    const unsigned token_row = a.token_rows ? a.token_rows[row] : row;
+    for (int c = lane() * P; c < a.width; c += 32 * P) {
+        const size_t at = size_t(row) * a.width + c;
+        float y[P];
+        load<WHOLE>(y, a.x + at, a.width - c);
+#pragma unroll
+        for (int i = 0; i < P; i++) y[i] = F::value(y[i]);
+        drop_columns(y, a.drop, c, token_row);
+        store<WHOLE>(a.y + at, y, a.width - c);
+    }
+}
+
+template <class F, class T> __device__ __forceinline__ void act_drop_fwd_by(const ActFwd<T>& a) {
+    const int row = blockIdx.x * WARPS + warp();
+    if (row >= a.rows) return;
+    a.width % PACK<T> == 0 ? act_row<true, F>(a, row) : act_row<false, F>(a, row);
+}
+
+// With dropout; one warp per row.
+template <class T> __device__ void act_drop_fwd(const ActFwd<T>& a) {
+    switch (a.kind) {
+        case 0: return act_drop_fwd_by<Gelu>(a);
+        case 1: return act_drop_fwd_by<Relu>(a);
+        default: return act_drop_fwd_by<Tanh>(a);
+    }
+}
+KERNEL(act_drop_fwd_f32, act_drop_fwd<float>, ActFwd<float>, 256)
+KERNEL(act_drop_fwd_bf16, act_drop_fwd<bf16>, ActFwd<bf16>, 256)
+KERNEL(act_drop_fwd_f16, act_drop_fwd<f16>, ActFwd<f16>, 256)
+
 template <class T> struct ActBwd {
-    const T* x;  // (rows, width)
-    T* dy;       // (rows, width), becomes dx
-    float* sums; // (chunks, width): column sums of dx, or null
+    const T* x;            // (rows, width)
+    T* dy;                 // (rows, width), becomes dx
+    float* sums;           // (chunks, width): column sums of dx, or null
+    const int* token_rows; // (rows) or null
     int rows;
     int width;
-    int chunk;   // rows per block
-    int kind;    // ActivationKind in src/ops.rs
+    int chunk;             // rows per block
+    int kind;              // ActivationKind in src/ops.rs
+    Drop drop;
 };
 
 // Rows that a thread reads before it writes the first.
 constexpr int ACT_ROWS = 2;  // host
 
 // A thread handles a pack of columns of the block's rows, and so has their complete sums.
-template <bool WHOLE, class F, class T> __device__ __forceinline__ void act_columns(const ActBwd<T>& a, int column) {
+template <bool WHOLE, bool DROPS, class F, class T>
+__device__ __forceinline__ void act_columns(const ActBwd<T>& a, int column) {
     constexpr int P = PACK<T>;
     const int first = blockIdx.y * a.chunk, end = min(first + a.chunk, a.rows), count = a.width - column;
     float sum[P] = {};
@@ -129,6 +166,7 @@ template <bool WHOLE, class F, class T> __device__ __forceinline__ void act_colu
             float x[P], dx[P];
             unpack<T>(x, xs[r]);
             unpack<T>(dx, dys[r]);
+            if (DROPS) drop_columns(dx, a.drop, column, a.token_rows ? a.token_rows[start + r] : start + r);
 #pragma unroll
             for (int i = 0; i < P; i++) {
                 dx[i] = F::backward(x[i], dx[i]);
@@ -140,22 +178,25 @@ template <bool WHOLE, class F, class T> __device__ __forceinline__ void act_colu
     if (a.sums) store<WHOLE>(a.sums + size_t(blockIdx.y) * a.width + column, sum, count);
 }
 
-template <class F, class T> __device__ __forceinline__ void act_bwd_by(const ActBwd<T>& a) {
+template <bool DROPS, class F, class T> __device__ __forceinline__ void act_bwd_by(const ActBwd<T>& a) {
     const int column = (blockIdx.x * 128 + threadIdx.x) * PACK<T>;
     if (column >= a.width) return;
-    a.width % PACK<T> == 0 ? act_columns<true, F>(a, column) : act_columns<false, F>(a, column);
+    a.width % PACK<T> == 0 ? act_columns<true, DROPS, F>(a, column) : act_columns<false, DROPS, F>(a, column);
 }
 
-template <class T> __device__ void act_bwd(const ActBwd<T>& a) {
+template <class T, bool DROPS> __device__ void act_bwd(const ActBwd<T>& a) {
     switch (a.kind) {
-        case 0: return act_bwd_by<Gelu>(a);
-        case 1: return act_bwd_by<Relu>(a);
-        default: return act_bwd_by<Tanh>(a);
+        case 0: return act_bwd_by<DROPS, Gelu>(a);
+        case 1: return act_bwd_by<DROPS, Relu>(a);
+        default: return act_bwd_by<DROPS, Tanh>(a);
     }
 }
-KERNEL(act_bwd_f32, act_bwd<float>, ActBwd<float>, 128)
-KERNEL(act_bwd_bf16, act_bwd<bf16>, ActBwd<bf16>, 128)
-KERNEL(act_bwd_f16, act_bwd<f16>, ActBwd<f16>, 128)
+KERNEL(act_bwd_f32, (act_bwd<float, false>), ActBwd<float>, 128)
+KERNEL(act_bwd_bf16, (act_bwd<bf16, false>), ActBwd<bf16>, 128)
+KERNEL(act_bwd_f16, (act_bwd<f16, false>), ActBwd<f16>, 128)
+KERNEL(act_drop_bwd_f32, (act_bwd<float, true>), ActBwd<float>, 128)
+KERNEL(act_drop_bwd_bf16, (act_bwd<bf16, true>), ActBwd<bf16>, 128)
+KERNEL(act_drop_bwd_f16, (act_bwd<f16, true>), ActBwd<f16>, 128)
 
 // D = A B + bias (+ D), column-major like cuBLASLt: D is (m, n). Strides of A and B are in elements between neighbours.
 struct Matmul {

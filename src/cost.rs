@@ -62,13 +62,14 @@ impl Op {
         match (self, pass) {
             (Op::Embed(op), Pass::Forward) => {
                 let rows = size.distinct + size.max_seqlen;
-                moves(bytes(op.word, rows * op.dim) + bytes(op.y, size.tokens * op.dim) + 12 * size.tokens)
+                moves(bytes(op.word, rows * op.dim) + 2 * bytes(op.x, size.tokens * op.dim) + 12 * size.tokens)
             }
             (Op::Embed(op), Pass::Backward) => {
                 // The rows of the batch's tokens are read and written after the tables are zeroed.
                 let rows = 2 * (size.distinct + size.max_seqlen);
                 let tables = op.dword.bytes() + op.dposition.bytes() + op.dtypes.bytes();
-                moves(tables + bytes(op.dword, rows * op.dim) + bytes(op.dy, size.tokens * op.dim) + 12 * size.tokens)
+                // x and dy are read, dx is written, and read for the tables.
+                moves(tables + bytes(op.dword, rows * op.dim) + 4 * bytes(op.dy, size.tokens * op.dim) + 12 * size.tokens)
             }
             (Op::Linear(op), Pass::Forward) => {
                 let (rows, Linear { k, n, .. }) = (size.rows(op.rows), *op);
@@ -96,7 +97,6 @@ impl Op {
             }
             (Op::Activation(op), Pass::Forward) => moves(2 * bytes(op.x, size.rows(op.rows) * op.width)),
             (Op::Activation(op), Pass::Backward) => moves(3 * bytes(op.x, size.rows(op.rows) * op.width)),
-            (Op::Dropout(op), _) => moves(2 * bytes(op.x, size.rows(op.rows) * op.width)),
             (Op::GatherCls(op), Pass::Forward) => moves(2 * bytes(op.x, size.seqs * op.dim)),
             (Op::GatherCls(op), Pass::Backward) => {
                 let written = if op.add { 2 * size.seqs } else { size.tokens };

@@ -257,20 +257,38 @@ impl DropSite {
     }
 }
 
-/// `y[r] = word[ids[r]] + position[positions[r]] (+ types[type_ids[r]])`. The ids are the plan's inputs.
-/// Backward: each table row sums `dy` over its tokens, in row order; `dword[pad]` gets nothing.
+/// `x[r] = word[ids[r]] + position[positions[r]] (+ types[type_ids[r]])`, `y = dropout(norm(x))` with the norm of [`AddNorm`].
+/// The ids are the plan's inputs. Backward: `dy` becomes the gradient of `x`; each table row sums it over its tokens, in row
+/// order; `dword[pad]` gets nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Embed {
     pub word: View,     // (vocab, dim)
     pub position: View, // (positions, dim)
     pub types: View,    // (types, dim) or NONE
-    pub y: View,        // (rows, dim)
-    pub dy: View,
+    pub gamma: View,    // (dim)
+    pub beta: View,     // (dim)
+    pub x: View,        // (tokens, dim)
+    pub y: View,        // (tokens, dim)
+    pub stats: View,    // (tokens, 2): mean, 1 / standard deviation
+    pub dy: View,       // (tokens, dim), becomes dx
     pub dword: View,
     pub dposition: View,
     pub dtypes: View,
+    pub dgamma: View,
+    pub dbeta: View,
     pub pad: Option<usize>,
+    pub drop: DropSite,
+    pub eps: f32,
     pub dim: usize,
+}
+
+impl Embed {
+    /// The norm alone.
+    pub fn norm(&self) -> AddNorm {
+        let Embed { x, gamma, beta, y, stats, dy, dgamma, dbeta, eps, dim, .. } = *self;
+        let (none, drop, rows) = (View::NONE, DropSite::NONE, Rows::Tokens);
+        AddNorm { x, skip: none, gamma, beta, y, stats, dy, dx: dy, dgamma, dbeta, db: none, drop, eps, dim, rows }
+    }
 }
 
 /// `y = x W^T + b`, `b` of the type of `y`.
@@ -349,7 +367,8 @@ pub enum ActivationKind {
     Tanh,
 }
 
-/// `y = f(x)`; backward, `dy` becomes `dx = dy * f'(x)`, and `db += column sums of dx`. `y` may be `x` if there is no backward.
+/// `y = dropout(f(x))`; backward, `dy` becomes `dx = dropout(dy) * f'(x)`, and `db += column sums of dx`. `y` may be `x` if there
+/// is no backward.
 #[derive(Clone, Copy, Debug)]
 pub struct Activation {
     pub kind: ActivationKind,
@@ -357,15 +376,6 @@ pub struct Activation {
     pub y: View,
     pub dy: View, // (rows, width), becomes dx
     pub db: View, // (width) or NONE: of the bias that x ends with
-    pub width: usize,
-    pub rows: Rows,
-}
-
-/// `x` becomes `dropout(x)`; backward, `dy` becomes `dropout(dy)` with the same mask.
-#[derive(Clone, Copy, Debug)]
-pub struct Dropout {
-    pub x: View, // (rows, width)
-    pub dy: View,
     pub drop: DropSite,
     pub width: usize,
     pub rows: Rows,
@@ -407,7 +417,6 @@ pub enum Op {
     Attention(Attention),
     AddNorm(AddNorm),
     Activation(Activation),
-    Dropout(Dropout),
     GatherCls(GatherCls),
     CrossEntropy(CrossEntropy),
 }
@@ -441,7 +450,6 @@ impl Op {
             Op::Attention(op) => ("attn", String::new(), op.q_rows),
             Op::AddNorm(op) => ("add norm", String::new(), op.rows),
             Op::Activation(op) => ("act", format!("{:?} {}", op.kind, op.width).to_lowercase(), op.rows),
-            Op::Dropout(op) => ("dropout", String::new(), op.rows),
             Op::GatherCls(_) => ("first row", String::new(), Rows::Tokens),
             Op::CrossEntropy(_) => ("xent", String::new(), Rows::Tokens),
         };

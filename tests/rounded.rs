@@ -18,13 +18,13 @@ pub struct Rounded {
     dtype: DType,
     /// Size of the layout.
     bytes: usize,
-    cu_seqlens: Vec<i32>,
+    batch: PackedBatch,
     step: Step,
 }
 
 impl Rounded {
     pub fn new(dtype: DType) -> Rounded {
-        Rounded { cpu: Cpu::poisoned(), dtype, bytes: 0, cu_seqlens: Vec::new(), step: Step::INFER }
+        Rounded { cpu: Cpu::poisoned(), dtype, bytes: 0, batch: PackedBatch::default(), step: Step::INFER }
     }
 
     fn cpu(&mut self) -> &mut (dyn Backend + 'static) {
@@ -85,7 +85,7 @@ impl Rounded {
         let rounded_dy = round(dy.clone());
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let add = |to: &mut [f64], x: &[f64], factor: f64| to.iter_mut().zip(x).for_each(|(to, x)| *to += factor * x);
-        for (seq, ends) in self.cu_seqlens.windows(2).enumerate() {
+        for (seq, ends) in self.batch.cu_seqlens.windows(2).enumerate() {
             let (start, end) = (ends[0] as usize, ends[1] as usize);
             let queries = if op.q_rows == Rows::Tokens { start..end } else { seq..seq + 1 };
             for (row, head) in queries.clone().flat_map(|row| (0..heads).map(move |head| (row, head))) {
@@ -173,8 +173,8 @@ impl Rounded {
     /// `db += column sums of d` as stored, whose rows begin `stride` apart.
     fn add_bias(&mut self, db: View, d: View, rows: Rows, stride: usize) -> Result<()> {
         let rows = match rows {
-            Rows::Tokens => *self.cu_seqlens.last().unwrap() as usize,
-            Rows::Cls => self.cu_seqlens.len() - 1,
+            Rows::Tokens => self.batch.tokens(),
+            Rows::Cls => self.batch.seqs(),
         };
         let (place, d) = (self.place(db), self.place(d));
         let d = self.cpu().read(d)?;
@@ -183,6 +183,50 @@ impl Rounded {
             sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
         }
         self.cpu().write(place, &sums)
+    }
+
+    /// The norm is that of the stored sum.
+    fn embed(&mut self, op: &Embed) -> Result<()> {
+        let placed = self.placed(&Op::Embed(*op));
+        self.cpu.forward(&placed)?;
+        self.round(op.x)?;
+        let Op::Embed(sum) = placed else { unreachable!() };
+        self.cpu.forward(&Op::AddNorm(sum.norm()))?;
+        self.drop_tokens(op.y, op)?;
+        self.round(op.y)
+    }
+
+    /// The tables sum the stored gradient of the norm's input.
+    fn embed_bwd(&mut self, op: &Embed) -> Result<()> {
+        let Op::Embed(placed) = self.placed(&Op::Embed(*op)) else { unreachable!() };
+        self.drop_tokens(op.dy, op)?;
+        self.cpu.backward(&Op::AddNorm(placed.norm()))?;
+        self.round(op.dy)?;
+        let dx = self.cpu().read(placed.dy)?;
+        let PackedBatch { ids, positions, types, .. } = self.batch.clone();
+        for (table, rows) in [(placed.dword, ids), (placed.dposition, positions), (placed.dtypes, types)] {
+            if table.is_none() {
+                continue;
+            }
+            let mut sums = if self.step.adds() { self.cpu().read(table)? } else { vec![0.0; table.len] };
+            for (dx, row) in dx.chunks(op.dim).zip(rows) {
+                if table != placed.dword || op.pad != Some(row as usize) {
+                    sums[row as usize * op.dim..][..op.dim].iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx);
+                }
+            }
+            self.cpu().write(table, &sums)?;
+        }
+        Ok(())
+    }
+
+    /// `x` (tokens, dim) becomes `dropout(x)`.
+    fn drop_tokens(&mut self, x: View, op: &Embed) -> Result<()> {
+        let (place, step) = (self.place(x), self.step);
+        let mut values = self.cpu().read(place)?;
+        for (i, x) in values.iter_mut().take(self.batch.tokens() * op.dim).enumerate() {
+            *x *= factor(&step, op.drop, (i / op.dim) as u32, (i % op.dim) as u32);
+        }
+        self.cpu().write(place, &values)
     }
 
     /// Two ops: the norm is that of the stored sum.
@@ -245,12 +289,13 @@ impl Backend for Rounded {
     }
 
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
-        (self.cu_seqlens, self.step) = (batch.cu_seqlens.clone(), *step);
+        (self.batch, self.step) = (batch.clone(), *step);
         self.cpu.stage(batch, step)
     }
 
     fn forward(&mut self, op: &Op) -> Result<()> {
         match op {
+            Op::Embed(op) => self.embed(op),
             Op::Linear(op) => self.linear(op, Pass::Forward),
             Op::Attention(op) => self.attn(op, false),
             Op::AddNorm(op) => self.add_norm(op),
@@ -260,6 +305,7 @@ impl Backend for Rounded {
 
     fn backward(&mut self, op: &Op) -> Result<()> {
         match op {
+            Op::Embed(op) => self.embed_bwd(op),
             Op::Linear(op) => self.linear(op, Pass::Backward),
             Op::Attention(op) => self.attn(op, true),
             Op::AddNorm(op) => {

@@ -512,7 +512,7 @@ fn launches_of_large_batches() {
         let batch = &batch(lengths);
         let norms = [t, s].map(|rows| add_norm(batch, dim, rows, true, on));
         let products = [linear(batch, dim, 3 * dim, t, false), classifier(batch, dim, 2)];
-        let others = [embed(batch, dim, 2, Some(0)), act(batch, ActivationKind::Gelu, 4 * dim, t), dropout(batch, dim, t, on)];
+        let others = [embed(batch, dim, 2, Some(0), on), act(batch, ActivationKind::Gelu, 4 * dim, t, on)];
         let rest = [first_row(batch, dim, false), xent(batch, 2, 0.1, true)];
         let attention = [t, s].map(|rows| attn(batch, heads, dim / heads, rows, on));
         norms.into_iter().chain(products).chain(others).chain(rest).chain(attention).collect::<Vec<_>>()

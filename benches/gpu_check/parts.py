@@ -45,7 +45,7 @@ NOT_ON_A_REAL_GPU = [
     "train::a_run_interrupted_anywhere_resumes_to_the_same_bits_on_cuda",
 ]
 SMALL_TESTS = ["model::golden_bf16_training_on_cuda", "ops::cuda_bf16::stage"]
-OPS = ["linear", "attn", "norm", "gelu", "dropout", "embed", "first_row", "classifier", "xent", "adamw", "cast"]
+OPS = ["linear", "attn", "norm", "gelu", "embed", "first_row", "classifier", "xent", "adamw", "cast"]
 SMALL_OPS = ["gelu", "norm"]
 EVERY_KERNEL = ["--exact", "--test-threads", "1", "ops::every_kernel_has_a_case"]
 

@@ -15,17 +15,17 @@ UNASSIGNED = "launches that no row takes"
 # The kernels of each op of `train --profile`, by which the times of ops are assigned to rows of kernels.
 KERNELS_OF_OPS = {
     "embed fwd": ["embed_fwd"],
-    "embed bwd": ["embed_bwd_word", "embed_bwd_position"],
+    "embed bwd": ["norm_drop_bwd", "embed_bwd_word", "embed_bwd_position"],
     "linear fwd": ["product"],
     "linear bwd": ["product", "product"],
     "attn fwd": ["attn_fwd"],
     "attn bwd": ["attn_bwd_q", "attn_bwd_kv"],
     "add norm fwd": ["norm_fwd"],
     "add norm bwd": ["norm_bwd"],
-    "act fwd": ["act_fwd"],
-    "act bwd": ["act_bwd"],
-    "dropout fwd": ["dropout"],
-    "dropout bwd": ["dropout"],
+    "act fwd gelu": ["act_fwd"],
+    "act bwd gelu": ["act_bwd"],
+    "act fwd": ["act_drop_fwd"],
+    "act bwd": ["act_drop_bwd"],
     "first row fwd": ["first_row_fwd"],
     "first row bwd": ["first_row_bwd"],
     "xent fwd": ["xent_fwd"],
@@ -46,15 +46,13 @@ def our_kernels(kernels):
 
 @dataclass
 class Placed:
-    """A launch of a step and its place: the kernel without its type and width, whether it works on all tokens,
-    on [CLS] rows or on key and value of the pruned layer, and which of our kernels come before and after it."""
+    """A launch of a step and its place: the kernel without its type and width, and whether it works on all tokens,
+    on [CLS] rows or on key and value of the pruned layer."""
 
     launch: logs.Launch
     kernel: str
     ours: bool
     place: str = "tokens"
-    after: str = ""
-    before: str = ""
 
 
 def one_step(launches, first):
@@ -81,8 +79,6 @@ def place(launches, ours):
     for i, placed in enumerate(step):
         if pruned <= i <= unpruned:
             placed.place = "[CLS]"
-        placed.after = next((other.kernel for other in reversed(step[:i]) if other.ours), "")
-        placed.before = next((other.kernel for other in step[i + 1 :] if other.ours), "")
 
     # A product may have several launches: the last ones add the parts of a split k.
     products = []

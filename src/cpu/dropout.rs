@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::real::{Real, simd};
 use super::{Cpu, grain};
-use crate::ops::{DropSite, Dropout, View};
+use crate::ops::{DropSite, Rows, View};
 use crate::random::philox;
 
 /// Philox blocks computed in parallel: one AVX-512 register of u32.
@@ -88,16 +88,15 @@ fn draws(word: u32) -> [u32; 2] {
     [word & 0xffff, word >> 16]
 }
 
-/// `x = dropout(x)`.
-pub fn apply<T: Real>(cpu: &Cpu<T>, op: &Dropout, x: View) {
-    let mask = cpu.mask(op.drop);
+/// `x` (rows, width) becomes `dropout(x)`.
+pub fn apply<T: Real>(cpu: &Cpu<T>, drop: DropSite, x: View, rows: Rows, width: usize) {
+    let mask = cpu.mask(drop);
     if mask.is_off() {
         return;
     }
-    let (width, rows) = (op.width, cpu.count(op.rows));
-    // SAFETY: the op's only view.
-    let x = unsafe { cpu.get_mut(x, rows * width) };
-    let (token_row, grain) = (cpu.token_row(op.rows), grain(width));
+    // SAFETY: the only view.
+    let x = unsafe { cpu.get_mut(x, cpu.count(rows) * width) };
+    let (token_row, grain) = (cpu.token_row(rows), grain(width));
     x.par_chunks_mut(grain * width).enumerate().for_each(|(task, x)| {
         simd!({
             for (r, x) in x.chunks_mut(width).enumerate() {

@@ -1,11 +1,12 @@
-//! Embedding tables: gather forward; backward, a sum over the rows of each token in a fixed order. Also the `[CLS]` rows.
+//! Embedding tables and their norm: gather forward; backward, a sum over the rows of each token in a fixed order. Also the
+//! `[CLS]` rows.
 
 use rayon::prelude::*;
 
 use super::arena::UnsafeSlice;
 use super::real::{Real, simd};
-use super::{Cpu, add_columns, add_to, grain};
-use crate::ops::{Embed, GatherCls};
+use super::{Cpu, add_columns, add_to, dropout, grain, norm};
+use crate::ops::{Embed, GatherCls, Rows};
 
 #[inline(always)]
 fn row<T>(table: &[T], i: i32, dim: usize) -> &[T] {
@@ -17,29 +18,33 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
     let (ids, positions, types) =
         (cpu.input(|i| i.ids, tokens), cpu.input(|i| i.positions, tokens), cpu.input(|i| i.types, tokens));
     // SAFETY: tables and output are distinct buffers.
-    let (word, position, type_table, y) = unsafe {
+    let (word, position, type_table, x) = unsafe {
         (
             cpu.get(op.word, op.word.len),
             cpu.get(op.position, op.position.len),
             (!op.types.is_none()).then(|| cpu.get(op.types, op.types.len)),
-            cpu.get_mut(op.y, tokens * dim),
+            cpu.get_mut(op.x, tokens * dim),
         )
     };
     let grain = grain(dim);
-    y.par_chunks_mut(grain * dim).enumerate().for_each(|(task, y)| {
-        for (r, y) in y.chunks_mut(dim).enumerate() {
+    x.par_chunks_mut(grain * dim).enumerate().for_each(|(task, x)| {
+        for (r, x) in x.chunks_mut(dim).enumerate() {
             let r = task * grain + r;
-            y.copy_from_slice(row(word, ids[r], dim));
-            add_to(y, row(position, positions[r], dim));
+            x.copy_from_slice(row(word, ids[r], dim));
+            add_to(x, row(position, positions[r], dim));
             if let Some(table) = type_table {
-                add_to(y, row(table, types[r], dim));
+                add_to(x, row(table, types[r], dim));
             }
         }
     });
+    norm::fwd(cpu, &op.norm());
+    dropout::apply(cpu, op.drop, op.y, Rows::Tokens, dim);
 }
 
 pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Embed) {
     let (dim, tokens) = (op.dim, cpu.tokens);
+    dropout::apply(cpu, op.drop, op.dy, Rows::Tokens, dim);
+    norm::bwd(cpu, &op.norm());
     let ids = cpu.input(|i| i.ids, tokens);
     let types = cpu.input(|i| i.types, tokens);
     let by_token = cpu.input(|i| i.rows_by_token, tokens);

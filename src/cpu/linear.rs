@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::arena::UnsafeSlice;
 use super::matrix::{Accumulate, Mat};
 use super::real::{Real, simd};
-use super::{Cpu, grain};
+use super::{Cpu, dropout, grain};
 use crate::ops::{Activation, ActivationKind, Linear};
 
 /// `out` (m, n) becomes `onto + a b`.
@@ -51,9 +51,11 @@ pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {
             ActivationKind::Tanh => y.iter_mut().for_each(|y| *y = y.tanh()),
         })
     });
+    dropout::apply(cpu, op.drop, op.y, op.rows, op.width);
 }
 
 pub fn act_bwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {
+    dropout::apply(cpu, op.drop, op.dy, op.rows, op.width);
     let len = cpu.count(op.rows) * op.width;
     // SAFETY: distinct buffers.
     let (x, dy) = unsafe { (cpu.get(op.x, len), cpu.get_mut(op.dy, len)) };

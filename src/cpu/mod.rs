@@ -292,7 +292,6 @@ impl<T: Products> Backend for Cpu<T> {
             Op::Attention(op) => attention::fwd(self, op),
             Op::AddNorm(op) => norm::fwd(self, op),
             Op::Activation(op) => linear::act_fwd(self, op),
-            Op::Dropout(op) => dropout::apply(self, op, op.x),
             Op::GatherCls(op) => embed::first_row_fwd(self, op),
             Op::CrossEntropy(op) => loss::fwd(self, op),
         }
@@ -306,7 +305,6 @@ impl<T: Products> Backend for Cpu<T> {
             Op::Attention(op) => attention::bwd(self, op),
             Op::AddNorm(op) => norm::bwd(self, op),
             Op::Activation(op) => linear::act_bwd(self, op),
-            Op::Dropout(op) => dropout::apply(self, op, op.dy),
             Op::GatherCls(op) => embed::first_row_bwd(self, op),
             Op::CrossEntropy(op) => loss::bwd(self, op),
         }

@@ -1,8 +1,8 @@
-//! Embedding tables and the `[CLS]` rows.
+//! Embedding tables with their norm, and the `[CLS]` rows.
 
-use super::Cuda;
 use super::columns::{self, Matrix, tiles};
 use super::kernels::{self, EmbedBwdPosition, EmbedBwdWord, EmbedFwd, Kernel};
+use super::{Cuda, norm};
 use crate::error::Result;
 use crate::ops::{Embed, GatherCls, View};
 
@@ -15,15 +15,22 @@ pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
         word: cuda.at(op.word),
         position: cuda.at(op.position),
         type_table: cuda.at(op.types),
+        gamma: cuda.at(op.gamma),
+        beta: cuda.at(op.beta),
+        x: cuda.at(op.x),
         y: cuda.at(op.y),
+        stats: cuda.at(op.stats),
         rows: cuda.tokens as i32,
         dim: op.dim as i32,
+        eps: op.eps,
+        drop: cuda.drop(op.drop),
     };
     let kernel = cuda.kernels().embed_fwd.of(op.y.dtype);
     cuda.launch(kernel, [cuda.tokens.div_ceil(kernel.warps()), 1, 1], &arguments)
 }
 
 pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
+    norm::bwd_after_dropout(cuda, &op.norm(), op.drop)?;
     // Most rows of the tables have no token in the batch.
     if !cuda.step.adds() {
         [op.dword, op.dposition].into_iter().try_for_each(|table| cuda.fill(table))?;
@@ -31,7 +38,7 @@ pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     let (inputs, dtype) = (cuda.inputs(), op.dy.dtype);
     let tiles = tiles(op.dim, dtype);
     let of_word = EmbedBwdWord {
-        dy: cuda.at(op.dy),
+        dx: cuda.at(op.dy),
         ids: cuda.at(inputs.ids),
         rows_by_token: cuda.at(inputs.rows_by_token),
         token_starts: cuda.at(inputs.token_starts),
@@ -42,7 +49,7 @@ pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     cuda.launch(cuda.kernels().embed_bwd_word.of(dtype), [cuda.distinct, tiles, 1], &of_word)?;
 
     let of_position = EmbedBwdPosition {
-        dy: cuda.at(op.dy),
+        dx: cuda.at(op.dy),
         cu_seqlens: cuda.at(inputs.cu_seqlens),
         dposition: cuda.at(op.dposition),
         seqs: cuda.seqs as i32,

@@ -77,8 +77,19 @@ pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
 
 pub fn act_fwd(cuda: &Cuda, op: &Activation) -> Result<()> {
     let rows = cuda.rows(op.rows);
-    let arguments =
-        ActFwd { x: cuda.at(op.x), y: cuda.at(op.y), rows: rows as i32, width: op.width as i32, kind: op.kind as i32 };
+    let arguments = ActFwd {
+        x: cuda.at(op.x),
+        y: cuda.at(op.y),
+        token_rows: cuda.token_rows(op.rows),
+        rows: rows as i32,
+        width: op.width as i32,
+        kind: op.kind as i32,
+        drop: cuda.drop(op.drop),
+    };
+    if op.drop.p > 0.0 {
+        let kernel = cuda.kernels().act_drop_fwd.of(op.y.dtype);
+        return cuda.launch(kernel, [rows.div_ceil(kernel.warps()), 1, 1], &arguments);
+    }
     let kernel = cuda.kernels().act_fwd.of(op.y.dtype);
     let block = kernel.threads() * ACT_PACKS * 16 / op.y.dtype.size();
     cuda.launch(kernel, [(rows * op.width).div_ceil(block), 1, 1], &arguments)
@@ -94,12 +105,15 @@ pub fn act_bwd(cuda: &Cuda, op: &Activation) -> Result<()> {
         x: cuda.at(op.x),
         dy: cuda.at(op.dy),
         sums,
+        token_rows: cuda.token_rows(op.rows),
         rows: rows as i32,
         width: op.width as i32,
         chunk: chunk as i32,
         kind: op.kind as i32,
+        drop: cuda.drop(op.drop),
     };
-    let kernel = cuda.kernels().act_bwd.of(op.dy.dtype);
+    let kernels = if op.drop.p > 0.0 { &cuda.kernels().act_drop_bwd } else { &cuda.kernels().act_bwd };
+    let kernel = kernels.of(op.dy.dtype);
     let block = kernel.threads() * 16 / op.dy.dtype.size();
     cuda.launch(kernel, [op.width.div_ceil(block), chunks, 1], &arguments)?;
     if op.db.is_none() { Ok(()) } else { columns::add(cuda, sums, chunks, op.width, &[cuda.at(op.db)], cuda.step.adds()) }

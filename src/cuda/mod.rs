@@ -7,7 +7,6 @@ mod arena;
 mod attention;
 mod columns;
 mod device;
-mod dropout;
 mod embed;
 mod error;
 mod gemm;
@@ -239,7 +238,6 @@ impl Backend for Cuda {
             Op::Attention(op) => attention::fwd(self, op),
             Op::AddNorm(op) => norm::fwd(self, op),
             Op::Activation(op) => linear::act_fwd(self, op),
-            Op::Dropout(op) => dropout::apply(self, op, op.x),
             Op::GatherCls(op) => embed::first_row_fwd(self, op),
             Op::CrossEntropy(op) => loss::fwd(self, op),
         }
@@ -252,7 +250,6 @@ impl Backend for Cuda {
             Op::Attention(op) => attention::bwd(self, op),
             Op::AddNorm(op) => norm::bwd(self, op),
             Op::Activation(op) => linear::act_bwd(self, op),
-            Op::Dropout(op) => dropout::apply(self, op, op.dy),
             Op::GatherCls(op) => embed::first_row_bwd(self, op),
             Op::CrossEntropy(op) => loss::bwd(self, op),
         }

@@ -1,10 +1,10 @@
 //! Residual, dropout and layer norm.
 
 use super::arena::SUMS;
-use super::kernels::{NormBwd, NormFwd, Ptr};
+use super::kernels::{Kernel, NormBwd, NormFwd, Ptr};
 use super::{Cuda, columns};
 use crate::error::Result;
-use crate::ops::AddNorm;
+use crate::ops::{AddNorm, DropSite};
 
 /// Most chunks of rows in the backward pass, and the multiple to which their rows are rounded up.
 const CHUNKS: usize = 512;
@@ -30,8 +30,16 @@ pub fn fwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
 }
 
 pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
+    launch_bwd(cuda, op, op.drop, cuda.kernels().norm_bwd.of(op.dy.dtype))
+}
+
+/// The same where dropout follows the norm.
+pub fn bwd_after_dropout(cuda: &Cuda, op: &AddNorm, drop: DropSite) -> Result<()> {
+    launch_bwd(cuda, op, drop, cuda.kernels().norm_drop_bwd.of(op.dy.dtype))
+}
+
+fn launch_bwd(cuda: &Cuda, op: &AddNorm, drop: DropSite, kernel: &Kernel<NormBwd>) -> Result<()> {
     let rows = cuda.rows(op.rows);
-    let kernel = cuda.kernels().norm_bwd.of(op.dy.dtype);
     let outs = [op.dgamma, op.dbeta, op.db].into_iter().filter(|out| !out.is_none()).map(|out| cuda.at(out));
     let outs: Vec<Ptr> = outs.collect();
     let bytes = outs.len() * op.dim * size_of::<f32>(); // of one chunk's sums
@@ -50,7 +58,7 @@ pub fn bwd(cuda: &Cuda, op: &AddNorm) -> Result<()> {
         dim: op.dim as i32,
         chunk: chunk as i32,
         bias: (!op.db.is_none()).into(),
-        drop: cuda.drop(op.drop),
+        drop: cuda.drop(drop),
     };
     cuda.launch(kernel, [chunks, 1, 1], &arguments)?;
     columns::add(cuda, partials, chunks, op.dim, &outs, cuda.step.adds())

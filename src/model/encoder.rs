@@ -17,36 +17,24 @@ pub fn ops(plan: &Plan) -> Vec<Op> {
         word: e.word,
         position: e.position,
         types: e.types,
-        y: e.sum,
+        gamma: e.norm.w,
+        beta: e.norm.b,
+        x: e.sum,
+        y: e.out,
+        stats: e.stats,
         dy: d.hidden,
         dword: plan.grad(e.word),
         dposition: plan.grad(e.position),
         dtypes: plan.grad(e.types),
-        pad,
-        dim,
-    };
-    let embed_norm = AddNorm {
-        x: e.sum,
-        skip: View::NONE,
-        gamma: e.norm.w,
-        beta: e.norm.b,
-        y: e.out,
-        stats: e.stats,
-        dy: d.hidden,
-        dx: d.hidden,
         dgamma: plan.grad(e.norm.w),
         dbeta: plan.grad(e.norm.b),
-        db: View::NONE,
-        drop: DropSite::NONE,
+        pad,
+        drop: DropSite { p, site: EMBED_SITE },
         eps,
         dim,
-        rows: Rows::Tokens,
     };
-    let drop = DropSite { p, site: EMBED_SITE };
-    let embed_drop = Dropout { x: e.out, dy: d.hidden, drop, width: dim, rows: Rows::Tokens };
-    let embedding = [Op::Embed(embed), Op::AddNorm(embed_norm), Op::Dropout(embed_drop)];
     let layers = plan.layers.iter().enumerate().flat_map(|(l, layer)| ops_of_layer(plan, layer, l));
-    embedding.into_iter().chain(layers).collect()
+    [Op::Embed(embed)].into_iter().chain(layers).collect()
 }
 
 fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
@@ -125,7 +113,8 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
         norm(layer.attn_sum, layer.output.b, skip, layer.attn_norm, layer.attn_out, layer.attn_stats, site(1, attn_out_p));
     let up = adding(plan.linear(layer.up, [layer.attn_out, layer.pre_act], [d.ffn, dh], rows));
     let db = plan.grad(layer.up.b);
-    let act = Activation { kind: ActivationKind::Gelu, x: layer.pre_act, y: layer.act, dy: d.ffn, db, width: ffn, rows };
+    let (kind, drop) = (ActivationKind::Gelu, DropSite::NONE);
+    let act = Activation { kind, x: layer.pre_act, y: layer.act, dy: d.ffn, db, drop, width: ffn, rows };
     let down = plan.linear(layer.down, [layer.act, layer.ffn_sum], [branch(dropout), d.ffn], rows);
     let ffn_norm =
         norm(layer.ffn_sum, layer.down.b, layer.attn_out, layer.ffn_norm, layer.out, layer.ffn_stats, site(2, dropout));

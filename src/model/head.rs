@@ -22,8 +22,7 @@ pub fn ops(plan: &Plan) -> Vec<Op> {
     let classifier = plan.linear(h.classifier, [h.act, h.logits], [d.logits, d.head], rows);
     let rest = [
         Op::Linear(plan.linear(h.dense, [h.first, h.pre_act], [d.head, d.last_first], rows)),
-        Op::Activation(Activation { kind, x: h.pre_act, y: h.act, dy: d.head, db: plan.grad(h.dense.b), width: dim, rows }),
-        Op::Dropout(Dropout { x: h.act, dy: d.head, drop, width: dim, rows }),
+        Op::Activation(Activation { kind, x: h.pre_act, y: h.act, dy: d.head, db: plan.grad(h.dense.b), drop, width: dim, rows }),
         Op::Linear(Linear { db: plan.grad(h.classifier.b), ..classifier }),
     ];
     first.into_iter().chain(rest).collect()

@@ -187,13 +187,6 @@ impl Builder<'_> {
         tensor.view
     }
 
-    /// An input that the forward pass overwrites with its output, as the backward pass does with the tensor `d`.
-    pub fn in_place(&mut self, name: &'static str, extent: impl Into<Extent>, width: usize, d: &'static str) -> View {
-        let tensor = self.place(name, extent, width, true);
-        (tensor.grad, tensor.cotangent) = (Some(d), Some(d));
-        tensor.view
-    }
-
     fn region(&mut self) -> View {
         self.take(Inputs::capacity(self.batch.tokens(), self.batch.seqs()), DType::I32)
     }
@@ -375,20 +368,28 @@ fn p(drop: DropSite) -> String {
     if drop.p > 0.0 { format!(", dropout {}", drop.p) } else { String::new() }
 }
 
-pub fn embed(batch: &PackedBatch, dim: usize, types: usize, pad: Option<usize>) -> Case {
+pub fn embed(batch: &PackedBatch, dim: usize, types: usize, pad: Option<usize>, drop: DropSite) -> Case {
     let positions = batch.max_seqlen + 3;
     let vocab = VOCAB.max(1 + *batch.ids.iter().max().unwrap() as usize);
-    Case::new(format!("embed {dim}, {types} types, pad {pad:?}"), batch, move |b| {
+    Case::new(format!("embed {dim}, {types} types, pad {pad:?}{}", p(drop)), batch, move |b| {
         Op::Embed(Embed {
             word: b.input("word", vocab, dim, "dword"),
             position: b.input("position", positions, dim, "dposition"),
             types: if types > 0 { b.input("types", types, dim, "dtypes") } else { View::NONE },
+            gamma: b.input("gamma", 1, dim, "dgamma"),
+            beta: b.input("beta", 1, dim, "dbeta"),
+            x: b.empty("x", Rows::Tokens, dim),
             y: b.output("y", Rows::Tokens, dim, "dy"),
+            stats: b.empty("stats", Rows::Tokens, 2),
             dy: b.random("dy", Rows::Tokens, dim),
             dword: b.sum("dword", vocab, dim),
             dposition: b.sum("dposition", positions, dim),
             dtypes: if types > 0 { b.sum("dtypes", types, dim) } else { View::NONE },
+            dgamma: b.sum("dgamma", 1, dim),
+            dbeta: b.sum("dbeta", 1, dim),
             pad,
+            drop,
+            eps: 1e-5,
             dim,
         })
     })
@@ -490,20 +491,13 @@ pub fn add_norm(batch: &PackedBatch, dim: usize, rows: Rows, skip: bool, drop: D
     })
 }
 
-pub fn act(batch: &PackedBatch, kind: ActivationKind, width: usize, rows: Rows) -> Case {
-    Case::new(format!("act {kind:?} {width}, {rows:?}"), batch, move |b| {
+pub fn act(batch: &PackedBatch, kind: ActivationKind, width: usize, rows: Rows, drop: DropSite) -> Case {
+    Case::new(format!("act {kind:?} {width}, {rows:?}{}", p(drop)), batch, move |b| {
         let x = b.input("x", rows, width, "dy");
         // Covers the tails, and avoids the kink of ReLU.
         b.map("x", |x| 2.5 * x + 0.01 * x.signum());
         let (y, dy) = (b.output("y", rows, width, "dy"), b.random("dy", rows, width));
-        Op::Activation(Activation { kind, x, y, dy, db: b.sum("db", 1, width), width, rows })
-    })
-}
-
-pub fn dropout(batch: &PackedBatch, width: usize, rows: Rows, drop: DropSite) -> Case {
-    Case::new(format!("dropout {width}, {rows:?}, p {}", drop.p), batch, move |b| {
-        let (x, dy) = (b.in_place("x", rows, width, "dy"), b.random("dy", rows, width));
-        Op::Dropout(Dropout { x, dy, drop, width, rows })
+        Op::Activation(Activation { kind, x, y, dy, db: b.sum("db", 1, width), drop, width, rows })
     })
 }
 
@@ -574,9 +568,9 @@ pub fn odd() -> Vec<Case> {
     let off = DropSite::NONE;
     let on = DropSite { p: 0.3, site: 5 };
     let mut cases = vec![
-        embed(&short, 24, 0, None),
-        embed(&short, 30, 3, Some(0)),
-        embed(&long, 33, 2, Some(0)),
+        embed(&short, 24, 0, None, on),
+        embed(&short, 30, 3, Some(0), off),
+        embed(&long, 33, 2, Some(0), on),
         linear(&short, 24, 33, t, false),
         linear(&short, 33, 30, s, true),
         linear(&long, 30, 24, t, true),
@@ -611,10 +605,8 @@ pub fn odd() -> Vec<Case> {
         cases.push(add_norm(&short, dim, s, skip, drop));
     }
     for kind in [ActivationKind::Gelu, ActivationKind::Relu, ActivationKind::Tanh] {
-        cases.extend([act(&short, kind, 33, s), act(&long, kind, 30, t)]);
-    }
-    for rows in [t, s] {
-        cases.extend([dropout(&short, 33, rows, on), dropout(&long, 130, rows, off)]);
+        cases.extend([act(&short, kind, 33, s, on), act(&long, kind, 30, t, off)]);
+        cases.extend([act(&short, kind, 33, t, on), act(&short, kind, 33, s, off)]);
     }
     for (classes, smoothing, weighted) in [(2, 0.0, false), (3, 0.1, false), (7, 0.0, true), (2, 0.1, true)] {
         cases.push(xent(&long, classes, smoothing, weighted));
@@ -633,9 +625,10 @@ pub fn even() -> Vec<Case> {
     let off = DropSite::NONE;
     let on = DropSite { p: 0.1, site: 0xffff_ffff };
     let mut cases = vec![
-        embed(&few, 768, 2, Some(0)),
-        embed(&short, 64, 0, Some(0)),
-        embed(&long, 32, 2, None),
+        embed(&few, 768, 2, Some(0), on),
+        embed(&short, 64, 0, Some(0), off),
+        embed(&long, 32, 2, None, on),
+        embed(&few, 1032, 0, None, on),
         linear(&short, 64, 32, t, false),
         linear(&short, 32, 64, s, true),
         linear(&few, 768, 104, t, true),
@@ -662,10 +655,8 @@ pub fn even() -> Vec<Case> {
         }
     }
     for kind in [ActivationKind::Gelu, ActivationKind::Relu, ActivationKind::Tanh] {
-        cases.extend([act(&few, kind, 768, t), act(&short, kind, 64, s)]);
-    }
-    for rows in [t, s] {
-        cases.extend([dropout(&short, 64, rows, on), dropout(&few, 768, rows, on)]);
+        cases.extend([act(&few, kind, 768, t, on), act(&few, kind, 768, t, off)]);
+        cases.extend([act(&short, kind, 64, s, on), act(&short, kind, 64, s, off)]);
     }
     for (classes, smoothing, weighted) in [(2, 0.0, true), (6, 0.1, true), (8, 0.0, false)] {
         cases.push(xent(&tiles, classes, smoothing, weighted));

@@ -13,7 +13,9 @@ macro_rules! views {
 /// Every view of an op under the name of its field.
 pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
     match op {
-        Op::Embed(op) => views!(op: Embed { word, position, types, y, dy, dword, dposition, dtypes } pad dim),
+        Op::Embed(op) => {
+            views!(op: Embed { word, position, types, gamma, beta, x, y, stats, dy, dword, dposition, dtypes, dgamma, dbeta } pad drop eps dim)
+        }
         Op::Linear(op) => views!(op: Linear { x, w, b, y, dy, dx, dw, db } add k n rows),
         Op::Attention(op) => {
             views!(op: Attention { q, k, v, y, lse, dy, dq, dk, dv, db } q_stride kv_stride heads head_dim drop q_rows)
@@ -21,8 +23,7 @@ pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
         Op::AddNorm(op) => {
             views!(op: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta, db } drop eps dim rows)
         }
-        Op::Activation(op) => views!(op: Activation { x, y, dy, db } kind width rows),
-        Op::Dropout(op) => views!(op: Dropout { x, dy } drop width rows),
+        Op::Activation(op) => views!(op: Activation { x, y, dy, db } kind drop width rows),
         Op::GatherCls(op) => views!(op: GatherCls { x, y, dy, dx } add dim),
         Op::CrossEntropy(op) => views!(op: CrossEntropy { logits, weights, loss, dlogits, status } smoothing classes),
     }
@@ -31,8 +32,8 @@ pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
 /// The views that a pass of an op writes, except the status block.
 pub fn written(op: &Op, pass: Pass) -> Vec<View> {
     match (op, pass) {
-        (Op::Embed(op), Pass::Forward) => vec![op.y],
-        (Op::Embed(op), Pass::Backward) => vec![op.dword, op.dposition, op.dtypes],
+        (Op::Embed(op), Pass::Forward) => vec![op.x, op.y, op.stats],
+        (Op::Embed(op), Pass::Backward) => vec![op.dy, op.dword, op.dposition, op.dtypes, op.dgamma, op.dbeta],
         (Op::Linear(op), Pass::Forward) => vec![op.y],
         (Op::Linear(op), Pass::Backward) => vec![op.dx, op.dw, op.db],
         (Op::Attention(op), Pass::Forward) => vec![op.y, op.lse],
@@ -41,8 +42,6 @@ pub fn written(op: &Op, pass: Pass) -> Vec<View> {
         (Op::AddNorm(op), Pass::Backward) => vec![op.dy, op.dx, op.dgamma, op.dbeta, op.db],
         (Op::Activation(op), Pass::Forward) => vec![op.y],
         (Op::Activation(op), Pass::Backward) => vec![op.dy, op.db],
-        (Op::Dropout(op), Pass::Forward) => vec![op.x],
-        (Op::Dropout(op), Pass::Backward) => vec![op.dy],
         (Op::GatherCls(op), Pass::Forward) => vec![op.y],
         (Op::GatherCls(op), Pass::Backward) => vec![op.dx],
         (Op::CrossEntropy(op), Pass::Forward) => vec![op.loss],
