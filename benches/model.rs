@@ -5,6 +5,7 @@ use warpfit::console::print;
 use warpfit::device::{Opened, Precision};
 use warpfit::error::{Error, Kind, Result};
 use warpfit::model::config::Config;
+use warpfit::model::infer::Wanted;
 use warpfit::model::plan::ModelSpec;
 use warpfit::model::{Hyperparameters, Model};
 use warpfit::ops::{Rows, Step, Update};
@@ -42,15 +43,18 @@ fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precis
     let mut update = 0;
     let mut skipped = 0.0;
     let timing = time(args.samples, |n| {
-        for _ in 0..n {
-            if train {
+        if !train {
+            let batches = std::iter::repeat_n((batch.clone(), Wanted::LOGITS), n);
+            model.infer_all(batches, |_, results| {
+                skipped += f64::from(u8::from(!results.logits.iter().all(|x| x.is_finite())));
+                Ok(())
+            })?;
+        } else {
+            for _ in 0..n {
                 update += 1;
                 let step = Step { seed: 1, update, micro: 0, loss_normalizer: seqs as f64, train };
                 model.accumulate(&batch, &step)?;
                 model.update(&Update { number: update, learning_rate: 2e-5 })?;
-            } else {
-                let logits = model.infer(&batch)?;
-                skipped += f64::from(u8::from(!logits.iter().all(|x| x.is_finite())));
             }
         }
         skipped += model.take_status()?.skipped;

@@ -556,6 +556,13 @@ pub trait Backend: Send {
     /// Copies the start of `src` into `dst`, after all earlier work is done.
     fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()>;
 
+    /// Begins to copy `views`, one after the other, to the host, once all earlier work is done; does not wait for it. `slot` is
+    /// 0 or 1, so that two copies can be under way.
+    fn fetch(&mut self, slot: usize, views: &[View]) -> Result<()>;
+
+    /// The bytes of the last copy into `slot`, when they have arrived.
+    fn collect(&mut self, slot: usize) -> Result<Vec<u8>>;
+
     fn zero(&mut self, dst: View) -> Result<()>;
 
     /// Sets the `batch` and `step` of the following ops.
@@ -567,6 +574,20 @@ pub trait Backend: Send {
     fn cast(&mut self, op: &Cast) -> Result<()>;
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()>;
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()>;
+}
+
+/// The elements of a tensor in memory.
+pub fn decoded(bytes: &[u8], dtype: DType) -> Vec<f64> {
+    fn each<T: bytemuck::Pod + Into<f64>>(bytes: &[u8]) -> Vec<f64> {
+        bytes.chunks_exact(size_of::<T>()).map(|bytes| bytemuck::pod_read_unaligned::<T>(bytes).into()).collect()
+    }
+    match dtype {
+        DType::F32 => each::<f32>(bytes),
+        DType::Bf16 => each::<half::bf16>(bytes),
+        DType::F16 => each::<half::f16>(bytes),
+        DType::F64 => each::<f64>(bytes),
+        DType::I32 => each::<i32>(bytes),
+    }
 }
 
 impl dyn Backend + '_ {
@@ -584,18 +605,9 @@ impl dyn Backend + '_ {
 
     /// The elements of a view, of any type.
     pub fn read(&mut self, view: View) -> Result<Vec<f64>> {
-        fn get<T: bytemuck::Pod + Into<f64>>(backend: &mut dyn Backend, view: View) -> Result<Vec<f64>> {
-            let mut values = vec![T::zeroed(); view.len];
-            backend.download(view, bytemuck::cast_slice_mut(&mut values))?;
-            Ok(values.into_iter().map(Into::into).collect())
-        }
-        match view.dtype {
-            DType::F32 => get::<f32>(self, view),
-            DType::Bf16 => get::<half::bf16>(self, view),
-            DType::F16 => get::<half::f16>(self, view),
-            DType::F64 => get::<f64>(self, view),
-            DType::I32 => get::<i32>(self, view),
-        }
+        let mut bytes = vec![0; view.bytes()];
+        self.download(view, &mut bytes)?;
+        Ok(decoded(&bytes, view.dtype))
     }
 
     /// Sets the first elements of a view of floats.

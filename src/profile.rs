@@ -281,6 +281,14 @@ impl Backend for Profiled {
         self.inner.download(src, dst)
     }
 
+    fn fetch(&mut self, slot: usize, views: &[View]) -> Result<()> {
+        self.inner.fetch(slot, views)
+    }
+
+    fn collect(&mut self, slot: usize) -> Result<Vec<u8>> {
+        self.inner.collect(slot)
+    }
+
     fn zero(&mut self, dst: View) -> Result<()> {
         self.inner.zero(dst)
     }

@@ -10,6 +10,7 @@ use warpfit::infer::pca::Pca;
 use warpfit::infer::probe::Probe;
 use warpfit::infer::tsne::{Neighbours, tsne};
 use warpfit::model::config::Config;
+use warpfit::model::infer::Wanted;
 use warpfit::model::plan::ModelSpec;
 use warpfit::model::{Hyperparameters, Model};
 use warpfit::ops::Rows;
@@ -64,7 +65,7 @@ fn hidden(on: On, case: &str) {
         }
         let keep = if last_rows == Rows::Cls { config.dim } else { usize::MAX };
         let want: Vec<f64> = states(case, layer).iter().flat_map(|s| s[..keep.min(s.len())].to_vec()).collect();
-        let difference = max_abs_difference(&model.hidden(&batch).unwrap(), &want);
+        let difference = max_abs_difference(&model.infer(&batch, Wanted::HIDDEN).unwrap().hidden, &want);
         assert!(difference < 2e-5, "{on:?} {case} layer {layer} {last_rows:?}: {difference:e}");
     }
 }

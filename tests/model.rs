@@ -9,6 +9,7 @@ use serde_json::Value;
 use warpfit::cpu::Cpu;
 use warpfit::data::pack::PackedBatch;
 use warpfit::model::config::{Arch, Config};
+use warpfit::model::infer::{Results, Wanted};
 use warpfit::model::names::Init;
 use warpfit::model::plan::{Buffer, ModelSpec, Plan};
 use warpfit::model::{Hyperparameters, Model};
@@ -544,16 +545,59 @@ fn accumulation_equals_one_batch() {
 fn packed_equals_one_by_one() {
     let batch = labelled(&LENGTHS);
     for (arch, last_rows) in ARCHS.into_iter().flat_map(|arch| [(arch, Rows::Tokens), (arch, Rows::Cls)]) {
-        let infer = |train| random_model(On::CpuF64, &small(arch), last_rows, train, &batch).evaluate(&batch).unwrap();
+        let infer = |train| {
+            let mut model = random_model(On::CpuF64, &small(arch), last_rows, train, &batch);
+            let Results { logits, losses, .. } = model.infer(&batch, Wanted::LOSSES).unwrap();
+            (logits, losses)
+        };
         let (logits, losses) = infer(true);
         assert!(infer(false) == (logits.clone(), losses.clone()), "{arch:?}, {last_rows:?}: inference differs from training");
         let mut model = random_model(On::CpuF64, &small(arch), last_rows, false, &batch);
         for b in 0..batch.seqs() {
-            let (alone, loss) = model.evaluate(&part(&batch, b..b + 1)).unwrap();
+            let Results { logits: alone, losses: loss, .. } = model.infer(&part(&batch, b..b + 1), Wanted::LOSSES).unwrap();
             assert!(max_abs_difference(&alone, &logits[3 * b..][..3]) < 1e-13, "{arch:?}, {last_rows:?}: logits of {b}");
             assert!((loss[0] - losses[b]).abs() < 1e-13, "{arch:?}, {last_rows:?}: loss of {b}");
         }
     }
+}
+
+/// Batches that are submitted ahead have the same results, of any kind and in any order.
+#[test]
+fn many_batches_are_inferred_as_one_by_one() {
+    let batches = [&LENGTHS[..], &[3], &[2, 7], &LENGTHS[1..], &[1]].map(labelled);
+    let all = Wanted { logits: true, losses: true, hidden: true };
+    let wanted = [Wanted::LOGITS, Wanted::HIDDEN, all, Wanted::LOSSES, all];
+    for on in [On::Cpu, On::Cuda, On::CudaBf16] {
+        let mut model = random_model(on, &small(Arch::Bert), Rows::Tokens, false, &batches[0]);
+        let alone: Vec<_> = batches.iter().zip(wanted).map(|(batch, wanted)| model.infer(batch, wanted).unwrap()).collect();
+        let mut alone = alone.iter();
+        let pairs = batches.iter().cloned().zip(wanted);
+        let each = |batch: &PackedBatch, got: Results| {
+            let want = alone.next().unwrap();
+            assert!(got.logits == want.logits && got.losses == want.losses && got.hidden == want.hidden, "{on:?}, {batch:?}");
+            Ok(())
+        };
+        model.infer_all(pairs, each).unwrap();
+        assert!(alone.next().is_none());
+    }
+}
+
+/// A batch is on the GPU before the results of the one before it are waited for.
+#[test]
+fn a_gpu_has_work_while_results_are_read() {
+    if !is_virtual() {
+        return;
+    }
+    let batch = labelled(&LENGTHS);
+    let mut model = random_model(On::Cuda, &small(Arch::DistilBert), Rows::Cls, false, &batch);
+    let of_one = vgpu::submitted(|| drop(model.infer(&batch, Wanted::LOGITS).unwrap())).kernels;
+    let (before, mut kernels) = (vgpu::submitted_so_far().kernels, Vec::new());
+    let each = |_: &PackedBatch, _| {
+        kernels.push((vgpu::submitted_so_far().kernels - before) / of_one);
+        Ok(())
+    };
+    model.infer_all([(); 3].map(|()| (batch.clone(), Wanted::LOGITS)).into_iter(), each).unwrap();
+    assert_eq!(kernels, [2, 3, 3]);
 }
 
 /// After one update every parameter that the batch reaches has moved, and no other.

@@ -20,11 +20,19 @@ pub struct Rounded {
     bytes: usize,
     batch: PackedBatch,
     step: Step,
+    fetched: [Vec<u8>; 2],
 }
 
 impl Rounded {
     pub fn new(dtype: DType) -> Rounded {
-        Rounded { cpu: Cpu::poisoned(), dtype, bytes: 0, batch: PackedBatch::default(), step: Step::INFER }
+        Rounded {
+            cpu: Cpu::poisoned(),
+            dtype,
+            bytes: 0,
+            batch: PackedBatch::default(),
+            step: Step::INFER,
+            fetched: Default::default(),
+        }
     }
 
     fn cpu(&mut self) -> &mut (dyn Backend + 'static) {
@@ -282,6 +290,20 @@ impl Backend for Rounded {
             _ => dst.copy_from_slice(bytemuck::cast_slice(&values.map(|x| bf16::from_f32(x as f32)).collect::<Vec<_>>())),
         }
         Ok(())
+    }
+
+    fn fetch(&mut self, slot: usize, views: &[View]) -> Result<()> {
+        self.fetched[slot].clear();
+        for &view in views {
+            let mut bytes = vec![0; view.bytes()];
+            self.download(view, &mut bytes)?;
+            self.fetched[slot].extend(bytes);
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self, slot: usize) -> Result<Vec<u8>> {
+        Ok(self.fetched[slot].clone())
     }
 
     fn zero(&mut self, dst: View) -> Result<()> {

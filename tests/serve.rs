@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
 use warpfit::data::tokenize::{Encoded, Tokenizer};
+use warpfit::device::Device;
 use warpfit::error::{Error, Kind, Result};
 use warpfit::infer::Output;
 use warpfit::infer::pooling::Pooling;
@@ -694,6 +695,8 @@ fn token_offsets_match_the_text() {
 fn info_and_the_page() {
     let server = Server::start(&["--max-batch-tokens", "4096"]);
     let info = get(server.address, "/info").json();
+    let by_default = get(Server::start(&[]).address, "/info").json();
+    assert_eq!(by_default["max_batch_tokens"], Device::Cpu.batch_tokens());
     assert_eq!(info["model_type"]["classifier"]["id2label"], json!({ "0": "NEGATIVE", "1": "POSITIVE" }));
     assert_eq!((&info["max_input_length"], &info["max_batch_tokens"]), (&json!(48), &json!(4096)));
     assert_eq!(info["stars"], json!({"NEGATIVE": 0.0, "POSITIVE": 1.0}));
@@ -838,7 +841,8 @@ impl Fake {
         let source = Arc::new(ModelDir::read(&golden("text/hf")).unwrap());
         let (name, pooling) = ("fake".to_string(), Pooling::Cls);
         let stars = star_weights(&source.config.labels, None).unwrap();
-        let served = Served { name, source, max_length: 48, dtype: "float32", pooling, classifies: true, stars };
+        let batch_tokens = options.max_batch_tokens.unwrap_or(Device::Cpu.batch_tokens());
+        let served = Served { name, source, max_length: 48, batch_tokens, dtype: "float32", pooling, classifies: true, stars };
         let ((begun, batches), (held, gate)) = (channel(), channel::<()>());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let [panics, breaks, not_finite] = [PANICS, BREAKS, NOT_FINITE].map(id);

@@ -571,7 +571,7 @@ fn golden_minilm() {
     let backend = Box::new(warpfit::cpu::Cpu::<f32>::poisoned());
     let mut model = warpfit::model::Model::new(&config, spec, Default::default(), backend).unwrap();
     classifier.source.load_weights(&mut model, 0, false).unwrap();
-    model.infer(&batch).unwrap();
+    model.infer(&batch, warpfit::model::infer::Wanted::LOGITS).unwrap();
     let hidden = model.read(model.plan.layers.last().unwrap().out).unwrap();
     let dim = config.dim;
     for (b, seq) in batch.cu_seqlens.windows(2).enumerate() {

@@ -123,7 +123,7 @@ pub fn run(mut args: Args) -> Result<()> {
     let options = Options {
         device,
         precision: args.run.precision,
-        tokens: reading.max_batch_tokens,
+        tokens: Some(reading.max_batch_tokens),
         texts: BATCH,
         layer: args.layer,
         pooling: args.pooling,

@@ -83,6 +83,7 @@ pub fn run(args: Args) -> Result<()> {
         name: args.model.display().to_string(),
         source: session.source.clone(),
         max_length,
+        batch_tokens: session.tokens,
         dtype: match session.precision {
             Precision::Bf16 => "bfloat16",
             Precision::Fp16 => "float16",

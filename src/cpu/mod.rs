@@ -56,6 +56,8 @@ pub struct Cpu<T> {
     scratch: Vec<Mutex<attention::Scratch<T>>>,
     /// Working memory of the gradient norm.
     partials: Vec<f64>,
+    /// What was fetched last into each slot.
+    fetched: [Vec<u8>; 2],
     poisoned: bool,
 }
 
@@ -75,6 +77,7 @@ impl<T: Products> Cpu<T> {
             multiplier: Mutex::new(Multiplier::on_all_threads(false)),
             scratch: Vec::new(),
             partials: Vec::new(),
+            fetched: Default::default(),
             poisoned: false,
         }
     }
@@ -262,6 +265,22 @@ impl<T: Products> Backend for Cpu<T> {
         let src = unsafe { self.arena.slice::<u8>(src) };
         dst.copy_from_slice(&src[..dst.len()]);
         Ok(())
+    }
+
+    fn fetch(&mut self, slot: usize, views: &[View]) -> Result<()> {
+        let mut bytes = vec![0; views.iter().map(|view| view.bytes()).sum()];
+        let mut rest = &mut bytes[..];
+        for &view in views {
+            let (dst, after) = rest.split_at_mut(view.bytes());
+            self.download(view, dst)?;
+            rest = after;
+        }
+        self.fetched[slot] = bytes;
+        Ok(())
+    }
+
+    fn collect(&mut self, slot: usize) -> Result<Vec<u8>> {
+        Ok(std::mem::take(&mut self.fetched[slot]))
     }
 
     fn zero(&mut self, dst: View) -> Result<()> {

@@ -27,6 +27,7 @@ pub struct Arena {
     staging: [Staging; 2],
     /// The next buffer to use.
     turn: usize,
+    fetched: [Option<Fetched>; 2],
 }
 
 /// Device memory, freed immediately when dropped; a pool would keep it.
@@ -60,6 +61,36 @@ struct Staging {
     fetched: CudaEvent,
 }
 
+/// Page-locked memory into which the GPU copies results asynchronously. Unlike cudarc's it is cached, for it is read.
+struct Fetched {
+    address: *mut u8,
+    /// What it holds, and how much it can.
+    bytes: usize,
+    capacity: usize,
+    arrived: CudaEvent,
+}
+
+// SAFETY: the memory belongs to no thread.
+unsafe impl Send for Fetched {}
+
+impl Fetched {
+    fn new(context: &Arc<CudaContext>, capacity: usize) -> Result<Fetched> {
+        let arrived = context.new_event(None).map_err(failed("event"))?;
+        // SAFETY: freed once, by `drop`.
+        let address = unsafe { result::malloc_host(capacity, 0) }.map_err(failed("page-locked memory"))?;
+        Ok(Fetched { address: address.cast(), bytes: 0, capacity, arrived })
+    }
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        // The GPU may still be copying.
+        let _ = self.arrived.synchronize();
+        // SAFETY: allocated above.
+        let _ = unsafe { result::free_host(self.address.cast()) };
+    }
+}
+
 impl Arena {
     pub fn new(stream: &CudaStream, layout: &Layout) -> Result<Arena> {
         let (memory, scratch) = (Memory::new(stream, layout.bytes)?, Memory::new(stream, SCRATCH)?);
@@ -74,7 +105,7 @@ impl Arena {
             Ok(Staging { buffer, fetched })
         };
         let staging = [staging()?, staging()?];
-        Ok(Arena { layout: *layout, memory, scratch, sums, staging, turn: 0 })
+        Ok(Arena { layout: *layout, memory, scratch, sums, staging, turn: 0, fetched: [None, None] })
     }
 
     /// The address of a view; null for an empty one.
@@ -92,6 +123,35 @@ impl Arena {
 
     pub fn sums(&self) -> Ptr {
         self.sums.address
+    }
+
+    /// Begins to copy views, one after the other, into `slot`.
+    pub fn fetch(&mut self, stream: &CudaStream, slot: usize, views: &[View]) -> Result<()> {
+        let bytes = views.iter().map(|view| view.bytes()).sum();
+        if self.fetched[slot].as_ref().is_none_or(|fetched| fetched.capacity < bytes) {
+            self.fetched[slot] = Some(Fetched::new(stream.context(), bytes.next_power_of_two())?);
+        }
+        let sources: Vec<(Ptr, usize)> =
+            views.iter().filter(|view| !view.is_none()).map(|&view| (self.at(view), view.bytes())).collect();
+        let fetched = self.fetched[slot].as_mut().expect("just allocated");
+        fetched.bytes = bytes;
+        let mut start = 0;
+        for (source, bytes) in sources {
+            // SAFETY: within the memory; read again only when the copy has arrived.
+            let to = unsafe { std::slice::from_raw_parts_mut(fetched.address.add(start), bytes) };
+            // SAFETY: inside the arena.
+            unsafe { result::memcpy_dtoh_async(to, source, stream.cu_stream()) }.map_err(failed("results"))?;
+            start += bytes;
+        }
+        fetched.arrived.record(stream).map_err(failed("results"))
+    }
+
+    /// What was last copied into `slot`.
+    pub fn collect(&self, slot: usize) -> Result<Vec<u8>> {
+        let fetched = self.fetched[slot].as_ref().expect("fetch comes first");
+        fetched.arrived.synchronize().map_err(failed("results"))?;
+        // SAFETY: the copies have arrived, and `fetch` needs `&mut self`.
+        Ok(unsafe { std::slice::from_raw_parts(fetched.address, fetched.bytes) }.to_vec())
     }
 
     /// Uploads a batch in one copy; returns the places of its arrays.

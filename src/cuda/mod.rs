@@ -1,6 +1,6 @@
 //! The backend on NVIDIA GPUs: hand-written kernels (kernels/), products by cuBLASLt, one stream, one arena. A launcher holds
-//! geometry only: the number of blocks, and the addresses passed to the kernel. Only `upload` and `download` wait for the GPU,
-//! and `stage` when it is two batches ahead.
+//! geometry only: the number of blocks, and the addresses passed to the kernel. Only `upload`, `download` and `collect` wait for
+//! the GPU, and `stage` when it is two batches ahead.
 
 mod adamw;
 mod arena;
@@ -214,6 +214,17 @@ impl Backend for Cuda {
         // SAFETY: inside the arena; `dst` is complete once the stream is.
         unsafe { result::memcpy_dtoh_async(dst, self.at(src), self.stream.cu_stream()) }.map_err(failed("download"))?;
         self.stream.synchronize().map_err(failed("download"))
+    }
+
+    fn fetch(&mut self, slot: usize, views: &[View]) -> Result<()> {
+        self.bind()?;
+        columns::flush(self)?;
+        self.arena.as_mut().expect("reserve comes first").fetch(&self.stream, slot, views)
+    }
+
+    fn collect(&mut self, slot: usize) -> Result<Vec<u8>> {
+        self.bind()?;
+        self.arena().collect(slot)
     }
 
     fn zero(&mut self, dst: View) -> Result<()> {

@@ -39,6 +39,7 @@ use crate::data::tokenize::Encoded;
 use crate::device::{Device, Opened, Precision};
 use crate::error::{BROKEN, Error, Kind, Result};
 use crate::model::config::Config;
+use crate::model::infer::{Results, Wanted};
 use crate::model::plan::ModelSpec;
 use crate::model::{Hyperparameters, Model};
 use crate::ops::Rows;
@@ -50,8 +51,9 @@ use pooling::Pooling;
 pub struct Options {
     pub device: Device,
     pub precision: Precision,
-    /// Most tokens and texts per batch; one text always fits.
-    pub tokens: usize,
+    /// Most tokens per batch, by default those of [`Device::batch_tokens`]; one text always fits.
+    pub tokens: Option<usize>,
+    /// Most texts per batch.
     pub texts: usize,
     /// The layer whose states become vectors: 0 is the embeddings, 1 the first layer, -1 the last, counting from the end. Later
     /// layers are not run.
@@ -86,6 +88,8 @@ pub struct Session {
     pub missing: Vec<String>,
     /// That of the model, never `Auto`.
     pub precision: Precision,
+    /// Most tokens per batch.
+    pub tokens: usize,
     pooling: Pooling,
     model: Model,
 }
@@ -107,14 +111,15 @@ impl Session {
         let config = Config { layers: layer as usize, ..source.config.clone() };
         // The embeddings are no layer, so that there is none to prune.
         let last_rows = if pooling == Pooling::Cls && layer > 0 { Rows::Cls } else { Rows::Tokens };
-        let tokens = options.tokens.max(config.positions);
+        let Opened { backend, device, arithmetic, precision, notes } = device.open(precision)?;
+        let batch_tokens = options.tokens.unwrap_or(device.batch_tokens());
+        let tokens = batch_tokens.max(config.positions);
         let seqs = options.texts.min(tokens); // a text has at least one token
-        let Opened { backend, arithmetic, precision, notes, .. } = device.open(precision)?;
         let spec = ModelSpec { train: false, last_rows, tokens, seqs, arithmetic };
         let mut model = Model::new(&config, spec, Hyperparameters::default(), backend)?;
         let missing = source.load_weights(&mut model, 0, false)?;
         notes.into_iter().for_each(note);
-        Ok(Session { source: Arc::new(source), missing, precision, pooling, model })
+        Ok(Session { source: Arc::new(source), missing, precision, tokens: batch_tokens, pooling, model })
     }
 
     /// Opens a model folder for classification.
@@ -122,7 +127,8 @@ impl Session {
     /// # Errors
     /// Those of [`Session::open`]; a folder without a trained head.
     pub fn classifier(path: &Path, device: Device, precision: Precision, tokens: usize, texts: usize) -> Result<Session> {
-        let session = Session::open(path, &Options { device, precision, tokens, texts, layer: -1, pooling: Pooling::Cls })?;
+        let options = Options { device, precision, tokens: Some(tokens), texts, layer: -1, pooling: Pooling::Cls };
+        let session = Session::open(path, &options)?;
         if !session.missing.is_empty() {
             let fact = format!("has no {}: it is not a trained classifier", session.missing.join(", "));
             return Err(Error::user(path.display(), fact, "fine-tune it first with train"));
@@ -145,17 +151,16 @@ impl Session {
     pub fn run(&mut self, rows: &Encoded, outputs: &[Output], mut done: impl FnMut(usize, usize)) -> Result<Vec<Vec<f32>>> {
         let ModelSpec { tokens, seqs, last_rows, .. } = self.model.plan.spec;
         let (dim, classes) = (self.source.config.dim, self.source.config.classes());
-        let (mut results, mut outputs) = (Vec::with_capacity(rows.rows()), outputs);
-        for batch in rows.batches(tokens, seqs) {
-            let of_batch = outputs.split_off(..batch.seqs()).expect("one for each row");
-            let classifies = of_batch.contains(&Output::Logits);
-            let embeds = of_batch.iter().any(|output| *output != Output::Logits);
-            let logits = if classifies { self.model.infer(&batch)? } else { Vec::new() };
-            let hidden = match (embeds, classifies) {
-                (false, _) => Vec::new(),
-                (true, true) => self.model.last_hidden(&batch)?,
-                (true, false) => self.model.hidden(&batch)?,
-            };
+        let mut results = Vec::with_capacity(rows.rows());
+        let mut submitted = 0;
+        let batches = rows.batches(tokens, seqs).map(|batch| {
+            let of_batch = &outputs[submitted..][..batch.seqs()];
+            submitted += batch.seqs();
+            let (logits, hidden) = (of_batch.contains(&Output::Logits), of_batch.iter().any(|&output| output != Output::Logits));
+            (batch, Wanted { logits, losses: false, hidden })
+        });
+        self.model.infer_all(batches, |batch, Results { logits, hidden, .. }| {
+            let of_batch = &outputs[results.len()..];
             for (row, (ends, output)) in batch.cu_seqlens.windows(2).zip(of_batch).enumerate() {
                 let states = match last_rows {
                     Rows::Cls => row..row + 1,
@@ -169,7 +174,8 @@ impl Session {
                 });
             }
             done(batch.seqs(), batch.tokens());
-        }
+            Ok(())
+        })?;
         Ok(results)
     }
 

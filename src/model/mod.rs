@@ -3,12 +3,13 @@
 pub mod config;
 mod encoder;
 mod head;
+pub mod infer;
 pub mod names;
 pub mod plan;
 
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
-use crate::ops::{AdamW, Arithmetic, Backend, Cast, DType, GradNorm, Op, Rows, Status, Step, Update, View};
+use crate::ops::{AdamW, Arithmetic, Backend, Cast, DType, GradNorm, Op, Status, Step, Update, View};
 use plan::{ModelSpec, Plan};
 
 /// The constants of the loss and of the optimizer; see [`crate::ops`] for their maths.
@@ -121,43 +122,6 @@ impl Model {
     pub fn update(&mut self, update: &Update) -> Result<()> {
         self.backend.grad_norm(&self.grad_norm)?;
         self.backend.adamw(&self.adamw, update)
-    }
-
-    /// The logits of a batch, (seqs, classes).
-    pub fn infer(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
-        self.encode(batch)?;
-        let head = self.encoder..self.ops.len() - 1;
-        self.ops[head].iter().try_for_each(|op| self.backend.forward(op))?;
-        self.read(self.plan.head.logits.slice(0, batch.seqs() * self.plan.config.classes()))
-    }
-
-    /// The logits of a batch, (seqs, classes), and the loss of each row, (seqs).
-    pub fn evaluate(&mut self, batch: &PackedBatch) -> Result<(Vec<f64>, Vec<f64>)> {
-        let logits = self.infer(batch)?;
-        self.backend.forward(self.ops.last().expect("the loss"))?;
-        Ok((logits, self.read(self.plan.head.loss.slice(0, batch.seqs()))?))
-    }
-
-    /// The last hidden states of a batch, packed: (tokens, dim), or (seqs, dim) if the plan keeps `[CLS]` alone.
-    pub fn hidden(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
-        self.encode(batch)?;
-        self.last_hidden(batch)
-    }
-
-    /// Like [`Model::hidden`], of the batch that ran last.
-    pub fn last_hidden(&mut self, batch: &PackedBatch) -> Result<Vec<f64>> {
-        let rows = match self.plan.spec.last_rows {
-            Rows::Tokens => batch.tokens(),
-            Rows::Cls => batch.seqs(),
-        };
-        self.read(self.plan.last_hidden().slice(0, rows * self.plan.config.dim))
-    }
-
-    fn encode(&mut self, batch: &PackedBatch) -> Result<()> {
-        self.renew_copy()?;
-        let b = self.backend.as_mut();
-        b.stage(batch, &Step::INFER)?;
-        self.ops[..self.encoder].iter().try_for_each(|op| b.forward(op))
     }
 
     /// One weight per class in the loss; all 1 by default.

@@ -37,9 +37,9 @@ pub struct Serving {
     /// Concurrent requests, at most; further ones get 429
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 512)]
     pub max_concurrent_requests: usize,
-    /// Tokens per batch of waiting requests, at most
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 16384)]
-    pub max_batch_tokens: usize,
+    /// Tokens per batch of waiting requests, at most [default: 16384 on a GPU, 2048 on a CPU]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub max_batch_tokens: Option<usize>,
     /// Texts per request, at most
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 32)]
     pub max_client_batch_size: usize,
@@ -68,6 +68,8 @@ pub struct Served {
     pub source: Arc<ModelDir>,
     /// Texts are truncated to this many tokens.
     pub max_length: usize,
+    /// Tokens per batch, at most.
+    pub batch_tokens: usize,
     /// Of the activations: float32 or bfloat16.
     pub dtype: &'static str,
     /// How /embed reduces the states of a text to a vector.
@@ -121,7 +123,7 @@ pub fn serve(
     // The blocking threads tokenize.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(cores).build().map_err(failed)?;
     let metrics = Arc::new(Metrics::new());
-    let (queue, batches) = queue::queue(options.max_concurrent_requests, options.max_batch_tokens, &metrics);
+    let (queue, batches) = queue::queue(options.max_concurrent_requests, served.batch_tokens, &metrics);
     let patience = Duration::from_secs(options.client_timeout as u64);
     let app = api::router(Arc::new(Service { served, options: options.clone(), patience, cores, queue, metrics }));
     let connections = std::thread::Builder::new()

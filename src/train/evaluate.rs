@@ -11,6 +11,7 @@ use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::{Metric, Metrics};
 use crate::model::Model;
+use crate::model::infer::Wanted;
 use crate::report::log::Progress;
 
 #[derive(Clone)]
@@ -37,14 +38,15 @@ pub fn evaluate(
     let begin = Instant::now();
     let progress = Progress::new(what, data.rows() as u64, &["texts", "tokens"]);
     let (mut logits, mut losses, mut batches) = (Vec::new(), Vec::new(), 0);
-    for batch in Loader::in_order(data.clone(), model.plan.spec.tokens, batch_size) {
+    let in_order = Loader::in_order(data.clone(), model.plan.spec.tokens, batch_size);
+    model.infer_all(in_order.map(|batch| (batch, Wanted::LOSSES)), |batch, results| {
         check_interrupt()?;
-        let (batch_logits, batch_losses) = model.evaluate(&batch)?;
-        logits.extend(batch_logits.into_iter().map(|x| x as f32));
-        losses.extend(batch_losses);
+        logits.extend(results.logits.into_iter().map(|x| x as f32));
+        losses.extend(results.losses);
         batches += 1;
         progress.add(&[batch.seqs() as u64, batch.tokens() as u64]);
-    }
+        Ok(())
+    })?;
     let mut metrics = Metrics::from_logits(&data.labels, &logits, model.plan.config.classes(), positive)?;
     let weight: f64 = data.labels.iter().map(|&label| class_weights[label as usize]).sum();
     metrics.loss = Some(losses.iter().sum::<f64>() / weight);

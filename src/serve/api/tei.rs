@@ -170,7 +170,7 @@ pub async fn info(State(service): Shared) -> Json<Value> {
         "model_type": model_type,
         "max_concurrent_requests": options.max_concurrent_requests,
         "max_input_length": served.max_length,
-        "max_batch_tokens": options.max_batch_tokens,
+        "max_batch_tokens": served.batch_tokens,
         "max_batch_requests": null,
         "max_client_batch_size": options.max_client_batch_size,
         "auto_truncate": true,

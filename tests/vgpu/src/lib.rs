@@ -127,17 +127,26 @@ pub struct Submitted {
 
 /// What this thread submits within `f`.
 pub fn submitted(f: impl FnOnce()) -> Submitted {
-    // SAFETY: the signatures in driver.cpp and blaslt.cpp.
-    let now = || unsafe {
-        let mut counts = [0; 3];
-        function::<unsafe extern "C" fn(*mut u64)>(&installed().cuda, "vgpu_submitted")(counts.as_mut_ptr());
-        let products = function::<unsafe extern "C" fn() -> u64>(&installed().blaslt, "vgpu_products")();
-        [counts[0], products, counts[1], counts[2]]
-    };
-    let before = now();
+    let before = submitted_so_far();
     f();
-    let after = now();
-    let [kernels, products, copies, fills] = std::array::from_fn(|i| after[i] - before[i]);
+    let after = submitted_so_far();
+    Submitted {
+        kernels: after.kernels - before.kernels,
+        products: after.products - before.products,
+        copies: after.copies - before.copies,
+        fills: after.fills - before.fills,
+    }
+}
+
+/// What this thread has submitted since it began.
+pub fn submitted_so_far() -> Submitted {
+    let mut counts = [0; 3];
+    // SAFETY: the signatures in driver.cpp and blaslt.cpp.
+    let products = unsafe {
+        function::<unsafe extern "C" fn(*mut u64)>(&installed().cuda, "vgpu_submitted")(counts.as_mut_ptr());
+        function::<unsafe extern "C" fn() -> u64>(&installed().blaslt, "vgpu_products")()
+    };
+    let [kernels, copies, fills] = counts;
     Submitted { kernels, products, copies, fills }
 }
 
