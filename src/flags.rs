@@ -245,6 +245,14 @@ pub enum SplitName {
 }
 
 impl DataArgs {
+    /// The splits that are of --data-dir or --dataset, not files with a flag of their own.
+    pub fn of_dataset(&self) -> Vec<Split> {
+        let given =
+            [(Split::Train, &self.train_file), (Split::Validation, &self.validation_file), (Split::Test, &self.test_file)];
+        let has_dataset = self.dataset.is_some() || self.data_dir.is_some();
+        given.into_iter().filter(|(_, file)| has_dataset && file.is_none()).map(|(split, _)| split).collect()
+    }
+
     /// The files of each split: those of --data-dir or --dataset, and those given in their place.
     pub fn files(&self) -> Result<Splits> {
         let mut files = match (&self.dataset, &self.data_dir) {

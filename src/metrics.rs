@@ -487,6 +487,22 @@ impl Metric {
         }
     }
 
+    /// Its name for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Metric::Loss => "Loss",
+            Metric::Accuracy => "Accuracy",
+            Metric::Precision => "Precision",
+            Metric::Recall => "Recall",
+            Metric::F1 => "F1",
+            Metric::RocAuc => "ROC AUC",
+            Metric::AveragePrecision => "Average precision",
+            Metric::MacroF1 => "Macro F1",
+            Metric::BalancedAccuracy => "Balanced accuracy",
+            Metric::MatthewsCorrelation => "Matthews correlation",
+        }
+    }
+
     /// The metric called `name`, with or without the prefix `eval_`. `flag` is the flag that named it.
     pub fn parse(flag: &str, name: &str) -> Result<Metric> {
         let bare = name.strip_prefix("eval_").unwrap_or(name);

@@ -1,5 +1,6 @@
 //! The commands from outside: their files and output, and one clear line for every error.
 
+mod card;
 mod describe;
 mod evaluate;
 mod files;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The Python clients of other servers, against `warpfit serve`: huggingface_hub's InferenceClient and openai.
+"""Python's huggingface_hub and openai, against `warpfit serve` and the model card of `warpfit train`.
 
     clients.py [--warpfit target/release/warpfit]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import openai
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.numpy import load_file, save_file
 
@@ -109,6 +109,30 @@ def check_openai(url, vectors):
     check_refused(lambda: stranger.embeddings.create(input="a", model="m"), openai.AuthenticationError, "key")
 
 
+def check_card(folder):
+    """The card of a run, with names that YAML has other meanings for, read as the hub reads it."""
+    golden = ROOT / "tests/golden/train"
+    model, test, out = folder / "model", folder / "null: # [x].csv", folder / "no"
+    shutil.copytree(golden / "hf_init", model)
+    shutil.copy(golden / "test.csv", test)
+    (model / "README.md").write_bytes(b"---\r\nlicense: 'MIT'\r\n---\r\n")
+    command = [args.warpfit, "train", "--model", model, "--train-file", golden / "train.csv", "--validation-split", "0.2"]
+    command += ["--test-file", test, "--output-dir", out, "--max-steps", "4", "--device", "cpu", "--quiet", "--label-names", "- a,{b}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    card = ModelCard.load(out / "README.md")
+    assert (card.data.license, card.data.model_name) == ("mit", "no"), card.data
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-classification"), card.data
+    results = json.loads((out / "all_results.json").read_text())
+    for split, prefix, name in (("validation", "eval", "train.csv"), ("test", "test", test.name)):
+        found = [result for result in card.data.eval_results if result.dataset_split == split]
+        assert {result.metric_type for result in found} >= {"loss", "accuracy", "precision", "recall", "f1", "roc_auc"}, found
+        for result in found:
+            assert (result.task_type, result.dataset_name, result.dataset_type) == ("text-classification", name, "csv"), result
+            assert result.metric_value == results[f"{prefix}_{result.metric_type}"], result
+    # The parsed results make the same card again.
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+
 with serve(MODEL, "--api-key", KEY) as url:
     vectors = np.array(post(f"{url}/embed", {"inputs": TEXTS}), dtype=np.float32)
     check_classification(url)
@@ -122,5 +146,8 @@ with tempfile.TemporaryDirectory() as folder:
     save_file({name: weight for name, weight in weights.items() if "classifier" not in name}, base / "model.safetensors")
     with serve(base, "--api-key", KEY) as url:
         check_feature_extraction(url, vectors)
+
+with tempfile.TemporaryDirectory() as folder:
+    check_card(Path(folder))
 
 print("huggingface_hub and openai: every check passed")

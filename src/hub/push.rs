@@ -41,6 +41,22 @@ const PUBLISHED: [&str; 19] = [
     "plots/grad_norm.svg",
 ];
 
+/// Keys of the JSON files whose values may be paths of this machine.
+const PATHS: [&str; 12] = [
+    "model",
+    "output_dir",
+    "resume_from_checkpoint",
+    "dataset",
+    "train",
+    "validation",
+    "test",
+    "best_model_checkpoint",
+    "_name_or_path",
+    "name_or_path",
+    "special_tokens_map_file",
+    "tokenizer_file",
+];
+
 /// A repository to push to, to which the token has write access.
 pub struct Target {
     repo: Repo,
@@ -229,7 +245,7 @@ impl Target {
             let line = match oid {
                 Some(oid) => json!({"key": "lfsFile", "value": {"path": name, "algo": "sha256", "oid": oid, "size": size}}),
                 None => {
-                    let content = STANDARD.encode(fs::read(path).map_err(|e| Error::io(path, e))?);
+                    let content = STANDARD.encode(public(name, fs::read(path).map_err(|e| Error::io(path, e))?));
                     json!({"key": "file", "value": {"path": name, "encoding": "base64", "content": content}})
                 }
             };
@@ -240,6 +256,28 @@ impl Target {
 
     fn api(&self, what: &str) -> String {
         format!("{}/api/models/{}/{what}/{MAIN}", self.client.endpoint, self.repo.id)
+    }
+}
+
+/// The content of a file as it is published: of absolute paths in JSON only the last part is left.
+fn public(name: &str, content: Vec<u8>) -> Vec<u8> {
+    let parsed = || serde_json::from_slice::<Value>(&content).ok().filter(|_| name.ends_with(".json"));
+    let Some(mut json) = parsed() else { return content };
+    if shorten_paths(&mut json, false) { format!("{json:#}\n").into_bytes() } else { content }
+}
+
+/// Shortens the absolute paths in a value, itself `of_path` or with keys of paths; whether there were any.
+fn shorten_paths(value: &mut Value, of_path: bool) -> bool {
+    match value {
+        Value::String(text) if of_path && Path::new(text).is_absolute() => {
+            *text = Path::new(text).file_name().unwrap_or_default().to_string_lossy().into_owned();
+            true
+        }
+        Value::Array(values) => values.iter_mut().fold(false, |any, value| shorten_paths(value, of_path) | any),
+        Value::Object(values) => {
+            values.iter_mut().fold(false, |any, (key, value)| shorten_paths(value, PATHS.contains(&key.as_str())) | any)
+        }
+        _ => false,
     }
 }
 

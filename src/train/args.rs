@@ -12,12 +12,12 @@ use super::recipe;
 use super::schedule::ScheduleKind;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::note;
-use crate::data::dataset::{self, Splits};
+use crate::data::dataset::{self, Split, Splits};
 use crate::data::truncation::TruncationSide;
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::same_file;
-use crate::flags::{DataArgs, count, missing, not_negative, open_unit, positive, truth, unit};
+use crate::flags::{DataArgs, SplitName, count, missing, not_negative, open_unit, positive, truth, unit};
 use crate::metrics::Metric;
 use crate::sample::RUNS;
 
@@ -247,17 +247,18 @@ pub struct Settings {
     /// A checkpoint's folder, or `newest` for the newest one in `output_dir`.
     pub resume_from_checkpoint: Option<PathBuf>,
     pub dry_run: bool,
-    /// The hub id, or the folder, that `files` come from.
+    /// The hub id, or the folder, that the files of the splits `of_dataset` come from.
     pub dataset: Option<PathBuf>,
+    pub dataset_config: Option<String>,
+    #[serde(skip)]
+    pub of_dataset: Vec<Split>,
+    pub validation_split_name: Option<SplitName>,
     pub files: Splits,
     pub validation_split: Option<f64>,
     #[serde(flatten)]
     pub reading: dataset::Options,
     pub label_names: Option<Vec<String>>,
     pub positive_label: Option<String>,
-    /// The test data was found beside the training data, not named by a flag.
-    #[serde(skip)]
-    pub test_may_lack_labels: bool,
     pub max_length: Option<usize>,
     /// The model's, if none.
     pub truncation_side: Option<TruncationSide>,
@@ -336,6 +337,7 @@ impl Args {
         if self.validation_split.is_some() {
             files.validation.clear();
         }
+        let of_dataset = self.data.of_dataset();
 
         let validates = !files.validation.is_empty() || self.validation_split.is_some();
         let logging_steps = self.logging_steps.unwrap_or(10);
@@ -399,12 +401,14 @@ impl Args {
             resume_from_checkpoint: self.resume_from_checkpoint,
             dry_run: self.dry_run,
             dataset: self.data.dataset.or(self.data.data_dir),
+            dataset_config: self.data.dataset_config,
+            of_dataset,
+            validation_split_name: self.data.validation_split_name,
             files,
             validation_split: self.validation_split,
             reading: self.data.reading.labelled(self.data.label_column.as_deref()),
             label_names: self.data.label_names.map(|names| names.0),
             positive_label: self.positive_label,
-            test_may_lack_labels: self.data.test_file.is_none(),
             max_length: self.max_length,
             truncation_side: self.truncation_side,
             max_train_samples: self.max_train_samples,

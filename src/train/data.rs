@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::args::Settings;
 use crate::console::note;
 use crate::data::cache;
-use crate::data::dataset::{self, Dataset, Labelled, ModelClasses};
+use crate::data::dataset::{self, Dataset, Labelled, ModelClasses, Split};
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::config::Config;
@@ -84,7 +84,7 @@ impl Data {
             "columns": format!("{:?}", settings.columns()),
             "names": config.labels_named.then_some(&config.labels),
             "label_names": settings.label_names,
-            "test_may_lack_labels": settings.test_may_lack_labels,
+            "test_may_lack_labels": settings.of_dataset.contains(&Split::Test),
             "split": settings.validation_split.map(|share| (share, settings.seed)),
             "samples": (settings.max_train_samples, settings.max_eval_samples),
             "files": files.map(Vec::len),
@@ -108,7 +108,8 @@ impl Data {
     fn tokenize(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Data> {
         let model = ModelClasses::Replaceable(config.labels_named.then_some(&config.labels));
         let (files, given) = (&settings.files, settings.label_names.as_deref());
-        let read = Labelled::read(files, &settings.columns(), settings.test_may_lack_labels, model, given)?;
+        let test_may_lack_labels = settings.of_dataset.contains(&Split::Test);
+        let read = Labelled::read(files, &settings.columns(), test_may_lack_labels, model, given)?;
         let Labelled { names, mut notes, mut train, mut validation, test } = read;
         if let Some(share) = settings.validation_split {
             let (kept, split) = dataset::stratified_split(&train.labels, share, settings.seed);

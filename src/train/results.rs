@@ -5,9 +5,9 @@ use serde_json::{Map, json};
 
 use super::Trainer;
 use super::args::Cadence;
-use super::card::model_card;
 use super::evaluate::Evaluation;
 use crate::console::note;
+use crate::data::dataset::Split;
 use crate::error::Result;
 use crate::files::{sync_dir, write_file, write_json};
 use crate::report::curves;
@@ -102,7 +102,7 @@ impl Trainer<'_> {
             evaluation = best.evaluation.clone();
             self.best = Some(best);
         }
-        let card = self.card(evaluation.as_ref(), false);
+        let card = self.card(&results(&evaluation, &None));
         let saved = self.source.replace(&self.run.path, &mut self.model, &card);
         saved.map_err(|error| self.not_saved(error))?;
         if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
@@ -124,15 +124,15 @@ impl Trainer<'_> {
         write_json(&path("trainer_state.json"), &self.trainer_state(&self.log))?;
         curves::write(&self.run.path, self.log.entries())?;
         write_json(&path("training_args.json"), self.settings)?;
-        let shown = test.as_ref().or(evaluation.as_ref());
-        write_file(&path("README.md"), self.card(shown, test.is_some()).as_bytes())?;
+        write_file(&path("README.md"), self.card(&results(&evaluation, &test)).as_bytes())?;
         sync_dir(&self.run.path)?;
 
         Ok(Outcome { train_loss, evaluation, test, done })
     }
+}
 
-    /// The model card with this evaluation, of the test data if `tested`.
-    fn card(&self, shown: Option<&Evaluation>, tested: bool) -> String {
-        model_card(self.settings, &self.source, &self.model.plan.config, &self.log, shown, tested)
-    }
+/// The evaluations that there are, with their splits.
+fn results<'a>(validation: &'a Option<Evaluation>, test: &'a Option<Evaluation>) -> Vec<(Split, &'a Evaluation)> {
+    let both = [(Split::Validation, validation), (Split::Test, test)];
+    both.into_iter().filter_map(|(split, evaluation)| Some((split, evaluation.as_ref()?))).collect()
 }
