@@ -179,6 +179,10 @@ pub struct Args {
     /// Keep at most this many checkpoints, the newest and the best among them [default: all]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub save_total_limit: Option<usize>,
+    /// Write checkpoints without the optimizer's state: a third of the size, but a run cannot be resumed from them; that of an
+    /// interrupt has it [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Cadence")]
+    pub save_only_model: Option<bool>,
     /// Load the weights of the best evaluation at the end [default: true with evaluations]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Cadence")]
     pub load_best_model_at_end: Option<bool>,
@@ -290,6 +294,7 @@ pub struct Settings {
     pub eval: Cadence,
     pub save: Cadence,
     pub save_total_limit: Option<usize>,
+    pub save_only_model: bool,
     pub load_best_model_at_end: bool,
     pub metric_for_best_model: Metric,
     pub early_stopping_patience: Option<usize>,
@@ -438,6 +443,7 @@ impl Args {
             eval: cadence(eval_strategy, self.eval_steps.unwrap_or(logging_steps)),
             save: cadence(save_strategy, self.save_steps.unwrap_or(500)),
             save_total_limit: self.save_total_limit,
+            save_only_model: self.save_only_model.unwrap_or(false),
             load_best_model_at_end: self.load_best_model_at_end.unwrap_or(evaluates),
             metric_for_best_model: metric,
             early_stopping_patience: self.early_stopping_patience,

@@ -55,7 +55,8 @@ impl Trainer<'_> {
             return error;
         }
         let error = error.and(&self.kept());
-        if self.last_checkpoint().is_some() { error.remedy_and("resume with --resume-from-checkpoint") } else { error }
+        let resumable = self.last_checkpoint().is_some() && !self.settings.save_only_model;
+        if resumable { error.remedy_and("resume with --resume-from-checkpoint") } else { error }
     }
 
     /// Saves the state of the run, and reports how to resume.
@@ -66,7 +67,7 @@ impl Trainer<'_> {
             let status = self.model.status()?;
             self.model.set_status(&Status { loss: 0.0, ..status })?;
         }
-        let (path, updates) = (self.save()?, counted(self.schedule.total, "update"));
+        let (path, updates) = (self.save(false)?, counted(self.schedule.total, "update"));
         let fact = format!("interrupted after {} of {updates}, saved in {}", Count(self.state.step as u64), path.display());
         let out = self.run.path.display();
         let remedy = format!("resume with the same command, --output-dir {out} and --resume-from-checkpoint");
@@ -139,7 +140,7 @@ impl Trainer<'_> {
             self.state.evaluation_due = false;
         }
         if save {
-            self.save()?;
+            self.save(self.settings.save_only_model)?;
         }
         if self.stopped_early() {
             let evaluations = counted(self.state.evals_without_improvement, "evaluation");

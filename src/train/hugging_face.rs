@@ -61,7 +61,6 @@ pub const NO_EFFECT: &[&str] = &[
     "restore_callback_states_from_checkpoint",
     "run_name",
     "save_on_each_node",
-    "save_only_model",
     "save_safetensors",
     "shuffle_seed",
     "shuffle_train_dataset",

@@ -142,7 +142,8 @@ impl<'a> Setup<'a> {
 }
 
 impl Trainer<'_> {
-    /// The disk space that the checkpoints will take, in words: in each the weights and AdamW's two moments, in f32.
+    /// The disk space that the checkpoints will take, in words: in each the weights and, except with --save-only-model, AdamW's two
+    /// moments, in f32.
     fn disk_of_checkpoints(&self) -> Option<String> {
         let every = match self.settings.save {
             Cadence::Never => return None,
@@ -152,7 +153,8 @@ impl Trainer<'_> {
         let written = self.schedule.total.div_ceil(every);
         // The newest and the best are always kept, and a new one is complete before an old one is removed.
         let kept = self.settings.save_total_limit.map_or(written, |limit| written.min(limit.max(2) + 1)) as u64;
-        let each = 3 * 4 * self.model.plan.parameters() as u64;
+        let numbers = if self.settings.save_only_model { 1 } else { 3 };
+        let each = numbers * 4 * self.model.plan.parameters() as u64;
         let limit = if self.settings.save_total_limit.is_none() { "; --save-total-limit N keeps fewer" } else { "" };
         Some(format!("checkpoints: {} of {}, {} in all{limit}", Count(kept), Bytes(each), Bytes(kept * each)))
     }

@@ -26,6 +26,9 @@ use crate::report::log::{Count, counted};
 /// How dropout draws its masks, in a checkpoint: a later definition has another name.
 const MASKS: &str = "Philox4x32-7, 16 bits";
 
+/// Why a run cannot be resumed from some checkpoints.
+const MODEL_ONLY: &str = "a checkpoint of --save-only-model has no optimizer state";
+
 /// The state between two micro-batches; state.json of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunState {
@@ -35,6 +38,9 @@ pub struct RunState {
     /// How dropout draws its masks; empty in a checkpoint of a version that drew others.
     #[serde(default)]
     pub masks: String,
+    /// The checkpoint has the model alone, without what a run needs to be resumed.
+    #[serde(default)]
+    pub model_only: bool,
     /// Updates done.
     pub step: usize,
     /// Completed micro-batches of the current update; their gradients are in gradients.safetensors. 0 unless interrupted.
@@ -67,6 +73,7 @@ impl RunState {
         RunState {
             run_id: String::new(),
             masks: MASKS.to_string(),
+            model_only: false,
             step: 0,
             micro_batch: 0,
             status: Vec::new(),
@@ -99,6 +106,10 @@ impl RunState {
         if step.is_some_and(|step| step != state.step) {
             let fact = format!("is the checkpoint of update {}", state.step);
             return Err(Error::user(checkpoint.display(), fact, "use another checkpoint"));
+        }
+        if state.model_only {
+            let remedy = "use another checkpoint, or start a new run with this one as --model";
+            return Err(Error::user(checkpoint.display(), MODEL_ONLY, remedy));
         }
         if !sealed {
             // Notices truncated files.
@@ -216,16 +227,19 @@ fn moments(model: &Model) -> [(&'static str, View); 2] {
 }
 
 impl Trainer<'_> {
-    /// Writes a checkpoint.
-    pub(super) fn save(&mut self) -> Result<PathBuf> {
+    /// Writes a checkpoint, of the model alone or of all that a run needs to be resumed.
+    pub(super) fn save(&mut self, model_only: bool) -> Result<PathBuf> {
         let (trainer_state, settings) = (self.trainer_state(&self.log), self.settings);
+        self.state.model_only = model_only;
         self.state.status = self.model.status()?.to_array().map(|x| Some(x).filter(|x| x.is_finite())).to_vec();
         let (run, source, model, state) = (&self.run, &self.source, &mut self.model, &self.state);
-        // If no checkpoint has the best weights, this one includes them.
-        let unsaved = self.best.as_ref().filter(|best| !best.saved && !best.weights.is_empty());
+        // If no checkpoint has the best weights, one to resume from includes them.
+        let unsaved = self.best.as_ref().filter(|best| !model_only && !best.saved && !best.weights.is_empty());
         let saved = run.checkpoint(state.step, |folder| {
             source.write(folder, model)?;
-            write_tensors(&folder.join("optimizer.safetensors"), model, &moments(model))?;
+            if !model_only {
+                write_tensors(&folder.join("optimizer.safetensors"), model, &moments(model))?;
+            }
             if state.micro_batch > 0 {
                 write_tensors(&folder.join("gradients.safetensors"), model, &[("", model.plan.grads)])?;
             }
@@ -262,6 +276,11 @@ impl Trainer<'_> {
                 continue;
             }
             match RunState::verified(&path) {
+                // One line for all of them.
+                Err(error) if error.fact() == MODEL_ONLY => {
+                    unusable.retain(|other| other != MODEL_ONLY);
+                    unusable.push(MODEL_ONLY.to_string());
+                }
                 Err(error) => unusable.push(error.without_remedy()),
                 Ok(state) => {
                     if !unusable.is_empty() {

@@ -35,11 +35,11 @@ fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
 }
 
 /// A run that does not end, once it has written its first checkpoint.
-fn endless(out: &Path) -> Child {
+fn endless(out: &Path, more: &str) -> Child {
     let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let mut command = program(TRAIN);
     command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(out), "--overwrite-output-dir"]);
-    command.args(flags("--max-steps 1000000")).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(flags(&format!("--max-steps 1000000 {more}"))).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().unwrap();
     wait_for_checkpoint(out);
     child
@@ -112,7 +112,7 @@ fn the_checkpoint_named_is_of_this_run() {
 fn one_run_at_a_time_writes_into_a_folder() {
     let out = TempDir::new().unwrap();
     let out = out.path().join("out");
-    let mut first = endless(&out);
+    let mut first = endless(&out, "");
     for flags in ["--overwrite-output-dir", "--resume-from-checkpoint", "--overwrite-output-dir --dry-run"] {
         run_with(&out, flags).failed(2, "another run is writing into this folder");
     }
@@ -121,6 +121,54 @@ fn one_run_at_a_time_writes_into_a_folder() {
     let resumed = run_with(&out, "--resume-from-checkpoint --dry-run").done();
     assert!(resumed.out.contains("parameters"), "{}", resumed.out);
     run_with(&out, "--overwrite-output-dir").done();
+}
+
+#[test]
+fn checkpoints_of_the_model_alone_are_small_and_refused_on_resume() {
+    let dir = TempDir::new().unwrap();
+    let run = |name: &str, more: &str| {
+        let out = dir.path().join(name);
+        let ran = run_with(&out, &format!("--save-total-limit 3 {more}")).done();
+        let disk = ran.err.lines().find(|line| line.starts_with("checkpoints: ")).unwrap().to_string();
+        let checkpoint = out.join("checkpoint-40");
+        let size: u64 = names(&checkpoint).iter().map(|name| fs::metadata(checkpoint.join(name)).unwrap().len()).sum();
+        (out, disk, size)
+    };
+    let (whole, whole_disk, whole_size) = run("whole", "--save_only_model False");
+    let (small, small_disk, small_size) = run("small", "--save_only_model True");
+    let missing = &names(&whole.join("checkpoint-40")) - &names(&small.join("checkpoint-40"));
+    assert_eq!(missing, set(["optimizer.safetensors"]));
+    let weights = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&small) && weights(&whole.join("checkpoint-40")) == weights(&small.join("checkpoint-40")));
+    let moments = fs::metadata(whole.join("checkpoint-40/optimizer.safetensors")).unwrap().len();
+    assert!(small_size.abs_diff(whole_size - moments) < 100, "{small_size} of {whole_size}");
+    // Three numbers per parameter, and one.
+    let found = [&whole_disk, &small_disk].map(|disk| disk.split(',').next().unwrap());
+    assert_eq!(found, ["checkpoints: 4 of 1.08 MiB", "checkpoints: 4 of 369.51 KiB"]);
+    let test = golden("train/test.csv");
+    ran(PREDICT, &["--model", path(&small.join("checkpoint-40")), "--input", path(&test)]).done();
+
+    let why = "a checkpoint of --save-only-model has no optimizer state";
+    let newest = run_with(&small, "--max-steps 50 --resume-from-checkpoint");
+    newest.failed(2, &format!("this folder has no sound checkpoint: {why}; leave out --resume-from-checkpoint"));
+    let named = path(&small.join("checkpoint-35")).to_string();
+    let named = run_with(&small, &format!("--max-steps 50 --resume-from-checkpoint {named}"));
+    named.failed(2, &format!("checkpoint-35`: {why}; use another checkpoint, or start a new run with this one as --model"));
+    // A run that fails does not advise what cannot be done.
+    let ran = run_with(&dir.path().join("diverges"), "--learning-rate 1e30 --save-steps 1 --logging-steps 1 --save-only-model");
+    let ran = ran.failed_with(1);
+    assert!(ran.err.contains("the last good checkpoint is ") && !ran.err.contains("resume"), "{}", ran.err);
+
+    // An interrupted run can be resumed all the same.
+    let out = dir.path().join("interrupted");
+    let mut child = endless(&out, "--save-only-model");
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let step = |name: &String| name["checkpoint-".len()..].parse::<usize>().unwrap();
+    let last = checkpoints(&out).iter().map(step).max().unwrap();
+    assert!(out.join(format!("checkpoint-{last}/optimizer.safetensors")).exists());
+    let ran = run_with(&out, &format!("--max-steps {} --save-only-model --resume-from-checkpoint", last + 5)).done();
+    assert!(ran.err.contains(&format!("resumed: {} of", warpfit::report::log::Count(last as u64))), "{}", ran.err);
 }
 
 /// Copies a folder with all that is in it.
