@@ -87,7 +87,7 @@ def check_feature_extraction(url, vectors):
     np.testing.assert_allclose(normalized, vectors, atol=1e-6)
     lengths = np.linalg.norm(client.feature_extraction(TEXTS, normalize=False), axis=1)
     assert (abs(lengths - 1) > 0.01).all(), lengths
-    for option in ({"prompt_name": "query"}, {"dimensions": 8}, {"truncation_direction": "left"}):
+    for option in ({"prompt_name": "query"}, {"dimensions": 8}):
         check_refused(lambda: client.feature_extraction(TEXTS, **option), HfHubHTTPError, "422")
 
 
@@ -117,7 +117,7 @@ def check_card(folder):
     shutil.copy(golden / "test.csv", test)
     (model / "README.md").write_bytes(b"---\r\nlicense: 'MIT'\r\n---\r\n")
     command = [args.warpfit, "train", "--model", model, "--train-file", golden / "train.csv", "--validation-split", "0.2"]
-    command += ["--test-file", test, "--output-dir", out, "--max-steps", "4", "--device", "cpu", "--quiet", "--label-names", "- a,{b}"]
+    command += ["--test-file", test, "--output-dir", out, "--max-steps", "4", "--device", "cpu", "--quiet", "--label-names=- a,{b}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     card = ModelCard.load(out / "README.md")
     assert (card.data.license, card.data.model_name) == ("mit", "no"), card.data

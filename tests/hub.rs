@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use crate::checkpoint::{save, tensors};
 use crate::cli::{PREDICT, Ran, TRAIN, path, program, run};
+use crate::data::{Labels, TEXT_AND_INT, parquet};
 use crate::fixtures::golden;
 
 const EVALUATE: &str = "evaluate";
@@ -111,10 +113,10 @@ fn exchange(stream: TcpStream, seen: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
 }
 
 /// Path in the repository and content.
-type Files = Vec<(String, Vec<u8>)>;
+pub type Files = Vec<(String, Vec<u8>)>;
 
 /// A hub, its storage, and a home folder for its users.
-struct Hub {
+pub struct Hub {
     server: Server,
     storage: Arc<Server>,
     home: TempDir,
@@ -137,7 +139,7 @@ fn etag(name: &str, content: &[u8]) -> String {
 
 impl Hub {
     /// Serves `models/owner/name` or `datasets/owner/name`, with `@revision` for one other than main.
-    fn new(repos: &[(&str, Files)]) -> Hub {
+    pub fn new(repos: &[(&str, Files)]) -> Hub {
         Hub::with_cards(repos, Value::Null)
     }
 
@@ -167,14 +169,25 @@ impl Hub {
         Hub { server, storage, home: TempDir::new().unwrap(), cuts }
     }
 
+    /// A hub that takes pushes with the token `TOKEN`.
+    pub fn for_pushes() -> Hub {
+        let (server, storage) = takes_pushes(None, Arc::default());
+        Hub { server, storage, home: TempDir::new().unwrap(), cuts: Arc::default() }
+    }
+
     /// A command with this hub and a home folder of its own.
     fn command(&self, command: &str, args: &[&str]) -> Command {
         let mut command = program(command);
+        self.environment(&mut command).args(args);
+        command
+    }
+
+    /// Lets a command use this hub and a home folder of its own.
+    pub fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HF_") || name.to_lowercase().ends_with("_proxy")) {
             command.env_remove(name);
         }
-        command.args(args).env("HF_ENDPOINT", &self.server.address).env("HF_HOME", self.home.path());
-        command
+        command.env("HF_ENDPOINT", &self.server.address).env("HF_HOME", self.home.path())
     }
 
     fn ran(&self, command: &str, args: &[&str]) -> Ran {
@@ -255,7 +268,7 @@ fn resolve(repos: &BTreeMap<String, Files>, repo: &str, file: &[&str], storage: 
     answer.with("X-Linked-Etag", format!("\"{etag}\"")).with("X-Linked-Size", content.len())
 }
 
-fn files(folder: &Path) -> Files {
+pub fn files(folder: &Path) -> Files {
     let read = |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
     fs::read_dir(folder).unwrap().map(|entry| read(entry.unwrap())).collect()
 }
@@ -340,6 +353,7 @@ fn a_run_by_ids_fetches_once_and_then_needs_no_network() {
     // The card names hub ids.
     let card = fs::read_to_string(out.path().join("first/README.md")).unwrap();
     assert!(card.contains("license: mit\nbase_model: tiny/distil\ndatasets:\n- tiny/reviews\n"), "{card}");
+    assert!(card.contains("name: tiny/reviews\n      type: tiny/reviews\n      split: test\n"), "{card}");
     assert!(!card.contains(path(hub.home.path())), "{card}");
 
     // Again: with nothing to fetch, with no hub reachable, and offline, with the same result.
@@ -415,6 +429,66 @@ fn a_recipe_needs_nothing_else() {
     run(command.current_dir(here.path()), b"").done();
     let settings: Value = serde_json::from_slice(&fs::read(here.path().join("runs/1/training_args.json")).unwrap()).unwrap();
     assert_eq!((&settings["batch_size"], &settings["learning_rate"], &settings["seed"]), (&json!(64), &json!(2e-5), &json!(7)));
+}
+
+/// As the hub has them: weights and Parquet files only as conversions, a vocabulary alone, columns and splits that are not read.
+#[test]
+fn recipes_in_portuguese_and_russian_need_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let data = |texts: [&str; 3], column: &str, names: Option<&[&str]>| {
+        let schema = TEXT_AND_INT.replace("label", column);
+        let texts = texts.map(|text| Some(text)).repeat(8);
+        let classes = if names.is_some() { [0, 1, 1] } else { [0, 1, 2] }.repeat(8);
+        fs::read(parquet(folder.path(), &schema, &texts, Labels::Whole(&classes), names)).unwrap()
+    };
+    let portuguese = data(["Péssimo, não gostei.", "Ótima atuação!", "Adorei a história."], "label", Some(&["neg", "pos"]));
+    let russian = data(["Обычный день.", "Замечательный фильм, мой любимый!", "Ещё одна скука."], "sentiment", None);
+    let model = |language: &str| -> Files {
+        let folder = TempDir::new().unwrap();
+        let body: Vec<_> = tensors(&golden("bert-a/hf")).into_iter().filter(|tensor| !tensor.0.contains("classifier")).collect();
+        save(&folder.path().join("model.safetensors"), &body);
+        fs::copy(golden("bert-a/hf/config.json"), folder.path().join("config.json")).unwrap();
+        for name in ["vocab.txt", "tokenizer_config.json"] {
+            fs::copy(golden("languages").join(language).join(name), folder.path().join(name)).unwrap();
+        }
+        files(folder.path())
+    };
+    let pickled = |files: &Files| -> Files {
+        let rename = |name: &str| name.replace("model.safetensors", "pytorch_model.bin");
+        files.iter().map(|(name, content)| (rename(name), content.clone())).collect()
+    };
+    let of = |split: &str, content: &[u8]| (format!("{split}/0000.parquet"), content.to_vec());
+    let csv = vec![("train.csv".to_string(), b"text,label\na,0\n".to_vec())];
+    let (bertimbau, rubert) = (model("pt"), model("ru"));
+    let hub = Hub::new(&[
+        ("models/neuralmind/bert-base-portuguese-cased", pickled(&bertimbau)),
+        ("models/neuralmind/bert-base-portuguese-cased@refs/pr/2", bertimbau),
+        ("models/DeepPavlov/rubert-base-cased", pickled(&rubert)),
+        ("models/DeepPavlov/rubert-base-cased@refs/pr/2", rubert),
+        ("datasets/maritaca-ai/imdb_pt", csv.clone()),
+        (
+            "datasets/maritaca-ai/imdb_pt@refs/convert/parquet",
+            vec![
+                of("plain_text/test", &portuguese),
+                of("plain_text/test_all", b"not wanted"),
+                of("plain_text/train", &portuguese),
+            ],
+        ),
+        ("datasets/MonoHime/ru_sentiment_dataset", csv),
+        (
+            "datasets/MonoHime/ru_sentiment_dataset@refs/convert/parquet",
+            vec![of("default/train", &russian), of("default/validation", &russian)],
+        ),
+    ]);
+    for (recipe, labels, results) in
+        [("imdb-pt", "neg, pos", "test_results.json"), ("sentiment-ru", "NEUTRAL, POSITIVE, NEGATIVE", "eval_results.json")]
+    {
+        let out = folder.path().join(recipe);
+        // The small model has 64 positions.
+        hub.ran(TRAIN, &["--recipe", recipe, "--max-length", "64", "--max-steps", "2", "--output-dir", path(&out)]).done();
+        let card = fs::read_to_string(out.join("README.md")).unwrap();
+        assert!(out.join(results).exists() && card.contains(&format!("Labels: {labels}.")), "{card}");
+    }
 }
 
 #[test]
@@ -626,10 +700,10 @@ fn a_run_is_pushed_and_survives_a_failed_push() {
     let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("out");
-    let args =
-        ["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out), "--max-steps", "1", "--push-to-hub"];
+    let files = ["--model", path(&model), "--train-file", path(&file), "--validation-split", "0.2", "--output-dir", path(&out)];
+    let args = [&files[..], &["--max-steps", "1", "--push-to-hub"]].concat();
     let train = |id: &str, token: Option<&str>| {
-        run(whole.command(TRAIN, &[&args, &[id][..]].concat()).envs(token.map(|token| ("HF_TOKEN", token))), b"")
+        run(whole.command(TRAIN, &[&args[..], &[id]].concat()).envs(token.map(|token| ("HF_TOKEN", token))), b"")
     };
     // Before training starts.
     for (id, token, part) in [
@@ -691,7 +765,9 @@ fn a_run_is_pushed_and_survives_a_failed_push() {
                 let whole = paths.iter().fold(content.clone(), |content, path| {
                     content.replace(&format!("{:?}", path.file_name().unwrap()), &format!("{path:?}"))
                 });
-                assert_eq!(whole, fs::read_to_string(out.join(name)).unwrap());
+                let local = fs::read(out.join(name)).unwrap();
+                let [whole, local] = [whole.as_bytes(), &local].map(|json| serde_json::from_slice::<Value>(json).unwrap());
+                assert_eq!(whole, local);
                 assert!(paths.iter().all(|path| !content.contains(self::path(path))), "{content}");
             } else {
                 assert_eq!(content, fs::read(out.join(name)).unwrap(), "{name}");

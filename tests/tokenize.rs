@@ -93,6 +93,20 @@ fn the_configuration_decides_over_normalisation() {
 }
 
 #[test]
+fn cased_vocabularies_keep_accents_and_cyrillic() {
+    for language in ["pt", "ru"] {
+        let folder = golden("languages").join(language);
+        let tokenizer = Tokenizer::read(&folder).unwrap();
+        let rows = json_lines(folder.join("texts.jsonl"));
+        assert_eq!(rows.len(), 22);
+        for row in rows {
+            let text = row["text"].as_str().unwrap();
+            assert_eq!(json!(tokenizer.encode(&[text], 512, &ignore).unwrap().ids), row["input_ids"], "{text}");
+        }
+    }
+}
+
+#[test]
 fn baked_in_lengths_are_overridden() {
     let plain = fs::read(golden("text/hf/tokenizer.json")).unwrap();
     let mut baked: Value = serde_json::from_slice(&plain).unwrap();

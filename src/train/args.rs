@@ -31,7 +31,7 @@ pub struct Args {
     /// distilbert/distilbert-base-uncased, optionally with @revision [default: none]
     #[arg(long, visible_alias = "model-name-or-path", value_name = "DIR_OR_ID", help_heading = "Model and run")]
     pub model: Option<PathBuf>,
-    /// Use the settings of a published run; --config and other flags override them [default: sample where neither a model nor
+    /// Use the settings of a published run, or of one like it in Portuguese or Russian; --config and other flags override them [default: sample where neither a model nor
     /// data is given, otherwise none]
     #[arg(long, value_parser = recipe::names(), help_heading = "Model and run")]
     pub recipe: Option<String>,

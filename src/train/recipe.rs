@@ -12,10 +12,12 @@ use toml::de::{DeTable, DeValue};
 use crate::error::{Error, Result};
 use crate::flags;
 
-const RECIPES: [(&str, &str); 5] = [
+const RECIPES: [(&str, &str); 7] = [
     ("imdb", include_str!("recipes/imdb.toml")),
     ("imdb-40k", include_str!("recipes/imdb-40k.toml")),
     ("imdb-bert", include_str!("recipes/imdb-bert.toml")),
+    ("imdb-pt", include_str!("recipes/imdb-pt.toml")),
+    ("sentiment-ru", include_str!("recipes/sentiment-ru.toml")),
     ("emotion", include_str!("recipes/emotion.toml")),
     ("sample", include_str!("recipes/sample.toml")),
 ];

@@ -50,6 +50,35 @@ fn checkpoints_of_every_kind_are_read() {
     assert_ne!(of(&f16, false).0, wanted.0, "rounding makes a difference");
 }
 
+/// A model as BERTimbau and ruBERT are published: a base model with a cased vocab.txt, without tokenizer.json.
+#[test]
+fn portuguese_and_russian_texts_are_learnt_with_a_cased_vocabulary() {
+    for (language, classes) in [("pt", ["negativo", "positivo"]), ("ru", ["отрицательный", "положительный"])]
+    {
+        let (model, out) = (copy("bert-a/hf"), TempDir::new().unwrap());
+        let folder = golden("languages").join(language);
+        for name in ["vocab.txt", "tokenizer_config.json"] {
+            fs::copy(folder.join(name), model.path().join(name)).unwrap();
+        }
+        let file = model.path().join("reviews.csv");
+        let mut rows = csv::Writer::from_path(&file).unwrap();
+        rows.write_record(["text", "label"]).unwrap();
+        let labelled = json_lines(&folder.join("texts.jsonl")).into_iter().filter(|row| row["label"].is_string());
+        labelled.for_each(|row| rows.write_record([&row["text"], &row["label"]].map(|cell| cell.as_str().unwrap())).unwrap());
+        rows.flush().unwrap();
+        let out = out.path().join("out");
+        let args = ["--model", path(model.path()), "--train-file", path(&file), "--output-dir", path(&out)];
+        let more = "--epochs 20 --learning-rate 1e-3 --batch-size 4 --save-strategy no";
+        let trained = ran(TRAIN, &[&args[..], &words(more)].concat()).done();
+        assert!(trained.err.contains(&format!("training: 16 texts: {}: 8, {}: 8\n", classes[0], classes[1])), "{}", trained.err);
+        let names = names(&out);
+        assert!(names.contains("vocab.txt") && names.contains("tokenizer_config.json") && !names.contains("tokenizer.json"));
+        let report = out.join("report");
+        ran(EVALUATE, &["--model", path(&out), "--file", path(&file), "--output-dir", path(&report)]).done();
+        assert_eq!(read(&report, "metrics.json")["accuracy"], 1.0, "{language}");
+    }
+}
+
 #[test]
 fn invalid_model_folders_are_reported_in_one_line() {
     type Edit = Box<dyn Fn(&Path)>;

@@ -549,6 +549,10 @@ fn flags_override_a_file_and_a_file_a_recipe() {
     assert_eq!(known("imdb-40k"), (distilbert.clone(), String::new(), Some(512), Some(0.2), two(32.0), Some(true)));
     let bert = "google-bert/bert-base-uncased".to_string();
     assert_eq!(known("imdb-bert"), (bert, imdb, Some(128), Some(0.1), [3.0, 16.0, 2e-5, 0.01], Some(false)));
+    let bertimbau = "neuralmind/bert-base-portuguese-cased".to_string();
+    assert_eq!(known("imdb-pt"), (bertimbau, "maritaca-ai/imdb_pt".to_string(), Some(512), Some(0.1), two(16.0), Some(true)));
+    let (rubert, russian) = ("DeepPavlov/rubert-base-cased".to_string(), "MonoHime/ru_sentiment_dataset".to_string());
+    assert_eq!(known("sentiment-ru"), (rubert, russian, Some(128), None, [3.0, 16.0, 2e-5, 0.01], Some(true)));
     assert_eq!(known("emotion"), (distilbert, "dair-ai/emotion".to_string(), None, None, two(64.0), None));
     assert_eq!(parse("").unwrap().recipe.as_deref(), Some("sample"));
 
