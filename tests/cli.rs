@@ -8,6 +8,7 @@ mod hugging_face;
 mod labels;
 mod models;
 mod predict;
+mod published;
 mod runs;
 mod train;
 mod version;
