@@ -122,10 +122,10 @@ fn response(command: &mut Command, here: &str) -> String {
         Some(body) => ureq::post(format!("{address}{route}")).send(body),
         None => ureq::get(format!("{address}{route}")).call(),
     };
-    let answer = answer.unwrap().into_body().read_to_string().unwrap();
+    let answer = answer.and_then(|answer| answer.into_body().read_to_string());
     child.kill().unwrap();
     child.wait().unwrap();
-    answer
+    answer.unwrap_or_else(|error| error.to_string())
 }
 
 #[test]
