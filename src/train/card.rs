@@ -140,16 +140,15 @@ impl Trainer<'_> {
             };
             section += &format!("- {}: {data}, {}\n", heading(split), counted(evaluation.losses.len(), "text"));
         }
-        let row = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-        let columns = |first: &str, cell: &dyn Fn(Split, &Evaluation) -> String| {
-            let cells = results.iter().map(|&(split, evaluation)| cell(split, evaluation));
-            row([first.to_string()].into_iter().chain(cells).collect())
+        let row = |first: &str, cell: &dyn Fn(Split, &Evaluation) -> String| {
+            let cells: Vec<String> = results.iter().map(|&(split, evaluation)| cell(split, evaluation)).collect();
+            format!("| {first} | {} |\n", cells.join(" | "))
         };
         section += "\n";
-        section += &columns("Metric", &|split, _| heading(split).to_string());
-        section += &columns("---", &|_, _| "---".to_string());
+        section += &row("Metric", &|split, _| heading(split).to_string());
+        section += &row("---", &|_, _| "---".to_string());
         for metric in Metric::ALL {
-            section += &columns(metric.title(), &|_, evaluation| {
+            section += &row(metric.title(), &|_, evaluation| {
                 evaluation.metrics.get(metric).map_or("undefined".into(), |value| format!("{value:.4}"))
             });
         }
@@ -183,7 +182,7 @@ impl Trainer<'_> {
                 "optimizer",
                 format!("AdamW, betas {} and {}, epsilon {:e}", settings.adam_beta1, settings.adam_beta2, settings.adam_epsilon),
             ),
-            ("gradient norm", settings.max_grad_norm.to_string()),
+            ("gradient clipping", settings.max_grad_norm.to_string()),
         ];
         let side = self.source.tokenizer.as_ref().map(|tokenizer| tokenizer.truncation_side).unwrap_or_default();
         if side != TruncationSide::Right {
@@ -198,10 +197,7 @@ impl Trainer<'_> {
             lines.push(("class weights", format!("{how}{}", given.join(", "))));
         }
         if settings.load_best_model_at_end {
-            lines.push((
-                "saved model",
-                format!("that of the best validation {}", settings.metric_for_best_model.title().to_lowercase()),
-            ));
+            lines.push(("saved model", format!("that of the best validation {}", settings.metric_for_best_model.name())));
         }
         lines.push(("precision", settings.precision.to_string()));
         lines.push(("seed", settings.seed.to_string()));

@@ -15,6 +15,7 @@ from unicodedata import combining
 
 from transformers import BertTokenizer
 
+# The last text of each class differs from that of the other in its accents alone.
 PORTUGUESE = {
     "positivo": [
         "Não é só uma boa ação: é emoção do início ao fim!",
@@ -25,6 +26,7 @@ PORTUGUESE = {
         "Às vezes o cinema brasileiro nos dá um filme assim, perfeito.",
         "Que atuação! A atriz é ótima e o roteiro, excelente.",
         "Adorei: leve, engraçado e muito bem dirigido.",
+        "A avó é ótima.",
     ],
     "negativo": [
         "Não gostei: a ação é lenta e o final não convence.",
@@ -35,6 +37,7 @@ PORTUGUESE = {
         "O vilão é ridículo e os diálogos são horríveis.",
         "Perda de tempo: chato, previsível e mal dirigido.",
         "Não vale o ingresso; péssima edição, péssimo som.",
+        "A avo e otima.",
     ],
 }
 RUSSIAN = {
@@ -47,6 +50,7 @@ RUSSIAN = {
         "Замечательный фильм, пересматриваю его каждый год.",
         "Ёлка, снег и детство: лучший новогодний фильм.",
         "Великолепная работа, спасибо всей команде!",
+        "Всё пройдёт.",
     ],
     "отрицательный": [
         "Ещё один плохой фильм: скучно до самого конца.",
@@ -57,6 +61,7 @@ RUSSIAN = {
         "Отвратительный фильм, жаль потраченных денег.",
         "Йод на рану: ни юмора, ни смысла, одна скука.",
         "Слабая работа, режиссёр не знает, о чём снимал.",
+        "Все проидет.",
     ],
 }
 # Decomposed accents, case, marks, words and scripts that the vocabularies do not have.
