@@ -437,7 +437,7 @@ fn recipes_in_portuguese_and_russian_need_nothing_else() {
     let folder = TempDir::new().unwrap();
     let data = |texts: [&str; 3], column: &str, names: Option<&[&str]>| {
         let schema = TEXT_AND_INT.replace("label", column);
-        let texts = texts.map(|text| Some(text)).repeat(8);
+        let texts = texts.map(Some).repeat(8);
         let classes = if names.is_some() { [0, 1, 1] } else { [0, 1, 2] }.repeat(8);
         fs::read(parquet(folder.path(), &schema, &texts, Labels::Whole(&classes), names)).unwrap()
     };
