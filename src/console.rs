@@ -1,6 +1,7 @@
 //! The terminal: results on standard output, notes and errors on standard error, and signals. Whether notes are shown and
 //! whether a signal was received are global, since they belong to the process.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
@@ -41,8 +42,8 @@ pub fn leave_on_interrupt(leave: impl FnOnce() + Send + 'static) -> Result<()> {
     let wait = move || {
         if signals.forever().next().is_some() {
             leave();
-            let fact = "interrupted before the first update: nothing was begun";
-            complain(format!("error: {}", Error::new(Kind::Interrupted, "train", fact, "start the same command again")));
+            let fact = "before the first update: nothing was begun";
+            report(&Error::interrupted(fact, "start the same command again"));
             signal_hook::low_level::exit(Kind::Interrupted as i32);
         }
     };
@@ -70,7 +71,7 @@ fn is_ignored(signal: i32) -> bool {
 /// An error of kind [`Kind::Interrupted`] once a signal was received: called where work can stop and be saved.
 pub fn check_interrupt() -> Result<()> {
     match INTERRUPTED.load(Ordering::Relaxed) {
-        true => Err(Error::new(Kind::Interrupted, "signal", "interrupted", "")),
+        true => Err(Error::interrupted("by a signal", "")),
         false => Ok(()),
     }
 }
@@ -88,9 +89,36 @@ pub fn is_quiet() -> bool {
 
 /// Prints a note: a line on standard error, unless notes are off.
 pub fn note(line: impl Display) {
+    let line = line.to_string();
     if !is_quiet() {
-        complain(line);
+        complain(&line);
     }
+    NOTED.with_borrow_mut(|noted| noted.iter_mut().for_each(|noted| noted.push(line.clone())));
+}
+
+/// Prints the error that ends the program. A stop that was asked for is not called one.
+pub fn report(error: &Error) {
+    let what = if error.kind == Kind::Interrupted { "stopped" } else { "error" };
+    complain(format!("{what}: {error}"));
+}
+
+/// Prints the commands to type next, after a blank line, as [`note`] does.
+pub fn next(commands: &[String]) {
+    for (i, command) in commands.iter().enumerate() {
+        note(if i == 0 { format!("\nnext        {command}") } else { format!("            {command}") });
+    }
+}
+
+thread_local! {
+    /// The notes of [`noted`], while it runs.
+    static NOTED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f`, and also returns the notes that it prints on this thread.
+pub fn noted<T>(f: impl FnOnce() -> T) -> (T, Vec<String>) {
+    let outer = NOTED.replace(Some(Vec::new()));
+    let result = f();
+    (result, NOTED.replace(outer).unwrap_or_default())
 }
 
 /// Prints a line on standard error, even if notes are off.

@@ -44,6 +44,11 @@ impl Error {
         Error::new(Kind::User, place, fact, remedy)
     }
 
+    /// A stop that a signal asked for: where, and how to go on.
+    pub fn interrupted(fact: impl Into<String>, remedy: impl Into<String>) -> Error {
+        Error::new(Kind::Interrupted, "", fact, remedy)
+    }
+
     /// What is wrong, without place and remedy.
     pub fn fact(&self) -> &str {
         &self.fact
@@ -94,7 +99,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         // The message may quote a file: keep it on one line, and without control characters.
         let line = |s: &str| s.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
-        write!(f, "`{}`: {}", line(&self.place), line(&self.fact))?;
+        if !self.place.is_empty() {
+            write!(f, "`{}`: ", line(&self.place))?;
+        }
+        write!(f, "{}", line(&self.fact))?;
         if !self.remedy.is_empty() {
             write!(f, "; {}", line(&self.remedy))?;
         }

@@ -151,13 +151,21 @@ pub fn checksums(folder: &Path) -> Result<Option<BTreeMap<String, String>>> {
 /// The first file that is missing or has changed.
 pub fn verify(folder: &Path) -> Result<bool> {
     let Some(sums) = checksums(folder)? else { return Ok(false) };
-    for (name, sum) in sums {
-        let path = folder.join(name);
-        if format!("{:032x}", checksum(&path).map_err(|e| Error::io(&path, e))?) != sum {
-            return Err(Error::user(path.display(), "has changed since it was written", "use another checkpoint"));
-        }
+    sums.iter().try_for_each(|(name, sum)| compare(&folder.join(name), sum)).map(|()| true)
+}
+
+/// Reads a file of a sealed folder; `None` if it is missing or has changed, or the folder is not sealed.
+pub fn read_sealed(folder: &Path, name: &str) -> Option<Vec<u8>> {
+    let path = folder.join(name);
+    compare(&path, checksums(folder).ok()??.get(name)?).ok()?;
+    fs::read(path).ok()
+}
+
+fn compare(path: &Path, sum: &str) -> Result<()> {
+    match format!("{:032x}", checksum(path).map_err(|e| Error::io(path, e))?) == sum {
+        true => Ok(()),
+        false => Err(Error::user(path.display(), "has changed since it was written", "use another checkpoint")),
     }
-    Ok(true)
 }
 
 /// The checksum of a regular file.

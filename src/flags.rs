@@ -87,6 +87,11 @@ pub fn typed<A: Args>(matches: &ArgMatches) -> Vec<String> {
     words.collect()
 }
 
+/// A path as a shell reads it.
+pub fn shown(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
 /// A word as a shell reads it.
 pub fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "-_./:@,=+%".contains(c);

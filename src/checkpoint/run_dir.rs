@@ -38,6 +38,12 @@ pub struct RunDir {
 }
 
 impl RunDir {
+    /// The folder of the run that a path belongs to: a checkpoint in it, one that was set aside, or the folder itself.
+    pub fn containing(path: &Path) -> Option<PathBuf> {
+        let folder = path.ancestors().take(3).find(|folder| folder.join(LOCK).is_file())?;
+        Some(if folder.as_os_str().is_empty() { ".".into() } else { folder.into() })
+    }
+
     /// The error with which `create` would refuse the folder: checked before anything that takes long.
     pub fn check(path: &Path, overwrite: bool) -> Result<()> {
         if !path.exists() {

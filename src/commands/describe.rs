@@ -7,8 +7,8 @@ use clap::{ArgMatches, FromArgMatches, Parser, ValueEnum};
 use rayon::prelude::*;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::console::{note, print};
-use crate::data::dataset::{Labelled, ModelClasses};
+use crate::console::{next, note, print};
+use crate::data::dataset::{Labelled, ModelClasses, is_reviews};
 use crate::data::description::{Description, Unit};
 use crate::error::Result;
 use crate::flags::{self, DataArgs, count, quoted};
@@ -53,7 +53,12 @@ enum Format {
 pub fn run(words: Vec<OsString>) -> Result<()> {
     let Some(matches) = flags::matches(&flags::command::<Args>(), words)? else { return Ok(()) };
     let args = Args::from_arg_matches(&matches).expect("clap has checked the values");
-    let data = DataArgs { train_file: args.data.train_file.clone().or(args.only_file.clone()), ..args.data.clone() };
+    let mut data = args.data.clone();
+    let folder = args.only_file.clone().filter(|path| path.is_dir() && !is_reviews(path));
+    match folder.is_some() {
+        true => data.data_dir = folder,
+        false => data.train_file = data.train_file.or(args.only_file.clone()),
+    }
     let files = data.files()?;
     let source = args.model.as_ref().map(|model| ModelDir::read(&hub::model(model)?)).transpose()?;
     let counted = source.as_ref().map(|source| Ok((source.tokenizer()?, source.max_length(args.max_length)?))).transpose()?;
@@ -69,7 +74,7 @@ pub fn run(words: Vec<OsString>) -> Result<()> {
         Some((tokenizer, max_length)) => Description::of(read, Unit::Tokens, Some(max_length), |split, texts| {
             let progress = Progress::new(&format!("tokenizing {split}"), texts.len() as u64, &["texts"]);
             let encoded = tokenizer.encode(texts, usize::MAX, &|done| progress.add(&[done as u64]))?;
-            progress.finish("");
+            progress.done("");
             Ok(encoded.offsets.windows(2).map(|row| row[1] - row[0]).collect())
         })?,
     };
@@ -81,7 +86,7 @@ pub fn run(words: Vec<OsString>) -> Result<()> {
         Format::Text => print(description.text().trim_end())?,
         Format::Json => print(format!("{:#}", serde_json::json!(description)))?,
     }
-    note(format!("\nnext        {}", next(&args, &matches, !files.validation.is_empty())));
+    next(&[training(&args, &data, &matches, !files.validation.is_empty())]);
     Ok(())
 }
 
@@ -91,11 +96,12 @@ fn title(data: &DataArgs) -> String {
 }
 
 /// The command that trains on this data, one flag per line.
-fn next(args: &Args, matches: &ArgMatches, validates: bool) -> String {
+fn training(args: &Args, data: &DataArgs, matches: &ArgMatches, validates: bool) -> String {
     let flag = |name: &str, value: String| format!("--{name} {}", quoted(&value));
     let shown = |path: &PathBuf| path.display().to_string();
     let mut flags = vec![flag("model", args.model.as_ref().map_or("distilbert/distilbert-base-uncased".to_string(), shown))];
-    flags.extend(args.only_file.as_ref().map(|file| flag("train-file", shown(file))));
+    let name = if data.train_file == args.only_file { "train-file" } else { "data-dir" };
+    flags.extend(args.only_file.as_ref().map(|file| flag(name, shown(file))));
     flags.extend(flags::typed::<DataArgs>(matches));
     flags.extend((!validates).then(|| flag("validation-split", "0.1".to_string())));
     flags.extend(args.max_length.map(|length| flag("max-length", length.to_string())));

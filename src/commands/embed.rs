@@ -4,14 +4,14 @@ use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::weights;
-use crate::console::{note, print};
+use crate::console::{next, note, print};
 use crate::data::dataset::{Classes, Dataset, ModelClasses, Table, classify};
 use crate::data::inputs::{self, Batches, Content, Input, LineFormat};
 use crate::data::loader::randperm;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
 use crate::files::{PartialFile, create_dir, same_file, write_json};
-use crate::flags::{InputArgs, RunArgs, SplitArgs, count};
+use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown};
 use crate::hub;
 use crate::infer::pooling::Pooling;
 use crate::infer::probe::Probe;
@@ -206,6 +206,10 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     if let Some(file) = &args.output {
         note(format!("saved       {}", file.display()));
     }
+    if let Some(file) = &args.input {
+        let (model, file) = (shown(&args.model), shown(file));
+        next(&[format!("warpfit embed --model {model} {file} --project pca --output-dir projected")]);
+    }
     Ok(())
 }
 
@@ -244,7 +248,10 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
     let rows = projection::Rows { ids: inputs.into_iter().map(|input| input.id).collect(), labels, classes };
     let picture = projection.write(folder, &rows, &title, about)?;
     print(projection.summary)?;
-    print(picture.display())
+    print(format!("saved       {}", picture.display()))?;
+    let model = shown(&args.model);
+    next(&[format!("warpfit embed --model {model} --probe --train-file train.csv --test-file test.csv")]);
+    Ok(())
 }
 
 /// The class names, the rows to project, and their labels; without labels no names, and 0 for each row.
@@ -352,5 +359,8 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
         write_json(&path, &Value::from(about))?;
         note(format!("saved       {}", path.display()));
     }
+    let model = shown(&args.model);
+    let [train, test] = [files.0, files.1].map(shown);
+    next(&[format!("warpfit train --model {model} --train-file {train} --validation-file {test} --output-dir out")]);
     Ok(())
 }

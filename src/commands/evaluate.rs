@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::console::{note, print};
+use crate::console::{next, note, print};
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
 use crate::error::Result;
-use crate::flags::{InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names};
+use crate::flags::{InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names, shown};
 use crate::hub;
 use crate::infer::Session;
 use crate::metrics::{Metrics, positive_class, softmax};
@@ -97,9 +97,26 @@ pub fn run(args: Args) -> Result<()> {
     print(found.metrics.summary())?;
     print("")?;
     print(found.metrics.classification_report(&found.scored.names, 4).trim_end())?;
+    next(&args.next());
     match bound {
         Some((metric, value)) => check(Some(&found.metrics), metric, value),
         None => Ok(()),
+    }
+}
+
+impl Args {
+    /// The commands that make use of what this one has written, or write it.
+    fn next(&self) -> Vec<String> {
+        let compare = |folder: &PathBuf| format!("warpfit evaluate --compare {} OTHER_REPORT", shown(folder));
+        let serve = self.model.as_deref().map(|model| format!("warpfit serve --model {}", shown(model)));
+        let source = match (&self.model, &self.predictions, &self.split.dataset, self.file.as_ref().or(self.only_file.as_ref())) {
+            (_, Some(file), ..) => format!("--predictions {}", shown(file)),
+            (Some(model), _, Some(name), _) => format!("--model {} --dataset {}", shown(model), shown(name)),
+            (Some(model), _, _, Some(file)) => format!("--model {} {}", shown(model), shown(file)),
+            _ => return Vec::new(),
+        };
+        let report = format!("warpfit evaluate {source} --output-dir report");
+        [self.output_dir.as_ref().map_or(report, compare)].into_iter().chain(serve).collect()
     }
 }
 

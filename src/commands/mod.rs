@@ -16,7 +16,7 @@ use std::sync::Mutex;
 
 use clap::{Arg, Command, value_parser};
 
-use crate::console::complain;
+use crate::console::{complain, report};
 use crate::error::{Error, Kind, Result};
 use crate::flags;
 use crate::train::{hugging_face, recipe};
@@ -92,7 +92,7 @@ pub fn exit(main: impl FnOnce() -> Result<()> + UnwindSafe) -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             if error.kind != Kind::BrokenPipe {
-                complain(format!("error: {error}"));
+                report(&error);
             }
             ExitCode::from(error.kind as u8)
         }

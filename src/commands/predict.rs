@@ -3,13 +3,13 @@
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
-use crate::console::{note, print};
+use crate::console::{next, note, print};
 use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
 use crate::files::PartialFile;
 use crate::files::same_file;
-use crate::flags::{InputArgs, RunArgs, SplitArgs, count, whole};
+use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, whole};
 use crate::hub;
 use crate::infer::Session;
 use crate::infer::predictions::{Format, Lines, star_weights};
@@ -127,6 +127,8 @@ pub fn run(mut args: Args) -> Result<()> {
     let typed = [args.texts, args.text].concat();
     let options = Options { keep_columns: args.keep_columns, ..reading.file.texts() };
     let split = args.split.files()?;
+    // Who writes line by line is not at the end with the last one.
+    let streamed = args.input.is_none() && split.is_none() && typed.is_empty();
     let batches = match (&args.input, &split) {
         (_, Some(files)) => inputs::tables(files, &options)?,
         (Some(file), _) => inputs::open(file, args.input_format, &options, classifier.limits())?,
@@ -152,8 +154,8 @@ pub fn run(mut args: Args) -> Result<()> {
         write(&lines.header(kept))?;
     }
     // Progress is shown for a file; on a terminal it would mix with the results.
-    let shown = (args.input.is_some() || split.is_some()) && (args.output.is_some() || !std::io::stdout().is_terminal());
-    let progress = shown.then(|| Progress::new("predicting", None, &["texts", "tokens"]));
+    let visible = (args.input.is_some() || split.is_some()) && (args.output.is_some() || !std::io::stdout().is_terminal());
+    let progress = visible.then(|| Progress::new("predicting", None, &["texts", "tokens"]));
     let (mut rows, mut cut) = (0, 0);
     classifier.predict_all(batches, max_length, |inputs, predictions| {
         let first = kept.is_none();
@@ -183,6 +185,13 @@ pub fn run(mut args: Args) -> Result<()> {
     }
     if let Some(file) = &args.output {
         note(format!("saved       {}", file.display()));
+    }
+    if !streamed {
+        let model = shown(&args.model);
+        next(&[
+            format!("warpfit evaluate --model {model} test.csv --output-dir report"),
+            format!("warpfit serve --model {model}"),
+        ]);
     }
     Ok(())
 }

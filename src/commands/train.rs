@@ -3,9 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::checkpoint::run_dir::RunDir;
-use crate::console::{be_quiet, leave_on_interrupt, note, print};
+use crate::console::{be_quiet, leave_on_interrupt, next, note, print};
 use crate::data::cache;
 use crate::error::{Error, Result};
+use crate::flags::shown;
 use crate::hub::push::Target;
 use crate::infer::Session;
 use crate::metrics::{argmax, softmax};
@@ -37,6 +38,9 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     }
     if !no_effect.is_empty() {
         note(format!("note: no effect here: {}", no_effect.join(", ")));
+    }
+    if let Some(checkpoint) = &args.taken_from {
+        note(format!("settings: those of {}, but for the flags given here", checkpoint.display()));
     }
     refuse_ranks()?;
     let on_sample = args.recipe.as_deref() == Some("sample");
@@ -79,8 +83,11 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     let out = settings.output_dir.display();
     print(format!("saved       {out}"))?;
     if !on_sample {
-        note(format!("next        warpfit predict --model {out} \"A text to classify\""));
-        note(format!("            warpfit evaluate --model {out} --file test.csv --output-dir report"));
+        let model = shown(&settings.output_dir);
+        next(&[
+            format!("warpfit predict --model {model} \"A text to classify\""),
+            format!("warpfit evaluate --model {model} test.csv --output-dir report"),
+        ]);
     }
     if let Some((metric, bound)) = settings.fail_under {
         let shown = outcome.test.as_ref().or(outcome.evaluation.as_ref());

@@ -148,7 +148,7 @@ impl Description {
             shared: shared.filter(|shared| shared.texts > 0).collect(),
             contradictions: Contradictions::among(&splits, &data.names),
             labels: data.names.clone(),
-            notes: data.notes,
+            notes: [data.guesses, data.notes].concat(),
         })
     }
 }

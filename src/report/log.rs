@@ -145,8 +145,16 @@ impl Progress {
         self.dismiss(summary);
     }
 
-    /// Removes the bar, and prints `summary` alone, unless it is empty: for tasks so short that their rates are noise.
-    pub fn dismiss(self, summary: &str) {
+    /// Like [`Progress::finish`], but without the rates of a task so short that they are noise.
+    pub fn done(self, summary: &str) {
+        match self.elapsed() < Duration::from_secs(1) {
+            true => self.dismiss(summary),
+            false => self.finish(summary),
+        }
+    }
+
+    /// Removes the bar, and prints `summary` alone, unless it is empty.
+    fn dismiss(self, summary: &str) {
         if !summary.is_empty() {
             self.println(summary);
         }

@@ -1,6 +1,7 @@
 //! The flags of `train`: raw (everything optional), then validated settings (complete and checked against each other).
 //! Names, and the defaults of the optimizer, are those of Hugging Face's TrainingArguments.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
@@ -20,6 +21,12 @@ use crate::files::same_file;
 use crate::flags::{DataArgs, SplitName, count, missing, not_negative, open_unit, positive, truth, unit};
 use crate::metrics::Metric;
 use crate::sample::RUNS;
+
+/// The value of `--resume-from-checkpoint` that means the newest checkpoint of the output folder.
+pub const NEWEST: &str = "newest";
+
+/// Flags by name, with their values as on the command line.
+pub type GivenFlags = BTreeMap<String, String>;
 
 /// Fine-tune a BERT-family encoder for text classification.
 ///
@@ -51,9 +58,9 @@ pub struct Args {
     /// Write into an output folder that is not empty; an earlier run's files are moved to earlier-run-N [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Model and run")]
     pub overwrite_output_dir: Option<bool>,
-    /// Continue from a checkpoint of the same run: the given folder, or without a value the newest sound one in
-    /// --output-dir [default: start a new run]
-    #[arg(long, num_args = 0..=1, default_missing_value = "newest", value_name = "DIR", help_heading = "Model and run")]
+    /// Continue a run: from its newest sound checkpoint if this is its folder, or from the given checkpoint; without a value
+    /// from the newest one in --output-dir. Flags that are not given are those of the run [default: start a new run]
+    #[arg(long, num_args = 0..=1, default_missing_value = NEWEST, value_name = "DIR", help_heading = "Model and run")]
     pub resume_from_checkpoint: Option<PathBuf>,
     /// Read and check everything, print the plan and its memory, and exit
     #[arg(long, help_heading = "Model and run")]
@@ -203,6 +210,13 @@ pub struct Args {
     /// Exit with 1 unless the final evaluation reaches this, such as accuracy=0.9; a loss must be at most that [default: none]
     #[arg(long, value_name = "METRIC=VALUE", help_heading = "Cadence")]
     pub fail_under: Option<String>,
+
+    /// The flags above that have a value from the command line, a file, a recipe or the run that is resumed.
+    #[arg(skip)]
+    pub given: GivenFlags,
+    /// The checkpoint of which some of them are.
+    #[arg(skip)]
+    pub taken_from: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -303,6 +317,8 @@ pub struct Settings {
     /// Updates to time.
     pub profile: Option<usize>,
     pub fail_under: Option<(Metric, f64)>,
+    /// The flags of the run, with which it can be resumed.
+    pub flags: GivenFlags,
 }
 
 impl Args {
@@ -325,6 +341,14 @@ impl Args {
     /// Fills in defaults and checks the flags against each other. Fetches a data set of the hub.
     pub fn settings(self) -> Result<Settings> {
         // Checks that need no reading and no network come first.
+        if let (Some(asked), None) = (&self.resume_from_checkpoint, &self.output_dir) {
+            return Err(match asked.as_os_str() == NEWEST {
+                true => Error::user("--output-dir", "is missing", "name the folder of the run: --resume-from-checkpoint DIR"),
+                false => {
+                    Error::user(asked.display(), "is not in the folder of a run", "name the folder of the run, or --output-dir")
+                }
+            });
+        }
         let model = self.model.clone().ok_or_else(|| missing("--model", "the folder of a model, or its id on the hub"))?;
         let device = self.device.as_deref().unwrap_or("auto").parse()?;
         let fail_under = self.fail_under.as_deref().map(fail_under).transpose()?;
@@ -335,8 +359,6 @@ impl Args {
                 return Err(Error::user("--output-dir", "is the folder of --model", "choose another one"));
             }
             RunDir::check(folder, overwrites || resumes || self.dry_run)?;
-        } else if resumes {
-            return Err(Error::user("--output-dir", "is missing", "name the folder of the run to resume"));
         }
         let mut files = self.data.files()?;
         if self.validation_split.is_some() {
@@ -450,6 +472,7 @@ impl Args {
             report_to,
             profile: self.profile,
             fail_under,
+            flags: self.given,
         })
     }
 }

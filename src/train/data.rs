@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -110,7 +109,7 @@ impl Data {
         let (files, given) = (&settings.files, settings.label_names.as_deref());
         let test_may_lack_labels = settings.of_dataset.contains(&Split::Test);
         let read = Labelled::read(files, &settings.columns(), test_may_lack_labels, model, given)?;
-        let Labelled { names, mut notes, mut train, mut validation, test } = read;
+        let Labelled { names, guesses, mut notes, mut train, mut validation, test } = read;
         if let Some(share) = settings.validation_split {
             let (kept, split) = dataset::stratified_split(&train.labels, share, settings.seed);
             if kept.is_empty() || split.is_empty() {
@@ -151,7 +150,7 @@ impl Data {
             validation: validation.map(|data| encode("validation", data)).transpose()?,
             test: test.map(|data| encode("test", data)).transpose()?,
             names,
-            notes,
+            notes: [guesses, notes].concat(),
             shared,
         })
     }
@@ -183,11 +182,7 @@ pub fn encode(what: &str, data: Dataset, tokenizer: &Tokenizer, max_length: usiz
     let mut encoded = tokenizer.encode(&data.texts, max_length, &|done| progress.add(&[done as u64]))?;
     encoded.labels = data.labels;
     let cut = cut(what, &encoded, tokenizer, max_length);
-    if progress.elapsed() < Duration::from_secs(1) {
-        progress.dismiss(&cut);
-    } else {
-        progress.finish(&cut);
-    }
+    progress.done(&cut);
     Ok(encoded)
 }
 

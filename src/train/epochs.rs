@@ -17,6 +17,7 @@ use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::files::write_file;
+use crate::flags::shown;
 use crate::ops::{Status, Step, Update};
 use crate::report::history::Entry;
 use crate::report::log::{Count, Progress, counted};
@@ -44,8 +45,10 @@ impl Trainer<'_> {
             if error.kind != Kind::Interrupted {
                 return self.failed(error);
             }
-            let saved = format!("interrupted after the last update; the model is saved in {}", self.run.path.display());
-            Error::new(Kind::Interrupted, "train", saved, "its results are missing: run evaluate on it")
+            let out = self.run.path.display();
+            let model = shown(&self.run.path);
+            let remedy = format!("its results are missing: run warpfit evaluate --model {model} FILE");
+            Error::interrupted(format!("after the last update; the model is saved in {out}"), remedy)
         })
     }
 
@@ -68,10 +71,9 @@ impl Trainer<'_> {
             self.model.set_status(&Status { loss: 0.0, ..status })?;
         }
         let (path, updates) = (self.save(false)?, counted(self.schedule.total, "update"));
-        let fact = format!("interrupted after {} of {updates}, saved in {}", Count(self.state.step as u64), path.display());
-        let out = self.run.path.display();
-        let remedy = format!("resume with the same command, --output-dir {out} and --resume-from-checkpoint");
-        Ok(Error::new(Kind::Interrupted, "train", fact, remedy))
+        let fact = format!("after {} of {updates}, saved in {}", Count(self.state.step as u64), path.display());
+        let remedy = format!("resume with warpfit train --resume-from-checkpoint {}", shown(&self.run.path));
+        Ok(Error::interrupted(fact, remedy))
     }
 
     fn epochs(&mut self, progress: &Progress) -> Result<()> {

@@ -1,15 +1,19 @@
-//! Flags from three sources, in order of precedence: the command line, `--config FILE`, `--recipe NAME`. A recipe is such a
-//! file, bundled with the program. The settings of a file become words of the command line, inserted before those of the user
-//! and without those that the user overrides, so that clap validates all of them.
+//! Flags from four sources, in order of precedence: the command line, `--config FILE`, `--recipe NAME`, the run that is resumed.
+//! A recipe is such a file, bundled with the program. The settings of a file or a run become words of the command line, inserted
+//! before those of the user and without those that the user overrides, so that clap validates all of them.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, Parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use toml::de::{DeTable, DeValue};
 
+use super::args::{Args, GivenFlags, NEWEST};
+use super::state::flags_of_checkpoint;
+use crate::checkpoint::run_dir::RunDir;
 use crate::error::{Error, Result};
+use crate::files::same_file;
 use crate::flags;
 
 const RECIPES: [(&str, &str); 7] = [
@@ -26,12 +30,19 @@ pub fn names() -> [&'static str; RECIPES.len()] {
     RECIPES.map(|(name, _)| name)
 }
 
+/// Flags that belong to one process of a run, and not to the run.
+const OF_PROCESS: [&str; 7] =
+    ["config", "dry_run", "output_dir", "overwrite_output_dir", "profile", "quiet", "resume_from_checkpoint"];
+
+/// Flags that override another one from a source of lower precedence.
+const OVERRIDES: [(&str, &str); 3] = [("epochs", "max_steps"), ("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")];
+
 /// The flags of a run; `None` if help was requested and printed. Without a model and data the recipe is `sample`.
 ///
 /// # Errors
 /// An invalid flag; a file that cannot be read; an invalid setting in it, with its line.
-pub fn parse<A: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Option<A>> {
-    let command = flags::command::<A>();
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> {
+    let command = flags::command::<Args>();
     let words: Vec<OsString> = words.into_iter().collect();
     let Some(matches) = flags::matches(&command, words.clone())? else { return Ok(None) };
     let mut typed = Flags { command, words, matches };
@@ -39,14 +50,32 @@ pub fn parse<A: Parser>(words: impl IntoIterator<Item = OsString>) -> Result<Opt
         let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
         typed.put_under(&file.display().to_string(), &text)?;
     }
-    if !["recipe", "model", "dataset", "data_dir", "train_file", "validation_file"].iter().any(|id| typed.has(id)) {
+    let decisive = ["recipe", "model", "dataset", "data_dir", "train_file", "validation_file", "resume_from_checkpoint"];
+    if !decisive.iter().any(|id| typed.has(id)) {
         typed.put_under("flags", "recipe = 'sample'")?;
     }
     if let Some(recipe) = typed.matches.get_one::<String>("recipe") {
         let (name, text) = RECIPES.iter().find(|(name, _)| name == recipe).expect("clap knows their names");
         typed.put_under(name, text)?;
     }
-    Ok(Some(A::from_arg_matches(&typed.matches).expect("clap has checked the values")))
+    let path = |id: &str| typed.matches.get_one::<PathBuf>(id).cloned();
+    let (mut asked, mut folder) = (path("resume_from_checkpoint"), path("output_dir"));
+    if let Some(named) = asked.clone().filter(|asked| asked.as_os_str() != NEWEST) {
+        folder = folder.or_else(|| RunDir::containing(&named));
+        if folder.as_ref().is_some_and(|folder| same_file(folder, &named)) {
+            asked = Some(NEWEST.into());
+        }
+    }
+    let of_run = asked.as_ref().zip(folder.as_ref()).and_then(|(asked, folder)| flags_of_checkpoint(asked, folder));
+    let taken_from = of_run.map(|(checkpoint, flags)| Ok(typed.put_run_under(flags)?.then_some(checkpoint))).transpose()?;
+    let args = Args::from_arg_matches(&typed.matches).expect("clap has checked the values");
+    Ok(Some(Args {
+        resume_from_checkpoint: asked,
+        output_dir: folder,
+        given: typed.given(),
+        taken_from: taken_from.flatten(),
+        ..args
+    }))
 }
 
 struct Flags {
@@ -64,18 +93,54 @@ impl Flags {
     /// Whether no present flag overrides this one: the flag itself, or one that it conflicts with.
     fn leaves_room_for(&self, flag: &Arg) -> bool {
         let excludes = |a: &Arg, b: &Arg| self.command.get_arg_conflicts_with(a).iter().any(|c| c.get_id() == b.get_id());
-        let over = |other: &Arg| other.get_id() == flag.get_id() || excludes(other, flag) || excludes(flag, other);
+        let overrides = |a: &Arg, b: &Arg| OVERRIDES.iter().any(|&(over, under)| *a.get_id() == over && *b.get_id() == under);
+        let over = |other: &Arg| {
+            other.get_id() == flag.get_id() || overrides(other, flag) || excludes(other, flag) || excludes(flag, other)
+        };
         !self.command.get_arguments().any(|other| self.has(other.get_id().as_str()) && over(other))
     }
 
     /// Adds the settings of a file that are not overridden.
     fn put_under(&mut self, place: &str, text: &str) -> Result<()> {
-        let settings = settings(&self.command, place, text)?;
+        self.insert(settings(&self.command, place, text)?).map(|_| ())
+    }
+
+    /// Adds the flags of a run that are not overridden. Returns whether there are any.
+    fn put_run_under(&mut self, flags: GivenFlags) -> Result<bool> {
+        let named = |name: &str| self.command.get_arguments().find(|flag| flag.get_long() == Some(name)).cloned();
+        let word = |(name, value): (String, String)| {
+            let flag = named(&name)?;
+            let word = word(&flag, &value)?;
+            Some((flag, word))
+        };
+        self.insert(flags.into_iter().filter_map(word).collect())
+    }
+
+    fn insert(&mut self, settings: Vec<(Arg, OsString)>) -> Result<bool> {
         let words = settings.into_iter().filter(|(flag, _)| self.leaves_room_for(flag)).map(|(_, word)| word);
         let words: Vec<OsString> = words.collect();
+        let any = !words.is_empty();
         self.words.splice(1..1, words);
         self.matches = flags::matches(&self.command, self.words.clone())?.expect("a file cannot request help");
-        Ok(())
+        Ok(any)
+    }
+
+    /// All flags that have a value and belong to the run.
+    fn given(&self) -> GivenFlags {
+        let flags = self.command.get_arguments().filter_map(|flag| Some((flag.get_id().as_str(), flag.get_long()?)));
+        let flags = flags.filter(|(id, _)| self.has(id) && !OF_PROCESS.contains(id));
+        let value = |id| self.matches.get_raw(id).into_iter().flatten().map(|value| value.to_string_lossy().into_owned());
+        flags.map(|(id, long)| (long.to_string(), value(id).collect::<Vec<_>>().join(","))).collect()
+    }
+}
+
+/// A setting as one word of the command line: 16 for `batch-size` as `--batch-size=16`; `None` for a switch that is off.
+fn word(flag: &Arg, value: &str) -> Option<OsString> {
+    let long = flag.get_long().expect("every flag is long");
+    match (flag.get_action(), value) {
+        (ArgAction::SetTrue, "false") => None,
+        (ArgAction::SetTrue, "true") => Some(format!("--{long}").into()),
+        _ => Some(format!("--{long}={value}").into()),
     }
 }
 
@@ -99,17 +164,13 @@ fn settings(command: &Command, file: &str, text: &str) -> Result<Vec<(Arg, OsStr
         };
         let flag = command.get_arguments().find(|flag| is_called(flag) && *flag.get_id() != "config");
         let flag = flag.ok_or_else(|| bad(at, format!("unknown setting {key}")))?;
-        let long = flag.get_long().expect("every flag is long");
-        let word = match (scalar(value.get_ref()), flag.get_action()) {
-            (Some(text), ArgAction::SetTrue) if text == "false" => continue,
-            (Some(text), ArgAction::SetTrue) if text == "true" => format!("--{long}"),
-            (Some(text), _) => format!("--{long}={text}"),
-            (None, _) => return Err(bad(at, format!("{key} cannot be of type {}", value.get_ref().type_str()))),
-        };
-        words.push(word.clone().into());
+        let text = scalar(value.get_ref());
+        let text = text.ok_or_else(|| bad(at, format!("{key} cannot be of type {}", value.get_ref().type_str())))?;
+        let Some(word) = word(flag, &text) else { continue };
+        words.push(word.clone());
         // Parsed alone, so that its errors have the line of the file and are not mistaken for those of the command line.
         flags::matches(command, words.clone()).map_err(|error| bad(at, error.fact().to_string()))?;
-        found.push((flag.clone(), word.into()));
+        found.push((flag.clone(), word));
     }
     Ok(found)
 }

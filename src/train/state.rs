@@ -1,13 +1,14 @@
 //! The state of a run that a checkpoint holds beside the model, with which resuming is bit-identical to an uninterrupted run.
 //! The weights and moments are tensors; row order, dropout and schedule are functions of the step alone.
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use twox_hash::XxHash64;
 
-use super::args::{ReportTo, Settings};
+use super::args::{GivenFlags, NEWEST, ReportTo, Settings};
 use super::{BestModel, Trainer};
 use crate::checkpoint::model_dir::{read_tensors, write_tensors};
 use crate::checkpoint::run_dir::checkpoint_step;
@@ -16,7 +17,7 @@ use crate::console::note;
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::device::Precision;
 use crate::error::{Error, Result};
-use crate::files::{verify, write_json};
+use crate::files::{read_sealed, verify, write_json};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::{Status, View};
@@ -206,14 +207,28 @@ fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
 pub fn precision_of_checkpoint(settings: &Settings) -> Option<Precision> {
     let asked = settings.resume_from_checkpoint.as_ref()?;
     let of = |checkpoint: &Path| serde_json::from_value(RunState::read(checkpoint).ok()?.fingerprint["precision"].clone()).ok();
-    if asked.as_os_str() != "newest" {
-        return of(asked);
+    candidates(asked, &settings.output_dir).iter().find_map(|path| of(path))
+}
+
+/// The flags of the run that is resumed, and the checkpoint that has them.
+pub fn flags_of_checkpoint(asked: &Path, run: &Path) -> Option<(PathBuf, GivenFlags)> {
+    let of = |checkpoint: &Path| {
+        let settings: Value = serde_json::from_slice(&read_sealed(checkpoint, "training_args.json")?).ok()?;
+        serde_json::from_value(settings["flags"].clone()).ok()
+    };
+    candidates(asked, run).into_iter().find_map(|path| of(&path).map(|flags| (path, flags)))
+}
+
+/// The checkpoints from which a run may resume, in order of preference: the one that is named, or all of the run.
+fn candidates(asked: &Path, run: &Path) -> Vec<PathBuf> {
+    if asked.as_os_str() != NEWEST {
+        return vec![asked.into()];
     }
-    let entries = std::fs::read_dir(&settings.output_dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     let step = |path: &PathBuf| checkpoint_step(path.file_name()?.to_str()?);
+    let entries = std::fs::read_dir(run).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut checkpoints: Vec<PathBuf> = entries.filter(|path| step(path).is_some()).collect();
-    checkpoints.sort_by_key(step);
-    checkpoints.iter().rev().find_map(|path| of(path))
+    checkpoints.sort_by_key(|path| Reverse(step(path)));
+    checkpoints
 }
 
 /// Whether a checkpoint is known to be of another run than that with this id.
@@ -265,7 +280,7 @@ impl Trainer<'_> {
 
     /// The checkpoint for `--resume-from-checkpoint`, and its state: the one named, or the newest of this run that is sound.
     fn sound_checkpoint(&self, asked: &Path) -> Result<(PathBuf, RunState)> {
-        if asked.as_os_str() != "newest" {
+        if asked.as_os_str() != NEWEST {
             return Ok((asked.into(), RunState::verified(asked)?));
         }
         let mut unusable = Vec::new();
@@ -310,7 +325,7 @@ impl Trainer<'_> {
         }
         self.state = RunState { masks: MASKS.to_string(), ..state };
         let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
-        let later = if asked.as_os_str() == "newest" { "damaged" } else { "later than the checkpoint that is resumed" };
+        let later = if asked.as_os_str() == NEWEST { "damaged" } else { "later than the checkpoint that is resumed" };
         let is_other = |other: &Path| id.as_ref().is_some_and(|id| is_of_another_run(other, id));
         self.run.go_on(id.clone(), self.state.step, later, is_other)?;
         self.state.run_id = self.run.id.clone();

@@ -551,7 +551,7 @@ fn a_stop_while_data_is_read_begins_nothing() {
     assert!(runs.join("1").exists());
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
     let (last, code) = (notes.last(), child.wait().unwrap().code());
-    let line = "error: `train`: interrupted before the first update: nothing was begun; start the same command again";
+    let line = "stopped: before the first update: nothing was begun; start the same command again";
     assert_eq!((code, last.as_deref()), (Some(130), Some(line)));
     assert_eq!(names(&runs), BTreeSet::new());
 }
@@ -581,4 +581,54 @@ fn exhausted_memory_is_reported_in_one_line() {
         }
     }
     assert!(failures.contains("cpu") && failures.contains("memory"), "{failures:?}");
+}
+
+#[test]
+fn a_run_resumes_with_the_settings_of_its_folder() {
+    let dir = TempDir::new().unwrap();
+    let whole = dir.path().join("whole");
+    run_with(&whole, "--learning-rate 1e-3 --weight-decay 0.1 --no-shuffle --report-to jsonl --batch-size 5").done();
+    let weights = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+    let stopped = |name: &str| {
+        let out = dir.path().join(name);
+        copy_all(&whole, &out);
+        fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
+        fs::remove_file(out.join("model.safetensors")).unwrap();
+        out
+    };
+    let resume = |args: &[&str]| ran(TRAIN, &[args, &["--resume-from-checkpoint"]].concat());
+
+    // The folder, a checkpoint in it, or --output-dir.
+    let (a, b, c) = (stopped("a"), stopped("b"), stopped("c"));
+    let newest = b.join("checkpoint-35");
+    let ways = [vec!["--resume-from-checkpoint", path(&a)], vec!["--resume-from-checkpoint", path(&newest)]];
+    let by_output_dir = ["--output-dir", path(&c), "--resume-from-checkpoint"];
+    for (way, out) in ways.iter().map(|way| &way[..]).chain([&by_output_dir[..]]).zip([&a, &b, &c]) {
+        let ran = ran(TRAIN, way).done();
+        let line = format!("settings: those of {}, but for the flags given here\n", out.join("checkpoint-35").display());
+        assert!(ran.err.contains(&line) && ran.err.contains("resumed: 35 of 40 updates"), "{way:?} {}", ran.err);
+        assert!(!ran.err.contains(" from here on"), "{}", ran.err);
+        assert!(weights(out) == weights(&whole), "{way:?}");
+        let [was, is] = [&whole, out].map(|out| read(out, "training_args.json"));
+        let differing = was.as_object().unwrap().iter().filter(|(key, was)| is[*key] != **was).map(|(key, _)| key.as_str());
+        assert_eq!(BTreeSet::from_iter(differing), BTreeSet::from(["output_dir", "resume_from_checkpoint"]));
+    }
+
+    // What is given is checked against the run, and a number of epochs replaces its number of updates.
+    let out = stopped("d");
+    ran(TRAIN, &["--resume-from-checkpoint", path(&out), "--seed", "7"]).failed(2, "was written with seed 42");
+    let more = ["--resume-from-checkpoint", path(&out), "--learning-rate", "1e-4", "--epochs", "2.5"];
+    let longer = ran(TRAIN, &more).done();
+    assert!(longer.err.contains("warning: learning_rate was 0.001, and is 0.0001 from here on"), "{}", longer.err);
+    assert!(longer.err.contains("resumed: 35 of 50 updates"), "{}", longer.err);
+
+    // Flags of a damaged checkpoint are not taken.
+    let out = stopped("e");
+    let args = out.join("checkpoint-35/training_args.json");
+    fs::write(&args, fs::read_to_string(&args).unwrap().replace("\"0.1\"", "\"0.2\"")).unwrap();
+    ran(TRAIN, &["--resume-from-checkpoint", path(&out)]).failed_with(2);
+
+    resume(&[]).failed(2, "`--output-dir`: is missing; name the folder of the run: --resume-from-checkpoint DIR");
+    let elsewhere = dir.path().join("elsewhere");
+    ran(TRAIN, &["--resume-from-checkpoint", path(&elsewhere)]).failed(2, "elsewhere`: is not in the folder of a run; name");
 }

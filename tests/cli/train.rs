@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use warpfit::train::args::{Args, ClassWeights};
+use warpfit::train::args::ClassWeights;
 use warpfit::train::recipe;
 
 use super::*;
@@ -100,7 +100,7 @@ fn a_run_writes_all_its_files() {
     let mib: f64 = words(&disk)[3].parse().unwrap();
     assert!((mib - written as f64 / f64::from(1 << 20)).abs() < 0.05, "{disk}, not {written}");
     of("model: training continues with the folder's own classifier, of NEGATIVE, POSITIVE");
-    assert_eq!(of("next "), format!("next        warpfit predict --model {} \"A text to classify\"", out.display()));
+    assert_eq!(of("next "), format!("next        warpfit predict --model '{}' \"A text to classify\"", out.display()));
     assert!(!ran.err.contains('\u{1b}') && !ran.err.contains('\r'), "a file is not a terminal: {:?}", ran.err);
 
     let read = |name| read(&out, name);
@@ -526,7 +526,7 @@ fn flags_override_a_file_and_a_file_a_recipe() {
     let config = dir.path().join("run.toml");
     let parse = |flags: &str| {
         let flags = format!("train {flags}");
-        recipe::parse::<Args>(words(&flags).into_iter().map(Into::into)).map(Option::unwrap)
+        recipe::parse(words(&flags).into_iter().map(Into::into)).map(Option::unwrap)
     };
     // As published: model, data, and hyperparameters.
     let known = |name: &str| {

@@ -62,6 +62,9 @@ pub fn classify(tables: Vec<Table>, model: ModelClasses, given: Option<&[String]
     notes.extend(tables.iter().filter_map(Table::empty_texts));
     notes.extend(respelled(&mut parts));
     notes.extend(untrained(&parts));
+    if matches!(model, ModelClasses::Replaceable(_)) {
+        notes.extend(given.and_then(|given| without_rows(&parts[0], given)));
+    }
     let (names, class, note) = choose(&parts, &declared, model, given)?;
     notes.extend(note);
     // A label may hold line ends; a note is one line.
@@ -278,7 +281,10 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
             let unnamed = is_unnamed(names);
             let names = given.filter(|given| unnamed && given.len() == names.len()).unwrap_or(names);
             let taken = |whose: &str| Some(format!("the labels {} are taken as the model's {whose}", in_words(&all)));
-            if let Some((class, exact)) = by_name(&all, names) {
+            // Given names that the model lacks are classes even without rows.
+            let given = given.into_iter().flatten().map(String::as_str);
+            let known = given.filter(|_| matches!(model, ModelClasses::Replaceable(_))).chain(all.iter().copied()).collect();
+            if let Some((class, exact)) = by_name(&known, names) {
                 let differs = |label: &&str| whole(label) != Some(i64::from(class[*label]));
                 let ambiguous = by_index(names.len()) && all.iter().any(differs);
                 let note = match (exact, ambiguous) {
@@ -480,6 +486,13 @@ fn untrained(parts: &[Part]) -> Vec<String> {
         Some(format!("{place}: no training row has the label{} {}", if labels.len() > 1 { "s" } else { "" }, list(&labels)))
     };
     others.iter().filter_map(note).collect()
+}
+
+/// A note on given names that no training row has.
+fn without_rows(train: &Part, given: &[String]) -> Option<String> {
+    let empty: Vec<String> = given.iter().filter(|name| !train.labels.contains(name)).cloned().collect();
+    let path = train.table.path().display();
+    (!empty.is_empty()).then(|| format!("{path}: no training row has these of --label-names: {}", list(&empty)))
 }
 
 fn check_given(parts: &[Part], given: &[String]) -> Result<()> {

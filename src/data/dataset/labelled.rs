@@ -1,12 +1,15 @@
 //! The splits of a run, read alike and labelled with the same classes.
 
 use super::{Classes, Dataset, ModelClasses, Options, Splits, Table, classify};
+use crate::console::noted;
 use crate::error::Result;
 
 #[derive(Debug)]
 pub struct Labelled {
     /// Names of the classes, in order of their index.
     pub names: Vec<String>,
+    /// What was guessed about the files, one line each, already printed.
+    pub guesses: Vec<String>,
     /// How the files were read, one line each.
     pub notes: Vec<String>,
     pub train: Dataset,
@@ -24,9 +27,10 @@ impl Labelled {
         model: ModelClasses,
         given: Option<&[String]>,
     ) -> Result<Labelled> {
-        let train = Table::read_all(&files.train, options)?;
         let read = |paths: &[_]| (!paths.is_empty()).then(|| Table::read_all(paths, options)).transpose();
-        let (validation, mut test) = (read(&files.validation)?, read(&files.test)?);
+        let read = || Ok((Table::read_all(&files.train, options)?, read(&files.validation)?, read(&files.test)?));
+        let (tables, guesses) = noted(read);
+        let (train, validation, mut test) = tables?;
         let mut notes = Vec::new();
         let lacks_labels = |table: &mut Table| test_may_lack_labels && (table.is_unlabelled() || !table.has_labels_like(&train));
         if let Some(table) = test.take_if(lacks_labels) {
@@ -40,6 +44,7 @@ impl Labelled {
         let mut datasets = datasets.into_iter();
         Ok(Labelled {
             names,
+            guesses,
             notes,
             train: datasets.next().expect("there is training data"),
             validation: has_validation.then(|| datasets.next()).flatten(),

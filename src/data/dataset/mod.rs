@@ -33,6 +33,7 @@ use columns::{Columns, Guess, is_delimited, likeness_to_text};
 pub(crate) use json::json_object;
 pub use labelled::Labelled;
 pub(crate) use labelled_lines::is_header;
+pub use reviews::is_split as is_reviews;
 pub use splits::{Split, Splits, splits};
 pub use text::encoding;
 pub(crate) use text::{ending, open, read_text, stream};

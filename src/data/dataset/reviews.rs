@@ -14,7 +14,7 @@ const CLASSES: [&str; 2] = ["neg", "pos"];
 const KNOWN: [&str; 3] = ["neg", "pos", "unsup"];
 
 /// Whether a folder contains a folder of reviews.
-pub(super) fn is_split(folder: &Path) -> bool {
+pub fn is_split(folder: &Path) -> bool {
     CLASSES.iter().any(|class| folder.join(class).is_dir())
 }
 
