@@ -119,7 +119,7 @@ fn reports_hold_any_number_of_classes_and_rows() {
     let page = fs::read_to_string(folder("compared/report.html")).unwrap();
     assert!(page.contains("★") && page.contains(&first) && page.contains("<svg"));
     ran(EVALUATE, &["--compare", &first, &other]).failed(2, "its classes are ");
-    ran(EVALUATE, &["--compare", &first, "nowhere"]).failed(2, "nowhere/metrics.json");
+    ran(EVALUATE, &["--compare", &first, "nowhere"]).failed(2, "`nowhere`: no such folder; write one: warpfit evaluate");
     ran(EVALUATE, &["--compare", &first, "--predictions", path(&file)]).failed(2, "cannot be used with");
 }
 

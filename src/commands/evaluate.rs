@@ -1,21 +1,22 @@
 //! Measures a classifier: a model on a labelled file, or existing predictions.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::console::{next, note, print};
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
 use crate::error::Result;
-use crate::flags::{InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names, shown};
+use crate::flags::{self, InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names, shown};
 use crate::hub;
 use crate::infer::Session;
 use crate::metrics::{Metrics, positive_class, softmax};
 use crate::report::compare::Comparison;
 use crate::report::evaluated::Evaluated;
-use crate::report::log::Progress;
+use crate::report::log::{Progress, counted};
 use crate::train::data::encode;
 use crate::train::evaluate::{check, cross_entropy, fail_under};
+use chrono::Utc;
 use clap::Parser;
 use serde_json::Value;
 
@@ -43,7 +44,7 @@ pub struct Args {
     /// numbers in the order of the labels, or the objects that predict --top-k 0 writes)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file", "dataset"])]
     predictions: Option<PathBuf>,
-    /// Folders written by --output-dir, to compare side by side
+    /// Folders to compare side by side: those that --output-dir wrote, or those of training runs
     #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "file", "dataset", "predictions", "fail_under"])]
     compare: Vec<PathBuf>,
     /// Folder for the report: report.html, plots/, errors.csv (every row, the highest loss first), metrics.json,
@@ -81,17 +82,24 @@ pub fn run(args: Args) -> Result<()> {
             comparison.write(folder)?;
             note(format!("saved       {}", folder.join("report.html").display()));
         }
-        return print(comparison.table());
+        print(comparison.table())?;
+        comparison.doubt().into_iter().for_each(note);
+        return Ok(());
     }
-    let (mut found, title) = match &args.predictions {
-        Some(path) => (read_predictions(Scored::read(path)?, args.positive_label.as_deref())?, path.display().to_string()),
+    let (mut found, title, origin) = match &args.predictions {
+        Some(path) => {
+            let found = read_predictions(Scored::read(path)?, args.positive_label.as_deref())?;
+            (found, path.display().to_string(), vec![("predictions", path.display().to_string())])
+        }
         None => run_model(&args, device)?,
     };
     let loss: f64 = found.losses.iter().sum::<f64>() / found.losses.len() as f64;
     found.metrics.loss = Some(loss).filter(|loss| loss.is_finite());
     // Checked before anything is printed.
     if let Some(folder) = &args.output_dir {
-        found.write(folder, &title)?;
+        let when = Utc::now().format("%Y-%m-%d %H:%M UTC").to_string();
+        let made = [("date", when), ("warpfit", flags::version())].into_iter().chain(origin).collect::<Vec<_>>();
+        found.write(folder, &title, &made)?;
         note(format!("saved       {}", folder.join("report.html").display()));
     }
     print(found.metrics.summary())?;
@@ -134,8 +142,8 @@ fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated>
     Ok(Evaluated { scored, losses, metrics, texts: Vec::new(), tokens: Vec::new() })
 }
 
-/// Runs the model of `args` on their file; also returns a title with the names of both.
-fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
+/// Runs the model of `args` on their file; also returns a title with the names of both, and how it was run, as names and values.
+fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String, Vec<(&'static str, String)>)> {
     let model = args.model.as_deref().expect("clap requires it");
     let source = args.file.as_ref().or(args.only_file.as_ref()).or(args.split.dataset.as_ref()).expect("clap requires one");
     let files = args.split.files()?.unwrap_or_else(|| vec![source.clone()]);
@@ -145,7 +153,8 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let mut classifier = Session::classifier(&hub::model(model)?, device, precision, tokens, args.batch_size)?;
     let max_length = classifier.source.max_length(args.run.max_length)?;
     let mut ids = std::mem::take(&mut table.ids);
-    note(format!("data: {}", table.columns_in_words()));
+    let columns = table.columns_in_words();
+    note(format!("data: {columns}"));
     let model_classes = ModelClasses::Fixed(&classifier.source.config.labels);
     let given = args.label_names.as_ref().map(|names| &names.0[..]);
     let (Classes { names, notes }, data) = dataset::classify(vec![table], model_classes, given)?;
@@ -167,5 +176,24 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String)> {
     let tokens = encoded.offsets.windows(2).map(|row| row[1] - row[0]).collect();
     let scored = Scored { names, ids, labels: encoded.labels, scores };
     let title = format!("{} on {}", model.display(), source.display());
-    Ok((Evaluated { scored, losses, metrics, texts, tokens }, title))
+    let mut origin = vec![
+        ("model", model.display().to_string()),
+        ("data", columns),
+        ("maximum length", counted(max_length, "token")),
+        ("precision", classifier.precision.to_string()),
+        ("positive class", scored.names[metrics.positive].clone()),
+    ];
+    origin.retain(|(name, _)| *name != "positive class" || scored.names.len() == 2);
+    origin.extend(training(&classifier.source.path).map(|settings| ("training", settings)));
+    Ok((Evaluated { scored, losses, metrics, texts, tokens }, title, origin))
+}
+
+/// The main settings with which the model in a folder was trained, if the folder is that of a run.
+fn training(model: &Path) -> Option<String> {
+    let settings: Value = serde_json::from_slice(&std::fs::read(model.join("training_args.json")).ok()?).ok()?;
+    let of = |key: &str| settings[key].as_str().map_or_else(|| settings[key].to_string(), String::from);
+    let length = if settings["max_steps"].is_null() { ("num_train_epochs", "epochs") } else { ("max_steps", "updates") };
+    let settings =
+        [("model", "from"), length, ("batch_size", "batch size"), ("learning_rate", "learning rate"), ("seed", "seed")];
+    Some(settings.map(|(key, name)| format!("{name} {}", of(key))).join(", "))
 }

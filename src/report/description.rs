@@ -4,15 +4,13 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::log::{Count, table};
-use super::page;
+use super::log::{Count, WIDTH, table};
+use super::page::{self, Figure};
 use super::plot::{Axis, Plot, Series, Shape, bars, boxes, escape, shortened};
 use crate::data::description::{ClassSummary, Description, Example, Lengths, Shared, SplitSummary, Unit};
 use crate::error::Result;
 use crate::files::{create_dir, write_file, write_json};
 
-/// Columns of a terminal.
-const WIDTH: usize = 80;
 /// With more classes, only the first text of each is an example in the terminal.
 const MANY_CLASSES: usize = 6;
 /// A class is rare if the largest has this many times its texts.
@@ -108,8 +106,7 @@ impl Description {
             }
             body += &page::cards(&figures);
             body += &format!("<div class=\"wide\">{}</div></section>\n", split.html_table());
-            let figures: String = self.plots(split).iter().map(|(svg, caption)| figure(svg, caption)).collect();
-            body += &format!("<section class=\"plots\">\n{figures}</section>\n");
+            body += &page::plots_section(&self.plots(split));
             body += &format!("<section><h3>Examples</h3>\n{}</section>\n", split.html_examples());
         }
         body += &format!("<section><h2>How the files were read</h2>\n{}</section>\n", list(&self.notes));
@@ -117,7 +114,7 @@ impl Description {
     }
 
     /// The plots of a split, each with a sentence on how to read it.
-    fn plots(&self, split: &SplitSummary) -> [(String, String); 3] {
+    fn plots(&self, split: &SplitSummary) -> [Figure; 3] {
         let rows: Vec<Option<[f64; 6]>> = split.classes.iter().map(|class| class.lengths.map(|of| of.six())).collect();
         let counts = split.classes.iter().map(|class| class.texts as u64).collect();
         let unit = self.unit.plural();
@@ -133,18 +130,18 @@ impl Description {
             caption += &format!(" Longer texts, which are not shown: {}.", count(split.histogram.longer));
         }
         [
-            (
+            Figure::new(
+                "classes",
                 bars("Classes", "texts", &self.labels, &[("texts", counts)]),
-                "The longer a bar, the more texts have that label; very unequal bars let a model neglect the small classes."
-                    .to_string(),
+                "The longer a bar, the more texts have that label; very unequal bars let a model neglect the small classes.",
             ),
-            (
+            Figure::new(
+                "lengths_by_class",
                 boxes("Lengths by class", unit, &self.labels, &rows),
                 "The box holds the middle half of the texts of a class, with the median as a mark; the line reaches from the \
-                 shortest text to the length that 95 % do not exceed."
-                    .to_string(),
+                 shortest text to the length that 95 % do not exceed.",
             ),
-            (self.histogram(split).svg(), caption),
+            Figure::new("lengths", self.histogram(split).svg(), caption),
         ]
     }
 
@@ -176,10 +173,6 @@ impl Description {
         }
         text
     }
-}
-
-fn figure(svg: &str, caption: &str) -> String {
-    format!("<figure>{svg}<figcaption>{}</figcaption></figure>\n", escape(caption))
 }
 
 impl Unit {

@@ -6,20 +6,25 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::evaluated::Evaluated;
-use super::page;
-use super::plot::{Axis, Plot, Series, Shape, bars, matrix};
-use crate::error::{Error, Result};
+use super::page::{self, Figure};
+use super::plot::{Axis, Plot, RIGHT, Series, Shape, WRONG, bars, matrix};
+use crate::error::Result;
 use crate::files::{PartialFile, write_file, write_json};
 use crate::metrics::{Tenth, calibration};
 
 /// Number of classes whose curves can be told apart.
 const MOST_CURVES: usize = 8;
 
+pub const ROC_CAPTION: &str = "The nearer a curve is to the upper left corner, the better the scores separate the class from the others; the dashed diagonal \
+     is guessing.";
+pub const PRECISION_RECALL_CAPTION: &str = "From left to right the model finds more texts of the class: the longer a curve stays high, the fewer wrong ones are among them.";
+
 impl Evaluated {
-    /// Writes the report into `folder`, which is created if missing. `title` is the heading of the page.
-    pub fn write(&self, folder: &Path, title: &str) -> Result<()> {
-        let plots = folder.join("plots");
-        std::fs::create_dir_all(&plots).map_err(|e| Error::io(&plots, e))?;
+    /// Writes the report into `folder`, which is created if missing. `title` is the heading of the page, and `origin` how the
+    /// evaluation was made, as names and values.
+    pub fn write(&self, folder: &Path, title: &str, origin: &[(&str, String)]) -> Result<()> {
+        let plots = self.plots();
+        page::write_plots(folder, &plots)?;
         self.write_predictions(&folder.join("predictions.jsonl"))?;
         self.write_errors(&folder.join("errors.csv"))?;
         let mut metrics = json!(self.metrics);
@@ -28,11 +33,7 @@ impl Evaluated {
         write_json(&folder.join("metrics.json"), &metrics)?;
         let report = self.metrics.classification_report(&self.scored.names, 4);
         write_file(&folder.join("classification_report.txt"), report.as_bytes())?;
-        let drawn = self.plots();
-        for (name, svg) in &drawn {
-            write_file(&plots.join(format!("{name}.svg")), svg.as_bytes())?;
-        }
-        write_file(&folder.join("report.html"), page::evaluation(title, self, &drawn).as_bytes())
+        write_file(&folder.join("report.html"), page::evaluation(title, origin, self, &plots).as_bytes())
     }
 
     /// One line per row, in the order of the file; `--predictions` reads this format.
@@ -81,22 +82,49 @@ impl Evaluated {
         }))
     }
 
-    /// Every plot with its file name.
-    fn plots(&self) -> Vec<(&'static str, String)> {
+    fn plots(&self) -> Vec<Figure> {
         let names = &self.scored.names;
         let (counts, support) = (&self.metrics.confusion_matrix, &self.metrics.per_class.support);
         let predicted = (0..names.len()).map(|class| counts.iter().map(|row| row[class]).sum()).collect();
         let classes = [("true", support.clone()), ("predicted", predicted)];
+        let apart = match names.len() {
+            2 => "The further apart the two classes are, the surer the model is; texts on the wrong side of 0.5 are its errors.",
+            _ => "Right predictions should gather at high scores, and wrong ones at low scores.",
+        };
         let mut plots = vec![
-            ("confusion_matrix", matrix("Confusion matrix", names, counts)),
-            ("roc", self.roc().svg()),
-            ("precision_recall", self.precision_recall().svg()),
-            ("calibration", self.reliability().svg()),
-            ("scores", self.score_histogram().svg()),
-            ("classes", bars("Class balance", "texts", names, &classes)),
+            Figure::new(
+                "confusion_matrix",
+                matrix("Confusion matrix", names, counts),
+                "Each row is a true class: right predictions are green, on the diagonal, and a strong orange cell is a class that \
+                 the model takes for another.",
+            ),
+            Figure::new("roc", self.roc().svg(), ROC_CAPTION),
+            Figure::new("precision_recall", self.precision_recall().svg(), PRECISION_RECALL_CAPTION),
+            Figure::new(
+                "calibration",
+                self.reliability().svg(),
+                "On the dashed line scores can be read as probabilities; below it they are too high, and above it too low.",
+            ),
+            Figure::new("scores", self.score_histogram().svg(), apart),
+            Figure::new(
+                "classes",
+                bars("Class balance", "texts", names, &classes),
+                "Where the two bars of a class differ, the model predicts it too often or too rarely.",
+            ),
         ];
         if !self.tokens.is_empty() {
-            plots.extend([("lengths", self.lengths().svg()), ("accuracy_by_length", self.accuracy_by_length().svg())]);
+            plots.extend([
+                Figure::new(
+                    "lengths",
+                    self.lengths().svg(),
+                    "The height of a bar is the number of texts of that length; few texts say little about the model.",
+                ),
+                Figure::new(
+                    "accuracy_by_length",
+                    self.accuracy_by_length().svg(),
+                    "A point below the dashed line is a range of lengths in which the model is right less often than on all texts.",
+                ),
+            ]);
         }
         plots
     }
@@ -195,7 +223,8 @@ impl Evaluated {
         let series = kinds.into_iter().zip(counts).enumerate().map(|(kind, (name, counts))| {
             let left = |bin: usize| bin as f64 / 20.0 + 0.004 + kind as f64 * 0.021;
             let points = counts.iter().enumerate().map(|(bin, &count)| [left(bin), count as f64]).collect();
-            Series::new(name, Shape::Bars(0.021), points)
+            let series = Series::new(name, Shape::Bars(0.021), points);
+            if two { series } else { series.coloured([WRONG, RIGHT][kind]) }
         });
         let (title, x) = match two {
             true => ("Scores by true class", format!("score of {}", names[self.metrics.positive])),

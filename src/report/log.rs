@@ -14,6 +14,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 const WINDOW: Duration = Duration::from_secs(10);
 const BAR_WIDTH: u64 = 10;
 
+/// Columns of a terminal.
+pub const WIDTH: usize = 80;
+
 /// Progress of one task, shown as
 ///
 /// ```text

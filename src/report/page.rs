@@ -1,8 +1,12 @@
 //! Self-contained HTML pages, with styles, script and plots inside. They are complete without the script, which sorts and
 //! filters the table.
 
+use std::path::Path;
+
 use super::evaluated::Evaluated;
 use super::plot::{escape, shortened};
+use crate::error::Result;
+use crate::files::{create_dir, write_file};
 use crate::metrics::{Metric, Metrics, Scores};
 use crate::report::log::{Count, counted};
 
@@ -14,8 +18,23 @@ const ROWS: usize = 100;
 const LINE: usize = 160;
 const TEXT: usize = 4000;
 
-/// The HTML page of an evaluation.
-pub fn evaluation(title: &str, all: &Evaluated, plots: &[(&str, String)]) -> String {
+/// A plot on a page.
+pub struct Figure {
+    /// Of its file in plots/, without .svg.
+    pub name: &'static str,
+    pub svg: String,
+    /// A sentence on how to read it.
+    pub caption: String,
+}
+
+impl Figure {
+    pub fn new(name: &'static str, svg: String, caption: impl Into<String>) -> Figure {
+        Figure { name, svg, caption: caption.into() }
+    }
+}
+
+/// The HTML page of an evaluation. `origin` is how it was made, as names and values.
+pub fn evaluation(title: &str, origin: &[(&str, String)], all: &Evaluated, plots: &[Figure]) -> String {
     let mut body = metric_cards(&all.metrics);
     body += &plots_section(plots);
     body += &format!(
@@ -23,6 +42,9 @@ pub fn evaluation(title: &str, all: &Evaluated, plots: &[(&str, String)]) -> Str
         classes(&all.metrics, &all.scored.names),
         errors(all)
     );
+    let row = |(name, value): &(&str, String)| format!("<tr><th>{name}</th><td>{}</td></tr>\n", escape(value));
+    let origin: String = origin.iter().map(row).collect();
+    body += &format!("<section><h2>How this was made</h2>\n<div class=\"wide\"><table>{origin}</table></div></section>\n");
     let about = format!("{}, {}", counted(all.rows(), "text"), counted(all.scored.names.len(), "class"));
     page(title, &about, &body)
 }
@@ -42,9 +64,17 @@ pub fn page(title: &str, about: &str, body: &str) -> String {
 }
 
 /// The plots side by side.
-pub fn plots_section<'a>(plots: impl IntoIterator<Item = &'a (&'a str, String)>) -> String {
-    let figures: String = plots.into_iter().map(|(_, svg)| format!("<figure>{svg}</figure>\n")).collect();
-    format!("<section class=\"plots\">\n{figures}</section>\n")
+pub fn plots_section(plots: &[Figure]) -> String {
+    let figure =
+        |Figure { svg, caption, .. }: &Figure| format!("<figure>{svg}<figcaption>{}</figcaption></figure>\n", escape(caption));
+    format!("<section class=\"plots\">\n{}</section>\n", plots.iter().map(figure).collect::<String>())
+}
+
+/// Writes each plot to a file of its own in the folder `plots`.
+pub fn write_plots(folder: &Path, plots: &[Figure]) -> Result<()> {
+    let folder = folder.join("plots");
+    create_dir(&folder)?;
+    plots.iter().try_for_each(|Figure { name, svg, .. }| write_file(&folder.join(format!("{name}.svg")), svg.as_bytes()))
 }
 
 /// Figures by name, side by side.

@@ -8,6 +8,11 @@ use super::log::Count;
 
 /// Distinguishable on white and on black.
 const COLOURS: [&str; 8] = ["#3b7dd8", "#e07b39", "#2e9e6b", "#c94f7c", "#8d6cc9", "#a8862a", "#3aa3b8", "#7f8790"];
+/// Of right and of wrong predictions: distinguishable by readers who are colour-blind, too.
+pub const RIGHT: &str = "#009e73";
+pub const WRONG: &str = "#d55e00";
+/// Dashes of the lines, in the order of the colours, by which those that coincide are told apart.
+const DASHES: [&str; COLOURS.len()] = ["none", "8 4", "2 3", "10 3 2 3", "14 4", "4 2", "10 3 2 3 2 3", "1 4"];
 const STYLE: &str = ".plot{color:#1f2328;background:#fff;font:12px system-ui,sans-serif}.plot text{fill:currentColor}\
 .plot .title{font-weight:600;font-size:14px}.plot .small{font-size:10px}.plot .name{font-weight:600}.plot .faint{stroke:currentColor;opacity:.14}\
 @media(prefers-color-scheme:dark){.plot{color:#e6e6e6;background:#16181c}}";
@@ -39,6 +44,8 @@ pub struct Series {
     pub shape: Shape,
     /// Small text at each point, or empty.
     pub notes: Vec<String>,
+    /// `None` for the next of the colours.
+    pub colour: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -99,7 +106,11 @@ impl Axis {
 
 impl Series {
     pub fn new(name: impl Into<String>, shape: Shape, points: Vec<[f64; 2]>) -> Series {
-        Series { name: name.into(), points, shape, notes: Vec::new() }
+        Series { name: name.into(), points, shape, notes: Vec::new(), colour: None }
+    }
+
+    pub fn coloured(self, colour: &'static str) -> Series {
+        Series { colour: Some(colour), ..self }
     }
 }
 
@@ -137,11 +148,18 @@ impl Plot {
         }
 
         let mut legend = Vec::new();
-        let mut colours = COLOURS.iter().cycle();
+        let mut looks = (0..COLOURS.len()).cycle();
         for series in &self.series {
-            let colour = if series.shape == Shape::Guide { "#888" } else { colours.next().expect("the colours repeat") };
+            let look = if series.shape == Shape::Guide { 0 } else { looks.next().expect("the looks repeat") };
+            let colour = if series.shape == Shape::Guide { "#888" } else { series.colour.unwrap_or(COLOURS[look]) };
+            let dashes = if series.shape == Shape::Guide { "5 4" } else { DASHES[look] };
+            let marker = (series.shape == Shape::Dots).then_some(look);
             if !series.name.is_empty() {
-                legend.push((series.name.as_str(), colour));
+                let sample = match series.shape {
+                    Shape::Bars(_) => Sample::Bar,
+                    _ => Sample::Line { dashes, marker },
+                };
+                legend.push(Key { name: &series.name, colour, sample });
             }
             if let Shape::Bars(width) = series.shape {
                 for &[from, value] in series.points.iter().filter(|point| point[1].is_finite() && point[1] != 0.0) {
@@ -150,10 +168,8 @@ impl Plot {
                 }
                 continue;
             }
-            let stroke = match series.shape {
-                Shape::Guide => format!("stroke=\"{colour}\" stroke-dasharray=\"5 4\""),
-                _ => format!("stroke=\"{colour}\" stroke-width=\"2\" stroke-linejoin=\"round\""),
-            };
+            let wide = if series.shape == Shape::Guide { 1 } else { 2 };
+            let stroke = stroke(colour, wide, dashes);
             for part in series.points.split(|point| point.iter().any(|value| !value.is_finite())) {
                 let drawn: Vec<[f64; 2]> = part.iter().map(|&[a, b]| [x(a), y(b)]).collect();
                 canvas.path(&drawn, &stroke);
@@ -161,7 +177,7 @@ impl Plot {
             let mut written: Option<[f64; 3]> = None;
             for (i, &[a, b]) in series.points.iter().enumerate().filter(|(_, point)| point.iter().all(|v| v.is_finite())) {
                 if series.shape == Shape::Dots || series.points.len() == 1 {
-                    canvas.dot([x(a), y(b)], colour);
+                    canvas.marker([x(a), y(b)], look, colour);
                 }
                 if let Some(note) = series.notes.get(i) {
                     // Above the dot, or below it if the note would leave the axes or overlap the one before.
@@ -179,7 +195,8 @@ impl Plot {
     }
 }
 
-/// Counts of rows (true classes) in columns (predicted classes), each shaded by its share of the row.
+/// Counts of rows (true classes) in columns (predicted classes), each shaded by its share of the row, right and wrong ones in
+/// colours of their own.
 pub fn matrix(title: &str, names: &[String], counts: &[Vec<u64>]) -> String {
     let classes = names.len() as f64;
     let cell = (420.0 / classes).clamp(14.0, 84.0);
@@ -191,7 +208,7 @@ pub fn matrix(title: &str, names: &[String], counts: &[Vec<u64>]) -> String {
     let full = (right + 16.0).max(width(title) * 1.3 + 20.0).max(260.0);
     canvas.text(full / 2.0, 20.0, "middle", "title", title);
     canvas.turned(14.0, (top + bottom) / 2.0, "middle", "true");
-    canvas.rect([left, top], [right - left, bottom - top], COLOURS[0], 0.05, title);
+    canvas.rect([left, top], [right - left, bottom - top], "currentColor", 0.04, title);
     for (row, (name, counts)) in names.iter().zip(counts).enumerate() {
         let (y, total) = (top + row as f64 * cell, counts.iter().sum::<u64>().max(1));
         canvas.text(left - 6.0, y + cell / 2.0 + 4.0, "end", "", name);
@@ -200,7 +217,8 @@ pub fn matrix(title: &str, names: &[String], counts: &[Vec<u64>]) -> String {
             let percent = format!("{:.1} %", 100.0 * share);
             let about = format!("{name} predicted as {}: {count} ({percent})", names[column]);
             if count > 0 {
-                canvas.rect([x, y], [cell, cell], COLOURS[0], 0.75 * share, &about);
+                let colour = if row == column { RIGHT } else { WRONG };
+                canvas.rect([x, y], [cell, cell], colour, 0.75 * share, &about);
             }
             let count = count.to_string();
             if width(&count) < cell - 2.0 && cell >= 20.0 {
@@ -244,7 +262,8 @@ pub fn bars(title: &str, label: &str, names: &[String], series: &[(&str, Vec<u64
     let bottom = top + names.len() as f64 * group;
     canvas.line([left, top - 4.0], [left, bottom], "stroke=\"currentColor\"");
     canvas.text((left + right) / 2.0, bottom + 14.0, "middle", "", label);
-    let legend: Vec<(&str, &str)> = series.iter().zip(COLOURS).map(|((name, _), colour)| (*name, colour)).collect();
+    let legend: Vec<Key> =
+        series.iter().zip(COLOURS).map(|((name, _), colour)| Key { name, colour, sample: Sample::Bar }).collect();
     let height = canvas.legend(&legend, left, right, bottom + 36.0);
     canvas.finish(WIDTH, height, title)
 }
@@ -392,6 +411,27 @@ fn width(text: &str) -> f64 {
     text.chars().map(|c| if c >= '\u{2e80}' { 2.0 * CHARACTER } else { CHARACTER }).sum()
 }
 
+/// An entry of a legend.
+struct Key<'a> {
+    name: &'a str,
+    colour: &'a str,
+    sample: Sample,
+}
+
+/// How a series is drawn.
+enum Sample {
+    Bar,
+    /// Dashes, and the look of the points if they are marked.
+    Line {
+        dashes: &'static str,
+        marker: Option<usize>,
+    },
+}
+
+fn stroke(colour: &str, wide: u32, dashes: &str) -> String {
+    format!("stroke=\"{colour}\" stroke-width=\"{wide}\" stroke-dasharray=\"{dashes}\" stroke-linejoin=\"round\"")
+}
+
 /// The elements of a drawing.
 #[derive(Default)]
 struct Canvas(String);
@@ -425,8 +465,17 @@ impl Canvas {
         ));
     }
 
-    fn dot(&mut self, [x, y]: [f64; 2], colour: &str) {
-        self.add(format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>"));
+    /// A point of a series: the shapes differ by the index of its look.
+    fn marker(&mut self, [x, y]: [f64; 2], look: usize, colour: &str) {
+        let corners: &[[f64; 2]] = match look % 5 {
+            0 => return self.add(format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>")),
+            1 => &[[-3.0, -3.0], [3.0, -3.0], [3.0, 3.0], [-3.0, 3.0]],
+            2 => &[[0.0, -4.5], [4.5, 0.0], [0.0, 4.5], [-4.5, 0.0]],
+            3 => &[[0.0, -4.5], [4.0, 3.0], [-4.0, 3.0]],
+            _ => &[[0.0, 4.5], [4.0, -3.0], [-4.0, -3.0]],
+        };
+        let corners: Vec<String> = corners.iter().map(|[dx, dy]| format!("{:.1},{:.1}", x + dx, y + dy)).collect();
+        self.add(format_args!("<polygon points=\"{}\" fill=\"{colour}\"/>", corners.join(" ")));
     }
 
     /// A line through points, without those that differ invisibly from the one before.
@@ -485,20 +534,27 @@ impl Canvas {
         }
     }
 
-    /// Names beside their colours from `y` down, in as many lines as needed; returns where the legend ends.
-    fn legend(&mut self, entries: &[(&str, &str)], left: f64, right: f64, mut y: f64) -> f64 {
+    /// Names beside samples of their looks from `y` down, in as many lines as needed; returns where the legend ends.
+    fn legend(&mut self, entries: &[Key], left: f64, right: f64, mut y: f64) -> f64 {
+        const SAMPLE: f64 = 24.0;
         if entries.len() < 2 {
             return y - 10.0;
         }
         let mut x = left;
-        for (name, colour) in entries {
-            let name = shortened(name, ((right - left - 18.0) / CHARACTER) as usize);
-            if x > left && x + 18.0 + width(&name) > right {
+        for Key { name, colour, sample } in entries {
+            let name = shortened(name, ((right - left - SAMPLE - 6.0) / CHARACTER) as usize);
+            if x > left && x + SAMPLE + 6.0 + width(&name) > right {
                 (x, y) = (left, y + 17.0);
             }
-            self.rect([x, y - 9.0], [12.0, 9.0], colour, 1.0, &name);
-            self.text(x + 17.0, y, "start", "", &name);
-            x += 32.0 + width(&name);
+            match *sample {
+                Sample::Bar => self.rect([x + SAMPLE - 12.0, y - 9.0], [12.0, 9.0], colour, 1.0, &name),
+                Sample::Line { dashes, marker } => {
+                    self.line([x, y - 4.0], [x + SAMPLE, y - 4.0], &stroke(colour, 2, dashes));
+                    marker.into_iter().for_each(|look| self.marker([x + SAMPLE / 2.0, y - 4.0], look, colour));
+                }
+            }
+            self.text(x + SAMPLE + 5.0, y, "start", "", &name);
+            x += SAMPLE + 20.0 + width(&name);
         }
         y + 12.0
     }

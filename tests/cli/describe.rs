@@ -82,6 +82,49 @@ fn text_for_people_names_what_to_look_at_and_the_next_command() {
 }
 
 #[test]
+fn a_folder_of_splits_is_described_and_guesses_are_part_of_the_description() {
+    let dir = TempDir::new().unwrap();
+    small(&dir);
+    let all = figures(&[path(dir.path())]);
+    let names: Vec<&Value> = all["splits"].as_array().unwrap().iter().map(|split| &split["name"]).collect();
+    assert_eq!(names, ["training", "validation"]);
+    let ran = describe(&[path(dir.path())]).done();
+    assert!(
+        ran.err.contains(&format!("--data-dir {}", path(dir.path()))) && !ran.err.contains("--validation-split"),
+        "{}",
+        ran.err
+    );
+
+    let out = dir.path().join("out");
+    let guessed = [
+        ("odd.csv", "a very good film;1\na very bad film;0\na good film;1\n".to_string(), ["semicolons", "read as a row"]),
+        (
+            "odd.jsonl",
+            r#"{"text": "a", "label": 0, "answer": "reject"}
+{"text": "b", "label": 1, "answer": "accept"}
+{"text": "c", "label": 0, "answer": "accept"}"#
+                .to_string(),
+            ["left out: 1", "labels from \"label\""],
+        ),
+    ];
+    for (name, content, notes) in guessed {
+        let file = dir.path().join(name);
+        fs::write(&file, content).unwrap();
+        let ran = describe(&[path(&file), "--output-dir", path(&out)]).done();
+        let written =
+            super::read(&out, "describe.json")["notes"].to_string() + &fs::read_to_string(out.join("describe.html")).unwrap();
+        for note in notes {
+            assert_eq!(ran.err.matches(note).count(), 1, "{note} {}", ran.err);
+            let [plain, escaped] = [note.replace('"', "\\\""), note.replace('"', "&quot;")];
+            assert!(written.contains(&plain) && written.contains(&escaped), "{note} {written}");
+        }
+    }
+    // Rates of less than a second are noise.
+    let tokens = describe(&[path(&dir.path().join("odd.csv")), "--model", path(&golden("train/hf_init"))]).done();
+    assert!(!tokens.err.contains("tokenizing"), "{}", tokens.err);
+}
+
+#[test]
 fn lengths_in_tokens_are_the_tokenizers_and_truncated_texts_those_of_train() {
     let (model, file, out) = (golden("train/hf_init"), golden("train/train.csv"), TempDir::new().unwrap());
     let all = figures(&[path(&file), "--model", path(&model), "--max-length", "8"]);

@@ -74,3 +74,79 @@ fn differences(found: &Value, wanted: &Value, at: &str) -> Vec<String> {
         _ => vec![format!("{at}: {found}, not {wanted}")],
     }
 }
+
+#[test]
+fn training_runs_are_compared_by_their_validation_figures_and_settings() {
+    let dir = TempDir::new().unwrap();
+    let folder = |name: &str| dir.path().join(name);
+    let (file, common) =
+        (golden("train/test.csv"), words("--max-steps 4 --save-strategy no --eval-strategy steps --eval-steps 2"));
+    let run = |name: &str, more: &[&str]| {
+        train(&folder(name), &[&common[..], &["--validation-file", path(&file)], more].concat()).done();
+        path(&folder(name)).to_string()
+    };
+    let (slow, fast) = (run("slow", &["--learning-rate", "1e-6"]), run("fast", &["--learning-rate", "1e-2", "--dropout", "0.3"]));
+    let compare = |folders: &[&str], more: &[&str]| ran(EVALUATE, &[&["--compare"], folders, more].concat());
+    let out = folder("compared");
+    let compared = compare(&[&slow, &fast], &["--output-dir", path(&out)]).done();
+    let line =
+        |start: &str| compared.out.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{}", compared.out));
+    let figures = |name: &str, key: &str| read(&folder(name), "eval_results.json")[key].as_f64().unwrap();
+    for (metric, key) in [("loss ", "eval_loss"), ("accuracy ", "eval_accuracy"), ("roc_auc ", "eval_roc_auc")] {
+        let found: Vec<f64> = words(&line(metric).replace('*', ""))[1..].iter().map(|figure| figure.parse().unwrap()).collect();
+        let wanted = [figures("slow", key), figures("fast", key)];
+        assert!(found.iter().zip(wanted).all(|(found, wanted)| (found - wanted).abs() < 5e-5), "{metric} {found:?} {wanted:?}");
+    }
+    // Those that were given, and no other.
+    let settings = compared.out.split("settings that differ\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let settings: Vec<Vec<&str>> = settings.lines().map(words).collect();
+    assert_eq!(settings, [vec!["[1]", "[2]"], vec!["dropout", "null", "0.3"], vec!["learning_rate", "1e-6", "0.01"]]);
+    assert!(compared.out.contains("classes: NEGATIVE, POSITIVE\n") && !compared.err.contains("warning"), "{}", compared.err);
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("<td>learning_rate</td>") && out.join("plots/loss.svg").exists());
+
+    // Other validation data, none, and runs beside evaluations.
+    let split = folder("split");
+    train(&split, &[&common[..], &["--validation-split", "0.3"]].concat()).done();
+    let doubtful = compare(&[&slow, path(&split)], &[]).done();
+    let warning = "warning: the validation data differ, by files.validation, validation_split; compare reports on one file: ";
+    assert!(doubtful.err.contains(&format!("{warning}warpfit evaluate --model {slow} FILE ")), "{}", doubtful.err);
+    let (blind, report) = (folder("blind"), folder("report"));
+    train(&blind, &words("--max-steps 1 --save-strategy no")).done();
+    compare(&[path(&blind)], &[])
+        .failed(2, &format!("no validation figures; compare reports on one file: warpfit evaluate --model {}", path(&blind)));
+    ran(EVALUATE, &["--model", &slow, path(&file), "--output-dir", path(&report)]).done();
+    compare(&[path(&report), &slow], &[]).failed(2, "is a training run, and other folders are evaluations; compare reports");
+    compare(&[path(dir.path())], &[])
+        .failed(2, "has neither an evaluation nor a finished training run; write one: warpfit evaluate");
+}
+
+#[test]
+fn every_command_names_the_next_one() {
+    let (dir, model, file) = (TempDir::new().unwrap(), trained(), golden("train/test.csv"));
+    let (model, file) = (path(model.path()), path(&file));
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (report, vectors, projected) = (at("report"), at("v.npy"), at("projected"));
+    for (command, args, next) in [
+        (EVALUATE, vec![file], format!("evaluate --model {model} {file} --output-dir report")),
+        (EVALUATE, vec![file, "--output-dir", &report], format!("evaluate --compare {report} OTHER_REPORT")),
+        (PREDICT, vec!["a text"], format!("evaluate --model {model} test.csv --output-dir report")),
+        ("embed", vec![file, "--output", &vectors], format!("embed --model {model} {file} --project pca --output-dir projected")),
+        (
+            "embed",
+            vec![file, "--project", "pca", "--output-dir", &projected],
+            format!("embed --model {model} --probe --train-file train.csv --test-file test.csv"),
+        ),
+        (
+            "embed",
+            vec!["--probe", "--train-file", file, "--test-file", file],
+            format!("train --model {model} --train-file {file} --validation-file {file} --output-dir out"),
+        ),
+    ] {
+        let ran = ran(command, &[&["--model", model], &args[..]].concat()).done();
+        assert!(ran.err.contains(&format!("\n\nnext        warpfit {next}\n")), "{command} {args:?}: {}", ran.err);
+    }
+    // Not after each line of a dialogue.
+    let lines = ran_with(PREDICT, &["--model", model], b"a text\n").done();
+    assert!(!lines.err.contains("next "), "{}", lines.err);
+}

@@ -361,7 +361,7 @@ fn rounded_probabilities_stay_probabilities() {
     for name in ["exact", "rounded2", "one_rounded"] {
         let (loss, notes) = loss(&case(&format!("rounded-probabilities/{name}.jsonl")));
         assert!(
-            (loss - 0.198).abs() < 1e-3 && notes == "predictions: 30: LABEL_0: 10, LABEL_1: 10, LABEL_2: 10\n",
+            (loss - 0.198).abs() < 1e-3 && notes.starts_with("predictions: 30: LABEL_0: 10, LABEL_1: 10, LABEL_2: 10\n\nnext "),
             "{name}: {loss} {notes}"
         );
     }
@@ -424,4 +424,27 @@ fn the_positive_class_is_the_one_that_is_named() {
     evaluate(out.path(), &mixed, &["--positive-label", "otimo"])
         .failed(2, "`--positive-label`: no class is named otimo; name one of bom, ruim");
     assert_eq!(Value::Null, super::read(out.path(), "training_args.json")["test_may_lack_labels"]);
+}
+
+/// Names of the model as well, or of its own: three are given, so there are three classes.
+#[test]
+fn given_names_are_classes_without_rows_too() {
+    let (_folder, file) = file("two.csv", "text,label\ngood great film,pos\nbad awful film,neg\ngood film,pos\nbad film,neg\n");
+    let names = ["--label-names", "neg,pos,neutral"];
+    for own in [None, Some(&["negative", "positive"][..])] {
+        let (model, out) = (model(own), TempDir::new().unwrap());
+        let ran = learn(model.path(), out.path(), &file, &names).done();
+        assert_eq!(labels(out.path()), ["neg", "pos", "neutral"], "{own:?}");
+        assert!(ran.err.contains("two.csv: no training row has these of --label-names: neutral\n"), "{}", ran.err);
+        assert!(ran.err.contains("training: 4 texts: neg: 2, pos: 2, neutral: 0\n"), "{}", ran.err);
+        let described = crate::cli::ran("describe", &[&[path(&file), "--model", path(model.path())][..], &names].concat()).done();
+        assert!(described.out.contains("training: no text has the label neutral."), "{}", described.out);
+    }
+    let model = model(Some(&["negative", "positive"]));
+    let (args, out) = (["--model", path(model.path()), "--train-file", path(&file)], TempDir::new().unwrap());
+    let refused = ran(TRAIN, &[&args[..], &["--output-dir", path(out.path())], &names].concat());
+    refused.failed(2, "for another number of labels train with --ignore-mismatched-sizes");
+    // The model's own, in another order and with as many names, stay the model's.
+    let same = learn(model.path(), out.path(), &file, &["--label-names", "pos,neg"]).done();
+    assert!(labels(out.path()) == ["negative", "positive"] && !same.err.contains("no training row"), "{}", same.err);
 }
