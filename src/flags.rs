@@ -11,7 +11,7 @@ use clap::{ArgMatches, Args, Command, Parser, ValueEnum};
 use encoding_rs::Encoding;
 use serde::Serialize;
 
-use crate::console::print;
+use crate::console::{Look, print};
 use crate::data::dataset::{self, Options, Split, Splits};
 use crate::device::{Device, Precision, gpu_code};
 use crate::error::{Error, Result};
@@ -51,7 +51,9 @@ pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> 
     match command.clone().try_get_matches_from(words) {
         Ok(matches) => Ok(Some(matches)),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            print(error.render().to_string().trim_end())?;
+            let help = error.render();
+            let help = if Look::of_stdout().colour { help.ansi().to_string() } else { help.to_string() };
+            print(help.trim_end())?;
             Ok(None)
         }
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {

@@ -64,7 +64,7 @@ fn newest(out: &Path, what: &str) -> Option<usize> {
 fn a_run_survives_a_failure_of_any_call() {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     vgpu::install();
-    be_quiet();
+    be_quiet(true);
     let dir = TempDir::new().unwrap();
     let [small, whole, out] = ["model", "whole", "out"].map(|name| dir.path().join(name));
     small_model(&small);

@@ -10,6 +10,8 @@ has two labels, one of them POSITIVE.
 
 import argparse
 import csv
+import json
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -105,7 +107,8 @@ def check_key(context):
     page.goto(address)
     expect(page.get_by_role("alert")).to_contain_text("asks for a key")
     page.get_by_label("Key", exact=True).fill("sesame")
-    page.locator("#examples button").first.click()
+    page.locator("#text").fill("a text")
+    page.get_by_role("button", name="Classify").click()
     expect(page.locator("#one")).to_be_visible()
     expect(page.locator("#model")).to_contain_text("reads up to")
     page.close()
@@ -188,6 +191,11 @@ def check(browser, name, address, check_page):
 with sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
     if args.model:
+        # A copy with texts of its own.
+        model = tempfile.mkdtemp()
+        shutil.copytree(args.model, model, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*", "earlier-run-*"))
+        args.model = model
+        Path(model, "examples.json").write_text(json.dumps([f"example {i}" for i in range(4)]))
         process, address = serve()
         check(browser, "serve", address, check_serve)
         check_key(browser.new_context())

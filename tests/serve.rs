@@ -700,6 +700,8 @@ fn info_and_the_page() {
     assert_eq!(info["model_type"]["classifier"]["id2label"], json!({ "0": "NEGATIVE", "1": "POSITIVE" }));
     assert_eq!((&info["max_input_length"], &info["max_batch_tokens"]), (&json!(48), &json!(4096)));
     assert_eq!(info["stars"], json!({"NEGATIVE": 0.0, "POSITIVE": 1.0}));
+    // The model has neither a card nor texts of its own.
+    assert_eq!(info["examples"], json!([]));
     let page = get(server.address, "/");
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     let policy = page.header("content-security-policy").unwrap();
@@ -842,7 +844,17 @@ impl Fake {
         let (name, pooling) = ("fake".to_string(), Pooling::Cls);
         let stars = star_weights(&source.config.labels, None).unwrap();
         let batch_tokens = options.max_batch_tokens.unwrap_or(Device::Cpu.batch_tokens());
-        let served = Served { name, source, max_length: 48, batch_tokens, dtype: "float32", pooling, classifies: true, stars };
+        let served = Served {
+            name,
+            source,
+            max_length: 48,
+            batch_tokens,
+            dtype: "float32",
+            pooling,
+            classifies: true,
+            stars,
+            examples: Vec::new(),
+        };
         let ((begun, batches), (held, gate)) = (channel(), channel::<()>());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let [panics, breaks, not_finite] = [PANICS, BREAKS, NOT_FINITE].map(id);

@@ -20,7 +20,7 @@ use crate::fixtures::*;
 
 /// The settings of these flags; on the CPU unless they name a device.
 fn settings(flags: &str, out: &Path) -> Settings {
-    warpfit::console::be_quiet();
+    warpfit::console::be_quiet(true);
     let device = if flags.contains("--device") { "" } else { "--device cpu" };
     let words = ["train"].into_iter().chain(flags.split_whitespace()).chain(device.split_whitespace()).map(OsString::from);
     let words = words.chain(["--output-dir".into(), out.into()]);

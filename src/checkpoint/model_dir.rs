@@ -20,6 +20,9 @@ use crate::ops::View;
 pub const FILES: [&str; 6] =
     ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
 
+/// Texts to try the model on, beside its files in the folder of a run; a JSON list. Not published: they may be private.
+pub const EXAMPLES: &str = "examples.json";
+
 /// Where the files of a model are written that are to replace those of the folder, and where they are once they are complete.
 pub const PARTIAL: &str = "model.partial";
 const READY: &str = "model.ready";
@@ -124,6 +127,12 @@ impl ModelDir {
         Ok(encoded)
     }
 
+    /// Texts to try the model on: those that training kept, or those of the card's `widget`; none where there are none.
+    pub fn examples(&self) -> Vec<String> {
+        let kept = fs::read(self.path.join(EXAMPLES)).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        kept.unwrap_or_else(|| fs::read_to_string(self.path.join("README.md")).map_or(Vec::new(), |card| widget(&card)))
+    }
+
     /// The maximum length in tokens: the one requested, else the least of the tokenizer's limit, the position table and 512.
     pub fn max_length(&self, asked: Option<usize>) -> Result<usize> {
         let positions = self.config.positions;
@@ -197,6 +206,19 @@ impl ModelDir {
         sync_dir(folder)?;
         finish_replacement(folder)
     }
+}
+
+/// The texts of the entry `widget` in the front matter of a model card.
+fn widget(card: &str) -> Vec<String> {
+    let front_matter = card.strip_prefix("---\n").and_then(|rest| rest.split("\n---").next()).unwrap_or_default();
+    let entry = front_matter.lines().skip_while(|line| line.trim_end() != "widget:").skip(1);
+    let entry = entry.take_while(|line| line.starts_with([' ', '-']));
+    let text = |line: &str| {
+        let text = line.trim_start_matches([' ', '-']).strip_prefix("text:")?.trim();
+        let quoted = ['"', '\''].iter().find_map(|&quote| text.strip_prefix(quote)?.strip_suffix(quote));
+        Some(quoted.unwrap_or(text).to_string()).filter(|text| !text.is_empty())
+    };
+    entry.filter_map(text).take(6).collect()
 }
 
 /// Refuses a link out of the folder, since the file is copied and may be published. The files of a hub cache are links to its

@@ -16,7 +16,8 @@ use crate::report::tensorboard;
 const LOCK: &str = "run.lock";
 
 /// What a run writes beside its checkpoints, its model and its card.
-const RESULTS: [&str; 11] = [
+const RESULTS: [&str; 12] = [
+    model_dir::EXAMPLES,
     "metrics.jsonl",
     tensorboard::FILE,
     "plots",

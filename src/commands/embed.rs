@@ -4,7 +4,7 @@ use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::weights;
-use crate::console::{next, note, print};
+use crate::console::{Look, next, note, print, tell};
 use crate::data::dataset::{Classes, Dataset, ModelClasses, Table, classify};
 use crate::data::inputs::{self, Batches, Content, Input, LineFormat};
 use crate::data::loader::randperm;
@@ -247,8 +247,8 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
     about.insert("classes".into(), json!(classes));
     let rows = projection::Rows { ids: inputs.into_iter().map(|input| input.id).collect(), labels, classes };
     let picture = projection.write(folder, &rows, &title, about)?;
-    print(projection.summary)?;
-    print(format!("saved       {}", picture.display()))?;
+    tell(projection.summary)?;
+    tell(format!("saved       {}", picture.display()))?;
     let model = shown(&args.model);
     next(&[format!("warpfit embed --model {model} --probe --train-file train.csv --test-file test.csv")]);
     Ok(())
@@ -342,7 +342,12 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
     let counts =
         |(name, counts): (&String, &Vec<u64>)| [vec![name.clone()], counts.iter().map(u64::to_string).collect()].concat();
     let rows = names.iter().zip(&metrics.confusion_matrix).map(counts);
-    print(table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()).trim_end())?;
+    let matrix = table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+    let widest = matrix.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    match Look::of_stdout().columns.is_some_and(|columns| widest > columns) {
+        true => note("the confusion matrix is wider than the terminal; --output-dir writes it to probe.json"),
+        false => print(matrix.trim_end())?,
+    }
     if let Some(folder) = folder {
         let mut about = features(args);
         let figures = json!({

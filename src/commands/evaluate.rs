@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::console::{next, note, print};
+use crate::console::{Look, next, note, print, tell};
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
@@ -14,6 +14,7 @@ use crate::metrics::{Metrics, positive_class, softmax};
 use crate::report::compare::Comparison;
 use crate::report::evaluated::Evaluated;
 use crate::report::log::{Progress, counted};
+use crate::report::plot::shortened;
 use crate::train::data::encode;
 use crate::train::evaluate::{check, cross_entropy, fail_under};
 use chrono::Utc;
@@ -84,6 +85,10 @@ pub fn run(args: Args) -> Result<()> {
         }
         print(comparison.table())?;
         comparison.doubt().into_iter().for_each(note);
+        if args.output_dir.is_none() {
+            let folders: Vec<String> = args.compare.iter().map(|folder| shown(folder)).collect();
+            next(&[format!("warpfit evaluate --compare {} --output-dir compared", folders.join(" "))]);
+        }
         return Ok(());
     }
     let (mut found, title, origin) = match &args.predictions {
@@ -102,9 +107,12 @@ pub fn run(args: Args) -> Result<()> {
         found.write(folder, &title, &made)?;
         note(format!("saved       {}", folder.join("report.html").display()));
     }
-    print(found.metrics.summary())?;
+    tell(found.metrics.summary())?;
     print("")?;
-    print(found.metrics.classification_report(&found.scored.names, 4).trim_end())?;
+    // The figures of a class take 44 columns.
+    let room = Look::of_stdout().columns.map_or(usize::MAX, |columns| columns.saturating_sub(44).max(12));
+    let names: Vec<String> = found.scored.names.iter().map(|name| shortened(name, room)).collect();
+    print(found.metrics.classification_report(&names, 4).trim_end())?;
     next(&args.next());
     match bound {
         Some((metric, value)) => check(Some(&found.metrics), metric, value),

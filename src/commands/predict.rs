@@ -3,7 +3,7 @@
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
-use crate::console::{next, note, print};
+use crate::console::{Look, next, note, print};
 use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
@@ -121,8 +121,16 @@ pub fn run(mut args: Args) -> Result<()> {
         true => Some(star_weights(&labels, args.positive_label.as_deref())?.ok_or_else(|| no_stars(&labels))?),
         false => None,
     };
-    let lines =
-        Lines { format: args.format, labels, top_k: args.top_k, raw: args.raw_scores, stars, keep_columns: args.keep_columns };
+    let columns = if args.output.is_some() { None } else { Look::of_stdout().columns };
+    let lines = Lines {
+        format: args.format,
+        labels,
+        top_k: args.top_k,
+        raw: args.raw_scores,
+        stars,
+        keep_columns: args.keep_columns,
+        columns: columns.unwrap_or(200),
+    };
 
     let typed = [args.texts, args.text].concat();
     let options = Options { keep_columns: args.keep_columns, ..reading.file.texts() };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::console::{next, print};
+use crate::console::{next, tell};
 use crate::error::Result;
 use crate::hub::push::Target;
 use clap::Parser;
@@ -28,7 +28,7 @@ pub fn run(args: Args) -> Result<()> {
     // An error of the folder comes before those of the network.
     ModelDir::read(&args.folder)?;
     let address = Target::check(&args.id, args.private)?.push(&args.folder)?;
-    print(format!("published   {address}"))?;
+    tell(format!("published   {address}"))?;
     // The address ends with owner/name.
     let id = address.rmatch_indices('/').nth(1).map_or(&*args.id, |(slash, _)| &address[slash + 1..]);
     next(&[format!("warpfit predict --model {id} \"A text to classify\"")]);

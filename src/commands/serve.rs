@@ -92,6 +92,7 @@ pub fn run(args: Args) -> Result<()> {
         pooling: args.pooling,
         classifies: session.missing.is_empty(),
         stars: star_weights(&session.source.config.labels, args.positive_label.as_deref())?,
+        examples: session.source.examples(),
     };
     notice_interrupts()?;
     if let Ok(address) = listener.local_addr() {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::checkpoint::run_dir::RunDir;
-use crate::console::{be_quiet, leave_on_interrupt, next, note, print};
+use crate::console::{be_quiet, leave_on_interrupt, next, note, print, tell};
 use crate::data::cache;
 use crate::error::{Error, Result};
 use crate::flags::shown;
@@ -33,9 +33,8 @@ fn refuse_ranks() -> Result<()> {
 
 /// Trains; `no_effect` are flags of the command line to report.
 pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
-    if args.quiet {
-        be_quiet();
-    }
+    let quiet = args.quiet;
+    be_quiet(quiet);
     if !no_effect.is_empty() {
         note(format!("note: no effect here: {}", no_effect.join(", ")));
     }
@@ -69,19 +68,19 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
 
     let took = duration(std::time::Duration::from_secs_f64(outcome.done.seconds));
     let updates = rate(outcome.done.updates as f64 / outcome.done.seconds);
-    print(format!(
+    tell(format!(
         "trained     {} in {took} ({updates}/s), mean loss {:.4}",
         counted(outcome.done.updates, "update"),
         outcome.train_loss
     ))?;
     if let Some(evaluation) = &outcome.evaluation {
-        print(format!("validation  {}", evaluation.metrics.summary()))?;
+        tell(format!("validation  {}", evaluation.metrics.summary()))?;
     }
     if let Some(test) = &outcome.test {
-        print(format!("test        {}", test.metrics.summary()))?;
+        tell(format!("test        {}", test.metrics.summary()))?;
     }
     let out = settings.output_dir.display();
-    print(format!("saved       {out}"))?;
+    tell(format!("saved       {out}"))?;
     if !on_sample {
         let model = shown(&settings.output_dir);
         next(&[
@@ -94,32 +93,35 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
         check(shown.map(|evaluation| &evaluation.metrics), metric, bound)?;
     }
     if let Some(hub) = hub {
-        print(format!("published   {}", hub.push(&settings.output_dir)?))?;
+        tell(format!("published   {}", hub.push(&settings.output_dir)?))?;
     }
     if on_sample {
         // The run has named the device.
-        be_quiet();
+        be_quiet(true);
         let mut classifier =
             Session::classifier(&settings.output_dir, settings.device, settings.precision, 2048, sample::SENTENCES.len())?;
         let length = classifier.source.max_length(None)?;
         let encoded = classifier.source.tokenizer()?.encode(&sample::SENTENCES, length, &|_| ())?;
         let logits = classifier.logits(&encoded, |_, _| ())?;
+        be_quiet(quiet);
         print("")?;
         for (text, logits) in sample::SENTENCES.iter().zip(logits.chunks(classifier.source.config.classes())) {
             let class = argmax(logits);
-            print(format!("{:<9} {:.3}  {text}", classifier.source.config.labels[class], softmax(logits)[class]))?;
+            tell(format!("{:<9} {:.3}  {text}", classifier.source.config.labels[class], softmax(logits)[class]))?;
         }
+        tell(
+            "\nThis model is small and saw 2,000 reviews. For a real one, give a pre-trained model and your own file: the first \
+             command below. The second classifies with the one just trained.",
+        )?;
         // Set by `cargo run`.
         let [train, predict] = match std::env::var_os("CARGO") {
             Some(_) => ["cargo run --release --", "cargo run --release --bin warpfit -- predict"],
             None => ["warpfit train", "warpfit predict"],
         };
-        print(format!(
-            "\nThis model is small and saw 2,000 reviews. For a real one, give a pre-trained model and your own file:\n  \
-             {train} --model distilbert/distilbert-base-uncased --train-file reviews.csv --validation-split 0.1\n\
-             To classify with the one just trained:\n  \
-             {predict} --model {out} --text \"What a film!\""
-        ))?;
+        next(&[
+            format!("{train} --model distilbert/distilbert-base-uncased --train-file reviews.csv --validation-split 0.1"),
+            format!("{predict} --model {} --text \"What a film!\"", shown(&settings.output_dir)),
+        ]);
     }
     Ok(())
 }

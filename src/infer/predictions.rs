@@ -48,6 +48,8 @@ pub struct Lines {
     pub stars: Option<Vec<f64>>,
     /// Whether predictions carry the columns of their rows.
     pub keep_columns: bool,
+    /// Columns of a line for people, at most.
+    pub columns: usize,
 }
 
 /// `{"id":7,"label":"POSITIVE","score":0.9987,"tokens":41,"truncated":false}`, or with several labels
@@ -116,13 +118,23 @@ impl Lines {
                 if let Some(stars) = stars {
                     line += &format!("{stars:>2}/10  ");
                 }
-                let about = input.text().map_or_else(|| format!("id {}", input.id), |text| text.chars().take(200).collect());
-                line += &about;
+                let room = self.columns.saturating_sub(line.chars().count()).max(20);
+                line += &input.text().map_or_else(|| format!("id {}", input.id), |text| beginning(text, room));
                 // A text may contain line ends and control sequences of terminals.
                 line.trim_end().replace(char::is_control, " ") + "\n"
             }
         }
     }
+}
+
+/// At most this many characters of a text, up to the end of a word.
+fn beginning(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_string();
+    }
+    let cut: String = text.chars().take(most - 1).collect();
+    let end = cut.rfind(char::is_whitespace).unwrap_or(cut.len());
+    format!("{}…", cut[..end].trim_end())
 }
 
 /// A value as a field of CSV.

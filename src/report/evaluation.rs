@@ -150,7 +150,8 @@ impl Evaluated {
         if let Some(area) = self.metrics.roc_auc.filter(|_| self.scored.names.len() > 2) {
             let all = self.metrics.curves.values().filter_map(|curve| curve.areas.as_ref());
             let curves: Vec<_> = all.map(|areas| points(&areas.roc.fpr, &areas.roc.tpr)).collect();
-            series.push(Series::new(format!("macro mean {area:.4}"), Shape::Line, mean_curve(&curves)));
+            let mean = Series::new(format!("macro mean {area:.4}"), Shape::Line, mean_curve(&curves));
+            series.push(mean.coloured("currentColor"));
         }
         series.push(Series::new("chance 0.5", Shape::Guide, vec![[0.0, 0.0], [1.0, 1.0]]));
         Plot {

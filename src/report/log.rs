@@ -1,10 +1,11 @@
 //! Progress of a run: a bar on a terminal, plain lines elsewhere, both on standard error, since standard output is for results.
-//! No colours, so that NO_COLOR is respected.
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use crate::console::Look;
 
 /// Formatted numbers: `Count(25000)` is 25,000 and `Bytes(1610612736)` is 1.50 GiB.
 pub use indicatif::{HumanBytes as Bytes, HumanCount as Count};
@@ -143,7 +144,8 @@ impl Progress {
         let first = std::iter::once(self.resumed_at).chain(std::iter::repeat(0));
         let rates: Vec<f64> =
             state.counts.iter().zip(first).map(|(&c, from)| (c - from) as f64 / elapsed.as_secs_f64()).collect();
-        self.println(&self.status(&state, "", &format!("in {}", duration(elapsed)), &rates));
+        let columns = if let Sink::Bar(_) = self.sink { Look::of_stderr().columns } else { None };
+        self.println(&self.status(&state, "", &format!("in {}", duration(elapsed)), &rates, columns));
         drop(state);
         self.dismiss(summary);
     }
@@ -178,17 +180,18 @@ impl Progress {
         let left = left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let left = left.map(|left| format!("{} left", duration(left))).unwrap_or_default();
         match &self.sink {
-            Sink::Lines(_) => self.println(&self.status(state, "", &left, &rates)),
+            Sink::Lines(_) => self.println(&self.status(state, "", &left, &rates, None)),
             Sink::Bar(bar) => {
                 let filled = self.total.map(|total| state.counts[0].min(total) * BAR_WIDTH / total.max(1));
                 let drawn = filled.map(|filled| format!("[{:-<1$}]", "#".repeat(filled as usize), BAR_WIDTH as usize));
-                bar.set_message(self.status(state, &drawn.unwrap_or_default(), &left, &rates));
+                let columns = Look::of_stderr().columns;
+                bar.set_message(self.status(state, &drawn.unwrap_or_default(), &left, &rates, columns));
             }
         }
     }
 
-    /// The whole line; the parts that a narrow terminal truncates first come last.
-    fn status(&self, state: &State, bar: &str, time: &str, rates: &[f64]) -> String {
+    /// The line, without the last parts that have no room in so many columns.
+    fn status(&self, state: &State, bar: &str, time: &str, rates: &[f64], columns: Option<usize>) -> String {
         let mut line = self.what.clone();
         if !bar.is_empty() {
             line += &format!(" {bar}");
@@ -199,7 +202,11 @@ impl Progress {
         }
         let beside = usize::from(self.units.len() > 1);
         let rates = self.units.iter().zip(rates).skip(beside).map(|(unit, &per_second)| format!("{} {unit}/s", rate(per_second)));
-        for part in [time.to_string(), state.note.clone()].into_iter().chain(rates).filter(|part| !part.is_empty()) {
+        let notes = state.note.split("  ").map(String::from);
+        for part in [time.to_string()].into_iter().chain(notes).chain(rates).filter(|part| !part.is_empty()) {
+            if columns.is_some_and(|columns| line.chars().count() + 2 + part.chars().count() > columns) {
+                break;
+            }
             line += &format!("  {part}");
         }
         line

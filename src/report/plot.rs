@@ -150,7 +150,8 @@ impl Plot {
         let mut legend = Vec::new();
         let mut looks = (0..COLOURS.len()).cycle();
         for series in &self.series {
-            let look = if series.shape == Shape::Guide { 0 } else { looks.next().expect("the looks repeat") };
+            let is_plain = series.shape == Shape::Guide || series.colour.is_some();
+            let look = if is_plain { 0 } else { looks.next().expect("the looks repeat") };
             let colour = if series.shape == Shape::Guide { "#888" } else { series.colour.unwrap_or(COLOURS[look]) };
             let dashes = if series.shape == Shape::Guide { "5 4" } else { DASHES[look] };
             let marker = (series.shape == Shape::Dots).then_some(look);

@@ -78,6 +78,8 @@ pub struct Served {
     pub classifies: bool,
     /// How good each class is, from 0 to 1, for the page's stars; `None` if that is not known.
     pub stars: Option<Vec<f64>>,
+    /// Texts that the page offers.
+    pub examples: Vec<String>,
 }
 
 impl Served {

@@ -1,7 +1,7 @@
 //! The data of a run: files are read, class names chosen, the validation split taken off and the texts tokenized, unless an
 //! earlier run has cached the result.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub struct Data {
     pub test: Option<Arc<Encoded>>,
     /// Validation texts that are in the training data too.
     pub shared: usize,
+    /// A few short texts of different classes.
+    pub examples: Vec<String>,
 }
 
 impl Data {
@@ -55,7 +57,8 @@ impl Data {
                 let data = Data::tokenize(settings, config, tokenizer, max_length)?;
                 // A file that was replaced meanwhile has another key.
                 if let Some((folder, key)) = place.filter(|_| entry() == place) {
-                    let about = json!({"names": data.names, "notes": data.notes, "shared": data.shared});
+                    let about =
+                        json!({"names": data.names, "notes": data.notes, "shared": data.shared, "examples": data.examples});
                     if let Err(error) = cache::store(folder, key, &data.parts(), &about) {
                         note(format!("the tokenized texts were not cached: {error}"));
                     }
@@ -100,8 +103,8 @@ impl Data {
         let mut part = |name: &str| parts.remove(name).map(Arc::new);
         let (train, validation, test) = (part("training")?, part("validation"), part("test"));
         let texts = |key: &str| serde_json::from_value(about[key].clone()).ok();
-        let (names, notes) = (texts("names")?, texts("notes")?);
-        Some(Data { names, notes, train, validation, test, shared: about["shared"].as_u64()? as usize })
+        let (names, notes, examples) = (texts("names")?, texts("notes")?, texts("examples")?);
+        Some(Data { names, notes, train, validation, test, shared: about["shared"].as_u64()? as usize, examples })
     }
 
     fn tokenize(settings: &Settings, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Data> {
@@ -144,6 +147,7 @@ impl Data {
             }
         }
         notes.iter().for_each(note);
+        let examples = examples(validation.as_ref().unwrap_or(&train), names.len());
         let encode = |what: &str, data: Dataset| encode(what, data, tokenizer, max_length).map(Arc::new);
         Ok(Data {
             train: encode("training", train)?,
@@ -152,6 +156,7 @@ impl Data {
             names,
             notes: [guesses, notes].concat(),
             shared,
+            examples,
         })
     }
 
@@ -163,6 +168,18 @@ impl Data {
         let weight = |&n: &usize| if n == 0 { 1.0 } else { self.train.rows() as f64 / (counts.len() * n) as f64 };
         counts.iter().map(weight).collect()
     }
+}
+
+/// Short texts of the classes in turn, the first ones of each: two of each class, but from four to six in all.
+fn examples(data: &Dataset, classes: usize) -> Vec<String> {
+    let is_short = |row: &usize| (15..=160).contains(&data.texts[*row].trim().chars().count());
+    let mut seen = HashSet::new();
+    let mut by_class = vec![Vec::new(); classes];
+    for row in (0..data.texts.len()).filter(is_short).filter(|&row| seen.insert(&data.texts[row])) {
+        by_class[data.labels[row] as usize].push(data.texts[row].trim());
+    }
+    let nth = |n: usize| by_class.iter().filter_map(move |texts| texts.get(n).map(|text| text.to_string()));
+    (0..2).flat_map(nth).take(classes.clamp(4, 6)).collect()
 }
 
 fn rows(data: &Dataset, which: &[u32]) -> Dataset {

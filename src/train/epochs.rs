@@ -5,19 +5,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anstyle::Style;
 use serde_json::json;
 
 use super::args::{Cadence, ReportTo};
 use super::evaluate::{Evaluation, evaluate};
 use super::results::Done;
 use super::{BestModel, Outcome, Trainer};
-use crate::console::check_interrupt;
+use crate::console::{Look, check_interrupt};
 use crate::data::loader::{Loader, row_order};
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Kind, Result};
 use crate::files::write_file;
 use crate::flags::shown;
+use crate::metrics::Metric;
 use crate::ops::{Status, Step, Update};
 use crate::report::history::Entry;
 use crate::report::log::{Count, Progress, counted};
@@ -296,7 +298,7 @@ impl Trainer<'_> {
     fn evaluate(&mut self, progress: &Progress, saved: bool) -> Result<()> {
         let data = self.data.validation.clone().expect("settings allow evaluations only with validation data");
         let evaluation = self.run_over(&data, "evaluating")?;
-        progress.println(&format!("epoch {:.2}  evaluation: {}", self.epoch(), evaluation.metrics.summary()));
+        progress.println(&self.row(&evaluation));
         self.log_entry(evaluation.log_entry("eval"))?;
         let metric = self.settings.metric_for_best_model;
         let value = evaluation.metrics.get(metric).unwrap_or(f64::NAN);
@@ -312,6 +314,35 @@ impl Trainer<'_> {
         self.state.evals_without_improvement = if improved { 0 } else { self.state.evals_without_improvement + 1 };
         self.evaluated = Some((self.state.step, evaluation));
         Ok(())
+    }
+
+    /// A row of the table of evaluations, below the names of its columns if it is the first one of this process.
+    fn row(&self, evaluation: &Evaluation) -> String {
+        let four = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+        let training_loss = self.log.entries().rev().find_map(|entry| entry.get("loss")?.as_f64());
+        let mut cells = vec![
+            ("epoch", format!("{:.2}", self.epoch())),
+            ("step", Count(self.state.step as u64).to_string()),
+            ("training loss", four(training_loss)),
+            ("validation loss", four(evaluation.metrics.loss)),
+        ];
+        let best = self.settings.metric_for_best_model;
+        let mut metrics = vec![Metric::Accuracy, Metric::F1];
+        if best != Metric::Loss && !metrics.contains(&best) {
+            // A long name takes the room of F1.
+            metrics.truncate(if best.name().len() > 11 { 1 } else { 2 });
+            metrics.push(best);
+        }
+        cells.extend(metrics.into_iter().map(|metric| (metric.name(), four(evaluation.metrics.get(metric)))));
+        let line = |texts: &mut dyn Iterator<Item = (&str, &str)>| {
+            texts.map(|(name, text)| format!("{text:>0$}", name.len().max(7))).collect::<Vec<_>>().join("  ")
+        };
+        let row = line(&mut cells.iter().map(|(name, text)| (*name, text.as_str())));
+        if self.evaluated.is_some() {
+            return row;
+        }
+        let head = line(&mut cells.iter().map(|(name, _)| (*name, *name)));
+        format!("{}\n{row}", Look::of_stderr().painted(Style::new().bold(), &head))
     }
 
     /// The loss of the evaluation at a step, which decides between equal values of the metric.

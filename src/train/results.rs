@@ -6,6 +6,7 @@ use serde_json::{Map, json};
 use super::Trainer;
 use super::args::Cadence;
 use super::evaluate::Evaluation;
+use crate::checkpoint::model_dir::EXAMPLES;
 use crate::console::note;
 use crate::data::dataset::Split;
 use crate::error::Result;
@@ -124,6 +125,7 @@ impl Trainer<'_> {
         write_json(&path("trainer_state.json"), &self.trainer_state(&self.log))?;
         curves::write(&self.run.path, self.log.entries())?;
         write_json(&path("training_args.json"), self.settings)?;
+        write_json(&path(EXAMPLES), &self.data.examples)?;
         write_file(&path("README.md"), self.card(&results(&evaluation, &test)).as_bytes())?;
         sync_dir(&self.run.path)?;
 

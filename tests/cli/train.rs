@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use warpfit::checkpoint::model_dir::ModelDir;
 use warpfit::train::args::ClassWeights;
 use warpfit::train::recipe;
 
@@ -69,7 +70,7 @@ fn a_run_writes_all_its_files() {
         ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
     let also = ["README.md", "metrics.jsonl", "train_results.json", "eval_results.json", "test_results.json", "all_results.json"];
     let state = ["trainer_state.json", "training_args.json"];
-    let drawn = ["plots", "runs", "run.lock"];
+    let drawn = ["plots", "runs", "run.lock", "examples.json"];
     let checkpoints = ["checkpoint-12", "checkpoint-24"];
     let set = |groups: &[&[&str]]| groups.concat().into_iter().map(String::from).collect::<BTreeSet<String>>();
     assert_eq!(names(&out), set(&[&model, &also, &state, &drawn, &checkpoints]));
@@ -637,4 +638,39 @@ fn flags_in_both_spellings() {
         train(&out, &["--max_steps", "1", batch, "5"]).done();
         assert_eq!(read(&out, "training_args.json")["batch_size"], 5);
     }
+}
+
+#[test]
+fn a_run_keeps_texts_to_try() {
+    let dir = TempDir::new().unwrap();
+    let (validation, cache) = (dir.path().join("validation.csv"), dir.path().join("cache"));
+    let rows = [
+        ("a fine film, and a long one", 1),
+        ("short", 0),
+        ("  a dull film, and a long one ", 0),
+        ("a fine film, and a long one", 1),
+        ("another dull film, and long", 0),
+        ("a third dull film, and long", 0),
+        (&"long ".repeat(40), 1),
+    ];
+    let rows: String = rows.iter().map(|(text, label)| format!("\"{text}\",{label}\n")).collect();
+    fs::write(&validation, format!("text,label\n{rows}")).unwrap();
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let wanted = ["a dull film, and a long one", "a fine film, and a long one", "another dull film, and long"];
+    // The second run finds the tokenized texts of the first.
+    for out in ["first", "second"].map(|name| dir.path().join(name)) {
+        let mut command = program(TRAIN);
+        command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&out), "--max-steps", "1"]);
+        command.args(["--validation-file", path(&validation)]).env("WARPFIT_CACHE", &cache);
+        run(&mut command, b"").done();
+        assert_eq!(read(&out, "examples.json"), json!(wanted));
+        assert_eq!(ModelDir::read(&out).unwrap().examples(), wanted);
+    }
+    // Without them, those of the card.
+    let out = dir.path().join("first");
+    fs::remove_file(out.join("examples.json")).unwrap();
+    assert_eq!(ModelDir::read(&out).unwrap().examples(), Vec::<String>::new());
+    let card = "---\nlicense: mit\nwidget:\n- text: \"I like you. I love you\"\n  example_title: Love\n- text: 'No'\nmetrics:\n- text: f1\n---\n# A model\n";
+    fs::write(out.join("README.md"), card).unwrap();
+    assert_eq!(ModelDir::read(&out).unwrap().examples(), ["I like you. I love you", "No"]);
 }

@@ -177,10 +177,11 @@ pub async fn info(State(service): Shared) -> Json<Value> {
         "tokenization_workers": cores,
         "version": env!("CARGO_PKG_VERSION"),
         // Extensions to text-embeddings-inference: the pooling of /embed; and for the page, how good each
-        // label is, from 0 to 1, if that is known.
+        // label is, from 0 to 1, if that is known, and texts to try.
         "pooling": pooling,
         "stars": served.stars.as_ref().map(|stars| served.labels().iter().zip(stars).collect::<BTreeMap<_, _>>()),
         "payload_limit": options.payload_limit,
+        "examples": served.examples,
     }))
 }
 

@@ -1,0 +1,135 @@
+//! What a terminal shows: lines that fit it, a table of evaluations, and colour where it is wanted.
+
+use std::fs;
+use std::process::Command;
+
+use tempfile::TempDir;
+use warpfit::console::Look;
+
+use super::*;
+
+/// The lines that a command shows on a terminal of 80 columns, without those that are drawn over, and all that was written.
+fn on_a_terminal(command: &str, args: &[&str], env: &[(&str, &str)]) -> (Vec<String>, String) {
+    let program = program(command);
+    let words = [program.get_program()].into_iter().chain(program.get_args()).map(|word| word.to_str().unwrap());
+    let words: Vec<String> = words.chain(args.iter().copied()).map(warpfit::flags::quoted).collect();
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &format!("stty cols 80 rows 24; {}", words.join(" ")), "/dev/null"]);
+    terminal.env("TERM", "xterm-256color").env_remove("NO_COLOR").env("HF_HUB_OFFLINE", "1").envs(env.iter().copied());
+    let all = run(&mut terminal, b"").done().out;
+    let mut shown = String::new();
+    let mut codes = all.split('\u{1b}');
+    shown += codes.next().unwrap();
+    for code in codes {
+        let end = code.find(|c: char| c.is_ascii_alphabetic()).unwrap();
+        shown += &code[end + 1..];
+    }
+    let lines = shown.split('\n').map(|line| line.trim_end_matches('\r').rsplit('\r').next().unwrap().to_string());
+    (lines.filter(|line| !line.is_empty()).collect(), all)
+}
+
+/// Codes that set colours and weights, and not those that move the cursor.
+fn is_coloured(all: &str) -> bool {
+    all.split('\u{1b}').skip(1).any(|code| code[..=code.find(|c: char| c.is_ascii_alphabetic()).unwrap()].ends_with('m'))
+}
+
+#[test]
+fn every_command_fits_80_columns() {
+    let dir = TempDir::new().unwrap();
+    let long = dir.path().join("a folder with a rather long name, as they come from other people's machines");
+    fs::create_dir(&long).unwrap();
+    let (model, file, test) =
+        (golden("train/hf_init"), long.join("the training data of the month.csv"), golden("train/test.csv"));
+    fs::copy(golden("train/train.csv"), &file).unwrap();
+    let (out, report) = (long.join("out"), long.join("report"));
+    let [model, file, test, out, report] = [&model, &file, &test, &out, &report].map(|path| super::path(path));
+    let training = ["--model", model, "--train-file", file, "--validation-file", test, "--output-dir", out, "--epochs", "2"];
+    let mut seen = 0;
+    for (command, args) in [
+        ("describe", vec![file, "--model", model]),
+        (TRAIN, training.to_vec()),
+        (TRAIN, vec!["--resume-from-checkpoint", out, "--epochs", "3", "--metric-for-best-model", "matthews_correlation"]),
+        (EVALUATE, vec!["--model", out, test, "--output-dir", report]),
+        (EVALUATE, vec!["--compare", report, report]),
+        (EVALUATE, vec!["--compare", out, out]),
+        (PREDICT, vec!["--model", out, "--format", "text", test]),
+        ("embed", vec!["--model", out, "--probe", "--train-file", file, "--test-file", test]),
+        ("tokenize", vec!["--model", out, "A film that is longer than it needed to be, and better than anyone had expected."]),
+        (TRAIN, vec!["--help"]),
+        (EVALUATE, vec!["--help"]),
+    ] {
+        let (lines, all) = on_a_terminal(command, &args, &[]);
+        for line in lines {
+            // A path is not broken, and a command is one to copy.
+            let is_longer_word = line.split(' ').any(|word| word.chars().count() > 60);
+            let has_path = line.contains("a folder with a rather long name");
+            assert!(line.chars().count() <= 80 || is_longer_word || has_path, "{command} {args:?}: {line}");
+            seen += 1;
+        }
+        assert_eq!(is_coloured(&all), !["tokenize"].contains(&command), "{command} {args:?}: {all:?}");
+    }
+    assert!(seen > 200, "{seen}");
+}
+
+#[test]
+fn colour_is_for_terminals_that_have_it() {
+    let (model, test) = (trained(), golden("train/test.csv"));
+    let args = ["--model", path(model.path()), path(&test)];
+    assert!(is_coloured(&on_a_terminal(EVALUATE, &args, &[]).1));
+    for env in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let (lines, all) = on_a_terminal(EVALUATE, &args, &[env]);
+        assert!(!is_coloured(&all) && lines.iter().any(|line| line.starts_with("next ")), "{env:?}: {all:?}");
+    }
+    let plain = ran(EVALUATE, &args).done();
+    assert!(!plain.out.contains('\u{1b}') && !plain.err.contains('\u{1b}'), "{}", plain.err);
+    // A file is not wrapped.
+    assert!(plain.out.lines().next().unwrap().chars().count() > 80, "{}", plain.out);
+}
+
+#[test]
+fn lines_are_wrapped_between_words_or_fields() {
+    let look = Look { columns: Some(40), colour: false };
+    for (line, wanted) in [
+        (
+            "note: a sentence that is longer than the terminal is wide",
+            "note: a sentence that is longer than the\n  terminal is wide",
+        ),
+        (
+            "validation  loss 0.5842  accuracy 0.7900  precision 0.7984",
+            "validation  loss 0.5842  accuracy 0.7900\n            precision 0.7984",
+        ),
+        (
+            "saved       a-path/that-is-longer/than-the/terminal-is-wide.json",
+            "saved       a-path/that-is-longer/than-the/terminal-is-wide.json",
+        ),
+        ("short", "short"),
+        ("two\nlines", "two\nlines"),
+    ] {
+        assert_eq!(look.dressed(line), wanted);
+        assert_eq!(Look::default().dressed(line), line);
+    }
+    let coloured = Look { columns: None, colour: true };
+    assert_eq!(coloured.dressed("error: no"), "\u{1b}[1m\u{1b}[31merror:\u{1b}[0m no");
+    assert_eq!(coloured.dressed("an error: no"), "an error: no");
+}
+
+#[test]
+fn evaluations_are_rows_of_a_table() {
+    let (out, test) = (TempDir::new().unwrap(), golden("train/test.csv"));
+    let flags = words("--epochs 2 --save-strategy epoch --eval-strategy epoch");
+    let ran = train(out.path(), &[&flags[..], &["--validation-file", path(&test)]].concat()).done();
+    let rows: Vec<Vec<&str>> = ran.err.lines().skip_while(|line| !line.contains("validation loss")).map(words).take(3).collect();
+    assert_eq!(rows[0], words("epoch step training loss validation loss accuracy f1"), "{}", ran.err);
+    let log = json_lines(&out.path().join("metrics.jsonl"));
+    for (row, epoch) in rows[1..].iter().zip(1..) {
+        let of = |key: &str| log.iter().filter(|entry| entry["epoch"] == f64::from(epoch)).find_map(|entry| entry[key].as_f64());
+        let figures = ["loss", "eval_loss", "eval_accuracy", "eval_f1"].map(|key| format!("{:.4}", of(key).unwrap()));
+        let step = (epoch * 12).to_string();
+        assert_eq!(row[..], [&[&*format!("{epoch}.00"), &step], &figures.each_ref().map(|figure| &**figure)[..]].concat());
+    }
+    // With the metric that decides, and from its own header on after a resume.
+    let more = ["--resume-from-checkpoint", path(out.path()), "--epochs", "3", "--metric-for-best-model", "balanced_accuracy"];
+    let resumed = crate::cli::ran(TRAIN, &more).done();
+    let heads = "epoch     step  training loss  validation loss  accuracy  balanced_accuracy";
+    assert!(resumed.err.lines().any(|line| line.trim_start() == heads), "{}", resumed.err);
+}
