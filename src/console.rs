@@ -80,7 +80,8 @@ impl Look {
         let hanging = match label {
             Some(label) if !label.ends_with(':') => LABEL,
             Some(_) => 2,
-            // Short fields before a sentence.
+            // Short fields before a sentence, or its subject.
+            None if !line.starts_with(' ') && line.find(": ").is_some_and(|end| !line[..end].contains(' ')) => 2,
             None if fields == 3 => line.rfind("  ").map_or(0, |end| end + 2).min(columns / 2),
             None => line.len() - line.trim_start().len(),
         };
@@ -92,16 +93,23 @@ impl Look {
                 glued[at] = '\u{a0}';
             }
         }
-        let indent = " ".repeat(hanging);
-        let options = Options::new(columns).break_words(false).word_splitter(WordSplitter::NoHyphenation);
-        textwrap::fill(&String::from_iter(glued), options.subsequent_indent(&indent)).replace('\u{a0}', " ")
+        fill(&String::from_iter(glued), columns, "", &" ".repeat(hanging)).replace('\u{a0}', " ")
     }
 
     /// A command that is wider than the terminal, with one flag per line.
     fn command(self, command: &str) -> String {
-        let fits = self.columns.is_none_or(|columns| command.lines().all(|line| LABEL + line.chars().count() <= columns));
-        if fits { command.to_string() } else { command.replace(" --", &format!(" \\\n{:1$}--", "", LABEL + 4)) }
+        let fits = self.columns.is_none_or(|columns| LABEL + command.chars().count() <= columns);
+        match command.split_once(" --").filter(|_| !fits && !command.contains('\n')) {
+            Some((start, flags)) => format!("{start} --{}", flags.replace(" --", &format!(" \\\n{:1$}--", "", LABEL + 4))),
+            None => command.to_string(),
+        }
     }
+}
+
+/// Lines of so many columns, broken between words; a longer word is not broken.
+pub fn fill(text: &str, columns: usize, first: &str, others: &str) -> String {
+    let options = Options::new(columns).break_words(false).word_splitter(WordSplitter::NoHyphenation);
+    textwrap::fill(text, options.initial_indent(first).subsequent_indent(others))
 }
 
 /// Prints a result for people: as [`print`], but dressed for the terminal.

@@ -9,6 +9,7 @@ use crate::data::dataset::plain;
 use crate::data::inputs::Input;
 use crate::error::Result;
 use crate::metrics::{positive_class, softmax};
+use crate::report::log::beginning;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -125,16 +126,6 @@ impl Lines {
             }
         }
     }
-}
-
-/// At most this many characters of a text, up to the end of a word.
-fn beginning(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
-        return text.to_string();
-    }
-    let cut: String = text.chars().take(most - 1).collect();
-    let end = cut.rfind(char::is_whitespace).unwrap_or(cut.len());
-    format!("{}…", cut[..end].trim_end())
 }
 
 /// A value as a field of CSV.

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::log::{Count, WIDTH, table};
+use super::log::{Count, WIDTH, beginning, table};
 use super::page::{self, Figure};
 use super::plot::{Axis, Plot, Series, Shape, bars, boxes, escape, shortened};
+use crate::console::fill;
 use crate::data::description::{ClassSummary, Description, Example, Lengths, Shared, SplitSummary, Unit};
 use crate::error::Result;
 use crate::files::{create_dir, write_file, write_json};
@@ -167,7 +168,7 @@ impl Description {
             text += &format!("\n{}\n", name(&class.label));
             for example in class.examples.iter().filter(|example| !only_first || example.which == "first") {
                 let start = format!("  {:<8}  {:>7}  ", example.which, count(example.length));
-                let line = start.clone() + &shortened(example.text.trim(), WIDTH - start.len());
+                let line = start.clone() + &beginning(example.text.trim(), WIDTH - start.len());
                 text += &format!("{}\n", line.trim_end());
             }
         }
@@ -299,15 +300,5 @@ fn name(label: &str) -> String {
 
 /// Lines of at most `WIDTH` characters, broken between words.
 fn wrapped(text: &str, first: &str, others: &str) -> String {
-    let (mut lines, mut line, mut start) = (String::new(), first.to_string(), true);
-    for word in text.split_whitespace() {
-        if !start && line.chars().count() + 1 + word.chars().count() > WIDTH {
-            lines += &(line + "\n");
-            (line, start) = (others.to_string(), true);
-        }
-        line += if start { "" } else { " " };
-        line += word;
-        start = false;
-    }
-    lines + &line + "\n"
+    fill(text, WIDTH, first, others) + "\n"
 }

@@ -258,6 +258,18 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// At most this many characters of a text, on one line, up to the end of a word.
+pub fn beginning(text: &str, most: usize) -> String {
+    let line = text.replace(char::is_control, " ");
+    if line.chars().count() <= most {
+        return line;
+    }
+    let cut: String = line.chars().take(most - 1).collect();
+    // A word that fills the line is cut.
+    let end = cut.trim_end().rfind(' ').filter(|end| 2 * end > cut.len()).unwrap_or(cut.len());
+    format!("{}…", cut[..end].trim_end())
+}
+
 /// Aligned rows, one per line: the first column to the left, the others, which are numbers, to the right.
 pub fn table<Row: AsRef<[String]>>(rows: &[Row]) -> String {
     let width = |column: usize| rows.iter().map(|row| row.as_ref()[column].chars().count()).max().unwrap_or(0);

@@ -12,7 +12,7 @@ const COLOURS: [&str; 8] = ["#3b7dd8", "#e07b39", "#2e9e6b", "#c94f7c", "#8d6cc9
 pub const RIGHT: &str = "#009e73";
 pub const WRONG: &str = "#d55e00";
 /// Dashes of the lines, in the order of the colours, by which those that coincide are told apart.
-const DASHES: [&str; COLOURS.len()] = ["none", "8 4", "2 3", "10 3 2 3", "14 4", "4 2", "10 3 2 3 2 3", "1 4"];
+const DASHES: [&str; COLOURS.len()] = ["none", "8 5", "2 6", "10 4 2 4", "16 6", "5 5", "10 4 2 4 2 4", "1 5"];
 const STYLE: &str = ".plot{color:#1f2328;background:#fff;font:12px system-ui,sans-serif}.plot text{fill:currentColor}\
 .plot .title{font-weight:600;font-size:14px}.plot .small{font-size:10px}.plot .name{font-weight:600}.plot .faint{stroke:currentColor;opacity:.14}\
 @media(prefers-color-scheme:dark){.plot{color:#e6e6e6;background:#16181c}}";

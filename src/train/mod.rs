@@ -16,7 +16,7 @@ use std::path::Path;
 
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
-use crate::console::print;
+use crate::console::tell;
 use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -81,7 +81,7 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
     let settings = &Settings { device: device.device, precision: device.precision, ..settings.clone() };
     let setup = Setup::read(settings, device, cache)?;
     if settings.dry_run {
-        print(setup.summary()?)?;
+        tell(setup.summary()?)?;
         return Ok(None);
     }
     setup.trainer()?.run().map(Some)
