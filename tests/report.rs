@@ -1,11 +1,13 @@
 //! Reports as the commands write them: pages and plots that show any texts and names, every row in errors.csv, curves of a run,
 //! TensorBoard's event files read back.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use warpfit::report::plot::{Axis, Plot, RIGHT, Series, Shape, WRONG};
 
 use crate::cli::{EVALUATE, TRAIN, path, ran};
 use crate::fixtures::golden;
@@ -270,4 +272,75 @@ fn a_run_draws_its_curves_and_tensorboard_reads_its_log() {
     let none = ["--output-dir", path(&out), "--max-steps", "1", "--save-strategy", "no", "--report-to", "none"];
     ran(TRAIN, &[&fixed[..], &none].concat()).done();
     assert!(!out.join("runs").exists() && !out.join("metrics.jsonl").exists());
+}
+
+#[test]
+fn charts_say_how_to_read_them_and_a_report_how_it_was_made() {
+    let dir = TempDir::new().unwrap();
+    let [out, report] = ["out", "report"].map(|name| dir.path().join(name));
+    let (model, train, test) = (golden("train/hf_init"), golden("train/train.csv"), golden("train/test.csv"));
+    ran(TRAIN, &["--model", path(&model), "--train-file", path(&train), "--output-dir", path(&out), "--max-steps", "2"]).done();
+    ran(EVALUATE, &["--model", path(&out), path(&test), "--output-dir", path(&report)]).done();
+    let page = fs::read_to_string(report.join("report.html")).unwrap();
+    let captions: BTreeSet<&str> =
+        page.split("<figcaption>").skip(1).map(|rest| rest.split("</figcaption>").next().unwrap()).collect();
+    assert_eq!((page.matches("<figure>").count(), captions.len()), (8, 8), "one for each, and none twice");
+    assert!(captions.iter().all(|caption| caption.len() > 40 && caption.ends_with('.')), "{captions:?}");
+    for (name, value) in [
+        ("date", "20"),
+        ("warpfit", env!("CARGO_PKG_VERSION")),
+        ("model", path(&out)),
+        ("data", path(&test)),
+        ("maximum length", "64 tokens"),
+        ("precision", "fp32"),
+        ("positive class", "POSITIVE"),
+        ("training", &format!("from {}, updates 2, batch size 8, learning rate 0.00005, seed 42", path(&model))),
+    ] {
+        assert!(page.contains(&format!("<th>{name}</th><td>{value}")), "{name}: {value}\n{page}");
+    }
+
+    // Cells of the confusion matrix by their colours.
+    let matrix = fs::read_to_string(report.join("plots/confusion_matrix.svg")).unwrap();
+    let mut cells = 0;
+    for cell in matrix.split("<rect ").filter(|cell| cell.contains(" predicted as ")) {
+        let about = cell.split("<title>").nth(1).unwrap().split(": ").next().unwrap();
+        let (label, predicted) = about.split_once(" predicted as ").unwrap();
+        let colour = if label == predicted { RIGHT } else { WRONG };
+        assert!(cell.contains(&format!("fill=\"{colour}\"")), "{cell}");
+        cells += 1;
+    }
+    assert!(cells >= 2 && RIGHT != WRONG, "{matrix}");
+}
+
+#[test]
+fn curves_that_coincide_are_told_apart() {
+    let points = vec![[0.0, 0.0], [0.5, 0.7], [1.0, 1.0]];
+    let series = (0..8).map(|i| Series::new(format!("series {i}"), Shape::Dots, points.clone()));
+    let svg = |series: Vec<Series>| Plot { title: "Eight".to_string(), x: Axis::unit("x"), y: Axis::unit("y"), series }.svg();
+    let drawn = svg(series.clone().collect());
+    let of = |element: &str, key: &str| -> Vec<String> {
+        let (tag, key) = (format!("<{element} "), format!("{key}=\""));
+        let value = |rest: &str| Some(rest.split("/>").next()?.split(&key).nth(1)?.split('"').next()?.to_string());
+        drawn.split(&tag).skip(1).filter_map(value).collect()
+    };
+    let dashes = of("polyline", "stroke-dasharray");
+    assert_eq!((dashes.len(), BTreeSet::from_iter(&dashes).len()), (8, 8), "{dashes:?}");
+    assert_eq!(BTreeSet::from_iter(of("polyline", "stroke")).len(), 8);
+    // The legend has the same samples, in the same order, and markers of five kinds.
+    assert_eq!(of("line", "stroke-dasharray"), dashes);
+    let corners = |points: &str| -> Vec<[f64; 2]> {
+        let number = |text: &str| text.parse::<f64>().unwrap();
+        points.split(' ').map(|point| point.split_once(',').unwrap()).map(|(x, y)| [number(x), number(y)]).collect()
+    };
+    let shape = |points: &String| {
+        let [first, ..] = corners(points)[..] else { panic!("{points}") };
+        let relative = corners(points).into_iter().map(|[x, y]| format!("{:.0} {:.0}", x - first[0], y - first[1]));
+        relative.collect::<Vec<_>>().join(", ")
+    };
+    let shapes: BTreeSet<String> = of("polygon", "points").iter().map(shape).collect();
+    assert_eq!((shapes.len(), of("circle", "r").len()), (4, 8), "{shapes:?}");
+    // A colour of its own takes no other's look.
+    let own = svg([Series::new("own", Shape::Line, points.clone()).coloured("currentColor")].into_iter().chain(series).collect());
+    assert!(own.contains("stroke=\"currentColor\" stroke-width=\"2\" stroke-dasharray=\"none\""));
+    assert_eq!(own.matches("stroke-dasharray=\"8 5\"").count(), 2);
 }
