@@ -14,6 +14,7 @@ use crate::metrics::{Metrics, positive_class, softmax};
 use crate::report::compare::Comparison;
 use crate::report::evaluated::Evaluated;
 use crate::report::log::{Progress, counted};
+use crate::report::page::Origin;
 use crate::report::plot::shortened;
 use crate::train::data::encode;
 use crate::train::evaluate::{check, cross_entropy, fail_under};
@@ -103,7 +104,7 @@ pub fn run(args: Args) -> Result<()> {
     // Checked before anything is printed.
     if let Some(folder) = &args.output_dir {
         let when = Utc::now().format("%Y-%m-%d %H:%M UTC").to_string();
-        let made = [("date", when), ("warpfit", flags::version())].into_iter().chain(origin).collect::<Vec<_>>();
+        let made = [("date", when), ("warpfit", flags::version())].into_iter().chain(origin).collect();
         found.write(folder, &title, &made)?;
         note(format!("saved       {}", folder.join("report.html").display()));
     }
@@ -150,8 +151,8 @@ fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated>
     Ok(Evaluated { scored, losses, metrics, texts: Vec::new(), tokens: Vec::new() })
 }
 
-/// Runs the model of `args` on their file; also returns a title with the names of both, and how it was run, as names and values.
-fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String, Vec<(&'static str, String)>)> {
+/// Runs the model of `args` on their file; also returns a title with the names of both.
+fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String, Origin)> {
     let model = args.model.as_deref().expect("clap requires it");
     let source = args.file.as_ref().or(args.only_file.as_ref()).or(args.split.dataset.as_ref()).expect("clap requires one");
     let files = args.split.files()?.unwrap_or_else(|| vec![source.clone()]);

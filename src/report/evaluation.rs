@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::evaluated::Evaluated;
-use super::page::{self, Figure};
+use super::page::{self, Figure, Origin};
 use super::plot::{Axis, Plot, RIGHT, Series, Shape, WRONG, bars, matrix};
 use crate::error::Result;
 use crate::files::{PartialFile, write_file, write_json};
@@ -20,9 +20,8 @@ pub const ROC_CAPTION: &str = "The nearer a curve is to the upper left corner, t
 pub const PRECISION_RECALL_CAPTION: &str = "From left to right the model finds more texts of the class: the longer a curve stays high, the fewer wrong ones are among them.";
 
 impl Evaluated {
-    /// Writes the report into `folder`, which is created if missing. `title` is the heading of the page, and `origin` how the
-    /// evaluation was made, as names and values.
-    pub fn write(&self, folder: &Path, title: &str, origin: &[(&str, String)]) -> Result<()> {
+    /// Writes the report into `folder`, which is created if missing. `title` is the heading of the page.
+    pub fn write(&self, folder: &Path, title: &str, origin: &Origin) -> Result<()> {
         let plots = self.plots();
         page::write_plots(folder, &plots)?;
         self.write_predictions(&folder.join("predictions.jsonl"))?;

@@ -18,6 +18,9 @@ const ROWS: usize = 100;
 const LINE: usize = 160;
 const TEXT: usize = 4000;
 
+/// How a result was made, as names and values.
+pub type Origin = Vec<(&'static str, String)>;
+
 /// A plot on a page.
 pub struct Figure {
     /// Of its file in plots/, without .svg.
@@ -33,8 +36,8 @@ impl Figure {
     }
 }
 
-/// The HTML page of an evaluation. `origin` is how it was made, as names and values.
-pub fn evaluation(title: &str, origin: &[(&str, String)], all: &Evaluated, plots: &[Figure]) -> String {
+/// The HTML page of an evaluation.
+pub fn evaluation(title: &str, origin: &Origin, all: &Evaluated, plots: &[Figure]) -> String {
     let mut body = metric_cards(&all.metrics);
     body += &plots_section(plots);
     body += &format!(

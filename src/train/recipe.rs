@@ -67,6 +67,11 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> 
         }
     }
     let of_run = asked.as_ref().zip(folder.as_ref()).and_then(|(asked, folder)| flags_of_checkpoint(asked, folder));
+    let needs_them = asked.is_some() && !typed.has("model");
+    if let Some(folder) = folder.as_ref().filter(|_| needs_them && of_run.is_none()) {
+        let fact = "no sound checkpoint here has the settings of a run";
+        return Err(Error::user(folder.display(), fact, "pass the flags of the run, or start a new one"));
+    }
     let taken_from = of_run.map(|(checkpoint, flags)| Ok(typed.put_run_under(flags)?.then_some(checkpoint))).transpose()?;
     let args = Args::from_arg_matches(&typed.matches).expect("clap has checked the values");
     Ok(Some(Args {

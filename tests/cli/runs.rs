@@ -622,11 +622,20 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     assert!(longer.err.contains("warning: learning_rate was 0.001, and is 0.0001 from here on"), "{}", longer.err);
     assert!(longer.err.contains("resumed: 35 of 50 updates"), "{}", longer.err);
 
-    // Flags of a damaged checkpoint are not taken.
-    let out = stopped("e");
-    let args = out.join("checkpoint-35/training_args.json");
-    fs::write(&args, fs::read_to_string(&args).unwrap().replace("\"0.1\"", "\"0.2\"")).unwrap();
-    ran(TRAIN, &["--resume-from-checkpoint", path(&out)]).failed_with(2);
+    // Flags of a damaged checkpoint are not taken, but those of the one before it.
+    let out = dir.path().join("e");
+    copy_all(&whole, &out);
+    let damage = |checkpoint: &str| {
+        let args = out.join(checkpoint).join("training_args.json");
+        fs::write(&args, fs::read_to_string(&args).unwrap().replace("\"0.1\"", "\"0.2\"")).unwrap();
+    };
+    damage("checkpoint-40");
+    let before = ran(TRAIN, &["--resume-from-checkpoint", path(&out)]).done();
+    let line = format!("settings: those of {}, but", out.join("checkpoint-35").display());
+    assert!(before.err.contains(&line) && before.err.contains("resumed: 35 of 40 updates"), "{}", before.err);
+    ["checkpoint-35", "checkpoint-40"].into_iter().for_each(damage);
+    let refused = "no sound checkpoint here has the settings of a run; pass the flags of the run, or start a new one";
+    ran(TRAIN, &["--resume-from-checkpoint", path(&out)]).failed(2, refused);
 
     resume(&[]).failed(2, "`--output-dir`: is missing; name the folder of the run: --resume-from-checkpoint DIR");
     let elsewhere = dir.path().join("elsewhere");
