@@ -3,7 +3,7 @@
 //! before those of the user and without those that the user overrides, so that clap validates all of them.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
@@ -58,29 +58,13 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> 
         let (name, text) = RECIPES.iter().find(|(name, _)| name == recipe).expect("clap knows their names");
         typed.put_under(name, text)?;
     }
-    let path = |id: &str| typed.matches.get_one::<PathBuf>(id).cloned();
-    let (mut asked, mut folder) = (path("resume_from_checkpoint"), path("output_dir"));
-    if let Some(named) = asked.clone().filter(|asked| asked.as_os_str() != NEWEST) {
-        folder = folder.or_else(|| RunDir::containing(&named));
-        if folder.as_ref().is_some_and(|folder| same_file(folder, &named)) {
-            asked = Some(NEWEST.into());
-        }
-    }
-    let of_run = asked.as_ref().zip(folder.as_ref()).and_then(|(asked, folder)| flags_of_checkpoint(asked, folder));
-    let needs_them = asked.is_some() && !typed.has("model");
-    if let Some(folder) = folder.as_ref().filter(|_| needs_them && of_run.is_none()) {
-        let fact = "no sound checkpoint here has the settings of a run";
-        return Err(Error::user(folder.display(), fact, "pass the flags of the run, or start a new one"));
-    }
-    let taken_from = of_run.map(|(checkpoint, flags)| Ok(typed.put_run_under(flags)?.then_some(checkpoint))).transpose()?;
+    let (checkpoint, folder) = typed.resumed();
+    let taken_from = match (&checkpoint, &folder) {
+        (Some(checkpoint), Some(folder)) => typed.put_run_under(checkpoint, folder)?,
+        _ => None,
+    };
     let args = Args::from_arg_matches(&typed.matches).expect("clap has checked the values");
-    Ok(Some(Args {
-        resume_from_checkpoint: asked,
-        output_dir: folder,
-        given: typed.given(),
-        taken_from: taken_from.flatten(),
-        ..args
-    }))
+    Ok(Some(Args { resume_from_checkpoint: checkpoint, output_dir: folder, given: typed.given(), taken_from, ..args }))
 }
 
 struct Flags {
@@ -110,17 +94,39 @@ impl Flags {
         self.insert(settings(&self.command, place, text)?).map(|_| ())
     }
 
-    /// Adds the flags of a run that are not overridden. Returns whether there are any.
-    fn put_run_under(&mut self, flags: GivenFlags) -> Result<bool> {
+    /// The checkpoint that is resumed, if one is, and the output folder: that of the run, if only a checkpoint or the folder of
+    /// the run is named.
+    fn resumed(&self) -> (Option<PathBuf>, Option<PathBuf>) {
+        let path = |id: &str| self.matches.get_one::<PathBuf>(id).cloned();
+        let (checkpoint, folder) = (path("resume_from_checkpoint"), path("output_dir"));
+        let Some(named) = checkpoint.as_deref().filter(|named| named.as_os_str() != NEWEST) else { return (checkpoint, folder) };
+        let folder = folder.or_else(|| RunDir::containing(named));
+        let is_folder = folder.as_ref().is_some_and(|folder| same_file(folder, named));
+        (if is_folder { Some(NEWEST.into()) } else { checkpoint }, folder)
+    }
+
+    /// Adds the flags of the run that is resumed that are not overridden. Returns the checkpoint that they are from, if there
+    /// are any.
+    ///
+    /// # Errors
+    /// No checkpoint has flags, and those that are typed are not enough.
+    fn put_run_under(&mut self, checkpoint: &Path, folder: &Path) -> Result<Option<PathBuf>> {
+        let Some((checkpoint, flags)) = flags_of_checkpoint(checkpoint, folder) else {
+            let fact = "no sound checkpoint here has the settings of a run";
+            let refusal = Error::user(folder.display(), fact, "pass the flags of the run, or start a new one");
+            return if self.has("model") { Ok(None) } else { Err(refusal) };
+        };
         let named = |name: &str| self.command.get_arguments().find(|flag| flag.get_long() == Some(name)).cloned();
         let word = |(name, value): (String, String)| {
             let flag = named(&name)?;
             let word = word(&flag, &value)?;
             Some((flag, word))
         };
-        self.insert(flags.into_iter().filter_map(word).collect())
+        let any = self.insert(flags.into_iter().filter_map(word).collect())?;
+        Ok(any.then_some(checkpoint))
     }
 
+    /// Adds settings that are not overridden. Returns whether there are any.
     fn insert(&mut self, settings: Vec<(Arg, OsString)>) -> Result<bool> {
         let words = settings.into_iter().filter(|(flag, _)| self.leaves_room_for(flag)).map(|(_, word)| word);
         let words: Vec<OsString> = words.collect();
