@@ -43,9 +43,9 @@ pub struct Args {
     /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Format of the predictions
-    #[arg(long, value_enum, default_value_t = Format::Jsonl)]
-    format: Format,
+    /// Format of the predictions [default: csv or text if --output ends in .csv or .txt, else jsonl]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Number of labels per text, highest score first; 0 for all
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole)]
     top_k: usize,
@@ -102,7 +102,8 @@ pub fn run(mut args: Args) -> Result<()> {
     if args.input_format.is_some() && !args.texts.is_empty() {
         return Err(Error::user("--input-format", "there are no lines to read", "leave it out, or name a file with --input"));
     }
-    if args.keep_columns && args.format == Format::Text {
+    let format = args.format.unwrap_or_else(|| Format::of(args.output.as_deref()));
+    if args.keep_columns && format == Format::Text {
         return Err(Error::user("--keep-columns", "lines for people have no columns", "pass --format jsonl or csv"));
     }
     let device = args.run.device()?;
@@ -123,7 +124,7 @@ pub fn run(mut args: Args) -> Result<()> {
     };
     let columns = if args.output.is_some() { None } else { Look::of_stdout().columns };
     let lines = Lines {
-        format: args.format,
+        format,
         labels,
         top_k: args.top_k,
         raw: args.raw_scores,

@@ -1,5 +1,8 @@
 //! Predictions as lines: JSON, CSV, or text.
 
+use std::ffi::OsStr;
+use std::path::Path;
+
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -19,6 +22,17 @@ pub enum Format {
     Csv,
     /// Label, score and the beginning of the text, for people
     Text,
+}
+
+impl Format {
+    /// That of a file of this name, or of standard output.
+    pub fn of(output: Option<&Path>) -> Format {
+        match output.and_then(Path::extension).and_then(OsStr::to_str) {
+            Some("csv") => Format::Csv,
+            Some("txt") => Format::Text,
+            _ => Format::Jsonl,
+        }
+    }
 }
 
 /// A class and its probability, or its logit.

@@ -83,6 +83,15 @@ fn predict_reads_texts_from_arguments() {
     assert!(csv[1].starts_with("0,NEGATIVE,0.548") && csv[1].ends_with(",7,false,5"), "{}", csv[1]);
     assert!(csv[2].starts_with("0,POSITIVE,0.451") && csv[2].ends_with(",7,false,5"), "{}", csv[2]);
     assert!(csv[3].starts_with("1,POSITIVE,0.602") && csv[3].ends_with(",48,true,6"), "{}", csv[3]);
+    // The name of the output decides, unless the flag does.
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("scores.csv");
+    let written = |more: &[&str]| {
+        lines(&[more, &["--output", path(&file), "--top-k", "0"]].concat());
+        std::fs::read_to_string(&file).unwrap()
+    };
+    assert!(written(&[]).lines().eq(&csv));
+    assert!(written(&["--format", "jsonl"]).starts_with('{'));
     let text = lines(&["--format", "text"]);
     assert_eq!(text[0], format!("NEGATIVE 0.5482   5/10  {short}"));
     assert!(text[1].starts_with("POSITIVE 0.60") && text[1].contains("   6/10  the film was good and") && text[1].len() < 250);
