@@ -153,14 +153,14 @@ fn a_resumed_run_keeps_its_side() {
     let out = TempDir::new().unwrap();
     // No text is longer than 64 tokens, so that the ids do not tell.
     train(out.path(), "--max-steps 2 --save-steps 2 --truncation-side left").done();
-    let resumed = train(out.path(), "--max-steps 4 --resume-from-checkpoint");
+    let resumed = train(out.path(), "--max-steps 4 --truncation-side right --resume-from-checkpoint");
     resumed.failed(2, "was written with --truncation-side left, but this run has right; resume with the same settings");
-    train(out.path(), "--max-steps 4 --truncation-side left --resume-from-checkpoint").done();
+    train(out.path(), "--max-steps 4 --resume-from-checkpoint").done();
     assert_eq!(Tokenizer::read(out.path()).unwrap().truncation_side, Left);
 
     let out = TempDir::new().unwrap();
     train(out.path(), "--max-steps 2 --save-steps 2 --max-length 6 --truncation-side middle").done();
-    let resumed = train(out.path(), "--max-steps 4 --max-length 6 --resume-from-checkpoint");
+    let resumed = train(out.path(), "--max-steps 4 --truncation-side left --resume-from-checkpoint");
     resumed.failed(2, "another --truncation-side");
 }
 

@@ -41,12 +41,17 @@ const PUBLISHED: [&str; 19] = [
     "plots/grad_norm.svg",
 ];
 
-/// Keys of the JSON files whose values may be paths of this machine.
-const PATHS: [&str; 12] = [
+/// Keys of the JSON files whose values may be paths of this machine; with hyphens they are flags.
+const PATHS: [&str; 17] = [
     "model",
+    "config",
     "output_dir",
     "resume_from_checkpoint",
     "dataset",
+    "data_dir",
+    "train_file",
+    "validation_file",
+    "test_file",
     "train",
     "validation",
     "test",
@@ -274,9 +279,9 @@ fn shorten_paths(value: &mut Value, of_path: bool) -> bool {
             true
         }
         Value::Array(values) => values.iter_mut().fold(false, |any, value| shorten_paths(value, of_path) | any),
-        Value::Object(values) => {
-            values.iter_mut().fold(false, |any, (key, value)| shorten_paths(value, PATHS.contains(&key.as_str())) | any)
-        }
+        Value::Object(values) => values
+            .iter_mut()
+            .fold(false, |any, (key, value)| shorten_paths(value, PATHS.contains(&&*key.replace('-', "_"))) | any),
         _ => false,
     }
 }
