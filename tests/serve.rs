@@ -844,17 +844,9 @@ impl Fake {
         let (name, pooling) = ("fake".to_string(), Pooling::Cls);
         let stars = star_weights(&source.config.labels, None).unwrap();
         let batch_tokens = options.max_batch_tokens.unwrap_or(Device::Cpu.batch_tokens());
-        let served = Served {
-            name,
-            source,
-            max_length: 48,
-            batch_tokens,
-            dtype: "float32",
-            pooling,
-            classifies: true,
-            stars,
-            examples: Vec::new(),
-        };
+        let (examples, classifies) = (Vec::new(), true);
+        let served =
+            Served { name, source, max_length: 48, batch_tokens, dtype: "float32", pooling, classifies, stars, examples };
         let ((begun, batches), (held, gate)) = (channel(), channel::<()>());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let [panics, breaks, not_finite] = [PANICS, BREAKS, NOT_FINITE].map(id);

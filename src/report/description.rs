@@ -228,7 +228,7 @@ impl SplitSummary {
         let rows = self.rows();
         let body: String =
             rows[1..].iter().map(|row| format!("<tr>{}{}</tr>\n", cells(&row[..1], "th"), cells(&row[1..], "td"))).collect();
-        let head = cells(&rows[0], "th");
+        let head = cells(&rows[0], "th").replace(' ', "&nbsp;");
         format!("<table class=\"figures\"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>")
     }
 
