@@ -34,6 +34,11 @@ pub struct Error {
 pub const BROKEN: &str =
     "the model is broken (go back to an earlier checkpoint), or exceeds the range of fp16 (pass --precision fp32)";
 
+/// A thread cannot be started.
+pub fn no_threads(e: impl fmt::Display) -> Error {
+    Error::new(Kind::Device, "threads", e.to_string(), "raise the limits of memory and processes")
+}
+
 impl Error {
     pub fn new(kind: Kind, place: impl fmt::Display, fact: impl Into<String>, remedy: impl Into<String>) -> Error {
         Error { kind, place: place.to_string(), fact: fact.into(), remedy: remedy.into() }

@@ -701,7 +701,7 @@ proptest! {
         let order = randperm(sizes.len(), seed);
         let direct: Vec<PackedBatch> =
             order.chunks(batch).map(|rows| PackedBatch::new(rows.iter().map(|&row| data.row(row as usize)))).skip(first).collect();
-        let loaded: Vec<PackedBatch> = Loader::new(Arc::new(data), order, batch, first).collect();
+        let loaded: Vec<PackedBatch> = Loader::new(Arc::new(data), order, batch, first).unwrap().collect();
         prop_assert_eq!(loaded, direct);
     }
 }
@@ -760,7 +760,7 @@ fn encoded(rows: usize) -> Arc<Encoded> {
 fn dropping_a_loader_ends_its_thread() {
     for taken in [0, 1, 5] {
         let data = encoded(1000);
-        let mut loader = Loader::new(data.clone(), row_order(1000, false, 0, 0), 1, 0);
+        let mut loader = Loader::new(data.clone(), row_order(1000, false, 0, 0), 1, 0).unwrap();
         assert_eq!(loader.by_ref().take(taken).count(), taken);
         drop(loader);
         let start = Instant::now();
@@ -773,14 +773,14 @@ fn dropping_a_loader_ends_its_thread() {
 
 #[test]
 fn a_loader_runs_ahead_and_ends() {
-    let mut loader = Loader::new(encoded(7), row_order(7, false, 0, 0), 3, 1);
+    let mut loader = Loader::new(encoded(7), row_order(7, false, 0, 0), 3, 1).unwrap();
     assert_eq!(loader.by_ref().map(|batch| batch.seqs()).collect::<Vec<_>>(), [3, 1]);
     assert_eq!(loader.next(), None, "it stays ended");
-    assert_eq!(Loader::new(encoded(7), row_order(7, false, 0, 0), 3, 9).count(), 0);
+    assert_eq!(Loader::new(encoded(7), row_order(7, false, 0, 0), 3, 9).unwrap().count(), 0);
 }
 
 #[test]
 #[should_panic(expected = "out of bounds")]
 fn a_panic_while_packing_is_not_the_end_of_the_epoch() {
-    Loader::new(encoded(2), vec![0, 1, 2], 1, 0).count();
+    Loader::new(encoded(2), vec![0, 1, 2], 1, 0).unwrap().count();
 }

@@ -17,7 +17,7 @@ use std::sync::Mutex;
 use clap::{Arg, Command, value_parser};
 
 use crate::console::{complain, report};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result, no_threads};
 use crate::flags;
 use crate::train::{hugging_face, recipe};
 
@@ -74,8 +74,7 @@ pub fn train(words: Vec<OsString>) -> Result<()> {
 
 /// Starts the threads of all parallel work; without memory or processes left for them the first use would panic.
 fn threads() -> Result<()> {
-    let started = rayon::ThreadPoolBuilder::new().build_global();
-    started.map_err(|e| Error::new(Kind::Device, "threads", e.to_string(), "raise the limits of memory and processes"))
+    rayon::ThreadPoolBuilder::new().build_global().map_err(no_threads)
 }
 
 /// The body of a program: prints an error of `main` as one line, and returns the exit code.

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use rand_mt::Mt;
 
 use crate::data::pack::PackedBatch;
 use crate::data::tokenize::Encoded;
+use crate::error::{Result, no_threads};
 
 /// `torch.randperm(rows)` of a CPU generator seeded with `seed`: Mersenne Twister on the low 32 bits of the seed.
 pub fn randperm(rows: usize, seed: u64) -> Vec<u32> {
@@ -33,9 +34,12 @@ pub struct Loader {
 impl Loader {
     /// Packs the rows of `order`, `batch_size` at a time, from batch `first` (from 0), as a resumed run needs.
     ///
+    /// # Errors
+    /// No thread can be started.
+    ///
     /// # Panics
     /// If `batch_size` is 0; while iterating, if a row of `order` does not exist.
-    pub fn new(data: Arc<Encoded>, order: Vec<u32>, batch_size: usize, first: usize) -> Loader {
+    pub fn new(data: Arc<Encoded>, order: Vec<u32>, batch_size: usize, first: usize) -> Result<Loader> {
         assert!(batch_size > 0, "a batch holds at least one row");
         Loader::spawn(move |send| {
             let batch = |rows: &[u32]| PackedBatch::new(rows.iter().map(|&row| data.row(row as usize)));
@@ -46,18 +50,21 @@ impl Loader {
 
     /// Packs all rows in order, into batches of at most `tokens` tokens and `seqs` rows.
     ///
+    /// # Errors
+    /// No thread can be started.
+    ///
     /// # Panics
     /// While iterating, if a row is longer than `tokens`.
-    pub fn in_order(data: Arc<Encoded>, tokens: usize, seqs: usize) -> Loader {
+    pub fn in_order(data: Arc<Encoded>, tokens: usize, seqs: usize) -> Result<Loader> {
         Loader::spawn(move |send| {
             data.batches(tokens, seqs).all(send);
         })
     }
 
-    fn spawn(pack: impl FnOnce(&mut dyn FnMut(PackedBatch) -> bool) + Send + 'static) -> Loader {
+    fn spawn(pack: impl FnOnce(&mut dyn FnMut(PackedBatch) -> bool) + Send + 'static) -> Result<Loader> {
         let (sender, batches) = sync_channel(2);
-        let packer = std::thread::spawn(move || pack(&mut |batch| sender.send(batch).is_ok()));
-        Loader { batches, packer: Some(packer) }
+        let packer = thread::Builder::new().spawn(move || pack(&mut |batch| sender.send(batch).is_ok())).map_err(no_threads)?;
+        Ok(Loader { batches, packer: Some(packer) })
     }
 }
 

@@ -37,7 +37,7 @@ use crate::console::note;
 use crate::data::inputs::{Batches, Input, Limits};
 use crate::data::tokenize::Encoded;
 use crate::device::{Device, Opened, Precision};
-use crate::error::{BROKEN, Error, Kind, Result};
+use crate::error::{BROKEN, Error, Kind, Result, no_threads};
 use crate::model::config::Config;
 use crate::model::infer::{Results, Wanted};
 use crate::model::plan::ModelSpec;
@@ -221,14 +221,15 @@ impl Session {
     ) -> Result<()> {
         let (source, (send, receive)) = (self.source.clone(), sync_channel(1));
         // Not a scoped thread: after an error, the next line of a slow stream must not be waited for.
-        let reader = thread::spawn(move || {
+        let read = move || {
             let encode = |inputs: Vec<Input>| source.encode(&inputs, max_length).map(|encoded| (inputs, encoded));
             for batch in batches {
                 if send.send(batch.and_then(encode)).is_err() {
                     return; // the receiver is gone
                 }
             }
-        });
+        };
+        let reader = thread::Builder::new().spawn(read).map_err(no_threads)?;
         for batch in receive {
             let (inputs, encoded) = batch?;
             each(&inputs, &self.classify(&inputs, &encoded)?)?;

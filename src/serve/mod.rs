@@ -24,7 +24,7 @@ use tokio::time::sleep;
 
 use crate::checkpoint::model_dir::ModelDir;
 use crate::data::tokenize::Tokenizer;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result, no_threads};
 use crate::flags::count;
 use crate::infer::pooling::Pooling;
 use access_log::AccessLog;
@@ -120,10 +120,10 @@ pub fn serve(
     stop: impl Future<Output = ()> + Send + 'static,
     compute: Compute,
 ) -> Result<()> {
-    let failed = |e: std::io::Error| Error::new(Kind::Device, "threads", e.to_string(), "stop other programs");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // The blocking threads tokenize.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(cores).build().map_err(failed)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(cores).build().map_err(no_threads)?;
     let metrics = Arc::new(Metrics::new());
     let (queue, batches) = queue::queue(options.max_concurrent_requests, served.batch_tokens, &metrics);
     let patience = Duration::from_secs(options.client_timeout as u64);
@@ -131,9 +131,9 @@ pub fn serve(
     let connections = std::thread::Builder::new()
         .name("http".to_string())
         .spawn(move || runtime.block_on(accept(listener, app, patience, stop)))
-        .map_err(failed)?;
+        .map_err(no_threads)?;
     batches.run(compute); // ends after all connections
-    connections.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(failed)
+    connections.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(no_threads)
 }
 
 async fn accept(listener: TcpListener, app: Router, patience: Duration, stop: impl Future<Output = ()>) -> std::io::Result<()> {

@@ -90,7 +90,7 @@ impl Trainer<'_> {
         for epoch in self.state.step / self.updates_per_epoch.. {
             let first = self.state.step % self.updates_per_epoch * accumulation;
             let order = row_order(self.data.train.rows(), settings.shuffle, settings.seed, epoch as u64);
-            let mut loader = Loader::new(self.data.train.clone(), order, settings.batch_size, first);
+            let mut loader = Loader::new(self.data.train.clone(), order, settings.batch_size, first)?;
             loop {
                 // An update never crosses the end of an epoch.
                 let micro_batches: Vec<PackedBatch> = loader.by_ref().take(accumulation).collect();

@@ -38,7 +38,7 @@ pub fn evaluate(
     let begin = Instant::now();
     let progress = Progress::new(what, data.rows() as u64, &["texts", "tokens"]);
     let (mut logits, mut losses, mut batches) = (Vec::new(), Vec::new(), 0);
-    let in_order = Loader::in_order(data.clone(), model.plan.spec.tokens, batch_size);
+    let in_order = Loader::in_order(data.clone(), model.plan.spec.tokens, batch_size)?;
     model.infer_all(in_order.map(|batch| (batch, Wanted::LOSSES)), |batch, results| {
         check_interrupt()?;
         logits.extend(results.logits.into_iter().map(|x| x as f32));
