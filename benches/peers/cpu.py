@@ -224,14 +224,16 @@ with tempfile.TemporaryDirectory() as folder:
 
 results = []
 for what in ("training", "inference"):
-    best = {p: statistics.median(s for s, _ in samples.get(f"warpfit {what} {p}", [(float("nan"), 0)])) for p in ("fp32", "bf16")}
+    ours = {precision: f"warpfit {what} {precision}" for precision in ("fp32", "bf16")}
+    best = {precision: statistics.median(s for s, _ in samples[name]) for precision, name in ours.items() if name in samples}
     print(f"\n{what:<42}{'tokens/s':>10}{'least':>8}{'most':>8}{'peak MiB':>10}{'fp32':>8}{'bf16 of warpfit to it':>24}")
     for name in [name for name in contenders if what in name]:
         speeds = [speed for speed, _ in samples[name]]
         median, peak = statistics.median(speeds), max(mib for _, mib in samples[name])
         ratios = {precision: speed / median for precision, speed in best.items()}
         line = f"{name.replace(what + ' ', ''):<42}{median:>10.0f}{min(speeds):>8.0f}{max(speeds):>8.0f}{peak:>10.0f}"
-        print(f"{line}{ratios['fp32']:>7.2f}x{ratios['bf16']:>23.2f}x")
+        ratio = lambda precision: f"{ratios[precision]:.2f}x" if precision in ratios else "-"
+        print(f"{line}{ratio('fp32'):>8}{ratio('bf16'):>24}")
         results.append({"name": name, "tokens_per_s": median, "samples": speeds, "peak_mib": peak, "warpfit_to_it": ratios})
 if args.json:
     settings = {key: vars(args)[key] for key in ("texts", "batch_size", "max_length", "repeats")} | {"tokens": tokens}
