@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | [`ops`] | the operator definitions: one struct per op with its maths, the enum [`ops::Op`], and the trait [`ops::Backend`] that runs them |
 //! | [`model`] | a model as one list of ops: `encoder`, `head`; `infer` (batches in order, submitted ahead); `names` (parameters by role, with Hugging Face's names), `config`, `plan` (every buffer) |
-//! | [`cpu`] | the backend on CPUs: one file per group of ops (embed linear attention norm dropout loss adamw), `arena`, `instructions` (the machine's, or those of `WARPFIT_CPU`), and matrix products: `matrix`, `product`, by `gemm` or, rounded to bf16, by `panels` (`avx512`) or `copies` |
+//! | [`cpu`] | the backend on CPUs: one file per group of ops (embed linear attention norm loss adamw), `dropout` (its masks), `arena`, `instructions` (the machine's, or those of `WARPFIT_CPU`), and matrix products: `matrix`, `product`, by `gemm` or, rounded to bf16, by `panels` (`avx512`) or `copies` |
 //! | [`cuda`] | the backend on NVIDIA GPUs: the same groups, each launching the kernels in `kernels/<name>.cu`; `gemm` (cuBLASLt), `columns` (sums over rows, added once per update), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
 //! | [`device`] | the choice of backend and precision: the only module that names the backends |
 //! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; the time of each op in a run |
@@ -35,7 +35,8 @@
 //! # Invariants
 //! 1. Padding does not exist. A batch is packed: `ids`, `positions` and `cu_seqlens`; every dense op runs on the rows that
 //!    exist; only attention and the gather of `[CLS]` read `cu_seqlens`.
-//! 2. An op allocates nothing (the working memory of the `gemm` crates aside): all memory is planned and taken once, and
+//! 2. An op allocates nothing (the working memory of the `gemm` crates aside, and page-locked memory for results, on first
+//!    use): all memory is planned and taken once, and
 //!    `plan.rs` is the whole list, but for the working memory that a backend takes in [`ops::Backend::reserve`].
 //! 3. Gradients of parameters accumulate (`+=`) over an update's micro-batches, of which the first overwrites (`=`); gradients of
 //!    activations are overwritten unless the op's field says otherwise.
