@@ -18,7 +18,7 @@ pub use look::{Look, fill};
 
 mod look;
 
-/// Prints a result for people: as [`print`], but dressed for the terminal.
+/// Prints a result for people: as [`print()`], but dressed for the terminal.
 pub fn tell(line: impl Display) -> Result<()> {
     print(Look::of_stdout().dressed(&line.to_string()))
 }
