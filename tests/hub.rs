@@ -728,6 +728,9 @@ fn a_run_is_pushed_and_survives_a_failed_push() {
     fs::write(out.join("thesis.txt"), "ten years").unwrap();
     whole.server.seen();
     whole.storage.seen();
+    // As in a run that was started beside its data.
+    let settings = fs::read_to_string(out.join("training_args.json")).unwrap();
+    fs::write(out.join("training_args.json"), settings.replace(path(&file), "../secret/folder/train.csv")).unwrap();
     let push = |hub: &Hub, id: &str| run(hub.command(PUSH, &[path(&out), id]).env("HF_TOKEN", TOKEN), b"");
     let pushed = push(&whole, "lab/old").done();
     assert_eq!(pushed.out, format!("published   {}/lab/old\n", whole.server.address));
@@ -738,6 +741,13 @@ fn a_run_is_pushed_and_survives_a_failed_push() {
     assert_eq!((stored[0].headers.get("authorization"), &*stored[0].headers["x-given"]), (None, "yes"));
     let asked = whole.server.seen();
     let find = |end: &str| asked.iter().find(|request| request.path.ends_with(end)).unwrap();
+    let samples: Value = serde_json::from_slice(&find("/preupload/main").body).unwrap();
+    for sample in samples["files"].as_array().unwrap() {
+        use base64::Engine;
+        let sample = base64::engine::general_purpose::STANDARD.decode(sample["sample"].as_str().unwrap()).unwrap();
+        let sample = String::from_utf8_lossy(&sample);
+        assert!(!sample.contains(path(&out)) && !sample.contains("secret"), "{sample}");
+    }
     assert_eq!(
         serde_json::from_slice::<Value>(&find("/verify").body).unwrap(),
         json!({"oid": hex(&weights), "size": weights.len()})
@@ -761,14 +771,15 @@ fn a_run_is_pushed_and_survives_a_failed_push() {
             if ["training_args.json", "trainer_state.json"].contains(&name) {
                 // Without the folders of this machine.
                 let content = String::from_utf8(content).unwrap();
-                let paths = [&model, &file, &out, &out.join("checkpoint-1")];
-                let whole = paths.iter().fold(content.clone(), |content, path| {
+                let paths = [&model, &out, &out.join("checkpoint-1")];
+                let whole = content.replace("\"train.csv\"", "\"../secret/folder/train.csv\"");
+                let whole = paths.iter().fold(whole, |content, path| {
                     content.replace(&format!("{:?}", path.file_name().unwrap()), &format!("{path:?}"))
                 });
                 let local = fs::read(out.join(name)).unwrap();
                 let [whole, local] = [whole.as_bytes(), &local].map(|json| serde_json::from_slice::<Value>(json).unwrap());
                 assert_eq!(whole, local);
-                assert!(paths.iter().all(|path| !content.contains(self::path(path))), "{content}");
+                assert!(paths.iter().all(|path| !content.contains(self::path(path))) && !content.contains("secret"), "{content}");
             } else {
                 assert_eq!(content, fs::read(out.join(name)).unwrap(), "{name}");
             }

@@ -116,6 +116,7 @@ MUTANTS = [
     ("kernels/columns.cu", "a.types[row] != a.only", "a.types[row] < a.only", "ops::f32_on_cuda"),
     ("kernels/columns.cu", "if (block >= a.ends[i + step - 1]) i += step;", "if (block > a.ends[i + step - 1]) i += step;", "ops::f32_on_cuda"),
     ("kernels/columns.cu", "chunk < a.chunks[i]; chunk += WARPS", "chunk < a.chunks[i]; chunk += a.chunks[i]", "ops::f32_on_cuda"),
+    ("src/train/state.rs", "\"validation_data\": data.validation.as_ref().map(|data| hash(data)),", "", "train::a_resumed_run_equals_an_uninterrupted_run"),
     ("src/model/infer.rs", "let slot = number % 2;", "let slot = 0;", "model::many_batches_are_inferred_as_one_by_one"),
     ("src/model/infer.rs", "            self.submit(&batch, wanted, slot)?;\n            if let Some((batch, wanted, slot)) = last.replace((batch, wanted, slot)) {\n                each(&batch, self.collect(&batch, wanted, slot)?)?;\n            }", "            if let Some((batch, wanted, slot)) = last.take() {\n                each(&batch, self.collect(&batch, wanted, slot)?)?;\n            }\n            self.submit(&batch, wanted, slot)?;\n            last = Some((batch, wanted, slot));", "model::a_gpu_has_work_while_results_are_read"),
     ("src/cuda/arena.rs", "        fetched.arrived.synchronize().map_err(failed(\"results\"))?;\n", "", "model::many_batches_are_inferred_as_one_by_one"),

@@ -264,6 +264,15 @@ fn a_resumed_run_equals_an_uninterrupted_run() {
     assert!(refused("--batch-size 5 --gradient-accumulation-steps 3 --max-length 6").contains("other training data"));
     let other = "--batch-size 5 --gradient-accumulation-steps 3 --max-length 32 --dropout 0.5";
     assert!(refused(other).contains("dropout 0.1, but this run has 0.5"), "{}", refused(other));
+    // Its best evaluation would be compared with others.
+    let same = "--batch-size 5 --gradient-accumulation-steps 3 --max-length 32";
+    for (changed, part) in [
+        ("--max-eval-samples 10", "was written with other validation data"),
+        ("--metric-for-best-model accuracy", "metric_for_best_model \"loss\", but this run has \"accuracy\""),
+        ("--from-scratch", "from_scratch false, but this run has true"),
+    ] {
+        assert!(refused(&format!("{same} {changed}")).contains(part), "{}", refused(&format!("{same} {changed}")));
+    }
 }
 
 /// The output of a run that does not depend on the clock.

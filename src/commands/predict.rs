@@ -84,8 +84,9 @@ fn no_stars(labels: &[String]) -> Error {
 fn named_file(texts: &[String]) -> Result<Option<PathBuf>> {
     let [text] = texts else { return Ok(None) };
     let path = PathBuf::from(text);
-    if path.is_file() {
-        note(format!("note: {text} is read as a file; --text classifies these words"));
+    if path.exists() {
+        let what = if path.is_dir() { "folder" } else { "file" };
+        note(format!("note: {text} is read as a {what}; --text classifies these words"));
         return Ok(Some(path));
     }
     if !text.contains(char::is_whitespace) && ENDINGS.contains(&dataset::ending(&path).as_str()) {

@@ -82,7 +82,9 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     let out = settings.output_dir.display();
     tell(format!("saved       {out}"))?;
     if !on_sample {
-        let model = shown(&settings.output_dir);
+        // The folder of a model does not carry it.
+        let length = settings.max_length.map_or(String::new(), |length| format!(" --max-length {length}"));
+        let model = shown(&settings.output_dir) + &length;
         next(&[
             format!("warpfit predict --model {model} \"A text to classify\""),
             format!("warpfit evaluate --model {model} test.csv --output-dir report"),

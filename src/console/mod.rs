@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::{Error, Kind, Result};
@@ -29,7 +29,7 @@ pub fn print(line: impl Display) -> Result<()> {
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Error::io(Path::new("standard output"), e))
 }
 
-static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Default::default);
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Ends [`leave_on_interrupt`].
 static LEAVING: OnceLock<Handle> = OnceLock::new();
@@ -61,14 +61,30 @@ pub fn leave_on_interrupt(leave: impl FnOnce() + Send + 'static) -> Result<()> {
 
 /// From now on the first signal is left to [`check_interrupt`]; a second one ends the process immediately.
 pub fn notice_interrupts() -> Result<()> {
+    BEGIN.get_or_init(Instant::now);
     for signal in interrupts() {
-        // In this order: at the first signal the condition is not met yet.
-        flag::register_conditional_shutdown(signal, Kind::Interrupted as i32, INTERRUPTED.clone())
-            .and_then(|_| flag::register(signal, INTERRUPTED.clone()))
-            .map_err(no_signals)?;
+        // SAFETY: the handler reads the clock and atomic numbers, and may end the process, all of which a handler may do.
+        unsafe { signal_hook::low_level::register(signal, on_signal) }.map_err(no_signals)?;
     }
     LEAVING.get().into_iter().for_each(Handle::close);
     Ok(())
+}
+
+/// Signals within this time are one: `timeout` sends one to its child and one to the group that the child is in.
+const ONE_SIGNAL: u64 = 300; // ms
+
+static BEGIN: OnceLock<Instant> = OnceLock::new();
+
+/// When the first signal came, in milliseconds from 1 after [`BEGIN`]; 0 before.
+static FIRST: AtomicU64 = AtomicU64::new(0);
+
+fn on_signal() {
+    let now = 1 + BEGIN.get().map_or(0, |begin| begin.elapsed().as_millis() as u64);
+    match FIRST.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => INTERRUPTED.store(true, Ordering::Relaxed),
+        Err(first) if now - first > ONE_SIGNAL => signal_hook::low_level::exit(Kind::Interrupted as i32),
+        Err(_) => (),
+    }
 }
 
 fn is_ignored(signal: i32) -> bool {

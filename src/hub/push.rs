@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -135,8 +135,10 @@ impl Target {
 
     fn upload(&self, folder: &Path) -> Result<(), Failure> {
         let mut files = Vec::new();
+        // Of files that are not published as they are.
+        let rewritten = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), e))?;
         for name in PUBLISHED {
-            let path = folder.join(name);
+            let path = public(folder, name, rewritten.path())?;
             match fs::metadata(&path) {
                 Ok(about) => files.push(Upload { name, path, size: about.len(), oid: None }),
                 Err(error) if ["config.json", "model.safetensors"].contains(&name) => return Err(Error::io(&path, error).into()),
@@ -250,7 +252,7 @@ impl Target {
             let line = match oid {
                 Some(oid) => json!({"key": "lfsFile", "value": {"path": name, "algo": "sha256", "oid": oid, "size": size}}),
                 None => {
-                    let content = STANDARD.encode(public(name, fs::read(path).map_err(|e| Error::io(path, e))?));
+                    let content = STANDARD.encode(fs::read(path).map_err(|e| Error::io(path, e))?);
                     json!({"key": "file", "value": {"path": name, "encoding": "base64", "content": content}})
                 }
             };
@@ -264,17 +266,26 @@ impl Target {
     }
 }
 
-/// The content of a file as it is published: of absolute paths in JSON only the last part is left.
-fn public(name: &str, content: Vec<u8>) -> Vec<u8> {
-    let parsed = || serde_json::from_slice::<Value>(&content).ok().filter(|_| name.ends_with(".json"));
-    let Some(mut json) = parsed() else { return content };
-    if shorten_paths(&mut json, false) { format!("{json:#}\n").into_bytes() } else { content }
+/// Where the file of this name is as it is published: of paths in JSON only the last part is left, in a copy in `rewritten`.
+fn public(folder: &Path, name: &str, rewritten: &Path) -> Result<PathBuf> {
+    let (path, copy) = (folder.join(name), rewritten.join(name));
+    let parsed = || serde_json::from_slice::<Value>(&fs::read(&path).ok()?).ok();
+    let Some(mut json) = name.ends_with(".json").then(parsed).flatten() else { return Ok(path) };
+    if !shorten_paths(&mut json, false) {
+        return Ok(path);
+    }
+    fs::write(&copy, format!("{json:#}\n")).map_err(|e| Error::io(&copy, e))?;
+    Ok(copy)
 }
 
-/// Shortens the absolute paths in a value, itself `of_path` or with keys of paths; whether there were any.
+/// Shortens the paths in a value, itself `of_path` or with keys of paths; whether there were any. `owner/name` is an id of the hub.
 fn shorten_paths(value: &mut Value, of_path: bool) -> bool {
+    let is_path = |text: &str| {
+        let path = Path::new(text);
+        path.is_absolute() || path.components().count() > 2 || path.components().any(|part| part == Component::ParentDir)
+    };
     match value {
-        Value::String(text) if of_path && Path::new(text).is_absolute() => {
+        Value::String(text) if of_path && is_path(text) => {
             *text = Path::new(text).file_name().unwrap_or_default().to_string_lossy().into_owned();
             true
         }

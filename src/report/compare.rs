@@ -143,7 +143,12 @@ impl Comparison {
     /// Why the figures of training runs are not comparable, and the command that helps.
     pub fn doubt(&self) -> Option<String> {
         let differing = self.differing().into_iter().map(|mut row| row.remove(0));
-        let keys: Vec<String> = differing.filter(|key| OF_VALIDATION.contains(&key.as_str())).collect();
+        let held_out = self.runs.iter().flat_map(|run| &run.training).any(|run| run.settings["validation_split"] != "null");
+        let decides = |key: &String| OF_VALIDATION.contains(&key.as_str()) || held_out && key == "seed";
+        let mut keys: Vec<String> = differing.filter(decides).collect();
+        if keys.is_empty() && self.runs.iter().any(|run| run.metrics["samples"] != self.runs[0].metrics["samples"]) {
+            keys.push("the number of texts".to_string());
+        }
         let help = measure(Path::new(&self.runs[0].name));
         (!keys.is_empty()).then(|| format!("warning: the validation data differ, by {}; {help}", keys.join(", ")))
     }
@@ -162,7 +167,7 @@ impl Comparison {
         let numbers: Vec<String> = (1..=self.runs.len()).map(|run| format!("[{run}]")).collect();
         let figures = Metric::ALL.map(|metric| (metric.name(), self.row(metric)));
         let figure = |figure: &Option<(f64, bool)>| match figure {
-            Some((value, best)) => format!("  {value:.4}{}", if *best { '*' } else { ' ' }),
+            Some((value, best)) => format!("{value:>8.4}{}", if *best { '*' } else { ' ' }),
             None => format!("  {:>6} ", "-"),
         };
         let mut lines = Vec::new();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::evaluate::fail_under;
 use super::hugging_face;
@@ -235,11 +235,19 @@ pub enum ReportTo {
     None,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ClassWeights {
     Balanced,
     Given(Vec<f64>),
+}
+
+impl Serialize for ClassWeights {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            ClassWeights::Balanced => "balanced".serialize(serializer),
+            ClassWeights::Given(weights) => weights.serialize(serializer),
+        }
+    }
 }
 
 /// When an action is due during training.
@@ -345,7 +353,8 @@ impl Args {
             return Err(match asked.as_os_str() == NEWEST {
                 true => Error::user("--output-dir", "is missing", "name the folder of the run: --resume-from-checkpoint DIR"),
                 false => {
-                    Error::user(asked.display(), "is not in the folder of a run", "name the folder of the run, or --output-dir")
+                    let fact = if asked.exists() { "is neither the folder of a run nor in one" } else { "no such folder" };
+                    Error::user(asked.display(), fact, "name the folder of the run")
                 }
             });
         }

@@ -108,7 +108,7 @@ impl<'a> Setup<'a> {
         notice_interrupts()?;
         let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir || resumes)?;
         let mut trainer = Trainer {
-            state: RunState::new(settings, &data.train),
+            state: RunState::new(settings, &data),
             settings,
             source,
             data,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use twox_hash::XxHash64;
 
 use super::args::{GivenFlags, NEWEST, ReportTo, Settings};
+use super::data::Data;
 use super::{BestModel, Trainer};
 use crate::checkpoint::model_dir::{read_tensors, write_tensors};
 use crate::checkpoint::run_dir::checkpoint_step;
@@ -70,7 +71,7 @@ pub struct RunState {
 
 impl RunState {
     /// The state before the first update.
-    pub fn new(settings: &Settings, train: &Encoded) -> RunState {
+    pub fn new(settings: &Settings, data: &Data) -> RunState {
         RunState {
             run_id: String::new(),
             masks: MASKS.to_string(),
@@ -84,7 +85,7 @@ impl RunState {
             loss_sum: 0.0,
             evals_without_improvement: 0,
             best: None,
-            fingerprint: fingerprint(settings, train),
+            fingerprint: fingerprint(settings, data),
         }
     }
 
@@ -151,8 +152,13 @@ impl RunState {
         let [was, is] = [&Config::read(&checkpoint.join("config.json"))?, config]
             .map(|config| serde_json::from_str(&config.to_json()).expect("JSON of our own"));
         for (was, is) in [(&self.fingerprint, fingerprint), (&was, &is)] {
-            let Some((key, is)) = is.as_object().into_iter().flatten().find(|(key, is)| was[*key] != **is) else { continue };
+            // An earlier version has fewer keys; and a run may go on without evaluations.
+            let goes_on_without = |key: &str, is: &Value| key == "validation_data" && is.is_null();
+            let differs =
+                |(key, is): &(&String, &Value)| was.get(*key).is_some_and(|was| was != *is) && !goes_on_without(key, is);
+            let Some((key, is)) = is.as_object().into_iter().flatten().find(differs) else { continue };
             let fact = match key.as_str() {
+                "validation_data" => "was written with other validation data".to_string(),
                 "data" => {
                     "was written with other training data, another tokenizer, another --max-length or another --truncation-side"
                         .to_string()
@@ -190,11 +196,18 @@ const CHANGEABLE: [&str; 13] = [
 ];
 
 /// Settings that must be the same when a run resumes.
-fn fingerprint(settings: &Settings, train: &Encoded) -> Value {
+fn fingerprint(settings: &Settings, data: &Data) -> Value {
     let hash = |bytes: &[u8], seed| XxHash64::oneshot(seed, bytes);
-    let data = hash(bytemuck::cast_slice(&train.ids), hash(bytemuck::cast_slice(&train.labels), train.rows() as u64));
+    let hash = |data: &Encoded| {
+        let hash = hash(bytemuck::cast_slice(&data.ids), hash(bytemuck::cast_slice(&data.labels), data.rows() as u64));
+        format!("{hash:016x}")
+    };
     json!({
-        "data": format!("{data:016x}"),
+        "data": hash(&data.train),
+        "validation_data": data.validation.as_ref().map(|data| hash(data)),
+        "metric_for_best_model": settings.metric_for_best_model,
+        "model": settings.model.file_name().unwrap_or_default().to_string_lossy(),
+        "from_scratch": settings.from_scratch,
         "batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
         "precision": settings.precision,

@@ -288,6 +288,14 @@ fn a_file_has_one_name_in_every_command() {
         "{}",
         predicted.err
     );
+    // A folder of labelled texts, too.
+    let texts = dir.path().join("texts");
+    for (class, text) in [("neg", "bad"), ("pos", "good")] {
+        std::fs::create_dir_all(texts.join(class)).unwrap();
+        std::fs::write(texts.join(class).join("1.txt"), text).unwrap();
+    }
+    let of_folder = ran(PREDICT, &["--model", path(model.path()), path(&texts)]).done();
+    assert!(of_folder.out.lines().count() == 2 && of_folder.err.contains("is read as a folder"), "{}", of_folder.err);
     assert_eq!(outputs("embed", &[]).out.lines().count(), 32);
     let report = dir.path().join("report");
     let evaluated = outputs(EVALUATE, &["--output-dir", path(&report)]);

@@ -481,7 +481,8 @@ fn a_fifo_or_a_link_in_a_model_folder_is_refused() {
 #[test]
 fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
     let dir = TempDir::new().unwrap();
-    for (ignored, signals) in [(false, ["HUP"]), (false, ["USR1"]), (true, ["HUP"])] {
+    // Two signals in a row are one: so `timeout` stops a program.
+    for (ignored, signals) in [(false, &["HUP"][..]), (false, &["USR1"]), (false, &["TERM", "TERM"]), (true, &["HUP"])] {
         let out = dir.path().join(format!("{ignored} {signals:?}"));
         let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
         // The tests themselves may run under nohup.
@@ -492,7 +493,7 @@ fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         wait_for_checkpoint(&out);
         let send = |signal: &str| Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
-        assert!(signals.into_iter().all(|signal| send(signal).success()));
+        assert!(signals.iter().all(|signal| send(signal).success()));
         if ignored {
             // As under nohup.
             std::thread::sleep(Duration::from_millis(300));
@@ -639,5 +640,6 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
 
     resume(&[]).failed(2, "`--output-dir`: is missing; name the folder of the run: --resume-from-checkpoint DIR");
     let elsewhere = dir.path().join("elsewhere");
-    ran(TRAIN, &["--resume-from-checkpoint", path(&elsewhere)]).failed(2, "elsewhere`: is not in the folder of a run; name");
+    ran(TRAIN, &["--resume-from-checkpoint", path(&elsewhere)])
+        .failed(2, "elsewhere`: no such folder; name the folder of the run");
 }

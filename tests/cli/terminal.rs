@@ -44,11 +44,12 @@ fn every_command_fits_80_columns() {
     let (out, report) = (long.join("out"), long.join("report"));
     let [model, file, test, out, report] = [&model, &file, &test, &out, &report].map(|path| super::path(path));
     let training = ["--model", model, "--train-file", file, "--validation-file", test, "--output-dir", out, "--epochs", "2"];
+    let training = [&training[..], &["--metric-for-best-model", "matthews_correlation"]].concat();
     let mut seen = 0;
     for (command, args) in [
         ("describe", vec![file, "--model", model]),
         (TRAIN, training.to_vec()),
-        (TRAIN, vec!["--resume-from-checkpoint", out, "--epochs", "3", "--metric-for-best-model", "matthews_correlation"]),
+        (TRAIN, vec!["--resume-from-checkpoint", out, "--epochs", "3"]),
         (EVALUATE, vec!["--model", out, test, "--output-dir", report]),
         (EVALUATE, vec!["--compare", report, report]),
         (EVALUATE, vec!["--compare", out, out]),
@@ -128,7 +129,10 @@ fn evaluations_are_rows_of_a_table() {
         assert_eq!(row[..], [&[&*format!("{epoch}.00"), &step], &figures.each_ref().map(|figure| &**figure)[..]].concat());
     }
     // With the metric that decides, and from its own header on after a resume.
-    let more = ["--resume-from-checkpoint", path(out.path()), "--epochs", "3", "--metric-for-best-model", "balanced_accuracy"];
+    let out = TempDir::new().unwrap();
+    let metric = ["--metric-for-best-model", "balanced_accuracy", "--validation-file", path(&test)];
+    train(out.path(), &[&flags[..], &metric].concat()).done();
+    let more = ["--resume-from-checkpoint", path(out.path()), "--epochs", "3"];
     let resumed = crate::cli::ran(TRAIN, &more).done();
     let heads = "epoch     step  training loss  validation loss  accuracy  balanced_accuracy";
     assert!(resumed.err.lines().any(|line| line.trim_start() == heads), "{}", resumed.err);

@@ -19,7 +19,7 @@ fn host(name: &str) -> &Arguments {
 /// A source that nvcc refuses unless the arguments of every kernel have the sizes and offsets of the host, `change`d. KERNEL
 /// only names the type of the arguments here.
 fn assertions(sources: &[Source], change: impl Fn(&str, usize) -> usize) -> String {
-    let mut text = "#include \"mma.cuh\"\n#include <cstddef>\n#undef KERNEL\n".to_string();
+    let mut text = "#include \"mma.cuh\"\n#include \"norm.cuh\"\n#include <cstddef>\n#undef KERNEL\n".to_string();
     text.push_str("#define KERNEL(name, body, Args, threads, ...) using name##_args = Args;\n");
     for Source { stem, kernels, .. } in sources {
         let _ = writeln!(text, "namespace {stem}_source {{\n#include \"{stem}.cu\"");
