@@ -41,7 +41,7 @@ def problems_of(out, finished, calls, k, fault, undisturbed, counts):
     counts[f"exit code {code}"] += 1
     found = undisturbed.faults(out)
     is_killed = fault["mode"] in ("kill", "killed_after")
-    one_line = errors.startswith("error: `") and "\n" not in errors
+    one_line = errors.startswith("stopped: " if code == 130 else "error: `") and "\n" not in errors
     if not (code == -9 if is_killed else code == 0 or (code in (2, 130) and one_line)):
         found.append(f"exit code {code}: {errors}")
     # Complete once it has its name, and known to be so by the next call.
