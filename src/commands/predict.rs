@@ -1,5 +1,6 @@
 //! Classifies texts with a trained model: from arguments, from the lines of standard input, or from a file.
 
+use std::collections::BTreeSet;
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
@@ -167,12 +168,17 @@ pub fn run(mut args: Args) -> Result<()> {
     let visible = (args.input.is_some() || split.is_some()) && (args.output.is_some() || !std::io::stdout().is_terminal());
     let progress = visible.then(|| Progress::new("predicting", None, &["texts", "tokens"]));
     let (mut rows, mut cut) = (0, 0);
+    let (keeps_in_csv, mut left_out) = (args.keep_columns && format == Format::Csv, BTreeSet::new());
     classifier.predict_all(batches, max_length, |inputs, predictions| {
         let first = kept.is_none();
         let kept = kept.get_or_insert_with(|| inputs[0].row().into_iter().map(|(name, _)| name).collect());
         let header = if first { lines.header(kept) } else { String::new() };
         let text = inputs.iter().zip(predictions).map(|(input, prediction)| lines.lines(input, kept, prediction));
         write(&(header + &text.collect::<String>()))?;
+        if keeps_in_csv {
+            let names = inputs.iter().flat_map(|input| input.row()).map(|(name, _)| name);
+            left_out.extend(names.filter(|name| !kept.contains(name)));
+        }
         rows += inputs.len() as u64;
         cut += predictions.iter().filter(|prediction| prediction.truncated).count() as u64;
         if let Some(progress) = &progress {
@@ -180,6 +186,10 @@ pub fn run(mut args: Args) -> Result<()> {
         }
         Ok(())
     })?;
+    if !left_out.is_empty() {
+        let names = left_out.into_iter().collect::<Vec<_>>().join(", ").replace(char::is_control, " ");
+        note(format!("warning: columns that the first row does not have are left out: {names}; --format jsonl keeps them"));
+    }
     if let (0, Some(file)) = (rows, &args.input) {
         return Err(Error::user(file.display(), "no rows", "give at least one row"));
     }
