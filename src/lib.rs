@@ -35,9 +35,9 @@
 //! # Invariants
 //! 1. Padding does not exist. A batch is packed: `ids`, `positions` and `cu_seqlens`; every dense op runs on the rows that
 //!    exist; only attention and the gather of `[CLS]` read `cu_seqlens`.
-//! 2. An op allocates nothing (the working memory of the `gemm` crates aside, and page-locked memory for results, on first
-//!    use): all memory is planned and taken once, and
-//!    `plan.rs` is the whole list, but for the working memory that a backend takes in [`ops::Backend::reserve`].
+//! 2. An op allocates nothing (the working memory of the `gemm` crates aside, and page-locked memory for results, on first use):
+//!    all memory is planned and taken once, and `plan.rs` is the whole list, but for the working memory that a backend takes in
+//!    [`ops::Backend::reserve`].
 //! 3. Gradients of parameters accumulate (`+=`) over an update's micro-batches, of which the first overwrites (`=`); gradients of
 //!    activations are overwritten unless the op's field says otherwise.
 //! 4. Every reduction has a fixed order, and there are no floating-point atomics: the same inputs give the same bits, run after

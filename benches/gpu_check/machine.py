@@ -92,7 +92,7 @@ class Monitor:
             self.child.wait()
 
 
-# A test of one short kernel, to find out whether a tool works here.
+# A short test, to find out whether a tool works here.
 PROBE = ["--exact", "ops::cuda_bf16::dropout_off_is_the_identity"]
 # Kernels of cuBLASLt, by its names for them.
 NOT_OURS = "regex=nvjet|cublas|cutlass|gemm|splitK"

@@ -82,7 +82,8 @@ fn on_signal() {
     let now = 1 + BEGIN.get().map_or(0, |begin| begin.elapsed().as_millis() as u64);
     match FIRST.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
         Ok(_) => INTERRUPTED.store(true, Ordering::Relaxed),
-        Err(first) if now - first > ONE_SIGNAL => signal_hook::low_level::exit(Kind::Interrupted as i32),
+        // Another thread may have had the first signal, and read the clock later.
+        Err(first) if now.saturating_sub(first) > ONE_SIGNAL => signal_hook::low_level::exit(Kind::Interrupted as i32),
         Err(_) => (),
     }
 }

@@ -143,7 +143,8 @@ impl Comparison {
     /// Why the figures of training runs are not comparable, and the command that helps.
     pub fn doubt(&self) -> Option<String> {
         let differing = self.differing().into_iter().map(|mut row| row.remove(0));
-        let held_out = self.runs.iter().flat_map(|run| &run.training).any(|run| run.settings["validation_split"] != "null");
+        let splits = |run: &Training| run.settings.get("validation_split").is_some_and(|share| share != "null");
+        let held_out = self.runs.iter().flat_map(|run| &run.training).any(splits);
         let decides = |key: &String| OF_VALIDATION.contains(&key.as_str()) || held_out && key == "seed";
         let mut keys: Vec<String> = differing.filter(decides).collect();
         if keys.is_empty() && self.runs.iter().any(|run| run.metrics["samples"] != self.runs[0].metrics["samples"]) {
