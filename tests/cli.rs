@@ -30,11 +30,19 @@ pub const EVALUATE: &str = "evaluate";
 /// A command of the program; `train` by its own name.
 pub fn program(command: &str) -> Command {
     if command == TRAIN {
-        return Command::new(env!("CARGO_BIN_EXE_train"));
+        return without_colour_settings(Command::new(env!("CARGO_BIN_EXE_train")));
     }
-    let mut program = Command::new(env!("CARGO_BIN_EXE_warpfit"));
+    let mut program = without_colour_settings(Command::new(env!("CARGO_BIN_EXE_warpfit")));
     program.arg(command);
     program
+}
+
+/// Colour as the test has it, whatever the shell or the CI that runs the tests has asked for.
+pub fn without_colour_settings(mut command: Command) -> Command {
+    for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
+        command.env_remove(variable);
+    }
+    command
 }
 
 pub struct Ran {
@@ -186,7 +194,7 @@ fn assert_none(faults: impl IntoIterator<Item = Option<String>>) {
 
 #[test]
 fn a_missing_or_unknown_command_is_reported_in_one_line() {
-    let warpfit = |args: &[&str]| run(Command::new(env!("CARGO_BIN_EXE_warpfit")).args(args), b"");
+    let warpfit = |args: &[&str]| run(without_colour_settings(Command::new(env!("CARGO_BIN_EXE_warpfit"))).args(args), b"");
     warpfit(&[]).failed(2, "no command is given; see warpfit --help");
     warpfit(&["trian"]).failed(2, "unrecognized subcommand 'trian'");
     warpfit(&["push", "nowhere", "owner/name"]).failed(2, "`nowhere");

@@ -190,7 +190,7 @@ fn unreadable_files_are_reported_in_one_line() {
     }
     fs::write(&file, "text\ngood\n").unwrap();
     let predict = || {
-        let mut command = Command::new(&binary);
+        let mut command = without_colour_settings(Command::new(&binary));
         command.args([PREDICT, "--model", path(&model), "--input", path(&file)]).current_dir(dir.path());
         if fs::File::open("/etc/shadow").is_ok() {
             command.uid(65534).gid(65534);

@@ -402,7 +402,7 @@ fn a_full_disk_leaves_the_model_that_was_there() {
     let (base, file) = (golden("train/hf_init"), golden("train/train.csv"));
     // Files end there, as on a full disk: sh counts in blocks of 512 bytes.
     let limited = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", size / 512 - 8);
-    let mut command = Command::new("sh");
+    let mut command = without_colour_settings(Command::new("sh"));
     command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_train"), "--model", path(&base), "--train-file", path(&file)]);
     command.args(["--output-dir", path(out.path()), "--overwrite-output-dir"]);
     command.args(words("--max-steps 2 --save-strategy no --dropout 0.3 --label-names no,yes"));
@@ -565,7 +565,7 @@ fn exhausted_memory_is_reported_in_one_line() {
     let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let (mut started, mut failures) = (false, BTreeSet::new());
     for kib in (16 << 10..1 << 20).step_by(512) {
-        let mut command = Command::new("sh");
+        let mut command = without_colour_settings(Command::new("sh"));
         command.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_train")]);
         command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&dir.path().join("out"))]);
         command.args(words("--max-steps 2 --batch-size 32 --device cpu --quiet --overwrite-output-dir"));

@@ -13,9 +13,9 @@ fn on_a_terminal(command: &str, args: &[&str], env: &[(&str, &str)]) -> (Vec<Str
     let program = program(command);
     let words = [program.get_program()].into_iter().chain(program.get_args()).map(|word| word.to_str().unwrap());
     let words: Vec<String> = words.chain(args.iter().copied()).map(warpfit::flags::quoted).collect();
-    let mut terminal = Command::new("script");
+    let mut terminal = without_colour_settings(Command::new("script"));
     terminal.args(["-qec", &format!("stty cols 80 rows 24; {}", words.join(" ")), "/dev/null"]);
-    terminal.env("TERM", "xterm-256color").env_remove("NO_COLOR").env("HF_HUB_OFFLINE", "1").envs(env.iter().copied());
+    terminal.env("TERM", "xterm-256color").env("HF_HUB_OFFLINE", "1").envs(env.iter().copied());
     let all = run(&mut terminal, b"").done().out;
     let mut shown = String::new();
     let mut codes = all.split('\u{1b}');
