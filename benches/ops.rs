@@ -167,8 +167,8 @@ fn cost(call: &Call, pass: Pass, size: &Size) -> Cost {
     match (call, pass) {
         (Call::Op(op), pass) => op.cost(pass, size),
         (Call::Cast(op), Pass::Forward) => op.cost(),
-        (Call::GradNorm(op), Pass::Forward) => op.cost(),
-        (Call::AdamW(op, _), Pass::Forward) => op.cost(),
+        (Call::GradNorm(op), Pass::Forward) => op.cost(size),
+        (Call::AdamW(op, _), Pass::Forward) => op.cost(size),
         (_, Pass::Backward) => Cost::default(),
     }
 }

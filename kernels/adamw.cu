@@ -1,22 +1,36 @@
 // Gradient norm and AdamW over the flat parameters; see src/ops.rs. The norm reads 4 bytes per parameter; AdamW reads 16 and
-// writes 12, and 2 more if products read a copy in 16 bits.
+// writes 12, and 2 more if products read a copy in 16 bits. Rows of the word table without a gradient are passed over, and catch up
+// on the updates before they are read; see src/cuda/words.rs.
 #include "gpu.cuh"
 
 constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
 
-struct GradNormParts {
-    const float* grads; // (len)
-    double* parts;      // (blocks)
+// The updates on which a row can catch up: a power of two.
+constexpr int RING = 512; // host
+
+struct GradNorm {
+    const float* grads;        // (len)
+    double* parts;             // (blocks)
+    unsigned* arrived;         // blocks that have written their part: 0 before and after
+    Status* status;
+    const int* tags;           // (rows, tiles) of the word table
+    int tag;                   // of rows with a gradient
+    int tiles;
+    int dim;
+    int table;                 // elements of the word table, the first ones; 0 if all of its rows have a gradient
     int len;
-    int chunk;          // elements per block, a multiple of 4
+    int chunk;                 // elements per block, a multiple of 4
 };
 
-__device__ void sum_squares(const GradNormParts& a) {
+// The last block to arrive adds the parts, in their order.
+__device__ void sum_squares(const GradNorm& a) {
     const int start = blockIdx.x * a.chunk, end = min(start + a.chunk, a.len);
     const int whole = start + (end - start) / 4 * 4;
     double sum = 0.0;
 #pragma unroll 4
     for (int at = start + 4 * threadIdx.x; at < whole; at += 4 * THREADS) {
+        if (at < a.table && a.tags[at / a.dim * a.tiles] != a.tag) continue;
         float g[4];
         load(g, a.grads + at);
 #pragma unroll
@@ -25,32 +39,30 @@ __device__ void sum_squares(const GradNormParts& a) {
     const int rest = whole + threadIdx.x;
     if (rest < end) sum += double(a.grads[rest]) * a.grads[rest];
     sum = block_sum<THREADS>(sum);
-    if (threadIdx.x == 0) a.parts[blockIdx.x] = sum;
-}
-KERNEL(grad_norm_parts, sum_squares, GradNormParts, 256)
 
-struct GradNorm {
-    const double* parts; // (count)
-    Status* status;
-    int count;
-};
-
-// One block.
-__device__ void root_of_sum(const GradNorm& a) {
-    constexpr int THREADS = 512;
-    double sum = 0.0;
+    __shared__ bool is_last;
+    if (threadIdx.x == 0) {
+        a.parts[blockIdx.x] = sum;
+        __threadfence();
+        is_last = atomicInc(a.arrived, gridDim.x - 1) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    sum = 0.0;
 #pragma unroll 4
-    for (int i = threadIdx.x; i < a.count; i += THREADS) sum += a.parts[i];
+    for (unsigned i = threadIdx.x; i < gridDim.x; i += THREADS) sum += __ldcg(a.parts + i);
     sum = block_sum<THREADS>(sum);
     if (threadIdx.x == 0) a.status->grad_norm = sqrt(sum) / loss_scale(*a.status);
 }
-KERNEL(grad_norm, root_of_sum, GradNorm, 512)
+KERNEL(grad_norm, sum_squares, GradNorm, 256)
 
-// What an update needs of the status block, decided once.
+// What an update needs of the status block, decided once, and its weight decay.
 struct Factors {
     float grad;                   // of the gradients; below 0 if this update is skipped
     float rate;                   // learning rate / (1 - beta1^t)
     float sqrt_bias_correction2;  // sqrt(1 - beta2^t)
+    float decay;                  // 1 - learning rate * weight decay
 };
 
 struct AdamWDecide {
@@ -61,6 +73,7 @@ struct AdamWDecide {
     double beta1;
     double beta2;
     double number;  // of this update, from 1
+    float decay;    // 1 - learning rate * weight decay
     int growth;     // updates after which the loss scale doubles, or 0
 };
 
@@ -91,8 +104,19 @@ __device__ void decide(const AdamWDecide& a) {
     a.factors->grad = usable ? float(clip / scale) : -1.0f;
     a.factors->rate = float(a.learning_rate / (1.0 - pow(a.beta1, t)));
     a.factors->sqrt_bias_correction2 = float(sqrt(1.0 - pow(a.beta2, t)));
+    a.factors->decay = a.decay;
 }
 KERNEL(adamw_decide, decide, AdamWDecide, 32)
+
+// One update of an element, with a gradient that is clipped and not scaled. Each operation is named, so that no kernel fuses two of
+// them that another does not.
+template <class A>
+__device__ __forceinline__ void step(const A& a, const Factors& factors, float decay, float grad, float& p, float& m, float& v) {
+    m = __fadd_rn(__fmul_rn(a.beta1, m), __fmul_rn(a.one_minus_beta1, grad));
+    v = __fadd_rn(__fmul_rn(a.beta2, v), __fmul_rn(__fmul_rn(a.one_minus_beta2, grad), grad));
+    const float root = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), factors.sqrt_bias_correction2), a.eps);
+    p = __fsub_rn(__fmul_rn(p, decay), __fdiv_rn(__fmul_rn(factors.rate, m), root));
+}
 
 template <class T> struct AdamW {
     float* params;          // (len)
@@ -101,9 +125,15 @@ template <class T> struct AdamW {
     float* m;               // (len)
     float* v;               // (len)
     const Factors* factors; // written by adamw_decide
+    const int* tags;        // (rows, tiles) of the word table
+    int* seen;              // (rows): the updates of each row, this one included
+    int tag;                // of rows with a gradient
+    int tiles;
+    int rows;               // of the word table, the first elements; 0 if all of its rows have a gradient
+    int dim;
+    int number;             // of this update since the table began, from 1
     int len;
     int decayed;            // the first `decayed` elements have weight decay
-    float decay;            // 1 - learning rate * weight decay
     float beta1;
     float one_minus_beta1;  // 1 - beta1
     float beta2;
@@ -119,24 +149,27 @@ template <bool WHOLE, class T> __device__ __forceinline__ void adamw_pack(const 
     load<WHOLE>(m, a.m + at, count);
     load<WHOLE>(v, a.v + at, count);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float grad = g[i] * factors.grad;
-        m[i] = a.beta1 * m[i] + a.one_minus_beta1 * grad;
-        v[i] = a.beta2 * v[i] + a.one_minus_beta2 * grad * grad;
-        const float decay = at + i < a.decayed ? a.decay : 1.0f;
-        p[i] = p[i] * decay - factors.rate * m[i] / (sqrtf(v[i]) / factors.sqrt_bias_correction2 + a.eps);
-    }
+    for (int i = 0; i < 4; i++) step(a, factors, at + i < a.decayed ? factors.decay : 1.0f, g[i] * factors.grad, p[i], m[i], v[i]);
     store<WHOLE>(a.params + at, p, count);
     store<WHOLE>(a.m + at, m, count);
     store<WHOLE>(a.v + at, v, count);
     if (a.copy) store<WHOLE>(a.copy + at, p, count);
 }
 
-// One thread per 4 neighbours.
+// The first blocks handle the word table, one warp per row; the others the rest, one thread per 4 neighbours.
 template <class T> __device__ void update(const AdamW<T>& a) {
     const Factors factors = *a.factors;
     if (factors.grad < 0.0f) return;
-    const int at = (blockIdx.x * THREADS + threadIdx.x) * 4;
+    const int table = (a.rows + WARPS - 1) / WARPS, block = blockIdx.x;
+    if (block < table) {
+        const int row = block * WARPS + warp();
+        if (row >= a.rows || a.tags[row * a.tiles] != a.tag) return;
+#pragma unroll 2
+        for (int c = 4 * lane(); c < a.dim; c += 4 * 32) adamw_pack<true>(a, row * a.dim + c, factors);
+        if (lane() == 0) a.seen[row] = a.number;
+        return;
+    }
+    const int at = a.rows * a.dim + ((block - table) * THREADS + threadIdx.x) * 4;
     if (at + 4 <= a.len) {
         adamw_pack<true>(a, at, factors);
     } else if (at < a.len) {
@@ -146,6 +179,79 @@ template <class T> __device__ void update(const AdamW<T>& a) {
 KERNEL(adamw_f32, update<float>, AdamW<float>, 256)
 KERNEL(adamw_bf16, update<bf16>, AdamW<bf16>, 256)
 KERNEL(adamw_f16, update<f16>, AdamW<f16>, 256)
+
+template <class T> struct CatchUp {
+    float* params;           // (rows, dim): the word table
+    T* copy;                 // (rows, dim), params rounded, or null
+    float* grads;            // (rows, dim)
+    float* m;                // (rows, dim)
+    float* v;                // (rows, dim)
+    const Factors* ring;     // (RING): those of update u, from 0, at u % RING
+    int* tags;               // (rows, tiles)
+    int* seen;               // (rows): the updates of each row
+    const int* ids;          // of the batch, whose rows catch up; null: all rows do, and those without a gradient get zeros
+    const int* rows_by_token;
+    const int* token_starts; // (distinct + 1)
+    int tag;                 // of rows with a gradient
+    int tiles;
+    int dim;
+    int updates;             // until now
+    int decayed;             // the first `decayed` elements have weight decay
+    float beta1;
+    float one_minus_beta1;
+    float beta2;
+    float one_minus_beta2;
+    float eps;
+};
+
+// Four neighbours, from update `seen` on, without a gradient.
+template <class T> __device__ __forceinline__ void catch_up_pack(const CatchUp<T>& a, size_t at, int seen) {
+    float p[4], m[4], v[4];
+    load(p, a.params + at);
+    load(m, a.m + at);
+    load(v, a.v + at);
+    // Words that never had a gradient do not move but for weight decay.
+    bool rests = a.eps > 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) rests = rests && m[i] == 0.0f && v[i] == 0.0f;
+    for (int update = seen; update < a.updates; update++) {
+        const Factors factors = a.ring[update % RING];
+        if (factors.grad < 0.0f) continue;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float decay = at + i < a.decayed ? factors.decay : 1.0f;
+            if (rests) {
+                p[i] = __fmul_rn(p[i], decay);
+            } else {
+                step(a, factors, decay, 0.0f, p[i], m[i], v[i]);
+            }
+        }
+    }
+    store(a.params + at, p);
+    store(a.m + at, m);
+    store(a.v + at, v);
+    if (a.copy) store(a.copy + at, p);
+}
+
+// One block per row.
+template <class T> __device__ void catch_up(const CatchUp<T>& a) {
+    const int row = a.ids ? a.ids[a.rows_by_token[a.token_starts[blockIdx.x]]] : blockIdx.x;
+    const int seen = a.seen[row];
+    const bool has_gradient = a.ids || a.tags[row * a.tiles] == a.tag;
+    if (seen == a.updates && has_gradient) return;
+    __syncthreads();
+    const float zeros[4] = {};
+    for (int c = 4 * threadIdx.x; c < a.dim; c += 4 * THREADS) {
+        const size_t at = size_t(row) * a.dim + c;
+        if (seen < a.updates) catch_up_pack(a, at, seen);
+        if (!has_gradient) store(a.grads + at, zeros);
+    }
+    if (threadIdx.x == 0) a.seen[row] = a.updates;
+    if (!has_gradient && threadIdx.x < a.tiles) a.tags[row * a.tiles + threadIdx.x] = a.tag;
+}
+KERNEL(catch_up_f32, catch_up<float>, CatchUp<float>, 256)
+KERNEL(catch_up_bf16, catch_up<bf16>, CatchUp<bf16>, 256)
+KERNEL(catch_up_f16, catch_up<f16>, CatchUp<f16>, 256)
 
 template <class T> struct Cast {
     const float* x; // (len)

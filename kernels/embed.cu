@@ -69,7 +69,9 @@ template <class T> struct EmbedBwdWord {
     const int* rows_by_token; // (rows)
     const int* token_starts;  // (distinct + 1)
     float* dword;             // (vocab, dim)
+    int* tags;                // (vocab, tiles), or null: all rows have a gradient to add to
     int dim;
+    int tag;                  // of rows with a gradient to add to, for each of a row's tiles
     int pad;                  // a token whose row gets no gradient, or -1
 };
 
@@ -80,6 +82,8 @@ template <bool WHOLE, class T> __device__ __forceinline__ void sum_token(const E
     const int start = a.token_starts[blockIdx.x], end = a.token_starts[blockIdx.x + 1];
     const int token = a.ids[a.rows_by_token[start]];
     if (token == a.pad) return;
+    int* const tag = a.tags ? a.tags + size_t(token) * gridDim.y + blockIdx.y : nullptr;
+    const bool adds = !tag || *tag == a.tag;
     const int first = blockIdx.y * 32 * P, column = first + lane() * P;
     float sum[P] = {};
     if (column < a.dim)
@@ -91,8 +95,10 @@ template <bool WHOLE, class T> __device__ __forceinline__ void sum_token(const E
     for (int c = threadIdx.x; c < 32 * P && first + c < a.dim; c += THREADS) {
         float total = 0.0f;
         for (int w = 0; w < warps; w++) total += parts[w][c];
-        a.dword[size_t(token) * a.dim + first + c] += total;
+        float& out = a.dword[size_t(token) * a.dim + first + c];
+        out = (adds ? out : 0.0f) + total;
     }
+    if (tag && threadIdx.x == 0) *tag = a.tag;
 }
 
 template <class T> __device__ void embed_bwd_word(const EmbedBwdWord<T>& a) {

@@ -23,6 +23,8 @@ pub struct Size {
     pub distinct: usize,
     /// (query, key) pairs of all sequences.
     pub pairs: usize,
+    /// Elements of the word table without a gradient, if the backend passes over them; else 0.
+    pub passed: usize,
 }
 
 impl From<&PackedBatch> for Size {
@@ -34,6 +36,7 @@ impl From<&PackedBatch> for Size {
             max_seqlen: batch.max_seqlen,
             distinct: batch.token_starts.len() - 1,
             pairs: lengths.map(|length| length * length).sum(),
+            passed: 0,
         }
     }
 }
@@ -65,11 +68,11 @@ impl Op {
                 moves(bytes(op.word, rows * op.dim) + 2 * bytes(op.x, size.tokens * op.dim) + 12 * size.tokens)
             }
             (Op::Embed(op), Pass::Backward) => {
-                // The rows of the batch's tokens are read and written after the tables are zeroed.
-                let rows = 2 * (size.distinct + size.max_seqlen);
-                let tables = op.dword.bytes() + op.dposition.bytes() + op.dtypes.bytes();
+                // The tables are zeroed, and then the rows of the batch's tokens read and written; or these are written alone.
+                let zeroed = op.dposition.bytes() + op.dtypes.bytes() + bytes(op.dword, op.dword.len - size.passed);
+                let rows = 2 * size.max_seqlen + if size.passed == 0 { 2 * size.distinct } else { 0 };
                 // x and dy are read, dx is written, and read for the tables.
-                moves(tables + bytes(op.dword, rows * op.dim) + 4 * bytes(op.dy, size.tokens * op.dim) + 12 * size.tokens)
+                moves(zeroed + bytes(op.dword, rows * op.dim) + 4 * bytes(op.dy, size.tokens * op.dim) + 12 * size.tokens)
             }
             (Op::Linear(op), Pass::Forward) => {
                 let (rows, Linear { k, n, .. }) = (size.rows(op.rows), *op);
@@ -130,14 +133,15 @@ impl Cast {
 }
 
 impl GradNorm {
-    pub fn cost(&self) -> Cost {
-        moves(self.grads.bytes())
+    pub fn cost(&self, size: &Size) -> Cost {
+        moves(bytes(self.grads, self.grads.len - size.passed))
     }
 }
 
 impl AdamW {
-    pub fn cost(&self) -> Cost {
+    pub fn cost(&self, size: &Size) -> Cost {
         // The gradients are read; parameters and moments are read and written.
-        moves((1 + 2 * 3) * self.params.bytes() + bytes(self.copy, self.params.len))
+        let len = self.params.len - size.passed;
+        moves((1 + 2 * 3) * bytes(self.params, len) + bytes(self.copy, len))
     }
 }

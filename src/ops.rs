@@ -20,7 +20,7 @@
 //! let linear = Op::Linear(Linear { x, w, b, y, dy, dx, dw, db, add: false, k: 2, n: 3, rows: Rows::Tokens });
 //!
 //! let backend: &mut dyn Backend = &mut Cpu::<f32>::new();
-//! backend.reserve(&Layout { bytes, arithmetic: Arithmetic::F32, batch, max_seqlen: 1, params: 6 })?;
+//! backend.reserve(&Layout { bytes, arithmetic: Arithmetic::F32, batch, max_seqlen: 1, params: 6, words: None })?;
 //! backend.write(x, &[1.0, 2.0])?;
 //! backend.write(w, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0])?;
 //! backend.write(b, &[0.5, 0.5, 0.0])?;
@@ -185,6 +185,27 @@ pub struct Layout {
     pub max_seqlen: usize,
     /// Elements of the flat parameters.
     pub params: usize,
+    /// In a plan for training.
+    pub words: Option<Words>,
+}
+
+/// The word table, (rows, dim) each, which begins the flat parameters. Only the rows of a batch's tokens get a gradient, so that a
+/// backend may pass over the others in an update and apply it later, if no reader can tell.
+#[derive(Clone, Copy, Debug)]
+pub struct Words {
+    pub rows: usize,
+    pub dim: usize,
+    pub params: View,
+    pub copy: View, // of params in 16 bits, or NONE
+    pub grads: View,
+    pub m: View,
+    pub v: View,
+}
+
+impl Words {
+    pub fn views(&self) -> [View; 5] {
+        [self.params, self.copy, self.grads, self.m, self.v]
+    }
 }
 
 /// The state of a micro-batch; everything else is fixed when the plan is built.
@@ -546,6 +567,11 @@ pub trait Backend: Send {
 
     /// Bytes that [`Backend::reserve`] takes beyond those of the layout: the working memory of ops.
     fn workspace(&self, layout: &Layout) -> usize;
+
+    /// Whether updates pass over the rows of [`Layout::words`] that have no gradient.
+    fn passes_over_rows(&self) -> bool {
+        false
+    }
 
     /// Allocates all memory, zeroed. The only allocation.
     fn reserve(&mut self, layout: &Layout) -> Result<()>;

@@ -61,7 +61,7 @@ impl Ceilings {
             n: edge,
             rows: Rows::Tokens,
         };
-        backend.reserve(&Layout { bytes: end, arithmetic, batch: region, max_seqlen: edge, params: 1 })?;
+        backend.reserve(&Layout { bytes: end, arithmetic, batch: region, max_seqlen: edge, params: 1, words: None })?;
         // Varied values, whose sums stay small.
         let value = |i: usize| (i % 251) as f64 / 251.0 - 0.5;
         for view in [product.x, product.w] {
@@ -139,10 +139,10 @@ impl Profile {
     /// A backend that runs the ops on `inner` and times them, and the profile of the `updates` after the first.
     pub fn of(inner: Box<dyn Backend>, updates: usize) -> (Box<dyn Backend>, Profile) {
         let now = Instant::now();
-        let size = Size { tokens: 0, seqs: 0, max_seqlen: 0, distinct: 0, pairs: 0 };
+        let size = Size { tokens: 0, seqs: 0, max_seqlen: 0, distinct: 0, pairs: 0, passed: 0 };
         let record = Record { updates, begun: 0, begin: now, end: now, size, events: Vec::new() };
         let profile = Profile(Arc::new(Mutex::new(record)));
-        (Box::new(Profiled { inner, profile: profile.clone() }), profile)
+        (Box::new(Profiled { inner, profile: profile.clone(), words: None }), profile)
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -225,6 +225,8 @@ impl Profile {
 struct Profiled {
     inner: Box<dyn Backend>,
     profile: Profile,
+    /// If updates pass over rows of them.
+    words: Option<Words>,
 }
 
 impl Profiled {
@@ -269,8 +271,14 @@ impl Backend for Profiled {
         self.inner.workspace(layout)
     }
 
+    fn passes_over_rows(&self) -> bool {
+        self.inner.passes_over_rows()
+    }
+
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
-        self.inner.reserve(layout)
+        self.inner.reserve(layout)?;
+        self.words = layout.words.filter(|_| self.inner.passes_over_rows());
+        Ok(())
     }
 
     fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
@@ -294,7 +302,9 @@ impl Backend for Profiled {
     }
 
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()> {
-        self.profile.record().size = Size::from(batch);
+        let mut size = Size::from(batch);
+        size.passed = self.words.map_or(0, |words| (words.rows - size.distinct) * words.dim);
+        self.profile.record().size = size;
         let arrays = batch.arrays().iter().map(|values| size_of_val(*values)).sum();
         let cost = Cost { bytes: arrays, flops: 0 };
         self.timed(|| "stage".to_string(), |_| cost, |backend| backend.stage(batch, step))
@@ -313,12 +323,12 @@ impl Backend for Profiled {
     }
 
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {
-        self.timed(|| "grad norm".to_string(), |_| op.cost(), |backend| backend.grad_norm(op))
+        self.timed(|| "grad norm".to_string(), |size| op.cost(size), |backend| backend.grad_norm(op))
     }
 
     /// The last op of an update.
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
-        self.timed(|| "adamw".to_string(), |_| op.cost(), |backend| backend.adamw(op, update))?;
+        self.timed(|| "adamw".to_string(), |size| op.cost(size), |backend| backend.adamw(op, update))?;
         let mut record = self.profile.record();
         if record.begun <= record.updates {
             self.inner.wait()?;

@@ -58,7 +58,7 @@ impl Ones {
             n,
             rows: Rows::Tokens,
         };
-        backend.reserve(&Layout { bytes, arithmetic, batch: region, max_seqlen: 512, params: n * k }).unwrap();
+        backend.reserve(&Layout { bytes, arithmetic, batch: region, max_seqlen: 512, params: n * k, words: None }).unwrap();
         let all: &mut dyn Backend = &mut backend;
         for view in [op.x, op.w, op.dy] {
             all.write(view, &vec![1.0; view.len]).unwrap();

@@ -23,3 +23,4 @@ mod train;
 mod truncation;
 #[path = "vgpu.rs"]
 mod virtual_gpu;
+mod words;

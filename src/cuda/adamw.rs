@@ -1,5 +1,6 @@
 //! Gradient norm and AdamW over the flat parameters.
 
+use super::words::{self, FACTORS};
 use super::{Cuda, kernels};
 use crate::error::Result;
 use crate::ops::{AdamW, Cast, DType, GradNorm, Update};
@@ -8,16 +9,27 @@ use crate::ops::{AdamW, Cast, DType, GradNorm, Update};
 const CHUNK: usize = 1 << 14;
 
 pub fn grad_norm(cuda: &Cuda, op: &GradNorm) -> Result<()> {
-    let count = op.grads.len.div_ceil(CHUNK);
-    let parts = cuda.scratch(count * size_of::<f64>())?;
-    let squares = kernels::GradNormParts { grads: cuda.at(op.grads), parts, len: len(op.grads.len), chunk: CHUNK as i32 };
-    cuda.launch(&cuda.kernels().grad_norm_parts, [count, 1, 1], &squares)?;
-    let root = kernels::GradNorm { parts, status: cuda.at(op.status), count: count as i32 };
-    cuda.launch(&cuda.kernels().grad_norm, [1, 1, 1], &root)
+    let blocks = op.grads.len.div_ceil(CHUNK);
+    let passed = words::passed(cuda, op.grads);
+    let arguments = kernels::GradNorm {
+        grads: cuda.at(op.grads),
+        parts: cuda.scratch(blocks * size_of::<f64>())?,
+        arrived: cuda.arena().counter(),
+        status: cuda.at(op.status),
+        tags: passed.tags,
+        tag: passed.tag,
+        tiles: passed.tiles,
+        dim: passed.dim,
+        table: passed.rows * passed.dim,
+        len: len(op.grads.len),
+        chunk: CHUNK as i32,
+    };
+    cuda.launch(&cuda.kernels().grad_norm, [blocks, 1, 1], &arguments)
 }
 
-pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
-    let factors = cuda.scratch(3 * size_of::<f32>())?;
+pub fn update(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
+    let passed = words::update(cuda, op)?;
+    let factors = passed.factors.map_or_else(|| cuda.scratch(FACTORS), Ok)?;
     let Update { number, learning_rate } = *update;
     let decide = kernels::AdamWDecide {
         status: cuda.at(op.status),
@@ -27,6 +39,7 @@ pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
         beta1: op.beta1,
         beta2: op.beta2,
         number: number as f64,
+        decay: (1.0 - learning_rate * op.weight_decay) as f32,
         growth: op.growth as i32,
     };
     cuda.launch(&cuda.kernels().adamw_decide, [1, 1, 1], &decide)?;
@@ -38,9 +51,15 @@ pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
         m: cuda.at(op.m),
         v: cuda.at(op.v),
         factors,
+        tags: passed.tags,
+        seen: passed.seen,
+        tag: passed.tag,
+        tiles: passed.tiles,
+        rows: passed.rows,
+        dim: passed.dim,
+        number: passed.number,
         len: len(op.params.len),
         decayed: len(op.decayed),
-        decay: (1.0 - learning_rate * op.weight_decay) as f32,
         beta1: op.beta1 as f32,
         one_minus_beta1: (1.0 - op.beta1) as f32,
         beta2: op.beta2 as f32,
@@ -49,7 +68,9 @@ pub fn adamw(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
     };
     // NONE is of type F32.
     let kernel = cuda.kernels().adamw.of(op.copy.dtype);
-    cuda.launch(kernel, [op.params.len.div_ceil(4 * kernel.threads()), 1, 1], &arguments)
+    let (rows, table) = (passed.rows as usize, (passed.rows * passed.dim) as usize);
+    let blocks = rows.div_ceil(kernel.warps()) + (op.params.len - table).div_ceil(4 * kernel.threads());
+    cuda.launch(kernel, [blocks, 1, 1], &arguments)
 }
 
 /// `x` must be f32, `y` of 16 bits.

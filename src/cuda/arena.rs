@@ -24,6 +24,8 @@ pub struct Arena {
     memory: Memory,
     scratch: Memory,
     sums: Memory,
+    /// A number that kernels count with, 0 between launches.
+    counter: Memory,
     staging: [Staging; 2],
     /// The next buffer to use.
     turn: usize,
@@ -31,8 +33,8 @@ pub struct Arena {
 }
 
 /// Device memory, freed immediately when dropped; a pool would keep it.
-struct Memory {
-    address: Ptr,
+pub struct Memory {
+    pub address: Ptr,
     context: Arc<CudaContext>,
 }
 
@@ -44,6 +46,13 @@ impl Memory {
         // SAFETY: freed once, by `drop`.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(failed("device memory"))?;
         Ok(Memory { address, context })
+    }
+
+    pub fn zeroed(stream: &CudaStream, bytes: usize) -> Result<Memory> {
+        let memory = Memory::new(stream, bytes)?;
+        // SAFETY: just allocated.
+        unsafe { result::memset_d8_async(memory.address, 0, bytes, stream.cu_stream()) }.map_err(failed("device memory"))?;
+        Ok(memory)
     }
 }
 
@@ -93,11 +102,8 @@ impl Drop for Fetched {
 
 impl Arena {
     pub fn new(stream: &CudaStream, layout: &Layout) -> Result<Arena> {
-        let (memory, scratch) = (Memory::new(stream, layout.bytes)?, Memory::new(stream, SCRATCH)?);
-        let sums = Memory::new(stream, SUMS)?;
-        // SAFETY: just allocated.
-        unsafe { result::memset_d8_async(memory.address, 0, layout.bytes, stream.cu_stream()) }
-            .map_err(failed("device memory"))?;
+        let (memory, scratch) = (Memory::zeroed(stream, layout.bytes)?, Memory::new(stream, SCRATCH)?);
+        let (sums, counter) = (Memory::new(stream, SUMS)?, Memory::zeroed(stream, size_of::<u32>())?);
         let staging = || -> Result<Staging> {
             // SAFETY: written before it is read.
             let buffer = unsafe { stream.context().alloc_pinned(layout.batch.len) }.map_err(failed("page-locked memory"))?;
@@ -105,7 +111,7 @@ impl Arena {
             Ok(Staging { buffer, fetched })
         };
         let staging = [staging()?, staging()?];
-        Ok(Arena { layout: *layout, memory, scratch, sums, staging, turn: 0, fetched: [None, None] })
+        Ok(Arena { layout: *layout, memory, scratch, sums, counter, staging, turn: 0, fetched: [None, None] })
     }
 
     /// The address of a view; null for an empty one.
@@ -119,6 +125,10 @@ impl Arena {
 
     pub fn scratch(&self) -> Ptr {
         self.scratch.address
+    }
+
+    pub fn counter(&self) -> Ptr {
+        self.counter.address
     }
 
     pub fn sums(&self) -> Ptr {

@@ -2,11 +2,12 @@
 
 use super::columns::{self, Matrix, tiles};
 use super::kernels::{self, EmbedBwdPosition, EmbedBwdWord, EmbedFwd, Kernel};
-use super::{Cuda, norm};
+use super::{Cuda, norm, words};
 use crate::error::Result;
 use crate::ops::{Embed, GatherCls, View};
 
 pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
+    words::catch_up(cuda)?;
     let inputs = cuda.inputs();
     let arguments = EmbedFwd {
         ids: cuda.at(inputs.ids),
@@ -31,10 +32,15 @@ pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
 
 pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     norm::bwd_after_dropout(cuda, &op.norm(), op.drop)?;
-    // Most rows of the tables have no token in the batch.
+    let tags = words::begin_gradients(cuda);
     if !cuda.step.adds() {
-        [op.dword, op.dposition].into_iter().try_for_each(|table| cuda.fill(table))?;
+        // Most rows have no token in the batch.
+        if tags.is_none() {
+            cuda.fill(op.dword)?;
+        }
+        cuda.fill(op.dposition)?;
     }
+    let (tags, tag) = tags.unwrap_or_default();
     let (inputs, dtype) = (cuda.inputs(), op.dy.dtype);
     let tiles = tiles(op.dim, dtype);
     let of_word = EmbedBwdWord {
@@ -43,7 +49,9 @@ pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
         rows_by_token: cuda.at(inputs.rows_by_token),
         token_starts: cuda.at(inputs.token_starts),
         dword: cuda.at(op.dword),
+        tags,
         dim: op.dim as i32,
+        tag,
         pad: op.pad.map_or(-1, |pad| pad as i32),
     };
     cuda.launch(cuda.kernels().embed_bwd_word.of(dtype), [cuda.distinct, tiles, 1], &of_word)?;

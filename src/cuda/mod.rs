@@ -14,6 +14,7 @@ mod kernels;
 mod linear;
 mod loss;
 mod norm;
+mod words;
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct Cuda {
     stream: Arc<CudaStream>,
     gpu: Arc<Gpu>,
     sums: RefCell<columns::Pending>,
+    words: Option<words::Words>,
+    passes_over_rows: bool,
     always_splits: bool,
     refused_products: Cell<u64>,
     step: Step,
@@ -61,6 +64,8 @@ impl Cuda {
             stream,
             gpu,
             sums: RefCell::new(columns::Pending::NONE),
+            words: None,
+            passes_over_rows: true,
             always_splits: false,
             refused_products: Cell::new(0),
             step: Step::INFER,
@@ -75,6 +80,11 @@ impl Cuda {
     /// For tests: products may split their sums over any k, to detect whether cuBLASLt drops terms.
     pub fn always_splits(self) -> Cuda {
         Cuda { always_splits: true, ..self }
+    }
+
+    /// For tests: every update runs over all rows of the word table.
+    pub fn updates_every_row(self) -> Cuda {
+        Cuda { passes_over_rows: false, ..self }
     }
 
     /// The number of products for which cuBLASLt refused the algorithm of their bucket, so that one was requested for the exact
@@ -126,6 +136,16 @@ impl Cuda {
     /// Tiles of attention in the batch.
     fn tiles(&self) -> usize {
         self.inputs().tiles.len / 2
+    }
+
+    fn words(&self) -> Option<&words::Words> {
+        self.words.as_ref()
+    }
+
+    /// Completes the content of a view that is read or written other than by ops.
+    fn settle(&self, view: View) -> Result<()> {
+        columns::flush(self)?;
+        words::before(self, view)
     }
 
     /// The address of a view; null for an empty one.
@@ -184,24 +204,31 @@ impl Backend for Cuda {
         Ok(Some(free.saturating_sub(arena::OVERHEAD)))
     }
 
-    fn workspace(&self, _: &Layout) -> usize {
-        arena::SCRATCH + arena::SUMS
+    fn workspace(&self, layout: &Layout) -> usize {
+        arena::SCRATCH + arena::SUMS + layout.words.map_or(0, |words| words::bytes(&words, layout.arithmetic))
+    }
+
+    fn passes_over_rows(&self) -> bool {
+        self.words.is_some()
     }
 
     fn reserve(&mut self, layout: &Layout) -> Result<()> {
         let arithmetic = layout.arithmetic;
         assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "GPUs do not support {arithmetic:?}");
         // Frees the previous arena first.
-        self.arena = None;
+        (self.arena, self.words) = (None, None);
         self.sums.replace(columns::Pending::NONE);
         self.arena = Some(Arena::new(&self.stream, layout)?);
+        if let Some(table) = layout.words.filter(|_| self.passes_over_rows) {
+            self.words = words::Words::new(&self.stream, table, arithmetic)?;
+        }
         Ok(())
     }
 
     fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
         assert!(src.len() <= dst.bytes(), "the source exceeds {dst:?}");
         self.bind()?;
-        columns::flush(self)?;
+        self.settle(dst)?;
         // SAFETY: inside the arena; the driver has copied `src` when the call returns, or waits.
         unsafe { result::memcpy_htod_async(self.at(dst), src, self.stream.cu_stream()) }.map_err(failed("upload"))?;
         self.stream.synchronize().map_err(failed("upload"))
@@ -210,7 +237,7 @@ impl Backend for Cuda {
     fn download(&mut self, src: View, dst: &mut [u8]) -> Result<()> {
         assert!(dst.len() <= src.bytes(), "the destination exceeds {src:?}");
         self.bind()?;
-        columns::flush(self)?;
+        self.settle(src)?;
         // SAFETY: inside the arena; `dst` is complete once the stream is.
         unsafe { result::memcpy_dtoh_async(dst, self.at(src), self.stream.cu_stream()) }.map_err(failed("download"))?;
         self.stream.synchronize().map_err(failed("download"))
@@ -218,7 +245,7 @@ impl Backend for Cuda {
 
     fn fetch(&mut self, slot: usize, views: &[View]) -> Result<()> {
         self.bind()?;
-        columns::flush(self)?;
+        views.iter().try_for_each(|&view| self.settle(view))?;
         self.arena.as_mut().expect("reserve comes first").fetch(&self.stream, slot, views)
     }
 
@@ -228,7 +255,7 @@ impl Backend for Cuda {
     }
 
     fn zero(&mut self, dst: View) -> Result<()> {
-        columns::flush(self)?;
+        self.settle(dst)?;
         self.fill(dst)
     }
 
@@ -239,6 +266,7 @@ impl Backend for Cuda {
         self.step = *step;
         (self.tokens, self.seqs, self.max_seqlen) = (batch.tokens(), batch.seqs(), batch.max_seqlen);
         self.distinct = batch.token_starts.len() - 1;
+        self.words.iter().for_each(words::Words::stage);
         Ok(())
     }
 
@@ -267,7 +295,8 @@ impl Backend for Cuda {
     }
 
     fn cast(&mut self, op: &Cast) -> Result<()> {
-        columns::flush(self)?;
+        self.settle(op.x)?;
+        self.settle(op.y)?;
         if op.x.dtype == op.y.dtype { self.copy(op.y, op.x) } else { adamw::cast(self, op) }
     }
 
@@ -278,6 +307,6 @@ impl Backend for Cuda {
 
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
         columns::flush(self)?;
-        adamw::adamw(self, op, update)
+        adamw::update(self, op, update)
     }
 }

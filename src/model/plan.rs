@@ -5,7 +5,7 @@
 use super::config::Config;
 use super::names::{self, Block, Module, Param};
 use crate::error::{Error, Kind, Result};
-use crate::ops::{Arithmetic, DType, Inputs, Layout, Linear, Rows, Status, View};
+use crate::ops::{Arithmetic, DType, Inputs, Layout, Linear, Rows, Status, View, Words};
 use crate::report::log::counted;
 
 /// Alignment of every buffer in bytes: the widest transaction of a GPU, and the requirement of GEMM kernels.
@@ -323,6 +323,19 @@ impl Plan {
             .map(|(start, param)| Slot { view: params.slice(start, param.shape.iter().product()), param })
             .collect();
 
+        let word = Weights(&slots).view(Module::Word, false);
+        let in_flat = |flat: View| if flat.is_none() { flat } else { flat.slice(0, word.len) };
+        let words = Words {
+            rows: config.vocab,
+            dim: config.dim,
+            params: word,
+            copy: if weights == params { View::NONE } else { in_flat(weights) },
+            grads: in_flat(grads),
+            m: in_flat(m),
+            v: in_flat(v),
+        };
+        assert_eq!(word.offset, params.offset, "the word table begins the parameters");
+
         let weights_of = Weights(&slots);
         let embeddings = arena.embeddings(&weights_of, config, spec);
         let mut layers: Vec<Layer> = Vec::with_capacity(config.layers);
@@ -343,6 +356,7 @@ impl Plan {
                 batch,
                 max_seqlen: config.positions.min(tokens),
                 params: params.len,
+                words: train.then_some(words),
             },
             status,
             params,

@@ -135,6 +135,7 @@ pub struct Builder<'a> {
     tensors: Vec<Tensor>,
     /// Tensors get no values.
     blank: bool,
+    words: Option<Words>,
 }
 
 impl Builder<'_> {
@@ -195,7 +196,7 @@ impl Builder<'_> {
     fn layout(&self, arithmetic: Arithmetic, batch: View) -> Layout {
         let bytes = (self.bytes + GUARD).next_multiple_of(ALIGN);
         let params = self.tensors.iter().map(|t| t.view.len).max().unwrap();
-        Layout { bytes, arithmetic, batch, max_seqlen: self.batch.max_seqlen, params }
+        Layout { bytes, arithmetic, batch, max_seqlen: self.batch.max_seqlen, params, words: self.words }
     }
 
     pub fn status(&mut self, status: Status) -> View {
@@ -255,7 +256,16 @@ impl Case {
 
     fn builder(&self, dtype: DType) -> Builder<'_> {
         let random = Mt64::new_with_key(self.name.bytes().map(u64::from));
-        Builder { batch: &self.batch, dtype, random, bytes: 0, places: Vec::new(), tensors: Vec::new(), blank: false }
+        Builder {
+            batch: &self.batch,
+            dtype,
+            random,
+            bytes: 0,
+            places: Vec::new(),
+            tensors: Vec::new(),
+            blank: false,
+            words: None,
+        }
     }
 
     /// Runs both passes on tensors of any content.
@@ -546,13 +556,25 @@ pub fn cast(len: usize) -> Case {
 
 /// The gradient norm is set to `norm` in the status block, and the loss scale to 8, which this update doubles.
 pub fn adamw(len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
-    Case::new(format!("adamw {len}, {decayed} decayed, norm {norm} of {max_norm}"), &batch(&[1]), move |b| {
+    adamw_of(0, len, decayed, max_norm, norm)
+}
+
+/// The first elements are a word table of so many rows of 8.
+fn adamw_of(rows: usize, len: usize, decayed: usize, max_norm: f64, norm: f64) -> Case {
+    let name = format!("adamw {len}, {rows} words, {decayed} decayed, norm {norm} of {max_norm}");
+    Case::new(name, &batch(&[1]), move |b| {
         let (params, grads) = (b.random("params", 1, len), b.random("grads", 1, len));
         let (m, v) = (b.random("m", 1, len), b.random("v", 1, len));
         b.map("v", |v| v * v);
         let status = b.status(Status { loss: 0.5, loss_sum: 0.25, grad_norm: norm, skipped: 1.0, scale: 3.0, good: 1.0 });
         let copy = if b.dtype.size() == 2 { b.empty("copy", 1, len) } else { View::NONE };
         let (beta1, beta2, eps, weight_decay, growth) = (0.9, 0.999, 1e-8, 0.1, 2);
+        if rows > 0 {
+            let dim = 8;
+            let [params, copy, grads, m, v] =
+                [params, copy, grads, m, v].map(|flat| if flat.is_none() { flat } else { flat.slice(0, rows * dim) });
+            b.words = Some(Words { rows, dim, params, copy, grads, m, v });
+        }
         let op = AdamW { params, copy, grads, m, v, status, decayed, beta1, beta2, eps, weight_decay, max_norm, growth };
         Call::AdamW(op, Update { number: 3, learning_rate: 1e-2 })
     })
@@ -598,6 +620,7 @@ pub fn odd() -> Vec<Case> {
         adamw(48, 16, 1.0, 0.5),
         adamw(48, 48, 1.0, 4.0),
         adamw(70_001, 66_002, 1.0, 400.0),
+        adamw_of(5, 51, 44, 1.0, 4.0),
     ];
     for (dim, skip, drop) in [(24, false, off), (30, true, off), (33, false, on), (33, true, on)] {
         cases.push(add_norm(&short, dim, t, skip, drop));

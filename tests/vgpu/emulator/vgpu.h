@@ -139,6 +139,14 @@ inline unsigned __ballot_sync(unsigned mask, bool vote, VGPU_SITE) { return vgpu
 inline bool __any_sync(unsigned mask, bool vote, VGPU_SITE) { return vgpu::ballot(mask, vote, {file, line}) != 0; }
 inline bool __all_sync(unsigned mask, bool vote, VGPU_SITE) { return vgpu::ballot(mask, vote, {file, line}) == mask; }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+template <class T> T __ldcg(const T* p) { return *p; }
+
+// Atomic, and ordered as if a __threadfence came before and after.
+inline unsigned atomicInc(unsigned* p, unsigned last) {
+    unsigned old = __atomic_load_n(p, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(p, &old, old >= last ? 0 : old + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {}
+    return old;
+}
 
 namespace vgpu {
 template <class T> T shuffle_as(unsigned mask, T value, unsigned from, const char* operation, Site site) {
@@ -393,6 +401,20 @@ inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
 inline float __frcp_rn(float x) { return 1.0f / x; }
+
+namespace vgpu {
+// Keeps the compiler from fusing an operation with another.
+inline float alone(float x) {
+    asm("" : "+x"(x));
+    return x;
+}
+}  // namespace vgpu
+inline float __fadd_rn(float a, float b) { return vgpu::alone(a + b); }
+inline float __fsub_rn(float a, float b) { return vgpu::alone(a - b); }
+inline float __fmul_rn(float a, float b) { return vgpu::alone(a * b); }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
+
 inline float __saturatef(float x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }

@@ -1,0 +1,161 @@
+//! Updates that pass over the rows of the word table without a gradient, against updates of all rows: the same bits, in whatever
+//! order rows are used, read, written, and resumed.
+
+use warpfit::cuda::Cuda;
+use warpfit::data::pack::PackedBatch;
+use warpfit::model::config::Config;
+use warpfit::model::infer::Wanted;
+use warpfit::model::plan::ModelSpec;
+use warpfit::model::{Hyperparameters, Model};
+use warpfit::ops::*;
+
+use crate::fixtures::*;
+
+const VOCAB: usize = 40;
+const PAD: usize = 0;
+
+fn config(dim: usize) -> Config {
+    let json = format!(
+        r#"{{"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], "vocab_size": {VOCAB}, "dim": {dim},
+            "n_heads": 4, "n_layers": 1, "hidden_dim": 8, "max_position_embeddings": 8, "num_labels": 2, "pad_token_id": {PAD}}}"#
+    );
+    Config::parse(json.as_bytes(), "config").unwrap()
+}
+
+fn model(config: &Config, on: On, gpu: Cuda) -> Model {
+    let spec = ModelSpec { train: true, last_rows: Rows::Cls, tokens: 16, seqs: 4, arithmetic: on.arithmetic() };
+    let hyper = Hyperparameters { weight_decay: 0.01, max_grad_norm: 0.5, ..Hyperparameters::default() };
+    Model::new(config, spec, hyper, Box::new(gpu)).unwrap()
+}
+
+/// A model whose weights are simple functions of their place.
+fn fresh(config: &Config, on: On, gpu: Cuda) -> Model {
+    let mut model = model(config, on, gpu);
+    for slot in model.plan.slots.clone() {
+        let values: Vec<f32> =
+            (0..slot.view.len).map(|i| ((i * 37 + slot.param.name.len()) % 101) as f32 / 101.0 - 0.3).collect();
+        model.write_f32(slot.view, &values).unwrap();
+    }
+    model
+}
+
+/// Two texts of two or three of a few words, which change slowly: most words rest for long, some are used once.
+fn texts(number: u64, micro: u32) -> PackedBatch {
+    let word = |i: u64| 1 + ((number / 7 * 3 + number % 3 * i + u64::from(micro) * 11 + i) % (VOCAB as u64 - 2)) as i32;
+    let once = if number % 97 == 3 { VOCAB as i32 - 1 } else { word(5) };
+    let rows = [vec![1, word(1), word(2)], vec![1, once, word(3), PAD as i32, word(1)]];
+    PackedBatch::new(rows.iter().zip([0, 1]).map(|(ids, label)| (&ids[..], &[][..], label)))
+}
+
+fn micro_batches(number: u64) -> u32 {
+    1 + u32::from(number.is_multiple_of(3))
+}
+
+fn accumulate(model: &mut Model, number: u64, micro: u32) {
+    let step = Step { seed: 3, update: number, micro, loss_normalizer: 2.0, train: true };
+    model.accumulate(&texts(number, micro), &step).unwrap();
+}
+
+/// The update, which a gradient that is not finite makes one to skip at times.
+fn update(model: &mut Model, number: u64) {
+    if number % 13 == 5 {
+        let last = model.plan.slots.last().unwrap().view;
+        model.write(model.plan.grad(last).slice(0, 1), &[f64::NAN]).unwrap();
+    }
+    model.update(&Update { number, learning_rate: 1e-2 / (1.0 + number as f64 / 50.0) }).unwrap();
+}
+
+/// All numbers of a model.
+fn state(model: &mut Model) -> Vec<u64> {
+    let plan = &model.plan;
+    let views = [plan.params, plan.weights, plan.grads, plan.m, plan.v, plan.status];
+    views.into_iter().flat_map(|view| model.read(view).unwrap()).map(f64::to_bits).collect()
+}
+
+/// What reads and writes tensors besides ops.
+fn disturb(model: &mut Model, number: u64) {
+    let word = |row: usize, flat: View| flat.slice(row * model.plan.config.dim, 3);
+    match number % 17 {
+        2 => drop(model.infer(&texts(number + 40, 0), Wanted::LOGITS).unwrap()),
+        5 => drop(model.read(word(7, model.plan.params)).unwrap()),
+        9 => model.write(word(9, model.plan.params), &[0.25, -0.5, 1.0]).unwrap(),
+        12 => model.write(word(11, model.plan.v), &[0.25, 0.5, 1.0]).unwrap(),
+        15 => drop(model.read(word(38, model.plan.grads)).unwrap()),
+        _ => (),
+    }
+}
+
+fn trained(model: &mut Model, updates: std::ops::RangeInclusive<u64>, disturbed: bool) {
+    for number in updates {
+        for micro in 0..micro_batches(number) {
+            accumulate(model, number, micro);
+            if disturbed {
+                disturb(model, number + u64::from(micro));
+            }
+        }
+        update(model, number);
+    }
+}
+
+#[test]
+fn updates_of_few_rows_have_the_bits_of_updates_of_all() {
+    // The first runs beyond the updates on which a row can catch up; the second and third have rows of several tiles.
+    for (on, dim, updates) in [(On::Cuda, 8, 530), (On::Cuda, 264, 25), (On::CudaBf16, 264, 25), (On::CudaF16, 8, 110)] {
+        let config = config(dim);
+        for (disturbed, updates) in [(false, updates), (true, updates.min(60))] {
+            let [mut few, mut all] = [gpu(), gpu().updates_every_row()].map(|gpu| fresh(&config, on, gpu));
+            assert!(few.backend().passes_over_rows() && !all.backend().passes_over_rows());
+            for model in [&mut few, &mut all] {
+                trained(model, 1..=updates, disturbed);
+            }
+            assert!(state(&mut few) == state(&mut all), "{on:?}, {dim}, disturbed: {disturbed}");
+            assert!(few.status().unwrap().skipped >= 2.0);
+        }
+    }
+}
+
+/// From a state that was read at any point, as from a checkpoint.
+#[test]
+fn a_run_that_is_resumed_has_the_bits_of_one_that_is_not() {
+    let config = config(8);
+    let mut whole = fresh(&config, On::Cuda, gpu());
+    trained(&mut whole, 1..=24, false);
+    let whole = state(&mut whole);
+    for (number, micro) in (1..=24).flat_map(|number| (0..=micro_batches(number)).map(move |micro| (number, micro))) {
+        let mut first = fresh(&config, On::Cuda, gpu());
+        trained(&mut first, 1..=number - 1, false);
+        (0..micro).for_each(|micro| accumulate(&mut first, number, micro));
+        let mut second = model(&config, On::Cuda, gpu());
+        let plan = first.plan.clone();
+        for flat in [plan.m, plan.grads, plan.params, plan.v] {
+            let values = first.read_all(flat).unwrap();
+            second.write_all(flat, &values).unwrap();
+        }
+        second.set_status(&first.status().unwrap()).unwrap();
+        (micro..micro_batches(number)).for_each(|micro| accumulate(&mut second, number, micro));
+        update(&mut second, number);
+        trained(&mut second, number + 1..=24, false);
+        assert!(state(&mut second) == whole, "resumed in update {number} after {micro} micro-batches");
+    }
+}
+
+/// An update moves few bytes more than those of the batch's words: rows that nothing reads stay as they are in memory.
+#[test]
+fn rows_without_a_gradient_are_not_touched() {
+    if !is_virtual() {
+        return; // A real GPU does not count.
+    }
+    let config = config(8);
+    let mut model = fresh(&config, On::Cuda, gpu());
+    trained(&mut model, 1..=6, false);
+    // The first update after all rows were read needs no launch for rows that catch up.
+    state(&mut model);
+    let kernels = |model: &mut Model, number| vgpu::submitted(|| trained(model, number..=number, false)).kernels;
+    let (settled, behind) = (kernels(&mut model, 7), kernels(&mut model, 8));
+    assert_eq!(behind, settled + 1);
+    let read = |model: &mut Model, view: View| vgpu::submitted(|| drop(model.read(view).unwrap())).kernels;
+    // The status block and the head's weights are read without the table.
+    let head = model.plan.slots.last().unwrap().view;
+    let (status, params) = (model.plan.status, model.plan.params);
+    assert_eq!([status, head, params, params].map(|view| read(&mut model, view)), [0, 0, 1, 0]);
+}
