@@ -160,21 +160,14 @@ template <bool WHOLE, class T> __device__ __forceinline__ void adamw_pack(const 
 template <class T> __device__ void update(const AdamW<T>& a) {
     const Factors factors = *a.factors;
     if (factors.grad < 0.0f) return;
-    const int table = (a.rows + WARPS - 1) / WARPS, block = blockIdx.x;
-    if (block < table) {
-        const int row = block * WARPS + warp();
-        if (row >= a.rows || a.tags[row * a.tiles] != a.tag) return;
-#pragma unroll 2
-        for (int c = 4 * lane(); c < a.dim; c += 4 * 32) adamw_pack<true>(a, row * a.dim + c, factors);
-        if (lane() == 0) a.seen[row] = a.number;
-        return;
-    }
-    const int at = a.rows * a.dim + ((block - table) * THREADS + threadIdx.x) * 4;
-    if (at + 4 <= a.len) {
-        adamw_pack<true>(a, at, factors);
-    } else if (at < a.len) {
-        adamw_pack<false>(a, at, factors);
-    }
+    const int table = (a.rows + WARPS - 1) / WARPS, block = blockIdx.x, row = block * WARPS + warp();
+    const bool is_word = block < table;
+    if (is_word && (row >= a.rows || a.tags[row * a.tiles] != a.tag)) return;
+    int at = is_word ? row * a.dim + 4 * lane() : a.rows * a.dim + 4 * ((block - table) * THREADS + threadIdx.x);
+    const int end = is_word ? (row + 1) * a.dim : min(at + 4, a.len);
+    for (; at + 4 <= end; at += 4 * 32) adamw_pack<true>(a, at, factors);
+    if (at < end) adamw_pack<false>(a, at, factors);
+    if (is_word && lane() == 0) a.seen[row] = a.number;
 }
 KERNEL(adamw_f32, update<float>, AdamW<float>, 256)
 KERNEL(adamw_bf16, update<bf16>, AdamW<bf16>, 256)
@@ -196,7 +189,7 @@ template <class T> struct CatchUp {
     int tiles;
     int dim;
     int updates;             // until now
-    int decayed;             // the first `decayed` elements have weight decay
+    int decays;              // whether the table has weight decay
     float beta1;
     float one_minus_beta1;
     float beta2;
@@ -217,9 +210,9 @@ template <class T> __device__ __forceinline__ void catch_up_pack(const CatchUp<T
     for (int update = seen; update < a.updates; update++) {
         const Factors factors = a.ring[update % RING];
         if (factors.grad < 0.0f) continue;
+        const float decay = a.decays ? factors.decay : 1.0f;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float decay = at + i < a.decayed ? factors.decay : 1.0f;
             if (rests) {
                 p[i] = __fmul_rn(p[i], decay);
             } else {

@@ -131,6 +131,10 @@ pub fn catch_up(cuda: &Cuda) -> Result<()> {
 
 fn launch(cuda: &Cuda, words: &Words, [ids, rows_by_token, token_starts]: [Ptr; 3], rows: usize) -> Result<()> {
     let (State { tag, updates, optimizer, .. }, table) = (words.state.get(), &words.table);
+    let decays = |decayed: usize| {
+        assert!(decayed == 0 || decayed >= table.params.len, "part of the word table has weight decay");
+        i32::from(decayed > 0)
+    };
     // Before the first update there is nothing to catch up on.
     let Optimizer { decayed, beta1, beta2, eps } =
         optimizer.unwrap_or(Optimizer { decayed: 0, beta1: 0.0, beta2: 0.0, eps: 0.0 });
@@ -150,7 +154,7 @@ fn launch(cuda: &Cuda, words: &Words, [ids, rows_by_token, token_starts]: [Ptr; 
         tiles: words.tiles as i32,
         dim: table.dim as i32,
         updates,
-        decayed: decayed as i32,
+        decays: decays(decayed),
         beta1: beta1 as f32,
         one_minus_beta1: (1.0 - beta1) as f32,
         beta2: beta2 as f32,
