@@ -73,13 +73,15 @@ fn state(model: &mut Model) -> Vec<u64> {
 }
 
 /// What reads and writes tensors besides ops.
-fn disturb(model: &mut Model, number: u64) {
-    let word = |row: usize, flat: View| flat.slice(row * model.plan.config.dim, 3);
-    match number % 17 {
+fn disturb(model: &mut Model, number: u64, micro: u32) {
+    let word = |row: usize, flat: View| flat.slice((row + 1) * model.plan.config.dim - 3, 3);
+    let row_of_the_next = texts(number, micro + 1).ids[1] as usize;
+    match (number + u64::from(micro)) % 17 {
         2 => drop(model.infer(&texts(number + 40, 0), Wanted::LOGITS).unwrap()),
         5 => drop(model.read(word(7, model.plan.params)).unwrap()),
         9 => model.write(word(9, model.plan.params), &[0.25, -0.5, 1.0]).unwrap(),
-        12 => model.write(word(11, model.plan.v), &[0.25, 0.5, 1.0]).unwrap(),
+        12 => model.write(word(row_of_the_next, model.plan.grads), &[0.25, -0.5, 1.0]).unwrap(),
+        14 => model.write(word(11, model.plan.v), &[0.25, 0.5, 1.0]).unwrap(),
         15 => drop(model.read(word(38, model.plan.grads)).unwrap()),
         _ => (),
     }
@@ -90,7 +92,7 @@ fn trained(model: &mut Model, updates: std::ops::RangeInclusive<u64>, disturbed:
         for micro in 0..micro_batches(number) {
             accumulate(model, number, micro);
             if disturbed {
-                disturb(model, number + u64::from(micro));
+                disturb(model, number, micro);
             }
         }
         update(model, number);
