@@ -134,16 +134,16 @@ pub struct Inputs {
     pub types: View,         // (tokens)
     pub cu_seqlens: View,    // (seqs + 1)
     pub labels: View,        // (seqs)
+    pub tiles: View,         // (tiles, 2)
     pub rows_by_token: View, // (tokens)
     pub token_starts: View,  // (distinct tokens + 1)
-    pub tiles: View,         // (tiles, 2)
 }
 
 impl Inputs {
     /// Elements of a region that holds any batch of at most `tokens` tokens and `seqs` sequences.
     pub fn capacity(tokens: usize, seqs: usize) -> usize {
         let tiles = tokens / TILE + seqs;
-        let arrays = [tokens, tokens, tokens, seqs + 1, seqs, tokens, tokens + 1, 2 * tiles];
+        let arrays = [tokens, tokens, tokens, seqs + 1, seqs, 2 * tiles, tokens, tokens + 1];
         arrays.into_iter().map(|len| len.next_multiple_of(Self::UNIT)).sum()
     }
 
@@ -161,14 +161,14 @@ impl Inputs {
             end += values.len().next_multiple_of(Self::UNIT);
             view
         });
-        let [ids, positions, types, cu_seqlens, labels, rows_by_token, token_starts, tiles] = views;
-        Inputs { ids, positions, types, cu_seqlens, labels, rows_by_token, token_starts, tiles }
+        let [ids, positions, types, cu_seqlens, labels, tiles, rows_by_token, token_starts] = views;
+        Inputs { ids, positions, types, cu_seqlens, labels, tiles, rows_by_token, token_starts }
     }
 
     /// Each array with its content.
     pub fn with<'a>(&self, batch: &'a PackedBatch) -> impl Iterator<Item = (View, &'a [i32])> {
-        let Inputs { ids, positions, types, cu_seqlens, labels, rows_by_token, token_starts, tiles } = *self;
-        let views = [ids, positions, types, cu_seqlens, labels, rows_by_token, token_starts, tiles];
+        let Inputs { ids, positions, types, cu_seqlens, labels, tiles, rows_by_token, token_starts } = *self;
+        let views = [ids, positions, types, cu_seqlens, labels, tiles, rows_by_token, token_starts];
         views.into_iter().zip(batch.arrays())
     }
 }
@@ -595,6 +595,12 @@ pub trait Backend: Send {
     fn stage(&mut self, batch: &PackedBatch, step: &Step) -> Result<()>;
 
     fn forward(&mut self, op: &Op) -> Result<()>;
+
+    /// Runs a forward pass: of one batch shape always the same ops, on the same views.
+    fn forward_all(&mut self, ops: &[Op]) -> Result<()> {
+        ops.iter().try_for_each(|op| self.forward(op))
+    }
+
     fn backward(&mut self, op: &Op) -> Result<()>;
 
     fn cast(&mut self, op: &Cast) -> Result<()>;

@@ -116,6 +116,21 @@ fn cublaslt_without_memory() {
     ran.failed(3, "CUBLAS_STATUS_ALLOC_FAILED; stop other programs on the GPU, or lower --batch-size");
 }
 
+/// A driver that records no graphs launches every kernel by itself.
+#[test]
+fn a_driver_without_graphs() {
+    let model = golden("text/hf");
+    let predict = |fault: &str| {
+        let mut command = program(PREDICT);
+        command.args(["--model", path(&model), "--device", "cuda", "--batch-size", "1"]);
+        run(command.env("LD_LIBRARY_PATH", vgpu::directory()).env("VGPU_FAULT", fault), b"good\nbad\ngood\nbad\n").done()
+    };
+    let [with, without] = ["", "no_capture"].map(predict);
+    assert_eq!(with.out, without.out);
+    let note = "note: every kernel is launched by itself, as recording them fails (graph: CUDA_ERROR_NOT_SUPPORTED";
+    assert_eq!([&with, &without].map(|ran| ran.err.matches(note).count()), [0, 1], "{}", without.err);
+}
+
 #[test]
 fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_resumes() {
     let (model, file, folder) = (golden("train/hf_init"), golden("train/train.csv"), TempDir::new().unwrap());

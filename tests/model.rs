@@ -582,6 +582,50 @@ fn many_batches_are_inferred_as_one_by_one() {
     }
 }
 
+/// One text at a time: a pass whose length has come twice is one launch, with the results of many.
+#[test]
+fn passes_of_one_text_are_recorded_and_replayed() {
+    let lengths = [5, 9, 5, 9, 5, 5, 9, 1, 1, 1];
+    let texts: Vec<PackedBatch> = (0..lengths.len()).map(|i| part(&labelled(&lengths), i..i + 1)).collect();
+    for (on, last_rows) in [(On::Cuda, Rows::Cls), (On::CudaBf16, Rows::Tokens), (On::CudaF16, Rows::Cls)] {
+        let fresh = || random_model(on, &small(Arch::Bert), last_rows, false, &labelled(&lengths));
+        let (mut model, mut seen) = (fresh(), std::collections::HashMap::new());
+        for (i, text) in texts.iter().enumerate() {
+            for wanted in [Wanted::LOGITS, Wanted::HIDDEN] {
+                if i == 6 {
+                    // Graphs read the weights when they are launched.
+                    let bias = model.plan.head.classifier.b;
+                    model.write(bias, &[1.0, 2.0, -1.0]).unwrap();
+                }
+                let mut results = Results::default();
+                let submitted = vgpu_counts(|| results = model.infer(text, wanted).unwrap());
+                let mut other = fresh();
+                if i >= 6 {
+                    other.write(other.plan.head.classifier.b, &[1.0, 2.0, -1.0]).unwrap();
+                }
+                let want = other.infer(text, wanted).unwrap();
+                assert!(results.logits == want.logits && results.hidden == want.hidden, "{on:?}, text {i}, {wanted:?}");
+                let times = seen.entry((lengths[i], wanted.logits)).or_insert(0);
+                *times += 1;
+                // Weights that were written are copied to 16 bits first.
+                if let Some([launches, copies]) = submitted.filter(|_| i != 6) {
+                    assert!(copies == 1 && (launches == 0) == (*times > 2), "{on:?}, text {i}: {launches} launches");
+                }
+            }
+        }
+    }
+}
+
+/// Launches and copies; `None` on a real GPU.
+fn vgpu_counts(f: impl FnOnce()) -> Option<[u64; 2]> {
+    if !is_virtual() {
+        f();
+        return None;
+    }
+    let submitted = vgpu::submitted(f);
+    Some([submitted.kernels + submitted.products, submitted.copies])
+}
+
 /// A batch is on the GPU before the results of the one before it are waited for.
 #[test]
 fn a_gpu_has_work_while_results_are_read() {

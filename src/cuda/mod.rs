@@ -10,6 +10,7 @@ mod device;
 mod embed;
 mod error;
 mod gemm;
+mod graph;
 mod kernels;
 mod linear;
 mod loss;
@@ -40,6 +41,7 @@ pub struct Cuda {
     gpu: Arc<Gpu>,
     sums: RefCell<columns::Pending>,
     words: Option<words::Words>,
+    graphs: RefCell<graph::Graphs>,
     passes_over_rows: bool,
     always_splits: bool,
     refused_products: Cell<u64>,
@@ -65,6 +67,7 @@ impl Cuda {
             gpu,
             sums: RefCell::new(columns::Pending::NONE),
             words: None,
+            graphs: RefCell::default(),
             passes_over_rows: true,
             always_splits: false,
             refused_products: Cell::new(0),
@@ -189,6 +192,18 @@ impl Cuda {
         unsafe { kernel.launch(&self.stream, grid, arguments) }
     }
 
+    fn launch_forward(&self, op: &Op) -> Result<()> {
+        match op {
+            Op::Embed(op) => embed::fwd(self, op),
+            Op::Linear(op) => linear::fwd(self, op),
+            Op::Attention(op) => attention::fwd(self, op),
+            Op::AddNorm(op) => norm::fwd(self, op),
+            Op::Activation(op) => linear::act_fwd(self, op),
+            Op::GatherCls(op) => embed::first_row_fwd(self, op),
+            Op::CrossEntropy(op) => loss::fwd(self, op),
+        }
+    }
+
     fn bind(&self) -> Result<()> {
         self.gpu.context.bind_to_thread().map_err(failed("device"))
     }
@@ -217,6 +232,7 @@ impl Backend for Cuda {
         assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "GPUs do not support {arithmetic:?}");
         // Frees the previous arena first.
         (self.arena, self.words) = (None, None);
+        self.graphs.take();
         self.sums.replace(columns::Pending::NONE);
         self.arena = Some(Arena::new(&self.stream, layout)?);
         if let Some(table) = layout.words.filter(|_| self.passes_over_rows) {
@@ -271,15 +287,16 @@ impl Backend for Cuda {
     }
 
     fn forward(&mut self, op: &Op) -> Result<()> {
-        match op {
-            Op::Embed(op) => embed::fwd(self, op),
-            Op::Linear(op) => linear::fwd(self, op),
-            Op::Attention(op) => attention::fwd(self, op),
-            Op::AddNorm(op) => norm::fwd(self, op),
-            Op::Activation(op) => linear::act_fwd(self, op),
-            Op::GatherCls(op) => embed::first_row_fwd(self, op),
-            Op::CrossEntropy(op) => loss::fwd(self, op),
+        self.launch_forward(op)
+    }
+
+    fn forward_all(&mut self, ops: &[Op]) -> Result<()> {
+        let launch = || ops.iter().try_for_each(|op| self.launch_forward(op));
+        // A plan for training has words that catch up, or not.
+        if self.seqs > 1 || self.arena().layout.words.is_some() {
+            return launch();
         }
+        self.graphs.borrow_mut().run(&self.stream, (self.tokens, ops.len()), launch)
     }
 
     fn backward(&mut self, op: &Op) -> Result<()> {

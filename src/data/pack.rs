@@ -45,9 +45,9 @@ impl PackedBatch {
             &self.types,
             &self.cu_seqlens,
             &self.labels,
+            &self.tiles,
             &self.rows_by_token,
             &self.token_starts,
-            &self.tiles,
         ]
     }
 

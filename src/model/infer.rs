@@ -70,7 +70,7 @@ impl Model {
             _ => &self.ops[..self.encoder],
         };
         self.backend.stage(batch, &Step::INFER)?;
-        ops.iter().try_for_each(|op| self.backend.forward(op))?;
+        self.backend.forward_all(ops)?;
         self.backend.fetch(slot, &self.views(batch, wanted))
     }
 

@@ -114,7 +114,7 @@ impl Model {
         self.renew_copy()?;
         let b = self.backend.as_mut();
         b.stage(batch, step)?;
-        self.ops.iter().try_for_each(|op| b.forward(op))?;
+        b.forward_all(&self.ops)?;
         self.ops.iter().rev().try_for_each(|op| b.backward(op))
     }
 

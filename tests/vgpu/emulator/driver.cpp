@@ -4,7 +4,7 @@
 //                        the sources, and no errors
 //   VGPU_CAPABILITY=7.5  compute capability, 9.0 if not given; 8.0 and 8.6 are known too
 //   VGPU_MEMORY=bytes    of each device, 4 GiB if not given
-//   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch, old_driver, or cublaslt_memory: it has none
+//   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch, old_driver, no_capture, or cublaslt_memory: it has none
 //   VGPU_FAIL_LAUNCH=n   the n-th launch that runs is an illegal address
 //   VGPU_TRACE=file      gets a line for each launch and each product, in the order of the calls: name, grid, threads of a block
 #include "runtime.h"
@@ -708,6 +708,7 @@ int cuEventQuery(void* event) {
 
 int cuStreamBeginCapture_v2(void* stream, int mode) {
     TRY(ready());
+    if (injected("no_capture")) return NOT_SUPPORTED;
     return begin_capture(stream, static_cast<CaptureMode>(mode));
 }
 
