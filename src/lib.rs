@@ -17,9 +17,9 @@
 //! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; the time of each op in a run |
 //! | [`random`] | Philox: dropout as a pure function of place and step |
 //! | [`data`] | `dataset` (labelled texts: one file per format, the splits of a folder, the `classes` of a run), `description` (a look at them before training), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `pretrained`, the settings of a model folder, `wordpiece`, BERT's own algorithm, and `truncation`, the part of long texts that is left out), `cache` (tokenized texts kept for later runs), `pack` (no padding), `loader` (order of rows, prefetching) |
-//! | [`train`] | fine-tuning: `hugging_face` (flags of its scripts, translated), `recipe` and `args` (raw flags -> validated settings), `data`, `setup`, `epochs` (the loop), `schedule`, `evaluate`, `state` (checkpoints), `results`, `card` (the model card) |
+//! | [`train`] | fine-tuning: `hugging_face` (flags of its scripts, translated), `recipe` and `args` (raw flags -> validated settings), `data`, `setup`, `epochs` (the loop), `schedule`, `evaluate`, `state` (checkpoints), `saver` (writes them beside the training), `results`, `card` (the model card) |
 //! | [`infer`] | a trained model opened for inference: the session of predict, evaluate, embed and serve; `predictions` (their formats), `pooling`, `probe` (logistic regression on vectors), `projection` (to two dimensions: `pca`, `tsne`), `npy` |
-//! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `model_dir` (the folder of a model), `run_dir` (the folder of a run) |
+//! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `snapshot` (a model's numbers in host memory, to be written), `model_dir` (the folder of a model), `run_dir` (the folder of a run) |
 //! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
 //! | [`metrics`] | accuracy to curves, equal to scikit-learn's |
 //! | [`report`] | `log` (progress, tables), `history` (the log of a run), `plot` (SVG; `density` of points), `curves` (of a run), `tensorboard`, `description` (of a data set, as text and page), `evaluated` and `evaluation` (an evaluation and its folder), `page` (HTML), `compare` |
@@ -52,7 +52,8 @@
 //! 8. The model code names no device: a `Box<dyn Backend>`, tensors as [`ops::View`]s into its memory, dtype a run-time field.
 //! 9. Only `[CLS]` feeds the head: a plan with `last_rows` = `Seqs` runs the last layer's queries, feed-forward and norms on
 //!    the `[CLS]` rows alone. Exact, and with the same dropout masks.
-//! 10. Files and checkpoints are atomic: a file under its final name is complete.
+//! 10. Files and checkpoints are atomic: a file under its final name is complete. A checkpoint is the state at the moment of the save,
+//!     although training goes on while it is written.
 
 pub mod checkpoint;
 pub mod commands;

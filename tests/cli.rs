@@ -10,6 +10,7 @@ mod models;
 mod predict;
 mod published;
 mod runs;
+mod saving;
 mod terminal;
 mod train;
 mod version;

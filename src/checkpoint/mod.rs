@@ -2,4 +2,5 @@
 
 pub mod model_dir;
 pub mod run_dir;
+pub mod snapshot;
 pub mod weights;

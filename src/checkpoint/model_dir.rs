@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::snapshot::Snapshot;
 use super::weights::{self, Weights};
 use crate::data::inputs::{Content, Input};
 use crate::data::tokenize::{Encoded, Tokenizer};
@@ -14,7 +15,6 @@ use crate::files::{checksums, seal, sync_dir, write_file};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::plan::{Plan, Slot};
-use crate::ops::View;
 
 /// The files of a model that [`ModelDir::write`] writes.
 pub const FILES: [&str; 6] =
@@ -179,22 +179,22 @@ impl ModelDir {
         Ok(loaded.missing.into_iter().map(String::from).collect())
     }
 
-    /// Writes the folder's files with `config` and the model's weights into `folder`, each file atomically.
-    pub fn write(&self, folder: &Path, model: &mut Model) -> Result<()> {
-        write_file(&folder.join("config.json"), model.plan.config.to_json().as_bytes())?;
+    /// Writes the folder's files with the configuration and the weights of a snapshot into `folder`, each file atomically.
+    pub fn write(&self, folder: &Path, snapshot: &Snapshot) -> Result<()> {
+        write_file(&folder.join("config.json"), snapshot.plan.config.to_json().as_bytes())?;
         for (name, content) in &self.tokenizer_files {
             write_file(&folder.join(name), content)?;
         }
-        write_tensors(&folder.join("model.safetensors"), model, &[("", model.plan.params)])
+        snapshot.write(&folder.join("model.safetensors"), &[("", snapshot.plan.params)])
     }
 
     /// Replaces the model in `folder` and its card, all files or none: they are complete before the first one is moved, and from
     /// then on whoever reads the folder moves the others.
-    pub fn replace(&self, folder: &Path, model: &mut Model, card: &str) -> Result<()> {
+    pub fn replace(&self, folder: &Path, snapshot: &Snapshot, card: &str) -> Result<()> {
         let (partial, ready) = (folder.join(PARTIAL), folder.join(READY));
         fs::create_dir(&partial).map_err(|e| Error::io(&partial, e))?;
         let written = self
-            .write(&partial, model)
+            .write(&partial, snapshot)
             .and_then(|()| write_file(&partial.join("README.md"), card.as_bytes()))
             .and_then(|()| seal(&partial))
             .and_then(|()| fs::rename(&partial, &ready).map_err(|e| Error::io(&ready, e)));
@@ -261,31 +261,4 @@ pub(super) fn finish_replacement(folder: &Path) -> Result<()> {
     }
     unless_done(fs::remove_dir_all(&ready))?;
     sync_dir(folder)
-}
-
-/// Writes one or more flat views in the layout of the parameters, each tensor under its prefix and its parameter's name.
-pub fn write_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> Result<()> {
-    let (mut tensors, mut views) = (Vec::new(), Vec::new());
-    for &(prefix, flat) in flats {
-        for slot in &model.plan.slots {
-            tensors.push((format!("{prefix}{}", slot.param.name), slot.param.shape.clone()));
-            views.push(model.plan.view_in(slot.view, flat));
-        }
-    }
-    weights::write(path, &tensors, |i, out| model.read_f32(views[i], out))
-}
-
-/// Reads the output of `write_tensors`.
-///
-/// # Errors
-/// A tensor that is missing, has another shape or is not finite.
-pub fn read_tensors(path: &Path, model: &mut Model, flats: &[(&str, View)]) -> Result<()> {
-    let weights = Weights::open(path)?;
-    for &(prefix, flat) in flats {
-        for slot in model.plan.slots.clone() {
-            let values = weights.f32(&format!("{prefix}{}", slot.param.name), &slot.param.shape)?;
-            model.write_f32(model.plan.view_in(slot.view, flat), &values)?;
-        }
-    }
-    Ok(())
 }

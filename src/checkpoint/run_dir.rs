@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::model_dir;
 use crate::console::note;
@@ -31,11 +32,13 @@ const RESULTS: [&str; 12] = [
     "training_args.json",
 ];
 
+/// The folder, locked until the last clone is dropped.
+#[derive(Clone)]
 pub struct RunDir {
     pub path: PathBuf,
     /// The run that the folder belongs to; empty if it has none yet.
     pub id: String,
-    lock: File,
+    lock: Arc<File>,
 }
 
 impl RunDir {
@@ -81,7 +84,7 @@ impl RunDir {
         }
         let mut id = String::new();
         lock.read_to_string(&mut id).map_err(io)?;
-        let run = RunDir { path: path.into(), id: id.trim().to_string(), lock };
+        let run = RunDir { path: path.into(), id: id.trim().to_string(), lock: Arc::new(lock) };
         run.clean()?;
         Ok(run)
     }
@@ -128,7 +131,7 @@ impl RunDir {
 
     fn adopt(&mut self, id: Option<String>) -> Result<()> {
         self.id = id.unwrap_or_else(|| format!("{:016x}", RandomState::new().hash_one(std::process::id())));
-        let (mut lock, line) = (&self.lock, format!("{}\n", self.id));
+        let (mut lock, line) = (&*self.lock, format!("{}\n", self.id));
         // Overwritten rather than truncated first: at no moment is there no id, and a full disk has room for it.
         let written = lock.rewind().and_then(|()| lock.write_all(line.as_bytes())).and_then(|()| lock.set_len(line.len() as u64));
         written.and_then(|()| lock.sync_all()).map_err(|e| Error::io(&self.path.join(LOCK), e))
@@ -201,6 +204,19 @@ impl RunDir {
         let mut steps: Vec<usize> = entries.filter_map(|entry| checkpoint_step(entry.ok()?.file_name().to_str()?)).collect();
         steps.sort_unstable();
         Ok(steps)
+    }
+
+    /// The newest checkpoint.
+    pub fn last_checkpoint(&self) -> Option<PathBuf> {
+        self.checkpoints().ok()?.last().map(|&step| self.checkpoint_path(step))
+    }
+
+    /// The same in words.
+    pub fn kept(&self) -> String {
+        match self.last_checkpoint() {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            None => "no checkpoint was written yet".to_string(),
+        }
     }
 
     /// Removes the oldest checkpoints until `limit` are left, but never that of step `written` or that of step `best`.

@@ -345,20 +345,14 @@ pub fn resolve<'a>(params: &'a [Param], weights: &'a Weights, other_head: bool) 
     Ok(Loaded { tensors, missing, unexpected })
 }
 
-/// Writes F32 tensors (name, shape) as Hugging Face does: sorted by name, metadata `{"format": "pt"}`. `values(i, out)` fills
-/// `out` with tensor `i`; it is called once for each in order, so that only one is in memory at a time. The file is written
+/// Writes F32 tensors (name, shape, values) as Hugging Face does: sorted by name, metadata `{"format": "pt"}`. The file is written
 /// atomically and synced to disk; syncing the folder is left to the caller.
 ///
 /// # Errors
-/// Those of `values` and of the file system; a value that is not finite. A previous file at `path` is then unchanged.
-pub fn write<N: AsRef<str>, S: AsRef<[usize]>>(
-    path: &Path,
-    tensors: &[(N, S)],
-    values: impl FnMut(usize, &mut [f32]) -> Result<()>,
-) -> Result<()> {
+/// Those of the file system; a value that is not finite. A previous file at `path` is then unchanged.
+pub fn write<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, tensors: &[(N, S, V)]) -> Result<()> {
     let partial = path.with_extension("safetensors.partial");
-    let written =
-        write_all(&partial, tensors, values).and_then(|()| std::fs::rename(&partial, path).map_err(|e| Error::io(path, e)));
+    let written = write_all(&partial, tensors).and_then(|()| std::fs::rename(&partial, path).map_err(|e| Error::io(path, e)));
     if written.is_err() {
         // Of two errors the first is reported.
         let _ = std::fs::remove_file(&partial);
@@ -366,11 +360,7 @@ pub fn write<N: AsRef<str>, S: AsRef<[usize]>>(
     written
 }
 
-fn write_all<N: AsRef<str>, S: AsRef<[usize]>>(
-    path: &Path,
-    tensors: &[(N, S)],
-    mut values: impl FnMut(usize, &mut [f32]) -> Result<()>,
-) -> Result<()> {
+fn write_all<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, tensors: &[(N, S, V)]) -> Result<()> {
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&i| tensors[i].0.as_ref());
     let count = |i: usize| tensors[i].1.as_ref().iter().product::<usize>();
@@ -392,16 +382,15 @@ fn write_all<N: AsRef<str>, S: AsRef<[usize]>>(
     let mut file = File::create(path).map_err(io)?;
     file.write_all(&(json.len() as u64).to_le_bytes()).map_err(io)?;
     file.write_all(&json).map_err(io)?;
-    let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
+    let mut bytes = Vec::new();
     for &i in &order {
-        numbers.clear();
-        numbers.resize(count(i), 0.0);
-        values(i, &mut numbers)?;
-        if let Some(at) = numbers.iter().position(|value| !value.is_finite()) {
-            let fact = format!("{} is not finite ({} at element {at})", tensors[i].0.as_ref(), numbers[at]);
+        let (name, values) = (tensors[i].0.as_ref(), tensors[i].2.as_ref());
+        assert_eq!(values.len(), count(i), "{name}");
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            let fact = format!("{name} is not finite ({} at element {at})", values[at]);
             return Err(Error::new(Kind::Unusable, path.display(), fact, "go back to an earlier checkpoint"));
         }
-        for block in numbers.chunks(1 << 16) {
+        for block in values.chunks(1 << 16) {
             bytes.clear();
             bytes.extend(block.iter().flat_map(|value| value.to_le_bytes()));
             file.write_all(&bytes).map_err(io)?;

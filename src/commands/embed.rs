@@ -194,10 +194,7 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     }
     match (format, &args.output) {
         (Format::Npy, Some(path)) => npy::write(path, &vectors, dim)?,
-        (Format::Safetensors, Some(path)) => weights::write(path, &[("embeddings", [rows, dim])], |_, out| {
-            out.copy_from_slice(&vectors);
-            Ok(())
-        })?,
+        (Format::Safetensors, Some(path)) => weights::write(path, &[("embeddings", [rows, dim], &vectors)])?,
         _ => lines.map_or(Ok(()), PartialFile::finish)?,
     }
     if let Some(progress) = progress {

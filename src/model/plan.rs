@@ -416,10 +416,10 @@ impl Plan {
         names.map(|(part, name)| (name, of(part))).into_iter().filter(|&(_, bytes)| bytes > 0)
     }
 
-    /// The memory table, with the working memory of a backend.
-    pub fn table(&self, workspace: usize) -> String {
+    /// The memory table, with the working memory of a backend, and with the host's memory from which checkpoints are written.
+    pub fn table(&self, workspace: usize, snapshot: usize) -> String {
         let total = ("total", self.layout.bytes + workspace);
-        let rows = self.parts().chain([("working memory", workspace), total]);
+        let rows = self.parts().chain([("working memory", workspace), total, ("host copy for saving", snapshot)]);
         let rows: Vec<String> = rows.map(|(name, bytes)| format!("{name:<22}{:>12.1} MiB", mib(bytes))).collect();
         rows.join("\n")
     }

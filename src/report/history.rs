@@ -1,15 +1,30 @@
 //! The log of a run: `log_history` of trainer_state.json, and metrics.jsonl.
 
-use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 pub type Entry = Map<String, Value>;
 
-/// The entries, each as a line of JSON, in a fifth of the memory of a `Map`: a long run has a hundred thousand.
-#[derive(Default, Serialize)]
-#[serde(transparent)]
-pub struct History(Vec<Box<RawValue>>);
+/// The entries as lines of JSON, in a fifth of the memory of `Map`s: a long run has a hundred thousand. Clones share all but the
+/// last few.
+#[derive(Clone, Default)]
+pub struct History {
+    blocks: Vec<Arc<str>>,
+    /// The block that is not full.
+    last: String,
+}
+
+/// The size of a block at which the next one begins, in bytes.
+const BLOCK: usize = 1 << 13;
+
+impl Serialize for History {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.lines().map(|line| serde_json::from_str::<&RawValue>(line).expect("JSON of our own")))
+    }
+}
 
 /// The part of trainer_state.json that is read again.
 #[derive(Deserialize)]
@@ -34,13 +49,17 @@ impl History {
 
     /// Appends an entry, and returns its line.
     pub fn push(&mut self, entry: &Entry) -> &str {
-        self.0.push(to_raw_value(entry).expect("strings as keys"));
-        self.0.last().expect("just added").get()
+        if self.last.len() >= BLOCK {
+            self.blocks.push(std::mem::take(&mut self.last).into());
+        }
+        let (start, line) = (self.last.len(), serde_json::to_string(entry).expect("strings as keys"));
+        self.last.extend([&line, "\n"]);
+        &self.last[start..][..line.len()]
     }
 
     /// The entries as lines of metrics.jsonl.
     pub fn lines(&self) -> impl DoubleEndedIterator<Item = &str> {
-        self.0.iter().map(|entry| entry.get())
+        self.blocks.iter().map(Arc::as_ref).chain([self.last.as_str()]).flat_map(str::lines)
     }
 
     pub fn entries(&self) -> impl DoubleEndedIterator<Item = Entry> {

@@ -1,7 +1,6 @@
 //! The training loop. One update is `accumulate` for each of its micro-batches, then `update`; after it come logging,
 //! evaluation, checkpoints, the best model and early stopping.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,14 +23,14 @@ use crate::ops::{Status, Step, Update};
 use crate::report::history::Entry;
 use crate::report::log::{Count, Progress, counted};
 
-const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
+pub(super) const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
 
 impl Trainer<'_> {
     pub(super) fn run(mut self) -> Result<Outcome> {
         let (begin, first, epoch) = (Instant::now(), self.state.step, self.epoch());
         let progress = Progress::new("training", self.schedule.total as u64, &["updates", "tokens", "texts"]);
         let progress = progress.resumed_at(self.state.step as u64);
-        if let Err(error) = self.epochs(&progress) {
+        if let Err(error) = self.epochs(&progress).and_then(|()| self.saver.wait()) {
             let error = match error.kind {
                 Kind::Interrupted => self.interrupted().unwrap_or_else(|error| error),
                 _ => error,
@@ -55,12 +54,14 @@ impl Trainer<'_> {
     }
 
     /// The error that ends the run: names the last good checkpoint if the device or the disk has failed.
-    fn failed(&self, error: Error) -> Error {
+    fn failed(&mut self, error: Error) -> Error {
+        // Of two errors the first is reported.
+        let _ = self.saver.wait();
         if !matches!(error.kind, Kind::Device | Kind::User) {
             return error;
         }
-        let error = error.and(&self.kept());
-        let resumable = self.last_checkpoint().is_some() && !self.settings.save_only_model;
+        let error = error.and(&self.run.kept());
+        let resumable = self.run.last_checkpoint().is_some() && !self.settings.save_only_model;
         if resumable { error.remedy_and("resume with --resume-from-checkpoint") } else { error }
     }
 
@@ -72,7 +73,9 @@ impl Trainer<'_> {
             let status = self.model.status()?;
             self.model.set_status(&Status { loss: 0.0, ..status })?;
         }
-        let (path, updates) = (self.save(false)?, counted(self.schedule.total, "update"));
+        self.save(false)?;
+        self.saver.wait()?;
+        let (path, updates) = (self.run.checkpoint_path(self.state.step), counted(self.schedule.total, "update"));
         let fact = format!("after {} of {updates}, saved in {}", Count(self.state.step as u64), path.display());
         let remedy = format!("resume with warpfit train --resume-from-checkpoint {}", shown(&self.run.path));
         Ok(Error::interrupted(fact, remedy))
@@ -122,6 +125,7 @@ impl Trainer<'_> {
 
     /// Logs, evaluates and saves, if due after this update.
     fn after_update(&mut self, progress: &Progress) -> Result<()> {
+        self.saver.check()?;
         let settings = self.settings;
         let last = self.state.step == self.schedule.total;
         let epoch_ended = last || self.state.step.is_multiple_of(self.updates_per_epoch);
@@ -250,36 +254,15 @@ impl Trainer<'_> {
 
     /// The error for updates of which the first that is not finite is between these two; the weights are those before it.
     fn not_finite(&mut self, first: usize, latest: usize) -> Result<Error> {
+        self.saver.wait()?;
         let what = self.infinite_gradient()?.map_or("the loss".to_string(), |name| format!("the gradient of {name}"));
         let (scaled, remedy) = match self.model.scales_loss() {
             true => (" at any loss scale", format!("{DIVERGED}, or pass --precision fp32")),
             false => ("", DIVERGED.to_string()),
         };
-        let fact = format!("{what} is not finite{scaled}; {}", self.kept());
+        let fact = format!("{what} is not finite{scaled}; {}", self.run.kept());
         let place = if first == latest { format!("update {first}") } else { format!("between updates {first} and {latest}") };
         Ok(Error::new(Kind::Unusable, place, fact, remedy))
-    }
-
-    /// The error for a model that could not be saved: names the last good checkpoint if its numbers are not finite.
-    pub(super) fn not_saved(&self, error: Error) -> Error {
-        if error.kind != Kind::Unusable {
-            return error;
-        }
-        let fact = format!("{}, so that nothing was saved; {}", error.fact(), self.kept());
-        Error::new(Kind::Unusable, format!("after update {}", self.state.step), fact, DIVERGED)
-    }
-
-    /// The checkpoint from which a failed run can resume.
-    fn last_checkpoint(&self) -> Option<PathBuf> {
-        self.run.checkpoints().ok()?.last().map(|&step| self.run.checkpoint_path(step))
-    }
-
-    /// The same in words.
-    fn kept(&self) -> String {
-        match self.last_checkpoint() {
-            Some(path) => format!("the last good checkpoint is {}", path.display()),
-            None => "no checkpoint was written yet".to_string(),
-        }
     }
 
     pub(super) fn log_entry(&mut self, mut entry: Entry) -> Result<()> {
@@ -307,6 +290,7 @@ impl Trainer<'_> {
         if improved || self.best_evaluation().is_some_and(|(step, best)| value == best && lower_loss(step)) {
             let weights =
                 if self.settings.load_best_model_at_end { self.model.read_all(self.model.plan.params)? } else { Vec::new() };
+            let weights = Arc::new(weights);
             self.state.best = Some((self.state.step, Some(value).filter(|value| value.is_finite())));
             self.best = Some(BestModel { evaluation: Some(evaluation.clone()), weights, saved });
         }

@@ -8,11 +8,13 @@ pub mod evaluate;
 pub mod hugging_face;
 pub mod recipe;
 mod results;
+mod saver;
 pub mod schedule;
 mod setup;
 mod state;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
@@ -26,7 +28,7 @@ use crate::report::tensorboard::Events;
 use args::Settings;
 use data::Data;
 use evaluate::Evaluation;
-
+use saver::Saver;
 use schedule::Schedule;
 use setup::Setup;
 use state::{RunState, precision_of_checkpoint};
@@ -36,7 +38,7 @@ pub use results::Outcome;
 /// A run in progress.
 pub struct Trainer<'a> {
     settings: &'a Settings,
-    source: ModelDir,
+    source: Arc<ModelDir>,
     data: Data,
     model: Model,
     class_weights: Vec<f64>,
@@ -46,6 +48,7 @@ pub struct Trainer<'a> {
     updates_per_epoch: usize,
     run: RunDir,
     state: RunState,
+    saver: Saver,
     log: History,
     events: Option<Events>,
     /// The newest evaluation and its step.
@@ -60,7 +63,7 @@ pub struct BestModel {
     /// `None` after a resume; the evaluation is repeated at the end.
     pub evaluation: Option<Evaluation>,
     /// The weights, if they are to be loaded at the end.
-    pub weights: Vec<Vec<f32>>,
+    pub weights: Arc<Vec<Vec<f32>>>,
     /// Whether a checkpoint has these weights.
     pub saved: bool,
 }

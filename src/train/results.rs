@@ -6,6 +6,7 @@ use serde_json::{Map, json};
 use super::Trainer;
 use super::args::Cadence;
 use super::evaluate::Evaluation;
+use super::state::not_saved;
 use crate::checkpoint::model_dir::EXAMPLES;
 use crate::console::note;
 use crate::data::dataset::Split;
@@ -34,7 +35,7 @@ pub struct Done {
 
 /// trainer_state.json, with the keys of Hugging Face's Trainer.
 #[derive(Serialize)]
-pub(super) struct TrainerState<'a> {
+pub(super) struct TrainerState {
     best_global_step: Option<usize>,
     best_metric: Option<f64>,
     best_model_checkpoint: Option<String>,
@@ -44,7 +45,7 @@ pub(super) struct TrainerState<'a> {
     is_hyper_param_search: bool,
     is_local_process_zero: bool,
     is_world_process_zero: bool,
-    log_history: &'a History,
+    log_history: History,
     logging_steps: usize,
     max_steps: usize,
     num_train_epochs: usize,
@@ -53,8 +54,8 @@ pub(super) struct TrainerState<'a> {
 }
 
 impl Trainer<'_> {
-    /// The content of trainer_state.json. The log is borrowed apart, so that the model can be read meanwhile.
-    pub(super) fn trainer_state<'a>(&self, log: &'a History) -> TrainerState<'a> {
+    /// The content of trainer_state.json.
+    pub(super) fn trainer_state(&self) -> TrainerState {
         let best = self.best_evaluation();
         let saved = self.best.as_ref().is_some_and(|best| best.saved);
         let checkpoint = best.filter(|_| saved).map(|(step, _)| self.run.checkpoint_path(step));
@@ -72,7 +73,7 @@ impl Trainer<'_> {
             is_hyper_param_search: false,
             is_local_process_zero: true,
             is_world_process_zero: true,
-            log_history: log,
+            log_history: self.log.clone(),
             logging_steps: self.settings.logging_steps,
             max_steps: self.schedule.total,
             num_train_epochs: self.schedule.total.div_ceil(self.updates_per_epoch),
@@ -104,8 +105,10 @@ impl Trainer<'_> {
             self.best = Some(best);
         }
         let card = self.card(&results(&evaluation, &None));
-        let saved = self.source.replace(&self.run.path, &mut self.model, &card);
-        saved.map_err(|error| self.not_saved(error))?;
+        let (snapshot, params) = (self.saver.snapshot()?, self.model.plan.params);
+        snapshot.take(&mut self.model, &[params])?;
+        let saved = self.source.replace(&self.run.path, snapshot, &card);
+        saved.map_err(|error| not_saved(error, updates, &self.run))?;
         if let (None, Some(data)) = (&evaluation, self.data.validation.clone()) {
             evaluation = Some(self.run_over(&data, "evaluating")?);
         }
@@ -122,7 +125,7 @@ impl Trainer<'_> {
             }
         }
         write_json(&path("all_results.json"), &train)?;
-        write_json(&path("trainer_state.json"), &self.trainer_state(&self.log))?;
+        write_json(&path("trainer_state.json"), &self.trainer_state())?;
         curves::write(&self.run.path, self.log.entries())?;
         write_json(&path("training_args.json"), self.settings)?;
         write_json(&path(EXAMPLES), &self.data.examples)?;

@@ -1,14 +1,17 @@
 //! From settings to a trainer that is ready to run: device, model folder, data, memory, weights.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::Trainer;
 use super::args::{Cadence, ClassWeights, ReportTo, Settings};
 use super::data::Data;
+use super::saver::Saver;
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
-use super::state::RunState;
+use super::state::{RunState, views_of_checkpoint};
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
+use crate::checkpoint::snapshot::Snapshot;
 use crate::console::{note, notice_interrupts};
 use crate::data::tokenize::Encoded;
 use crate::data::truncation::TruncationSide;
@@ -84,7 +87,8 @@ impl<'a> Setup<'a> {
         let parameters = counted(plan.parameters(), "parameter");
         let (rows, tokens) = (counted(self.data.train.rows(), "row"), counted(self.spec.tokens, "token"));
         let run = format!("{rows} to train on, batches of at most {tokens}, {}", counted(self.schedule.total, "update"));
-        let memory = plan.table(self.device.backend.workspace(&plan.layout));
+        let snapshot = Snapshot::bytes(&plan, views_of_checkpoint(self.settings));
+        let memory = plan.table(self.device.backend.workspace(&plan.layout), snapshot);
         Ok(format!("{parameters}, {run}\n{memory}"))
     }
 
@@ -109,8 +113,9 @@ impl<'a> Setup<'a> {
         let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir || resumes)?;
         let mut trainer = Trainer {
             state: RunState::new(settings, &data),
+            saver: Saver::new(Snapshot::new(&model.plan, views_of_checkpoint(settings))),
             settings,
-            source,
+            source: Arc::new(source),
             data,
             model,
             class_weights,

@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -10,14 +11,15 @@ use twox_hash::XxHash64;
 
 use super::args::{GivenFlags, NEWEST, ReportTo, Settings};
 use super::data::Data;
+use super::epochs::DIVERGED;
 use super::{BestModel, Trainer};
-use crate::checkpoint::model_dir::{read_tensors, write_tensors};
-use crate::checkpoint::run_dir::checkpoint_step;
+use crate::checkpoint::run_dir::{RunDir, checkpoint_step};
+use crate::checkpoint::snapshot::read_tensors;
 use crate::checkpoint::weights::{self, Weights};
 use crate::console::note;
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::device::Precision;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files::{read_sealed, verify, write_json};
 use crate::model::Model;
 use crate::model::config::Config;
@@ -254,41 +256,62 @@ fn moments(model: &Model) -> [(&'static str, View); 2] {
     [("m.", model.plan.m), ("v.", model.plan.v)]
 }
 
+/// Flat views that a checkpoint of a run has at most: parameters, moments, and, within an update, gradients.
+pub fn views_of_checkpoint(settings: &Settings) -> usize {
+    if settings.gradient_accumulation_steps > 1 { 4 } else { 3 }
+}
+
+/// The error for a model that could not be saved: names the last good checkpoint if its numbers are not finite.
+pub fn not_saved(error: Error, step: usize, run: &RunDir) -> Error {
+    if error.kind != Kind::Unusable {
+        return error;
+    }
+    let fact = format!("{}, so that nothing was saved; {}", error.fact(), run.kept());
+    Error::new(Kind::Unusable, format!("after update {step}"), fact, DIVERGED)
+}
+
 impl Trainer<'_> {
-    /// Writes a checkpoint, of the model alone or of all that a run needs to be resumed.
-    pub(super) fn save(&mut self, model_only: bool) -> Result<PathBuf> {
-        let (trainer_state, settings) = (self.trainer_state(&self.log), self.settings);
+    /// Copies the state of the run, and begins to write it as a checkpoint: the model alone, or all that a run needs to be resumed.
+    ///
+    /// # Errors
+    /// The last checkpoint could not be written, or the device has failed.
+    pub(super) fn save(&mut self, model_only: bool) -> Result<()> {
+        let (snapshot, params, grads) = (self.saver.snapshot()?, self.model.plan.params, self.model.plan.grads);
+        let moments = if model_only { Vec::new() } else { moments(&self.model).to_vec() };
+        let gradients = (self.state.micro_batch > 0).then_some(("", grads));
+        let views = [("", params)].into_iter().chain(moments.iter().copied()).chain(gradients);
+        snapshot.take(&mut self.model, &views.map(|(_, view)| view).collect::<Vec<_>>())?;
         self.state.model_only = model_only;
         self.state.status = self.model.status()?.to_array().map(|x| Some(x).filter(|x| x.is_finite())).to_vec();
-        let (run, source, model, state) = (&self.run, &self.source, &mut self.model, &self.state);
         // If no checkpoint has the best weights, one to resume from includes them.
         let unsaved = self.best.as_ref().filter(|best| !model_only && !best.saved && !best.weights.is_empty());
-        let saved = run.checkpoint(state.step, |folder| {
-            source.write(folder, model)?;
-            if !model_only {
-                write_tensors(&folder.join("optimizer.safetensors"), model, &moments(model))?;
+        let best = unsaved.map(|best| best.weights.clone());
+        let (run, source, settings) = (self.run.clone(), self.source.clone(), self.settings.clone());
+        let (state, trainer_state) = (self.state.clone(), self.trainer_state());
+        self.saver.start(move |snapshot| {
+            let written = run.checkpoint(state.step, |folder| {
+                source.write(folder, snapshot)?;
+                if !moments.is_empty() {
+                    snapshot.write(&folder.join("optimizer.safetensors"), &moments)?;
+                }
+                if let Some(gradients) = gradients {
+                    snapshot.write(&folder.join("gradients.safetensors"), &[gradients])?;
+                }
+                if let Some(best) = best {
+                    let tensors = snapshot.plan.slots.iter().zip(&*best);
+                    let tensors = tensors.map(|(slot, values)| (&slot.param.name, &slot.param.shape, values));
+                    weights::write(&folder.join("best.safetensors"), &tensors.collect::<Vec<_>>())?;
+                }
+                write_json(&folder.join("state.json"), &state)?;
+                write_json(&folder.join("trainer_state.json"), &trainer_state)?;
+                write_json(&folder.join("training_args.json"), &settings)
+            });
+            written.map_err(|error| not_saved(error, state.step, &run))?;
+            match settings.save_total_limit {
+                Some(limit) => run.rotate(limit, state.step, state.best.map(|(step, _)| step)),
+                None => Ok(()),
             }
-            if state.micro_batch > 0 {
-                write_tensors(&folder.join("gradients.safetensors"), model, &[("", model.plan.grads)])?;
-            }
-            if let Some(best) = unsaved {
-                let slots = &model.plan.slots;
-                let tensors: Vec<_> = slots.iter().map(|slot| (&slot.param.name, &slot.param.shape)).collect();
-                let copy = |i: usize, out: &mut [f32]| {
-                    out.copy_from_slice(&best.weights[i]);
-                    Ok(())
-                };
-                weights::write(&folder.join("best.safetensors"), &tensors, copy)?;
-            }
-            write_json(&folder.join("state.json"), state)?;
-            write_json(&folder.join("trainer_state.json"), &trainer_state)?;
-            write_json(&folder.join("training_args.json"), settings)
-        });
-        let path = saved.map_err(|error| self.not_saved(error))?;
-        if let Some(limit) = self.settings.save_total_limit {
-            self.run.rotate(limit, self.state.step, self.state.best.map(|(step, _)| step))?;
-        }
-        Ok(path)
+        })
     }
 
     /// The checkpoint for `--resume-from-checkpoint`, and its state: the one named, or the newest of this run that is sound.
@@ -357,7 +380,7 @@ impl Trainer<'_> {
                 verify(&self.run.checkpoint_path(step)).map_err(|error| error.and(remedy))?;
             }
             read_tensors(path, &mut self.model, &params)?;
-            let weights = self.model.read_all(self.model.plan.params)?;
+            let weights = Arc::new(self.model.read_all(self.model.plan.params)?);
             self.best = Some(BestModel { evaluation: None, weights, saved: home == 0 });
         }
         read_tensors(&checkpoint.join("model.safetensors"), &mut self.model, &params)?;

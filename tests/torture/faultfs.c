@@ -6,9 +6,10 @@
 //                half          like from_then_on, but half of a write is done
 //                kill, killed_after   SIGKILL before or after the call
 //                term          SIGTERM before the call, which is made
+//                hold          the call waits for the file FAULT_GATE
 //   FAULT_ERRNO  a number
 //   FAULT_ONLY   the kind of call that counts (open, write, fsync, rename, mkdir, unlink, rmdir, ftruncate); all by default
-//   FAULT_LOG    a file that gets a line for each call: number, kind, path
+//   FAULT_LOG    a file that gets a line for each call: number, thread, kind, path
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -27,7 +28,7 @@
 
 enum Fate { MADE, FAILS, HALF_MADE, KILLED_AFTER };
 
-static const char *folder, *mode, *only;
+static const char *folder, *mode, *only, *gate;
 static long struck_at, calls;
 static int error, log_file = -1, struck;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -36,6 +37,7 @@ __attribute__((constructor)) static void read_environment(void) {
     const char *text;
     folder = getenv("FAULT_PATH");
     only = getenv("FAULT_ONLY");
+    gate = getenv("FAULT_GATE");
     mode = (text = getenv("FAULT_MODE")) ? text : "once";
     struck_at = (text = getenv("FAULT_K")) ? atol(text) : 0;
     error = (text = getenv("FAULT_ERRNO")) ? atoi(text) : EIO;
@@ -77,13 +79,17 @@ static enum Fate fate(const char *kind, const char *path) {
     pthread_mutex_unlock(&lock);
     if (log_file >= 0) {
         char line[PATH_MAX + 64];
-        int size = snprintf(line, sizeof line, "%ld %s %s\n", number, kind, path);
+        int size = snprintf(line, sizeof line, "%ld %ld %s %s\n", number, (long)syscall(SYS_gettid), kind, path);
         syscall(SYS_write, log_file, line, size);
     }
     if (now) {
         if (is(mode, "kill")) killed();
         if (is(mode, "killed_after")) return KILLED_AFTER;
         if (is(mode, "term")) return raise(SIGTERM), MADE;
+        if (is(mode, "hold")) {
+            while (access(gate, F_OK)) usleep(1000);
+            return MADE;
+        }
         return is(mode, "half") && is(kind, "write") ? HALF_MADE : FAILS;
     }
     if (!before || !(is(mode, "from_then_on") || is(mode, "half"))) return MADE;
