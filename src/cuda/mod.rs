@@ -14,6 +14,7 @@ mod kernels;
 mod linear;
 mod loss;
 mod norm;
+mod tune;
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -40,6 +41,7 @@ pub struct Cuda {
     sums: RefCell<columns::Pending>,
     always_splits: bool,
     refused_products: Cell<u64>,
+    tuned: RefCell<tune::Tuned>,
     step: Step,
     tokens: usize,
     seqs: usize,
@@ -63,6 +65,7 @@ impl Cuda {
             sums: RefCell::new(columns::Pending::NONE),
             always_splits: false,
             refused_products: Cell::new(0),
+            tuned: RefCell::default(),
             step: Step::INFER,
             tokens: 0,
             seqs: 0,
@@ -279,5 +282,9 @@ impl Backend for Cuda {
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
         columns::flush(self)?;
         adamw::adamw(self, op, update)
+    }
+
+    fn tuner(&mut self) -> Option<&mut dyn Tuner> {
+        Some(self)
     }
 }

@@ -10,7 +10,7 @@ use twox_hash::XxHash64;
 
 use super::args::{GivenFlags, NEWEST, ReportTo, Settings};
 use super::data::Data;
-use super::{BestModel, Trainer};
+use super::{BestModel, Trainer, tune};
 use crate::checkpoint::model_dir::{read_tensors, write_tensors};
 use crate::checkpoint::run_dir::checkpoint_step;
 use crate::checkpoint::weights::{self, Weights};
@@ -268,6 +268,9 @@ impl Trainer<'_> {
             if !model_only {
                 write_tensors(&folder.join("optimizer.safetensors"), model, &moments(model))?;
             }
+            if !model_only {
+                tune::save(model, folder)?;
+            }
             if state.micro_batch > 0 {
                 write_tensors(&folder.join("gradients.safetensors"), model, &[("", model.plan.grads)])?;
             }
@@ -370,6 +373,8 @@ impl Trainer<'_> {
         let mut status = Status::default().to_array();
         status.iter_mut().zip(&self.state.status).for_each(|(to, x)| *to = x.unwrap_or(f64::NAN));
         self.model.set_status(&Status::from_slice(&status))?;
+
+        tune::resume(&mut self.model, checkpoint)?;
 
         let path = checkpoint.join("trainer_state.json");
         let saved = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
