@@ -21,5 +21,6 @@ mod serve;
 mod tokenize;
 mod train;
 mod truncation;
+mod tune;
 #[path = "vgpu.rs"]
 mod virtual_gpu;

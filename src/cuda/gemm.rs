@@ -1,8 +1,7 @@
 //! Products by cuBLASLt, in its column-major order. An algorithm is requested once per shape, with large numbers of rows
-//! rounded up to a bucket, and kept; one that was timed for the shape (`tune`) comes first. The choice is a function of the shape,
-//! the library, the GPU and the timed algorithms alone, so the same shapes give the same bits. Products that cuBLASLt does not
-//! support, with rows that are not 16-byte aligned, go to our own kernel.
-//! f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 and f16 sum in f32.
+//! rounded up to a bucket, and kept; one that was timed (`tune`) takes its place. The choice is a function of the shape, the
+//! library, the GPU and the timed algorithms alone, so the same shapes give the same bits. Products that cuBLASLt does not
+//! support, with rows that are not 16-byte aligned, go to our own kernel. f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 and f16 sum in f32.
 
 use std::collections::HashMap;
 use std::ffi::c_void;

@@ -23,8 +23,9 @@ const MEASUREMENTS: usize = 5;
 /// A measurement is of products in a row that take about this many milliseconds, at most `IN_A_ROW` of them.
 const SPAN: f32 = 0.1;
 const IN_A_ROW: f32 = 16.0;
-/// A suggestion is measured once if that takes this many times as long as the fastest.
+/// A suggestion that takes this many times as long as the fastest, in the best of `TRIES` runs, is not measured.
 const HOPELESS: f32 = 1.5;
+const TRIES: usize = 3;
 /// The first suggestion is kept unless another takes at most this part of its time: noise alone changes nothing.
 const GAIN: f32 = 0.98;
 /// Factor of the products that are timed, so that those that are added to D hardly change it.
@@ -105,15 +106,20 @@ fn time(cuda: &Cuda, gemm: &Gemm, p: &Product, exact: Shape, bucket: Shape) -> R
         (0..products).try_for_each(|_| run(algorithm))?;
         Ok(Span { begin, end: event(cuda)?, products })
     };
-    let once = algorithms.iter().map(|algorithm| measure(algorithm, 1)).collect::<Result<Vec<_>, _>>()?;
-    let once = once.iter().map(Span::milliseconds).collect::<Result<Vec<_>, _>>()?;
-    let Some(fastest) = once.iter().copied().reduce(f32::min) else { return Ok(None) };
+    // In turns, here and below, as the clock of a GPU changes.
+    let mut tries = vec![f32::INFINITY; algorithms.len()];
+    for _ in 0..TRIES {
+        let spans = algorithms.iter().map(|algorithm| measure(algorithm, 1)).collect::<Result<Vec<_>, _>>()?;
+        for (shortest, span) in tries.iter_mut().zip(spans) {
+            *shortest = shortest.min(span.milliseconds()?);
+        }
+    }
+    let Some(fastest) = tries.iter().copied().reduce(f32::min) else { return Ok(None) };
     let products = (SPAN / fastest).clamp(1.0, IN_A_ROW) as usize;
 
-    // In turns, as the clock of a GPU changes.
     let mut spans: Vec<Vec<Span>> = algorithms.iter().map(|_| Vec::new()).collect();
     for _ in 0..MEASUREMENTS {
-        for (i, algorithm) in algorithms.iter().enumerate().filter(|&(i, _)| i == 0 || once[i] < HOPELESS * fastest) {
+        for (i, algorithm) in algorithms.iter().enumerate().filter(|&(i, _)| i == 0 || tries[i] < HOPELESS * fastest) {
             spans[i].push(measure(algorithm, products)?);
         }
     }

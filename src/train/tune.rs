@@ -23,6 +23,9 @@ use crate::report::log::{Progress, counted, duration};
 /// The file of a checkpoint.
 const FILE: &str = "algorithms.json";
 
+/// The consequence of a file that is damaged or of another device.
+const NOT_USED: &str = "its algorithms are not used";
+
 /// Once this much time has passed, no further batches are timed.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -45,10 +48,7 @@ pub fn choose(model: &mut Model, settings: &Settings, data: &Data, updates: usiz
         let took = time(model, settings, data, updates)?;
         let timed = model.tuner().expect("as above").timed();
         report(&before, &timed, took, path);
-        write(path, &timed).or_else(|error| match named {
-            Some(_) => Err(error),
-            None => Ok(note(format!("warning: the algorithms were not recorded: {error}"))),
-        })?;
+        write(path, &timed).or_else(|error| unless_named(named.is_some(), error, "the algorithms are not recorded"))?;
     }
     Ok(())
 }
@@ -58,13 +58,19 @@ fn read(tuner: &mut dyn Tuner, path: &Path, named: bool, tunes: bool) -> Result<
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound && (tunes || !named) => return Ok(()),
-        Err(error) if named => return Err(Error::io(path, error)),
-        Err(error) => return Ok(note(format!("warning: {}: {error}; no timed algorithms are used", path.display()))),
+        Err(error) => return unless_named(named, Error::io(path, error), NOT_USED),
     };
-    tuner.restore(&text).or_else(|fact| match named {
-        true => Err(Error::user(path.display(), fact, "name another file, or time the algorithms anew: --tune with a new file")),
-        false => Ok(note(format!("warning: {}: {fact}; no algorithm of it is used", path.display()))),
-    })
+    let remedy = "name another file, or a new one with --tune";
+    tuner.restore(&text).or_else(|fact| unless_named(named, Error::user(path.display(), fact, remedy), NOT_USED))
+}
+
+/// The error about a file if the user has named it, or else a note of it and its consequence.
+fn unless_named(named: bool, error: Error, consequence: &str) -> Result<()> {
+    if named {
+        return Err(error);
+    }
+    note(format!("warning: {}; {consequence}", error.without_remedy()));
+    Ok(())
 }
 
 fn write(path: &Path, timed: &Timed) -> Result<()> {
@@ -79,7 +85,7 @@ fn time(model: &mut Model, settings: &Settings, data: &Data, updates: usize) -> 
     let tokens = model.plan.spec.tokens;
     let tuner = model.tuner().expect("the device has algorithms");
     let batches = batches(settings, data, updates, tokens, &|batch: (usize, usize)| (tuner.class(batch.0), tuner.class(batch.1)));
-    let progress = Progress::new("timing algorithms", batches.len() as u64, &["sizes of batches"]);
+    let progress = Progress::new("timing algorithms", batches.len() as u64, &["sizes"]);
     for (done, (batch, micro_batches)) in batches.iter().enumerate() {
         if progress.elapsed() > LIMIT {
             let left = counted(batches.len() - done, "rare size");
@@ -136,7 +142,7 @@ fn batches<Class: Ord>(
 fn report(before: &Timed, timed: &Timed, took: Duration, path: &Path) {
     let (new, seconds) = (timed.shapes - before.shapes, timed.seconds - before.seconds);
     if new == 0 {
-        return note("algorithms: all products of this run were timed before");
+        return note("algorithms: no product of this run was left to time");
     }
     let first = timed.first_seconds - before.first_seconds;
     let (shapes, less) = (counted(new, "shape"), 100.0 * (1.0 - seconds / first));

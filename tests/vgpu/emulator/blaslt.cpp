@@ -4,7 +4,8 @@
 // for; above, those that round up to the same multiple of SHAPE_CLASS, except some that it refuses by the seed. If sums may be
 // split over k, it drops the last terms, as cuBLASLt was seen to do. The heuristic suggests up to CANDIDATES algorithms; number i
 // adds its terms in i + 1 parts, so that each has bits of its own. A product takes time on the device's clock, less with the
-// algorithm that VGPU_FASTEST names; the first use of an algorithm takes longer, as its kernel is loaded, and so do some others.
+// algorithm that VGPU_FASTEST names; the first use of an algorithm takes a millisecond more, as its kernel is loaded, and so do a few
+// others.
 #include "numbers.h"
 #include "runtime.h"
 
@@ -155,7 +156,7 @@ struct Algorithm {
         uint64_t usual = number == fastest ? ideal : ideal * (20 + number) / 10;
         std::lock_guard lock(mutex);
         if (loaded.insert({key, number}).second) return usual + 1000000;
-        return runs++ % 7 == 6 ? 3 * usual : usual;
+        return runs++ % 997 == 996 ? usual + 1000000 : usual;
     }
 };
 static_assert(sizeof(Algorithm) == 64);
@@ -411,7 +412,9 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* description, void* a, voi
     if (preference->reductions & IN_OUTPUT_TYPE) return unsupported("partial sums rounded to the type of D");
     uint64_t sizes[] = {problem.m(), problem.n(), problem.k()};
     uint64_t choice = Hash().mix(problem.key()).mix(seed()).mix(sizes[2]).value >> 20;
-    for (int i = 0; i < std::min(wanted, CANDIDATES); i++) {
+    static const int first = environment_number("VGPU_FIRST");
+    for (int place = 0; place < std::min(wanted, CANDIDATES); place++) {
+        const int i = (first + place) % CANDIDATES;
         Algorithm algorithm{};
         algorithm.key = problem.key();
         std::copy_n(sizes, 3, algorithm.sizes);

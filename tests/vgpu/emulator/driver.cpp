@@ -7,6 +7,7 @@
 //   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch, old_driver, cublaslt_memory: it has none, or
 //                        refused_algorithms: cublasLtMatmulAlgoCheck refuses all
 //   VGPU_FASTEST=n       the algorithm, from 0, of those that cuBLASLt suggests that takes half as long as the first
+//   VGPU_FIRST=n         the algorithm that it suggests first
 //   VGPU_CUBLASLT=n      version of cuBLASLt, 130002 if not given
 //   VGPU_FAIL_LAUNCH=n   the n-th launch that runs is an illegal address
 //   VGPU_TRACE=file      gets a line for each launch and each product, in the order of the calls: name, grid, threads of a block
