@@ -12,12 +12,12 @@
 //! | [`ops`] | the operator definitions: one struct per op with its maths, the enum [`ops::Op`], and the trait [`ops::Backend`] that runs them |
 //! | [`model`] | a model as one list of ops: `encoder`, `head`; `infer` (batches in order, submitted ahead); `names` (parameters by role, with Hugging Face's names), `config`, `plan` (every buffer) |
 //! | [`cpu`] | the backend on CPUs: one file per group of ops (embed linear attention norm loss adamw), `dropout` (its masks), `arena`, `instructions` (the machine's, or those of `WARPFIT_CPU`), and matrix products: `matrix`, `product`, by `gemm` or, rounded to bf16, by `panels` (`avx512`) or `copies` |
-//! | [`cuda`] | the backend on NVIDIA GPUs: the same groups, each launching the kernels in `kernels/<name>.cu`; `gemm` (cuBLASLt), `columns` (sums over rows, added once per update), `words` (rows of the word table that updates pass over), `graph` (the pass of one text, recorded and replayed), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
+//! | [`cuda`] | the backend on NVIDIA GPUs: the same groups, each launching the kernels in `kernels/<name>.cu`; `gemm` (cuBLASLt), `tune` (its algorithms, timed), `columns` (sums over rows, added once per update), `words` (rows of the word table that updates pass over), `graph` (the pass of one text, recorded and replayed), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
 //! | [`device`] | the choice of backend and precision: the only module that names the backends |
 //! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; the time of each op in a run |
 //! | [`random`] | Philox: dropout as a pure function of place and step |
 //! | [`data`] | `dataset` (labelled texts: one file per format, the splits of a folder, the `classes` of a run), `description` (a look at them before training), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `pretrained`, the settings of a model folder, `wordpiece`, BERT's own algorithm, and `truncation`, the part of long texts that is left out), `cache` (tokenized texts kept for later runs), `pack` (no padding), `loader` (order of rows, prefetching) |
-//! | [`train`] | fine-tuning: `hugging_face` (flags of its scripts, translated), `recipe` and `args` (raw flags -> validated settings), `data`, `setup`, `epochs` (the loop), `schedule`, `evaluate`, `state` (checkpoints), `saver` (writes them beside the training), `results`, `card` (the model card) |
+//! | [`train`] | fine-tuning: `hugging_face` (flags of its scripts, translated), `recipe` and `args` (raw flags -> validated settings), `data`, `setup`, `epochs` (the loop), `tune` (the algorithms of a run: timed, from a file, from its checkpoint), `schedule`, `evaluate`, `state` (checkpoints), `saver` (writes them beside the training), `results`, `card` (the model card) |
 //! | [`infer`] | a trained model opened for inference: the session of predict, evaluate, embed and serve; `predictions` (their formats), `pooling`, `probe` (logistic regression on vectors), `projection` (to two dimensions: `pca`, `tsne`), `npy` |
 //! | [`checkpoint`] | `weights` (safetensors, whole or in shards), `snapshot` (a model's numbers in host memory, to be written), `model_dir` (the folder of a model), `run_dir` (the folder of a run) |
 //! | [`hub`] | the Hugging Face hub: `client` (HTTP), `cache` (models and data sets fetched), `push` |
@@ -42,7 +42,8 @@
 //!    activations are overwritten unless the op's field says otherwise. On a GPU an update passes over the rows of the word table
 //!    without a gradient, which have all updates before anything reads them: the bits are those of an update of all rows.
 //! 4. Every reduction has a fixed order, and there are no floating-point atomics: the same inputs give the same bits, run after
-//!    run, on any number of threads. A product's algorithm is a function of its shape, the library and the GPU alone.
+//!    run, on any number of threads. A product's algorithm is a function of its shape, the library, the GPU and the run's timed
+//!    algorithms alone; its checkpoints hold those.
 //! 5. Every op has a backward: a model's backward pass is its list reversed. After one step every parameter that should move has
 //!    moved (tested).
 //! 6. Randomness is counter-based (Philox4x32-7 keyed by seed, update and micro-batch; the counter is site, row and

@@ -32,10 +32,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::data::pack::{PackedBatch, TILE};
 use crate::error::Result;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DType {
     F32,
     /// For weights and activations on a GPU; sums and statistics are F32.
@@ -606,6 +609,44 @@ pub trait Backend: Send {
     fn cast(&mut self, op: &Cast) -> Result<()>;
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()>;
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()>;
+
+    /// `None` where there is nothing to choose.
+    fn tuner(&mut self) -> Option<&mut dyn Tuner> {
+        None
+    }
+}
+
+/// The choice between several algorithms for the products of ops, on a device that has them. Timed algorithms take the place of
+/// those that the device suggests first; as they add in other orders, they are part of the state of a run.
+pub trait Tuner {
+    /// What algorithms are timed on: "NVIDIA H100 80GB HBM3, compute capability 9.0, cuBLASLt 13.0.2".
+    fn device(&self) -> String;
+
+    /// Numbers of rows of the same class have the same algorithms.
+    fn class(&self, rows: usize) -> (usize, bool);
+
+    /// While on, ops whose products have no timed algorithm yet time all of them, and use the fastest from then on.
+    fn set_timing(&mut self, on: bool);
+
+    fn timed(&self) -> Timed;
+
+    /// Replaces the timed algorithms by those of the text of a [`Timed`].
+    ///
+    /// # Errors
+    /// What is wrong with the text: it is damaged, or of another device.
+    fn restore(&mut self, text: &str) -> std::result::Result<(), String>;
+}
+
+/// The algorithms that were timed on a device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timed {
+    /// All about them, for [`Tuner::restore`]: JSON with a checksum.
+    pub text: String,
+    /// Shapes of products.
+    pub shapes: usize,
+    /// Seconds that one product of each shape takes with these algorithms, and with those that the device suggests first.
+    pub seconds: f64,
+    pub first_seconds: f64,
 }
 
 /// The elements of a tensor in memory.

@@ -263,6 +263,10 @@ impl Backend for Profiled {
         self.inner.name()
     }
 
+    fn tuner(&mut self) -> Option<&mut dyn Tuner> {
+        self.inner.tuner()
+    }
+
     fn available(&self) -> Result<Option<usize>> {
         self.inner.available()
     }

@@ -21,6 +21,7 @@ mod serve;
 mod tokenize;
 mod train;
 mod truncation;
+mod tune;
 #[path = "vgpu.rs"]
 mod virtual_gpu;
 mod words;

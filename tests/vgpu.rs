@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use cudarc::cublaslt::{result as blas, sys as blas_sys};
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{
-    CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result,
+    CudaContext, CudaEvent, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+    result,
 };
 use cudarc::nvrtc::Ptx;
 use half::{bf16, f16};
@@ -372,7 +373,7 @@ const FUNCTIONS_OF_CUDA_12_0: &str = "\
     cuCtxGetCurrent cuCtxGetStreamPriorityRange cuCtxSetCurrent cuCtxSynchronize cuDeviceGet cuDeviceGetAttribute \
     cuDeviceGetCount cuDeviceGetName cuDeviceGetUuid cuDeviceGetUuid_v2 cuDevicePrimaryCtxRelease_v2 \
     cuDevicePrimaryCtxReset_v2 cuDevicePrimaryCtxRetain cuDeviceTotalMem_v2 cuDriverGetVersion cuEventCreate \
-    cuEventDestroy_v2 cuEventQuery cuEventRecord cuEventSynchronize cuFuncGetAttribute cuFuncSetAttribute cuGetErrorName \
+    cuEventDestroy_v2 cuEventElapsedTime cuEventQuery cuEventRecord cuEventSynchronize cuFuncGetAttribute cuFuncSetAttribute cuGetErrorName \
     cuGetErrorString cuGraphDestroy cuGraphExecDestroy cuGraphInstantiateWithFlags cuGraphLaunch cuGraphUpload cuInit \
     cuLaunchKernel cuLaunchKernelEx cuMemAllocAsync cuMemAlloc_v2 cuMemFreeAsync cuMemFreeHost cuMemFree_v2 \
     cuMemGetInfo_v2 cuMemHostAlloc cuMemcpyDtoDAsync_v2 cuMemcpyDtoD_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoH_v2 \
@@ -831,6 +832,10 @@ struct Matmul {
     tf32: bool,
     bias: bool,
     beta: f32,
+    /// The place of the algorithm among those that are suggested.
+    algorithm: usize,
+    /// Whether a bit of it has changed since.
+    damaged: bool,
 }
 
 const PLAIN: Matmul = Matmul {
@@ -843,6 +848,8 @@ const PLAIN: Matmul = Matmul {
     tf32: false,
     bias: false,
     beta: 0.0,
+    algorithm: 0,
+    damaged: false,
 };
 
 const WORKSPACE: usize = 1 << 20;
@@ -906,9 +913,19 @@ fn matmul(
             blas::set_matmul_pref_attribute(preference, attribute, (&raw const alignment).cast(), 4).unwrap();
         }
         let (la, lb, ld) = layouts(k);
-        let found = blas::get_matmul_algo_heuristic(handle, description, la, lb, ld, ld, preference).map_err(|e| e.0)?;
-        assert!(found.workspaceSize > 0);
+        let mut found = [blas::get_matmul_algo_heuristic(handle, description, la, lb, ld, ld, preference).map_err(|e| e.0)?; 9];
+        let mut count = 0;
+        let most = found.len() as i32;
+        let suggested = found.as_mut_ptr();
+        blas_sys::cublasLtMatmulAlgoGetHeuristic(handle, description, la, lb, ld, ld, preference, most, suggested, &mut count)
+            .result()
+            .map_err(|e| e.0)?;
+        assert!(count == 8 && found[0].workspaceSize > 0);
+        let mut found = found[p.algorithm];
+        found.algo.data[6] ^= u64::from(p.damaged);
         let (la, lb, ld) = layouts(p.k);
+        let mut checked = found;
+        let checked = blas_sys::cublasLtMatmulAlgoCheck(handle, description, la, lb, ld, ld, &found.algo, &mut checked).result();
         let alpha = 1f32;
         let done = blas::matmul(
             handle,
@@ -929,6 +946,7 @@ fn matmul(
             gpu.stream.cu_stream().cast(),
         );
         blas::destroy_handle(handle).unwrap();
+        assert!(checked.is_ok() || done.is_err(), "an algorithm that the check refuses has run");
         done.map_err(|e| e.0)
     }
 }
@@ -978,6 +996,53 @@ fn products_of_cublas() {
     }
     let written = gpu.stream.clone_dtoh(&workspace).unwrap();
     assert_eq!(written[0], 0xff, "the workspace is unchanged");
+}
+
+/// The algorithms that are suggested have other bits, and one of them half the time of the others.
+#[test]
+fn algorithms_of_cublas() {
+    let gpu = Gpu::new();
+    let p = |algorithm: usize| Matmul { k: 256, algorithm, ..PLAIN };
+    let (a, b) = (gpu.floats(&noise(32 * 256, 4)), gpu.floats(&noise(256 * 24, 5)));
+    let (d, workspace) = (gpu.floats(&[0.0; 32 * 24]), gpu.stream.alloc_zeros::<u8>(WORKSPACE).unwrap());
+    let pointers = [gpu.address(&a), gpu.address(&b), gpu.address(&d), 0, gpu.address(&workspace)];
+    let event = || gpu.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
+    // SAFETY: the signature in cuda.h.
+    let elapsed = |begin: &CudaEvent, end: &CudaEvent| unsafe {
+        type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> CUresult;
+        let mut time = 0.0;
+        let function = sys::culib().get::<Elapsed>(b"cuEventElapsedTime").unwrap();
+        function(&mut time, begin.cu_event(), end.cu_event()).result().map(|()| time).map_err(|e| e.0)
+    };
+    let (mut results, mut times): (Vec<Vec<f32>>, Vec<f32>) = Default::default();
+    for algorithm in 0..8 {
+        let run =
+            || matmul(&gpu, &p(algorithm), pointers, 256, Reduction::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32).unwrap();
+        run();
+        let spans: Vec<(CudaEvent, CudaEvent)> = (0..3)
+            .map(|_| {
+                let begin = event();
+                run();
+                (begin, event())
+            })
+            .collect();
+        assert_eq!(elapsed(&spans[0].0, &spans[2].1), Err(CUDA_ERROR_NOT_READY));
+        results.push(gpu.read(&d));
+        let mut of_three: Vec<f32> = spans.iter().map(|(begin, end)| elapsed(begin, end).unwrap()).collect();
+        of_three.sort_by(f32::total_cmp);
+        times.push(of_three[1]);
+    }
+    let exact: Vec<f64> = results[0].iter().map(|&x| f64::from(x)).collect();
+    for (i, result) in results.iter().enumerate() {
+        assert_near(result, &exact, 1e-4);
+        assert!(results[..i].iter().all(|other| other != result), "algorithm {i} has the bits of another");
+        assert!(i == 0 || times[i] > 2.0 * times[0] * 0.99, "{times:?}");
+    }
+    let untimed = gpu.stream.record_event(None).unwrap();
+    gpu.stream.synchronize().unwrap();
+    assert_eq!(elapsed(&untimed, &untimed), Err(CUDA_ERROR_INVALID_HANDLE));
+    let damaged = Matmul { damaged: true, ..p(3) };
+    assert_eq!(matmul(&gpu, &damaged, pointers, 256, NO_REDUCTION), Err(blas_sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
 }
 
 #[test]

@@ -220,6 +220,22 @@ def imdb(work):
     work.headline += f"; {updates} updates, again and resumed: the same weights {hashes['first'][:12]}"
 
 
+def tuned(work):
+    """The same updates with cuBLASLt's first suggestions, with the fastest ones, and with these again from their file: the same weights."""
+    updates, file = 4 if work.small else 200, work.log.with_suffix(".json")
+    _, first = work.train("first-suggestions", max_steps=updates)
+    timed, fastest = work.train("timed", max_steps=updates, tune="true", algorithms=file)
+    read, _ = work.train("from-file", max_steps=updates, algorithms=file)
+    products = json.loads(file.read_text())["products"]
+    us = {key: sum(product[key] for product in products) for key in ("us", "first_us")}
+    work.facts = {"updates": updates, "first": first, "fastest": fastest, "shapes": len(products)} | us
+    if sha256(timed) != sha256(read):
+        raise Failed("the weights trained with the algorithms of the file differ")
+    seconds = f"{first['train_runtime']:.2f} s, {fastest['train_runtime']:.2f} s with the fastest algorithms"
+    less = 100 * (1 - us["us"] / us["first_us"])
+    work.headline = f"{updates} updates: {seconds}; one product of each of {len(products)} shapes takes {less:.1f} % less"
+
+
 def ncu(work):
     """Every kernel of one training step. About three steps warm up; the launches of two steps contain a whole one."""
     file = work.log.with_suffix(".csv")
@@ -321,13 +337,14 @@ PRESETS = {
         Part("tests", 70, "the tests that use the GPU", tests),
         Part("steps", 25, "training and inference, batches of 16 and 64", steps),
         Part("imdb", 50, "two epochs; the same bits again and resumed", imdb),
+        Part("tuned", 20, "updates with the fastest algorithms of cuBLASLt", tuned),
         Part("ncu", 45, "every kernel of one step", ncu, "ncu"),
         Part("algorithms", 12, "the algorithms of cuBLASLt", algorithms),
         Part("profile", 13, "every op of twenty steps", profile),
-        Part("ops", 40, "each op cold and warm, beside the ceilings", ops),
-        Part("trainer", 40, "300 updates beside Hugging Face Trainer", trainer, "torch"),
-        Part("memcheck", 35, "memory errors in any kernel", sanitize("memcheck"), "compute-sanitizer"),
-        Part("racecheck", 35, "races in shared memory in any kernel", sanitize("racecheck"), "compute-sanitizer"),
+        Part("ops", 35, "each op cold and warm, beside the ceilings", ops),
+        Part("trainer", 35, "300 updates beside Hugging Face Trainer", trainer, "torch"),
+        Part("memcheck", 30, "memory errors in any kernel", sanitize("memcheck"), "compute-sanitizer"),
+        Part("racecheck", 30, "races in shared memory in any kernel", sanitize("racecheck"), "compute-sanitizer"),
     ],
     "compare": [
         Part("weights", 60, "fine-tuning of real weights", weights),

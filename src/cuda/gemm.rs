@@ -1,7 +1,7 @@
 //! Products by cuBLASLt, in its column-major order. An algorithm is requested once per shape, with large numbers of rows
-//! rounded up to a bucket, and kept. The choice is a function of the shape, the library and the GPU alone, so the same shapes
-//! give the same bits. Products that cuBLASLt does not support, with rows that are not 16-byte aligned, go to our own kernel.
-//! f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 and f16 sum in f32.
+//! rounded up to a bucket, and kept; one that was timed (`tune`) takes its place. The choice is a function of the shape, the
+//! library, the GPU and the timed algorithms alone, so the same shapes give the same bits. Products that cuBLASLt does not
+//! support, with rows that are not 16-byte aligned, go to our own kernel. f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 and f16 sum in f32.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -12,10 +12,13 @@ use cudarc::cublaslt::sys::{
     cublasStatus_t as Status,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::Cuda;
 use super::arena::SCRATCH;
 use super::error::OUT_OF_MEMORY;
 use super::kernels::{Matmul, Ptr};
+use super::tune;
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Arithmetic, DType};
 
@@ -48,21 +51,34 @@ pub struct Product {
 /// cuBLASLt, and the algorithms it has chosen.
 pub struct Gemm {
     handle: sys::cublasLtHandle_t,
-    algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
+    /// 13.0.2 is (13, 0, 2).
+    pub version: (usize, usize, usize),
+    algorithms: HashMap<Shape, Algorithm>,
 }
+
+/// Opaque: what the library knows about how it computes a product.
+pub type Algorithm = sys::cublasLtMatmulAlgo_t;
 
 // SAFETY: the handle may be used by any thread, one at a time.
 unsafe impl Send for Gemm {}
 
-/// The inputs of the choice of an algorithm.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Shape {
-    types: (DType, DType, bool),
-    transposed: (bool, bool),
-    size: (usize, usize, usize),
-    strides: (usize, usize, usize),
+/// The inputs of the choice of an algorithm. Strides are in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Shape {
+    input: DType,
+    output: DType,
+    tf32: bool,
+    transpose_a: bool,
+    transpose_b: bool,
+    m: usize,
+    n: usize,
+    k: usize,
+    lda: usize,
+    ldb: usize,
+    ldd: usize,
     bias: bool,
     add: bool,
+    /// Whether sums may be split over k.
     split_k: bool,
 }
 
@@ -76,29 +92,91 @@ const EXACT: usize = 256;
 /// (<https://github.com/facebookexperimental/triton/pull/2767>), which no loss curve would show.
 const SPLITTABLE: usize = 64;
 
+/// Numbers of rows of the same class have the same shapes of products, after rounding.
+pub fn class(rows: usize) -> (usize, bool) {
+    let bucket = if rows <= EXACT { rows } else { rows.next_multiple_of(BUCKET) };
+    (bucket, rows.is_multiple_of(SPLITTABLE))
+}
+
 impl Gemm {
     pub fn new() -> Result<Gemm> {
         let handle = result::create_handle().map_err(|e| failed("cublasLtCreate", e))?;
-        Ok(Gemm { handle, algorithms: HashMap::new() })
+        // SAFETY: takes nothing, returns a number.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        let version = (version / 10_000, version / 100 % 100, version % 100);
+        Ok(Gemm { handle, version, algorithms: HashMap::new() })
     }
 
     /// The algorithm for a shape, requested from cuBLASLt on first use.
-    fn algorithm(
-        &mut self,
-        shape: Shape,
-        description: &Description,
-        p: &Product,
-    ) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
+    fn algorithm(&mut self, shape: Shape, p: &Product) -> Result<Algorithm, CublasError> {
         if let Some(algorithm) = self.algorithms.get(&shape) {
             return Ok(*algorithm);
         }
-        let (m, n, k) = shape.size;
-        let matrices = Matrices::new(&Product { m, n, k, ..*p })?;
-        let algorithm = choose(self.handle, description, &matrices, shape.split_k)?;
+        let first = self.suggestions(shape, p, 1)?.first().copied();
+        let algorithm = first.ok_or(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED))?;
         self.algorithms.insert(shape, algorithm);
         Ok(algorithm)
     }
+
+    /// At most this many algorithms for a shape, in the order in which cuBLASLt suggests them. Partial sums of a split k are added
+    /// in a fixed order, in f32: not in place, whose order is undetermined, and not rounded to D's type.
+    pub fn suggestions(&self, shape: Shape, p: &Product, most: usize) -> Result<Vec<Algorithm>, CublasError> {
+        use sys::cublasLtReductionScheme_t::*;
+        let schemes = if shape.split_k { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE } else { CUBLASLT_REDUCTION_SCHEME_NONE } as u32;
+        let choice = Choice::new()?;
+        choice.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &SCRATCH)?;
+        choice.set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
+        for alignment in [
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            choice.set(alignment, &16u32)?;
+        }
+        let description = Description::of(p, shape.tf32)?;
+        let Matrices { a, b, d } = Matrices::new(&Product { m: shape.m, n: shape.n, k: shape.k, ..*p })?;
+        let mut found = vec![NO_RESULT; most];
+        let mut count = 0;
+        // SAFETY: all of them are alive, and there is room for `most` results.
+        unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                description.0,
+                a.0,
+                b.0,
+                d.0,
+                d.0,
+                choice.0,
+                most as i32,
+                found.as_mut_ptr(),
+                &mut count,
+            )
+        }
+        .result()?;
+        found.truncate(count as usize);
+        found.retain(|found| found.state == Status::CUBLAS_STATUS_SUCCESS);
+        Ok(found.into_iter().map(|found| found.algo).collect())
+    }
+
+    /// Whether the library computes this very product with an algorithm, in the workspace that there is.
+    pub fn supports(&self, algorithm: &Algorithm, p: &Product, shape: Shape) -> Result<bool, CublasError> {
+        let (description, Matrices { a, b, d }) = (Description::of(p, shape.tf32)?, Matrices::new(p)?);
+        let mut found = NO_RESULT;
+        // SAFETY: all of them are alive.
+        let status =
+            unsafe { sys::cublasLtMatmulAlgoCheck(self.handle, description.0, a.0, b.0, d.0, d.0, algorithm, &mut found) };
+        Ok(status == Status::CUBLAS_STATUS_SUCCESS && found.workspaceSize <= SCRATCH)
+    }
 }
+
+const NO_RESULT: sys::cublasLtMatmulHeuristicResult_t = sys::cublasLtMatmulHeuristicResult_t {
+    algo: Algorithm { data: [0; 8] },
+    workspaceSize: 0,
+    state: Status::CUBLAS_STATUS_NOT_SUPPORTED,
+    wavesCount: 0.0,
+    reserved: [0; 4],
+};
 
 impl Drop for Gemm {
     fn drop(&mut self) {
@@ -157,42 +235,62 @@ fn by_kernel(cuda: &Cuda, p: &Product) -> Result<()> {
 fn by_cublas(cuda: &Cuda, p: &Product) -> Result<()> {
     let tf32 = p.input == DType::F32 && cuda.arena().layout.arithmetic == Arithmetic::Tf32;
     let exact = Shape {
-        types: (p.input, p.output, tf32),
-        transposed: (p.transpose_a, p.transpose_b),
-        size: (p.m, p.n, p.k),
-        strides: (p.lda, p.ldb, p.ldd),
+        input: p.input,
+        output: p.output,
+        tf32,
+        transpose_a: p.transpose_a,
+        transpose_b: p.transpose_b,
+        m: p.m,
+        n: p.n,
+        k: p.k,
+        lda: p.lda,
+        ldb: p.ldb,
+        ldd: p.ldd,
         bias: p.bias != 0,
         add: p.add,
         split_k: cuda.always_splits || p.k.is_multiple_of(SPLITTABLE),
     };
     // The number of rows is n in a forward product, and k in one for a weight's gradient.
-    let bucket = |rows: usize| if rows <= EXACT { rows } else { rows.next_multiple_of(BUCKET) };
-    let (n, k) = if p.transpose_b { (p.n, bucket(p.k)) } else { (bucket(p.n), p.k) };
-    let bucket = Shape { size: (p.m, n, k), ..exact };
-
-    // The exact shape is known if the bucket's algorithm was refused before.
+    let bucket = match p.transpose_b {
+        true => Shape { k: class(p.k).0, ..exact },
+        false => Shape { n: class(p.n).0, ..exact },
+    };
     let mut gemm = cuda.gpu.gemm();
-    let shape = if gemm.algorithms.contains_key(&exact) { exact } else { bucket };
-    match multiply(cuda, &mut gemm, p, shape) {
-        Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_INVALID_VALUE)) if shape != exact => {
-            cuda.refused_products.update(|count| count + 1);
-            multiply(cuda, &mut gemm, p, exact)
-        }
-        done => done,
-    }
-    .map_err(|e| {
+    multiply(cuda, &mut gemm, p, exact, bucket).map_err(|e| {
         let place = format!("product of ({}, {}) and ({}, {}) by cuBLASLt", p.m, p.k, p.k, p.n);
         // Earlier work may be the cause.
         cuda.stream().synchronize().map_or_else(super::error::failed(&place), |()| failed(&place, e))
     })
 }
 
-/// Runs a product with the algorithm of a shape.
-fn multiply(cuda: &Cuda, gemm: &mut Gemm, p: &Product, shape: Shape) -> Result<(), CublasError> {
-    let description = Description::of(p, shape.types.2)?;
-    let algorithm = gemm.algorithm(shape, &description, p)?;
-    let matrices = Matrices::new(p)?;
-    let (alpha, beta) = (1f32, if p.add { 1f32 } else { 0f32 });
+/// Runs a product of a shape with the algorithm timed for its bucket, else with the one suggested for the bucket, else with the one
+/// suggested for the shape.
+fn multiply(cuda: &Cuda, gemm: &mut Gemm, p: &Product, exact: Shape, bucket: Shape) -> Result<(), CublasError> {
+    if let Some(algorithm) = tune::algorithm(cuda, gemm, p, exact, bucket)? {
+        return run(cuda, gemm, p, exact, &algorithm, 1.0);
+    }
+    // The exact shape is known if the bucket's algorithm was refused before.
+    let shape = if gemm.algorithms.contains_key(&exact) { exact } else { bucket };
+    let algorithm = gemm.algorithm(shape, p);
+    match algorithm.and_then(|algorithm| run(cuda, gemm, p, exact, &algorithm, 1.0)) {
+        Err(e) if is_refusal(&e) && shape != exact => {
+            cuda.refused_products.update(|count| count + 1);
+            let algorithm = gemm.algorithm(exact, p)?;
+            run(cuda, gemm, p, exact, &algorithm, 1.0)
+        }
+        done => done,
+    }
+}
+
+/// Whether the library does not support what was asked for, and nothing has failed.
+pub fn is_refusal(e: &CublasError) -> bool {
+    matches!(e.0, Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_INVALID_VALUE)
+}
+
+/// Runs a product with an algorithm: `D = alpha op(A) op(B) + bias (+ D)`.
+pub fn run(cuda: &Cuda, gemm: &Gemm, p: &Product, shape: Shape, algorithm: &Algorithm, alpha: f32) -> Result<(), CublasError> {
+    let (description, matrices) = (Description::of(p, shape.tf32)?, Matrices::new(p)?);
+    let beta = if p.add { 1f32 } else { 0f32 };
     let scalar = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
     // SAFETY: the addresses hold matrices of these shapes; descriptors live to the end of the call, which copies them.
     unsafe {
@@ -209,38 +307,12 @@ fn multiply(cuda: &Cuda, gemm: &mut Gemm, p: &Product, shape: Shape) -> Result<(
             matrices.d.0,
             p.d as *mut c_void,
             matrices.d.0,
-            &algorithm,
+            algorithm,
             cuda.arena().scratch() as *mut c_void,
             SCRATCH,
             cuda.stream().cu_stream().cast(),
         )
     }
-}
-
-/// The first of cuBLASLt's suggestions. Partial sums of a split k are added in a fixed order, in f32: not in place, whose order
-/// is undetermined, and not rounded to D's type.
-fn choose(
-    handle: sys::cublasLtHandle_t,
-    description: &Description,
-    matrices: &Matrices,
-    split_k: bool,
-) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
-    use sys::cublasLtReductionScheme_t::*;
-    let schemes = if split_k { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE } else { CUBLASLT_REDUCTION_SCHEME_NONE } as u32;
-    let choice = Choice::new()?;
-    choice.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &SCRATCH)?;
-    choice.set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
-    for alignment in [
-        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-        Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-    ] {
-        choice.set(alignment, &16u32)?;
-    }
-    let Matrices { a, b, d } = matrices;
-    // SAFETY: all of them are alive.
-    Ok(unsafe { result::get_matmul_algo_heuristic(handle, description.0, a.0, b.0, d.0, d.0, choice.0) }?.algo)
 }
 
 /// cublasOperation_t: N is 0, T is 1.

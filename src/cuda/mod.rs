@@ -15,6 +15,7 @@ mod kernels;
 mod linear;
 mod loss;
 mod norm;
+mod tune;
 mod words;
 
 use std::cell::{Cell, RefCell};
@@ -45,6 +46,7 @@ pub struct Cuda {
     passes_over_rows: bool,
     always_splits: bool,
     refused_products: Cell<u64>,
+    tuned: RefCell<tune::Tuned>,
     step: Step,
     tokens: usize,
     seqs: usize,
@@ -71,6 +73,7 @@ impl Cuda {
             passes_over_rows: true,
             always_splits: false,
             refused_products: Cell::new(0),
+            tuned: RefCell::default(),
             step: Step::INFER,
             tokens: 0,
             seqs: 0,
@@ -325,5 +328,9 @@ impl Backend for Cuda {
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
         columns::flush(self)?;
         adamw::update(self, op, update)
+    }
+
+    fn tuner(&mut self) -> Option<&mut dyn Tuner> {
+        Some(self)
     }
 }

@@ -18,15 +18,15 @@ use crate::files;
 /// Limit on the size of all files; beyond it, the least recently used are removed.
 const MOST: u64 = 2 << 30;
 
-/// The folder of the files: `$WARPFIT_CACHE`, else `$XDG_CACHE_HOME/warpfit`, else `~/.cache/warpfit`. `None` if the first is
-/// empty, or none is set.
+/// The user's cache folder: `$WARPFIT_CACHE`, else `$XDG_CACHE_HOME/warpfit`, else `~/.cache/warpfit`. `None` if the first is
+/// empty, or none is set. Tokenized texts are in its folder `tokens`.
 pub fn folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let absolute = |name: &str| set(name).filter(|path| path.is_absolute());
     let folder = set("WARPFIT_CACHE")
         .or_else(|| Some(absolute("XDG_CACHE_HOME")?.join("warpfit")))
         .or_else(|| Some(absolute("HOME")?.join(".cache/warpfit")))?;
-    (!folder.as_os_str().is_empty()).then(|| folder.join("tokens"))
+    Some(folder).filter(|folder| !folder.as_os_str().is_empty())
 }
 
 /// The hash of the settings, of every byte of the files and folders, and of the build, as another build may read or tokenize

@@ -9,7 +9,8 @@ pub mod plan;
 
 use crate::data::pack::PackedBatch;
 use crate::error::Result;
-use crate::ops::{AdamW, Arithmetic, Backend, Cast, DType, GradNorm, Op, Status, Step, Update, View};
+use crate::model::infer::Wanted;
+use crate::ops::{AdamW, Arithmetic, Backend, Cast, DType, GradNorm, Op, Status, Step, Tuner, Update, View};
 use plan::{ModelSpec, Plan};
 
 /// The constants of the loss and of the optimizer; see [`crate::ops`] for their maths.
@@ -116,6 +117,27 @@ impl Model {
         b.stage(batch, step)?;
         b.forward_all(&self.ops)?;
         self.ops.iter().rev().try_for_each(|op| b.backward(op))
+    }
+
+    /// The choice of the device's algorithms, if it has one.
+    pub fn tuner(&mut self) -> Option<&mut dyn Tuner> {
+        self.backend.tuner()
+    }
+
+    /// Times the algorithms of a batch's products, in this many micro-batches of an update, or in the forward pass alone if there are
+    /// none. Changes activations and gradients, and nothing that an update or an evaluation begins with.
+    pub fn time_algorithms(&mut self, batch: &PackedBatch, micro_batches: u32) -> Result<()> {
+        let status = self.status()?;
+        let set_timing = |model: &mut Model, on| model.tuner().expect("the device has algorithms").set_timing(on);
+        set_timing(self, true);
+        let step = |micro| Step { micro, train: true, loss_normalizer: batch.seqs() as f64, ..Step::INFER };
+        let timed = match micro_batches {
+            0 => self.infer(batch, Wanted::LOSSES).map(|_| ()),
+            _ => (0..micro_batches).try_for_each(|micro| self.accumulate(batch, &step(micro))),
+        };
+        set_timing(self, false);
+        timed?;
+        self.set_status(&status)
     }
 
     /// Updates the parameters from the accumulated gradients.

@@ -164,6 +164,14 @@ pub struct Args {
     /// that of the checkpoint), fp32, tf32, bf16 or fp16; the CPU has fp32 and bf16 [default: auto]
     #[arg(long, hide_possible_values = true, help_heading = "Precision and device")]
     pub precision: Option<Precision>,
+    /// Before the first update, time several algorithms for each product of the run, use the fastest, and record them for later
+    /// runs on this GPU; false uses none that were recorded [default: use those that were recorded, time none]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Precision and device")]
+    pub tune: Option<bool>,
+    /// File of recorded algorithms, which --tune writes or extends [default: that of this GPU and version of cuBLASLt in the cache
+    /// folder]
+    #[arg(long, value_name = "FILE", help_heading = "Precision and device")]
+    pub algorithms: Option<PathBuf>,
     /// Random seed for shuffling, dropout and new weights [default: 42]
     #[arg(long, help_heading = "Precision and device")]
     pub seed: Option<u64>,
@@ -311,6 +319,9 @@ pub struct Settings {
     pub classifier_dropout: Option<f64>,
     pub device: Device,
     pub precision: Precision,
+    /// Whether to time algorithms, or if not to use recorded ones.
+    pub tune: Option<bool>,
+    pub algorithms: Option<PathBuf>,
     pub seed: u64,
     pub logging_steps: usize,
     pub eval: Cadence,
@@ -357,6 +368,15 @@ impl Args {
                     Error::user(asked.display(), fact, "name the folder of the run")
                 }
             });
+        }
+        if self.resume_from_checkpoint.is_some() {
+            let asked = [(self.tune.is_some(), "--tune"), (self.algorithms.is_some(), "--algorithms")];
+            if let Some((_, flag)) = asked.into_iter().find(|(asked, _)| *asked) {
+                return Err(Error::user(flag, "a resumed run keeps the algorithms of its checkpoint", "leave it out"));
+            }
+        }
+        if self.tune == Some(false) && self.algorithms.is_some() {
+            return Err(Error::user("--algorithms", "--tune false uses no recorded algorithms", "leave out one of them"));
         }
         let model = self.model.clone().ok_or_else(|| missing("--model", "the folder of a model, or its id on the hub"))?;
         let device = self.device.as_deref().unwrap_or("auto").parse()?;
@@ -469,6 +489,8 @@ impl Args {
             classifier_dropout: self.classifier_dropout,
             device,
             precision: self.precision.unwrap_or(Precision::Auto),
+            tune: self.tune,
+            algorithms: self.algorithms,
             seed: self.seed.unwrap_or(42),
             logging_steps,
             eval: cadence(eval_strategy, self.eval_steps.unwrap_or(logging_steps)),

@@ -12,6 +12,7 @@ mod saver;
 pub mod schedule;
 mod setup;
 mod state;
+mod tune;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -68,7 +69,7 @@ pub struct BestModel {
     pub saved: bool,
 }
 
-/// Trains with `settings`, caching tokenized texts in the folder `cache`, if any. `None` after a dry run.
+/// Trains with `settings`; `cache` is the folder for tokenized texts and timed algorithms, if any. `None` after a dry run.
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
     let saved =
         Some(settings.precision).filter(|&asked| asked == Precision::Auto).and_then(|_| precision_of_checkpoint(settings));
@@ -87,5 +88,5 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         tell(setup.summary()?)?;
         return Ok(None);
     }
-    setup.trainer()?.run().map(Some)
+    setup.trainer(cache)?.run().map(Some)
 }

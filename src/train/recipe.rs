@@ -30,9 +30,19 @@ pub fn names() -> [&'static str; RECIPES.len()] {
     RECIPES.map(|(name, _)| name)
 }
 
-/// Flags that belong to one process of a run, and not to the run; and the precision, which is part of a checkpoint's state.
-const OF_PROCESS: [&str; 8] =
-    ["config", "dry_run", "output_dir", "overwrite_output_dir", "precision", "profile", "quiet", "resume_from_checkpoint"];
+/// Flags that belong to one process of a run, and not to the run; and the precision and the algorithms, which are part of a checkpoint's state.
+const OF_PROCESS: [&str; 10] = [
+    "algorithms",
+    "config",
+    "dry_run",
+    "output_dir",
+    "overwrite_output_dir",
+    "precision",
+    "profile",
+    "quiet",
+    "resume_from_checkpoint",
+    "tune",
+];
 
 /// Flags that override another one from a source of lower precedence.
 const OVERRIDES: [(&str, &str); 3] = [("epochs", "max_steps"), ("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")];

@@ -9,6 +9,7 @@ use super::data::Data;
 use super::saver::Saver;
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
 use super::state::{RunState, views_of_checkpoint};
+use super::tune;
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
 use crate::checkpoint::snapshot::Snapshot;
@@ -43,9 +44,14 @@ pub struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    /// Caches tokenized texts in the folder `cache`, if any.
-    pub fn read(settings: &'a Settings, device: Opened, cache: Option<&Path>) -> Result<Setup<'a>> {
+    /// Caches tokenized texts in a folder of `cache`, if any.
+    pub fn read(settings: &'a Settings, mut device: Opened, cache: Option<&Path>) -> Result<Setup<'a>> {
         device.notes.iter().for_each(note);
+        let asked = [(settings.tune == Some(true), "--tune"), (settings.algorithms.is_some(), "--algorithms")];
+        if let Some((_, flag)) = asked.into_iter().find(|&(asked, _)| asked && device.backend.tuner().is_none()) {
+            let fact = format!("there is nothing to choose on {}: it has one algorithm per product", device.backend.name());
+            return Err(Error::user(flag, fact, "leave it out, or pass --device cuda on a machine with a GPU"));
+        }
         let mut source = ModelDir::read(&hub::model(&settings.model)?)?;
         if let Some(side) = settings.truncation_side {
             source.set_truncation_side(side)?;
@@ -54,7 +60,8 @@ impl<'a> Setup<'a> {
             note("note: long texts are cut in the middle, which transformers does not know: with this model it cuts the end");
         }
         let max_length = source.max_length(settings.max_length)?;
-        let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, cache)?;
+        let tokens = cache.map(|cache| cache.join("tokens"));
+        let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, tokens.as_deref())?;
         if settings.fail_under.is_some() && data.validation.is_none() && data.test.is_none() {
             let remedy = "pass --validation-file, or a --test-file with labels";
             return Err(Error::user("--fail-under", "there is nothing to evaluate on", remedy));
@@ -92,8 +99,9 @@ impl<'a> Setup<'a> {
         Ok(format!("{parameters}, {run}\n{memory}"))
     }
 
-    /// Allocates the memory, sets the weights, creates the output folder, and resumes from a checkpoint if requested.
-    pub fn trainer(self) -> Result<Trainer<'a>> {
+    /// Allocates the memory, sets the weights, chooses algorithms, creates the output folder, and resumes from a checkpoint if
+    /// requested.
+    pub fn trainer(self, cache: Option<&Path>) -> Result<Trainer<'a>> {
         let Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch } = self;
         let Opened { backend, arithmetic, .. } = device;
         let (backend, profile) = match settings.profile {
@@ -109,6 +117,9 @@ impl<'a> Setup<'a> {
         model.set_class_weights(&class_weights)?;
         set_weights(&mut model, settings, &source, &config)?;
         let resumes = settings.resume_from_checkpoint.is_some();
+        if !resumes {
+            tune::choose(&mut model, settings, &data, schedule.total, cache)?;
+        }
         notice_interrupts()?;
         let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir || resumes)?;
         let mut trainer = Trainer {

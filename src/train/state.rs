@@ -12,7 +12,7 @@ use twox_hash::XxHash64;
 use super::args::{GivenFlags, NEWEST, ReportTo, Settings};
 use super::data::Data;
 use super::epochs::DIVERGED;
-use super::{BestModel, Trainer};
+use super::{BestModel, Trainer, tune};
 use crate::checkpoint::run_dir::{RunDir, checkpoint_step};
 use crate::checkpoint::snapshot::read_tensors;
 use crate::checkpoint::weights::{self, Weights};
@@ -20,7 +20,7 @@ use crate::console::note;
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::device::Precision;
 use crate::error::{Error, Kind, Result};
-use crate::files::{read_sealed, verify, write_json};
+use crate::files::{read_sealed, verify, write_file, write_json};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::{Status, View};
@@ -288,11 +288,15 @@ impl Trainer<'_> {
         let best = unsaved.map(|best| best.weights.clone());
         let (run, source, settings) = (self.run.clone(), self.source.clone(), self.settings.clone());
         let (state, trainer_state) = (self.state.clone(), self.trainer_state());
+        let algorithms = if model_only { None } else { tune::recorded(&mut self.model) };
         self.saver.start(move |snapshot| {
             let written = run.checkpoint(state.step, |folder| {
                 source.write(folder, snapshot)?;
                 if !moments.is_empty() {
                     snapshot.write(&folder.join("optimizer.safetensors"), &moments)?;
+                }
+                if let Some(algorithms) = &algorithms {
+                    write_file(&folder.join(tune::FILE), algorithms.as_bytes())?;
                 }
                 if let Some(gradients) = gradients {
                     snapshot.write(&folder.join("gradients.safetensors"), &[gradients])?;
@@ -393,6 +397,8 @@ impl Trainer<'_> {
         let mut status = Status::default().to_array();
         status.iter_mut().zip(&self.state.status).for_each(|(to, x)| *to = x.unwrap_or(f64::NAN));
         self.model.set_status(&Status::from_slice(&status))?;
+
+        tune::resume(&mut self.model, checkpoint)?;
 
         let path = checkpoint.join("trainer_state.json");
         let saved = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;

@@ -2,12 +2,17 @@
 // uses: f32, bf16 or f16 factors, f32 sums, epilogues DEFAULT and BIAS. It is stricter than cuBLASLt where that leaves room: an
 // algorithm needs a workspace, which is filled with NaN. Below EXACT it supports only the sizes that the heuristic was asked
 // for; above, those that round up to the same multiple of SHAPE_CLASS, except some that it refuses by the seed. If sums may be
-// split over k, it drops the last terms, as cuBLASLt was seen to do.
+// split over k, it drops the last terms, as cuBLASLt was seen to do. The heuristic suggests up to CANDIDATES algorithms; number i
+// adds its terms in i + 1 parts, so that each has bits of its own. A product takes time on the device's clock, less with the
+// algorithm that VGPU_FASTEST names; the first use of an algorithm takes a millisecond more, as its kernel is loaded, and so do a few
+// others.
 #include "numbers.h"
 #include "runtime.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <set>
 
 using namespace vgpu;
 
@@ -24,6 +29,7 @@ enum Reduction : uint32_t { IN_PLACE = 1, IN_COMPUTE_TYPE = 2, IN_OUTPUT_TYPE = 
 
 constexpr size_t WORKSPACE = 64 * 1024;
 constexpr size_t EXACT = 256, SHAPE_CLASS = 128;
+constexpr int CANDIDATES = 8;
 
 size_t round_up(size_t x, size_t unit) { return (x + unit - 1) / unit * unit; }
 
@@ -109,10 +115,19 @@ struct Algorithm {
     uint32_t alignment[4];
     uint64_t sizes[3];       // requested from the heuristic
     uint32_t splits, tile;  // parts of a sum over k, and the terms per step
-    uint64_t unused;
+    uint32_t number;         // its place among the suggestions, from 0
+    uint32_t seal;           // of all the above
+
+    uint32_t sealed() const {
+        Hash hash;
+        hash.mix(key).mix(splits).mix(tile).mix(number);
+        for (uint64_t value : sizes) hash.mix(value);
+        for (uint32_t value : alignment) hash.mix(value);
+        return hash.value >> 32;
+    }
 
     bool serves(const Problem& problem) const {
-        if (key != problem.key()) return false;
+        if (seal != sealed() || key != problem.key()) return false;
         bool same = true;
         Hash hash;
         hash.mix(key).mix(seed());
@@ -129,6 +144,19 @@ struct Algorithm {
     size_t computed(size_t k) const {
         size_t rest = k % tile;
         return splits > rest && k / tile % splits == 0 ? k - rest : k;
+    }
+
+    // Nanoseconds of a product on the device's clock.
+    uint64_t duration(const Problem& problem) const {
+        static const uint64_t fastest = environment_number("VGPU_FASTEST");
+        static std::mutex mutex;
+        static std::set<std::pair<uint64_t, uint32_t>> loaded;
+        static uint64_t runs;
+        uint64_t ideal = 2000 + problem.m() * problem.n() * problem.k() / 100;
+        uint64_t usual = number == fastest ? ideal : ideal * (20 + number) / 10;
+        std::lock_guard lock(mutex);
+        if (loaded.insert({key, number}).second) return usual + 1000000;
+        return runs++ % 997 == 996 ? usual + 1000000 : usual;
     }
 };
 static_assert(sizeof(Algorithm) == 64);
@@ -209,7 +237,8 @@ __attribute__((target_clones("arch=x86-64-v3", "default"))) void multiply_panels
     for (size_t j = 0; j < COLUMNS; j++) memcpy(sums + j * stride, total[j], sizeof total[j]);
 }
 
-template <class Element> std::vector<float> multiply(const Problem& problem, size_t k, const Operands& operands) {
+// The sums of terms `first` to `last`.
+template <class Element> std::vector<float> multiply(const Problem& problem, size_t first, size_t last, const Operands& operands) {
     size_t m = problem.m(), n = problem.n(), stride = round_up(m, ROWS);
     bool tf32 = problem.description.compute == COMPUTE_32F_FAST_TF32;
     size_t a_stride = problem.a.stride, b_stride = problem.b.stride;
@@ -217,8 +246,8 @@ template <class Element> std::vector<float> multiply(const Problem& problem, siz
     Factor<Element> a{static_cast<const Element*>(operands.a), ta ? a_stride : 1, ta ? 1 : a_stride, tf32};
     Factor<Element> b{static_cast<const Element*>(operands.b), tb ? 1 : b_stride, tb ? b_stride : 1, tf32};
     std::vector<float> sums(stride * round_up(n, COLUMNS)), packed_a(BLOCK_M * BLOCK_K), packed_b(round_up(n, COLUMNS) * BLOCK_K);
-    for (size_t p = 0; p < k; p += BLOCK_K) {
-        size_t terms = std::min(BLOCK_K, k - p);
+    for (size_t p = first; p < last; p += BLOCK_K) {
+        size_t terms = std::min(BLOCK_K, last - p);
         pack(packed_b.data(), b, 0, n, p, p + terms, COLUMNS);
         for (size_t i0 = 0; i0 < m; i0 += BLOCK_M) {
             size_t i1 = std::min(i0 + BLOCK_M, m);
@@ -249,8 +278,15 @@ template <class Element> void store(const Problem& problem, const std::vector<fl
 // Calls f with an element of a type.
 template <class F> auto with(int type, F f) { return type == R_32F ? f(float()) : type == R_16BF ? f(Bf16()) : f(F16()); }
 
-void run(const Problem& problem, size_t terms, const Operands& operands) {
-    std::vector<float> sums = with(problem.a.type, [&](auto x) { return multiply<decltype(x)>(problem, terms, operands); });
+void run(const Problem& problem, const Algorithm& algorithm, const Operands& operands) {
+    size_t terms = algorithm.computed(problem.k()), parts = algorithm.number + 1;
+    std::vector<float> sums;
+    for (size_t part = 0; part < parts; part++) {
+        size_t first = terms * part / parts, last = terms * (part + 1) / parts;
+        std::vector<float> more = with(problem.a.type, [&](auto x) { return multiply<decltype(x)>(problem, first, last, operands); });
+        if (part == 0) sums = std::move(more);
+        else std::transform(sums.begin(), sums.end(), more.begin(), sums.begin(), std::plus<float>());
+    }
     with(problem.d.type, [&](auto x) { store<decltype(x)>(problem, sums, operands); });
 }
 
@@ -264,7 +300,7 @@ struct Span {
     bool overlaps(const Span& other) const { return begin < other.begin + other.bytes && other.begin < begin + bytes; }
 };
 
-void run_checked(Device& device, const Problem& problem, size_t terms, const Operands& operands, void* workspace) {
+void run_checked(Device& device, const Problem& problem, const Algorithm& algorithm, const Operands& operands, void* workspace) {
     auto span = [](const char* name, const void* begin, size_t bytes) { return Span{name, reinterpret_cast<uint64_t>(begin), bytes}; };
     std::vector<Span> outputs = {span("D", operands.d, problem.d.bytes()), span("the workspace", workspace, WORKSPACE)};
     std::vector<Span> inputs = {span("A", operands.a, problem.a.bytes()), span("B", operands.b, problem.b.bytes())};
@@ -280,7 +316,8 @@ void run_checked(Device& device, const Problem& problem, size_t terms, const Ope
     for (auto& [one, other] : apart)
         if (one.overlaps(other)) return break_context(device, LAUNCH_FAILED, format("cublasLt: %s lies over %s", one.name, other.name));
     memset(workspace, 0xff, WORKSPACE);
-    run(problem, terms, operands);
+    run(problem, algorithm, operands);
+    device.clock += algorithm.duration(problem);
 }
 
 int find_problem(void* description, void* a, void* b, void* c, void* d, Problem* problem) {
@@ -373,19 +410,37 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* description, void* a, voi
     if (preference->workspace < WORKSPACE) return unsupported("every algorithm here needs 64 KiB of workspace");
     if (preference->reductions & IN_PLACE) return unsupported("partial sums added in an undetermined order");
     if (preference->reductions & IN_OUTPUT_TYPE) return unsupported("partial sums rounded to the type of D");
-    HeuristicResult result{};
-    result.algorithm.key = problem.key();
     uint64_t sizes[] = {problem.m(), problem.n(), problem.k()};
-    std::copy_n(sizes, 3, result.algorithm.sizes);
     uint64_t choice = Hash().mix(problem.key()).mix(seed()).mix(sizes[2]).value >> 20;
-    result.algorithm.tile = 32 << (choice & 1);
-    result.algorithm.splits = preference->reductions & IN_COMPUTE_TYPE ? 2 + (choice >> 1) % 15 : 0;
-    std::copy_n(preference->alignment, 4, result.algorithm.alignment);
-    result.workspace = WORKSPACE;
-    result.waves = 1;
-    results[0] = result;
-    *count = 1;
+    static const int first = environment_number("VGPU_FIRST");
+    for (int place = 0; place < std::min(wanted, CANDIDATES); place++) {
+        const int i = (first + place) % CANDIDATES;
+        Algorithm algorithm{};
+        algorithm.key = problem.key();
+        std::copy_n(sizes, 3, algorithm.sizes);
+        algorithm.tile = 32 << ((choice + i) & 1);
+        algorithm.splits = preference->reductions & IN_COMPUTE_TYPE ? 2 + ((choice >> 1) + i) % 15 : 0;
+        std::copy_n(preference->alignment, 4, algorithm.alignment);
+        algorithm.number = i;
+        algorithm.seal = algorithm.sealed();
+        results[(*count)++] = {algorithm, WORKSPACE, OK, 1, {}};
+    }
     return OK;
+}
+
+int cublasLtMatmulAlgoCheck(void* handle, void* description, void* a, void* b, void* c, void* d, const Algorithm* algorithm, HeuristicResult* result) {
+    if (!handles.find(handle)) return NOT_INITIALISED;
+    Problem problem;
+    if (int status = find_problem(description, a, b, c, d, &problem)) return status;
+    if (injected("refused_algorithms") || !algorithm->serves(problem)) return UNSUPPORTED;
+    *result = {*algorithm, WORKSPACE, OK, 1, {}};
+    return OK;
+}
+
+// 13.0.2, or VGPU_CUBLASLT.
+size_t cublasLtGetVersion() {
+    uint64_t other = environment_number("VGPU_CUBLASLT");
+    return other ? other : 130002;
 }
 
 int cublasLtMatmul(void* handle, void* description, const float* alpha, const void* a, void* layout_a, const void* b, void* layout_b,
@@ -408,10 +463,9 @@ int cublasLtMatmul(void* handle, void* description, const float* alpha, const vo
     if (workspace_bytes < WORKSPACE || reinterpret_cast<uintptr_t>(workspace) % 256) return unsupported("a workspace that is too small or not aligned to 256 bytes");
     Operands operands{a, b, c, d, *alpha, *beta};
     trace("cublasLtMatmul %zu %zu 1 128\n", round_up(problem.d.rows, 128) / 128, round_up(problem.d.columns, 128) / 128);
-    size_t terms = algorithm->computed(problem.k());
     current_device()->kernels_loaded = true;
     products++;
-    int error = submit(stream, {[=](Device& device) { run_checked(device, problem, terms, operands, workspace); }});
+    int error = submit(stream, {[=, algorithm = *algorithm](Device& device) { run_checked(device, problem, algorithm, operands, workspace); }});
     return error ? EXECUTION_FAILED : OK;
 }
 

@@ -4,7 +4,11 @@
 //                        the sources, and no errors
 //   VGPU_CAPABILITY=7.5  compute capability, 9.0 if not given; 8.0 and 8.6 are known too
 //   VGPU_MEMORY=bytes    of each device, 4 GiB if not given
-//   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch, old_driver, no_capture, or cublaslt_memory: it has none
+//   VGPU_FAULT=...       stub_driver, no_device, unsupported_arch, old_driver, no_capture, cublaslt_memory: it has none, or
+//                        refused_algorithms: cublasLtMatmulAlgoCheck refuses all
+//   VGPU_FASTEST=n       the algorithm, from 0, of those that cuBLASLt suggests that takes half as long as the first
+//   VGPU_FIRST=n         the algorithm that it suggests first
+//   VGPU_CUBLASLT=n      version of cuBLASLt, 130002 if not given
 //   VGPU_FAIL_LAUNCH=n   the n-th launch that runs is an illegal address
 //   VGPU_TRACE=file      gets a line for each launch and each product, in the order of the calls: name, grid, threads of a block
 #include "runtime.h"
@@ -109,11 +113,6 @@ std::atomic<uint64_t> launches{0};
 // Submitted by this thread: launches of kernels, copies to the device, fills.
 thread_local uint64_t submitted[3];
 
-uint64_t environment_number(const char* name) {
-    const char* text = getenv(name);
-    return text ? strtoull(text, nullptr, 10) : 0;
-}
-
 // Small, as they are in the static thread-local storage reserved for opened libraries.
 __thread Device* current __attribute__((tls_model("initial-exec")));
 __thread uint64_t current_seed __attribute__((tls_model("initial-exec")));
@@ -160,6 +159,11 @@ Device* current_device() { return current; }
 bool checks_only() { return only_checks; }
 
 bool injected(const char* fault) { return injected_fault == fault; }
+
+uint64_t environment_number(const char* name) {
+    const char* text = getenv(name);
+    return text ? strtoull(text, nullptr, 10) : 0;
+}
 
 uint64_t seed() {
     if (!seed_is_set) set_seed(environment_number("VGPU_SEED"));
@@ -676,9 +680,10 @@ int cuStreamWaitEvent(void* stream, void* event, unsigned) {
     return wait_event(stream, event);
 }
 
-int cuEventCreate(void** event, unsigned) {
+int cuEventCreate(void** event, unsigned flags) {
+    constexpr unsigned DISABLE_TIMING = 2;
     TRY(ready());
-    *event = create_event();
+    *event = create_event(!(flags & DISABLE_TIMING));
     return SUCCESS;
 }
 
@@ -702,6 +707,11 @@ int cuEventSynchronize(void* event) {
 int cuEventQuery(void* event) {
     TRY(ready());
     return query_event(event);
+}
+
+int cuEventElapsedTime(float* milliseconds, void* begin, void* end) {
+    TRY(ready());
+    return elapsed_time(milliseconds, begin, end);
 }
 
 // ---- graphs

@@ -55,6 +55,8 @@ struct Device {
     // The calls that can fail on a sound GPU, counted, and the one that vgpu_fail lets fail: at once, or when its work runs.
     std::atomic<uint64_t> calls{0}, failing_call{0};
     std::atomic<bool> fails_late{false};
+    // Nanoseconds that work has taken; of all work, only products take time.
+    std::atomic<uint64_t> clock{0};
 
     bool is_struck() { return ++calls == failing_call; }
 };
@@ -70,6 +72,9 @@ int refuse(int code, const std::string& detail);
 
 // Whether VGPU_FAULT names this one.
 bool injected(const char* fault);
+
+// The number that a variable of the environment holds; 0 if it is not set.
+uint64_t environment_number(const char* name);
 
 // Breaks the device's context: every later call returns the code.
 void break_context(Device& device, int code, const std::string& detail);

@@ -202,7 +202,11 @@ bool captured(void* handle) {
 
 // ---- events
 
-void* create_event() { return events.add(std::make_shared<Event>()); }
+void* create_event(bool timed) {
+    auto event = std::make_shared<Event>();
+    event->timed = timed;
+    return events.add(event);
+}
 
 int destroy_event(void* handle) { return events.remove(handle) ? SUCCESS : INVALID_HANDLE; }
 
@@ -212,7 +216,8 @@ int record_event(void* handle, void* stream_handle) {
     auto stream = find_stream(stream_handle);
     if (!event || !stream) return INVALID_HANDLE;
     event->capture = stream->capture;
-    event->operation = stream->capture ? nullptr : enqueue(*stream, {});
+    auto record = [event](Device& device) { event->time = device.clock; };
+    event->operation = stream->capture ? nullptr : enqueue(*stream, {event->timed ? record : std::function<void(Device&)>()});
     return SUCCESS;
 }
 
@@ -253,6 +258,15 @@ int query_event(void* handle) {
     while (!may_run(*wanted->stream) && !wanted->stream->busy) wanted = wanted->stream->queue.front()->after;
     if (may_run(*wanted->stream)) run_first(lock, *wanted->stream);
     return NOT_READY;
+}
+
+int elapsed_time(float* milliseconds, void* begin_handle, void* end_handle) {
+    Lock lock(mutex);
+    auto begin = events.find(begin_handle), end = events.find(end_handle);
+    if (!begin || !end || !begin->timed || !end->timed || !begin->operation || !end->operation) return INVALID_HANDLE;
+    if (!begin->operation->done || !end->operation->done) return NOT_READY;
+    *milliseconds = (end->time - begin->time) / 1e6f;
+    return SUCCESS;
 }
 
 // ---- graphs

@@ -22,6 +22,8 @@ struct Graph {
 struct Event {
     std::shared_ptr<Operation> operation;  // its latest record, or null
     std::shared_ptr<Graph> capture;        // in which it was recorded
+    bool timed = false;
+    uint64_t time = 0;  // on the device's clock when the record ran
 };
 
 void* create_stream();
@@ -30,12 +32,13 @@ int synchronize_stream(void* stream);
 int synchronize_device(Device& device);
 void reset_streams(Device& device);  // drops queued operations
 
-void* create_event();
+void* create_event(bool timed);
 int destroy_event(void* event);
 int record_event(void* event, void* stream);
 int wait_event(void* stream, void* event);
 int synchronize_event(void* event);
 int query_event(void* event);
+int elapsed_time(float* milliseconds, void* begin, void* end);
 
 // The error of a call that is not allowed during a capture; ends that capture.
 int refuse_in_capture(const char* call);
