@@ -113,7 +113,7 @@ fn a_trained_model_is_used_as_it_was_trained() {
         let known = if side == Left { "left" } else { "right" };
         assert_eq!(written["truncation_side"], known);
         assert_eq!(written["warpfit_truncation_side"], if side == Left { Value::Null } else { json!("middle") });
-        assert_eq!(written["model_max_length"], 64, "the rest is kept");
+        assert_eq!((&written["model_max_length"], &written["do_lower_case"]), (&json!(6), &json!(true)), "the rest is kept");
         assert_eq!(config(&out, "training_args.json")["truncation_side"], side.name());
 
         let card = fs::read_to_string(out.join("README.md")).unwrap();
@@ -122,7 +122,7 @@ fn a_trained_model_is_used_as_it_was_trained() {
         let report = out.join("report");
         let loss = |model: &Path| {
             let test = golden("train/test.csv");
-            let file = ["--model", path(model), "--file", path(&test), "--output-dir", path(&report), "--max-length", "6"];
+            let file = ["--model", path(model), "--file", path(&test), "--output-dir", path(&report)];
             ran(EVALUATE, &file).done();
             config(&report, "metrics.json")["loss"].as_f64().unwrap()
         };

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::snapshot::Snapshot;
 use super::weights::{self, Weights};
 use crate::data::inputs::{Content, Input};
-use crate::data::tokenize::{Encoded, Tokenizer};
+use crate::data::tokenize::{Encoded, MAX_LENGTH, Tokenizer};
 use crate::data::truncation::TruncationSide;
 use crate::error::{Error, Result};
 use crate::files::{checksums, seal, sync_dir, write_file};
@@ -84,18 +84,35 @@ impl ModelDir {
 
     /// Changes which part of long texts is cut, here and in the folders that are written.
     pub fn set_truncation_side(&mut self, side: TruncationSide) -> Result<()> {
+        match self.tokenizer.as_mut().filter(|tokenizer| tokenizer.truncation_side != side) {
+            Some(tokenizer) => tokenizer.truncation_side = side,
+            None => return Ok(()),
+        }
+        self.edit_tokenizer_config(|config| side.write(config))
+    }
+
+    /// Sets the maximum length in tokens, here and in the folders that are written.
+    ///
+    /// # Errors
+    /// The model has fewer positions.
+    pub fn set_max_length(&mut self, length: usize) -> Result<()> {
+        self.max_length(Some(length))?;
+        match self.tokenizer.as_mut().filter(|tokenizer| tokenizer.max_length != Some(length)) {
+            Some(tokenizer) => tokenizer.max_length = Some(length),
+            None => return Ok(()),
+        }
+        self.edit_tokenizer_config(|config| drop(config.insert(MAX_LENGTH.to_string(), length.into())))
+    }
+
+    fn edit_tokenizer_config(&mut self, edit: impl FnOnce(&mut Map<String, Value>)) -> Result<()> {
         let file = self.path.join(TOKENIZER_CONFIG);
-        let Some(tokenizer) = self.tokenizer.as_mut().filter(|tokenizer| tokenizer.truncation_side != side) else {
-            return Ok(());
-        };
-        tokenizer.truncation_side = side;
         let at = self.tokenizer_files.iter().position(|(name, _)| *name == TOKENIZER_CONFIG);
         let mut config: Map<String, Value> = match at {
             Some(at) => serde_json::from_slice(&self.tokenizer_files[at].1)
                 .map_err(|e| Error::user(file.display(), format!("not a JSON object: {e}"), "download the model folder again"))?,
             None => Map::new(),
         };
-        side.write(&mut config);
+        edit(&mut config);
         let content = format!("{:#}\n", Value::Object(config)).into_bytes();
         match at {
             Some(at) => self.tokenizer_files[at].1 = content,

@@ -44,7 +44,7 @@ pub struct Args {
     /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Format of the predictions [default: csv or text if --output ends in .csv or .txt, else jsonl]
+    /// Format of the predictions [default: by the extension of --output, .csv, .txt or .jsonl; else jsonl]
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Number of labels per text, highest score first; 0 for all
@@ -104,7 +104,7 @@ pub fn run(mut args: Args) -> Result<()> {
     if args.input_format.is_some() && !args.texts.is_empty() {
         return Err(Error::user("--input-format", "there are no lines to read", "leave it out, or name a file with --input"));
     }
-    let format = args.format.unwrap_or_else(|| Format::of(args.output.as_deref()));
+    let format = args.format.map_or_else(|| Format::of(args.output.as_deref()), Ok)?;
     if args.keep_columns && format == Format::Text {
         return Err(Error::user("--keep-columns", "lines for people have no columns", "pass --format jsonl or csv"));
     }

@@ -82,9 +82,7 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     let out = settings.output_dir.display();
     tell(format!("saved       {out}"))?;
     if !on_sample {
-        // The folder of a model does not carry it.
-        let length = settings.max_length.map_or(String::new(), |length| format!(" --max-length {length}"));
-        let model = shown(&settings.output_dir) + &length;
+        let model = shown(&settings.output_dir);
         next(&[
             format!("warpfit predict --model {model} \"A text to classify\""),
             format!("warpfit evaluate --model {model} test.csv --output-dir report"),

@@ -104,6 +104,9 @@ impl Encoded {
     }
 }
 
+/// The key of `tokenizer_config.json` with the most tokens of a text.
+pub const MAX_LENGTH: &str = "model_max_length";
+
 /// The tokenizer of a model folder.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -189,7 +192,7 @@ impl Tokenizer {
         };
         let mut tokenizer = Tokenizer::parse(&json, place)?;
         // If there is no limit, Hugging Face writes 1e30.
-        tokenizer.max_length = config["model_max_length"].as_u64().map(|n| n as usize);
+        tokenizer.max_length = config[MAX_LENGTH].as_u64().map(|n| n as usize);
         if let Some(side) = TruncationSide::of_config(&config, &path("tokenizer_config.json"))? {
             tokenizer.truncation_side = side;
         }

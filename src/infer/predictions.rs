@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::Prediction;
 use crate::data::dataset::plain;
 use crate::data::inputs::Input;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::metrics::{positive_class, softmax};
 use crate::report::log::beginning;
 
@@ -26,11 +26,18 @@ pub enum Format {
 
 impl Format {
     /// That of a file of this name, or of standard output.
-    pub fn of(output: Option<&Path>) -> Format {
-        match output.and_then(Path::extension).and_then(OsStr::to_str) {
-            Some("csv") => Format::Csv,
-            Some("txt") => Format::Text,
-            _ => Format::Jsonl,
+    ///
+    /// # Errors
+    /// The name is one of a format that predictions do not have.
+    pub fn of(output: Option<&Path>) -> Result<Format> {
+        match output.and_then(Path::extension).map(OsStr::to_string_lossy).as_deref() {
+            None | Some("jsonl" | "json" | "ndjson") => Ok(Format::Jsonl),
+            Some("csv") => Ok(Format::Csv),
+            Some("txt") => Ok(Format::Text),
+            Some(ending) => {
+                let fact = format!("predictions have no format for .{ending}");
+                Err(Error::user("--output", fact, "name a .jsonl, .csv or .txt file, or pass --format"))
+            }
         }
     }
 }

@@ -88,7 +88,8 @@ pub struct Args {
     /// The class of two that precision, recall, F1 and the areas are of [default: the second]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub positive_label: Option<String>,
-    /// Truncate texts to this many tokens [default: the smallest of the tokenizer's limit, the model's positions and 512]
+    /// Truncate texts to this many tokens; the model folder carries it [default: the smallest of the tokenizer's limit, the
+    /// model's positions and 512]
     #[arg(long, visible_alias = "max-seq-length", value_parser = count, help_heading = "Data")]
     pub max_length: Option<usize>,
     /// Which part of longer texts is cut: right (the end), left (the start), or middle, which keeps the first quarter and the

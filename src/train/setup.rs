@@ -59,6 +59,9 @@ impl<'a> Setup<'a> {
         if source.tokenizer()?.truncation_side == TruncationSide::Middle {
             note("note: long texts are cut in the middle, which transformers does not know: with this model it cuts the end");
         }
+        if let Some(length) = settings.max_length {
+            source.set_max_length(length)?;
+        }
         let max_length = source.max_length(settings.max_length)?;
         let tokens = cache.map(|cache| cache.join("tokens"));
         let data = Data::read(settings, &source.config, source.tokenizer()?, max_length, tokens.as_deref())?;

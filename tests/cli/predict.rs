@@ -233,6 +233,7 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         predict(&["x", "--max-length", "49"]).fault(2, "49 exceeds the model's 48 positions"),
         predict(&["x", "--max-length", "2"]).fault(2, "2 leaves no room for text"),
         predict(&["x", "--format", "xml"]).fault(2, "invalid value 'xml'"),
+        predict(&["x", "--output", "out.tsv"]).fault(2, "`--output`: predictions have no format for .tsv; name a .jsonl, .csv"),
         predict(&["x", "--batch-size", "0"]).fault(2, "invalid value '0' for '--batch-size"),
         predict(&["x", "--device", "cuda"]).fault(3, "`--device cuda`: "),
         predict(&["--input", file, "--text-column", "nope"]).fault(2, "no column is named nope"),
