@@ -34,10 +34,12 @@ TESTS = [
     "model::golden_bf16_on_cuda",
     "model::golden_bf16_training_on_cuda",
     "model::golden_loss_variants",
+    "model::passes_of_one_text_are_recorded_and_replayed",
     "model::overflow_in_f16_halves_the_loss_scale_and_nothing_else",
     "train::cpu_and_cuda_run_alike",
     "train::updates_that_overflow_f16_are_skipped_and_a_resumed_run_goes_on_alike",
     "train::a_profile_names_every_op",
+    "words::",
 ]
 # They run the binaries from cargo's folder, with the virtual GPU's libraries and faults.
 NOT_ON_A_REAL_GPU = [
