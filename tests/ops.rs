@@ -905,7 +905,7 @@ fn every_op_has_its_files() {
         "src/cpu",
         &["mod", "arena", "avx512", "copies", "dropout", "gemm", "instructions", "matrix", "panels", "product", "real"],
     );
-    assert_eq!(ops, stems("src/cuda", &["mod", "arena", "device", "error", "kernels", "gemm", "columns"]));
+    assert_eq!(ops, stems("src/cuda", &["mod", "arena", "device", "error", "kernels", "gemm", "tune", "columns"]));
     assert_eq!(ops, stems("kernels", &["columns", "attention_cls"]));
 }
 
