@@ -905,7 +905,10 @@ fn every_op_has_its_files() {
         "src/cpu",
         &["mod", "arena", "avx512", "copies", "dropout", "gemm", "instructions", "matrix", "panels", "product", "real"],
     );
-    assert_eq!(ops, stems("src/cuda", &["mod", "arena", "device", "error", "kernels", "gemm", "graph", "columns", "words"]));
+    assert_eq!(
+        ops,
+        stems("src/cuda", &["mod", "arena", "device", "error", "kernels", "gemm", "graph", "columns", "tune", "words"])
+    );
     assert_eq!(ops, stems("kernels", &["columns", "attention_cls"]));
 }
 

@@ -241,6 +241,14 @@ fn a_file_that_does_not_apply_is_reported_and_not_used() {
     runs.train("written", 3, &format!("WARPFIT_CACHE= --tune --algorithms {}", path(&none))).done();
     assert_eq!(products(&none).iter().map(number).collect::<Vec<_>>(), vec![3; products(&named).len()]);
     runs.train("refused", 3, "WARPFIT_CACHE= --tune").failed(2, "`--tune`: there is no cache folder for its file");
+    // A folder that cannot be written costs the file, and not the run.
+    fs::remove_dir_all(runs.at("cache")).unwrap();
+    fs::write(runs.at("cache"), "").unwrap();
+    let ran = runs.train("unwritten", 3, "--tune").done();
+    assert!(ran.err.contains("; the algorithms are not recorded\n") && !ran.err.contains("recorded in"), "{}", ran.err);
+    assert!(runs.result("unwritten") == tuned);
+    fs::remove_file(runs.at("cache")).unwrap();
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
     runs.train("refused", 3, &format!("--tune false --algorithms {}", path(&named))).failed(2, "--tune false uses no recorded");
     // Another version of the library has a file of its own.
     fs::write(&file, &good).unwrap();

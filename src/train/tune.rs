@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::args::Settings;
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::files::write_file;
 use crate::model::Model;
 use crate::ops::{Timed, Tuner};
-use crate::report::log::{Progress, counted, duration};
+use crate::report::log::{Count, Progress, counted, duration};
 
 /// The file of a checkpoint.
 pub const FILE: &str = "algorithms.json";
@@ -47,8 +47,9 @@ pub fn choose(model: &mut Model, settings: &Settings, data: &Data, updates: usiz
     if tunes {
         let took = time(model, settings, data, updates)?;
         let timed = model.tuner().expect("as above").timed();
-        report(&before, &timed, took, path);
-        write(path, &timed).or_else(|error| unless_named(named.is_some(), error, "the algorithms are not recorded"))?;
+        let written = write(path, &timed);
+        report(&before, &timed, took, written.is_ok().then_some(path));
+        written.or_else(|error| unless_named(named.is_some(), error, "the algorithms are not recorded"))?;
     }
     Ok(())
 }
@@ -139,21 +140,17 @@ fn batches<Class: Ord>(
 }
 
 /// Reports what timing has gained.
-fn report(before: &Timed, timed: &Timed, took: Duration, path: &Path) {
+fn report(before: &Timed, timed: &Timed, took: Duration, file: Option<&Path>) {
     let (new, seconds) = (timed.shapes - before.shapes, timed.seconds - before.seconds);
     if new == 0 {
         return note("algorithms: no product of this run was left to time");
     }
     let first = timed.first_seconds - before.first_seconds;
     let (shapes, less) = (counted(new, "shape"), 100.0 * (1.0 - seconds / first));
-    note(format!(
-        "algorithms: timed for {shapes} of products in {}: {:.0} us for one of each, {less:.1} % less than the {:.0} us of those \
-         suggested first; recorded in {}",
-        duration(took),
-        seconds * 1e6,
-        first * 1e6,
-        path.display()
-    ));
+    let [us, first_us] = [seconds, first].map(|seconds| Count((seconds * 1e6).round() as u64));
+    let gain = format!("{us} us for one of each, {less:.1} % less than the {first_us} us of those suggested first");
+    let recorded = file.map_or(String::new(), |file| format!("; recorded in {}", file.display()));
+    note(format!("algorithms: timed for {shapes} of products in {}: {gain}{recorded}", duration(took)));
 }
 
 /// "NVIDIA-H100-80GB-HBM3-compute-capability-9.0-cuBLASLt-13.0.2.json"
@@ -169,7 +166,7 @@ pub fn recorded(model: &mut Model) -> Option<String> {
 
 /// Restores the algorithms of a run from its checkpoint. On another device they do not apply, which a note reports.
 pub fn resume(model: &mut Model, checkpoint: &Path) -> Result<()> {
-    let path: PathBuf = checkpoint.join(FILE);
+    let path = checkpoint.join(FILE);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
