@@ -110,7 +110,7 @@ fn compare_weights(got: &Path, want: &Path) {
     let mut differences = Vec::new();
     for name in want.names().filter(|name| !name.ends_with("k_lin.bias")) {
         let (got, want) = (got.get(name).unwrap().f32().unwrap(), want.get(name).unwrap().f32().unwrap());
-        differences.extend(got.iter().zip(&want).map(|(a, b)| f64::from(a - b).abs()));
+        differences.extend(got.iter().zip(&*want).map(|(a, b)| f64::from(a - b).abs()));
     }
     check_parameters(differences, [1e-6, 1e-5, 3e-4]);
 }

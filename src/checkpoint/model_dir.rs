@@ -1,5 +1,6 @@
 //! A model folder, in the format of `from_pretrained` and `save_pretrained`: configuration, weights, tokenizer.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -171,7 +172,7 @@ impl ModelDir {
     pub fn load_weights(&self, model: &mut Model, seed: u64, other_head: bool) -> Result<Vec<String>> {
         let (slots, std) = (model.plan.slots.clone(), model.plan.config.initializer_range);
         self.read_weights(&slots, other_head, |slot, values| {
-            model.write_f32(slot.view, &values.unwrap_or_else(|| slot.param.initialise(seed, std)))
+            model.write_f32(slot.view, &values.unwrap_or_else(|| slot.param.initialise(seed, std).into()))
         })
     }
 
@@ -185,7 +186,7 @@ impl ModelDir {
         &self,
         slots: &[Slot],
         other_head: bool,
-        mut each: impl FnMut(&Slot, Option<Vec<f32>>) -> Result<()>,
+        mut each: impl FnMut(&Slot, Option<Cow<[f32]>>) -> Result<()>,
     ) -> Result<Vec<String>> {
         let weights = Weights::open(&self.path)?;
         let params: Vec<_> = slots.iter().map(|slot| slot.param.clone()).collect();

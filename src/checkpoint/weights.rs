@@ -2,6 +2,7 @@
 //! bytes of the tensors end to end; a large model has several files, its shards, with an index of their tensors. The header is
 //! checked when a file is opened, and the numbers of a tensor when it is read.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
@@ -128,7 +129,7 @@ impl Weights {
     ///
     /// # Errors
     /// No such tensor, another shape or dtype, or values that are not finite.
-    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [f32]>> {
         let absent =
             || Error::user(self.file.display(), format!("has no tensor {name}"), "use the file that belongs to this model");
         let tensor = self.get(name).ok_or_else(absent)?;
@@ -257,19 +258,22 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-impl Tensor<'_> {
-    /// The values of an F32, F16 or BF16 tensor.
+impl<'a> Tensor<'a> {
+    /// The values of an F32, F16 or BF16 tensor, in place if possible.
     ///
     /// # Errors
     /// Another dtype, or a NaN or infinite value.
-    pub fn f32(&self) -> Result<Vec<f32>> {
+    pub fn f32(&self) -> Result<Cow<'a, [f32]>> {
         let values = match self.dtype {
-            Dtype::F16 => self.numbers(f16::from_le_bytes).to_f32_vec(),
-            Dtype::BF16 => self.numbers(bf16::from_le_bytes).to_f32_vec(),
-            Dtype::F32 => self.numbers(f32::from_le_bytes),
+            Dtype::F16 => self.numbers(f16::from_le_bytes).to_f32_vec().into(),
+            Dtype::BF16 => self.numbers(bf16::from_le_bytes).to_f32_vec().into(),
+            Dtype::F32 => match bytemuck::try_cast_slice(self.bytes) {
+                Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
+                _ => self.numbers(f32::from_le_bytes).into(),
+            },
             other => return Err(self.error(format!("is {other}, but must be F32, F16 or BF16"), "save it as F32")),
         };
-        match values.iter().position(|value| !value.is_finite()) {
+        match first_not_finite(&values) {
             Some(at) => Err(self.error(format!("holds {} at element {at}", values[at]), "use another checkpoint")),
             None => Ok(values),
         }
@@ -318,6 +322,15 @@ impl Tensor<'_> {
     fn error(&self, fact: String, remedy: &str) -> Error {
         Error::user(self.file.display(), format!("tensor {} {fact}", self.name), remedy)
     }
+}
+
+/// The place of the first value that is not finite.
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    // A block has no branches, so that it is vectorised.
+    const BLOCK: usize = 1024;
+    let is_finite = |block: &[f32]| block.iter().fold(true, |all, value| all & value.is_finite());
+    let start = BLOCK * values.chunks(BLOCK).position(|block| !is_finite(block))?;
+    values[start..].iter().position(|value| !value.is_finite()).map(|at| start + at)
 }
 
 /// Finds each parameter of a model in a file, under any of its spellings, and checks its shape. Values are read and checked by
@@ -386,7 +399,7 @@ fn write_all<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, ten
     for &i in &order {
         let (name, values) = (tensors[i].0.as_ref(), tensors[i].2.as_ref());
         assert_eq!(values.len(), count(i), "{name}");
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        if let Some(at) = first_not_finite(values) {
             let fact = format!("{name} is not finite ({} at element {at})", values[at]);
             return Err(Error::new(Kind::Unusable, path.display(), fact, "go back to an earlier checkpoint"));
         }

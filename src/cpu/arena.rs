@@ -23,6 +23,9 @@ impl Arena {
             let fact = format!("{:.1} GiB of memory cannot be allocated", bytes as f64 / (1u64 << 30) as f64);
             Error::new(Kind::Device, "cpu", fact, "pass a smaller --batch-size or --max-length")
         })?;
+        // Huge pages, where the system has them, are touched in less time.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
         Ok(Arena { start: memory.as_mut_ptr(), memory })
     }
 

@@ -138,7 +138,11 @@ fn bytes(values: impl Iterator<Item = u64> + Clone) -> (Dtype, Vec<u8>) {
 fn integers<T: TryFrom<u64>>(tensor: &TensorView) -> Option<Vec<T>> {
     fn all<const SIZE: usize, T: TryFrom<u64>>(data: &[u8], value: fn([u8; SIZE]) -> u64) -> Option<Vec<T>> {
         let (values, []) = data.as_chunks() else { return None };
-        values.iter().map(|&bytes| T::try_from(value(bytes)).ok()).collect()
+        let mut all = Vec::with_capacity(values.len());
+        for &bytes in values {
+            all.push(T::try_from(value(bytes)).ok()?);
+        }
+        Some(all)
     }
     match tensor.dtype() {
         Dtype::U16 => all(tensor.data(), |bytes| u16::from_le_bytes(bytes) as u64),
