@@ -39,6 +39,8 @@ impl Runs {
         command
             .env("LD_LIBRARY_PATH", vgpu::directory())
             .env("VGPU_FASTEST", fastest.to_string())
+            // With other seeds the library refuses some algorithms.
+            .env("VGPU_SEED", "0")
             .env("WARPFIT_CACHE", self.at("cache"));
         let (variables, flags): (Vec<&str>, Vec<&str>) =
             flags.split_whitespace().partition(|word| word.starts_with(char::is_uppercase));
