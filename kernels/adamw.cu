@@ -211,13 +211,12 @@ template <class T> __device__ __forceinline__ void catch_up_pack(const CatchUp<T
         const Factors factors = a.ring[update % RING];
         if (factors.grad < 0.0f) continue;
         const float decay = a.decays ? factors.decay : 1.0f;
+        if (rests) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (rests) {
-                p[i] = __fmul_rn(p[i], decay);
-            } else {
-                step(a, factors, decay, 0.0f, p[i], m[i], v[i]);
-            }
+            for (int i = 0; i < 4; i++) p[i] = __fmul_rn(p[i], decay);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; i++) step(a, factors, decay, 0.0f, p[i], m[i], v[i]);
         }
     }
     store(a.params + at, p);
