@@ -15,10 +15,10 @@ fn faults(ptx: &str) -> Vec<String> {
     kernels.flat_map(|(name, text)| kernel_faults(name, text, &arrays)).collect()
 }
 
-/// `.shared .align 16 .b8 parts[4096];`, static or dynamic.
+/// `.shared .align 16 .b8 parts[4096];`, static or dynamic, or `.shared .align 1 .u8 flag;`.
 fn array(line: &str) -> Option<(&str, usize)> {
     let (align, rest) = line.split_once(".shared .align ")?.1.split_once(' ')?;
-    let (_, name) = rest.split_once('[')?.0.split_once(' ')?;
+    let (_, name) = rest.split(['[', ';']).next()?.split_once(' ')?;
     Some((name, align.parse().ok()?))
 }
 
@@ -119,6 +119,10 @@ fn underaligned_arrays_are_reported() {
     assert_eq!(faults(&aligned), [""; 0]);
     one(&aligned.replace("[%r5+32]", "[%r5+24]"), "an offset of 24");
     one(&aligned.replace("[%r5+32]", "[%r6]"), "an unknown array");
+    let flag =
+        aligned.replace(".reg", ".shared .align 1 .u8 flag;\n    .reg").replace("ret;", "st.shared.u8 [flag], %rs1;\n    ret;");
+    assert_eq!(faults(&flag), [""; 0]);
+    one(&flag.replace("shared.u8 [flag]", "shared.u32 [flag]"), "flag is aligned to 1 bytes");
     one(&aligned.replace("ld.global.v4.f32    {%f1, %f2, %f3, %f4}, [%rd1]", "ld.v4.f64 {%d1}, [%r4]"), "moves 32 bytes");
     let copy = "cp.async.cg.shared.global [%r4], [%rd2], 16, %r7;\n    ret;";
     one(
