@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -26,10 +27,16 @@ pub struct PartialFile {
 }
 
 impl PartialFile {
-    /// Creates a temporary file beside `path`. If `path` is not a regular file, such as /dev/null or a pipe, it is written
-    /// directly.
+    /// Creates a temporary file beside `path`. If `path` is not a regular file, such as /dev/null or a pipe, or names an open
+    /// one, such as /dev/stdout, it is written directly.
     pub fn create(path: &Path) -> Result<PartialFile> {
         let io = |e| Error::io(path, e);
+        if let Some(number) = descriptor(path) {
+            // SAFETY: a number that is not open is an error of the call that copies it.
+            let file = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().map_err(io)?;
+            let file = BufWriter::new(File::from(file));
+            return Ok(PartialFile { file, path: path.into(), partial: path.into(), finished: true });
+        }
         // Follows a link to its target.
         let path = path.canonicalize().unwrap_or(path.to_path_buf());
         let replaces = path.metadata().map_or(true, |about| about.is_file());
@@ -65,6 +72,18 @@ impl Drop for PartialFile {
     fn drop(&mut self) {
         if !self.finished {
             let _ = fs::remove_file(&self.partial);
+        }
+    }
+}
+
+/// The open file that a path names.
+fn descriptor(path: &Path) -> Option<i32> {
+    match path.to_str()? {
+        "/dev/stdout" => Some(1),
+        "/dev/stderr" => Some(2),
+        path => {
+            let number = path.strip_prefix("/dev/fd/").or(path.strip_prefix("/proc/self/fd/"))?;
+            number.parse().ok().filter(|&number| number >= 0)
         }
     }
 }

@@ -630,7 +630,7 @@ pub trait Tuner {
 
     fn timed(&self) -> Timed;
 
-    /// Replaces the timed algorithms by those of the text of a [`Timed`].
+    /// Adds the timed algorithms of the text of a [`Timed`], in place of others for the same shapes.
     ///
     /// # Errors
     /// What is wrong with the text: it is damaged, or of another device.

@@ -252,6 +252,18 @@ fn a_file_that_does_not_apply_is_reported_and_not_used() {
     fs::remove_file(runs.at("cache")).unwrap();
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     runs.train("refused", 3, &format!("--tune false --algorithms {}", path(&named))).failed(2, "--tune false uses no recorded");
+    // A dry run ends as the run would, and a file that is no file is not read.
+    fs::write(&named, "{}").unwrap();
+    runs.train("refused", 3, &format!("--dry-run --algorithms {}", path(&named))).failed(2, "is damaged");
+    runs.train("refused", 3, "--dry-run --algorithms /dev/zero").failed(2, "`/dev/zero`: is not a regular file");
+    // Files where they would do harm.
+    runs.train("saved", 3, "--tune --max-steps 1 --save-strategy steps --save-steps 1").done();
+    let of_checkpoint = runs.at("saved/checkpoint-1/algorithms.json");
+    let refused = runs.train("refused", 3, &format!("--tune --algorithms {}", path(&of_checkpoint)));
+    refused.failed(2, "is part of a checkpoint, which would be damaged; name a file elsewhere");
+    let inside = runs.at("refused/algorithms.json");
+    let refused = runs.train("refused", 3, &format!("--tune --algorithms {}", path(&inside)));
+    refused.failed(2, "is in the folder of the run, which must be empty; name a file elsewhere");
     // Another version of the library has a file of its own.
     fs::write(&file, &good).unwrap();
     assert!(runs.weights("newer", 3, "VGPU_CUBLASLT=130100") == plain);
@@ -261,6 +273,27 @@ fn a_file_that_does_not_apply_is_reported_and_not_used() {
 fn with_checksum(text: &str) -> String {
     let content = &text[..text.find("  \"checksum\"").unwrap()];
     format!("{content}  \"checksum\": {}\n}}\n", json!(format!("{:032x}", XxHash3_128::oneshot(content.as_bytes()))))
+}
+
+/// Runs that time at the same time on one file record what both have timed.
+#[test]
+fn two_runs_record_in_one_file() {
+    let runs = Runs::new();
+    let flags = |size: usize| format!("--tune --max-steps 1 --batch-size {size} --save-strategy no");
+    let alone = [3, 5].map(|size| {
+        runs.train(&format!("alone{size}"), 3, &flags(size)).done();
+        let shapes = products(&runs.file()).len();
+        fs::remove_dir_all(runs.at("cache")).unwrap();
+        shapes
+    });
+    std::thread::scope(|scope| {
+        for size in [3, 5] {
+            let (runs, flags) = (&runs, &flags);
+            scope.spawn(move || runs.train(&format!("both{size}"), 3, &flags(size)).done());
+        }
+    });
+    let both = products(&runs.file()).len();
+    assert!(both > alone[0].max(alone[1]), "{both} shapes, {alone:?} of each run alone");
 }
 
 #[test]

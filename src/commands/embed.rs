@@ -1,5 +1,6 @@
 //! Writes the hidden states of texts as vectors, projects them to two dimensions, or measures a linear classifier on them.
 
+use std::ffi::OsStr;
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 
@@ -51,7 +52,7 @@ pub struct Args {
     /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE", conflicts_with = "instead")]
     output: Option<PathBuf>,
-    /// Format of the vectors [default: by the extension of --output, otherwise jsonl]
+    /// Format of the vectors [default: by the extension of --output: .npy, .safetensors, .jsonl, .json or .ndjson (jsonl)]
     #[arg(long, value_enum, conflicts_with = "instead")]
     format: Option<Format>,
     /// Layer: 0 for the embeddings, 1 for the first layer, and so on; -1 for the last, counted from the end
@@ -106,12 +107,29 @@ enum Format {
     Jsonl,
 }
 
+impl Format {
+    /// That of a file of this name, or of standard output.
+    ///
+    /// # Errors
+    /// The name is one of a format that vectors do not have.
+    fn of(output: Option<&Path>) -> Result<Format> {
+        match output.and_then(Path::extension).map(OsStr::to_string_lossy).as_deref() {
+            None | Some("jsonl" | "json" | "ndjson") => Ok(Format::Jsonl),
+            Some("npy") => Ok(Format::Npy),
+            Some("safetensors") => Ok(Format::Safetensors),
+            Some(ending) => {
+                let fact = format!("vectors have no format for .{ending}");
+                Err(Error::user("--output", fact, "name a .npy, .safetensors or .jsonl file, or pass --format"))
+            }
+        }
+    }
+}
+
 pub fn run(mut args: Args) -> Result<()> {
     args.input = args.input.or(args.only_file.take());
     let reading = &args.reading;
     let device = args.run.device()?;
-    let ending = args.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str()).unwrap_or_default();
-    let format = args.format.or(Format::from_str(ending, true).ok()).unwrap_or(Format::Jsonl);
+    let format = args.format.map_or_else(|| Format::of(args.output.as_deref()), Ok)?;
     if format != Format::Jsonl && args.output.is_none() {
         return Err(Error::user("--format", "only jsonl goes to standard output", "pass --output FILE"));
     }

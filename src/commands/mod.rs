@@ -16,7 +16,7 @@ use std::sync::Mutex;
 
 use clap::{Arg, Command, value_parser};
 
-use crate::console::{complain, report};
+use crate::console::{complain, outlive_large_files, report};
 use crate::error::{Kind, Result, no_threads};
 use crate::flags;
 use crate::train::{hugging_face, recipe};
@@ -87,7 +87,7 @@ pub fn exit(main: impl FnOnce() -> Result<()> + UnwindSafe) -> ExitCode {
         let line = format!("error: `{at}`: internal error ({text}); please report this line");
         LAST_PANIC.lock().map(|mut last| *last = line).unwrap_or_default();
     }));
-    match std::panic::catch_unwind(|| threads().and_then(|()| main())) {
+    match std::panic::catch_unwind(|| outlive_large_files().and_then(|()| threads()).and_then(|()| main())) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             if error.kind != Kind::BrokenPipe {

@@ -44,7 +44,7 @@ pub struct Args {
     /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Format of the predictions [default: by the extension of --output, .csv, .txt or .jsonl; else jsonl]
+    /// Format of the predictions [default: by the extension of --output: .csv, .txt (text), .jsonl, .json or .ndjson (jsonl)]
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Number of labels per text, highest score first; 0 for all

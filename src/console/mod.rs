@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::{Error, Kind, Result};
@@ -42,6 +42,12 @@ fn interrupts() -> impl Iterator<Item = i32> {
 
 fn no_signals(e: io::Error) -> Error {
     Error::new(Kind::Device, "signals", e.to_string(), "start the program again")
+}
+
+/// A file that grows beyond `ulimit -f` is an error of its write, which is reported, and not the end of the process.
+pub fn outlive_large_files() -> Result<()> {
+    // SAFETY: the handler does nothing.
+    unsafe { signal_hook::low_level::register(SIGXFSZ, || ()) }.map(|_| ()).map_err(no_signals)
 }
 
 /// Until [`notice_interrupts`], a signal ends the process: there is nothing to save yet. `leave` is run before.

@@ -206,7 +206,9 @@ impl Tuner for Cuda {
         if device != self.device() {
             return Err(format!("was timed on {device}; this is {}", self.device()));
         }
-        *self.tuned.get_mut() = Tuned { records, ..Tuned::default() };
+        let tuned = self.tuned.get_mut();
+        tuned.records.extend(records);
+        tuned.checked.clear();
         Ok(())
     }
 }

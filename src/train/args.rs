@@ -192,7 +192,7 @@ pub struct Args {
     /// Write a checkpoint every this many updates; implies --save-strategy steps [default: 500]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub save_steps: Option<usize>,
-    /// Keep at most this many checkpoints, the newest and the best among them [default: all]
+    /// Keep at most this many checkpoints, the newest and the best among them, so that 1 may keep two [default: all]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub save_total_limit: Option<usize>,
     /// Write checkpoints without the optimizer's state: a third of the size, but a run cannot be resumed from them; that of an

@@ -88,5 +88,5 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         tell(setup.summary()?)?;
         return Ok(None);
     }
-    setup.trainer(cache)?.run().map(Some)
+    setup.trainer()?.run().map(Some)
 }

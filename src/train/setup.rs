@@ -1,6 +1,6 @@
 //! From settings to a trainer that is ready to run: device, model folder, data, memory, weights.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Trainer;
@@ -41,6 +41,8 @@ pub struct Setup<'a> {
     spec: ModelSpec,
     schedule: Schedule,
     updates_per_epoch: usize,
+    /// The file of recorded algorithms.
+    algorithms: Option<PathBuf>,
 }
 
 impl<'a> Setup<'a> {
@@ -53,6 +55,11 @@ impl<'a> Setup<'a> {
             return Err(Error::user(flag, fact, "leave it out, or pass --device cuda on a machine with a GPU"));
         }
         let mut source = ModelDir::read(&hub::model(&settings.model)?)?;
+        // A resumed run has those of its checkpoint.
+        let algorithms = match settings.resume_from_checkpoint {
+            None => tune::restore(device.backend.tuner(), settings, cache)?,
+            Some(_) => None,
+        };
         if let Some(side) = settings.truncation_side {
             source.set_truncation_side(side)?;
         }
@@ -82,7 +89,19 @@ impl<'a> Setup<'a> {
         let total = settings.max_steps.unwrap_or(total_updates(settings.num_train_epochs, updates_per_epoch));
         let warmup = warmup_updates(settings.warmup_steps, total)?;
         let schedule = Schedule { kind: settings.lr_scheduler_type, base_lr: settings.learning_rate, warmup, total };
-        Ok(Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch })
+        Ok(Setup {
+            settings,
+            device,
+            source,
+            data,
+            config,
+            class_weights,
+            positive,
+            spec,
+            schedule,
+            updates_per_epoch,
+            algorithms,
+        })
     }
 
     /// The run and its memory, for a dry run, which ends as the run would: the weights are read and checked.
@@ -104,8 +123,20 @@ impl<'a> Setup<'a> {
 
     /// Allocates the memory, sets the weights, chooses algorithms, creates the output folder, and resumes from a checkpoint if
     /// requested.
-    pub fn trainer(self, cache: Option<&Path>) -> Result<Trainer<'a>> {
-        let Setup { settings, device, source, data, config, class_weights, positive, spec, schedule, updates_per_epoch } = self;
+    pub fn trainer(self) -> Result<Trainer<'a>> {
+        let Setup {
+            settings,
+            device,
+            source,
+            data,
+            config,
+            class_weights,
+            positive,
+            spec,
+            schedule,
+            updates_per_epoch,
+            algorithms,
+        } = self;
         let Opened { backend, arithmetic, .. } = device;
         let (backend, profile) = match settings.profile {
             None => (backend, None),
@@ -120,8 +151,8 @@ impl<'a> Setup<'a> {
         model.set_class_weights(&class_weights)?;
         set_weights(&mut model, settings, &source, &config)?;
         let resumes = settings.resume_from_checkpoint.is_some();
-        if !resumes {
-            tune::choose(&mut model, settings, &data, schedule.total, cache)?;
+        if let Some(path) = algorithms {
+            tune::tune(&mut model, settings, &data, schedule.total, &path)?;
         }
         notice_interrupts()?;
         let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir || resumes)?;

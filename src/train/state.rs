@@ -370,9 +370,8 @@ impl Trainer<'_> {
         self.run.go_on(id.clone(), self.state.step, later, is_other)?;
         self.state.run_id = self.run.id.clone();
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
-        // Not needed unless the best model is loaded at the end.
-        self.state.best = self.state.best.filter(|_| self.settings.load_best_model_at_end);
-        if let Some((step, _)) = self.state.best {
+        // Its weights are needed if the best model is loaded at the end.
+        if let Some((step, _)) = self.state.best.filter(|_| self.settings.load_best_model_at_end) {
             let homes = [self.run.checkpoint_path(step).join("model.safetensors"), checkpoint.join("best.safetensors")];
             let Some((home, path)) = homes.iter().enumerate().find(|(_, path)| path.exists()) else {
                 let fact = format!("the weights of the best evaluation, at update {step}, are missing");

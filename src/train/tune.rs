@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::args::Settings;
@@ -29,40 +29,76 @@ const NOT_USED: &str = "its algorithms are not used";
 /// Once this much time has passed, no further batches are timed.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Chooses the algorithms of a new run of so many updates; `cache` is the user's cache folder.
-pub fn choose(model: &mut Model, settings: &Settings, data: &Data, updates: usize, cache: Option<&Path>) -> Result<()> {
+/// The file of recorded algorithms of a new run, which are restored, if the run uses any; `cache` is the user's cache folder.
+///
+/// # Errors
+/// The file that the user has named cannot be used.
+pub fn restore(tuner: Option<&mut dyn Tuner>, settings: &Settings, cache: Option<&Path>) -> Result<Option<PathBuf>> {
     let (tunes, named) = (settings.tune == Some(true), settings.algorithms.as_ref());
-    let Some(tuner) = model.tuner().filter(|_| settings.tune != Some(false)) else { return Ok(()) };
+    let Some(tuner) = tuner.filter(|_| settings.tune != Some(false)) else { return Ok(None) };
     let kept = cache.map(|cache| cache.join("algorithms").join(file_name(&tuner.device())));
-    let Some(path) = named.or(kept.as_ref()) else {
+    let Some(path) = named.cloned().or(kept) else {
         let missing = || Error::user("--tune", "there is no cache folder for its file", "name a file: --algorithms FILE");
-        return if tunes { Err(missing()) } else { Ok(()) };
+        return if tunes { Err(missing()) } else { Ok(None) };
     };
-    read(tuner, path, named.is_some(), tunes)?;
-    let before = tuner.timed();
-    if before.shapes > 0 {
-        let shapes = counted(before.shapes, "shape");
+    if tunes && let Some(folder) = named.and_then(|path| path.parent()) {
+        let fact = match folder.join("state.json").exists() {
+            true => "is part of a checkpoint, which would be damaged".to_string(),
+            false if folder.starts_with(&settings.output_dir) => "is in the folder of the run, which must be empty".to_string(),
+            false => String::new(),
+        };
+        if !fact.is_empty() {
+            return Err(Error::user(path.display(), fact, "name a file elsewhere"));
+        }
+    }
+    read(tuner, &path, named.is_some(), tunes)?;
+    let shapes = tuner.timed().shapes;
+    if shapes > 0 {
+        let shapes = counted(shapes, "shape");
         note(format!("algorithms: timed on this GPU for {shapes} of products, from {}", path.display()));
     }
-    if tunes {
-        let took = time(model, settings, data, updates)?;
-        let timed = model.tuner().expect("as above").timed();
-        let written = write(path, &timed);
-        report(&before, &timed, took, written.is_ok().then_some(path));
-        written.or_else(|error| unless_named(named.is_some(), error, "the algorithms are not recorded"))?;
+    Ok(Some(path))
+}
+
+/// With `--tune`, times what a new run of so many updates lacks, and records it in the file.
+pub fn tune(model: &mut Model, settings: &Settings, data: &Data, updates: usize, path: &Path) -> Result<()> {
+    if settings.tune != Some(true) {
+        return Ok(());
     }
-    Ok(())
+    let before = tuner(model).timed();
+    let took = time(model, settings, data, updates)?;
+    let timed = tuner(model).timed();
+    // Another run may have recorded others meanwhile; for the shapes of both these are kept, which this run uses.
+    if let Ok(text) = text(path) {
+        let _ = tuner(model).restore(&text);
+        tuner(model).restore(&timed.text).expect("it was just written");
+    }
+    let written = write(path, &tuner(model).timed());
+    report(&before, &timed, took, written.is_ok().then_some(path));
+    written.or_else(|error| unless_named(settings.algorithms.is_some(), error, "the algorithms are not recorded"))
+}
+
+fn tuner(model: &mut Model) -> &mut dyn Tuner {
+    model.tuner().expect("the device has algorithms")
 }
 
 /// Restores the algorithms of a file, if there are any. What is wrong with it is an error if the user has named it, or else a note.
 fn read(tuner: &mut dyn Tuner, path: &Path, named: bool, tunes: bool) -> Result<()> {
-    let text = match fs::read_to_string(path) {
+    let text = match text(path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound && (tunes || !named) => return Ok(()),
         Err(error) => return unless_named(named, Error::io(path, error), NOT_USED),
     };
     let remedy = "name another file, or a new one with --tune";
     tuner.restore(&text).or_else(|fact| unless_named(named, Error::user(path.display(), fact, remedy), NOT_USED))
+}
+
+/// The text of a regular file: a pipe or a device might never end.
+fn text(path: &Path) -> std::io::Result<String> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("is not a regular file"));
+    }
+    Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
 }
 
 /// The error about a file if the user has named it, or else a note of it and its consequence.
@@ -84,7 +120,7 @@ fn write(path: &Path, timed: &Timed) -> Result<()> {
 /// Times the products of the run's batches, one batch of each size. Returns the time it took.
 fn time(model: &mut Model, settings: &Settings, data: &Data, updates: usize) -> Result<Duration> {
     let tokens = model.plan.spec.tokens;
-    let tuner = model.tuner().expect("the device has algorithms");
+    let tuner = tuner(model);
     let batches = batches(settings, data, updates, tokens, &|batch: (usize, usize)| (tuner.class(batch.0), tuner.class(batch.1)));
     let progress = Progress::new("timing algorithms", batches.len() as u64, &["sizes"]);
     for (done, (batch, micro_batches)) in batches.iter().enumerate() {
@@ -146,7 +182,7 @@ fn report(before: &Timed, timed: &Timed, took: Duration, file: Option<&Path>) {
         return note("algorithms: no product of this run was left to time");
     }
     let first = timed.first_seconds - before.first_seconds;
-    let (shapes, less) = (counted(new, "shape"), 100.0 * (1.0 - seconds / first));
+    let (shapes, less) = (counted(new, "shape"), 100.0 * (1.0 - seconds / first).max(0.0));
     let [us, first_us] = [seconds, first].map(|seconds| Count((seconds * 1e6).round() as u64));
     let gain = format!("{us} us for one of each, {less:.1} % less than the {first_us} us of those suggested first");
     let recorded = file.map_or(String::new(), |file| format!("; recorded in {}", file.display()));

@@ -203,6 +203,17 @@ fn a_broken_pipe_succeeds_and_a_full_disk_fails() {
     let err = String::from_utf8(output.stderr).unwrap();
     assert!(err.lines().last().unwrap().starts_with("error: `standard output`: "), "{err}");
     predict(&["--output", "/dev/full", "good"]).failed(2, "`/dev/full`: ");
+    // An open file keeps what it has.
+    let shared = TempDir::new().unwrap();
+    let shared = shared.path().join("shared.jsonl");
+    fs::write(&shared, "before\n").unwrap();
+    let appended = || fs::OpenOptions::new().append(true).open(&shared).unwrap();
+    for output in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+        let args = ["--model", path(&model), "--device", "cpu", "--output", output, "good"];
+        assert!(program(PREDICT).args(args).stdout(appended()).stderr(Stdio::null()).status().unwrap().success());
+    }
+    let lines = fs::read_to_string(&shared).unwrap();
+    assert!(lines.starts_with("before\n{") && lines.lines().count() == 4, "{lines}");
     // Progress may have no reader.
     let out = TempDir::new().unwrap();
     let (hf, file) = (golden("train/hf_init"), golden("train/train.csv"));
@@ -234,6 +245,8 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         predict(&["x", "--max-length", "2"]).fault(2, "2 leaves no room for text"),
         predict(&["x", "--format", "xml"]).fault(2, "invalid value 'xml'"),
         predict(&["x", "--output", "out.tsv"]).fault(2, "`--output`: predictions have no format for .tsv; name a .jsonl, .csv"),
+        ran("embed", &["--model", model, "--output", "v.tsv", file])
+            .fault(2, "`--output`: vectors have no format for .tsv; name a"),
         predict(&["x", "--batch-size", "0"]).fault(2, "invalid value '0' for '--batch-size"),
         predict(&["x", "--device", "cuda"]).fault(3, "`--device cuda`: "),
         predict(&["--input", file, "--text-column", "nope"]).fault(2, "no column is named nope"),

@@ -401,7 +401,7 @@ fn a_full_disk_leaves_the_model_that_was_there() {
     let size = fs::metadata(out.path().join("model.safetensors")).unwrap().len();
     let (base, file) = (golden("train/hf_init"), golden("train/train.csv"));
     // Files end there, as on a full disk: sh counts in blocks of 512 bytes.
-    let limited = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", size / 512 - 8);
+    let limited = format!("ulimit -f {}; exec \"$@\"", size / 512 - 8);
     let mut command = without_colour_settings(Command::new("sh"));
     command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_train"), "--model", path(&base), "--train-file", path(&file)]);
     command.args(["--output-dir", path(out.path()), "--overwrite-output-dir"]);
@@ -409,6 +409,32 @@ fn a_full_disk_leaves_the_model_that_was_there() {
     run(&mut command, b"").failed(2, "model.safetensors");
     assert!(model(out.path()) == before);
     assert!(names(out.path()).iter().all(|name| !name.contains("partial")), "{:?}", names(out.path()));
+}
+
+/// Early stopping and the best evaluation are those of the whole run, whether the best model is loaded or not.
+#[test]
+fn a_resumed_run_stops_as_early() {
+    let dir = TempDir::new().unwrap();
+    let (whole, part) = (dir.path().join("whole"), dir.path().join("part"));
+    let flags = words(
+        "--max-steps 40 --batch-size 2 --seed 1 --learning-rate 5e-3 --validation-split 0.2 --eval-strategy steps --eval-steps 2 \
+         --save-strategy steps --save-steps 2 --early-stopping-patience 3 --load-best-model-at-end false",
+    );
+    let ended = train(&whole, &flags).done();
+    assert!(ended.err.contains("stopped early"), "{}", ended.err);
+    let result = |run: &Path| {
+        let state: Value = serde_json::from_slice(&fs::read(run.join("trainer_state.json")).unwrap()).unwrap();
+        let best = ["global_step", "best_global_step", "best_metric"].map(|key| state[key].clone());
+        (fs::read(run.join("model.safetensors")).unwrap(), best)
+    };
+    let want = result(&whole);
+    assert!(want.1[1].as_u64() < want.1[0].as_u64(), "{:?}", want.1);
+    for step in [2, 6, want.1[0].as_u64().unwrap()] {
+        copy_all(&whole, &part);
+        ran(TRAIN, &["--resume-from-checkpoint", path(&part.join(format!("checkpoint-{step}")))]).done();
+        assert!(result(&part) == want, "resumed at {step}: {:?}", result(&part).1);
+        fs::remove_dir_all(&part).unwrap();
+    }
 }
 
 /// A run that is killed between the renames at its end: the next reader or writer of the folder finishes them.
