@@ -3,7 +3,7 @@
 //! are those of an uninterrupted run.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -68,12 +68,7 @@ pub fn tune(model: &mut Model, settings: &Settings, data: &Data, updates: usize,
     let before = tuner(model).timed();
     let took = time(model, settings, data, updates)?;
     let timed = tuner(model).timed();
-    // Another run may have recorded others meanwhile; for the shapes of both these are kept, which this run uses.
-    if let Ok(text) = text(path) {
-        let _ = tuner(model).restore(&text);
-        tuner(model).restore(&timed.text).expect("it was just written");
-    }
-    let written = write(path, &tuner(model).timed());
+    let written = write(tuner(model), path, &timed);
     report(&before, &timed, took, written.is_ok().then_some(path));
     written.or_else(|error| unless_named(settings.algorithms.is_some(), error, "the algorithms are not recorded"))
 }
@@ -110,11 +105,20 @@ fn unless_named(named: bool, error: Error, consequence: &str) -> Result<()> {
     Ok(())
 }
 
-fn write(path: &Path, timed: &Timed) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+/// Records the algorithms of a run. Another run may have recorded others meanwhile, which are kept; for the shapes of both, those
+/// that this run uses are.
+fn write(tuner: &mut dyn Tuner, path: &Path, timed: &Timed) -> Result<()> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let io = |e| Error::io(folder, e);
+    fs::create_dir_all(folder).map_err(io)?;
+    let lock = File::open(folder).map_err(io)?;
+    // Some file systems have no locks.
+    let _ = lock.lock();
+    if let Ok(text) = text(path) {
+        let _ = tuner.restore(&text);
+        tuner.restore(&timed.text).expect("it is of this device");
     }
-    write_file(path, timed.text.as_bytes())
+    write_file(path, tuner.timed().text.as_bytes())
 }
 
 /// Times the products of the run's batches, one batch of each size. Returns the time it took.
