@@ -129,14 +129,14 @@ pub fn run(mut args: Args) -> Result<()> {
     args.input = args.input.or(args.only_file.take());
     let reading = &args.reading;
     let device = args.run.device()?;
-    let format = args.format.map_or_else(|| Format::of(args.output.as_deref()), Ok)?;
-    if format != Format::Jsonl && args.output.is_none() {
-        return Err(Error::user("--format", "only jsonl goes to standard output", "pass --output FILE"));
-    }
     if let (Some(input), Some(output)) = (&args.input, &args.output)
         && same_file(input, output)
     {
         return Err(Error::user("--output", "is the file of --input", "choose another one"));
+    }
+    let format = args.format.map_or_else(|| Format::of(args.output.as_deref()), Ok)?;
+    if format != Format::Jsonl && args.output.is_none() {
+        return Err(Error::user("--format", "only jsonl goes to standard output", "pass --output FILE"));
     }
     let options = Options {
         device,
