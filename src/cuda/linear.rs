@@ -86,7 +86,7 @@ pub fn act_fwd(cuda: &Cuda, op: &Activation) -> Result<()> {
         kind: op.kind as i32,
         drop: cuda.drop(op.drop),
     };
-    if op.drop.p > 0.0 {
+    if arguments.drop.threshold > 0 {
         let kernel = cuda.kernels().act_drop_fwd.of(op.y.dtype);
         return cuda.launch(kernel, [rows.div_ceil(kernel.warps()), 1, 1], &arguments);
     }
@@ -112,7 +112,7 @@ pub fn act_bwd(cuda: &Cuda, op: &Activation) -> Result<()> {
         kind: op.kind as i32,
         drop: cuda.drop(op.drop),
     };
-    let kernels = if op.drop.p > 0.0 { &cuda.kernels().act_drop_bwd } else { &cuda.kernels().act_bwd };
+    let kernels = if arguments.drop.threshold > 0 { &cuda.kernels().act_drop_bwd } else { &cuda.kernels().act_bwd };
     let kernel = kernels.of(op.dy.dtype);
     let block = kernel.threads() * 16 / op.dy.dtype.size();
     cuda.launch(kernel, [op.width.div_ceil(block), chunks, 1], &arguments)?;
