@@ -28,22 +28,35 @@ struct LossRow {
     }
 };
 
-struct XentFwd {
+template <class T> struct Xent {
     const float* logits;  // (seqs, classes)
     const float* weights; // (classes)
     const int* labels;    // (seqs)
     float* loss;          // (seqs)
+    T* dlogits;           // (seqs, classes)
     Status* status;
     double loss_normalizer;
     double smoothing;
     int seqs;
     int classes;
-    int train;            // whether the loss is counted
+    int train;            // whether the loss is counted, and dlogits written
 };
 
+// d loss / d logit[c] = p[c] * (sum of all shares) - share[c].
+template <class T> __device__ __forceinline__ void gradients(const Xent<T>& a, const LossRow& row, double scale, T* dlogits) {
+    double shares = 0.0;
+    for (int c = lane(); c < a.classes; c += 32) shares += row.share(c);
+    shares = warp_sum(shares);
+    for (int c = lane(); c < a.classes; c += 32) {
+        const double dlogit = (exp(row.log_p(c)) * shares - row.share(c)) / a.loss_normalizer * scale;
+        dlogits[c] = from_float<T>(float(dlogit));
+    }
+}
+
 // A single block, so that the rows are summed in one order.
-__device__ void losses(const XentFwd& a) {
+template <class T> __device__ void xent(const Xent<T>& a) {
     constexpr int THREADS = 512;
+    const double scale = loss_scale(*a.status);
     double total = 0.0;
     for (int seq = warp(); seq < a.seqs; seq += THREADS / 32) {
         const LossRow row(a.logits + size_t(seq) * a.classes, a.weights, a.classes, a.labels[seq], a.smoothing);
@@ -58,38 +71,11 @@ __device__ void losses(const XentFwd& a) {
             a.loss[seq] = float(loss);
             total += loss;
         }
+        if (a.train) gradients(a, row, scale, a.dlogits + size_t(seq) * a.classes);
     }
     total = block_sum<THREADS>(total);
     if (threadIdx.x == 0 && a.train) a.status->loss += total / a.loss_normalizer;
 }
-KERNEL(xent_fwd, losses, XentFwd, 512)
-
-template <class T> struct XentBwd {
-    const float* logits;  // (seqs, classes)
-    const float* weights; // (classes)
-    const int* labels;    // (seqs)
-    T* dlogits;           // (seqs, classes)
-    const Status* status;
-    double loss_normalizer;
-    double smoothing;
-    int seqs;
-    int classes;
-};
-
-// d loss / d logit[c] = p[c] * (sum of all shares) - share[c].
-template <class T> __device__ void xent_bwd(const XentBwd<T>& a) {
-    const int seq = blockIdx.x * 4 + warp();
-    if (seq >= a.seqs) return;
-    const LossRow row(a.logits + size_t(seq) * a.classes, a.weights, a.classes, a.labels[seq], a.smoothing);
-    const double scale = loss_scale(*a.status);
-    double shares = 0.0;
-    for (int c = lane(); c < a.classes; c += 32) shares += row.share(c);
-    shares = warp_sum(shares);
-    for (int c = lane(); c < a.classes; c += 32) {
-        const double dlogit = (exp(row.log_p(c)) * shares - row.share(c)) / a.loss_normalizer * scale;
-        a.dlogits[size_t(seq) * a.classes + c] = from_float<T>(float(dlogit));
-    }
-}
-KERNEL(xent_bwd_f32, xent_bwd<float>, XentBwd<float>, 128)
-KERNEL(xent_bwd_bf16, xent_bwd<bf16>, XentBwd<bf16>, 128)
-KERNEL(xent_bwd_f16, xent_bwd<f16>, XentBwd<f16>, 128)
+KERNEL(xent_f32, xent<float>, Xent<float>, 512)
+KERNEL(xent_bf16, xent<bf16>, Xent<bf16>, 512)
+KERNEL(xent_f16, xent<f16>, Xent<f16>, 512)

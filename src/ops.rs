@@ -420,8 +420,9 @@ pub struct GatherCls {
 /// Cross-entropy with label smoothing e (Szegedy et al., arXiv 1512.00567) and class weights w, like
 /// `torch.nn.CrossEntropyLoss(weight, label_smoothing)`: with `lp = log softmax(logits)` and label t,
 /// `loss = -(1 - e) w[t] lp[t] - e / classes * sum_c w[c] lp[c]`; the update's loss is their sum over rows divided by
-/// `Step::loss_normalizer`, added to the status block. Backward: `dlogits = dloss / dlogits / loss_normalizer`, times the loss
-/// scale in the status block.
+/// `Step::loss_normalizer`. In training the forward pass, which has the probabilities at hand, also adds that loss to the status block
+/// and writes the gradients `dlogits = d(update's loss) / d(logits)`, times the loss scale in the status block. Backward: nothing is
+/// left to do.
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropy {
     pub logits: View,  // (seqs, classes)

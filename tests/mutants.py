@@ -278,7 +278,7 @@ MUTANTS = [
     ("src/model/mod.rs", "        timed?;\n        self.set_status(&status)", "        timed", "tune::every_product_of_a_run_is_timed_and_timing_leaves_no_trace"),
     ("src/train/tune.rs", "accumulation.min(2) as u32", "1", "tune::every_product_of_a_run_is_timed_and_timing_leaves_no_trace"),
     ("src/train/tune.rs", "if !sizes.contains_key(&class) {", "if false {", "tune::every_product_of_a_run_is_timed_and_timing_leaves_no_trace"),
-    ("src/train/setup.rs", "if !resumes {", "if true {", "tune::a_resumed_run_keeps_the_algorithms_of_its_checkpoint"),
+    ("src/train/setup.rs", "Some(_) => None,", "Some(_) => tune::restore(device.backend.tuner(), settings, cache)?,", "tune::a_resumed_run_keeps_the_algorithms_of_its_checkpoint"),
     ("src/train/state.rs", "        tune::resume(&mut self.model, checkpoint)?;\n", "", "tune::a_resumed_run_keeps_the_algorithms_of_its_checkpoint"),
     ("src/cuda/gemm.rs", "p.k.is_multiple_of(SPLITTABLE)", "true", "products::weight_gradients_of_ones_are_exact"),
     ("src/cuda/gemm.rs", "if rows <= EXACT { rows } else", "if false { rows } else", "products::every_number_of_rows"),

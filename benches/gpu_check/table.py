@@ -28,8 +28,8 @@ KERNELS_OF_OPS = {
     "act bwd": ["act_drop_bwd"],
     "first row fwd": ["first_row_fwd"],
     "first row bwd": ["first_row_bwd"],
-    "xent fwd": ["xent_fwd"],
-    "xent bwd": ["xent_bwd"],
+    "xent fwd": ["xent"],
+    "xent bwd": [],
     "grad norm": ["columns_add", "grad_norm"],
     "adamw": ["adamw"],
 }
@@ -75,7 +75,7 @@ def place(launches, ours):
     def index(kernel, otherwise):
         return next((i for i, placed in enumerate(step) if placed.kernel == kernel), otherwise)
 
-    backward, pruned, unpruned = index("xent_bwd", len(step)), index("first_row_fwd", len(step)), index("first_row_bwd", len(step))
+    backward, pruned, unpruned = index("xent", len(step)), index("first_row_fwd", len(step)), index("first_row_bwd", len(step))
     for i, placed in enumerate(step):
         if pruned <= i <= unpruned:
             placed.place = "[CLS]"

@@ -34,19 +34,13 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &CrossEntropy) {
         *loss = T::of(sum);
         total += sum;
     }
-    if cpu.step.train {
-        status[0] += total / cpu.step.loss_normalizer;
+    if !cpu.step.train {
+        return;
     }
-}
-
-pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &CrossEntropy) {
-    let (classes, seqs) = (op.classes, cpu.seqs);
-    let labels = cpu.input(|i| i.labels, seqs);
+    status[0] += total / cpu.step.loss_normalizer;
+    let scale = Status::from_slice(status).loss_scale();
     // SAFETY: distinct buffers.
-    let (logits, weights, dlogits) =
-        unsafe { (cpu.get(op.logits, seqs * classes), cpu.get(op.weights, classes), cpu.get_mut(op.dlogits, seqs * classes)) };
-    // SAFETY: distinct buffers.
-    let scale = Status::from_slice(unsafe { cpu.status(op.status) }).loss_scale();
+    let dlogits = unsafe { cpu.get_mut(op.dlogits, seqs * classes) };
     for ((logits, dlogits), &label) in logits.chunks(classes).zip(dlogits.chunks_mut(classes)).zip(labels) {
         // d loss / d logit[c] = p[c] * (sum of all shares) - share[c]
         let mut shares = 0.0;

@@ -325,7 +325,7 @@ impl<T: Products> Backend for Cpu<T> {
             Op::AddNorm(op) => norm::bwd(self, op),
             Op::Activation(op) => linear::act_bwd(self, op),
             Op::GatherCls(op) => embed::first_row_bwd(self, op),
-            Op::CrossEntropy(op) => loss::bwd(self, op),
+            Op::CrossEntropy(_) => (),
         }
         Ok(())
     }

@@ -1,16 +1,17 @@
-//! Cross-entropy.
+//! Cross-entropy and its gradient.
 
 use super::Cuda;
-use super::kernels::{XentBwd, XentFwd};
+use super::kernels::Xent;
 use crate::error::Result;
 use crate::ops::CrossEntropy;
 
 pub fn fwd(cuda: &Cuda, op: &CrossEntropy) -> Result<()> {
-    let arguments = XentFwd {
+    let arguments = Xent {
         logits: cuda.at(op.logits),
         weights: cuda.at(op.weights),
         labels: cuda.at(cuda.inputs().labels),
         loss: cuda.at(op.loss),
+        dlogits: cuda.at(op.dlogits),
         status: cuda.at(op.status),
         loss_normalizer: cuda.step.loss_normalizer,
         smoothing: op.smoothing.into(),
@@ -18,21 +19,6 @@ pub fn fwd(cuda: &Cuda, op: &CrossEntropy) -> Result<()> {
         classes: op.classes as i32,
         train: cuda.step.train.into(),
     };
-    cuda.launch(&cuda.kernels().xent_fwd, [1, 1, 1], &arguments)
-}
-
-pub fn bwd(cuda: &Cuda, op: &CrossEntropy) -> Result<()> {
-    let arguments = XentBwd {
-        logits: cuda.at(op.logits),
-        weights: cuda.at(op.weights),
-        labels: cuda.at(cuda.inputs().labels),
-        dlogits: cuda.at(op.dlogits),
-        status: cuda.at(op.status),
-        loss_normalizer: cuda.step.loss_normalizer,
-        smoothing: op.smoothing.into(),
-        seqs: cuda.seqs as i32,
-        classes: op.classes as i32,
-    };
-    let kernel = cuda.kernels().xent_bwd.of(op.dlogits.dtype);
-    cuda.launch(kernel, [cuda.seqs.div_ceil(kernel.warps()), 1, 1], &arguments)
+    // NONE is of type F32.
+    cuda.launch(cuda.kernels().xent.of(op.dlogits.dtype), [1, 1, 1], &arguments)
 }

@@ -310,7 +310,7 @@ impl Backend for Cuda {
             Op::AddNorm(op) => norm::bwd(self, op),
             Op::Activation(op) => linear::act_bwd(self, op),
             Op::GatherCls(op) => embed::first_row_bwd(self, op),
-            Op::CrossEntropy(op) => loss::bwd(self, op),
+            Op::CrossEntropy(_) => Ok(()),
         }
     }
 

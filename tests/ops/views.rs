@@ -44,7 +44,7 @@ pub fn written(op: &Op, pass: Pass) -> Vec<View> {
         (Op::Activation(op), Pass::Backward) => vec![op.dy, op.db],
         (Op::GatherCls(op), Pass::Forward) => vec![op.y],
         (Op::GatherCls(op), Pass::Backward) => vec![op.dx],
-        (Op::CrossEntropy(op), Pass::Forward) => vec![op.loss],
-        (Op::CrossEntropy(op), Pass::Backward) => vec![op.dlogits],
+        (Op::CrossEntropy(op), Pass::Forward) => vec![op.loss, op.dlogits],
+        (Op::CrossEntropy(_), Pass::Backward) => vec![],
     }
 }
