@@ -132,7 +132,10 @@ template <class T> struct AdamW {
     int rows;               // of the word table, the first elements; 0 if all of its rows have a gradient
     int dim;
     int number;             // of this update since the table began, from 1
-    int len;
+    int begin;              // the elements beside the word table: from `begin` to `gap`, and from `after_gap` to `end`
+    int gap;
+    int after_gap;
+    int end;
     int decayed;            // the first `decayed` elements have weight decay
     float beta1;
     float one_minus_beta1;  // 1 - beta1
@@ -142,7 +145,7 @@ template <class T> struct AdamW {
 };
 
 template <bool WHOLE, class T> __device__ __forceinline__ void adamw_pack(const AdamW<T>& a, int at, const Factors& factors) {
-    const int count = a.len - at;
+    const int count = a.end - at;
     float p[4], g[4], m[4], v[4];
     load<WHOLE>(p, a.params + at, count);
     load<WHOLE>(g, a.grads + at, count);
@@ -163,8 +166,9 @@ template <class T> __device__ void update(const AdamW<T>& a) {
     const int table = (a.rows + WARPS - 1) / WARPS, block = blockIdx.x, row = block * WARPS + warp();
     const bool is_word = block < table;
     if (is_word && (row >= a.rows || a.tags[row * a.tiles] != a.tag)) return;
-    int at = is_word ? row * a.dim + 4 * lane() : a.rows * a.dim + 4 * ((block - table) * THREADS + threadIdx.x);
-    const int end = is_word ? (row + 1) * a.dim : min(at + 4, a.len);
+    int at = is_word ? row * a.dim + 4 * lane() : a.begin + 4 * ((block - table) * THREADS + threadIdx.x);
+    if (!is_word && at >= a.gap) at += a.after_gap - a.gap;
+    const int end = is_word ? (row + 1) * a.dim : min(at + 4, a.end);
     for (; at + 4 <= end; at += 4 * 32) adamw_pack<true>(a, at, factors);
     if (at < end) adamw_pack<false>(a, at, factors);
     if (is_word && lane() == 0) a.seen[row] = a.number;

@@ -12,7 +12,7 @@
 //! | [`ops`] | the operator definitions: one struct per op with its maths, the enum [`ops::Op`], and the trait [`ops::Backend`] that runs them |
 //! | [`model`] | a model as one list of ops: `encoder`, `head`; `infer` (batches in order, submitted ahead); `names` (parameters by role, with Hugging Face's names), `config`, `plan` (every buffer) |
 //! | [`cpu`] | the backend on CPUs: one file per group of ops (embed linear attention norm loss adamw), `dropout` (its masks), `arena`, `instructions` (the machine's, or those of `WARPFIT_CPU`), and matrix products: `matrix`, `product`, by `gemm` or, rounded to bf16, by `panels` (`avx512`) or `copies` |
-//! | [`cuda`] | the backend on NVIDIA GPUs: the same groups, each launching the kernels in `kernels/<name>.cu`; `gemm` (cuBLASLt), `tune` (its algorithms, timed), `columns` (sums over rows, added once per update), `words` (rows of the word table that updates pass over), `graph` (the pass of one text, recorded and replayed), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
+//! | [`cuda`] | the backend on NVIDIA GPUs: the same groups, each launching the kernels in `kernels/<name>.cu`; `gemm` (cuBLASLt), `tune` (its algorithms, timed), `columns` (sums over rows, added once per update), `words` (rows of the word table that updates pass over), `overlap` (updates beside the next forward pass), `graph` (the pass of one text, recorded and replayed), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
 //! | [`device`] | the choice of backend and precision: the only module that names the backends |
 //! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; the time of each op in a run |
 //! | [`random`] | Philox: dropout as a pure function of place and step |
@@ -40,7 +40,8 @@
 //!    [`ops::Backend::reserve`].
 //! 3. Gradients of parameters accumulate (`+=`) over an update's micro-batches, of which the first overwrites (`=`); gradients of
 //!    activations are overwritten unless the op's field says otherwise. On a GPU an update passes over the rows of the word table
-//!    without a gradient, which have all updates before anything reads them: the bits are those of an update of all rows.
+//!    without a gradient, and updates most matrices beside the next forward pass; both have all updates before anything reads
+//!    them: the bits are those of an update of everything at once.
 //! 4. Every reduction has a fixed order, and there are no floating-point atomics: the same inputs give the same bits, run after
 //!    run, on any number of threads. A product's algorithm is a function of its shape, the library, the GPU and the run's timed
 //!    algorithms alone; its checkpoints hold those.

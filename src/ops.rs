@@ -126,6 +126,11 @@ impl View {
     pub fn bytes(self) -> usize {
         self.len * self.dtype.size()
     }
+
+    /// Whether the two have a byte in common.
+    pub fn overlaps(self, other: View) -> bool {
+        self.offset < other.offset + other.bytes() && other.offset < self.offset + self.bytes()
+    }
 }
 
 /// Where the arrays of a [`PackedBatch`] lie: one after the other in the region that the plan has for them, so that one copy

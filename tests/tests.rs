@@ -22,6 +22,6 @@ mod tokenize;
 mod train;
 mod truncation;
 mod tune;
+mod updates;
 #[path = "vgpu.rs"]
 mod virtual_gpu;
-mod words;

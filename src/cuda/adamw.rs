@@ -1,7 +1,7 @@
 //! Gradient norm and AdamW over the flat parameters.
 
 use super::words::{self, FACTORS};
-use super::{Cuda, kernels};
+use super::{Cuda, kernels, overlap};
 use crate::error::Result;
 use crate::ops::{AdamW, Cast, DType, GradNorm, Update};
 
@@ -44,7 +44,8 @@ pub fn update(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
     };
     cuda.launch(&cuda.kernels().adamw_decide, [1, 1, 1], &decide)?;
 
-    let arguments = kernels::AdamW {
+    let (table, beside) = ((passed.rows * passed.dim) as usize, overlap::range(cuda, op, &passed));
+    let first = kernels::AdamW {
         params: cuda.at(op.params),
         copy: cuda.at(op.copy),
         grads: cuda.at(op.grads),
@@ -58,7 +59,10 @@ pub fn update(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
         rows: passed.rows,
         dim: passed.dim,
         number: passed.number,
-        len: len(op.params.len),
+        begin: table as i32,
+        gap: beside.start as i32,
+        after_gap: beside.end as i32,
+        end: len(op.params.len),
         decayed: len(op.decayed),
         beta1: op.beta1 as f32,
         one_minus_beta1: (1.0 - op.beta1) as f32,
@@ -68,9 +72,16 @@ pub fn update(cuda: &Cuda, op: &AdamW, update: &Update) -> Result<()> {
     };
     // NONE is of type F32.
     let kernel = cuda.kernels().adamw.of(op.copy.dtype);
-    let (rows, table) = (passed.rows as usize, (passed.rows * passed.dim) as usize);
-    let blocks = rows.div_ceil(kernel.warps()) + (op.params.len - table).div_ceil(4 * kernel.threads());
-    cuda.launch(kernel, [blocks, 1, 1], &arguments)
+    let blocks = |elements: usize| elements.div_ceil(4 * kernel.threads());
+    let words = (passed.rows as usize).div_ceil(kernel.warps());
+    cuda.launch(kernel, [words + blocks(op.params.len - table - beside.len()), 1, 1], &first)?;
+    if beside.is_empty() {
+        return Ok(());
+    }
+    let (begin, end) = (beside.start as i32, beside.end as i32);
+    let others = kernels::AdamW { rows: 0, begin, gap: end, after_gap: end, end, ..first };
+    let grid = [blocks(beside.len()), 1, 1];
+    overlap::update(cuda, op, beside, |stream| cuda.launch_on(stream, kernel, grid, &others))
 }
 
 /// `x` must be f32, `y` of 16 bits.

@@ -1,5 +1,5 @@
-//! The backend on NVIDIA GPUs: hand-written kernels (kernels/), products by cuBLASLt, one stream, one arena. A launcher holds
-//! geometry only: the number of blocks, and the addresses passed to the kernel. Only `upload`, `download` and `collect` wait for
+//! The backend on NVIDIA GPUs: hand-written kernels (kernels/), products by cuBLASLt, one arena, and one stream but for updates beside
+//! the next forward pass. A launcher holds geometry only: the number of blocks, and the addresses passed to the kernel. Only `upload`, `download` and `collect` wait for
 //! the GPU, and `stage` when it is two batches ahead.
 
 mod adamw;
@@ -15,6 +15,7 @@ mod kernels;
 mod linear;
 mod loss;
 mod norm;
+mod overlap;
 mod tune;
 mod words;
 
@@ -42,8 +43,10 @@ pub struct Cuda {
     gpu: Arc<Gpu>,
     sums: RefCell<columns::Pending>,
     words: Option<words::Words>,
+    overlap: overlap::Overlap,
     graphs: RefCell<graph::Graphs>,
     passes_over_rows: bool,
+    overlaps: bool,
     always_splits: bool,
     refused_products: Cell<u64>,
     tuned: RefCell<tune::Tuned>,
@@ -62,15 +65,17 @@ impl Cuda {
     /// There is no such GPU, or a requirement is missing.
     pub fn open(index: usize) -> Result<Cuda> {
         let gpu = Gpu::open(index)?;
-        let stream = gpu.context.new_stream().map_err(failed("stream"))?;
+        let (stream, overlap) = (overlap::main_stream(&gpu.context)?, overlap::Overlap::new(&gpu.context)?);
         Ok(Cuda {
             arena: None,
             stream,
+            overlap,
             gpu,
             sums: RefCell::new(columns::Pending::NONE),
             words: None,
             graphs: RefCell::default(),
             passes_over_rows: true,
+            overlaps: true,
             always_splits: false,
             refused_products: Cell::new(0),
             tuned: RefCell::default(),
@@ -91,6 +96,11 @@ impl Cuda {
     /// For tests: every update runs over all rows of the word table.
     pub fn updates_every_row(self) -> Cuda {
         Cuda { passes_over_rows: false, ..self }
+    }
+
+    /// For tests and benchmarks: every update is complete before the next forward pass begins.
+    pub fn updates_at_once(self) -> Cuda {
+        Cuda { overlaps: false, ..self }
     }
 
     /// The number of products for which cuBLASLt refused the algorithm of their bucket, so that one was requested for the exact
@@ -150,6 +160,7 @@ impl Cuda {
 
     /// Completes the content of a view that is read or written other than by ops.
     fn settle(&self, view: View) -> Result<()> {
+        overlap::finish(self)?;
         columns::flush(self)?;
         words::before(self, view)
     }
@@ -191,11 +202,16 @@ impl Cuda {
     }
 
     fn launch<A: DeviceRepr>(&self, kernel: &Kernel<A>, grid: [usize; 3], arguments: &A) -> Result<()> {
+        self.launch_on(&self.stream, kernel, grid, arguments)
+    }
+
+    fn launch_on<A: DeviceRepr>(&self, stream: &CudaStream, kernel: &Kernel<A>, grid: [usize; 3], arguments: &A) -> Result<()> {
         // SAFETY: the launchers fill the arguments with addresses of the arena.
-        unsafe { kernel.launch(&self.stream, grid, arguments) }
+        unsafe { kernel.launch(stream, grid, arguments) }
     }
 
     fn launch_forward(&self, op: &Op) -> Result<()> {
+        overlap::before(self, op)?;
         match op {
             Op::Embed(op) => embed::fwd(self, op),
             Op::Linear(op) => linear::fwd(self, op),
@@ -303,6 +319,7 @@ impl Backend for Cuda {
     }
 
     fn backward(&mut self, op: &Op) -> Result<()> {
+        overlap::finish(self)?;
         match op {
             Op::Embed(op) => embed::bwd(self, op),
             Op::Linear(op) => linear::bwd(self, op),
@@ -321,11 +338,13 @@ impl Backend for Cuda {
     }
 
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {
+        overlap::finish(self)?;
         columns::flush(self)?;
         adamw::grad_norm(self, op)
     }
 
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
+        overlap::finish(self)?;
         columns::flush(self)?;
         adamw::update(self, op, update)
     }

@@ -99,9 +99,8 @@ pub fn bytes(table: &Table, arithmetic: Arithmetic) -> usize {
 
 /// Before a view is read or written other than by ops: if it has rows of the table, all of them catch up.
 pub fn before(cuda: &Cuda, view: View) -> Result<()> {
-    let overlaps = |other: View| view.offset < other.offset + other.bytes() && other.offset < view.offset + view.bytes();
     match cuda.words() {
-        Some(words) if words.table.views().into_iter().any(overlaps) => settle(cuda, words),
+        Some(words) if words.table.views().into_iter().any(|other| view.overlaps(other)) => settle(cuda, words),
         _ => Ok(()),
     }
 }

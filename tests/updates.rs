@@ -1,5 +1,6 @@
-//! Updates that pass over the rows of the word table without a gradient, against updates of all rows: the same bits, in whatever
-//! order rows are used, read, written, and resumed.
+//! Updates that leave something for later, against updates of everything at once: rows of the word table without a gradient, which
+//! catch up, and matrices that are updated beside the next forward pass. The same bits, in whatever order parameters are used, read,
+//! written, and resumed.
 
 use warpfit::cuda::Cuda;
 use warpfit::data::pack::PackedBatch;
@@ -15,9 +16,13 @@ const VOCAB: usize = 40;
 const PAD: usize = 0;
 
 fn config(dim: usize) -> Config {
+    config_of(dim, 1, 8)
+}
+
+fn config_of(dim: usize, layers: usize, positions: usize) -> Config {
     let json = format!(
         r#"{{"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], "vocab_size": {VOCAB}, "dim": {dim},
-            "n_heads": 4, "n_layers": 1, "hidden_dim": 8, "max_position_embeddings": 8, "num_labels": 2, "pad_token_id": {PAD}}}"#
+            "n_heads": 4, "n_layers": {layers}, "hidden_dim": 8, "max_position_embeddings": {positions}, "num_labels": 2, "pad_token_id": {PAD}}}"#
     );
     Config::parse(json.as_bytes(), "config").unwrap()
 }
@@ -115,6 +120,46 @@ fn updates_of_few_rows_have_the_bits_of_updates_of_all() {
             assert!(of_few == of_all && of_few.is_empty() != disturbed, "{on:?}, {dim}");
             assert!(state(&mut few) == state(&mut all), "{on:?}, {dim}, disturbed: {disturbed}");
             assert!(few.status().unwrap().skipped >= 2.0);
+        }
+    }
+}
+
+/// Whatever follows an update: a forward pass of a batch, in training or not, or a read or write of some parameters, or another
+/// update of the same gradients.
+#[test]
+fn updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once() {
+    // With 64 positions, part of their table is updated beside the pass.
+    for (on, layers, positions) in [(On::Cuda, 3, 8), (On::CudaBf16, 3, 8), (On::CudaF16, 2, 64), (On::Cuda, 1, 64)] {
+        let config = config_of(8, layers, positions);
+        let [mut beside, mut at_once] = [gpu(), gpu().updates_at_once()].map(|gpu| fresh(&config, on, gpu));
+        let run = |model: &mut Model| -> Vec<f64> {
+            let mut seen = Vec::new();
+            for number in 1..=30 {
+                seen.extend(trained(model, number..=number, number % 4 == 0));
+                let plan = model.plan.clone();
+                let last = plan.slots[plan.slots.len() - 2].view;
+                match number % 9 {
+                    1 => seen.extend(model.infer(&texts(number, 1), Wanted::LOGITS).unwrap().logits),
+                    2 => seen.extend(model.read(last).unwrap()),
+                    3 => seen.extend(model.read(plan.view_in(last, plan.m)).unwrap()),
+                    4 => model.write(plan.grad(last).slice(0, 1), &[0.5]).unwrap(),
+                    5 => model.write(last.slice(1, 2), &[0.5, -0.5]).unwrap(),
+                    6 => model.update(&Update { number, learning_rate: 1e-3 }).unwrap(),
+                    7 => seen.push(model.status().unwrap().grad_norm),
+                    _ => (),
+                }
+            }
+            seen
+        };
+        let (of_beside, of_at_once) = (run(&mut beside), run(&mut at_once));
+        assert!(
+            of_beside == of_at_once && of_beside.iter().all(|x| x.is_finite()),
+            "{on:?}, {layers} layers, {positions} positions"
+        );
+        assert!(state(&mut beside) == state(&mut at_once), "{on:?}, {layers} layers, {positions} positions");
+        if is_virtual() {
+            let kernels = |model: &mut Model| vgpu::submitted(|| update(model, 31)).kernels;
+            assert_eq!(kernels(&mut beside), kernels(&mut at_once) + 1, "one launch more, that of the second stream");
         }
     }
 }
