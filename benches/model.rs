@@ -2,7 +2,8 @@
 
 use serde_json::json;
 use warpfit::console::print;
-use warpfit::device::{Opened, Precision};
+use warpfit::cuda::Cuda;
+use warpfit::device::{Device, Opened, Precision};
 use warpfit::error::{Error, Kind, Result};
 use warpfit::model::config::Config;
 use warpfit::model::infer::Wanted;
@@ -15,12 +16,16 @@ use crate::{Args, Report, reviews};
 
 /// DistilBERT-base: every other key has its default.
 const BASE: &str = r#"{ "model_type": "distilbert" }"#;
+/// Training without updates beside the next forward pass, to measure what they gain.
+const AT_ONCE: &str = "train at once";
 const SMALL: &str =
     r#"{ "model_type": "distilbert", "vocab_size": 1000, "dim": 64, "n_heads": 2, "n_layers": 2, "hidden_dim": 128 }"#;
 
 pub fn bench(args: &Args, report: &mut Report) -> Result<()> {
     let config = Config::parse(if args.small { SMALL } else { BASE }.as_bytes(), "the model timed")?;
-    for what in ["train", "infer"].into_iter().filter(|what| args.wants(what)) {
+    let on_gpu = matches!(args.device, Device::Cuda(_));
+    let all = ["train", AT_ONCE, "infer"];
+    for what in all.into_iter().filter(|&what| args.wants(what) && (on_gpu || what != AT_ONCE)) {
         for &count in &args.batch {
             for precision in args.precisions() {
                 row(args, &config, what, count, precision, report)?;
@@ -32,9 +37,12 @@ pub fn bench(args: &Args, report: &mut Report) -> Result<()> {
 
 fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precision, report: &mut Report) -> Result<()> {
     let batch = reviews(count, config.vocab, if args.small { 32 } else { 1 });
-    let train = what == "train";
+    let train = what != "infer";
     let (tokens, seqs) = (batch.tokens(), batch.seqs());
-    let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
+    let Opened { mut backend, arithmetic, .. } = args.device.open(precision)?;
+    if let (AT_ONCE, Device::Cuda(index)) = (what, args.device) {
+        backend = Box::new(Cuda::open(index)?.updates_at_once());
+    }
     let spec = ModelSpec { train, last_rows: Rows::Cls, tokens, seqs, arithmetic };
     let mut model = Model::new(config, spec, Hyperparameters { weight_decay: 0.01, ..Hyperparameters::default() }, backend)?;
     let weights: Vec<_> = model.plan.slots.iter().map(|slot| slot.param.initialise(1, config.initializer_range)).collect();

@@ -203,7 +203,7 @@ def fill(facts, ours):
     lines += [outside, step]
     for line in lines:
         line.pop("of", None)
-        line["ratio"] = line["measured_us"] / line["us"] if line.get("measured_us") and line["us"] else None
+        line["ratio"] = line["measured_us"] / line["us"] if line.get("measured_us") and line["us"] > 0 else None
     figures = []
     for figure in table["figures"]:
         value = facts

@@ -86,7 +86,7 @@ impl Gpu {
         }
         let context = CudaContext::new(index).map_err(|e| missing(&describe(e), "check the output of nvidia-smi"))?;
         // The engine orders its own work; event tracking could not be used in a captured graph.
-        // SAFETY: nothing is allocated yet, and all work of the engine goes through one stream.
+        // SAFETY: nothing is allocated yet, and where the engine uses a second stream, it orders the two by events of its own.
         unsafe { context.disable_event_tracking() };
         let capability = context.compute_capability().map_err(failed("compute capability"))?;
         let name = context.name().map_err(failed("name of the device"))?;
