@@ -141,7 +141,6 @@ MUTANTS = [
     ("kernels/adamw.cu", "threadIdx.x < a.tiles) a.tags", "threadIdx.x < 1) a.tags", "updates::updates_of_few_rows_have_the_bits_of_updates_of_all"),
     ("src/cuda/mod.rs", "        overlap::before(self, op)?;\n", "", "updates::updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once"),
     ("src/cuda/mod.rs", "        overlap::finish(self)?;\n        columns::flush(self)?;\n        words::before", "        columns::flush(self)?;\n        words::before", "updates::updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once"),
-    ("src/cuda/mod.rs", "        overlap::finish(self)?;\n        columns::flush(self)?;\n        adamw::update", "        columns::flush(self)?;\n        adamw::update", "updates::updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once"),
     ("src/cuda/overlap.rs", "begins.record(cuda.stream()).and_then(|()| stream.wait(begins))", "begins.record(cuda.stream())", "updates::updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once"),
     ("src/cuda/overlap.rs", "Op::Embed(op) => [op.position, op.types],\n        _ =>", "_ =>", "updates::updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once"),
     ("src/cuda/overlap.rs", "pending.set(Some([op.params, op.copy].map(part)));", "pending.set(Some([op.params, op.params].map(part)));", "updates::updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once"),

@@ -319,7 +319,6 @@ impl Backend for Cuda {
     }
 
     fn backward(&mut self, op: &Op) -> Result<()> {
-        overlap::finish(self)?;
         match op {
             Op::Embed(op) => embed::bwd(self, op),
             Op::Linear(op) => linear::bwd(self, op),
@@ -338,13 +337,11 @@ impl Backend for Cuda {
     }
 
     fn grad_norm(&mut self, op: &GradNorm) -> Result<()> {
-        overlap::finish(self)?;
         columns::flush(self)?;
         adamw::grad_norm(self, op)
     }
 
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
-        overlap::finish(self)?;
         columns::flush(self)?;
         adamw::update(self, op, update)
     }

@@ -1,6 +1,7 @@
 //! Updates beside the next forward pass. AdamW is limited by memory and products by arithmetic, so most weights are updated in a
 //! second stream while the first layers, whose weights are updated before, run in the main one. The main stream waits for them before
-//! an op that reads one of them, and before everything but forward passes.
+//! the first op that reads one of them, and before the host reads or writes anything. A backward pass and the next update come after
+//! such an op.
 
 use std::cell::Cell;
 use std::ops::Range;
