@@ -138,7 +138,7 @@ fn exchange(_: &Path, _: &Path) -> bool {
 }
 
 /// The checksums of the files of a sealed folder, by name: XXH3, 128 bits, in hexadecimal.
-const CHECKSUMS: &str = "checksums.json";
+pub const CHECKSUMS: &str = "checksums.json";
 
 /// Completes a folder: writes the checksums of its files into it, and syncs it.
 pub fn seal(folder: &Path) -> Result<()> {

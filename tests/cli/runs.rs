@@ -11,6 +11,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::data::put;
 
 /// A short run with a checkpoint after each fifth update, of which two are kept.
 const FLAGS: &str = "--max-length 32 --max-steps 40 --save-strategy steps --save-steps 5 --logging-steps 5 --save-total-limit 2";
@@ -75,7 +76,7 @@ fn an_overwritten_run_is_set_aside() {
     fs::rename(aside.join("checkpoint-40"), out.path().join("checkpoint-40")).unwrap();
     let ran = run_with(out.path(), "--seed 7 --max-steps 30 --resume-from-checkpoint").done();
     assert!(ran.err.contains("resumed: 20 of 30 updates"), "{}", ran.err);
-    assert!(ran.err.contains("set aside as part of another run: checkpoint-40, now in "), "{}", ran.err);
+    assert!(ran.err.contains("set aside as not part of this run: checkpoint-40, now in "), "{}", ran.err);
     assert_eq!(checkpoints(out.path()), set(["checkpoint-25", "checkpoint-30"]));
 }
 
@@ -238,10 +239,53 @@ fn a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken() {
         fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
         copy_all(&out.join("checkpoint-35"), &out.join("checkpoint-40"));
     });
-    damaged("no file in", "checkpoint-100/state.json", &|out| {
-        fs::create_dir(out.join("checkpoint-100")).unwrap();
-        fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
-    });
+}
+
+/// A folder as another program leaves it.
+fn foreign(folder: &Path) {
+    put(folder, &[("config.json", "{}"), ("trainer_state.json", "{}"), ("optimizer.pt", "moments")]);
+}
+
+#[test]
+fn what_another_program_or_run_has_written_is_neither_removed_nor_resumed() {
+    let dir = TempDir::new().unwrap();
+    let [out, other] = ["out", "other"].map(|name| dir.path().join(name));
+    run_with(&out, "--max-steps 20").done();
+    run_with(&other, "--learning-rate 1e-2").done();
+    let names = ["checkpoint-5", "checkpoint-40", "checkpoint-99"];
+    [names[0], names[2]].into_iter().for_each(|name| foreign(&out.join(name)));
+    copy_all(&other.join(names[1]), &out.join(names[1]));
+    foreign(&out.join("checkpoint-7.old"));
+
+    let named = run_with(&out, &format!("--resume-from-checkpoint {}", path(&out.join(names[2]))));
+    named.failed(2, "checkpoint-99`: is not a checkpoint of this program: it has no state.json; use another checkpoint");
+    let ran = ran(TRAIN, &["--resume-from-checkpoint", path(&out), "--max-steps", "40"]).done();
+    assert!(ran.err.contains("resumed: 20 of 40 updates") && !ran.err.contains("learning_rate was"), "{}", ran.err);
+    for name in &names[1..] {
+        assert!(ran.err.contains(&format!("{name}: is not a checkpoint of this run")), "{}", ran.err);
+    }
+    assert!(ran.err.contains("set aside as not part of this run: checkpoint-5 and 2 more, now in "), "{}", ran.err);
+    assert_eq!(checkpoints(&out), set(["checkpoint-35", "checkpoint-40", "checkpoint-7.old"]));
+    assert_eq!(checkpoints(&out.join("earlier-run-1")), set(names));
+    assert_eq!(fs::read(out.join("earlier-run-1/checkpoint-5/optimizer.pt")).unwrap(), b"moments");
+}
+
+#[test]
+fn the_weights_of_another_program_are_not_taken_for_the_best() {
+    let out = TempDir::new().unwrap();
+    let flags = "--batch-size 2 --seed 1 --learning-rate 5e-3 --validation-split 0.2 --eval-strategy steps --eval-steps 2";
+    run_with(out.path(), &format!("{flags} --save-steps 2 --save-total-limit 9 --early-stopping-patience 3")).done();
+    let state = read(out.path(), "trainer_state.json");
+    assert!(state["best_global_step"].as_u64() < state["global_step"].as_u64(), "{state}");
+    let best = out.path().join(format!("checkpoint-{}", state["best_global_step"]));
+    let weights = fs::read(best.join("model.safetensors")).unwrap();
+    fs::remove_dir_all(&best).unwrap();
+    foreign(&best);
+    fs::write(best.join("model.safetensors"), weights).unwrap();
+    let before = checkpoints(out.path());
+    let resume = ["--resume-from-checkpoint", path(out.path()), "--early-stopping-patience", "9"];
+    ran(TRAIN, &resume).failed(2, "the weights of the best evaluation, at update ");
+    assert_eq!(checkpoints(out.path()), before);
 }
 
 #[test]
