@@ -579,7 +579,7 @@ fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
 }
 
 #[test]
-fn changed_settings_are_reported_and_speeds_count_what_was_done_since() {
+fn changed_settings_are_reported() {
     let out = TempDir::new().unwrap();
     run_with(out.path(), "").done();
     let changed = "--learning-rate 1e-4 --weight-decay 0.5 --resume-from-checkpoint";
@@ -591,9 +591,29 @@ fn changed_settings_are_reported_and_speeds_count_what_was_done_since() {
         assert!(ran.err.contains(line), "{}", ran.err);
     }
     assert_eq!(ran.err.matches(" from here on").count(), 2, "{}", ran.err);
-    // Nothing was left to do.
-    assert!(ran.out.contains("trained     0 updates"), "{}", ran.out);
-    assert_eq!(read(out.path(), "train_results.json")["train_steps_per_second"], 0.0);
+}
+
+#[test]
+fn a_finished_run_that_is_resumed_keeps_its_results() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "--validation-split 0.2").done();
+    let results = || ["train_results.json", "all_results.json"].map(|name| read(out.path(), name));
+    let figure = |results: &[Value; 2], key: &str| results.each_ref().map(|results| results[key].clone());
+    let (before, log) = (results(), json_lines(&out.path().join("metrics.jsonl")));
+    assert!(before[0]["train_steps_per_second"].as_f64() > Some(0.0));
+    let resumed = run_with(out.path(), "--validation-split 0.2 --resume-from-checkpoint").done();
+    assert!(resumed.out.contains("trained     no update was left, mean loss 0."), "{}", resumed.out);
+    let after = results();
+    assert_eq!(after[0], before[0]);
+    for key in keys(&before[0]) {
+        assert_eq!(figure(&after, key), figure(&before, key), "{key}");
+    }
+    assert_eq!(json_lines(&out.path().join("metrics.jsonl")), log);
+
+    // A run that was killed before it wrote them has no figures of its speed.
+    fs::remove_file(out.path().join("train_results.json")).unwrap();
+    run_with(out.path(), "--validation-split 0.2 --resume-from-checkpoint").done();
+    assert_eq!(keys(&results()[0]), BTreeSet::from(["epoch", "train_loss", "train_samples"]));
 }
 
 #[test]
