@@ -101,6 +101,12 @@ pub fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).and_then(|()| tempfile::tempfile_in(path)).map(|_| ()).map_err(|e| Error::io(path, e))
 }
 
+/// The error with which a file in this folder, which may not exist yet, could not be created. Creates nothing.
+pub fn check_writable(folder: &Path) -> Result<()> {
+    let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    tempfile::tempfile_in(existing).map(|_| ()).map_err(|e| Error::io(folder, e))
+}
+
 /// Syncs a folder, which makes renames in it durable.
 pub fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(path, e))
