@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
-use crate::console::{Look, next, note, print};
+use crate::console::{Look, leave_on_interrupt, next, note, print};
 use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
-use crate::files::PartialFile;
-use crate::files::same_file;
+use crate::files::{PartialFile, remove_partial_files, same_file};
 use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, whole};
 use crate::hub;
 use crate::infer::Session;
@@ -113,6 +112,9 @@ pub fn run(mut args: Args) -> Result<()> {
         && same_file(input, output)
     {
         return Err(Error::user("--output", "is the file of --input", "choose another one"));
+    }
+    if let Some(output) = &args.output {
+        leave_on_interrupt(format!("{} is not written", output.display()), remove_partial_files)?;
     }
     let mut output = args.output.as_deref().map(PartialFile::create).transpose()?;
     let reading = &args.reading;

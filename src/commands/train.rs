@@ -55,7 +55,7 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
         let made = made.clone();
         move || made.get().into_iter().for_each(RunDir::remove_unused)
     };
-    leave_on_interrupt(leave.clone())?;
+    leave_on_interrupt("before the first update: nothing was begun".to_string(), leave.clone())?;
     let settings = args.settings()?;
     if numbered {
         made.get_or_init(|| settings.output_dir.clone());
