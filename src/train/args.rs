@@ -206,7 +206,8 @@ pub struct Args {
     /// balanced_accuracy or matthews_correlation; the loss decides between equal values [default: loss]
     #[arg(long, help_heading = "Cadence")]
     pub metric_for_best_model: Option<String>,
-    /// Stop after this many evaluations in a row without an improvement [default: never]
+    /// Stop after this many evaluations in a row without an improvement of that metric, for which a lower loss alone does not count
+    /// [default: never]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub early_stopping_patience: Option<usize>,
     /// Logs to write, separated by commas: jsonl (metrics.jsonl), tensorboard (runs/), or none [default: jsonl,tensorboard]
