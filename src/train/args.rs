@@ -392,6 +392,9 @@ impl Args {
             RunDir::check(folder, overwrites || resumes || self.dry_run)?;
         }
         let mut files = self.data.files()?;
+        if let Some(file) = files.train.iter().chain(&files.validation).chain(&files.test).find(|file| file.to_str().is_none()) {
+            return Err(Error::user(file.display(), "its name is not UTF-8, as the files of a run must be", "rename it"));
+        }
         if self.validation_split.is_some() {
             files.validation.clear();
         }
