@@ -117,7 +117,8 @@ impl<'a> Setup<'a> {
         let (rows, tokens) = (counted(self.data.train.rows(), "row"), counted(self.spec.tokens, "token"));
         let run = format!("{rows} to train on, batches of at most {tokens}, {}", counted(self.schedule.total, "update"));
         let snapshot = Snapshot::bytes(&plan, views_of_checkpoint(self.settings));
-        let memory = plan.table(self.device.backend.workspace(&plan.layout), snapshot);
+        let backend = &self.device.backend;
+        let memory = plan.table(backend.workspace(&plan.layout), backend.libraries(), snapshot);
         Ok(format!("{parameters}, {run}\n{memory}"))
     }
 
