@@ -187,6 +187,13 @@ fn a_resumed_run_keeps_the_algorithms_of_its_checkpoint() {
     let last = |run: &str| fs::read(runs.at(run).join("checkpoint-12/algorithms.json")).unwrap();
     assert!(last("other") == last("tuned") && last("other") != fs::read(&file).unwrap());
 
+    let settings =
+        |run: &str| -> Value { serde_json::from_slice(&fs::read(runs.at(run).join("training_args.json")).unwrap()).unwrap() };
+    assert_eq!(
+        ["plain", "of-plain", "tuned", "other"].map(|run| settings(run)["tune"].clone()),
+        [json!(null), json!(null), json!(true), json!(true)]
+    );
+
     // Elsewhere they do not apply.
     for (flags, place) in [("--device cuda:1", "Virtual GPU 1"), ("VGPU_CUBLASLT=120103", "cuBLASLt 12.1.3")] {
         let err = runs

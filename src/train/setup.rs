@@ -50,16 +50,14 @@ impl<'a> Setup<'a> {
     pub fn read(settings: &'a Settings, mut device: Opened, cache: Option<&Path>) -> Result<Setup<'a>> {
         device.notes.iter().for_each(note);
         let asked = [(settings.tune == Some(true), "--tune"), (settings.algorithms.is_some(), "--algorithms")];
-        if let Some((_, flag)) = asked.into_iter().find(|&(asked, _)| asked && device.backend.tuner().is_none()) {
+        // A resumed run has those of its checkpoint.
+        let resumes = settings.resume_from_checkpoint.is_some();
+        if let Some((_, flag)) = asked.into_iter().find(|&(asked, _)| asked && !resumes && device.backend.tuner().is_none()) {
             let fact = format!("there is nothing to choose on {}: it has one algorithm per product", device.backend.name());
             return Err(Error::user(flag, fact, "leave it out, or pass --device cuda on a machine with a GPU"));
         }
         let mut source = ModelDir::read(&hub::model(&settings.model)?)?;
-        // A resumed run has those of its checkpoint.
-        let algorithms = match settings.resume_from_checkpoint {
-            None => tune::restore(device.backend.tuner(), settings, cache)?,
-            Some(_) => None,
-        };
+        let algorithms = if resumes { None } else { tune::restore(device.backend.tuner(), settings, cache)? };
         if let Some(side) = settings.truncation_side {
             source.set_truncation_side(side)?;
         }

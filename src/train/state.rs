@@ -96,7 +96,7 @@ impl RunState {
     fn read(checkpoint: &Path) -> Result<RunState> {
         let path = checkpoint.join(STATE);
         let json = std::fs::read(&path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => {
+            ErrorKind::NotFound if checkpoint.is_dir() => {
                 let fact = format!("is not a checkpoint of this program: it has no {STATE}");
                 Error::user(checkpoint.display(), fact, "use another checkpoint, or start a new run with this one as --model")
             }
@@ -234,11 +234,21 @@ pub fn precision_of_checkpoint(settings: &Settings) -> Option<Precision> {
 
 /// The flags of the run that is resumed, and the checkpoint that has them.
 pub fn flags_of_checkpoint(asked: &Path, run: &Path) -> Option<(PathBuf, GivenFlags)> {
-    let of = |checkpoint: &Path| {
-        let settings: Value = serde_json::from_slice(&read_sealed(checkpoint, "training_args.json")?).ok()?;
-        serde_json::from_value(settings["flags"].clone()).ok()
-    };
+    let of = |checkpoint: &Path| serde_json::from_value(settings_of(checkpoint)?["flags"].clone()).ok();
     candidates(asked, run).into_iter().find_map(|path| of(&path).map(|flags| (path, flags)))
+}
+
+/// `--tune` and `--algorithms` of the run that is resumed, which cannot be given again.
+pub fn tuning_of_checkpoint(settings: &Settings) -> Option<(Option<bool>, Option<PathBuf>)> {
+    let asked = settings.resume_from_checkpoint.as_ref()?;
+    let saved = candidates(asked, &settings.output_dir).iter().find_map(|path| settings_of(path))?;
+    let tune = serde_json::from_value(saved["tune"].clone()).ok()?;
+    Some((tune, serde_json::from_value(saved["algorithms"].clone()).ok()?))
+}
+
+/// The settings that a checkpoint was written with.
+fn settings_of(checkpoint: &Path) -> Option<Value> {
+    serde_json::from_slice(&read_sealed(checkpoint, "training_args.json")?).ok()
 }
 
 /// The checkpoints from which a run may resume, in order of preference: the one that is named, or all of the run
