@@ -340,6 +340,8 @@ pub struct Settings {
     pub fail_under: Option<(Metric, f64)>,
     /// The flags of the run, with which it can be resumed.
     pub flags: GivenFlags,
+    /// The folder that its relative paths begin in.
+    pub working_directory: String,
 }
 
 impl Args {
@@ -509,6 +511,7 @@ impl Args {
             profile: self.profile,
             fail_under,
             flags: self.given,
+            working_directory: std::env::current_dir().unwrap_or_default().to_string_lossy().into_owned(),
         })
     }
 }

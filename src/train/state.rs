@@ -234,7 +234,21 @@ pub fn precision_of_checkpoint(settings: &Settings) -> Option<Precision> {
 
 /// The flags of the run that is resumed, and the checkpoint that has them.
 pub fn flags_of_checkpoint(asked: &Path, run: &Path) -> Option<(PathBuf, GivenFlags)> {
-    let of = |checkpoint: &Path| serde_json::from_value(settings_of(checkpoint)?["flags"].clone()).ok();
+    let of = |checkpoint: &Path| {
+        let settings = settings_of(checkpoint)?;
+        let mut flags: GivenFlags = serde_json::from_value(settings["flags"].clone()).ok()?;
+        // A run that is resumed in another folder finds what its relative paths lead to; a model or data set may be an id of the hub.
+        let directory = Path::new(settings["working_directory"].as_str().unwrap_or_default());
+        for flag in ["train-file", "validation-file", "test-file", "data-dir", "model", "dataset"] {
+            let Some(path) = flags.get_mut(flag) else { continue };
+            let there = directory.join(&*path);
+            let may_be_id = ["model", "dataset"].contains(&flag);
+            if !Path::new(path).exists() && (there.exists() || !may_be_id) {
+                *path = there.to_string_lossy().into_owned();
+            }
+        }
+        Some(flags)
+    };
     candidates(asked, run).into_iter().find_map(|path| of(&path).map(|flags| (path, flags)))
 }
 

@@ -733,3 +733,26 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     ran(TRAIN, &["--resume-from-checkpoint", path(&elsewhere)])
         .failed(2, "elsewhere`: no such folder; name the folder of the run");
 }
+
+#[test]
+fn a_run_with_relative_paths_resumes_in_another_folder() {
+    let dir = TempDir::new().unwrap();
+    let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
+    [&here, &there].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    copy_all(&golden("train/hf_init"), &here.join("model"));
+    fs::copy(golden("train/train.csv"), here.join("train.csv")).unwrap();
+    let train_in = |folder: &Path, args: &str| {
+        let mut command = program(TRAIN);
+        run(command.current_dir(folder).args(words(args)).env("HF_HUB_OFFLINE", "1"), b"")
+    };
+    train_in(&here, "--model model --train-file train.csv --output-dir out --max-steps 2 --save-strategy steps --save-steps 2")
+        .done();
+    let ran = train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 3").done();
+    assert!(ran.err.contains("resumed: 2 of 3 updates") && !ran.err.contains("model was"), "{}", ran.err);
+    // The resumed run can be resumed from anywhere, too.
+    train_in(dir.path(), "--resume-from-checkpoint here/out --max-steps 4").done();
+    fs::rename(here.join("train.csv"), here.join("moved.csv")).unwrap();
+    let missing = train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 5");
+    missing.failed(2, &format!("`{}`: no such file or folder", path(&here.join("train.csv"))));
+    train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 5 --train-file ../here/moved.csv").done();
+}
