@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Trainer;
 use super::args::{Cadence, ClassWeights, ReportTo, Settings};
+use super::card::license_left_out;
 use super::data::Data;
 use super::saver::Saver;
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
@@ -57,6 +58,9 @@ impl<'a> Setup<'a> {
             return Err(Error::user(flag, fact, "leave it out, or pass --device cuda on a machine with a GPU"));
         }
         let mut source = ModelDir::read(&hub::model(&settings.model)?)?;
+        if !settings.from_scratch {
+            license_left_out(&source.path).into_iter().for_each(note);
+        }
         let algorithms = if resumes { None } else { tune::restore(device.backend.tuner(), settings, cache)? };
         if let Some(side) = settings.truncation_side {
             source.set_truncation_side(side)?;
