@@ -7,13 +7,13 @@ use clap::{ArgMatches, FromArgMatches, Parser, ValueEnum};
 use rayon::prelude::*;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::console::{next, note, print};
+use crate::console::{Look, next, note, print};
 use crate::data::dataset::{Labelled, ModelClasses, is_reviews, stratified_split};
 use crate::data::description::{Description, Unit};
 use crate::error::Result;
 use crate::flags::{self, DataArgs, count, quoted};
 use crate::hub;
-use crate::report::log::Progress;
+use crate::report::log::{Progress, WIDTH};
 
 /// Describe labelled texts before training: classes, lengths, repeated texts, examples.
 ///
@@ -86,7 +86,10 @@ pub fn run(words: Vec<OsString>) -> Result<()> {
         note(format!("saved       {}", folder.join("describe.html").display()));
     }
     match args.format {
-        Format::Text => print(description.text().trim_end())?,
+        Format::Text => {
+            let columns = Look::of_stdout().columns.unwrap_or(WIDTH).min(WIDTH);
+            print(description.text(columns).trim_end())?;
+        }
         Format::Json => print(format!("{:#}", serde_json::json!(description)))?,
     }
     let splits = files.validation.is_empty() && can_be_split(&description);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::console::print;
+use crate::console::{print, tell};
 use crate::error::Result;
 use crate::flags::count;
 use crate::hub;
@@ -39,7 +39,7 @@ pub fn run(args: Args) -> Result<()> {
             rows.push([tokenizer.token(piece.id), piece.id.to_string(), characters, note.to_string()]);
         }
         print(table(&rows))?;
-        print(format!("{all} tokens, of which the model reads {} (at most {max_length})\n", all - cut.len()))?;
+        tell(format!("{all} tokens, of which the model reads {} (at most {max_length})\n", all - cut.len()))?;
     }
     Ok(())
 }
