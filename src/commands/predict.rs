@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
-use crate::console::{Look, leave_on_interrupt, next, note, print};
+use crate::console::{Look, is_control, leave_on_interrupt, next, note, print};
 use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
@@ -189,7 +189,7 @@ pub fn run(mut args: Args) -> Result<()> {
         Ok(())
     })?;
     if !left_out.is_empty() {
-        let names = left_out.into_iter().collect::<Vec<_>>().join(", ").replace(char::is_control, " ");
+        let names = left_out.into_iter().collect::<Vec<_>>().join(", ").replace(is_control, " ");
         note(format!("warning: columns that the first row does not have are left out: {names}; --format jsonl keeps them"));
     }
     if let (0, Some(file)) = (rows, &args.input) {

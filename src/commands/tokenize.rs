@@ -34,7 +34,7 @@ pub fn run(args: Args) -> Result<()> {
         let (cut, all) = (tokenizer.cut(&pieces, max_length)?, pieces.len());
         let mut rows = vec![["token", "id", "characters", ""].map(String::from)];
         for (i, piece) in pieces.iter().enumerate() {
-            let characters = if piece.special { String::new() } else { piece.text.replace(char::is_control, " ") };
+            let characters = if piece.special { String::new() } else { piece.text.clone() };
             let note = if cut.contains(&i) { "truncated" } else { "" };
             rows.push([tokenizer.token(piece.id), piece.id.to_string(), characters, note.to_string()]);
         }

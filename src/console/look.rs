@@ -48,9 +48,11 @@ impl Look {
         if self.colour { format!("{style}{text}{style:#}") } else { text.to_string() }
     }
 
-    /// Lines wrapped between words, or between fields where two spaces divide them, with their labels in colour.
+    /// Lines without control characters, wrapped between words, or between fields where two spaces divide them, with their labels in
+    /// colour.
     pub fn dressed(self, text: &str) -> String {
-        text.split('\n').map(|line| self.with_label(&self.wrapped(line))).collect::<Vec<_>>().join("\n")
+        let dressed = |line: &str| self.with_label(&self.wrapped(&line.replace(is_control, " ")));
+        text.split('\n').map(dressed).collect::<Vec<_>>().join("\n")
     }
 
     pub(super) fn with_label(self, line: &str) -> String {
@@ -105,6 +107,12 @@ impl Look {
         }
         lines
     }
+}
+
+/// Whether a terminal acts on a character instead of showing it: control characters, and those that reorder the text around them
+/// (the embeddings, overrides and isolates of Unicode's UAX #9).
+pub fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// For each character whether it is between quotation marks, which begin and end words.

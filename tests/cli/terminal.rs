@@ -180,6 +180,32 @@ fn descriptions_and_tokens_fit_60_columns() {
     }
 }
 
+/// Characters that reorder a line, or move the cursor, do nothing in labels, texts and names.
+#[test]
+fn control_characters_are_not_shown() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("a.csv");
+    let odd = "x\u{202e}y\u{2066}z\u{1b}[31m";
+    fs::write(&file, format!("text,label\ngood {odd},{odd}\nbad {odd},b\nbad,b\n")).unwrap();
+    let model = golden("text/hf");
+    for (command, shown, args) in [
+        ("describe", "x y z", vec![path(&file)]),
+        ("tokenize", "##y", vec!["--model", path(&model), odd]),
+        (PREDICT, "x y z", vec!["--model", path(&model), "--format", "text", odd, "good"]),
+        (EVALUATE, "x y z", vec!["--model", path(&model), path(&file)]),
+        (
+            TRAIN,
+            "x y z",
+            vec!["--model", path(&model), "--train-file", path(&file), "--output-dir", path(dir.path()), "--device", odd],
+        ),
+    ] {
+        let ran = ran(command, &args);
+        let all = ran.out + &ran.err;
+        assert!(all.contains(shown) && !all.contains(['\u{202e}', '\u{2066}', '\u{1b}']), "{command}: {all:?}");
+    }
+    assert_eq!(Look::default().dressed("note: x\u{202e}y\nz"), "note: x y\nz");
+}
+
 #[test]
 fn evaluations_are_rows_of_a_table() {
     let (out, test) = (TempDir::new().unwrap(), golden("train/test.csv"));
