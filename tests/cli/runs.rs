@@ -755,4 +755,9 @@ fn a_run_with_relative_paths_resumes_in_another_folder() {
     let missing = train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 5");
     missing.failed(2, &format!("`{}`: no such file or folder", path(&here.join("train.csv"))));
     train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 5 --train-file ../here/moved.csv").done();
+    // Where a run was started is no setting of it.
+    let [one, other] = [here.join("out"), there.join("out")];
+    train_in(&there, "--model ../here/model --train-file ../here/moved.csv --output-dir out --max-steps 5").done();
+    let compared = ran(EVALUATE, &["--compare", path(&one), path(&other)]).done();
+    assert!(!(compared.out + &compared.err).contains("working_directory"));
 }
