@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::console::is_control;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The kind of an error, with its exit code.
@@ -103,7 +105,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         // The message may quote a file: keep it on one line, and without control characters.
-        let line = |s: &str| s.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+        let line = |s: &str| s.chars().map(|c| if is_control(c) { ' ' } else { c }).collect::<String>();
         if !self.place.is_empty() {
             write!(f, "`{}`: ", line(&self.place))?;
         }

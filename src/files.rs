@@ -1,10 +1,11 @@
 //! Atomic files and folders: written under another name, synced to disk, then renamed; and the checksums of a folder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use twox_hash::XxHash3_128;
@@ -16,6 +17,20 @@ pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
     let mut file = PartialFile::create(path)?;
     file.write(content)?;
     file.finish()
+}
+
+/// The temporary names of all files being written.
+static PARTIAL: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn partial_files() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    PARTIAL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes all files being written, for a process that ends without dropping them.
+pub fn remove_partial_files() {
+    for partial in &*partial_files() {
+        let _ = fs::remove_file(partial);
+    }
 }
 
 /// A file being written, which gets its name when it is finished. Dropped before, it is removed.
@@ -48,6 +63,9 @@ impl PartialFile {
             partial.push(".partial");
         }
         let partial = PathBuf::from(partial);
+        if replaces {
+            partial_files().insert(partial.clone());
+        }
         let file = BufWriter::new(File::create(&partial).map_err(io)?);
         Ok(PartialFile { file, path, partial, finished: !replaces })
     }
@@ -63,6 +81,7 @@ impl PartialFile {
         if !self.finished {
             self.file.get_ref().sync_all().and_then(|()| fs::rename(&self.partial, &self.path)).map_err(io)?;
             self.finished = true;
+            partial_files().remove(&self.partial);
         }
         Ok(())
     }
@@ -72,6 +91,7 @@ impl Drop for PartialFile {
     fn drop(&mut self) {
         if !self.finished {
             let _ = fs::remove_file(&self.partial);
+            partial_files().remove(&self.partial);
         }
     }
 }
@@ -99,6 +119,12 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// Creates a folder unless it exists. An unwritable one is found now rather than when the first file is written.
 pub fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).and_then(|()| tempfile::tempfile_in(path)).map(|_| ()).map_err(|e| Error::io(path, e))
+}
+
+/// The error with which a file in this folder, which may not exist yet, could not be created. Creates nothing.
+pub fn check_writable(folder: &Path) -> Result<()> {
+    let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    tempfile::tempfile_in(existing).map(|_| ()).map_err(|e| Error::io(folder, e))
 }
 
 /// Syncs a folder, which makes renames in it durable.
@@ -138,7 +164,7 @@ fn exchange(_: &Path, _: &Path) -> bool {
 }
 
 /// The checksums of the files of a sealed folder, by name: XXH3, 128 bits, in hexadecimal.
-const CHECKSUMS: &str = "checksums.json";
+pub const CHECKSUMS: &str = "checksums.json";
 
 /// Completes a folder: writes the checksums of its files into it, and syncs it.
 pub fn seal(folder: &Path) -> Result<()> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
+use crate::console::is_control;
 use crate::error::{BROKEN, Error, Kind, Result};
 
 /// The result of an evaluation; serialises to metrics.json. Undefined metrics are `None`, written as null.
@@ -236,7 +237,7 @@ impl Metrics {
         assert_eq!(names.len(), self.per_class.support.len(), "one name per class");
         let rows: u64 = self.per_class.support.iter().sum();
         // A class may have any name; a row is one line.
-        let names: Vec<String> = names.iter().map(|name| name.replace(char::is_control, " ")).collect();
+        let names: Vec<String> = names.iter().map(|name| name.replace(is_control, " ")).collect();
         let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("weighted avg".len()).max(digits);
         let line = |name: &str, precision: &str, recall: &str, f1: &str, support: &str| {
             format!("{name:>width$}  {precision:>9} {recall:>9} {f1:>9} {support:>9}\n")

@@ -577,6 +577,11 @@ pub trait Backend: Send {
     /// Bytes that [`Backend::reserve`] takes beyond those of the layout: the working memory of ops.
     fn workspace(&self, layout: &Layout) -> usize;
 
+    /// Bytes that the device's driver and libraries take beside those, on first use.
+    fn libraries(&self) -> usize {
+        0
+    }
+
     /// Whether updates pass over the rows of [`Layout::words`] that have no gradient.
     fn passes_over_rows(&self) -> bool {
         false

@@ -275,6 +275,10 @@ impl Backend for Profiled {
         self.inner.workspace(layout)
     }
 
+    fn libraries(&self) -> usize {
+        self.inner.libraries()
+    }
+
     fn passes_over_rows(&self) -> bool {
         self.inner.passes_over_rows()
     }

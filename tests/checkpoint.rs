@@ -452,7 +452,7 @@ fn a_checkpoint_is_replaced_without_a_gap() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let folder = TempDir::new().unwrap();
     let run = warpfit::checkpoint::run_dir::RunDir::create(folder.path(), false).unwrap();
-    let save = || run.checkpoint(5, |at| warpfit::files::write_file(&at.join("state.json"), b"{}")).unwrap();
+    let save = || run.checkpoint(5, |at| warpfit::files::write_file(&at.join("state.json"), b"{\"run\": {}}")).unwrap();
     let (path, done) = (save(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -467,6 +467,26 @@ fn a_checkpoint_is_replaced_without_a_gap() {
         assert_eq!(reader.join().unwrap(), 0, "times it was missing");
     });
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "the checkpoint and the lock");
+}
+
+#[test]
+fn folders_that_appear_during_a_run_are_neither_replaced_nor_rotated() {
+    let folder = TempDir::new().unwrap();
+    let mut run = warpfit::checkpoint::run_dir::RunDir::create(folder.path(), false).unwrap();
+    run.begin().unwrap();
+    let state = serde_json::json!({"run_id": run.id, "run": {}}).to_string();
+    let save = |step| run.checkpoint(step, |at| warpfit::files::write_file(&at.join("state.json"), state.as_bytes())).unwrap();
+    save(5);
+    for step in [4, 10] {
+        let copied = folder.path().join(format!("checkpoint-{step}"));
+        std::fs::create_dir(&copied).unwrap();
+        std::fs::write(copied.join("optimizer.pt"), "moments").unwrap();
+    }
+    save(10);
+    run.rotate(1, 10, None).unwrap();
+    let exists = |name: &str| folder.path().join(name).exists();
+    assert!(exists("checkpoint-4/optimizer.pt") && exists("earlier-run-1/checkpoint-10/optimizer.pt"));
+    assert!(!exists("checkpoint-5") && exists("checkpoint-10/state.json"));
 }
 
 proptest! {

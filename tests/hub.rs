@@ -771,7 +771,7 @@ fn a_run_is_pushed_and_survives_a_failed_push() {
             if ["training_args.json", "trainer_state.json"].contains(&name) {
                 // Without the folders of this machine.
                 let content = String::from_utf8(content).unwrap();
-                let paths = [&model, &out, &out.join("checkpoint-1")];
+                let paths = [&model, &out, &out.join("checkpoint-1"), &std::env::current_dir().unwrap()];
                 let whole = content.replace("\"train.csv\"", "\"../secret/folder/train.csv\"");
                 let whole = paths.iter().fold(whole, |content, path| {
                     content.replace(&format!("{:?}", path.file_name().unwrap()), &format!("{path:?}"))

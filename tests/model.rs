@@ -949,9 +949,11 @@ fn the_memory_table_has_the_working_memory_of_the_backend() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let workspace = pool.install(|| On::Cpu.backend().workspace(&plan.layout));
     assert_eq!(workspace, 3 * 2 * 192 * 4 * plan.layout.max_seqlen);
-    let table = plan.table(1 << 30, 1 << 20);
+    assert!(!plan.table(1 << 30, On::Cpu.backend().libraries(), 1 << 20).contains("libraries"));
+    let table = plan.table(1 << 30, On::Cuda.backend().libraries(), 1 << 20);
     let mib: Vec<f64> = table.lines().map(|line| line.split_whitespace().rev().nth(1).unwrap().parse().unwrap()).collect();
     let [parts @ .., total, snapshot] = &mib[..] else { panic!("{table}") };
     assert!(table.contains("working memory              1024.0 MiB") && *snapshot == 1.0, "{table}");
+    assert!(table.contains("driver and libraries         352.0 MiB"), "{table}");
     assert!((parts.iter().sum::<f64>() - total).abs() < 0.5, "{table}");
 }

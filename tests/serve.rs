@@ -409,6 +409,26 @@ fn options_are_heard_or_refused_by_name() {
     assert_eq!(post(server.address, "/", &long).status, 413);
 }
 
+/// The answer comes before the body, of which hardly anything is ever sent.
+#[test]
+fn a_body_that_is_announced_as_too_large_is_refused_at_once() {
+    let server = Server::start(&[]);
+    let head = "POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: 3000000000\r\n";
+    for expect in ["", "Expect: 100-continue\r\n"] {
+        let begin = Instant::now();
+        let Asked(mut stream) = Asked::raw(server.address, format!("{head}{expect}\r\n").as_bytes());
+        let mut answer = String::new();
+        while !answer.ends_with('}') {
+            let mut bytes = [0; 4096];
+            let size = stream.read(&mut bytes).unwrap();
+            assert!(size > 0, "{answer}");
+            answer += std::str::from_utf8(&bytes[..size]).unwrap();
+        }
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("the body has 3000000000 bytes"), "{answer}");
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    }
+}
+
 #[test]
 fn long_texts_are_cut_as_the_model_says_or_as_asked() {
     let model = crate::truncation::with("text/hf", "tokenizer_config.json", "truncation_side", json!("left"));

@@ -187,6 +187,13 @@ fn a_resumed_run_keeps_the_algorithms_of_its_checkpoint() {
     let last = |run: &str| fs::read(runs.at(run).join("checkpoint-12/algorithms.json")).unwrap();
     assert!(last("other") == last("tuned") && last("other") != fs::read(&file).unwrap());
 
+    let settings =
+        |run: &str| -> Value { serde_json::from_slice(&fs::read(runs.at(run).join("training_args.json")).unwrap()).unwrap() };
+    assert_eq!(
+        ["plain", "of-plain", "tuned", "other"].map(|run| settings(run)["tune"].clone()),
+        [json!(null), json!(null), json!(true), json!(true)]
+    );
+
     // Elsewhere they do not apply.
     for (flags, place) in [("--device cuda:1", "Virtual GPU 1"), ("VGPU_CUBLASLT=120103", "cuBLASLt 12.1.3")] {
         let err = runs
@@ -264,6 +271,12 @@ fn a_file_that_does_not_apply_is_reported_and_not_used() {
     let inside = runs.at("refused/algorithms.json");
     let refused = runs.train("refused", 3, &format!("--tune --algorithms {}", path(&inside)));
     refused.failed(2, "is in the folder of the run, which must be empty; name a file elsewhere");
+    // Files that could not be written once all is timed.
+    for dry_run in ["", "--dry-run"] {
+        let refused = runs.train("refused", 3, &format!("--tune {dry_run} --algorithms {}/new/a.json", path(&file)));
+        assert!(!refused.err.contains("timing"), "{}", refused.err);
+        refused.failed(2, "/new`: Not a directory");
+    }
     // Another version of the library has a file of its own.
     fs::write(&file, &good).unwrap();
     assert!(runs.weights("newer", 3, "VGPU_CUBLASLT=130100") == plain);

@@ -145,10 +145,11 @@ impl ModelDir {
         Ok(encoded)
     }
 
-    /// Texts to try the model on: those that training kept, or those of the card's `widget`; none where there are none.
+    /// At most six texts to try the model on: those that training kept, or those of the card's `widget`; none where there are none.
     pub fn examples(&self) -> Vec<String> {
         let kept = fs::read(self.path.join(EXAMPLES)).ok().and_then(|json| serde_json::from_slice(&json).ok());
-        kept.unwrap_or_else(|| fs::read_to_string(self.path.join("README.md")).map_or(Vec::new(), |card| widget(&card)))
+        let of_card = || fs::read_to_string(self.path.join("README.md")).map_or(Vec::new(), |card| widget(&card));
+        kept.unwrap_or_else(of_card).into_iter().take(6).collect()
     }
 
     /// The maximum length in tokens: the one requested, else the least of the tokenizer's limit, the position table and 512.
@@ -236,7 +237,7 @@ fn widget(card: &str) -> Vec<String> {
         let quoted = ['"', '\''].iter().find_map(|&quote| text.strip_prefix(quote)?.strip_suffix(quote));
         Some(quoted.unwrap_or(text).to_string()).filter(|text| !text.is_empty())
     };
-    entry.filter_map(text).take(6).collect()
+    entry.filter_map(text).collect()
 }
 
 /// Refuses a link out of the folder, since the file is copied and may be published. The files of a hub cache are links to its

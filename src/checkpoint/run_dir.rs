@@ -7,14 +7,20 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
 use super::model_dir;
 use crate::console::note;
 use crate::error::{Error, Result};
-use crate::files::{PartialFile, create_dir, replace_dir, seal, sync_dir};
+use crate::files::{CHECKSUMS, PartialFile, create_dir, replace_dir, seal, sync_dir};
 use crate::report::tensorboard;
 
 /// Locked by the process that writes into the folder, for as long as it lives; holds the id of the run.
 const LOCK: &str = "run.lock";
+
+/// The file of a checkpoint that names its run.
+pub const STATE: &str = "state.json";
 
 /// What a run writes beside its checkpoints, its model and its card.
 const RESULTS: [&str; 12] = [
@@ -46,6 +52,11 @@ impl RunDir {
     pub fn containing(path: &Path) -> Option<PathBuf> {
         let folder = path.ancestors().take(3).find(|folder| folder.join(LOCK).is_file())?;
         Some(if folder.as_os_str().is_empty() { ".".into() } else { folder.into() })
+    }
+
+    /// The id of the run that a folder belongs to; empty if there is none.
+    pub fn id(path: &Path) -> String {
+        fs::read_to_string(path.join(LOCK)).unwrap_or_default().trim().to_string()
     }
 
     /// The error with which `create` would refuse the folder: checked before anything that takes long.
@@ -97,6 +108,8 @@ impl RunDir {
             let Some((whole, ending)) = name.to_str().and_then(|name| name.rsplit_once('.')) else { continue };
             let is_checkpoint = checkpoint_step(whole).is_some();
             let done = match ending {
+                // A copy that someone has made of another program's checkpoint.
+                "old" if is_checkpoint && Origin::of(&path, &self.id) == Origin::Foreign => Ok(()),
                 "old" if is_checkpoint && !self.path.join(whole).exists() => fs::rename(&path, self.path.join(whole)),
                 "old" | "partial" if is_checkpoint => fs::remove_dir_all(&path),
                 "partial" if name == model_dir::PARTIAL => fs::remove_dir_all(&path),
@@ -113,20 +126,26 @@ impl RunDir {
     pub fn begin(&mut self) -> Result<()> {
         // The id comes first: after a kill in between, no checkpoint of the earlier run is taken for one of this run.
         self.adopt(None)?;
-        let checkpoints = self.checkpoints()?.into_iter().map(checkpoint_name);
-        let results = RESULTS.map(String::from).into_iter().filter(|name| self.path.join(name).exists());
-        self.set_aside("part of an earlier run", checkpoints.chain(results).collect())
+        let checkpoints = self.numbered_folders()?.into_iter().map(checkpoint_name);
+        self.set_aside("part of an earlier run", checkpoints.chain(self.results()).collect())
     }
 
-    /// Continues the run of this id, or a new one, after the update `step`. Checkpoints of later updates are set aside as `later`, in
-    /// words, and those for which `is_other` holds as another run's.
-    pub fn go_on(&mut self, id: Option<String>, step: usize, later: &str, is_other: impl Fn(&Path) -> bool) -> Result<()> {
+    /// The results that there are.
+    fn results(&self) -> impl Iterator<Item = String> {
+        RESULTS.map(String::from).into_iter().filter(|name| self.path.join(name).exists())
+    }
+
+    /// Continues the run of this id, or a new one, after the update `step`. Its checkpoints of later updates are set aside as `later`,
+    /// in words, and so is what is not part of this run.
+    pub fn go_on(&mut self, id: Option<String>, step: usize, later: &str) -> Result<()> {
+        let is_other_run = !self.id.is_empty() && id.as_ref() != Some(&self.id);
         self.adopt(id)?;
         // The latest first: after a kill in between, the newest one left is still the nearest to `step`.
-        let checkpoints = self.checkpoints()?.into_iter().rev();
-        let (other, own): (Vec<usize>, Vec<usize>) = checkpoints.partition(|&at| is_other(&self.checkpoint_path(at)));
+        let folders = self.numbered_folders()?.into_iter().rev();
+        let (foreign, own): (Vec<usize>, Vec<usize>) = folders.partition(|&at| self.origin(at) == Origin::Foreign);
         self.set_aside(later, own.into_iter().filter(|&at| at > step).map(checkpoint_name).collect())?;
-        self.set_aside("part of another run", other.into_iter().map(checkpoint_name).collect())
+        let results = self.results().filter(|_| is_other_run);
+        self.set_aside("not part of this run", foreign.into_iter().map(checkpoint_name).chain(results).collect())
     }
 
     fn adopt(&mut self, id: Option<String>) -> Result<()> {
@@ -181,7 +200,8 @@ impl RunDir {
         }
     }
 
-    /// Writes checkpoint-`step` atomically, a folder with the files written by `fill`. Replaces one of the same name.
+    /// Writes checkpoint-`step` atomically, a folder with the files written by `fill`. Replaces that of this run, if there is one, and
+    /// sets aside anything else of this name.
     pub fn checkpoint(&self, step: usize, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.checkpoint_path(step);
         let partial = path.with_extension("partial");
@@ -194,12 +214,25 @@ impl RunDir {
             let _ = fs::remove_dir_all(&partial);
             return Err(error);
         }
+        if path.exists() && self.origin(step) != Origin::Own {
+            self.set_aside("not part of this run", vec![checkpoint_name(step)])?;
+        }
         replace_dir(&partial, &path)?;
         Ok(path)
     }
 
-    /// Steps of the checkpoints, in order. Once the run has begun or gone on, all are its own.
-    pub fn checkpoints(&self) -> Result<Vec<usize>> {
+    /// Where the folder of a step comes from.
+    pub fn origin(&self, step: usize) -> Origin {
+        Origin::of(&self.checkpoint_path(step), &self.id)
+    }
+
+    /// Steps of this run's checkpoints, in order.
+    fn checkpoints(&self) -> Result<Vec<usize>> {
+        Ok(self.numbered_folders()?.into_iter().filter(|&step| self.origin(step) == Origin::Own).collect())
+    }
+
+    /// Steps of everything that is named like a checkpoint, in order.
+    pub fn numbered_folders(&self) -> Result<Vec<usize>> {
         let entries = fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?;
         let mut steps: Vec<usize> = entries.filter_map(|entry| checkpoint_step(entry.ok()?.file_name().to_str()?)).collect();
         steps.sort_unstable();
@@ -253,6 +286,35 @@ impl RunDir {
         let path = self.path.join("metrics.jsonl");
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).map_err(|e| Error::io(&path, e))
+    }
+}
+
+/// Where a folder comes from that is named like a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Own,
+    /// Written by this program, but its state cannot be read.
+    Damaged,
+    /// Of another run or another program, or made by hand.
+    Foreign,
+}
+
+impl Origin {
+    /// For the run with this id. An empty id, which a folder or a checkpoint of an earlier version has, fits every other one.
+    pub fn of(folder: &Path, id: &str) -> Origin {
+        #[derive(Deserialize)]
+        struct State {
+            #[serde(default)]
+            run_id: String,
+            #[serde(rename = "run")]
+            _fingerprint: IgnoredAny,
+        }
+        let state = fs::read(folder.join(STATE)).ok().and_then(|json| serde_json::from_slice::<State>(&json).ok());
+        match state {
+            Some(State { run_id, .. }) if run_id.is_empty() || id.is_empty() || run_id == id => Origin::Own,
+            None if folder.join(CHECKSUMS).exists() => Origin::Damaged,
+            _ => Origin::Foreign,
+        }
     }
 }
 

@@ -7,13 +7,13 @@ use clap::{ArgMatches, FromArgMatches, Parser, ValueEnum};
 use rayon::prelude::*;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::console::{next, note, print};
-use crate::data::dataset::{Labelled, ModelClasses, is_reviews};
+use crate::console::{Look, next, note, print};
+use crate::data::dataset::{Labelled, ModelClasses, is_reviews, stratified_split};
 use crate::data::description::{Description, Unit};
 use crate::error::Result;
 use crate::flags::{self, DataArgs, count, quoted};
 use crate::hub;
-use crate::report::log::Progress;
+use crate::report::log::{Progress, WIDTH};
 
 /// Describe labelled texts before training: classes, lengths, repeated texts, examples.
 ///
@@ -41,6 +41,9 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
+
+/// The share of the training data that is proposed for validation.
+const SHARE: f64 = 0.1;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {
@@ -83,10 +86,14 @@ pub fn run(words: Vec<OsString>) -> Result<()> {
         note(format!("saved       {}", folder.join("describe.html").display()));
     }
     match args.format {
-        Format::Text => print(description.text().trim_end())?,
+        Format::Text => {
+            let columns = Look::of_stdout().columns.unwrap_or(WIDTH).min(WIDTH);
+            print(description.text(columns).trim_end())?;
+        }
         Format::Json => print(format!("{:#}", serde_json::json!(description)))?,
     }
-    next(&[training(&args, &data, &matches, !files.validation.is_empty())]);
+    let splits = files.validation.is_empty() && can_be_split(&description);
+    next(&[training(&args, &data, &matches, splits)]);
     Ok(())
 }
 
@@ -95,15 +102,22 @@ fn title(data: &DataArgs) -> String {
     named.map(|path| path.display().to_string()).unwrap_or_default()
 }
 
-/// The command that trains on this data, one flag per line.
-fn training(args: &Args, data: &DataArgs, matches: &ArgMatches, validates: bool) -> String {
+/// Whether `--validation-split` of the share that is proposed finds texts: none where every class has one.
+fn can_be_split(description: &Description) -> bool {
+    let classes = description.splits[0].classes.iter().zip(0..);
+    let labels: Vec<u32> = classes.flat_map(|(class, label)| std::iter::repeat_n(label, class.texts)).collect();
+    !stratified_split(&labels, SHARE, 0).1.is_empty()
+}
+
+/// The command that trains on this data, one flag per line; `splits` if it splits off validation data.
+fn training(args: &Args, data: &DataArgs, matches: &ArgMatches, splits: bool) -> String {
     let flag = |name: &str, value: String| format!("--{name} {}", quoted(&value));
     let shown = |path: &PathBuf| path.display().to_string();
     let mut flags = vec![flag("model", args.model.as_ref().map_or("distilbert/distilbert-base-uncased".to_string(), shown))];
     let name = if data.train_file == args.only_file { "train-file" } else { "data-dir" };
     flags.extend(args.only_file.as_ref().map(|file| flag(name, shown(file))));
     flags.extend(flags::typed::<DataArgs>(matches));
-    flags.extend((!validates).then(|| flag("validation-split", "0.1".to_string())));
+    flags.extend(splits.then(|| flag("validation-split", SHARE.to_string())));
     flags.extend(args.max_length.map(|length| flag("max-length", length.to_string())));
     flags.push(flag("output-dir", "out".to_string()));
     format!("warpfit train {}", flags.join(" \\\n                "))

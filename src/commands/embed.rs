@@ -5,13 +5,13 @@ use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::weights;
-use crate::console::{Look, next, note, print, tell};
+use crate::console::{Look, leave_on_interrupt, next, note, print, tell};
 use crate::data::dataset::{Classes, Dataset, ModelClasses, Table, classify};
 use crate::data::inputs::{self, Batches, Content, Input, LineFormat};
 use crate::data::loader::randperm;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
-use crate::files::{PartialFile, create_dir, same_file, write_json};
+use crate::files::{PartialFile, create_dir, remove_partial_files, same_file, write_json};
 use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown};
 use crate::hub;
 use crate::infer::pooling::Pooling;
@@ -137,6 +137,9 @@ pub fn run(mut args: Args) -> Result<()> {
     let format = args.format.map_or_else(|| Format::of(args.output.as_deref()), Ok)?;
     if format != Format::Jsonl && args.output.is_none() {
         return Err(Error::user("--format", "only jsonl goes to standard output", "pass --output FILE"));
+    }
+    if let Some(output) = &args.output {
+        leave_on_interrupt(format!("{} is not written", output.display()), remove_partial_files)?;
     }
     let options = Options {
         device,

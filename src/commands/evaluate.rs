@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::console::{Look, next, note, print, tell};
+use crate::console::{Look, is_control, next, note, print, tell};
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
@@ -163,7 +163,7 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String, Origin)>
     let max_length = classifier.source.max_length(args.run.max_length)?;
     let mut ids = std::mem::take(&mut table.ids);
     let columns = table.columns_in_words();
-    note(format!("data: {}", columns.replace(char::is_control, " ")));
+    note(format!("data: {}", columns.replace(is_control, " ")));
     let model_classes = ModelClasses::Fixed(&classifier.source.config.labels);
     let given = args.label_names.as_ref().map(|names| &names.0[..]);
     let (Classes { names, notes }, data) = dataset::classify(vec![table], model_classes, given)?;

@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
-use crate::console::{Look, next, note, print};
+use crate::console::{Look, is_control, leave_on_interrupt, next, note, print};
 use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result};
-use crate::files::PartialFile;
-use crate::files::same_file;
+use crate::files::{PartialFile, remove_partial_files, same_file};
 use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, whole};
 use crate::hub;
 use crate::infer::Session;
@@ -114,6 +113,9 @@ pub fn run(mut args: Args) -> Result<()> {
     {
         return Err(Error::user("--output", "is the file of --input", "choose another one"));
     }
+    if let Some(output) = &args.output {
+        leave_on_interrupt(format!("{} is not written", output.display()), remove_partial_files)?;
+    }
     let mut output = args.output.as_deref().map(PartialFile::create).transpose()?;
     let reading = &args.reading;
     let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);
@@ -187,7 +189,7 @@ pub fn run(mut args: Args) -> Result<()> {
         Ok(())
     })?;
     if !left_out.is_empty() {
-        let names = left_out.into_iter().collect::<Vec<_>>().join(", ").replace(char::is_control, " ");
+        let names = left_out.into_iter().collect::<Vec<_>>().join(", ").replace(is_control, " ");
         note(format!("warning: columns that the first row does not have are left out: {names}; --format jsonl keeps them"));
     }
     if let (0, Some(file)) = (rows, &args.input) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::console::print;
+use crate::console::{print, tell};
 use crate::error::Result;
 use crate::flags::count;
 use crate::hub;
@@ -34,12 +34,12 @@ pub fn run(args: Args) -> Result<()> {
         let (cut, all) = (tokenizer.cut(&pieces, max_length)?, pieces.len());
         let mut rows = vec![["token", "id", "characters", ""].map(String::from)];
         for (i, piece) in pieces.iter().enumerate() {
-            let characters = if piece.special { String::new() } else { piece.text.replace(char::is_control, " ") };
+            let characters = if piece.special { String::new() } else { piece.text.clone() };
             let note = if cut.contains(&i) { "truncated" } else { "" };
             rows.push([tokenizer.token(piece.id), piece.id.to_string(), characters, note.to_string()]);
         }
         print(table(&rows))?;
-        print(format!("{all} tokens, of which the model reads {} (at most {max_length})\n", all - cut.len()))?;
+        tell(format!("{all} tokens, of which the model reads {} (at most {max_length})\n", all - cut.len()))?;
     }
     Ok(())
 }

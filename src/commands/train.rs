@@ -55,7 +55,7 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
         let made = made.clone();
         move || made.get().into_iter().for_each(RunDir::remove_unused)
     };
-    leave_on_interrupt(leave.clone())?;
+    leave_on_interrupt("before the first update: nothing was begun".to_string(), leave.clone())?;
     let settings = args.settings()?;
     if numbered {
         made.get_or_init(|| settings.output_dir.clone());
@@ -68,11 +68,11 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
 
     let took = duration(std::time::Duration::from_secs_f64(outcome.done.seconds));
     let updates = rate(outcome.done.updates as f64 / outcome.done.seconds);
-    tell(format!(
-        "trained     {} in {took} ({updates}/s), mean loss {:.4}",
-        counted(outcome.done.updates, "update"),
-        outcome.train_loss
-    ))?;
+    let trained = match outcome.done.updates {
+        0 => "no update was left".to_string(),
+        done => format!("{} in {took} ({updates}/s)", counted(done, "update")),
+    };
+    tell(format!("trained     {trained}, mean loss {:.4}", outcome.train_loss))?;
     if let Some(evaluation) = &outcome.evaluation {
         tell(format!("validation  {}", evaluation.metrics.summary()))?;
     }

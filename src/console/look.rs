@@ -48,9 +48,11 @@ impl Look {
         if self.colour { format!("{style}{text}{style:#}") } else { text.to_string() }
     }
 
-    /// Lines wrapped between words, or between fields where two spaces divide them, with their labels in colour.
+    /// Lines without control characters, wrapped between words, or between fields where two spaces divide them, with their labels in
+    /// colour.
     pub fn dressed(self, text: &str) -> String {
-        text.split('\n').map(|line| self.with_label(&self.wrapped(line))).collect::<Vec<_>>().join("\n")
+        let dressed = |line: &str| self.with_label(&self.wrapped(&line.replace(is_control, " ")));
+        text.split('\n').map(dressed).collect::<Vec<_>>().join("\n")
     }
 
     pub(super) fn with_label(self, line: &str) -> String {
@@ -76,9 +78,11 @@ impl Look {
         };
         // A label stays beside its first word, and the words of a field together.
         let mut glued: Vec<char> = line.chars().collect();
+        // What is in quotation marks may be part of a command to copy.
+        let quoted = quoted(&glued);
         for at in 1..glued.len() - 1 {
             let is_between_words = glued[at - 1] != ' ' && glued[at + 1] != ' ';
-            if glued[at] == ' ' && (at < LABEL && hanging == LABEL || fields > 3 && is_between_words) {
+            if glued[at] == ' ' && (quoted[at] || at < LABEL && hanging == LABEL || fields > 3 && is_between_words) {
                 glued[at] = '\u{a0}';
             }
         }
@@ -86,13 +90,45 @@ impl Look {
     }
 
     /// A command that is wider than the terminal, with one flag per line.
-    pub(super) fn command(self, command: &str) -> String {
+    pub fn command(self, command: &str) -> String {
         let fits = self.columns.is_none_or(|columns| LABEL + command.chars().count() <= columns);
-        match command.split_once(" --").filter(|_| !fits && !command.contains('\n')) {
-            Some((start, flags)) => format!("{start} --{}", flags.replace(" --", &format!(" \\\n{:1$}--", "", LABEL + 4))),
-            None => command.to_string(),
+        if fits || command.contains('\n') {
+            return command.to_string();
         }
+        let line: Vec<char> = command.chars().collect();
+        let (quoted, mut flags, mut lines) = (quoted(&line), 0, String::new());
+        for (at, &c) in line.iter().enumerate() {
+            let begins_flag = c == ' ' && !quoted[at] && line[at + 1..].starts_with(&['-', '-']);
+            flags += usize::from(begins_flag);
+            match begins_flag && flags > 1 {
+                true => lines += &format!(" \\\n{:1$}", "", LABEL + 4),
+                false => lines.push(c),
+            }
+        }
+        lines
     }
+}
+
+/// Whether a terminal acts on a character instead of showing it: control characters, and those that reorder the text around them
+/// (the embeddings, overrides and isolates of Unicode's UAX #9).
+pub fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// For each character whether it is between quotation marks, which begin and end words.
+fn quoted(line: &[char]) -> Vec<bool> {
+    let mut quoted = vec![false; line.len()];
+    let mut at = 0;
+    while at < line.len() {
+        let begins = "'\"".contains(line[at]) && (at == 0 || line[at - 1] == ' ');
+        let ends = |end: &usize| line[*end] == line[at] && line.get(end + 1).is_none_or(|next| " ,;.)".contains(*next));
+        if let Some(end) = (at + 1..line.len()).find(ends).filter(|_| begins) {
+            quoted[at..end].fill(true);
+            at = end;
+        }
+        at += 1;
+    }
+    quoted
 }
 
 /// Lines of so many columns, broken between words; a longer word is not broken.

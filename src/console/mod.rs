@@ -14,7 +14,7 @@ use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::{Error, Kind, Result};
 use look::LABEL;
-pub use look::{Look, fill};
+pub use look::{Look, fill, is_control};
 
 mod look;
 
@@ -50,14 +50,13 @@ pub fn outlive_large_files() -> Result<()> {
     unsafe { signal_hook::low_level::register(SIGXFSZ, || ()) }.map(|_| ()).map_err(no_signals)
 }
 
-/// Until [`notice_interrupts`], a signal ends the process: there is nothing to save yet. `leave` is run before.
-pub fn leave_on_interrupt(leave: impl FnOnce() + Send + 'static) -> Result<()> {
+/// Until [`notice_interrupts`], a signal ends the process: there is nothing to save. `leave` is run before, and `fact` is reported.
+pub fn leave_on_interrupt(fact: String, leave: impl FnOnce() + Send + 'static) -> Result<()> {
     let mut signals = Signals::new(interrupts()).map_err(no_signals)?;
     LEAVING.get_or_init(|| signals.handle());
     let wait = move || {
         if signals.forever().next().is_some() {
             leave();
-            let fact = "before the first update: nothing was begun";
             report(&Error::interrupted(fact, "start the same command again"));
             signal_hook::low_level::exit(Kind::Interrupted as i32);
         }

@@ -15,9 +15,10 @@ use crate::ops::{Inputs, Layout, View};
 pub const SCRATCH: usize = 32 << 20;
 /// For sums over chunks of rows until they are added: those of one update of DistilBERT-base on 4,400 tokens are 52 MiB.
 pub const SUMS: usize = 64 << 20;
-/// Memory of a run beside its layout: working memory, and what the driver and cuBLASLt load on first use, among it some 50 kernels
-/// of cuBLASLt.
-pub const OVERHEAD: usize = SCRATCH + SUMS + (352 << 20);
+/// What the driver and cuBLASLt load on first use, among it some 50 kernels of cuBLASLt.
+pub const LIBRARIES: usize = 352 << 20;
+/// Memory of a run beside its layout.
+pub const OVERHEAD: usize = SCRATCH + SUMS + LIBRARIES;
 
 pub struct Arena {
     pub layout: Layout,

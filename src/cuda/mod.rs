@@ -242,6 +242,10 @@ impl Backend for Cuda {
         arena::SCRATCH + arena::SUMS + layout.words.map_or(0, |words| words::bytes(&words, layout.arithmetic))
     }
 
+    fn libraries(&self) -> usize {
+        arena::LIBRARIES
+    }
+
     fn passes_over_rows(&self) -> bool {
         self.words.is_some()
     }

@@ -42,8 +42,10 @@ const PUBLISHED: [&str; 19] = [
 ];
 
 /// Keys of the JSON files whose values may be paths of this machine; with hyphens they are flags.
-const PATHS: [&str; 17] = [
+const PATHS: [&str; 19] = [
     "model",
+    "algorithms",
+    "working_directory",
     "config",
     "output_dir",
     "resume_from_checkpoint",

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::Prediction;
+use crate::console::is_control;
 use crate::data::dataset::plain;
 use crate::data::inputs::Input;
 use crate::error::{Error, Result};
@@ -143,7 +144,7 @@ impl Lines {
                 let room = self.columns.saturating_sub(line.chars().count()).max(20);
                 line += &input.text().map_or_else(|| format!("id {}", input.id), |text| beginning(text, room));
                 // A text may contain line ends and control sequences of terminals.
-                line.trim_end().replace(char::is_control, " ") + "\n"
+                line.trim_end().replace(is_control, " ") + "\n"
             }
         }
     }

@@ -416,10 +416,13 @@ impl Plan {
         names.map(|(part, name)| (name, of(part))).into_iter().filter(|&(_, bytes)| bytes > 0)
     }
 
-    /// The memory table, with the working memory of a backend, and with the host's memory from which checkpoints are written.
-    pub fn table(&self, workspace: usize, snapshot: usize) -> String {
-        let total = ("total", self.layout.bytes + workspace);
-        let rows = self.parts().chain([("working memory", workspace), total, ("host copy for saving", snapshot)]);
+    /// The memory table, with the working memory of a backend and the memory of its libraries, if there are any, and with the host's
+    /// memory from which checkpoints are written.
+    pub fn table(&self, workspace: usize, libraries: usize, snapshot: usize) -> String {
+        let total = ("total", self.layout.bytes + workspace + libraries);
+        let libraries = (libraries > 0).then_some(("driver and libraries", libraries));
+        let rows = self.parts().chain([("working memory", workspace)]).chain(libraries);
+        let rows = rows.chain([total, ("host copy for saving", snapshot)]);
         let rows: Vec<String> = rows.map(|(name, bytes)| format!("{name:<22}{:>12.1} MiB", mib(bytes))).collect();
         rows.join("\n")
     }

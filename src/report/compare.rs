@@ -20,8 +20,16 @@ use crate::model::config::Config;
 const RUNS: usize = 6;
 
 /// Settings of a process, and of where it writes: runs may well differ in them.
-const OF_PROCESS: [&str; 7] =
-    ["flags", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "profile", "report_to"];
+const OF_PROCESS: [&str; 8] = [
+    "flags",
+    "working_directory",
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "dry_run",
+    "profile",
+    "report_to",
+];
 
 /// Settings that choose the validation data.
 const OF_VALIDATION: [&str; 4] = ["dataset", "files.validation", "validation_split", "max_eval_samples"];

@@ -1,4 +1,4 @@
-//! The renderings of a description of labelled texts: lines of at most 80 characters for a terminal, and a page.
+//! The renderings of a description of labelled texts: lines for a terminal, and a page.
 
 use std::path::Path;
 
@@ -25,17 +25,19 @@ impl Description {
         write_file(&folder.join("describe.html"), self.page(title).as_bytes())
     }
 
-    pub fn text(&self) -> String {
+    /// Lines of at most this many columns, but for words that are longer.
+    pub fn text(&self, columns: usize) -> String {
+        let wrapped = |text: &str, first: &str, others: &str| fill(text, columns, first, others) + "\n";
         let mut text = wrapped(&self.about_lengths(), "", "");
         for split in &self.splits {
-            text += &format!("\n{}\n\n{}", split.heading(), split.table());
+            text += &format!("\n{}\n\n{}", split.heading(), split.table(columns));
         }
         let findings = self.findings();
         if !findings.is_empty() {
             text += "\nto look at\n\n";
             findings.iter().for_each(|finding| text += &wrapped(finding, "- ", "  "));
         }
-        text + "\n" + &self.examples()
+        text + "\n" + &self.examples(columns)
     }
 
     /// What may be wrong with the data, one sentence each.
@@ -160,7 +162,7 @@ impl Description {
         Plot { title, x: Axis::from_zero(self.unit.plural()), y: Axis::from_zero("texts"), series }
     }
 
-    fn examples(&self) -> String {
+    fn examples(&self, columns: usize) -> String {
         let split = &self.splits[0];
         let only_first = self.labels.len() > MANY_CLASSES;
         let mut text = format!("{} examples, with their length in {}\n", split.name, self.unit.plural());
@@ -168,7 +170,7 @@ impl Description {
             text += &format!("\n{}\n", name(&class.label));
             for example in class.examples.iter().filter(|example| !only_first || example.which == "first") {
                 let start = format!("  {:<8}  {:>7}  ", example.which, count(example.length));
-                let line = start.clone() + &beginning(example.text.trim(), WIDTH - start.len());
+                let line = start.clone() + &beginning(example.text.trim(), columns.saturating_sub(start.len()).max(8));
                 text += &format!("{}\n", line.trim_end());
             }
         }
@@ -213,11 +215,19 @@ impl SplitSummary {
         rows
     }
 
-    fn table(&self) -> String {
-        let mut rows = self.rows();
+    fn table(&self, columns: usize) -> String {
+        const LEAST: usize = 8;
         // The names have the room that the figures leave.
-        let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let room = WIDTH.saturating_sub((1..rows[0].len()).map(|column| 2 + widest(column)).sum()).max(8);
+        let room = |rows: &[Vec<String>]| {
+            let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+            columns.saturating_sub((1..rows[0].len()).map(|column| 2 + widest(column)).sum())
+        };
+        let mut rows = self.rows();
+        if room(&rows) < LEAST {
+            // The quartiles are left out.
+            rows.iter_mut().for_each(|row| drop((row.remove(6), row.remove(4))));
+        }
+        let room = room(&rows).max(LEAST);
         rows.iter_mut().for_each(|row| row[0] = shortened(&row[0], room));
         table(&rows)
     }
@@ -296,9 +306,4 @@ fn percent(part: usize, of: usize) -> String {
 
 fn name(label: &str) -> String {
     shortened(label, 40)
-}
-
-/// Lines of at most `WIDTH` characters, broken between words.
-fn wrapped(text: &str, first: &str, others: &str) -> String {
-    fill(text, WIDTH, first, others) + "\n"
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::console::Look;
+use crate::console::{Look, is_control};
 
 /// Formatted numbers: `Count(25000)` is 25,000 and `Bytes(1610612736)` is 1.50 GiB.
 pub use indicatif::{HumanBytes as Bytes, HumanCount as Count};
@@ -260,7 +260,7 @@ pub fn duration(time: Duration) -> String {
 
 /// At most this many characters of a text, on one line, up to the end of a word.
 pub fn beginning(text: &str, most: usize) -> String {
-    let line = text.replace(char::is_control, " ");
+    let line = text.replace(is_control, " ");
     if line.chars().count() <= most {
         return line;
     }
@@ -270,17 +270,19 @@ pub fn beginning(text: &str, most: usize) -> String {
     format!("{}…", cut[..end].trim_end())
 }
 
-/// Aligned rows, one per line: the first column to the left, the others, which are numbers, to the right.
+/// Aligned rows without control characters, one per line: the first column to the left, the others, which are numbers, to the right.
 pub fn table<Row: AsRef<[String]>>(rows: &[Row]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row.as_ref()[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows.first().map_or(0, |row| row.as_ref().len())).map(width).collect();
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.as_ref().iter().map(|cell| cell.replace(is_control, " ")).collect()).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cell = |(column, (cell, &width)): (usize, (&String, &usize))| match column {
             0 => format!("{cell:<width$}"),
             _ => format!("{cell:>width$}"),
         };
-        let cells: Vec<String> = row.as_ref().iter().zip(&widths).enumerate().map(cell).collect();
+        let cells: Vec<String> = row.iter().zip(&widths).enumerate().map(cell).collect();
         text += cells.join("  ").trim_end();
         text += "\n";
     }

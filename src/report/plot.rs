@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::density::{Density, MARGIN};
 use super::log::Count;
+use crate::console::is_control;
 
 /// Distinguishable on white and on black.
 const COLOURS: [&str; 8] = ["#3b7dd8", "#e07b39", "#2e9e6b", "#c94f7c", "#8d6cc9", "#a8862a", "#3aa3b8", "#7f8790"];
@@ -400,7 +401,7 @@ pub fn escape(text: &str) -> String {
 
 /// At most `most` characters on one line.
 pub fn shortened(text: &str, most: usize) -> String {
-    let line = text.replace(char::is_control, " ");
+    let line = text.replace(is_control, " ");
     match line.char_indices().nth(most) {
         Some(_) => line.chars().take(most - 1).chain(['…']).collect(),
         None => line,

@@ -206,7 +206,8 @@ pub struct Args {
     /// balanced_accuracy or matthews_correlation; the loss decides between equal values [default: loss]
     #[arg(long, help_heading = "Cadence")]
     pub metric_for_best_model: Option<String>,
-    /// Stop after this many evaluations in a row without an improvement [default: never]
+    /// Stop after this many evaluations in a row without an improvement of that metric, for which a lower loss alone does not count
+    /// [default: never]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub early_stopping_patience: Option<usize>,
     /// Logs to write, separated by commas: jsonl (metrics.jsonl), tensorboard (runs/), or none [default: jsonl,tensorboard]
@@ -339,6 +340,8 @@ pub struct Settings {
     pub fail_under: Option<(Metric, f64)>,
     /// The flags of the run, with which it can be resumed.
     pub flags: GivenFlags,
+    /// The folder that its relative paths begin in.
+    pub working_directory: String,
 }
 
 impl Args {
@@ -391,6 +394,9 @@ impl Args {
             RunDir::check(folder, overwrites || resumes || self.dry_run)?;
         }
         let mut files = self.data.files()?;
+        if let Some(file) = files.train.iter().chain(&files.validation).chain(&files.test).find(|file| file.to_str().is_none()) {
+            return Err(Error::user(file.display(), "its name is not UTF-8, as the files of a run must be", "rename it"));
+        }
         if self.validation_split.is_some() {
             files.validation.clear();
         }
@@ -505,6 +511,7 @@ impl Args {
             profile: self.profile,
             fail_under,
             flags: self.given,
+            working_directory: std::env::current_dir().unwrap_or_default().to_string_lossy().into_owned(),
         })
     }
 }

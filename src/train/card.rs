@@ -35,7 +35,7 @@ impl Trainer<'_> {
         if !settings.from_scratch {
             // A card may name hub ids only; the hub refuses anything else.
             let base = hub::id(hub::Kind::Model, &settings.model);
-            for (key, value) in license(&self.source.path, base.as_deref()) {
+            for (key, value) in license(&self.source.path, base.as_deref()).unwrap_or_default() {
                 insert(key, value);
             }
             if let Some(id) = base {
@@ -245,28 +245,38 @@ fn markdown(text: &str) -> String {
     escaped
 }
 
+/// Why the new card lacks the license of the base model, although that may have one.
+pub(super) fn license_left_out(model: &Path) -> Option<String> {
+    let fact = license(model, None).err()?;
+    Some(format!("warning: {}: {fact}; the new model's card has no license", model.join("README.md").display()))
+}
+
 /// The license in the card of the base model, which is that of its derivatives. `base` is its id on the hub, if it has one.
-fn license(model: &Path, base: Option<&str>) -> Vec<(&'static str, Value)> {
-    let front_matter = || {
-        let card = fs::read(model.join("README.md")).ok()?;
-        let card = String::from_utf8_lossy(&card);
-        let mut lines = card.trim_start_matches('\u{feff}').lines();
-        lines.next().filter(|line| line.trim_end() == "---")?;
-        let front_matter: Vec<&str> = lines.take_while(|line| line.trim_end() != "---").collect();
-        serde_saphyr::from_str::<Map<String, Value>>(&front_matter.join("\n")).ok()
-    };
-    let front_matter = front_matter().unwrap_or_default();
+///
+/// # Errors
+/// A license, or a front matter, that cannot be carried over: in words.
+fn license(model: &Path, base: Option<&str>) -> Result<Vec<(&'static str, Value)>, String> {
+    let card = fs::read(model.join("README.md")).unwrap_or_default();
+    let card = String::from_utf8_lossy(&card);
+    let mut lines = card.trim_start_matches('\u{feff}').lines();
+    if lines.next().is_none_or(|line| line.trim_end() != "---") {
+        return Ok(Vec::new());
+    }
+    let front_matter: Vec<&str> = lines.take_while(|line| line.trim_end() != "---").collect();
+    let front_matter = serde_saphyr::from_str::<Map<String, Value>>(&front_matter.join("\n"));
+    let front_matter = front_matter.map_err(|_| "its front matter is not a YAML mapping".to_string())?;
     let text = |key: &str| front_matter.get(key).and_then(Value::as_str).map(str::trim);
     // The hub knows licenses by lower-case ids, and refuses anything else.
     let id = |license: &Value| {
         let id = license.as_str()?.trim().to_lowercase();
         (!id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || ".+-".contains(c))).then_some(id)
     };
-    let ids: Option<Value> = front_matter.get("license").and_then(|license| match license {
-        Value::Array(several) => several.iter().map(id).collect::<Option<Vec<String>>>().map(|ids| json!(ids)),
-        one => id(one).map(|id| json!(id)),
-    });
-    let Some(ids) = ids else { return Vec::new() };
+    let ids: Option<Value> = match front_matter.get("license") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(several)) => several.iter().map(id).collect::<Option<Vec<String>>>().map(|ids| json!(ids)),
+        Some(one) => id(one).map(|id| json!(id)),
+    };
+    let ids = ids.ok_or_else(|| format!("its license, {}, is not written as an id of the hub", front_matter["license"]))?;
     // A link to a file beside the base model's card leads nowhere from here.
     let link = text("license_link").and_then(|link| match base {
         _ if link.starts_with("https://") => Some(link.to_string()),
@@ -276,5 +286,5 @@ fn license(model: &Path, base: Option<&str>) -> Vec<(&'static str, Value)> {
     let name = text("license_name").map(String::from);
     let more = [("license_name", name), ("license_link", link)];
     let more = more.into_iter().filter_map(|(key, value)| Some((key, json!(value?))));
-    [("license", ids)].into_iter().chain(more).collect()
+    Ok([("license", ids)].into_iter().chain(more).collect())
 }

@@ -32,7 +32,7 @@ use evaluate::Evaluation;
 use saver::Saver;
 use schedule::Schedule;
 use setup::Setup;
-use state::{RunState, precision_of_checkpoint};
+use state::{RunState, precision_of_checkpoint, tuning_of_checkpoint};
 
 pub use results::Outcome;
 
@@ -82,7 +82,8 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         }
     })?;
     device.notes.extend(saved.map(|saved| format!("precision: {saved}, that of the checkpoint")));
-    let settings = &Settings { device: device.device, precision: device.precision, ..settings.clone() };
+    let (tune, algorithms) = tuning_of_checkpoint(settings).unwrap_or((settings.tune, settings.algorithms.clone()));
+    let settings = &Settings { device: device.device, precision: device.precision, tune, algorithms, ..settings.clone() };
     let setup = Setup::read(settings, device, cache)?;
     if settings.dry_run {
         tell(setup.summary()?)?;

@@ -56,6 +56,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> 
     let words: Vec<OsString> = words.into_iter().collect();
     let Some(matches) = flags::matches(&command, words.clone())? else { return Ok(None) };
     let mut typed = Flags { command, words, matches };
+    typed.check_encoding()?;
     if let Some(file) = typed.matches.get_one::<PathBuf>("config").cloned() {
         let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
         typed.put_under(&file.display().to_string(), &text)?;
@@ -87,6 +88,19 @@ struct Flags {
 impl Flags {
     fn has(&self, id: &str) -> bool {
         self.matches.value_source(id) == Some(ValueSource::CommandLine)
+    }
+
+    /// # Errors
+    /// A value that is not UTF-8, which the files of a run could not hold.
+    fn check_encoding(&self) -> Result<()> {
+        for (id, long) in self.command.get_arguments().filter_map(|flag| Some((flag.get_id().as_str(), flag.get_long()?))) {
+            let mut values = self.matches.try_get_raw(id).ok().flatten().into_iter().flatten();
+            if let Some(value) = values.find(|value| value.to_str().is_none()) {
+                let fact = format!("{} is not UTF-8, as the files of a run must be", value.display());
+                return Err(Error::user(format!("--{long}"), fact, "give it another name"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether no present flag overrides this one: the flag itself, or one that it conflicts with.

@@ -1,7 +1,7 @@
 //! The end of a run: the best model, the last evaluations, and the result files with the names of Hugging Face's Trainer.
 
 use serde::Serialize;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::Trainer;
 use super::args::Cadence;
@@ -14,6 +14,8 @@ use crate::error::Result;
 use crate::files::{sync_dir, write_file, write_json};
 use crate::report::curves;
 use crate::report::history::History;
+
+const TRAIN_RESULTS: &str = "train_results.json";
 
 /// The result of a finished run.
 pub struct Outcome {
@@ -89,11 +91,17 @@ impl Trainer<'_> {
         let mut train = Map::from_iter([
             ("epoch".to_string(), json!(self.epoch())),
             ("train_loss".to_string(), json!(train_loss)),
-            ("train_runtime".to_string(), json!(done.seconds)),
             ("train_samples".to_string(), json!(rows)),
-            ("train_samples_per_second".to_string(), json!(done.epochs * rows as f64 / done.seconds)),
-            ("train_steps_per_second".to_string(), json!(done.updates as f64 / done.seconds)),
         ]);
+        if done.updates > 0 {
+            train.extend([
+                ("train_runtime".to_string(), json!(done.seconds)),
+                ("train_samples_per_second".to_string(), json!(done.epochs * rows as f64 / done.seconds)),
+                ("train_steps_per_second".to_string(), json!(done.updates as f64 / done.seconds)),
+            ]);
+        } else if let Some(earlier) = self.earlier_results(&train) {
+            train = earlier;
+        }
         self.log_entry(train.clone())?;
 
         let mut evaluation = self.evaluated.take().filter(|(step, _)| *step == updates).map(|(_, evaluation)| evaluation);
@@ -115,7 +123,7 @@ impl Trainer<'_> {
         let test = self.data.test.clone().map(|data| self.run_over(&data, "testing")).transpose()?;
 
         let path = |name: &str| self.run.path.join(name);
-        write_json(&path("train_results.json"), &train)?;
+        write_json(&path(TRAIN_RESULTS), &train)?;
         for (prefix, found, data) in [("eval", &evaluation, &self.data.validation), ("test", &test, &self.data.test)] {
             if let (Some(found), Some(data)) = (found, data) {
                 let mut results = found.log_entry(prefix);
@@ -133,6 +141,17 @@ impl Trainer<'_> {
         sync_dir(&self.run.path)?;
 
         Ok(Outcome { train_loss, evaluation, test, done })
+    }
+
+    /// The results of the process that has done the last updates of this run, if they have these figures.
+    fn earlier_results(&self, figures: &Map<String, Value>) -> Option<Map<String, Value>> {
+        let json = std::fs::read(self.run.path.join(TRAIN_RESULTS)).ok()?;
+        let earlier: Map<String, Value> = serde_json::from_slice(&json).ok()?;
+        let differs = |(key, value): (&String, &Value)| {
+            let difference = earlier.get(key).and_then(Value::as_f64).zip(value.as_f64()).map(|(a, b)| (a - b).abs());
+            difference.is_none_or(|difference| difference > 1e-9)
+        };
+        (!figures.iter().any(differs)).then_some(earlier)
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Trainer;
 use super::args::{Cadence, ClassWeights, ReportTo, Settings};
+use super::card::license_left_out;
 use super::data::Data;
 use super::saver::Saver;
 use super::schedule::{Schedule, total_updates, updates_per_epoch, warmup_updates};
@@ -50,16 +51,17 @@ impl<'a> Setup<'a> {
     pub fn read(settings: &'a Settings, mut device: Opened, cache: Option<&Path>) -> Result<Setup<'a>> {
         device.notes.iter().for_each(note);
         let asked = [(settings.tune == Some(true), "--tune"), (settings.algorithms.is_some(), "--algorithms")];
-        if let Some((_, flag)) = asked.into_iter().find(|&(asked, _)| asked && device.backend.tuner().is_none()) {
+        // A resumed run has those of its checkpoint.
+        let resumes = settings.resume_from_checkpoint.is_some();
+        if let Some((_, flag)) = asked.into_iter().find(|&(asked, _)| asked && !resumes && device.backend.tuner().is_none()) {
             let fact = format!("there is nothing to choose on {}: it has one algorithm per product", device.backend.name());
             return Err(Error::user(flag, fact, "leave it out, or pass --device cuda on a machine with a GPU"));
         }
         let mut source = ModelDir::read(&hub::model(&settings.model)?)?;
-        // A resumed run has those of its checkpoint.
-        let algorithms = match settings.resume_from_checkpoint {
-            None => tune::restore(device.backend.tuner(), settings, cache)?,
-            Some(_) => None,
-        };
+        if !settings.from_scratch {
+            license_left_out(&source.path).into_iter().for_each(note);
+        }
+        let algorithms = if resumes { None } else { tune::restore(device.backend.tuner(), settings, cache)? };
         if let Some(side) = settings.truncation_side {
             source.set_truncation_side(side)?;
         }
@@ -117,7 +119,8 @@ impl<'a> Setup<'a> {
         let (rows, tokens) = (counted(self.data.train.rows(), "row"), counted(self.spec.tokens, "token"));
         let run = format!("{rows} to train on, batches of at most {tokens}, {}", counted(self.schedule.total, "update"));
         let snapshot = Snapshot::bytes(&plan, views_of_checkpoint(self.settings));
-        let memory = plan.table(self.device.backend.workspace(&plan.layout), snapshot);
+        let backend = &self.device.backend;
+        let memory = plan.table(backend.workspace(&plan.layout), backend.libraries(), snapshot);
         Ok(format!("{parameters}, {run}\n{memory}"))
     }
 

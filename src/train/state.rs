@@ -2,6 +2,7 @@
 //! The weights and moments are tensors; row order, dropout and schedule are functions of the step alone.
 
 use std::cmp::Reverse;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::args::{GivenFlags, NEWEST, ReportTo, Settings};
 use super::data::Data;
 use super::epochs::DIVERGED;
 use super::{BestModel, Trainer, tune};
-use crate::checkpoint::run_dir::{RunDir, checkpoint_step};
+use crate::checkpoint::run_dir::{Origin, RunDir, STATE, checkpoint_step};
 use crate::checkpoint::snapshot::read_tensors;
 use crate::checkpoint::weights::{self, Weights};
 use crate::console::note;
@@ -93,8 +94,14 @@ impl RunState {
 
     /// Reads the state of a checkpoint.
     fn read(checkpoint: &Path) -> Result<RunState> {
-        let path = checkpoint.join("state.json");
-        let json = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let path = checkpoint.join(STATE);
+        let json = std::fs::read(&path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound if checkpoint.is_dir() => {
+                let fact = format!("is not a checkpoint of this program: it has no {STATE}");
+                Error::user(checkpoint.display(), fact, "use another checkpoint, or start a new run with this one as --model")
+            }
+            _ => Error::io(&path, e),
+        })?;
         serde_json::from_slice(&json)
             .map_err(|e| Error::user(path.display(), format!("not the state of a run: {e}"), "use another checkpoint"))
     }
@@ -143,7 +150,7 @@ impl RunState {
             "step" => "raise --epochs or --max-steps, or use another checkpoint",
             _ => "use another checkpoint",
         };
-        Err(Error::user(checkpoint.join("state.json").display(), format!("{key} is {value}, {limit}"), remedy))
+        Err(Error::user(checkpoint.join(STATE).display(), format!("{key} is {value}, {limit}"), remedy))
     }
 
     /// Checks that a run with this fingerprint, of a model with this config, can continue from the checkpoint.
@@ -228,27 +235,48 @@ pub fn precision_of_checkpoint(settings: &Settings) -> Option<Precision> {
 /// The flags of the run that is resumed, and the checkpoint that has them.
 pub fn flags_of_checkpoint(asked: &Path, run: &Path) -> Option<(PathBuf, GivenFlags)> {
     let of = |checkpoint: &Path| {
-        let settings: Value = serde_json::from_slice(&read_sealed(checkpoint, "training_args.json")?).ok()?;
-        serde_json::from_value(settings["flags"].clone()).ok()
+        let settings = settings_of(checkpoint)?;
+        let mut flags: GivenFlags = serde_json::from_value(settings["flags"].clone()).ok()?;
+        // A run that is resumed in another folder finds what its relative paths lead to; a model or data set may be an id of the hub.
+        let directory = Path::new(settings["working_directory"].as_str().unwrap_or_default());
+        for flag in ["train-file", "validation-file", "test-file", "data-dir", "model", "dataset"] {
+            let Some(path) = flags.get_mut(flag) else { continue };
+            let there = directory.join(&*path);
+            let may_be_id = ["model", "dataset"].contains(&flag);
+            if !Path::new(path).exists() && (there.exists() || !may_be_id) {
+                *path = there.to_string_lossy().into_owned();
+            }
+        }
+        Some(flags)
     };
     candidates(asked, run).into_iter().find_map(|path| of(&path).map(|flags| (path, flags)))
 }
 
-/// The checkpoints from which a run may resume, in order of preference: the one that is named, or all of the run.
+/// `--tune` and `--algorithms` of the run that is resumed, which cannot be given again.
+pub fn tuning_of_checkpoint(settings: &Settings) -> Option<(Option<bool>, Option<PathBuf>)> {
+    let asked = settings.resume_from_checkpoint.as_ref()?;
+    let saved = candidates(asked, &settings.output_dir).iter().find_map(|path| settings_of(path))?;
+    let tune = serde_json::from_value(saved["tune"].clone()).ok()?;
+    Some((tune, serde_json::from_value(saved["algorithms"].clone()).ok()?))
+}
+
+/// The settings that a checkpoint was written with.
+fn settings_of(checkpoint: &Path) -> Option<Value> {
+    serde_json::from_slice(&read_sealed(checkpoint, "training_args.json")?).ok()
+}
+
+/// The checkpoints from which a run may resume, in order of preference: the one that is named, or all of the run
+/// in that folder.
 fn candidates(asked: &Path, run: &Path) -> Vec<PathBuf> {
     if asked.as_os_str() != NEWEST {
         return vec![asked.into()];
     }
-    let step = |path: &PathBuf| checkpoint_step(path.file_name()?.to_str()?);
+    let id = RunDir::id(run);
+    let step = |path: &PathBuf| checkpoint_step(path.file_name()?.to_str()?).filter(|_| Origin::of(path, &id) == Origin::Own);
     let entries = std::fs::read_dir(run).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut checkpoints: Vec<PathBuf> = entries.filter(|path| step(path).is_some()).collect();
     checkpoints.sort_by_key(|path| Reverse(step(path)));
     checkpoints
-}
-
-/// Whether a checkpoint is known to be of another run than that with this id.
-fn is_of_another_run(checkpoint: &Path, id: &str) -> bool {
-    RunState::read(checkpoint).is_ok_and(|state| !state.run_id.is_empty() && state.run_id != id)
 }
 
 /// The optimizer's state, with the prefixes of its tensors in a checkpoint.
@@ -306,7 +334,7 @@ impl Trainer<'_> {
                     let tensors = tensors.map(|(slot, values)| (&slot.param.name, &slot.param.shape, values));
                     weights::write(&folder.join("best.safetensors"), &tensors.collect::<Vec<_>>())?;
                 }
-                write_json(&folder.join("state.json"), &state)?;
+                write_json(&folder.join(STATE), &state)?;
                 write_json(&folder.join("trainer_state.json"), &trainer_state)?;
                 write_json(&folder.join("training_args.json"), &settings)
             });
@@ -324,10 +352,10 @@ impl Trainer<'_> {
             return Ok((asked.into(), RunState::verified(asked)?));
         }
         let mut unusable = Vec::new();
-        for step in self.run.checkpoints()?.into_iter().rev() {
+        for step in self.run.numbered_folders()?.into_iter().rev() {
             let path = self.run.checkpoint_path(step);
-            if !self.run.id.is_empty() && is_of_another_run(&path, &self.run.id) {
-                unusable.push(format!("{}: belongs to another run", path.display()));
+            if self.run.origin(step) == Origin::Foreign {
+                unusable.push(format!("{}: is not a checkpoint of this run", path.display()));
                 continue;
             }
             match RunState::verified(&path) {
@@ -366,25 +394,16 @@ impl Trainer<'_> {
         self.state = RunState { masks: MASKS.to_string(), ..state };
         let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
         let later = if asked.as_os_str() == NEWEST { "damaged" } else { "later than the checkpoint that is resumed" };
-        let is_other = |other: &Path| id.as_ref().is_some_and(|id| is_of_another_run(other, id));
-        self.run.go_on(id.clone(), self.state.step, later, is_other)?;
+        // Its weights are needed if the best model is loaded at the end.
+        let best = self.state.best.filter(|_| self.settings.load_best_model_at_end);
+        let best = best.map(|(step, _)| self.weights_of_best(step, checkpoint, id.as_deref().unwrap_or_default())).transpose()?;
+        self.run.go_on(id, self.state.step, later)?;
         self.state.run_id = self.run.id.clone();
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
-        // Its weights are needed if the best model is loaded at the end.
-        if let Some((step, _)) = self.state.best.filter(|_| self.settings.load_best_model_at_end) {
-            let homes = [self.run.checkpoint_path(step).join("model.safetensors"), checkpoint.join("best.safetensors")];
-            let Some((home, path)) = homes.iter().enumerate().find(|(_, path)| path.exists()) else {
-                let fact = format!("the weights of the best evaluation, at update {step}, are missing");
-                return Err(Error::user(homes[0].display(), fact, "pass --load-best-model-at-end false, or start a new run"));
-            };
-            if home == 0 {
-                let remedy =
-                    "its weights are those of the best evaluation: pass --load-best-model-at-end false to go on without them";
-                verify(&self.run.checkpoint_path(step)).map_err(|error| error.and(remedy))?;
-            }
-            read_tensors(path, &mut self.model, &params)?;
+        if let Some((path, saved)) = best {
+            read_tensors(&path, &mut self.model, &params)?;
             let weights = Arc::new(self.model.read_all(self.model.plan.params)?);
-            self.best = Some(BestModel { evaluation: None, weights, saved: home == 0 });
+            self.best = Some(BestModel { evaluation: None, weights, saved });
         }
         read_tensors(&checkpoint.join("model.safetensors"), &mut self.model, &params)?;
         read_tensors(&checkpoint.join("optimizer.safetensors"), &mut self.model, &moments)?;
@@ -409,6 +428,23 @@ impl Trainer<'_> {
         self.report_changes(checkpoint);
         note(format!("resumed: {} of {} done", Count(self.state.step as u64), counted(self.schedule.total, "update")));
         Ok(())
+    }
+
+    /// The file with the weights of the best evaluation of the run with this id, and whether it is that of its checkpoint.
+    fn weights_of_best(&self, step: usize, resumed: &Path, id: &str) -> Result<(PathBuf, bool)> {
+        let checkpoint = self.run.checkpoint_path(step);
+        if checkpoint.exists() && Origin::of(&checkpoint, id) != Origin::Foreign {
+            let remedy =
+                "its weights are those of the best evaluation: pass --load-best-model-at-end false to go on without them";
+            verify(&checkpoint).map_err(|error| error.and(remedy))?;
+            return Ok((checkpoint.join("model.safetensors"), true));
+        }
+        let path = resumed.join("best.safetensors");
+        if path.exists() {
+            return Ok((path, false));
+        }
+        let fact = format!("the weights of the best evaluation, at update {step}, are missing");
+        Err(Error::user(checkpoint.display(), fact, "pass --load-best-model-at-end false, or start a new run"))
     }
 
     /// Reports the settings that differ from those of the run so far.

@@ -15,7 +15,7 @@ use crate::console::note;
 use crate::data::loader::row_order;
 use crate::data::pack::PackedBatch;
 use crate::error::{Error, Result};
-use crate::files::write_file;
+use crate::files::{check_writable, write_file};
 use crate::model::Model;
 use crate::ops::{Timed, Tuner};
 use crate::report::log::{Count, Progress, counted, duration};
@@ -50,6 +50,7 @@ pub fn restore(tuner: Option<&mut dyn Tuner>, settings: &Settings, cache: Option
         if !fact.is_empty() {
             return Err(Error::user(path.display(), fact, "name a file elsewhere"));
         }
+        check_writable(folder)?;
     }
     read(tuner, &path, named.is_some(), tunes)?;
     let shapes = tuner.timed().shapes;

@@ -133,31 +133,35 @@ fn names_with_a_meaning_in_markdown_or_yaml_are_shown_as_they_are() {
 #[test]
 fn the_license_of_the_base_model_is_carried_over() {
     let model = copy("train/hf_init");
-    for (readme, wanted) in [
-        ("---\nlicense: mit\n---\n# x", json!({"license": "mit"})),
+    for (readme, wanted, noted) in [
+        ("---\nlicense: mit\n---\n# x", json!({"license": "mit"}), false),
         (
             "\u{feff}---\r\nlanguage: pt\r\nlicense: \"Apache-2.0\" # as written\r\n---\r\n\r\nlicense: gpl\r\n",
             json!({"license": "apache-2.0"}),
+            false,
         ),
-        ("---\nlicense:\n- mit\n- cc-by-4.0\n---\n", json!({"license": ["mit", "cc-by-4.0"]})),
+        ("---\nlicense:\n- mit\n- cc-by-4.0\n---\n", json!({"license": ["mit", "cc-by-4.0"]}), false),
         (
             "---\nlicense: other\nlicense_name: 'a: b'\nlicense_link: https://example.org/x\n---",
             json!({"license": "other", "license_name": "a: b", "license_link": "https://example.org/x"}),
+            false,
         ),
         // A file that is not beside the new card.
-        ("---\nlicense: other\nlicense_link: LICENSE\n---\n", json!({"license": "other"})),
+        ("---\nlicense: other\nlicense_link: LICENSE\n---\n", json!({"license": "other"}), false),
         // The hub would refuse the card.
-        ("---\nlicense: no\n---\n", json!({})),
-        ("---\nlicense: see the file LICENSE\n---\n", json!({})),
-        ("---\nlicense: {\n---\n", json!({})),
-        ("# A model\n\n---\nlicense: mit\n---\n", json!({})),
-        ("license: mit\n", json!({})),
-        ("", json!({})),
+        ("---\nlicense: no\n---\n", json!({}), true),
+        ("---\nlicense: see the file LICENSE\n---\n", json!({}), true),
+        ("---\nlicense: {\n---\n", json!({}), true),
+        ("# A model\n\n---\nlicense: mit\n---\n", json!({}), false),
+        ("license: mit\n", json!({}), false),
+        ("", json!({}), false),
     ] {
         fs::write(model.path().join("README.md"), readme).unwrap();
         let (out, file) = (TempDir::new().unwrap(), golden("train/train.csv"));
         let args = ["--model", path(model.path()), "--train-file", path(&file), "--output-dir", path(out.path())];
-        ran(TRAIN, &[&args[..], &["--max-steps", "1", "--save-strategy", "no"]].concat()).done();
+        let ran = ran(TRAIN, &[&args[..], &["--max-steps", "1", "--save-strategy", "no"]].concat()).done();
+        let notes = ran.err.matches("; the new model's card has no license\n").count();
+        assert_eq!(notes, usize::from(noted), "{readme}: {}", ran.err);
         let (front_matter, _) = card(out.path());
         let found = front_matter.as_object().unwrap().iter().filter(|(key, _)| key.starts_with("license"));
         assert_eq!(Value::from_iter(found.map(|(key, value)| (key.clone(), value.clone()))), wanted, "{readme}");

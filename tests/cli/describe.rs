@@ -82,6 +82,22 @@ fn text_for_people_names_what_to_look_at_and_the_next_command() {
 }
 
 #[test]
+fn a_split_that_train_would_refuse_is_not_proposed() {
+    let dir = TempDir::new().unwrap();
+    let (model, file) = (golden("train/hf_init"), dir.path().join("a.csv"));
+    let args = ["--train-file", path(&file), "--max-steps", "1", "--validation-split", "0.1"];
+    for (rows, splits) in [(1, false), (10, true)] {
+        let rows: String = (0..10 * rows).map(|row| format!("a text {row},label {}\n", row % 10)).collect();
+        fs::write(&file, format!("text,label\n{rows}")).unwrap();
+        let next = describe(&[path(&file)]).done().err;
+        assert_eq!(next.contains("--validation-split 0.1"), splits, "{next}");
+        let out = dir.path().join("out");
+        let trained = crate::cli::ran(TRAIN, &[&args[..], &["--model", path(&model), "--output-dir", path(&out)]].concat());
+        assert_eq!(!trained.err.contains("leaves one side empty"), splits, "{}", trained.err);
+    }
+}
+
+#[test]
 fn a_folder_of_splits_is_described_and_guesses_are_part_of_the_description() {
     let dir = TempDir::new().unwrap();
     small(&dir);

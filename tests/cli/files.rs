@@ -258,3 +258,31 @@ fn odd_texts_and_labels_survive() {
     ran(PREDICT, &["--model", path(&out), "--stars", "x"])
         .failed(2, "`--stars`: the names of the 3 classes do not tell which one is good");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_that_the_files_of_a_run_could_not_hold_is_refused_at_once() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let dir = TempDir::new().unwrap();
+    let odd = |name: &str| dir.path().join(OsStr::from_bytes(&[name.as_bytes(), b"\xff"].concat()));
+    let data = odd("data");
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(dir.path().join("splits")).unwrap();
+    fs::copy(golden("train/train.csv"), data.join("train.csv")).unwrap();
+    fs::copy(golden("train/train.csv"), dir.path().join("splits").join(OsStr::from_bytes(b"train.\xff.csv"))).unwrap();
+    let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
+    let (out, splits) = (dir.path().join("out"), dir.path().join("splits"));
+    for (flag, given, place) in [
+        ("--train-file", [data.join("train.csv"), out.clone()], "`--train-file`: "),
+        ("--train-file", [file.clone(), odd("out")], "`--output-dir`: "),
+        ("--data-dir", [splits, out], "its name is not UTF-8"),
+    ] {
+        for more in [&["--dry-run"][..], &[]] {
+            let mut command = program(TRAIN);
+            command.args(["--model", path(&model), "--max-steps", "1", flag]).arg(&given[0]).arg("--output-dir").arg(&given[1]);
+            run(command.args(more), b"").failed(2, place);
+            assert!(!given[1].exists());
+        }
+    }
+}

@@ -2,12 +2,13 @@
 
 use crate::fixtures::golden;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::*;
@@ -372,4 +373,30 @@ fn predictions_carry_the_columns_of_their_rows() {
     let csv = keep(&["--format", "csv", "good"]).out;
     assert!(csv.starts_with("text,id,label,score,tokens,truncated\ngood,0,"), "{csv}");
     predict(&["--keep-columns", "--format", "text", "good"]).failed(2, "`--keep-columns`: lines for people have no columns");
+}
+
+#[test]
+fn an_interrupt_leaves_no_half_written_file() {
+    let dir = TempDir::new().unwrap();
+    let (model, output) = (golden("text/hf"), dir.path().join("out.jsonl"));
+    for (command, signal) in [(PREDICT, "INT"), ("embed", "TERM")] {
+        let mut command = program(command);
+        command.args(["--model", path(&model), "--output", path(&output)]);
+        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It waits for the next line of its input.
+        child.stdin.as_mut().unwrap().write_all(b"good\n").unwrap();
+        let (partial, begin) = (dir.path().join("out.jsonl.partial"), Instant::now());
+        while !partial.exists() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "nothing is written");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success());
+        let stdin = child.stdin.take();
+        let ended = child.wait_with_output().unwrap();
+        drop(stdin);
+        let line = format!("stopped: {} is not written; start the same command again\n", output.display());
+        let err = String::from_utf8(ended.stderr).unwrap();
+        assert!(ended.status.code() == Some(130) && err.ends_with(&line), "{:?} {err}", ended.status);
+        assert_eq!(names(dir.path()), BTreeSet::new());
+    }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::data::put;
 
 /// A short run with a checkpoint after each fifth update, of which two are kept.
 const FLAGS: &str = "--max-length 32 --max-steps 40 --save-strategy steps --save-steps 5 --logging-steps 5 --save-total-limit 2";
@@ -75,7 +76,7 @@ fn an_overwritten_run_is_set_aside() {
     fs::rename(aside.join("checkpoint-40"), out.path().join("checkpoint-40")).unwrap();
     let ran = run_with(out.path(), "--seed 7 --max-steps 30 --resume-from-checkpoint").done();
     assert!(ran.err.contains("resumed: 20 of 30 updates"), "{}", ran.err);
-    assert!(ran.err.contains("set aside as part of another run: checkpoint-40, now in "), "{}", ran.err);
+    assert!(ran.err.contains("set aside as not part of this run: checkpoint-40, now in "), "{}", ran.err);
     assert_eq!(checkpoints(out.path()), set(["checkpoint-25", "checkpoint-30"]));
 }
 
@@ -238,10 +239,53 @@ fn a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken() {
         fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
         copy_all(&out.join("checkpoint-35"), &out.join("checkpoint-40"));
     });
-    damaged("no file in", "checkpoint-100/state.json", &|out| {
-        fs::create_dir(out.join("checkpoint-100")).unwrap();
-        fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
-    });
+}
+
+/// A folder as another program leaves it.
+fn foreign(folder: &Path) {
+    put(folder, &[("config.json", "{}"), ("trainer_state.json", "{}"), ("optimizer.pt", "moments")]);
+}
+
+#[test]
+fn what_another_program_or_run_has_written_is_neither_removed_nor_resumed() {
+    let dir = TempDir::new().unwrap();
+    let [out, other] = ["out", "other"].map(|name| dir.path().join(name));
+    run_with(&out, "--max-steps 20").done();
+    run_with(&other, "--learning-rate 1e-2").done();
+    let names = ["checkpoint-5", "checkpoint-40", "checkpoint-99"];
+    [names[0], names[2]].into_iter().for_each(|name| foreign(&out.join(name)));
+    copy_all(&other.join(names[1]), &out.join(names[1]));
+    foreign(&out.join("checkpoint-7.old"));
+
+    let named = run_with(&out, &format!("--resume-from-checkpoint {}", path(&out.join(names[2]))));
+    named.failed(2, "checkpoint-99`: is not a checkpoint of this program: it has no state.json; use another checkpoint");
+    let ran = ran(TRAIN, &["--resume-from-checkpoint", path(&out), "--max-steps", "40"]).done();
+    assert!(ran.err.contains("resumed: 20 of 40 updates") && !ran.err.contains("learning_rate was"), "{}", ran.err);
+    for name in &names[1..] {
+        assert!(ran.err.contains(&format!("{name}: is not a checkpoint of this run")), "{}", ran.err);
+    }
+    assert!(ran.err.contains("set aside as not part of this run: checkpoint-5 and 2 more, now in "), "{}", ran.err);
+    assert_eq!(checkpoints(&out), set(["checkpoint-35", "checkpoint-40", "checkpoint-7.old"]));
+    assert_eq!(checkpoints(&out.join("earlier-run-1")), set(names));
+    assert_eq!(fs::read(out.join("earlier-run-1/checkpoint-5/optimizer.pt")).unwrap(), b"moments");
+}
+
+#[test]
+fn the_weights_of_another_program_are_not_taken_for_the_best() {
+    let out = TempDir::new().unwrap();
+    let flags = "--batch-size 2 --seed 1 --learning-rate 5e-3 --validation-split 0.2 --eval-strategy steps --eval-steps 2";
+    run_with(out.path(), &format!("{flags} --save-steps 2 --save-total-limit 9 --early-stopping-patience 3")).done();
+    let state = read(out.path(), "trainer_state.json");
+    assert!(state["best_global_step"].as_u64() < state["global_step"].as_u64(), "{state}");
+    let best = out.path().join(format!("checkpoint-{}", state["best_global_step"]));
+    let weights = fs::read(best.join("model.safetensors")).unwrap();
+    fs::remove_dir_all(&best).unwrap();
+    foreign(&best);
+    fs::write(best.join("model.safetensors"), weights).unwrap();
+    let before = checkpoints(out.path());
+    let resume = ["--resume-from-checkpoint", path(out.path()), "--early-stopping-patience", "9"];
+    ran(TRAIN, &resume).failed(2, "the weights of the best evaluation, at update ");
+    assert_eq!(checkpoints(out.path()), before);
 }
 
 #[test]
@@ -535,7 +579,7 @@ fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
 }
 
 #[test]
-fn changed_settings_are_reported_and_speeds_count_what_was_done_since() {
+fn changed_settings_are_reported() {
     let out = TempDir::new().unwrap();
     run_with(out.path(), "").done();
     let changed = "--learning-rate 1e-4 --weight-decay 0.5 --resume-from-checkpoint";
@@ -547,9 +591,29 @@ fn changed_settings_are_reported_and_speeds_count_what_was_done_since() {
         assert!(ran.err.contains(line), "{}", ran.err);
     }
     assert_eq!(ran.err.matches(" from here on").count(), 2, "{}", ran.err);
-    // Nothing was left to do.
-    assert!(ran.out.contains("trained     0 updates"), "{}", ran.out);
-    assert_eq!(read(out.path(), "train_results.json")["train_steps_per_second"], 0.0);
+}
+
+#[test]
+fn a_finished_run_that_is_resumed_keeps_its_results() {
+    let out = TempDir::new().unwrap();
+    run_with(out.path(), "--validation-split 0.2").done();
+    let results = || ["train_results.json", "all_results.json"].map(|name| read(out.path(), name));
+    let figure = |results: &[Value; 2], key: &str| results.each_ref().map(|results| results[key].clone());
+    let (before, log) = (results(), json_lines(&out.path().join("metrics.jsonl")));
+    assert!(before[0]["train_steps_per_second"].as_f64() > Some(0.0));
+    let resumed = run_with(out.path(), "--validation-split 0.2 --resume-from-checkpoint").done();
+    assert!(resumed.out.contains("trained     no update was left, mean loss 0."), "{}", resumed.out);
+    let after = results();
+    assert_eq!(after[0], before[0]);
+    for key in keys(&before[0]) {
+        assert_eq!(figure(&after, key), figure(&before, key), "{key}");
+    }
+    assert_eq!(json_lines(&out.path().join("metrics.jsonl")), log);
+
+    // A run that was killed before it wrote them has no figures of its speed.
+    fs::remove_file(out.path().join("train_results.json")).unwrap();
+    run_with(out.path(), "--validation-split 0.2 --resume-from-checkpoint").done();
+    assert_eq!(keys(&results()[0]), BTreeSet::from(["epoch", "train_loss", "train_samples"]));
 }
 
 #[test]
@@ -668,4 +732,32 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     let elsewhere = dir.path().join("elsewhere");
     ran(TRAIN, &["--resume-from-checkpoint", path(&elsewhere)])
         .failed(2, "elsewhere`: no such folder; name the folder of the run");
+}
+
+#[test]
+fn a_run_with_relative_paths_resumes_in_another_folder() {
+    let dir = TempDir::new().unwrap();
+    let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
+    [&here, &there].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    copy_all(&golden("train/hf_init"), &here.join("model"));
+    fs::copy(golden("train/train.csv"), here.join("train.csv")).unwrap();
+    let train_in = |folder: &Path, args: &str| {
+        let mut command = program(TRAIN);
+        run(command.current_dir(folder).args(words(args)).env("HF_HUB_OFFLINE", "1"), b"")
+    };
+    train_in(&here, "--model model --train-file train.csv --output-dir out --max-steps 2 --save-strategy steps --save-steps 2")
+        .done();
+    let ran = train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 3").done();
+    assert!(ran.err.contains("resumed: 2 of 3 updates") && !ran.err.contains("model was"), "{}", ran.err);
+    // The resumed run can be resumed from anywhere, too.
+    train_in(dir.path(), "--resume-from-checkpoint here/out --max-steps 4").done();
+    fs::rename(here.join("train.csv"), here.join("moved.csv")).unwrap();
+    let missing = train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 5");
+    missing.failed(2, &format!("`{}`: no such file or folder", path(&here.join("train.csv"))));
+    train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 5 --train-file ../here/moved.csv").done();
+    // Where a run was started is no setting of it.
+    let [one, other] = [here.join("out"), there.join("out")];
+    train_in(&there, "--model ../here/model --train-file ../here/moved.csv --output-dir out --max-steps 5").done();
+    let compared = ran(EVALUATE, &["--compare", path(&one), path(&other)]).done();
+    assert!(!(compared.out + &compared.err).contains("working_directory"));
 }

@@ -10,11 +10,15 @@ use super::*;
 
 /// The lines that a command shows on a terminal of 80 columns, without those that are drawn over, and all that was written.
 fn on_a_terminal(command: &str, args: &[&str], env: &[(&str, &str)]) -> (Vec<String>, String) {
+    on_a_terminal_of(80, command, args, env)
+}
+
+fn on_a_terminal_of(columns: usize, command: &str, args: &[&str], env: &[(&str, &str)]) -> (Vec<String>, String) {
     let program = program(command);
     let words = [program.get_program()].into_iter().chain(program.get_args()).map(|word| word.to_str().unwrap());
     let words: Vec<String> = words.chain(args.iter().copied()).map(warpfit::flags::quoted).collect();
     let mut terminal = without_colour_settings(Command::new("script"));
-    terminal.args(["-qec", &format!("stty cols 80 rows 24; {}", words.join(" ")), "/dev/null"]);
+    terminal.args(["-qec", &format!("stty cols {columns} rows 24; {}", words.join(" ")), "/dev/null"]);
     terminal.env("TERM", "xterm-256color").env("HF_HUB_OFFLINE", "1").envs(env.iter().copied());
     let all = run(&mut terminal, b"").done().out;
     let mut shown = String::new();
@@ -112,6 +116,94 @@ fn lines_are_wrapped_between_words_or_fields() {
     let coloured = Look { columns: None, colour: true };
     assert_eq!(coloured.dressed("error: no"), "\u{1b}[1m\u{1b}[31merror:\u{1b}[0m no");
     assert_eq!(coloured.dressed("an error: no"), "an error: no");
+}
+
+#[test]
+fn what_is_in_quotation_marks_is_not_broken() {
+    let look = Look { columns: Some(60), colour: false };
+    for (line, whole) in [
+        (
+            "stopped: after 3 of 40 updates; resume with train --resume-from-checkpoint '/tmp/a folder with spaces'",
+            "'/tmp/a folder with spaces'",
+        ),
+        (
+            "model: the folder's own classifier is trained on with the name \"a class of several words\", which is long",
+            "\"a class of several words\",",
+        ),
+        (
+            "note: the file is named 'it'\\''s a file of mine', and that is a name that needs quotation marks",
+            "'it'\\''s a file of mine',",
+        ),
+    ] {
+        let shown = look.dressed(line);
+        assert!(
+            shown.lines().any(|line| line.contains(whole)) && shown.lines().all(|line| line.chars().count() <= 60),
+            "{shown}"
+        );
+    }
+    let apostrophes =
+        look.dressed("note: 'tis a line with an apostrophe at the beginning of a word, and it is wrapped all the same");
+    assert_eq!(apostrophes.lines().count(), 2, "{apostrophes}");
+    let command =
+        look.command("warpfit predict --model 'a folder --with a flag in its name' --text \"What -- a --film!\" --quiet");
+    let indent = " ".repeat(16);
+    let wanted =
+        ["warpfit predict --model 'a folder --with a flag in its name' \\", "--text \"What -- a --film!\" \\", "--quiet"];
+    assert_eq!(command, wanted.join(&format!("\n{indent}")));
+}
+
+#[test]
+fn descriptions_and_tokens_fit_60_columns() {
+    let dir = TempDir::new().unwrap();
+    let (model, file) = (golden("train/hf_init"), dir.path().join("a.csv"));
+    let long = "good ".repeat(1200);
+    let rows = format!("text,label\n{long},a label with a long name\n{long}a,another label with a long name\n{long},b\nbad,b\n");
+    fs::write(&file, rows).unwrap();
+    for (command, args) in [
+        ("describe", vec![path(&file), "--model", path(&model), "--max-length", "16"]),
+        (
+            "tokenize",
+            vec![
+                "--model",
+                path(&model),
+                "--max-length",
+                "16",
+                "A film that is longer than it needed to be, and better than anyone had expected.",
+            ],
+        ),
+    ] {
+        let (lines, _) = on_a_terminal_of(60, command, &args, &[]);
+        assert!(lines.len() > 10, "{lines:?}");
+        for line in lines.iter().filter(|line| !line.contains(path(dir.path())) && !line.contains(path(&model))) {
+            assert!(line.chars().count() <= 60, "{command}: {line}");
+        }
+    }
+}
+
+/// Characters that reorder a line, or move the cursor, do nothing in labels, texts and names.
+#[test]
+fn control_characters_are_not_shown() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("a.csv");
+    let odd = "x\u{202e}y\u{2066}z\u{1b}[31m";
+    fs::write(&file, format!("text,label\ngood {odd},{odd}\nbad {odd},b\nbad,b\n")).unwrap();
+    let model = golden("text/hf");
+    for (command, shown, args) in [
+        ("describe", "x y z", vec![path(&file)]),
+        ("tokenize", "##y", vec!["--model", path(&model), odd]),
+        (PREDICT, "x y z", vec!["--model", path(&model), "--format", "text", odd, "good"]),
+        (EVALUATE, "x y z", vec!["--model", path(&model), path(&file)]),
+        (
+            TRAIN,
+            "x y z",
+            vec!["--model", path(&model), "--train-file", path(&file), "--output-dir", path(dir.path()), "--device", odd],
+        ),
+    ] {
+        let ran = ran(command, &args);
+        let all = ran.out + &ran.err;
+        assert!(all.contains(shown) && !all.contains(['\u{202e}', '\u{2066}', '\u{1b}']), "{command}: {all:?}");
+    }
+    assert_eq!(Look::default().dressed("note: x\u{202e}y\nz"), "note: x y\nz");
 }
 
 #[test]

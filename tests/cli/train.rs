@@ -668,6 +668,8 @@ fn a_run_keeps_texts_to_try() {
     }
     // Without them, those of the card.
     let out = dir.path().join("first");
+    fs::write(out.join("examples.json"), json!(vec!["a text"; 1000]).to_string()).unwrap();
+    assert_eq!(ModelDir::read(&out).unwrap().examples(), ["a text"; 6]);
     fs::remove_file(out.join("examples.json")).unwrap();
     assert_eq!(ModelDir::read(&out).unwrap().examples(), Vec::<String>::new());
     let card = "---\nlicense: mit\nwidget:\n- text: \"I like you. I love you\"\n  example_title: Love\n- text: 'No'\nmetrics:\n- text: f1\n---\n# A model\n";

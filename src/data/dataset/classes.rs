@@ -7,6 +7,7 @@ use unicode_normalization_alignments::UnicodeNormalization;
 
 use super::columns::{Columns, LABEL, Names, TEXT};
 use super::{Dataset, Table, brief, list};
+use crate::console::is_control;
 use crate::error::{Error, Result};
 use crate::report::log::counted;
 
@@ -68,7 +69,7 @@ pub fn classify(tables: Vec<Table>, model: ModelClasses, given: Option<&[String]
     let (names, class, note) = choose(&parts, &declared, model, given)?;
     notes.extend(note);
     // A label may hold line ends; a note is one line.
-    notes.iter_mut().for_each(|note| *note = note.replace(char::is_control, " "));
+    notes.iter_mut().for_each(|note| *note = note.replace(is_control, " "));
     let maps: Vec<HashMap<String, u32>> = parts
         .iter()
         .map(|part| part.raw.iter().zip(&part.labels).map(|((raw, _), label)| (raw.to_string(), class[label])).collect())
@@ -514,7 +515,7 @@ pub fn counts_in_words(names: &[String], labels: &[u32]) -> String {
     let shown: Vec<String> =
         names.iter().zip(&counts).take(SHOWN).map(|(name, count)| format!("{}: {count}", brief(name))).collect();
     let more = if names.len() > SHOWN { format!(", ... ({} classes)", names.len()) } else { String::new() };
-    shown.join(", ").replace(char::is_control, " ") + &more
+    shown.join(", ").replace(is_control, " ") + &more
 }
 
 fn labels<'a>(parts: &'a [Part]) -> impl Iterator<Item = &'a str> {

@@ -1,7 +1,7 @@
 //! The splits of a run, read alike and labelled with the same classes.
 
 use super::{Classes, Dataset, ModelClasses, Options, Splits, Table, classify};
-use crate::console::noted;
+use crate::console::{is_control, noted};
 use crate::error::Result;
 
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Labelled {
         }
         let (has_validation, has_test) = (validation.is_some(), test.is_some());
         let tables: Vec<Table> = [Some(train), validation, test].into_iter().flatten().collect();
-        notes.extend(tables.iter().map(|table| format!("data: {}", table.columns_in_words().replace(char::is_control, " "))));
+        notes.extend(tables.iter().map(|table| format!("data: {}", table.columns_in_words().replace(is_control, " "))));
         let (Classes { names, notes: labels }, datasets) = classify(tables, model, given)?;
         notes.extend(labels.into_iter().map(|line| format!("note: {line}")));
         let mut datasets = datasets.into_iter();

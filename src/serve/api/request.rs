@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
+use axum::http::header::EXPECT;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -38,9 +40,24 @@ pub async fn object(request: Request, service: &Service) -> Answered<Map<String,
 
 async fn bytes(request: Request, service: &Service) -> Answered<Vec<u8>> {
     let limit = service.options.payload_limit;
-    let (mut body, mut bytes, mut size) = (request.into_body(), Vec::new(), 0);
+    let too_large = |size: u64| {
+        let error = format!("the body has {size} bytes; send at most {limit}");
+        refusal(StatusCode::PAYLOAD_TOO_LARGE, "validation", error)
+    };
+    let waits = request.headers().contains_key(EXPECT);
+    let mut body = request.into_body();
+    let declared = body.size_hint().lower();
+    if declared > limit as u64 {
+        // A client that does not wait for leave to send may read the response only after it has sent everything.
+        let unread = async move { while let Some(Ok(_)) = body.frame().await {} };
+        if !waits {
+            tokio::spawn(tokio::time::timeout(service.patience, unread));
+        }
+        return Err(too_large(declared));
+    }
+    let (mut bytes, mut size) = (Vec::new(), 0);
     let read = async {
-        // A body that is too long is still read to its end: clients read the response only after sending.
+        // A body that is too long is still read to its end, for the same reason.
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| refusal(StatusCode::BAD_REQUEST, "validation", format!("the body ends early: {e}")))?;
             let data = frame.into_data().unwrap_or_default();
@@ -55,11 +72,7 @@ async fn bytes(request: Request, service: &Service) -> Answered<Vec<u8>> {
         let error = format!("the body did not arrive within {} s", service.patience.as_secs());
         refusal(StatusCode::REQUEST_TIMEOUT, "validation", error)
     })??;
-    if size > limit {
-        let error = format!("the body has {size} bytes; send at most {limit}");
-        return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "validation", error));
-    }
-    Ok(bytes)
+    if size > limit { Err(too_large(size as u64)) } else { Ok(bytes) }
 }
 
 /// Moves the keys of `parameters` beside `inputs`.
