@@ -13,7 +13,7 @@ use serde::de::IgnoredAny;
 use super::model_dir;
 use crate::console::note;
 use crate::error::{Error, Result};
-use crate::files::{CHECKSUMS, PartialFile, create_dir, replace_dir, seal, sync_dir};
+use crate::files::{CHECKSUMS, PartialFile, check_writable, create_dir, replace_dir, seal, sync_dir};
 use crate::report::tensorboard;
 
 /// Locked by the process that writes into the folder, for as long as it lives; holds the id of the run.
@@ -62,7 +62,7 @@ impl RunDir {
     /// The error with which `create` would refuse the folder: checked before anything that takes long.
     pub fn check(path: &Path, overwrite: bool) -> Result<()> {
         if !path.exists() {
-            return Ok(());
+            return check_writable(path);
         }
         if !path.is_dir() {
             return Err(Error::user(path.display(), "is a file", "choose another --output-dir"));
@@ -74,7 +74,7 @@ impl RunDir {
         }
         match File::open(path.join(LOCK)).map(|lock| lock.try_lock_shared()) {
             Ok(Err(TryLockError::WouldBlock)) => Err(in_use(path)),
-            _ => Ok(()),
+            _ => check_writable(path),
         }
     }
 

@@ -78,6 +78,15 @@ fn an_overwritten_run_is_set_aside() {
     assert!(ran.err.contains("resumed: 20 of 30 updates"), "{}", ran.err);
     assert!(ran.err.contains("set aside as not part of this run: checkpoint-40, now in "), "{}", ran.err);
     assert_eq!(checkpoints(out.path()), set(["checkpoint-25", "checkpoint-30"]));
+
+    // Back to the earlier run: everything of the later one is set aside, its results too.
+    let earlier = out.path().join("earlier-run-2/checkpoint-40");
+    run_with(out.path(), &format!("--max-steps 45 --resume-from-checkpoint {}", path(&earlier))).done();
+    assert_eq!(checkpoints(out.path()), set(["checkpoint-45"]));
+    let aside = out.path().join("earlier-run-3");
+    assert_eq!(checkpoints(&aside), set(["checkpoint-25", "checkpoint-30"]));
+    assert_eq!(json_lines(&aside.join("metrics.jsonl")).last().unwrap()["step"], 30);
+    assert!(aside.join("train_results.json").exists());
 }
 
 /// The checkpoint that the message of a failed run names.
@@ -616,6 +625,17 @@ fn a_finished_run_that_is_resumed_keeps_its_results() {
     assert_eq!(keys(&results()[0]), BTreeSet::from(["epoch", "train_loss", "train_samples"]));
 }
 
+/// Nothing can be created in /proc, not even by root.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_that_cannot_be_written_is_refused_before_anything_is_read() {
+    for more in [&["--dry-run"][..], &[]] {
+        let refused = train(Path::new("/proc/new/out"), more);
+        assert!(!refused.err.contains("data: "), "{}", refused.err);
+        refused.failed(2, "`/proc/new/out`: ");
+    }
+}
+
 #[test]
 fn a_numbered_folder_that_holds_nothing_is_removed() {
     let dir = TempDir::new().unwrap();
@@ -745,7 +765,7 @@ fn a_run_with_relative_paths_resumes_in_another_folder() {
         let mut command = program(TRAIN);
         run(command.current_dir(folder).args(words(args)).env("HF_HUB_OFFLINE", "1"), b"")
     };
-    train_in(&here, "--model model --train-file train.csv --output-dir out --max-steps 2 --save-strategy steps --save-steps 2")
+    train_in(&here, "--model model --train-file train.csv --validation-split 0.2 --output-dir out --max-steps 2 --save-strategy steps --save-steps 2")
         .done();
     let ran = train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 3").done();
     assert!(ran.err.contains("resumed: 2 of 3 updates") && !ran.err.contains("model was"), "{}", ran.err);
@@ -757,7 +777,11 @@ fn a_run_with_relative_paths_resumes_in_another_folder() {
     train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 5 --train-file ../here/moved.csv").done();
     // Where a run was started is no setting of it.
     let [one, other] = [here.join("out"), there.join("out")];
-    train_in(&there, "--model ../here/model --train-file ../here/moved.csv --output-dir out --max-steps 5").done();
-    let compared = ran(EVALUATE, &["--compare", path(&one), path(&other)]).done();
+    train_in(
+        &there,
+        "--model ../here/model --train-file ../here/moved.csv --validation-split 0.2 --output-dir out --max-steps 5",
+    )
+    .done();
+    let compared = crate::cli::ran(EVALUATE, &["--compare", path(&one), path(&other)]).done();
     assert!(!(compared.out + &compared.err).contains("working_directory"));
 }
