@@ -409,9 +409,9 @@ fn options_are_heard_or_refused_by_name() {
     assert_eq!(post(server.address, "/", &long).status, 413);
 }
 
-/// The answer comes before the body, of which hardly anything is ever sent.
+/// One of which the size is announced is refused before it is sent.
 #[test]
-fn a_body_that_is_announced_as_too_large_is_refused_at_once() {
+fn bodies_that_are_too_large_are_refused() {
     let server = Server::start(&[]);
     let head = "POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: 3000000000\r\n";
     for expect in ["", "Expect: 100-continue\r\n"] {
@@ -426,6 +426,13 @@ fn a_body_that_is_announced_as_too_large_is_refused_at_once() {
         }
         assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("the body has 3000000000 bytes"), "{answer}");
         assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    }
+    for (size, status) in [(2_000_000, 200), (2_000_001, 413)] {
+        let head = "POST /predict HTTP/1.1\r\nHost: test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let text = json!({ "inputs": "good" }).to_string();
+        let body = text.clone() + &" ".repeat(size - text.len());
+        let request = format!("{head}{size:x}\r\n{body}\r\n0\r\n\r\n");
+        assert_eq!(Asked::raw(server.address, request.as_bytes()).reply().status, status, "{size} bytes in chunks");
     }
 }
 
