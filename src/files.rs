@@ -133,7 +133,7 @@ pub fn sync_dir(path: &Path) -> Result<()> {
 }
 
 /// Gives the folder `new` the name `path`. If there is a folder of that name, the two are exchanged in one step, and it is
-/// removed; where the file system cannot do that, it is called `path`.old for a moment.
+/// removed; where the file system cannot do that, it is called `path`.replaced for a moment.
 pub fn replace_dir(new: &Path, path: &Path) -> Result<()> {
     let io = |e| Error::io(path, e);
     let sync = || path.parent().map_or(Ok(()), sync_dir);
@@ -144,7 +144,7 @@ pub fn replace_dir(new: &Path, path: &Path) -> Result<()> {
     let old = if exchange(new, path) {
         new.to_path_buf()
     } else {
-        let old = path.with_extension("old");
+        let old = path.with_extension("replaced");
         fs::rename(path, &old).and_then(|()| fs::rename(new, path)).map_err(io)?;
         old
     };

@@ -108,10 +108,8 @@ impl RunDir {
             let Some((whole, ending)) = name.to_str().and_then(|name| name.rsplit_once('.')) else { continue };
             let is_checkpoint = checkpoint_step(whole).is_some();
             let done = match ending {
-                // A copy that someone has made of another program's checkpoint.
-                "old" if is_checkpoint && Origin::of(&path, &self.id) == Origin::Foreign => Ok(()),
-                "old" if is_checkpoint && !self.path.join(whole).exists() => fs::rename(&path, self.path.join(whole)),
-                "old" | "partial" if is_checkpoint => fs::remove_dir_all(&path),
+                "replaced" if is_checkpoint && !self.path.join(whole).exists() => fs::rename(&path, self.path.join(whole)),
+                "replaced" | "partial" if is_checkpoint => fs::remove_dir_all(&path),
                 "partial" if name == model_dir::PARTIAL => fs::remove_dir_all(&path),
                 "partial" if own(whole) => fs::remove_file(&path),
                 "writable" if whole.is_empty() => fs::remove_file(&path),

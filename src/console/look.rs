@@ -120,9 +120,11 @@ fn quoted(line: &[char]) -> Vec<bool> {
     let mut quoted = vec![false; line.len()];
     let mut at = 0;
     while at < line.len() {
-        let begins = "'\"".contains(line[at]) && (at == 0 || line[at - 1] == ' ');
         let ends = |end: &usize| line[*end] == line[at] && line.get(end + 1).is_none_or(|next| " ,;.)".contains(*next));
-        if let Some(end) = (at + 1..line.len()).find(ends).filter(|_| begins) {
+        if "'\"".contains(line[at])
+            && (at == 0 || line[at - 1] == ' ')
+            && let Some(end) = (at + 1..line.len()).find(ends)
+        {
             quoted[at..end].fill(true);
             at = end;
         }

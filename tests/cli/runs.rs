@@ -264,7 +264,8 @@ fn what_another_program_or_run_has_written_is_neither_removed_nor_resumed() {
     let names = ["checkpoint-5", "checkpoint-40", "checkpoint-99"];
     [names[0], names[2]].into_iter().for_each(|name| foreign(&out.join(name)));
     copy_all(&other.join(names[1]), &out.join(names[1]));
-    foreign(&out.join("checkpoint-7.old"));
+    // A copy that the user has made.
+    copy_all(&out.join("checkpoint-15"), &out.join("checkpoint-15.old"));
 
     let named = run_with(&out, &format!("--resume-from-checkpoint {}", path(&out.join(names[2]))));
     named.failed(2, "checkpoint-99`: is not a checkpoint of this program: it has no state.json; use another checkpoint");
@@ -274,7 +275,7 @@ fn what_another_program_or_run_has_written_is_neither_removed_nor_resumed() {
         assert!(ran.err.contains(&format!("{name}: is not a checkpoint of this run")), "{}", ran.err);
     }
     assert!(ran.err.contains("set aside as not part of this run: checkpoint-5 and 2 more, now in "), "{}", ran.err);
-    assert_eq!(checkpoints(&out), set(["checkpoint-35", "checkpoint-40", "checkpoint-7.old"]));
+    assert_eq!(checkpoints(&out), set(["checkpoint-35", "checkpoint-40", "checkpoint-15.old"]));
     assert_eq!(checkpoints(&out.join("earlier-run-1")), set(names));
     assert_eq!(fs::read(out.join("earlier-run-1/checkpoint-5/optimizer.pt")).unwrap(), b"moments");
 }
@@ -427,8 +428,8 @@ fn what_killed_runs_left_is_removed_or_restored() {
     let at = |name: &str| out.path().join(name);
     let before = names(out.path());
     // Between the two renames of a checkpoint that is replaced, and while others were written or removed.
-    fs::rename(at("checkpoint-40"), at("checkpoint-40.old")).unwrap();
-    for name in ["checkpoint-35.old", "checkpoint-35.partial", "checkpoint-30.partial"] {
+    fs::rename(at("checkpoint-40"), at("checkpoint-40.replaced")).unwrap();
+    for name in ["checkpoint-35.replaced", "checkpoint-35.partial", "checkpoint-30.partial"] {
         copy_all(&at("checkpoint-35"), &at(name));
     }
     for name in ["model.safetensors.partial", "trainer_state.json.partial", ".writable", "thesis.txt.partial"] {

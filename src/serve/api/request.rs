@@ -49,8 +49,8 @@ async fn bytes(request: Request, service: &Service) -> Answered<Vec<u8>> {
     let declared = body.size_hint().lower();
     if declared > limit as u64 {
         // A client that does not wait for leave to send may read the response only after it has sent everything.
-        let unread = async move { while let Some(Ok(_)) = body.frame().await {} };
         if !waits {
+            let unread = async move { while let Some(Ok(_)) = body.frame().await {} };
             tokio::spawn(tokio::time::timeout(service.patience, unread));
         }
         return Err(too_large(declared));
