@@ -3,8 +3,6 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::console::is_control;
-
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The kind of an error, with its exit code.
@@ -30,6 +28,12 @@ pub struct Error {
     place: String,
     fact: String,
     remedy: String,
+}
+
+/// Whether a terminal acts on a character instead of showing it: control characters, and those that reorder the text around them
+/// (the embeddings, overrides and isolates of Unicode's UAX #9).
+pub fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Remedy for outputs that are not finite.

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
-use crate::console::is_control;
-use crate::error::{BROKEN, Error, Kind, Result};
+use crate::error::{BROKEN, Error, Kind, Result, is_control};
 
 /// The result of an evaluation; serialises to metrics.json. Undefined metrics are `None`, written as null.
 ///

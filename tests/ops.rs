@@ -907,7 +907,10 @@ fn every_op_has_its_files() {
     );
     assert_eq!(
         ops,
-        stems("src/cuda", &["mod", "arena", "device", "error", "kernels", "gemm", "graph", "columns", "tune", "words"])
+        stems(
+            "src/cuda",
+            &["mod", "arena", "device", "error", "kernels", "gemm", "graph", "columns", "overlap", "tune", "words"]
+        )
     );
     assert_eq!(ops, stems("kernels", &["columns", "attention_cls"]));
 }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::console::{Look, is_control, next, note, print, tell};
+use crate::console::{Look, next, note, print, tell};
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Result, is_control};
 use crate::flags::{self, InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names, shown};
 use crate::hub;
 use crate::infer::Session;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{BufReader, IsTerminal};
 use std::path::PathBuf;
 
-use crate::console::{Look, is_control, leave_on_interrupt, next, note, print};
+use crate::console::{Look, leave_on_interrupt, next, note, print};
 use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_control};
 use crate::files::{PartialFile, remove_partial_files, same_file};
 use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, whole};
 use crate::hub;

@@ -8,6 +8,8 @@ use anstyle::{AnsiColor, Style};
 use terminal_size::{Height, Width, terminal_size_of};
 use textwrap::{Options, WordSplitter};
 
+use crate::error::is_control;
+
 /// Labels of lines, and their styles. Those without a colon fill [`LABEL`] columns.
 const LABELS: [(&str, Style); 10] = [
     ("error:", AnsiColor::Red.on_default().bold()),
@@ -107,12 +109,6 @@ impl Look {
         }
         lines
     }
-}
-
-/// Whether a terminal acts on a character instead of showing it: control characters, and those that reorder the text around them
-/// (the embeddings, overrides and isolates of Unicode's UAX #9).
-pub fn is_control(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// For each character whether it is between quotation marks, which begin and end words.

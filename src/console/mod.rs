@@ -14,7 +14,7 @@ use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::{Error, Kind, Result};
 use look::LABEL;
-pub use look::{Look, fill, is_control};
+pub use look::{Look, fill};
 
 mod look;
 

@@ -8,10 +8,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::Prediction;
-use crate::console::is_control;
 use crate::data::dataset::plain;
 use crate::data::inputs::Input;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_control};
 use crate::metrics::{positive_class, softmax};
 use crate::report::log::beginning;
 

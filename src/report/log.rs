@@ -5,7 +5,8 @@ use std::io::Write;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::console::{Look, is_control};
+use crate::console::Look;
+use crate::error::is_control;
 
 /// Formatted numbers: `Count(25000)` is 25,000 and `Bytes(1610612736)` is 1.50 GiB.
 pub use indicatif::{HumanBytes as Bytes, HumanCount as Count};

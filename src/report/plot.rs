@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::density::{Density, MARGIN};
 use super::log::Count;
-use crate::console::is_control;
+use crate::error::is_control;
 
 /// Distinguishable on white and on black.
 const COLOURS: [&str; 8] = ["#3b7dd8", "#e07b39", "#2e9e6b", "#c94f7c", "#8d6cc9", "#a8862a", "#3aa3b8", "#7f8790"];

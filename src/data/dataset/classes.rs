@@ -7,8 +7,7 @@ use unicode_normalization_alignments::UnicodeNormalization;
 
 use super::columns::{Columns, LABEL, Names, TEXT};
 use super::{Dataset, Table, brief, list};
-use crate::console::is_control;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_control};
 use crate::report::log::counted;
 
 /// The classes of a run.

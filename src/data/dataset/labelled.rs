@@ -1,8 +1,8 @@
 //! The splits of a run, read alike and labelled with the same classes.
 
 use super::{Classes, Dataset, ModelClasses, Options, Splits, Table, classify};
-use crate::console::{is_control, noted};
-use crate::error::Result;
+use crate::console::noted;
+use crate::error::{Result, is_control};
 
 #[derive(Debug)]
 pub struct Labelled {
