@@ -76,6 +76,7 @@ template <class T> __device__ void xent(const Xent<T>& a) {
     total = block_sum<THREADS>(total);
     if (threadIdx.x == 0 && a.train) a.status->loss += total / a.loss_normalizer;
 }
-KERNEL(xent_f32, xent<float>, Xent<float>, 512)
-KERNEL(xent_bf16, xent<bf16>, Xent<bf16>, 512)
-KERNEL(xent_f16, xent<f16>, Xent<f16>, 512)
+// One block per multiprocessor: without that, nvcc spills registers to make room for more.
+KERNEL(xent_f32, xent<float>, Xent<float>, 512, 0, 1)
+KERNEL(xent_bf16, xent<bf16>, Xent<bf16>, 512, 0, 1)
+KERNEL(xent_f16, xent<f16>, Xent<f16>, 512, 0, 1)
