@@ -121,6 +121,14 @@ pub fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).and_then(|()| tempfile::tempfile_in(path)).map(|_| ()).map_err(|e| Error::io(path, e))
 }
 
+/// The error with which a folder of results could not be written, before they are computed.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    if folder.exists() && !folder.is_dir() {
+        return Err(Error::user(folder.display(), "is a file and not a folder", "choose another name"));
+    }
+    check_writable(folder)
+}
+
 /// The error with which a file in this folder, which may not exist yet, could not be created. Creates nothing.
 pub fn check_writable(folder: &Path) -> Result<()> {
     let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));

@@ -7,10 +7,11 @@ use clap::{ArgMatches, FromArgMatches, Parser, ValueEnum};
 use rayon::prelude::*;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::console::{Look, next, note, print};
+use crate::console::{Look, leave_on_interrupt, next, note, print};
 use crate::data::dataset::{Labelled, ModelClasses, is_reviews, stratified_split};
 use crate::data::description::{Description, Unit};
 use crate::error::Result;
+use crate::files::{check_folder, remove_partial_files};
 use crate::flags::{self, DataArgs, count, quoted};
 use crate::hub;
 use crate::report::log::{Progress, WIDTH};
@@ -56,6 +57,10 @@ enum Format {
 pub fn run(words: Vec<OsString>) -> Result<()> {
     let Some(matches) = flags::matches(&flags::command::<Args>(), words)? else { return Ok(()) };
     let args = Args::from_arg_matches(&matches).expect("clap has checked the values");
+    if let Some(folder) = &args.output_dir {
+        check_folder(folder)?;
+        leave_on_interrupt(format!("{} is not complete", folder.display()), remove_partial_files)?;
+    }
     let mut data = args.data.clone();
     let folder = args.only_file.clone().filter(|path| path.is_dir() && !is_reviews(path));
     match folder.is_some() {
@@ -92,8 +97,10 @@ pub fn run(words: Vec<OsString>) -> Result<()> {
         }
         Format::Json => print(format!("{:#}", serde_json::json!(description)))?,
     }
+    let can_be_trained = description.splits[0].classes.iter().filter(|class| class.texts > 0).count() > 1;
     let splits = files.validation.is_empty() && can_be_split(&description);
-    next(&[training(&args, &data, &matches, splits)]);
+    let proposed = can_be_trained.then(|| training(&args, &data, &matches, splits));
+    next(&Vec::from_iter(proposed));
     Ok(())
 }
 

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::console::{Look, next, note, print, tell};
+use crate::console::{Look, leave_on_interrupt, next, note, print, tell};
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
 use crate::error::{Result, is_control};
+use crate::files::{check_folder, remove_partial_files};
 use crate::flags::{self, InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names, shown};
 use crate::hub;
 use crate::infer::Session;
@@ -91,6 +92,10 @@ pub fn run(args: Args) -> Result<()> {
             next(&[format!("warpfit evaluate --compare {} --output-dir compared", folders.join(" "))]);
         }
         return Ok(());
+    }
+    if let Some(folder) = &args.output_dir {
+        check_folder(folder)?;
+        leave_on_interrupt(format!("{} is not complete", folder.display()), remove_partial_files)?;
     }
     let (mut found, title, origin) = match &args.predictions {
         Some(path) => {

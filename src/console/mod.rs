@@ -60,6 +60,10 @@ pub fn leave_on_interrupt(fact: String, leave: impl FnOnce() + Send + 'static) -
             report(&Error::interrupted(fact, "start the same command again"));
             signal_hook::low_level::exit(Kind::Interrupted as i32);
         }
+        // One that came just before `notice_interrupts` began to listen.
+        if signals.pending().next().is_some() {
+            on_signal();
+        }
     };
     std::thread::Builder::new().spawn(wait).map(|_| ()).map_err(no_signals)
 }

@@ -2,6 +2,7 @@
 //! have. They are translated word by word, before the command line is parsed.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::flags::truth;
@@ -236,6 +237,8 @@ pub fn translate(words: impl IntoIterator<Item = OsString>) -> Result<(Vec<OsStr
             }
             "warmup_ratio" => Some(format!("--warmup-steps={value}")),
             "warmup_steps" if value.parse() == Ok(0.0) && given(&["warmup_ratio"]).is_some() => None,
+            // A folder may be called "1".
+            "resume_from_checkpoint" if Path::new(&value).is_dir() => Some(format!("--resume-from-checkpoint={value}")),
             "resume_from_checkpoint" if truth(&value) == Ok(true) => Some("--resume-from-checkpoint".to_string()),
             "resume_from_checkpoint" if truth(&value) == Ok(false) => None,
             "report_to" => {

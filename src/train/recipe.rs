@@ -135,9 +135,15 @@ impl Flags {
     /// # Errors
     /// No checkpoint has flags, and those that are typed are not enough.
     fn put_run_under(&mut self, checkpoint: &Path, folder: &Path) -> Result<Option<PathBuf>> {
+        if checkpoint.as_os_str() != NEWEST && !checkpoint.exists() {
+            return Err(Error::user(checkpoint.display(), "no such checkpoint", "check the path"));
+        }
         let Some((checkpoint, flags)) = flags_of_checkpoint(checkpoint, folder) else {
-            let fact = "no sound checkpoint here has the settings of a run";
-            let refusal = Error::user(folder.display(), fact, "pass the flags of the run, or start a new one");
+            let (place, fact) = match checkpoint.as_os_str() == NEWEST {
+                true => (folder, "no sound checkpoint here has the settings of a run"),
+                false => (checkpoint, "is not a sound checkpoint that has the settings of a run"),
+            };
+            let refusal = Error::user(place.display(), fact, "pass the flags of the run, or start a new one");
             return if self.has("model") { Ok(None) } else { Err(refusal) };
         };
         let named = |name: &str| self.command.get_arguments().find(|flag| flag.get_long() == Some(name)).cloned();

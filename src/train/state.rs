@@ -21,7 +21,7 @@ use crate::console::note;
 use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::device::Precision;
 use crate::error::{Error, Kind, Result};
-use crate::files::{read_sealed, verify, write_file, write_json};
+use crate::files::{CHECKSUMS, read_sealed, verify, write_file, write_json};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::ops::{Status, View};
@@ -111,6 +111,15 @@ impl RunState {
     /// # Errors
     /// A file that is missing, damaged, or of another update.
     fn verified(checkpoint: &Path) -> Result<RunState> {
+        let (state, sealed) = RunState::sound(checkpoint)?;
+        if !sealed {
+            note(format!("warning: {} has no checksums: it is used unverified", checkpoint.display()));
+        }
+        Ok(state)
+    }
+
+    /// The same, and whether there were checksums to compare.
+    fn sound(checkpoint: &Path) -> Result<(RunState, bool)> {
         let sealed = verify(checkpoint)?;
         let state = RunState::read(checkpoint)?;
         let step = checkpoint.file_name().and_then(|name| checkpoint_step(name.to_str()?));
@@ -127,9 +136,8 @@ impl RunState {
             for file in ["model.safetensors", "optimizer.safetensors"] {
                 Weights::open(&checkpoint.join(file))?;
             }
-            note(format!("warning: {} has no checksums: it is used unverified", checkpoint.display()));
         }
-        Ok(state)
+        Ok((state, sealed))
     }
 
     /// Checks that a run of `total` updates, of so many micro-batches each, can be in this state.
@@ -188,7 +196,7 @@ impl RunState {
 }
 
 /// Settings that may change when a run resumes.
-const CHANGEABLE: [&str; 13] = [
+const CHANGEABLE: [&str; 14] = [
     "device",
     "learning_rate",
     "lr_scheduler_type",
@@ -202,6 +210,7 @@ const CHANGEABLE: [&str; 13] = [
     "max_grad_norm",
     "label_smoothing_factor",
     "class_weights",
+    "positive_label",
 ];
 
 /// Settings that must be the same when a run resumes.
@@ -229,7 +238,7 @@ fn fingerprint(settings: &Settings, data: &Data) -> Value {
 pub fn precision_of_checkpoint(settings: &Settings) -> Option<Precision> {
     let asked = settings.resume_from_checkpoint.as_ref()?;
     let of = |checkpoint: &Path| serde_json::from_value(RunState::read(checkpoint).ok()?.fingerprint["precision"].clone()).ok();
-    candidates(asked, &settings.output_dir).iter().find_map(|path| of(path))
+    first(asked, &settings.output_dir, of).map(|(_, precision)| precision)
 }
 
 /// The flags of the run that is resumed, and the checkpoint that has them.
@@ -249,20 +258,30 @@ pub fn flags_of_checkpoint(asked: &Path, run: &Path) -> Option<(PathBuf, GivenFl
         }
         Some(flags)
     };
-    candidates(asked, run).into_iter().find_map(|path| of(&path).map(|flags| (path, flags)))
+    first(asked, run, of)
 }
 
 /// `--tune` and `--algorithms` of the run that is resumed, which cannot be given again.
 pub fn tuning_of_checkpoint(settings: &Settings) -> Option<(Option<bool>, Option<PathBuf>)> {
     let asked = settings.resume_from_checkpoint.as_ref()?;
-    let saved = candidates(asked, &settings.output_dir).iter().find_map(|path| settings_of(path))?;
+    let (_, saved) = first(asked, &settings.output_dir, settings_of)?;
     let tune = serde_json::from_value(saved["tune"].clone()).ok()?;
     Some((tune, serde_json::from_value(saved["algorithms"].clone()).ok()?))
 }
 
 /// The settings that a checkpoint was written with.
 fn settings_of(checkpoint: &Path) -> Option<Value> {
-    serde_json::from_slice(&read_sealed(checkpoint, "training_args.json")?).ok()
+    const NAME: &str = "training_args.json";
+    let is_sealed = checkpoint.join(CHECKSUMS).exists();
+    let json = if is_sealed { read_sealed(checkpoint, NAME)? } else { std::fs::read(checkpoint.join(NAME)).ok()? };
+    serde_json::from_slice(&json).ok()
+}
+
+/// What `of` finds in a checkpoint from which a run may resume: the one that will be, if it has that, or another one.
+fn first<T>(asked: &Path, run: &Path, of: impl Fn(&Path) -> Option<T>) -> Option<(PathBuf, T)> {
+    let all = candidates(asked, run);
+    let newest = all.iter().find(|path| RunState::sound(path).is_ok());
+    newest.into_iter().chain(&all).find_map(|path| Some((path.clone(), of(path)?)))
 }
 
 /// The checkpoints from which a run may resume, in order of preference: the one that is named, or all of the run
@@ -439,7 +458,8 @@ impl Trainer<'_> {
             verify(&checkpoint).map_err(|error| error.and(remedy))?;
             return Ok((checkpoint.join("model.safetensors"), true));
         }
-        let path = resumed.join("best.safetensors");
+        let name = if self.state.step == step { "model.safetensors" } else { "best.safetensors" };
+        let path = resumed.join(name);
         if path.exists() {
             return Ok((path, false));
         }

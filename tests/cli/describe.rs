@@ -86,6 +86,9 @@ fn a_split_that_train_would_refuse_is_not_proposed() {
     let dir = TempDir::new().unwrap();
     let (model, file) = (golden("train/hf_init"), dir.path().join("a.csv"));
     let args = ["--train-file", path(&file), "--max-steps", "1", "--validation-split", "0.1"];
+    fs::write(&file, "text,label\na text,a label\nanother text,a label\n").unwrap();
+    let one_class = describe(&[path(&file)]).done().err;
+    assert!(!one_class.contains("warpfit train"), "{one_class}");
     for (rows, splits) in [(1, false), (10, true)] {
         let rows: String = (0..10 * rows).map(|row| format!("a text {row},label {}\n", row % 10)).collect();
         fs::write(&file, format!("text,label\n{rows}")).unwrap();

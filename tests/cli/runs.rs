@@ -592,15 +592,16 @@ fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
 fn changed_settings_are_reported() {
     let out = TempDir::new().unwrap();
     run_with(out.path(), "").done();
-    let changed = "--learning-rate 1e-4 --weight-decay 0.5 --resume-from-checkpoint";
+    let changed = "--learning-rate 1e-4 --weight-decay 0.5 --positive-label NEGATIVE --resume-from-checkpoint";
     let ran = run_with(out.path(), changed).done();
     for line in [
         "warning: learning_rate was 0.00005, and is 0.0001 from here on",
         "warning: weight_decay was 0.0, and is 0.5 from here on",
+        "warning: positive_label was null, and is \"NEGATIVE\" from here on",
     ] {
         assert!(ran.err.contains(line), "{}", ran.err);
     }
-    assert_eq!(ran.err.matches(" from here on").count(), 2, "{}", ran.err);
+    assert_eq!(ran.err.matches(" from here on").count(), 3, "{}", ran.err);
 }
 
 #[test]
@@ -748,6 +749,22 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     ["checkpoint-35", "checkpoint-40"].into_iter().for_each(damage);
     let refused = "no sound checkpoint here has the settings of a run; pass the flags of the run, or start a new one";
     ran(TRAIN, &["--resume-from-checkpoint", path(&out)]).failed(2, refused);
+
+    // Nor are those of one that is not resumed for another reason.
+    let out = dir.path().join("f");
+    copy_all(&whole, &out);
+    fs::remove_dir_all(out.join("checkpoint-40")).unwrap();
+    copy_all(&out.join("checkpoint-35"), &out.join("checkpoint-99"));
+    let newest = ran(TRAIN, &["--resume-from-checkpoint", path(&out)]).done();
+    let line = format!("settings: those of {}, but", out.join("checkpoint-35").display());
+    assert!(newest.err.contains(&line) && newest.err.contains("resumed: 35 of 40 updates"), "{}", newest.err);
+    let missing = out.join("checkpoint-34");
+    ran(TRAIN, &["--resume-from-checkpoint", path(&missing)]).failed(2, "checkpoint-34`: no such checkpoint; check the path");
+    // Runs are numbered from 1, which is a truth value, too.
+    copy_all(&whole, &dir.path().join("1"));
+    let mut numbered = program(TRAIN);
+    let numbered = run(numbered.current_dir(&dir).args(["--resume-from-checkpoint", "1"]), b"").done();
+    assert!(numbered.err.contains("settings: those of 1/checkpoint-40"), "{}", numbered.err);
 
     resume(&[]).failed(2, "`--output-dir`: is missing; name the folder of the run: --resume-from-checkpoint DIR");
     let elsewhere = dir.path().join("elsewhere");

@@ -510,7 +510,7 @@ fn failures_to_resume_are_reported_in_one_line() {
             ("--resume-from-checkpoint --no-shuffle", "was written with shuffle true"),
             ("--resume-from-checkpoint --max-length 5", "was written with other training data"),
             ("--resume-from-checkpoint --max-train-samples 50", "was written with other training data"),
-            (&elsewhere, "elsewhere/state.json`: no such file"),
+            (&elsewhere, "elsewhere`: no such checkpoint"),
         ]
         .map(|(flags, part)| train(&out, &words(flags)).fault(2, part).map(|fault| format!("{flags}: {fault}"))),
     );
