@@ -133,7 +133,7 @@ class Rehearsal(unittest.TestCase):
         measured = sum(line["us"] for line in report["facts"]["ncu"]["step"])
         self.assertAlmostEqual(measured, sum(lines[row["row"]]["measured_us"] for row in table.predicted()["rows"]))
         adamw = next(row for row in table.predicted()["rows"] if row["row"] == "AdamW")
-        self.assertRegex(text, rf"(?m)^AdamW +2 +{adamw['floor_us']} +{adamw['us']} .*(SLOWER|FASTER)")
+        self.assertRegex(text, rf"(?m)^AdamW +{adamw['launches']} +{adamw['floor_us']} +{adamw['us']} .*(SLOWER|FASTER)")
 
     def test_what_fails_is_reported_and_stops_nothing(self):
         code, report, _ = elsewhere.run("memcheck", "ncu", "steps", stand_ins=True, STAND_IN_ERRORS="2", STAND_IN_REFUSES="1")
