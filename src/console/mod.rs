@@ -60,8 +60,8 @@ pub fn leave_on_interrupt(fact: String, leave: impl FnOnce() + Send + 'static) -
             report(&Error::interrupted(fact, "start the same command again"));
             signal_hook::low_level::exit(Kind::Interrupted as i32);
         }
-        // One that came just before `notice_interrupts` began to listen.
-        if signals.pending().next().is_some() {
+        // One that came just before `notice_interrupts` began to listen, which has not noticed it.
+        if signals.pending().next().is_some() && FIRST.load(Ordering::Relaxed) == 0 {
             on_signal();
         }
     };

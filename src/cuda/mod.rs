@@ -1,6 +1,6 @@
-//! The backend on NVIDIA GPUs: hand-written kernels (kernels/), products by cuBLASLt, one arena, and one stream but for updates beside
-//! the next forward pass. A launcher holds geometry only: the number of blocks, and the addresses passed to the kernel. Only `upload`, `download` and `collect` wait for
-//! the GPU, and `stage` when it is two batches ahead.
+//! The backend on NVIDIA GPUs: hand-written kernels (kernels/), products by cuBLASLt, one arena, and one stream but for updates
+//! beside the next forward pass. A launcher holds geometry only: the number of blocks, and the addresses passed to the kernel. Only
+//! `upload`, `download` and `collect` wait for the GPU, and `stage` when it is two batches ahead.
 
 mod adamw;
 mod arena;
