@@ -52,6 +52,7 @@ everywhere! {
         adamw_skips_non_finite_updates
         adamw_gives_up_below_a_loss_scale_of_1
         memory
+        large_download
         stage
         staging_needs_no_wait
     }
@@ -825,6 +826,12 @@ fn memory(on: On) {
     run.backend.zero(View { len: view.len + 1, ..view }).unwrap();
     assert!(!run.guards_hold());
     assert!(!run.backend.name().is_empty());
+}
+
+/// A download in several pieces.
+fn large_download(on: On) {
+    let mut run = start(&linear(&batch(&[2]), 3001, 2000, Rows::Tokens, false), on);
+    assert!(run.read("w") == run.tensor("w").start);
 }
 
 /// A smaller batch staged over a larger one: the ops run on its rows only.

@@ -1,9 +1,11 @@
 //! All memory of the backend: one allocation for the plan's views, working memory shared by the launches of the stream, and
-//! page-locked buffers for batches on their way to the GPU.
+//! page-locked buffers for batches on their way to the GPU and results on their way back.
 
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result};
+use rayon::prelude::*;
 
 use super::error::failed;
 use super::kernels::Ptr;
@@ -19,6 +21,10 @@ pub const SUMS: usize = 64 << 20;
 pub const LIBRARIES: usize = 352 << 20;
 /// Memory of a run beside its layout.
 pub const OVERHEAD: usize = SCRATCH + SUMS + LIBRARIES;
+/// Bytes of a download that are copied at a time.
+const PIECE: usize = 8 << 20;
+/// Bytes that a thread copies at a time.
+const PART: usize = 1 << 20;
 
 pub struct Arena {
     pub layout: Layout,
@@ -30,7 +36,9 @@ pub struct Arena {
     staging: [Staging; 2],
     /// The next buffer to use.
     turn: usize,
-    fetched: [Option<Fetched>; 2],
+    fetched: [Fetched; 2],
+    /// Pieces of a download.
+    pieces: [Fetched; 2],
 }
 
 /// Device memory, freed immediately when dropped; a pool would keep it.
@@ -71,7 +79,7 @@ struct Staging {
     fetched: CudaEvent,
 }
 
-/// Page-locked memory into which the GPU copies results asynchronously. Unlike cudarc's it is cached, for it is read.
+/// Page-locked memory into which the GPU copies asynchronously. Unlike cudarc's it is cached, for it is read. Allocated on first use.
 struct Fetched {
     address: *mut u8,
     /// What it holds, and how much it can.
@@ -84,20 +92,58 @@ struct Fetched {
 unsafe impl Send for Fetched {}
 
 impl Fetched {
-    fn new(context: &Arc<CudaContext>, capacity: usize) -> Result<Fetched> {
+    fn new(context: &Arc<CudaContext>) -> Result<Fetched> {
         let arrived = context.new_event(None).map_err(failed("event"))?;
-        // SAFETY: freed once, by `drop`.
-        let address = unsafe { result::malloc_host(capacity, 0) }.map_err(failed("page-locked memory"))?;
-        Ok(Fetched { address: address.cast(), bytes: 0, capacity, arrived })
+        Ok(Fetched { address: null_mut(), bytes: 0, capacity: 0, arrived })
+    }
+
+    /// Begins to copy these addresses and numbers of bytes, one after the other. What was copied before is lost.
+    fn fetch(&mut self, stream: &CudaStream, sources: &[(Ptr, usize)]) -> Result<()> {
+        let bytes = sources.iter().map(|(_, bytes)| bytes).sum();
+        self.reserve(bytes)?;
+        self.bytes = bytes;
+        let mut start = 0;
+        for &(source, bytes) in sources {
+            // SAFETY: within the memory; read again only when the copy has arrived.
+            let to = unsafe { std::slice::from_raw_parts_mut(self.address.add(start), bytes) };
+            // SAFETY: the callers pass addresses of the arena.
+            unsafe { result::memcpy_dtoh_async(to, source, stream.cu_stream()) }.map_err(failed("results"))?;
+            start += bytes;
+        }
+        self.arrived.record(stream).map_err(failed("results"))
+    }
+
+    fn reserve(&mut self, bytes: usize) -> Result<()> {
+        if self.capacity < bytes {
+            self.free();
+            self.capacity = 0;
+            // SAFETY: freed once, by `free`.
+            let address = unsafe { result::malloc_host(bytes.next_power_of_two(), 0) }.map_err(failed("page-locked memory"))?;
+            (self.address, self.capacity) = (address.cast(), bytes.next_power_of_two());
+        }
+        Ok(())
+    }
+
+    /// Waits for the copies.
+    fn content(&self) -> Result<&[u8]> {
+        self.arrived.synchronize().map_err(failed("results"))?;
+        // SAFETY: the copies have arrived, and `fetch` needs `&mut self`.
+        Ok(if self.bytes == 0 { &[] } else { unsafe { std::slice::from_raw_parts(self.address, self.bytes) } })
+    }
+
+    fn free(&mut self) {
+        if self.capacity > 0 {
+            // The GPU may still be copying.
+            let _ = self.arrived.synchronize();
+            // SAFETY: allocated by `reserve`.
+            let _ = unsafe { result::free_host(self.address.cast()) };
+        }
     }
 }
 
 impl Drop for Fetched {
     fn drop(&mut self) {
-        // The GPU may still be copying.
-        let _ = self.arrived.synchronize();
-        // SAFETY: allocated above.
-        let _ = unsafe { result::free_host(self.address.cast()) };
+        self.free();
     }
 }
 
@@ -112,7 +158,9 @@ impl Arena {
             Ok(Staging { buffer, fetched })
         };
         let staging = [staging()?, staging()?];
-        Ok(Arena { layout: *layout, memory, scratch, sums, counter, staging, turn: 0, fetched: [None, None] })
+        let pair = || -> Result<[Fetched; 2]> { Ok([Fetched::new(stream.context())?, Fetched::new(stream.context())?]) };
+        let (fetched, pieces) = (pair()?, pair()?);
+        Ok(Arena { layout: *layout, memory, scratch, sums, counter, staging, turn: 0, fetched, pieces })
     }
 
     /// The address of a view; null for an empty one.
@@ -138,31 +186,32 @@ impl Arena {
 
     /// Begins to copy views, one after the other, into `slot`.
     pub fn fetch(&mut self, stream: &CudaStream, slot: usize, views: &[View]) -> Result<()> {
-        let bytes = views.iter().map(|view| view.bytes()).sum();
-        if self.fetched[slot].as_ref().is_none_or(|fetched| fetched.capacity < bytes) {
-            self.fetched[slot] = Some(Fetched::new(stream.context(), bytes.next_power_of_two())?);
-        }
         let sources: Vec<(Ptr, usize)> =
             views.iter().filter(|view| !view.is_none()).map(|&view| (self.at(view), view.bytes())).collect();
-        let fetched = self.fetched[slot].as_mut().expect("just allocated");
-        fetched.bytes = bytes;
-        let mut start = 0;
-        for (source, bytes) in sources {
-            // SAFETY: within the memory; read again only when the copy has arrived.
-            let to = unsafe { std::slice::from_raw_parts_mut(fetched.address.add(start), bytes) };
-            // SAFETY: inside the arena.
-            unsafe { result::memcpy_dtoh_async(to, source, stream.cu_stream()) }.map_err(failed("results"))?;
-            start += bytes;
-        }
-        fetched.arrived.record(stream).map_err(failed("results"))
+        self.fetched[slot].fetch(stream, &sources)
     }
 
     /// What was last copied into `slot`.
     pub fn collect(&self, slot: usize) -> Result<Vec<u8>> {
-        let fetched = self.fetched[slot].as_ref().expect("fetch comes first");
-        fetched.arrived.synchronize().map_err(failed("results"))?;
-        // SAFETY: the copies have arrived, and `fetch` needs `&mut self`.
-        Ok(unsafe { std::slice::from_raw_parts(fetched.address, fetched.bytes) }.to_vec())
+        self.fetched[slot].content().map(<[u8]>::to_vec)
+    }
+
+    /// Copies the start of a view to `dst`: all threads copy a piece to its place while the GPU fetches the next one. By itself the
+    /// driver copies memory that is not page-locked with one thread.
+    pub fn download(&mut self, stream: &CudaStream, src: View, dst: &mut [u8]) -> Result<()> {
+        let from = self.at(src);
+        let sources = dst.chunks(PIECE).zip(0..).map(|(piece, i)| (from + i * PIECE as u64, piece.len()));
+        let mut sources = sources.collect::<Vec<_>>().into_iter();
+        let [now, next] = &mut self.pieces;
+        let (mut now, mut next) = (now, next);
+        now.fetch(stream, sources.next().as_slice())?;
+        for piece in dst.chunks_mut(PIECE) {
+            next.fetch(stream, sources.next().as_slice())?;
+            let content = now.content()?;
+            piece.par_chunks_mut(PART).zip(content.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));
+            (now, next) = (next, now);
+        }
+        Ok(())
     }
 
     /// Uploads a batch in one copy; returns the places of its arrays.

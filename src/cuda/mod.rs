@@ -277,9 +277,7 @@ impl Backend for Cuda {
         assert!(dst.len() <= src.bytes(), "the destination exceeds {src:?}");
         self.bind()?;
         self.settle(src)?;
-        // SAFETY: inside the arena; `dst` is complete once the stream is.
-        unsafe { result::memcpy_dtoh_async(dst, self.at(src), self.stream.cu_stream()) }.map_err(failed("download"))?;
-        self.stream.synchronize().map_err(failed("download"))
+        self.arena.as_mut().expect("reserve comes first").download(&self.stream, src, dst)
     }
 
     fn fetch(&mut self, slot: usize, views: &[View]) -> Result<()> {
