@@ -1,6 +1,7 @@
-//! The whole model with random weights: training steps and inference.
+//! The whole model with random weights: training steps, inference, and the copy of a checkpoint, during which training waits.
 
 use serde_json::json;
+use warpfit::checkpoint::snapshot::Snapshot;
 use warpfit::console::print;
 use warpfit::cuda::Cuda;
 use warpfit::device::{Device, Opened, Precision};
@@ -18,6 +19,7 @@ use crate::{Args, Report, reviews};
 const BASE: &str = r#"{ "model_type": "distilbert" }"#;
 /// Training without updates beside the next forward pass, to measure what they gain.
 const AT_ONCE: &str = "train at once";
+const SAVE: &str = "save";
 const SMALL: &str =
     r#"{ "model_type": "distilbert", "vocab_size": 1000, "dim": 64, "n_heads": 2, "n_layers": 2, "hidden_dim": 128 }"#;
 
@@ -32,7 +34,23 @@ pub fn bench(args: &Args, report: &mut Report) -> Result<()> {
             }
         }
     }
-    Ok(())
+    if args.wants(SAVE) { save(args, &config, report) } else { Ok(()) }
+}
+
+/// Copies the parameters and moments to the host, as a save does before it writes them.
+fn save(args: &Args, config: &Config, report: &mut Report) -> Result<()> {
+    let Some(&precision) = args.precisions().first() else { return Ok(()) };
+    let Opened { backend, arithmetic, .. } = args.device.open(precision)?;
+    let spec = ModelSpec { train: true, last_rows: Rows::Cls, tokens: 1, seqs: 1, arithmetic };
+    let mut model = Model::new(config, spec, Hyperparameters::default(), backend)?;
+    let views = [model.plan.params, model.plan.m, model.plan.v];
+    let mut snapshot = Snapshot::new(&model.plan, views.len());
+    let timing = time(args.samples, |n| (0..n).try_for_each(|_| snapshot.take(&mut model, &views)))?;
+    let bytes = Snapshot::bytes(&model.plan, views.len());
+    let gb_per_s = bytes as f64 / timing.median * 1e-3;
+    let mib = bytes as f64 / (1 << 20) as f64;
+    print(format!("{SAVE:<18}{:<31}{:>24} us; {gb_per_s:.1} GB/s", format!("{mib:.0} MiB to the host"), timing.to_string()))?;
+    report.add(json!({ "op": SAVE, "bytes": bytes, "us_warm": timing, "gb_per_s": gb_per_s }))
 }
 
 fn row(args: &Args, config: &Config, what: &str, count: usize, precision: Precision, report: &mut Report) -> Result<()> {

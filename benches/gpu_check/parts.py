@@ -193,11 +193,12 @@ def tests(work):
 
 
 def steps(work):
-    """Milliseconds of a training step and of inference."""
-    result = work.bench("train", "infer", "--precision", "bf16", "--batch", "16,64", "--samples", "20")
+    """Milliseconds of a training step, of inference and of the copy of a checkpoint."""
+    result = work.bench("train", "infer", "save", "--precision", "bf16", "--batch", "16,64", "--samples", "20")
     for row in result["rows"]:
-        seen = {"ms": row["us_warm"]["median"] / 1e3, "tokens_per_s": row["tokens_per_s"], "bytes_planned": row["bytes_planned"]}
-        work.facts[f"{row['op']} {row['reviews']}"] = seen
+        kept = {key: row[key] for key in ("tokens_per_s", "bytes_planned", "gb_per_s") if key in row}
+        name = f"{row['op']} {row['reviews']}" if "reviews" in row else row["op"]
+        work.facts[name] = {"ms": row["us_warm"]["median"] / 1e3} | kept
     work.facts["ceilings"] = result["ceilings"]
     work.headline = ", ".join(f"{name}: {seen['ms']:.3f} ms" for name, seen in work.facts.items() if "ms" in seen)
 

@@ -295,7 +295,7 @@ def steps(count, precision):
 
 def beside(path):
     with open(path) as file:
-        ours = {(r["op"], r["reviews"], r["precision"]): r for r in json.load(file)["rows"]}
+        ours = {(r["op"], r["reviews"], r["precision"]): r for r in json.load(file)["rows"] if "reviews" in r}
     print(f"\n{'op':<18}{'reviews':>8} {'':<6}{'warpfit us':>12}{'torch us':>12}{'ratio':>8}  counterpart")
     for row in rows:
         mine = ours.get((row["op"], row["reviews"], row["precision"]))
