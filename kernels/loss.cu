@@ -34,12 +34,14 @@ template <class T> struct Xent {
     const int* labels;    // (seqs)
     float* loss;          // (seqs)
     T* dlogits;           // (seqs, classes)
+    float* db;            // (classes): column sums of dlogits, or null
     Status* status;
     double loss_normalizer;
     double smoothing;
     int seqs;
     int classes;
-    int train;            // whether the loss is counted, and dlogits written
+    int train;            // whether the loss is counted, and the gradients written
+    int adds;             // whether to add to db
 };
 
 // d loss / d logit[c] = p[c] * (sum of all shares) - share[c].
@@ -53,12 +55,24 @@ template <class T> __device__ __forceinline__ void gradients(const Xent<T>& a, c
     }
 }
 
+constexpr int THREADS = 512;
+constexpr int WARPS = THREADS / 32;
+
+// One warp per class.
+template <class T> __device__ __forceinline__ void bias_gradient(const Xent<T>& a) {
+    for (int c = warp(); c < a.classes; c += WARPS) {
+        float sum = 0.0f;
+        for (int seq = lane(); seq < a.seqs; seq += 32) sum += to_float(a.dlogits[size_t(seq) * a.classes + c]);
+        sum = warp_sum(sum);
+        if (lane() == 0) a.db[c] = a.adds ? a.db[c] + sum : sum;
+    }
+}
+
 // A single block, so that the rows are summed in one order.
 template <class T> __device__ void xent(const Xent<T>& a) {
-    constexpr int THREADS = 512;
     const double scale = loss_scale(*a.status);
     double total = 0.0;
-    for (int seq = warp(); seq < a.seqs; seq += THREADS / 32) {
+    for (int seq = warp(); seq < a.seqs; seq += WARPS) {
         const LossRow row(a.logits + size_t(seq) * a.classes, a.weights, a.classes, a.labels[seq], a.smoothing);
         double loss = 0.0;
         for (int c = lane(); c < a.classes; c += 32) {
@@ -74,7 +88,10 @@ template <class T> __device__ void xent(const Xent<T>& a) {
         if (a.train) gradients(a, row, scale, a.dlogits + size_t(seq) * a.classes);
     }
     total = block_sum<THREADS>(total);
-    if (threadIdx.x == 0 && a.train) a.status->loss += total / a.loss_normalizer;
+    if (!a.train) return;
+    if (threadIdx.x == 0) a.status->loss += total / a.loss_normalizer;
+    __syncthreads();
+    if (a.db) bias_gradient(a);
 }
 // One block per multiprocessor: without that, nvcc spills registers to make room for more.
 KERNEL(xent_f32, xent<float>, Xent<float>, 512, 0, 1)

@@ -83,8 +83,7 @@ impl Op {
                 let (rows, Linear { k, n, .. }) = (size.rows(op.rows), *op);
                 let read = bytes(op.x, rows * k) + bytes(op.w, n * k) + bytes(op.dy, rows * n);
                 let dx = bytes(op.dx, rows * k) * if op.add { 2 } else { 1 };
-                let parameters = bytes(op.dw, n * k) + bytes(op.db, n);
-                Cost { bytes: read + dx + parameters, flops: 4 * rows * k * n }
+                Cost { bytes: read + dx + bytes(op.dw, n * k), flops: 4 * rows * k * n }
             }
             (Op::Attention(op), pass) => attn(op, pass, size),
             (Op::AddNorm(op), Pass::Forward) => {

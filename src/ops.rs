@@ -16,8 +16,8 @@
 //! };
 //! let batch = place(Inputs::capacity(1, 1), DType::I32);
 //! let [x, w, b, y] = [2, 6, 3, 3].map(|len| place(len, DType::F32));
-//! let (dy, dx, dw, db) = (View::NONE, View::NONE, View::NONE, View::NONE);
-//! let linear = Op::Linear(Linear { x, w, b, y, dy, dx, dw, db, add: false, k: 2, n: 3, rows: Rows::Tokens });
+//! let (dy, dx, dw) = (View::NONE, View::NONE, View::NONE);
+//! let linear = Op::Linear(Linear { x, w, b, y, dy, dx, dw, add: false, k: 2, n: 3, rows: Rows::Tokens });
 //!
 //! let backend: &mut dyn Backend = &mut Cpu::<f32>::new();
 //! backend.reserve(&Layout { bytes, arithmetic: Arithmetic::F32, batch, max_seqlen: 1, params: 6, words: None })?;
@@ -321,8 +321,8 @@ impl Embed {
 }
 
 /// `y = x W^T + b`, `b` of the type of `y`.
-/// Backward: `dx = dy W` (`dx += dy W` with `add`), `dw += dy^T x`, `db += column sums of dy`. Where another op of the model
-/// gives `dy`, that op sums its columns while it has them at hand, and `db` is NONE here.
+/// Backward: `dx = dy W` (`dx += dy W` with `add`), `dw += dy^T x`. The gradient of `b`, the column sums of `dy`, is that of the op
+/// that gives `dy` and has it at hand.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     pub x: View, // (rows, k)
@@ -332,7 +332,6 @@ pub struct Linear {
     pub dy: View,
     pub dx: View,
     pub dw: View,
-    pub db: View, // (n) or NONE
     pub add: bool,
     pub k: usize,
     pub n: usize,
@@ -426,14 +425,15 @@ pub struct GatherCls {
 /// `torch.nn.CrossEntropyLoss(weight, label_smoothing)`: with `lp = log softmax(logits)` and label t,
 /// `loss = -(1 - e) w[t] lp[t] - e / classes * sum_c w[c] lp[c]`; the update's loss is their sum over rows divided by
 /// `Step::loss_normalizer`. In training the forward pass, which has the probabilities at hand, also adds that loss to the status block
-/// and writes the gradients `dlogits = d(update's loss) / d(logits)`, times the loss scale in the status block. Backward: nothing is
-/// left to do.
+/// and writes the gradients `dlogits = d(update's loss) / d(logits)`, times the loss scale in the status block, and `db += column sums
+/// of dlogits`. Backward: nothing is left to do.
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropy {
     pub logits: View,  // (seqs, classes)
     pub weights: View, // (classes)
     pub loss: View,    // (seqs)
     pub dlogits: View,
+    pub db: View,     // (classes) or NONE: of the bias that the logits end with
     pub status: View, // F64, see Status
     pub smoothing: f32,
     pub classes: usize,

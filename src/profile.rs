@@ -55,7 +55,6 @@ impl Ceilings {
             dy: View::NONE,
             dx: View::NONE,
             dw: View::NONE,
-            db: View::NONE,
             add: false,
             k: edge,
             n: edge,

@@ -154,7 +154,7 @@ fn gradients_of_biases() {
     each(odd(), |case| {
         let (mut run, _) = finish(case, On::CpuF64);
         let (db, parts) = match run.call {
-            Call::Op(Op::Linear(op)) => (op.db, vec![(op.dy, op.n)]),
+            Call::Op(Op::CrossEntropy(op)) => (op.db, vec![(op.dlogits, op.classes)]),
             Call::Op(Op::Attention(op)) => (op.db, vec![(op.dq, op.q_stride), (op.dk, op.kv_stride), (op.dv, op.kv_stride)]),
             Call::Op(Op::AddNorm(op)) => (op.db, vec![(op.dx, op.dim)]),
             Call::Op(Op::Activation(op)) => (op.db, vec![(op.dy, op.width)]),
@@ -361,8 +361,9 @@ fn the_first_micro_batch_overwrites(on: On) {
             let of_parameter = |t: &&Tensor| t.adds && matches!(t.extent, Extent::Fixed(_));
             let gradients: Vec<Tensor> = run.tensors.iter().filter(of_parameter).cloned().collect();
             gradients.iter().for_each(|t| run.backend.write(t.view, &vec![before; t.start.len()]).unwrap());
-            // Without dropout, whose masks depend on the micro-batch.
-            run.backend.stage(&case.batch, &Step { micro, train: false, ..case.step }).unwrap();
+            // The masks of dropout depend on the micro-batch, but cross-entropy has gradients in training alone.
+            let train = matches!(case.call(), Call::Op(Op::CrossEntropy(_)));
+            run.backend.stage(&case.batch, &Step { micro, train, ..case.step }).unwrap();
             run.forward();
             run.backward();
             gradients.iter().map(|t| run.read(t.name)).collect()
@@ -683,7 +684,7 @@ fn xent_at_the_edges(on: On) {
     }
 }
 
-/// The loss is added to the status block in training only.
+/// The loss is added to the status block, and the bias has a gradient, in training only.
 fn xent_adds_its_loss_in_training_only(on: On) {
     for (classes, train) in [(3, true), (3, false), (6, true)] {
         let mut case = xent(&batch(&LONG), classes, 0.1, true);
@@ -695,6 +696,7 @@ fn xent_adds_its_loss_in_training_only(on: On) {
         let want = if train { 0.25 + 2.0 * sum / case.step.loss_normalizer } else { 0.25 };
         let got = run.read("status")[0];
         assert!((got - want).abs() < 1e-6, "{classes} classes, train {train}: {got}, not {want}");
+        assert_eq!(run.read("db") != run.tensor("db").start, train);
     }
 }
 

@@ -171,11 +171,9 @@ impl Rounded {
             self.on_rounded([op.x, op.w], |rounded| rounded.cpu.forward(&placed))?;
             return self.round(op.y);
         }
-        let placed = self.placed(&Op::Linear(Linear { db: View::NONE, ..*op }));
+        let placed = self.placed(&Op::Linear(*op));
         self.on_rounded([op.x, op.w, op.dy], |rounded| rounded.cpu.backward(&placed))?;
-        [op.dx, op.dw].into_iter().try_for_each(|view| self.round(view))?;
-        // A sum and not a product.
-        self.add_bias(op.db, op.dy, op.rows, op.n)
+        [op.dx, op.dw].into_iter().try_for_each(|view| self.round(view))
     }
 
     /// `db += column sums of d` as stored, whose rows begin `stride` apart.
@@ -321,6 +319,10 @@ impl Backend for Rounded {
             Op::Linear(op) => self.linear(op, Pass::Forward),
             Op::Attention(op) => self.attn(op, false),
             Op::AddNorm(op) => self.add_norm(op),
+            Op::CrossEntropy(op) => {
+                self.plain(&Op::CrossEntropy(CrossEntropy { db: View::NONE, ..*op }), Pass::Forward)?;
+                if self.step.train { self.add_bias(op.db, op.dlogits, Rows::Cls, op.classes) } else { Ok(()) }
+            }
             _ => self.plain(op, Pass::Forward),
         }
     }

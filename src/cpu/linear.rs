@@ -33,7 +33,6 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     let dy_matrix = Mat::new(dy, n);
     multiply(cpu, dx, (rows, k, n), (dy_matrix, Mat::new(w, k)), onto(op.add));
     multiply(cpu, dw, (n, k, rows), (dy_matrix.t(), Mat::new(x, k)), onto(cpu.step.adds()));
-    cpu.add_bias(op.db, op.dy, rows, n);
 }
 
 pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {

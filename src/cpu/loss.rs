@@ -49,4 +49,5 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &CrossEntropy) {
             dlogits[c] = T::of((p * shares - share) / cpu.step.loss_normalizer * scale);
         });
     }
+    cpu.add_bias(op.db, op.dlogits, seqs, classes);
 }

@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::arena::SUMS;
-use super::columns::{self, Matrix};
+use super::columns;
 use super::gemm::{self, Product};
 use super::kernels::{ACT_PACKS, ACT_ROWS, ActBwd, ActFwd};
 use crate::error::Result;
@@ -34,7 +34,7 @@ pub fn fwd(cuda: &Cuda, op: &Linear) -> Result<()> {
     gemm::product(cuda, &product)
 }
 
-/// `dx = dy W`, `dw += dy^T x`, `db += column sums of dy` unless it is NONE.
+/// `dx = dy W`, `dw += dy^T x`.
 pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
     let Linear { k, n, .. } = *op;
     let rows = cuda.rows(op.rows);
@@ -67,12 +67,7 @@ pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
         add: cuda.step.adds(),
         ..input
     };
-    gemm::product(cuda, &weight)?;
-    if op.db.is_none() {
-        return Ok(());
-    }
-    let dy = Matrix { x: cuda.at(op.dy), dtype: op.dy.dtype, rows, width: n, only: None };
-    columns::sum(cuda, &dy, cuda.at(op.db))
+    gemm::product(cuda, &weight)
 }
 
 pub fn act_fwd(cuda: &Cuda, op: &Activation) -> Result<()> {

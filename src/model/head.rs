@@ -19,11 +19,10 @@ pub fn ops(plan: &Plan) -> Vec<Op> {
     // The encoder may have pruned its last layer to these rows already.
     let pruned = plan.spec.last_rows == Rows::Cls;
     let first = (!pruned).then_some(Op::GatherCls(first));
-    let classifier = plan.linear(h.classifier, [h.act, h.logits], [d.logits, d.head], rows);
     let rest = [
         Op::Linear(plan.linear(h.dense, [h.first, h.pre_act], [d.head, d.last_first], rows)),
         Op::Activation(Activation { kind, x: h.pre_act, y: h.act, dy: d.head, db: plan.grad(h.dense.b), drop, width: dim, rows }),
-        Op::Linear(Linear { db: plan.grad(h.classifier.b), ..classifier }),
+        Op::Linear(plan.linear(h.classifier, [h.act, h.logits], [d.logits, d.head], rows)),
     ];
     first.into_iter().chain(rest).collect()
 }
@@ -36,6 +35,7 @@ pub fn loss(plan: &Plan, smoothing: f32) -> Op {
         weights: h.weights,
         loss: h.loss,
         dlogits: d.logits,
+        db: plan.grad(h.classifier.b),
         status: plan.status,
         smoothing,
         classes: plan.config.classes(),

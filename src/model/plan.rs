@@ -398,7 +398,7 @@ impl Plan {
         let (k, n) = (weights.w.len / weights.b.len, weights.b.len);
         let w = self.view_in(weights.w, self.weights);
         let b = if y.dtype == weights.b.dtype { weights.b } else { self.view_in(weights.b, self.weights) };
-        Linear { x, w, b, y, dy, dx, dw, db: View::NONE, add: false, k, n, rows }
+        Linear { x, w, b, y, dy, dx, dw, add: false, k, n, rows }
     }
 
     /// Bytes by purpose.

@@ -419,12 +419,11 @@ fn linear_into([y, bias]: [&'static str; 2], batch: &PackedBatch, k: usize, n: u
         Op::Linear(Linear {
             x: b.input("x", rows, k, "dx"),
             w: b.input("w", n, k, "dw"),
-            b: b.input(bias, 1, n, "db"),
+            b: b.random(bias, 1, n),
             y: b.output(y, rows, n, "dy"),
             dy: b.random("dy", rows, n),
             dx: if add { b.sum("dx", rows, k) } else { b.empty("dx", rows, k) },
             dw: b.sum("dw", n, k),
-            db: b.sum("db", 1, n),
             add,
             k,
             n,
@@ -535,7 +534,8 @@ pub fn xent(batch: &PackedBatch, classes: usize, smoothing: f32, weighted: bool)
         b.map("dloss", |_| 1.0 / 2.0);
         let dlogits = b.empty("dlogits", Rows::Cls, classes);
         let status = b.status(Status { loss: 0.25, ..Status::default() });
-        Op::CrossEntropy(CrossEntropy { logits, weights, loss, dlogits, status, smoothing, classes })
+        let db = b.sum("db", 1, classes);
+        Op::CrossEntropy(CrossEntropy { logits, weights, loss, dlogits, db, status, smoothing, classes })
     })
 }
 

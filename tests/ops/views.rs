@@ -16,7 +16,7 @@ pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
         Op::Embed(op) => {
             views!(op: Embed { word, position, types, gamma, beta, x, y, stats, dy, dword, dposition, dtypes, dgamma, dbeta } pad drop eps dim)
         }
-        Op::Linear(op) => views!(op: Linear { x, w, b, y, dy, dx, dw, db } add k n rows),
+        Op::Linear(op) => views!(op: Linear { x, w, b, y, dy, dx, dw } add k n rows),
         Op::Attention(op) => {
             views!(op: Attention { q, k, v, y, lse, dy, dq, dk, dv, db } q_stride kv_stride heads head_dim drop q_rows)
         }
@@ -25,7 +25,7 @@ pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
         }
         Op::Activation(op) => views!(op: Activation { x, y, dy, db } kind drop width rows),
         Op::GatherCls(op) => views!(op: GatherCls { x, y, dy, dx } add dim),
-        Op::CrossEntropy(op) => views!(op: CrossEntropy { logits, weights, loss, dlogits, status } smoothing classes),
+        Op::CrossEntropy(op) => views!(op: CrossEntropy { logits, weights, loss, dlogits, db, status } smoothing classes),
     }
 }
 
@@ -35,7 +35,7 @@ pub fn written(op: &Op, pass: Pass) -> Vec<View> {
         (Op::Embed(op), Pass::Forward) => vec![op.x, op.y, op.stats],
         (Op::Embed(op), Pass::Backward) => vec![op.dy, op.dword, op.dposition, op.dtypes, op.dgamma, op.dbeta],
         (Op::Linear(op), Pass::Forward) => vec![op.y],
-        (Op::Linear(op), Pass::Backward) => vec![op.dx, op.dw, op.db],
+        (Op::Linear(op), Pass::Backward) => vec![op.dx, op.dw],
         (Op::Attention(op), Pass::Forward) => vec![op.y, op.lse],
         (Op::Attention(op), Pass::Backward) => vec![op.dq, op.dk, op.dv, op.db],
         (Op::AddNorm(op), Pass::Forward) => vec![op.x, op.y, op.stats],
@@ -44,7 +44,7 @@ pub fn written(op: &Op, pass: Pass) -> Vec<View> {
         (Op::Activation(op), Pass::Backward) => vec![op.dy, op.db],
         (Op::GatherCls(op), Pass::Forward) => vec![op.y],
         (Op::GatherCls(op), Pass::Backward) => vec![op.dx],
-        (Op::CrossEntropy(op), Pass::Forward) => vec![op.loss, op.dlogits],
+        (Op::CrossEntropy(op), Pass::Forward) => vec![op.loss, op.dlogits, op.db],
         (Op::CrossEntropy(_), Pass::Backward) => vec![],
     }
 }
