@@ -374,6 +374,9 @@ fn updates_that_overflow_f16_are_skipped_and_a_resumed_run_goes_on_alike() {
         let part = resumed(whole.path(), step, flags);
         assert_eq!(lasting(part.path()), lasting(whole.path()), "resumed at {step}");
     }
+    if !is_virtual() {
+        return; // The program and the libraries below are those of the virtual GPU.
+    }
     for (save, message) in [(1, "\nupdate 3 was skipped, as "), (4, "\nupdates 3 to 4 were skipped, as ")] {
         let folder = golden("train");
         let mut command = program(TRAIN);

@@ -1,5 +1,6 @@
 """The machine with the GPU: commands with time limits, tools that may be missing, clocks and memory during the run."""
 
+import contextlib
 import glob
 import os
 import re
@@ -37,7 +38,9 @@ def command(argv, env, log, seconds):
             code = child.wait(max(seconds, 0.1))
         except BaseException as error:
             os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            # A process that hangs in the driver may not end.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(5)
             raise Overtime if isinstance(error, subprocess.TimeoutExpired) else error
     return code, Path(log).read_bytes()[start:].decode(errors="replace")
 

@@ -57,6 +57,8 @@ def one(part, work, probed):
                 probed[part.needs] = machine.probe(work, part.needs)
             if probed[part.needs]:
                 return NOT_AVAILABLE, probed[part.needs]
+            # The first import of torch alone may take half a part's time.
+            work.end = time.monotonic() + work.limit
         part.run(work)
         return PASSED, work.headline
     except NotAvailable as error:
@@ -94,8 +96,12 @@ class Report:
         seen = {"status": status, "seconds": end - self.begin, "limit": work.limit, "line": line}
         content["parts"][part.name] = seen | {"gpu": monitor.between(self.begin, end)}
         content["facts"][part.name] = work.facts
-        content["table"] = table.fill(content["facts"], self.ours) if content["packed"]["preset"] == "contact" else None
-        self.text = self.compose()
+        try:
+            content["table"] = table.fill(content["facts"], self.ours) if content["packed"]["preset"] == "contact" else None
+            self.text = self.compose()
+        except Exception as error:
+            # Unexpected numbers must not prevent the remaining parts.
+            self.text = f"The tables failed ({type(error).__name__}: {error}); gpu_check.json has what was measured.\n"
         (self.out / "gpu_check.txt").write_text(self.text)
         (self.out / "gpu_check.json").write_text(json.dumps(content, indent=1))
         with tarfile.open(self.out / "logs.tar.xz", "w:xz", preset=1) as tar:

@@ -150,7 +150,7 @@ fn code<'a>(codes: &[(&str, &'a [u8])], (major, minor): (i32, i32)) -> Option<&'
 /// All images, loaded into a context.
 pub struct Loader {
     functions: HashMap<&'static str, CudaFunction>,
-    /// The GPU launches kernels early.
+    /// The GPU launches kernels early, and all of them wait.
     waits: bool,
 }
 
@@ -158,6 +158,7 @@ impl Loader {
     pub fn new(context: &Arc<CudaContext>) -> Result<Loader> {
         let mut functions = HashMap::new();
         let capability = context.compute_capability().map_err(failed("device"))?;
+        let mut waits = capability >= (9, 0);
         for image in IMAGES {
             let failure = |e| image_error(context, image, e);
             let code = code(image.codes, capability).ok_or(DriverError(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));
@@ -165,8 +166,12 @@ impl Loader {
             for &name in image.kernels {
                 functions.insert(name, module.load_function(name).map_err(failed(name))?);
             }
+            // Code from PTX of an earlier architecture does not wait, on whatever GPU.
+            if let Some(&name) = image.kernels.first().filter(|_| waits) {
+                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+                waits = functions[name].get_attribute(attribute).map_err(failed(name))? >= 90;
+            }
         }
-        let waits = capability >= (9, 0);
         Ok(Loader { functions, waits })
     }
 

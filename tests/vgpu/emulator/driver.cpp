@@ -601,9 +601,12 @@ int cuFuncGetAttribute(int* value, int attribute, void* handle) {
     TRY(ready());
     auto function = functions.find(handle);
     if (!function) return INVALID_HANDLE;
-    if (attribute != 0 && attribute != 8) return refuse(NOT_SUPPORTED, format("attribute %d of a kernel is not known here", attribute));
-    *value = attribute == 0 ? function->kernel.threads : function->dynamic_shared.load();
-    return SUCCESS;
+    switch (attribute) {
+        case 0: *value = function->kernel.threads; return SUCCESS;
+        case 5: *value = capability; return SUCCESS;  // the architecture that it is compiled for
+        case 8: *value = function->dynamic_shared; return SUCCESS;
+        default: return refuse(NOT_SUPPORTED, format("attribute %d of a kernel is not known here", attribute));
+    }
 }
 
 int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
