@@ -116,6 +116,29 @@ fn cublaslt_without_memory() {
     ran.failed(3, "CUBLAS_STATUS_ALLOC_FAILED; stop other programs on the GPU, or lower --batch-size");
 }
 
+/// Products that cuBLASLt does not support are computed all the same.
+#[test]
+fn cublaslt_without_products() {
+    let flags = ["--device", "cuda", "--precision", "fp32"];
+    let [plain, slow] = ["", "no_products"].map(|fault| predict(&vgpu::directory(), &[("VGPU_FAULT", fault)], &flags).done());
+    assert_eq!(slow.err.matches("CUBLAS_STATUS_NOT_SUPPORTED; a kernel that is many times slower").count(), 1, "{}", slow.err);
+    assert_eq!(slow.out.split(",\"score\"").next(), plain.out.split(",\"score\"").next());
+}
+
+/// Kernels start early only if they wait for the one before them: made from older PTX, they do not.
+#[test]
+fn kernels_that_start_in_turn() {
+    let vgpu = vgpu::directory();
+    let with = |vars: &[(&str, &str)]| predict(&vgpu, vars, &["--device", "cuda"]);
+    let plain = with(&[]).done().out;
+    let refuses = ("VGPU_FAULT", "no_early_launches");
+    with(&[refuses]).failed(3, "CUDA_ERROR_NOT_SUPPORTED");
+    for vars in [&[refuses, ("WARPFIT_CUDA", "serial")][..], &[("VGPU_PTX", "80")]] {
+        assert_eq!(with(vars).done().out, plain);
+    }
+    with(&[("WARPFIT_CUDA", "fast")]).failed(2, "`WARPFIT_CUDA=fast`: no such value; WARPFIT_CUDA=serial is the only one");
+}
+
 /// A driver that records no graphs launches every kernel by itself.
 #[test]
 fn a_driver_without_graphs() {

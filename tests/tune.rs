@@ -134,6 +134,22 @@ fn the_fastest_algorithms_are_recorded_and_used_by_later_runs() {
     assert_eq!(traced(&runs.at("with.trace")).len(), traced(&runs.at("without.trace")).len());
 }
 
+/// What the host needs to submit a product hides the time of a shorter one.
+#[test]
+fn short_products_keep_the_first_algorithm() {
+    let runs = Runs::new();
+    runs.train("run", 3, "--tune VGPU_PRODUCT_NS=4500").done();
+    let of = |short: bool| {
+        let all = products(&runs.file()).into_iter();
+        all.filter(|product| (product["first_us"].as_f64().unwrap() < 10.0) == short)
+            .map(|product| number(&product))
+            .collect::<Vec<_>>()
+    };
+    let [short, long] = [of(true), of(false)];
+    assert!(short.len() > 10 && short.iter().all(|&number| number == 0), "{short:?}");
+    assert!(long.len() > 10 && long.iter().all(|&number| number == 3), "{long:?}");
+}
+
 /// Products of all micro-batches and of evaluations are timed, in a run that then has no other.
 #[test]
 fn every_product_of_a_run_is_timed_and_timing_leaves_no_trace() {

@@ -10,11 +10,29 @@ use cudarc::driver::{CudaContext, DriverError};
 use super::error::{describe, error, failed};
 use super::gemm::Gemm;
 use super::kernels::{COMPILER, Kernels, Loader};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The GPUs opened so far. They stay open for the life of the process: cuBLASLt keeps state about a context that it would
 /// mistake for its successor's, and loading the kernels takes a while.
 static OPEN: Mutex<BTreeMap<usize, Arc<Gpu>>> = Mutex::new(BTreeMap::new());
+
+/// With the value `serial`, to find the cause of a fault: every kernel begins when the one before it has ended.
+const VARIABLE: &str = "WARPFIT_CUDA";
+
+/// Whether all work is done in turn.
+///
+/// # Errors
+/// `WARPFIT_CUDA` has another value.
+pub fn serial() -> Result<bool> {
+    match std::env::var_os(VARIABLE) {
+        None => Ok(false),
+        Some(value) if value == "serial" => Ok(true),
+        Some(value) => {
+            let place = format!("{VARIABLE}={}", value.to_string_lossy());
+            Err(Error::user(place, "no such value", format!("{VARIABLE}=serial is the only one; or unset it")))
+        }
+    }
+}
 
 /// A GPU, ready to run the kernels.
 pub struct Gpu {

@@ -1,7 +1,7 @@
 //! Products by cuBLASLt, in its column-major order. An algorithm is requested once per shape, with large numbers of rows
 //! rounded up to a bucket, and kept; one that was timed (`tune`) takes its place. The choice is a function of the shape, the
 //! library, the GPU and the timed algorithms alone, so the same shapes give the same bits. Products that cuBLASLt does not
-//! support, with rows that are not 16-byte aligned, go to our own kernel. f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 and f16 sum in f32.
+//! support, such as those with rows that are not 16-byte aligned, go to our own kernel. f32 is f32 (COMPUTE_32F) unless the plan allows TF32; bf16 and f16 sum in f32.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -19,6 +19,7 @@ use super::arena::SCRATCH;
 use super::error::OUT_OF_MEMORY;
 use super::kernels::{Matmul, Ptr};
 use super::tune;
+use crate::console::note;
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Arithmetic, DType};
 
@@ -255,12 +256,20 @@ fn by_cublas(cuda: &Cuda, p: &Product) -> Result<()> {
         true => Shape { k: class(p.k).0, ..exact },
         false => Shape { n: class(p.n).0, ..exact },
     };
-    let mut gemm = cuda.gpu.gemm();
-    multiply(cuda, &mut gemm, p, exact, bucket).map_err(|e| {
-        let place = format!("product of ({}, {}) and ({}, {}) by cuBLASLt", p.m, p.k, p.k, p.n);
+    let place = || format!("product of ({}, {}) and ({}, {}) by cuBLASLt", p.m, p.k, p.k, p.n);
+    let done = multiply(cuda, &mut cuda.gpu.gemm(), p, exact, bucket);
+    match done {
+        Err(e) if is_refusal(&e) => {
+            if !cuda.lacks_products.replace(true) {
+                note(format!("note: {}: {:?}; a kernel that is many times slower computes such products", place(), e.0));
+            }
+            by_kernel(cuda, p)
+        }
         // Earlier work may be the cause.
-        cuda.stream().synchronize().map_or_else(super::error::failed(&place), |()| failed(&place, e))
-    })
+        done => {
+            done.map_err(|e| cuda.stream().synchronize().map_or_else(super::error::failed(&place()), |()| failed(&place(), e)))
+        }
+    }
 }
 
 /// Runs a product of a shape with the algorithm timed for its bucket, else with the one suggested for the bucket, else with the one

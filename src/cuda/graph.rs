@@ -18,29 +18,37 @@ use crate::error::{Error, Kind, Result};
 type Pass = (usize, usize);
 
 /// The passes that were launched, and the graphs of those that were recorded.
-#[derive(Default)]
 pub struct Graphs {
     passes: HashMap<Pass, Option<CudaGraph>>,
-    /// Recording has failed.
-    off: bool,
+    /// False if recording has failed.
+    on: bool,
 }
 
 // SAFETY: a graph may be launched by any thread, one at a time.
 unsafe impl Send for Graphs {}
 
 impl Graphs {
+    pub fn new(on: bool) -> Graphs {
+        Graphs { passes: HashMap::new(), on }
+    }
+
+    /// Forgets what was recorded: its kernels read and write the memory of that time.
+    pub fn clear(&mut self) {
+        self.passes.clear();
+    }
+
     /// Runs a pass whose kernels `launch` launches.
     pub fn run(&mut self, stream: &Arc<CudaStream>, pass: Pass, launch: impl Fn() -> Result<()>) -> Result<()> {
         match self.passes.get(&pass) {
             Some(Some(graph)) => graph.launch().map_err(failed("graph")),
-            Some(None) if !self.off => match record(stream, &launch) {
+            Some(None) if self.on => match record(stream, &launch) {
                 Ok(graph) => {
                     graph.launch().map_err(failed("graph"))?;
                     self.passes.insert(pass, Some(graph));
                     Ok(())
                 }
                 Err(error) => {
-                    self.off = true;
+                    self.on = false;
                     note(format!(
                         "note: every kernel is launched by itself, as recording them fails ({})",
                         error.without_remedy()

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, DriverError};
 use cudarc::nvrtc::Ptx;
 
+use super::device::serial;
 use super::error::{describe, error, failed};
 use crate::error::{Error, Kind, Result};
 use crate::ops::DType;
@@ -150,7 +151,7 @@ fn code<'a>(codes: &[(&str, &'a [u8])], (major, minor): (i32, i32)) -> Option<&'
 /// All images, loaded into a context.
 pub struct Loader {
     functions: HashMap<&'static str, CudaFunction>,
-    /// The GPU launches kernels early, and all of them wait.
+    /// The GPU may launch kernels early, for all of them wait.
     waits: bool,
 }
 
@@ -158,7 +159,7 @@ impl Loader {
     pub fn new(context: &Arc<CudaContext>) -> Result<Loader> {
         let mut functions = HashMap::new();
         let capability = context.compute_capability().map_err(failed("device"))?;
-        let mut waits = capability >= (9, 0);
+        let mut waits = capability >= (9, 0) && !serial()?;
         for image in IMAGES {
             let failure = |e| image_error(context, image, e);
             let code = code(image.codes, capability).ok_or(DriverError(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));

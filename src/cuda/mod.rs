@@ -49,6 +49,8 @@ pub struct Cuda {
     overlaps: bool,
     always_splits: bool,
     refused_products: Cell<u64>,
+    /// cuBLASLt does not support a product at all.
+    lacks_products: Cell<bool>,
     tuned: RefCell<tune::Tuned>,
     step: Step,
     tokens: usize,
@@ -65,6 +67,7 @@ impl Cuda {
     /// There is no such GPU, or a requirement is missing.
     pub fn open(index: usize) -> Result<Cuda> {
         let gpu = Gpu::open(index)?;
+        let serial = device::serial()?;
         let (stream, overlap) = (overlap::main_stream(&gpu.context)?, overlap::Overlap::new(&gpu.context)?);
         Ok(Cuda {
             arena: None,
@@ -73,11 +76,12 @@ impl Cuda {
             gpu,
             sums: RefCell::new(columns::Pending::NONE),
             words: None,
-            graphs: RefCell::default(),
+            graphs: RefCell::new(graph::Graphs::new(!serial)),
             passes_over_rows: true,
-            overlaps: true,
+            overlaps: !serial,
             always_splits: false,
             refused_products: Cell::new(0),
+            lacks_products: Cell::new(false),
             tuned: RefCell::default(),
             step: Step::INFER,
             tokens: 0,
@@ -255,7 +259,7 @@ impl Backend for Cuda {
         assert!(!matches!(arithmetic, Arithmetic::F64 | Arithmetic::Bf16Products), "GPUs do not support {arithmetic:?}");
         // Frees the previous arena first.
         (self.arena, self.words) = (None, None);
-        self.graphs.take();
+        self.graphs.get_mut().clear();
         self.sums.replace(columns::Pending::NONE);
         self.arena = Some(Arena::new(&self.stream, layout)?);
         if let Some(table) = layout.words.filter(|_| self.passes_over_rows) {

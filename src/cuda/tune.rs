@@ -28,6 +28,8 @@ const HOPELESS: f32 = 1.5;
 const TRIES: usize = 3;
 /// The first suggestion is kept unless another takes at most this part of its time: noise alone changes nothing.
 const GAIN: f32 = 0.98;
+/// Milliseconds. The host submits products no faster than this, so that the times of shorter ones tell nothing.
+const SHORT: f32 = 0.01;
 /// Factor of the products that are timed, so that those that are added to D hardly change it.
 const ALPHA: f32 = 1.0 / (1 << 20) as f32;
 
@@ -131,7 +133,7 @@ fn time(cuda: &Cuda, gemm: &Gemm, p: &Product, exact: Shape, bucket: Shape) -> R
     }
     let first = medians[0];
     let best = medians.iter().copied().min_by(|a, b| a.0.total_cmp(&b.0)).expect("the first is one of them");
-    let best = if best.0 <= GAIN * first.0 { best } else { first };
+    let best = if best.0 <= GAIN * first.0 && first.0 >= SHORT { best } else { first };
     let us = |milliseconds: f32| (milliseconds * 1e6).round() / 1e3;
     Ok(Some(Record { us: us(best.0), first_us: us(first.0), of: algorithms.len(), algorithm: algorithms[best.1] }))
 }

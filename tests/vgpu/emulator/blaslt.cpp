@@ -152,7 +152,8 @@ struct Algorithm {
         static std::mutex mutex;
         static std::set<std::pair<uint64_t, uint32_t>> loaded;
         static uint64_t runs;
-        uint64_t ideal = 2000 + problem.m() * problem.n() * problem.k() / 100;
+        static const uint64_t least = environment_number("VGPU_PRODUCT_NS");
+        uint64_t ideal = (least ? least : 20000) + problem.m() * problem.n() * problem.k() / 100;
         uint64_t usual = number == fastest ? ideal : ideal * (20 + number) / 10;
         std::lock_guard lock(mutex);
         if (loaded.insert({key, number}).second) return usual + 1000000;
@@ -407,6 +408,7 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* description, void* a, voi
     *count = 0;
     Problem problem;
     if (int status = find_problem(description, a, b, c, d, &problem)) return status;
+    if (injected("no_products")) return UNSUPPORTED;
     if (preference->workspace < WORKSPACE) return unsupported("every algorithm here needs 64 KiB of workspace");
     if (preference->reductions & IN_PLACE) return unsupported("partial sums added in an undetermined order");
     if (preference->reductions & IN_OUTPUT_TYPE) return unsupported("partial sums rounded to the type of D");

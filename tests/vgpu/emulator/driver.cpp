@@ -597,13 +597,19 @@ int cuFuncSetAttribute(void* handle, int attribute, int value) {
     return SUCCESS;
 }
 
+// The architecture of the PTX that kernels are made from: that of the GPU, or VGPU_PTX.
+int ptx_version() {
+    static const int other = environment_number("VGPU_PTX");
+    return other ? other : capability;
+}
+
 int cuFuncGetAttribute(int* value, int attribute, void* handle) {
     TRY(ready());
     auto function = functions.find(handle);
     if (!function) return INVALID_HANDLE;
     switch (attribute) {
         case 0: *value = function->kernel.threads; return SUCCESS;
-        case 5: *value = capability; return SUCCESS;  // the architecture that it is compiled for
+        case 5: *value = ptx_version(); return SUCCESS;
         case 8: *value = function->dynamic_shared; return SUCCESS;
         default: return refuse(NOT_SUPPORTED, format("attribute %d of a kernel is not known here", attribute));
     }
@@ -650,7 +656,7 @@ int cuLaunchKernelEx(const LaunchConfig* config, void* handle, void** arguments,
     for (unsigned i = 0; i < config->attribute_count; i++) {
         if (config->attributes[i].id != PROGRAMMATIC_STREAM_SERIALIZATION)
             return refuse(NOT_SUPPORTED, format("attribute %d of a launch", config->attributes[i].id));
-        if (capability < 90) return refuse(NOT_SUPPORTED, "programmatic dependent launch before compute capability 9.0");
+        if (ptx_version() < 90 || injected("no_early_launches")) return refuse(NOT_SUPPORTED, "a kernel without griddepcontrol.wait is launched early");
     }
     const auto& [grid, block] = std::tie(config->grid, config->block);
     return cuLaunchKernel(handle, grid[0], grid[1], grid[2], block[0], block[1], block[2], config->dynamic_shared, config->stream, arguments, extra);
