@@ -89,10 +89,10 @@ class Work:
             raise Failed(f"no test matches {' '.join(filters)}")
         self.headline = f"{result['passed']} tests"
 
-    def bench(self, *args):
+    def bench(self, *args, env=None):
         """Runs the benchmarks and returns their JSON."""
         file = self.log.with_suffix(".json")
-        output = self.run(self.bin("bench"), *args, "--json", file, *(["--small"] if self.small else []))
+        output = self.run(self.bin("bench"), *args, "--json", file, *(["--small"] if self.small else []), env=env)
         return json.loads(file.read_text()) | {"text": output}
 
     def model(self):
@@ -192,6 +192,10 @@ def tests(work):
     work.tests(*(SMALL_TESTS if work.small else TESTS), *skips)
 
 
+# Each kernel after the end of the one before it.
+SERIAL = {"WARPFIT_CUDA": "serial"}
+
+
 def steps(work):
     """Milliseconds of a training step, of inference and of the copy of a checkpoint."""
     result = work.bench("train", "infer", "save", "--precision", "bf16", "--batch", "16,64", "--samples", "20")
@@ -200,6 +204,8 @@ def steps(work):
         name = f"{row['op']} {row['reviews']}" if "reviews" in row else row["op"]
         work.facts[name] = {"ms": row["us_warm"]["median"] / 1e3} | kept
     work.facts["ceilings"] = result["ceilings"]
+    serial = work.bench("train", "--precision", "bf16", "--batch", "16", "--samples", "20", env=SERIAL)
+    work.facts["train 16, serial"] = {"ms": serial["rows"][0]["us_warm"]["median"] / 1e3}
     work.headline = ", ".join(f"{name}: {seen['ms']:.3f} ms" for name, seen in work.facts.items() if "ms" in seen)
 
 
@@ -208,7 +214,7 @@ def sha256(folder):
 
 
 def imdb(work):
-    """Two epochs; then some updates three times, once resumed from the middle: the weights must be the same."""
+    """Two epochs; then some updates again and again, resumed from the middle and in turn: the weights must be the same."""
     out, results = work.train("two-epochs", evaluate=True, epochs=2, **({"max_steps": 6, "max_eval_samples": 8} if work.small else {}))
     work.facts = {"seconds": results["train_runtime"], "results": results, "sha256": sha256(out)}
     work.headline = f"{results['train_runtime']:.1f} s, eval accuracy {results['eval_accuracy']:.4f}"
@@ -216,11 +222,12 @@ def imdb(work):
     first, _ = work.train("first", max_steps=updates, save_strategy="steps", save_steps=updates // 2)
     again, _ = work.train("again", max_steps=updates)
     resumed, _ = work.train("resumed", max_steps=updates, resume_from_checkpoint=first / f"checkpoint-{updates // 2}")
-    hashes = {"first": sha256(first), "again": sha256(again), "resumed": sha256(resumed)}
+    serial, _ = work.train("serial", max_steps=updates, env=SERIAL)
+    hashes = {folder.name: sha256(folder) for folder in (first, again, resumed, serial)}
     work.facts["weights"] = hashes
     if len(set(hashes.values())) > 1:
         raise Failed(f"{updates} updates do not repeat: {json.dumps(hashes)}")
-    work.headline += f"; {updates} updates, again and resumed: the same weights {hashes['first'][:12]}"
+    work.headline += f"; {updates} updates, again, resumed and serial: the same weights {hashes['first'][:12]}"
 
 
 def tuned(work):
@@ -242,7 +249,7 @@ def tuned(work):
 def ncu(work):
     """Every kernel of one training step. About three steps warm up; the launches of two steps contain a whole one."""
     file = work.log.with_suffix(".csv")
-    window = ["--launch-skip", 700, "--launch-count", 480, "--log-file", file]
+    window = ["--launch-skip", 700, "--launch-count", 380, "--log-file", file]
     work.train("profiled", max_steps=12, through=["ncu", *machine.NCU, *window])
     launches = logs.launches(file.read_text(errors="replace"))
     step = table.one_step(launches, table.predicted()["first_kernel"])
@@ -336,10 +343,10 @@ LIMITS = {"contact": 420, "compare": 240}
 PRESETS = {
     "contact": [
         Part("opens", 15, "the GPU opens, kernels load and run", opens),
-        Part("products", 40, "every number of rows through cuBLASLt", products),
+        Part("products", 35, "every number of rows through cuBLASLt", products),
         Part("tests", 70, "the tests that use the GPU", tests),
-        Part("steps", 25, "training and inference, batches of 16 and 64", steps),
-        Part("imdb", 50, "two epochs; the same bits again and resumed", imdb),
+        Part("steps", 30, "training and inference, batches of 16 and 64", steps),
+        Part("imdb", 50, "two epochs; the same bits again, resumed and serial", imdb),
         Part("tuned", 20, "updates with the fastest algorithms of cuBLASLt", tuned),
         Part("ncu", 45, "every kernel of one step", ncu, "ncu"),
         Part("algorithms", 12, "the algorithms of cuBLASLt", algorithms),
