@@ -207,13 +207,6 @@ pub fn verify(folder: &Path) -> Result<bool> {
     sums.iter().try_for_each(|(name, sum)| compare(&folder.join(name), sum)).map(|()| true)
 }
 
-/// Reads a file of a sealed folder; `None` if it is missing or has changed, or the folder is not sealed.
-pub fn read_sealed(folder: &Path, name: &str) -> Option<Vec<u8>> {
-    let path = folder.join(name);
-    compare(&path, checksums(folder).ok()??.get(name)?).ok()?;
-    fs::read(path).ok()
-}
-
 fn compare(path: &Path, sum: &str) -> Result<()> {
     match format!("{:032x}", checksum(path).map_err(|e| Error::io(path, e))?) == sum {
         true => Ok(()),

@@ -39,7 +39,7 @@ const RESULTS: [&str; 12] = [
 ];
 
 /// The folder, locked until the last clone is dropped.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct RunDir {
     pub path: PathBuf,
     /// The run that the folder belongs to; empty if it has none yet.

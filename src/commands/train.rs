@@ -38,8 +38,8 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     if !no_effect.is_empty() {
         note(format!("note: no effect here: {}", no_effect.join(", ")));
     }
-    if let Some(checkpoint) = &args.taken_from {
-        note(format!("settings: those of {}, but for the flags given here", checkpoint.display()));
+    if let Some(checkpoint) = &args.checkpoint {
+        checkpoint.notes.iter().for_each(note);
     }
     refuse_ranks()?;
     let on_sample = args.recipe.as_deref() == Some("sample");

@@ -515,7 +515,11 @@ fn failures_to_resume_are_reported_in_one_line() {
         .map(|(flags, part)| train(&out, &words(flags)).fault(2, part).map(|fault| format!("{flags}: {fault}"))),
     );
     assert_eq!(names(&out), before);
-    train(&dir.path().join("empty"), &["--resume-from-checkpoint"]).failed(2, "this folder has no checkpoint");
+    let empty = dir.path().join("empty");
+    train(&empty, &["--resume-from-checkpoint"]).failed(2, "empty`: no such folder; check the path");
+    assert!(!empty.exists());
+    fs::create_dir(&empty).unwrap();
+    train(&empty, &["--resume-from-checkpoint"]).failed(2, "this folder has no checkpoint");
     let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let no_folder = ["--model", path(&model), "--train-file", path(&file), "--resume-from-checkpoint"];
     ran(TRAIN, &no_folder).failed(2, "`--output-dir`: is missing");
