@@ -188,7 +188,11 @@ fn an_output_that_is_a_link_is_written_where_it_leads() {
         assert!(at(link).is_symlink(), "{link}");
         assert_eq!(json_lines(&at(link)).len(), 1, "{link}");
     }
-    assert_eq!(names(&at("there")), BTreeSet::from(["old.jsonl".into(), "new.jsonl".into()]));
+    std::os::unix::fs::symlink("there/new.safetensors", at("new.safetensors")).unwrap();
+    let model = golden("text/hf");
+    ran_with("embed", &["--model", path(&model), "--output", path(&at("new.safetensors"))], b"good\n").done();
+    assert!(at("new.safetensors").is_symlink());
+    assert_eq!(names(&at("there")), BTreeSet::from(["old.jsonl", "new.jsonl", "new.safetensors"].map(String::from)));
     std::os::unix::fs::symlink("/dev/stdout", at("stdout.jsonl")).unwrap();
     assert_eq!(predict(&["--output", path(&at("stdout.jsonl")), "good"]).done().json().len(), 1);
 }
