@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::run_dir::RunDir;
 use crate::checkpoint::weights;
 use crate::console::{Look, leave_on_interrupt, next, note, print, tell};
 use crate::data::dataset::{Classes, Dataset, ModelClasses, Table, classify};
@@ -271,7 +272,7 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
     tell(projection.summary)?;
     tell(format!("saved       {}", picture.display()))?;
     let model = shown(&args.model);
-    next(&[format!("warpfit embed --model {model} --probe --train-file train.csv --test-file test.csv")]);
+    next(&[format!("warpfit embed --model {model} --probe --train-file LABELLED_FILE --test-file OTHER_LABELLED_FILE")]);
     Ok(())
 }
 
@@ -387,6 +388,9 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
     }
     let model = shown(&args.model);
     let [train, test] = [files.0, files.1].map(shown);
-    next(&[format!("warpfit train --model {model} --train-file {train} --validation-file {test} --output-dir out")]);
+    let other_head = session.source.needs_other_head(names).unwrap_or(false);
+    let head = if other_head { " --ignore-mismatched-sizes" } else { "" };
+    let out = RunDir::free();
+    next(&[format!("warpfit train --model {model} --train-file {train} --validation-file {test}{head} --output-dir {out}")]);
     Ok(())
 }

@@ -215,7 +215,7 @@ pub fn run(mut args: Args) -> Result<()> {
     if !streamed {
         let model = shown(&args.model);
         next(&[
-            format!("warpfit evaluate --model {model} test.csv --output-dir report"),
+            format!("warpfit evaluate --model {model} LABELLED_FILE --output-dir report"),
             format!("warpfit serve --model {model}"),
         ]);
     }

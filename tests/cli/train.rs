@@ -102,6 +102,11 @@ fn a_run_writes_all_its_files() {
     assert!((mib - written as f64 / f64::from(1 << 20)).abs() < 0.05, "{disk}, not {written}");
     of("model: training continues with the folder's own classifier, of NEGATIVE, POSITIVE");
     assert_eq!(of("next "), format!("next        warpfit predict --model '{}' \"A text to classify\"", out.display()));
+    of(&format!(
+        "            warpfit evaluate --model '{}' {} --output-dir report",
+        out.display(),
+        golden("train/test.csv").display()
+    ));
     assert!(!ran.err.contains('\u{1b}') && !ran.err.contains('\r'), "a file is not a terminal: {:?}", ran.err);
 
     let read = |name| read(&out, name);
