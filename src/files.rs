@@ -42,22 +42,23 @@ pub struct PartialFile {
 }
 
 impl PartialFile {
-    /// Creates a temporary file beside `path`. If `path` is not a regular file, such as /dev/null or a pipe, or names an open
-    /// one, such as /dev/stdout, it is written directly.
+    /// Creates a temporary file beside `path`, or beside the target of a link. If that is not a regular file, such as /dev/null
+    /// or a pipe, or names an open one, such as /dev/stdout, it is written directly.
     pub fn create(path: &Path) -> Result<PartialFile> {
         let io = |e| Error::io(path, e);
-        if let Some(number) = descriptor(path) {
+        let path = target(path);
+        if let Some(number) = descriptor(&path) {
             // SAFETY: a number that is not open is an error of the call that copies it.
             let file = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().map_err(io)?;
             let file = BufWriter::new(File::from(file));
-            return Ok(PartialFile { file, path: path.into(), partial: path.into(), finished: true });
+            return Ok(PartialFile { file, partial: path.clone(), path, finished: true });
         }
-        // Follows a link to its target.
-        let path = path.canonicalize().unwrap_or(path.to_path_buf());
-        let replaces = path.metadata().map_or(true, |about| about.is_file());
-        if path.is_dir() {
-            return Err(io(std::io::ErrorKind::IsADirectory.into()));
-        }
+        let replaces = match path.metadata() {
+            Ok(about) if about.is_dir() => return Err(io(io::ErrorKind::IsADirectory.into())),
+            Ok(about) => about.is_file(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => true,
+            Err(e) => return Err(io(e)),
+        };
         let mut partial = path.clone().into_os_string();
         if replaces {
             partial.push(".partial");
@@ -94,6 +95,18 @@ impl Drop for PartialFile {
             partial_files().remove(&self.partial);
         }
     }
+}
+
+/// The end of a chain of symbolic links, which need not exist; a link of the chain if that is a loop.
+fn target(path: &Path) -> PathBuf {
+    let mut path = path.to_path_buf();
+    for _ in 0..40 {
+        match fs::read_link(&path) {
+            Ok(target) if descriptor(&path).is_none() => path.set_file_name(target),
+            _ => break,
+        }
+    }
+    path
 }
 
 /// The open file that a path names.
@@ -205,13 +218,6 @@ pub fn checksums(folder: &Path) -> Result<Option<BTreeMap<String, String>>> {
 pub fn verify(folder: &Path) -> Result<bool> {
     let Some(sums) = checksums(folder)? else { return Ok(false) };
     sums.iter().try_for_each(|(name, sum)| compare(&folder.join(name), sum)).map(|()| true)
-}
-
-/// Reads a file of a sealed folder; `None` if it is missing or has changed, or the folder is not sealed.
-pub fn read_sealed(folder: &Path, name: &str) -> Option<Vec<u8>> {
-    let path = folder.join(name);
-    compare(&path, checksums(folder).ok()??.get(name)?).ok()?;
-    fs::read(path).ok()
 }
 
 fn compare(path: &Path, sum: &str) -> Result<()> {

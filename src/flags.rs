@@ -89,6 +89,11 @@ pub fn typed<A: Args>(matches: &ArgMatches) -> Vec<String> {
     words.collect()
 }
 
+/// The file of a flag; `None` for `-`, which is standard input or output.
+pub fn unless_dash(file: Option<PathBuf>) -> Option<PathBuf> {
+    file.filter(|file| file.as_os_str() != "-")
+}
+
 /// A path as a shell reads it.
 pub fn shown(path: &Path) -> String {
     quoted(&path.to_string_lossy())

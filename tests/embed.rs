@@ -157,6 +157,8 @@ fn embed_reads_lines_and_refuses_invalid_flags() {
     let rows: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.iter().map(|row| row["embedding"].as_array().unwrap().len()).collect::<Vec<_>>(), [32, 32]);
     assert_ne!(rows[0]["embedding"], rows[1]["embedding"]);
+    let dashes = embed(&model, &["--pooling", "mean", "--input", "-", "--output", "-"], "a good film\n\n").done();
+    assert_eq!(dashes.out, ran.out);
 
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("a.txt");

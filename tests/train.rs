@@ -12,8 +12,8 @@ use warpfit::data::dataset::{Options, Table};
 use warpfit::device::{Device, Precision};
 use warpfit::infer::Session;
 use warpfit::sample;
-use warpfit::train::args::{Args, Settings};
-use warpfit::train::{Outcome, train};
+use warpfit::train::args::Settings;
+use warpfit::train::{Outcome, recipe, train};
 
 use crate::cli::{TRAIN, program};
 use crate::fixtures::*;
@@ -24,7 +24,7 @@ fn settings(flags: &str, out: &Path) -> Settings {
     let device = if flags.contains("--device") { "" } else { "--device cpu" };
     let words = ["train"].into_iter().chain(flags.split_whitespace()).chain(device.split_whitespace()).map(OsString::from);
     let words = words.chain(["--output-dir".into(), out.into()]);
-    warpfit::flags::parse::<Args>(words).unwrap().unwrap().settings().unwrap()
+    recipe::parse(words).unwrap().unwrap().settings().unwrap()
 }
 
 fn read_json(path: &Path) -> Value {
@@ -273,6 +273,18 @@ fn a_resumed_run_equals_an_uninterrupted_run() {
     ] {
         assert!(refused(&format!("{same} {changed}")).contains(part), "{}", refused(&format!("{same} {changed}")));
     }
+}
+
+#[test]
+fn the_folder_is_locked_before_the_checkpoint_is_chosen() {
+    let dir = tempfile::tempdir().unwrap();
+    golden_run("train", "--max-steps 2 --save-strategy steps --save-steps 1 --max-length 32", dir.path());
+    let parse = || recipe::parse(["train".into(), "--resume-from-checkpoint".into(), dir.path().into()]);
+    let resumed = parse().unwrap().unwrap();
+    let refusal = parse().unwrap_err().to_string();
+    assert!(refusal.contains("another run is writing into this folder"), "{refusal}");
+    train(&resumed.settings().unwrap(), None).unwrap().unwrap();
+    parse().unwrap();
 }
 
 /// The output of a run that does not depend on the clock.

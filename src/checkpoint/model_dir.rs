@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::{checksums, seal, sync_dir, write_file};
 use crate::model::Model;
 use crate::model::config::Config;
+use crate::model::names::params;
 use crate::model::plan::{Plan, Slot};
 
 /// The files of a model that [`ModelDir::write`] writes.
@@ -180,6 +181,12 @@ impl ModelDir {
     /// Reads and checks everything that [`ModelDir::load_weights`] would for a model of this plan.
     pub fn check_weights(&self, plan: &Plan, other_head: bool) -> Result<()> {
         self.read_weights(&plan.slots, other_head, |_, _| Ok(())).map(|_| ())
+    }
+
+    /// Whether a model of these classes needs another head than the folder's.
+    pub fn needs_other_head(&self, labels: Vec<String>) -> Result<bool> {
+        let (params, weights) = (params(&self.config.clone().with_labels(labels)?), Weights::open(&self.path)?);
+        Ok(weights::resolve(&params, &weights, false).is_err() && weights::resolve(&params, &weights, true).is_ok())
     }
 
     /// Calls `each` with the values of each parameter, `None` if they are missing; returns the names of these.

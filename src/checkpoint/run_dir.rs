@@ -39,7 +39,7 @@ const RESULTS: [&str; 12] = [
 ];
 
 /// The folder, locked until the last clone is dropped.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct RunDir {
     pub path: PathBuf,
     /// The run that the folder belongs to; empty if it has none yet.
@@ -187,6 +187,16 @@ impl RunDir {
             }
         }
         unreachable!("the numbers do not end")
+    }
+
+    /// The first of out, out-2, out-3, ... that is free for a new run.
+    pub fn free() -> String {
+        let is_free = |name: &String| match fs::read_dir(name) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(e) => e.kind() != std::io::ErrorKind::NotADirectory,
+        };
+        let mut names = std::iter::once("out".to_string()).chain((2..).map(|number| format!("out-{number}")));
+        names.find(is_free).expect("the numbers do not end")
     }
 
     /// Removes the folder of a run that has ended, if it has written nothing there.

@@ -6,7 +6,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
-use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
 use half::slice::HalfFloatSliceExt;
@@ -18,6 +17,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::error::{Error, Kind, Result};
+use crate::files::PartialFile;
 use crate::model::names::Param;
 use crate::report::log::counted;
 
@@ -364,16 +364,6 @@ pub fn resolve<'a>(params: &'a [Param], weights: &'a Weights, other_head: bool) 
 /// # Errors
 /// Those of the file system; a value that is not finite. A previous file at `path` is then unchanged.
 pub fn write<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, tensors: &[(N, S, V)]) -> Result<()> {
-    let partial = path.with_extension("safetensors.partial");
-    let written = write_all(&partial, tensors).and_then(|()| std::fs::rename(&partial, path).map_err(|e| Error::io(path, e)));
-    if written.is_err() {
-        // Of two errors the first is reported.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written
-}
-
-fn write_all<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, tensors: &[(N, S, V)]) -> Result<()> {
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&i| tensors[i].0.as_ref());
     let count = |i: usize| tensors[i].1.as_ref().iter().product::<usize>();
@@ -391,10 +381,9 @@ fn write_all<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, ten
     // The tensors start at a multiple of 8 bytes.
     json.resize(json.len().next_multiple_of(8), b' ');
 
-    let io = |e| Error::io(path, e);
-    let mut file = File::create(path).map_err(io)?;
-    file.write_all(&(json.len() as u64).to_le_bytes()).map_err(io)?;
-    file.write_all(&json).map_err(io)?;
+    let mut file = PartialFile::create(path)?;
+    file.write(&(json.len() as u64).to_le_bytes())?;
+    file.write(&json)?;
     let mut bytes = Vec::new();
     for &i in &order {
         let (name, values) = (tensors[i].0.as_ref(), tensors[i].2.as_ref());
@@ -406,8 +395,8 @@ fn write_all<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, ten
         for block in values.chunks(1 << 16) {
             bytes.clear();
             bytes.extend(block.iter().flat_map(|value| value.to_le_bytes()));
-            file.write_all(&bytes).map_err(io)?;
+            file.write(&bytes)?;
         }
     }
-    file.sync_all().map_err(io)
+    file.finish()
 }

@@ -7,6 +7,7 @@ use clap::{ArgMatches, FromArgMatches, Parser, ValueEnum};
 use rayon::prelude::*;
 
 use crate::checkpoint::model_dir::ModelDir;
+use crate::checkpoint::run_dir::RunDir;
 use crate::console::{Look, leave_on_interrupt, next, note, print};
 use crate::data::dataset::{Labelled, ModelClasses, is_reviews, stratified_split};
 use crate::data::description::{Description, Unit};
@@ -99,7 +100,8 @@ pub fn run(words: Vec<OsString>) -> Result<()> {
     }
     let can_be_trained = description.splits[0].classes.iter().filter(|class| class.texts > 0).count() > 1;
     let splits = files.validation.is_empty() && can_be_split(&description);
-    let proposed = can_be_trained.then(|| training(&args, &data, &matches, splits));
+    let other_head = source.is_some_and(|source| source.needs_other_head(description.labels.clone()).unwrap_or(false));
+    let proposed = can_be_trained.then(|| training(&args, &data, &matches, splits, other_head));
     next(&Vec::from_iter(proposed));
     Ok(())
 }
@@ -116,8 +118,9 @@ fn can_be_split(description: &Description) -> bool {
     !stratified_split(&labels, SHARE, 0).1.is_empty()
 }
 
-/// The command that trains on this data, one flag per line; `splits` if it splits off validation data.
-fn training(args: &Args, data: &DataArgs, matches: &ArgMatches, splits: bool) -> String {
+/// The command that trains on this data, one flag per line; `splits` if it splits off validation data, and `other_head` if the
+/// model's classifier is for another number of classes.
+fn training(args: &Args, data: &DataArgs, matches: &ArgMatches, splits: bool, other_head: bool) -> String {
     let flag = |name: &str, value: String| format!("--{name} {}", quoted(&value));
     let shown = |path: &PathBuf| path.display().to_string();
     let mut flags = vec![flag("model", args.model.as_ref().map_or("distilbert/distilbert-base-uncased".to_string(), shown))];
@@ -126,6 +129,7 @@ fn training(args: &Args, data: &DataArgs, matches: &ArgMatches, splits: bool) ->
     flags.extend(flags::typed::<DataArgs>(matches));
     flags.extend(splits.then(|| flag("validation-split", SHARE.to_string())));
     flags.extend(args.max_length.map(|length| flag("max-length", length.to_string())));
-    flags.push(flag("output-dir", "out".to_string()));
+    flags.extend(other_head.then(|| "--ignore-mismatched-sizes".to_string()));
+    flags.push(flag("output-dir", RunDir::free()));
     format!("warpfit train {}", flags.join(" \\\n                "))
 }

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::run_dir::RunDir;
 use crate::checkpoint::weights;
 use crate::console::{Look, leave_on_interrupt, next, note, print, tell};
 use crate::data::dataset::{Classes, Dataset, ModelClasses, Table, classify};
@@ -12,7 +13,7 @@ use crate::data::loader::randperm;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
 use crate::files::{PartialFile, create_dir, remove_partial_files, same_file, write_json};
-use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown};
+use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, unless_dash};
 use crate::hub;
 use crate::infer::pooling::Pooling;
 use crate::infer::probe::Probe;
@@ -37,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
     /// Texts, in any format that predict reads; with --project in any format that train reads, with or without labels
-    /// [default: one text per line on standard input]
+    /// [default: -, one text per line on standard input]
     #[arg(long, visible_alias = "file", value_name = "FILE", conflicts_with = "dataset")]
     input: Option<PathBuf>,
     /// The same as --input
@@ -49,7 +50,7 @@ pub struct Args {
     /// extension; text for standard input]
     #[arg(long, value_name = "FORMAT", conflicts_with = "dataset")]
     input_format: Option<LineFormat>,
-    /// Write to this file, atomically [default: standard output]
+    /// Write to this file, atomically [default: -, standard output]
     #[arg(long, value_name = "FILE", conflicts_with = "instead")]
     output: Option<PathBuf>,
     /// Format of the vectors [default: by the extension of --output: .npy, .safetensors, .jsonl, .json or .ndjson (jsonl)]
@@ -126,7 +127,7 @@ impl Format {
 }
 
 pub fn run(mut args: Args) -> Result<()> {
-    args.input = args.input.or(args.only_file.take());
+    (args.input, args.output) = (unless_dash(args.input.or(args.only_file.take())), unless_dash(args.output));
     let reading = &args.reading;
     let device = args.run.device()?;
     if let (Some(input), Some(output)) = (&args.input, &args.output)
@@ -138,9 +139,12 @@ pub fn run(mut args: Args) -> Result<()> {
     if format != Format::Jsonl && args.output.is_none() {
         return Err(Error::user("--format", "only jsonl goes to standard output", "pass --output FILE"));
     }
-    if let Some(output) = &args.output {
-        leave_on_interrupt(format!("{} is not written", output.display()), remove_partial_files)?;
-    }
+    let unfinished = match (&args.output, &args.output_dir) {
+        (Some(file), _) => Some(format!("{} is not written", file.display())),
+        (None, Some(folder)) => Some(format!("{} is not complete", folder.display())),
+        (None, None) => None,
+    };
+    unfinished.map_or(Ok(()), |fact| leave_on_interrupt(fact, remove_partial_files))?;
     let options = Options {
         device,
         precision: args.run.precision,
@@ -268,7 +272,7 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
     tell(projection.summary)?;
     tell(format!("saved       {}", picture.display()))?;
     let model = shown(&args.model);
-    next(&[format!("warpfit embed --model {model} --probe --train-file train.csv --test-file test.csv")]);
+    next(&[format!("warpfit embed --model {model} --probe --train-file LABELLED_FILE --test-file OTHER_LABELLED_FILE")]);
     Ok(())
 }
 
@@ -384,6 +388,9 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
     }
     let model = shown(&args.model);
     let [train, test] = [files.0, files.1].map(shown);
-    next(&[format!("warpfit train --model {model} --train-file {train} --validation-file {test} --output-dir out")]);
+    let other_head = session.source.needs_other_head(names).unwrap_or(false);
+    let head = if other_head { " --ignore-mismatched-sizes" } else { "" };
+    let out = RunDir::free();
+    next(&[format!("warpfit train --model {model} --train-file {train} --validation-file {test}{head} --output-dir {out}")]);
     Ok(())
 }

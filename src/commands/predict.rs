@@ -9,7 +9,7 @@ use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result, is_control};
 use crate::files::{PartialFile, remove_partial_files, same_file};
-use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, whole};
+use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, unless_dash, whole};
 use crate::hub;
 use crate::infer::Session;
 use crate::infer::predictions::{Format, Lines, star_weights};
@@ -25,14 +25,14 @@ pub struct Args {
     /// Trained model: a folder, or a Hugging Face hub id: owner/name, or owner/name@revision
     #[arg(long, value_name = "DIR_OR_ID", alias = "model_name_or_path")]
     model: PathBuf,
-    /// Text to classify, or a file of texts
+    /// Text to classify, or a file of texts, or - for standard input
     #[arg(value_name = "TEXT_OR_FILE", conflicts_with_all = ["text", "input", "dataset"])]
     texts: Vec<String>,
     /// Text to classify; may be repeated
     #[arg(long, conflicts_with_all = ["input", "dataset"])]
     text: Vec<String>,
     /// Texts to classify: .txt (one per line), .csv, .tsv, .json, .parquet, .fasttext, or .jsonl with "text", or with
-    /// "input_ids" and "token_type_ids", which are used unchanged [default: one text per line on standard input]
+    /// "input_ids" and "token_type_ids", which are used unchanged [default: -, one text per line on standard input]
     #[arg(long, visible_alias = "file", value_name = "FILE", conflicts_with = "dataset")]
     input: Option<PathBuf>,
     #[command(flatten)]
@@ -40,7 +40,7 @@ pub struct Args {
     /// Format of the lines of standard input or --input [default: by the file's extension; text for standard input]
     #[arg(long, value_name = "FORMAT", conflicts_with_all = ["text", "dataset"])]
     input_format: Option<LineFormat>,
-    /// Write to this file, atomically [default: standard output]
+    /// Write to this file, atomically [default: -, standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Format of the predictions [default: by the extension of --output: .csv, .txt (text), .jsonl, .json or .ndjson (jsonl)]
@@ -84,6 +84,9 @@ fn no_stars(labels: &[String]) -> Error {
 fn named_file(texts: &[String]) -> Result<Option<PathBuf>> {
     let [text] = texts else { return Ok(None) };
     let path = PathBuf::from(text);
+    if text == "-" {
+        return Ok(Some(path));
+    }
     if path.exists() {
         let what = if path.is_dir() { "folder" } else { "file" };
         note(format!("note: {text} is read as a {what}; --text classifies these words"));
@@ -100,6 +103,7 @@ pub fn run(mut args: Args) -> Result<()> {
         args.texts.clear();
         args.input = Some(file);
     }
+    (args.input, args.output) = (unless_dash(args.input), unless_dash(args.output));
     if args.input_format.is_some() && !args.texts.is_empty() {
         return Err(Error::user("--input-format", "there are no lines to read", "leave it out, or name a file with --input"));
     }
@@ -211,7 +215,7 @@ pub fn run(mut args: Args) -> Result<()> {
     if !streamed {
         let model = shown(&args.model);
         next(&[
-            format!("warpfit evaluate --model {model} test.csv --output-dir report"),
+            format!("warpfit evaluate --model {model} LABELLED_FILE --output-dir report"),
             format!("warpfit serve --model {model}"),
         ]);
     }

@@ -38,8 +38,8 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     if !no_effect.is_empty() {
         note(format!("note: no effect here: {}", no_effect.join(", ")));
     }
-    if let Some(checkpoint) = &args.taken_from {
-        note(format!("settings: those of {}, but for the flags given here", checkpoint.display()));
+    if let Some(checkpoint) = &args.checkpoint {
+        checkpoint.notes.iter().for_each(note);
     }
     refuse_ranks()?;
     let on_sample = args.recipe.as_deref() == Some("sample");
@@ -56,6 +56,7 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
         move || made.get().into_iter().for_each(RunDir::remove_unused)
     };
     leave_on_interrupt("before the first update: nothing was begun".to_string(), leave.clone())?;
+    let labelled = args.data.test_file.clone().or(args.data.validation_file.clone());
     let settings = args.settings()?;
     if numbered {
         made.get_or_init(|| settings.output_dir.clone());
@@ -82,10 +83,10 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     let out = settings.output_dir.display();
     tell(format!("saved       {out}"))?;
     if !on_sample {
-        let model = shown(&settings.output_dir);
+        let (model, labelled) = (shown(&settings.output_dir), labelled.map_or("LABELLED_FILE".to_string(), |file| shown(&file)));
         next(&[
             format!("warpfit predict --model {model} \"A text to classify\""),
-            format!("warpfit evaluate --model {model} test.csv --output-dir report"),
+            format!("warpfit evaluate --model {model} {labelled} --output-dir report"),
         ]);
     }
     if let Some((metric, bound)) = settings.fail_under {
@@ -119,7 +120,7 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
             None => ["warpfit train", "warpfit predict"],
         };
         next(&[
-            format!("{train} --model distilbert/distilbert-base-uncased --train-file reviews.csv --validation-split 0.1"),
+            format!("{train} --model distilbert/distilbert-base-uncased --train-file LABELLED_FILE --validation-split 0.1"),
             format!("{predict} --model {} --text \"What a film!\"", shown(&settings.output_dir)),
         ]);
     }

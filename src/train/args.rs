@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use super::evaluate::fail_under;
 use super::hugging_face;
 use super::recipe;
+use super::resume::Checkpoint;
 use super::schedule::ScheduleKind;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::note;
@@ -224,9 +225,9 @@ pub struct Args {
     /// The flags above that have a value from the command line, a file, a recipe or the run that is resumed.
     #[arg(skip)]
     pub given: GivenFlags,
-    /// The checkpoint of which some of them are.
+    /// The checkpoint that is resumed, of which some of them are.
     #[arg(skip)]
-    pub taken_from: Option<PathBuf>,
+    pub checkpoint: Option<Checkpoint>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -280,8 +281,7 @@ pub struct Settings {
     pub ignore_mismatched_sizes: bool,
     pub output_dir: PathBuf,
     pub overwrite_output_dir: bool,
-    /// A checkpoint's folder, or `newest` for the newest one in `output_dir`.
-    pub resume_from_checkpoint: Option<PathBuf>,
+    pub resume_from_checkpoint: Option<Checkpoint>,
     pub dry_run: bool,
     /// The hub id, or the folder, that the files of the splits `of_dataset` come from.
     pub dataset: Option<PathBuf>,
@@ -379,6 +379,7 @@ impl Args {
                 return Err(Error::user(flag, "a resumed run keeps the algorithms of its checkpoint", "leave it out"));
             }
         }
+        let (tune, algorithms) = self.checkpoint.as_ref().map_or((self.tune, self.algorithms.clone()), Checkpoint::tuning);
         if self.tune == Some(false) && self.algorithms.is_some() {
             return Err(Error::user("--algorithms", "--tune false uses no recorded algorithms", "leave out one of them"));
         }
@@ -391,7 +392,9 @@ impl Args {
             if same_file(folder, &model) {
                 return Err(Error::user("--output-dir", "is the folder of --model", "choose another one"));
             }
-            RunDir::check(folder, overwrites || resumes || self.dry_run)?;
+            if !resumes {
+                RunDir::check(folder, overwrites || self.dry_run)?;
+            }
         }
         let mut files = self.data.files()?;
         if let Some(file) = files.train.iter().chain(&files.validation).chain(&files.test).find(|file| file.to_str().is_none()) {
@@ -461,7 +464,7 @@ impl Args {
             ignore_mismatched_sizes: self.ignore_mismatched_sizes.unwrap_or(false),
             output_dir,
             overwrite_output_dir: overwrites,
-            resume_from_checkpoint: self.resume_from_checkpoint,
+            resume_from_checkpoint: self.checkpoint,
             dry_run: self.dry_run,
             dataset: self.data.dataset.or(self.data.data_dir),
             dataset_config: self.data.dataset_config,
@@ -496,8 +499,8 @@ impl Args {
             classifier_dropout: self.classifier_dropout,
             device,
             precision: self.precision.unwrap_or(Precision::Auto),
-            tune: self.tune,
-            algorithms: self.algorithms,
+            tune,
+            algorithms,
             seed: self.seed.unwrap_or(42),
             logging_steps,
             eval: cadence(eval_strategy, self.eval_steps.unwrap_or(logging_steps)),

@@ -8,6 +8,7 @@ pub mod evaluate;
 pub mod hugging_face;
 pub mod recipe;
 mod results;
+pub mod resume;
 mod saver;
 pub mod schedule;
 mod setup;
@@ -32,7 +33,7 @@ use evaluate::Evaluation;
 use saver::Saver;
 use schedule::Schedule;
 use setup::Setup;
-use state::{RunState, precision_of_checkpoint, tuning_of_checkpoint};
+use state::RunState;
 
 pub use results::Outcome;
 
@@ -71,8 +72,8 @@ pub struct BestModel {
 
 /// Trains with `settings`; `cache` is the folder for tokenized texts and timed algorithms, if any. `None` after a dry run.
 pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome>> {
-    let saved =
-        Some(settings.precision).filter(|&asked| asked == Precision::Auto).and_then(|_| precision_of_checkpoint(settings));
+    let resumed = settings.resume_from_checkpoint.as_ref().filter(|_| settings.precision == Precision::Auto);
+    let saved = resumed.and_then(|checkpoint| checkpoint.precision());
     let opened = settings.device.open(saved.unwrap_or(settings.precision));
     let mut device = opened.map_err(|error| match saved {
         None => error,
@@ -82,8 +83,7 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         }
     })?;
     device.notes.extend(saved.map(|saved| format!("precision: {saved}, that of the checkpoint")));
-    let (tune, algorithms) = tuning_of_checkpoint(settings).unwrap_or((settings.tune, settings.algorithms.clone()));
-    let settings = &Settings { device: device.device, precision: device.precision, tune, algorithms, ..settings.clone() };
+    let settings = &Settings { device: device.device, precision: device.precision, ..settings.clone() };
     let setup = Setup::read(settings, device, cache)?;
     if settings.dry_run {
         tell(setup.summary()?)?;

@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use toml::de::{DeTable, DeValue};
 
 use super::args::{Args, GivenFlags, NEWEST};
-use super::state::flags_of_checkpoint;
+use super::resume::Checkpoint;
 use crate::checkpoint::run_dir::RunDir;
 use crate::error::{Error, Result};
 use crate::files::same_file;
@@ -69,13 +69,13 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> 
         let (name, text) = RECIPES.iter().find(|(name, _)| name == recipe).expect("clap knows their names");
         typed.put_under(name, text)?;
     }
-    let (checkpoint, folder) = typed.resumed();
-    let taken_from = match (&checkpoint, &folder) {
-        (Some(checkpoint), Some(folder)) => typed.put_run_under(checkpoint, folder)?,
+    let (asked, folder) = typed.resumed();
+    let checkpoint = match (&asked, &folder) {
+        (Some(asked), Some(folder)) => Some(typed.put_run_under(asked, folder)?),
         _ => None,
     };
     let args = Args::from_arg_matches(&typed.matches).expect("clap has checked the values");
-    Ok(Some(Args { resume_from_checkpoint: checkpoint, output_dir: folder, given: typed.given(), taken_from, ..args }))
+    Ok(Some(Args { resume_from_checkpoint: asked, output_dir: folder, given: typed.given(), checkpoint, ..args }))
 }
 
 struct Flags {
@@ -115,7 +115,7 @@ impl Flags {
 
     /// Adds the settings of a file that are not overridden.
     fn put_under(&mut self, place: &str, text: &str) -> Result<()> {
-        self.insert(settings(&self.command, place, text)?).map(|_| ())
+        self.insert(settings(&self.command, place, text)?)
     }
 
     /// The checkpoint that is resumed, if one is, and the output folder: that of the run, if only a checkpoint or the folder of
@@ -129,41 +129,37 @@ impl Flags {
         (if is_folder { Some(NEWEST.into()) } else { checkpoint }, folder)
     }
 
-    /// Adds the flags of the run that is resumed that are not overridden. Returns the checkpoint that they are from, if there
-    /// are any.
+    /// Chooses the checkpoint that is resumed, and adds the flags of its run that are not overridden.
     ///
     /// # Errors
-    /// No checkpoint has flags, and those that are typed are not enough.
-    fn put_run_under(&mut self, checkpoint: &Path, folder: &Path) -> Result<Option<PathBuf>> {
-        if checkpoint.as_os_str() != NEWEST && !checkpoint.exists() {
-            return Err(Error::user(checkpoint.display(), "no such checkpoint", "check the path"));
+    /// There is no sound checkpoint; or it has no flags, and those that are typed are not enough.
+    fn put_run_under(&mut self, asked: &Path, folder: &Path) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::choose(asked, folder)?;
+        let flags = checkpoint.flags().unwrap_or_default();
+        if flags.is_empty() && !self.has("model") {
+            return Err(Error::user(
+                checkpoint.path.display(),
+                "does not have the settings of its run",
+                "pass the flags of the run",
+            ));
         }
-        let Some((checkpoint, flags)) = flags_of_checkpoint(checkpoint, folder) else {
-            let (place, fact) = match checkpoint.as_os_str() == NEWEST {
-                true => (folder, "no sound checkpoint here has the settings of a run"),
-                false => (checkpoint, "is not a sound checkpoint that has the settings of a run"),
-            };
-            let refusal = Error::user(place.display(), fact, "pass the flags of the run, or start a new one");
-            return if self.has("model") { Ok(None) } else { Err(refusal) };
-        };
         let named = |name: &str| self.command.get_arguments().find(|flag| flag.get_long() == Some(name)).cloned();
         let word = |(name, value): (String, String)| {
             let flag = named(&name)?;
             let word = word(&flag, &value)?;
             Some((flag, word))
         };
-        let any = self.insert(flags.into_iter().filter_map(word).collect())?;
-        Ok(any.then_some(checkpoint))
+        self.insert(flags.into_iter().filter_map(word).collect())?;
+        Ok(checkpoint)
     }
 
-    /// Adds settings that are not overridden. Returns whether there are any.
-    fn insert(&mut self, settings: Vec<(Arg, OsString)>) -> Result<bool> {
+    /// Adds settings that are not overridden.
+    fn insert(&mut self, settings: Vec<(Arg, OsString)>) -> Result<()> {
         let words = settings.into_iter().filter(|(flag, _)| self.leaves_room_for(flag)).map(|(_, word)| word);
         let words: Vec<OsString> = words.collect();
-        let any = !words.is_empty();
         self.words.splice(1..1, words);
         self.matches = flags::matches(&self.command, self.words.clone())?.expect("a file cannot request help");
-        Ok(any)
+        Ok(())
     }
 
     /// All flags that have a value and belong to the run.

@@ -158,7 +158,10 @@ impl<'a> Setup<'a> {
             tune::tune(&mut model, settings, &data, schedule.total, &path)?;
         }
         notice_interrupts()?;
-        let run = RunDir::create(&settings.output_dir, settings.overwrite_output_dir || resumes)?;
+        let run = match &settings.resume_from_checkpoint {
+            Some(checkpoint) => checkpoint.run.clone(),
+            None => RunDir::create(&settings.output_dir, settings.overwrite_output_dir)?,
+        };
         let mut trainer = Trainer {
             state: RunState::new(settings, &data),
             saver: Saver::new(Snapshot::new(&model.plan, views_of_checkpoint(settings))),
@@ -180,8 +183,8 @@ impl<'a> Setup<'a> {
         if let Some(disk) = trainer.disk_of_checkpoints() {
             note(disk);
         }
-        if let Some(asked) = &settings.resume_from_checkpoint {
-            trainer.resume(asked)?;
+        if let Some(checkpoint) = &settings.resume_from_checkpoint {
+            trainer.resume(checkpoint)?;
         } else {
             trainer.run.begin()?;
             trainer.state.run_id = trainer.run.id.clone();

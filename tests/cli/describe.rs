@@ -101,6 +101,30 @@ fn a_split_that_train_would_refuse_is_not_proposed() {
 }
 
 #[test]
+fn the_command_that_is_proposed_runs_as_it_is() {
+    let (dir, model) = (TempDir::new().unwrap(), trained());
+    let [two, three] = [2, 3].map(|classes| {
+        let file = dir.path().join(format!("{classes}.csv"));
+        let rows: String = (0..60).map(|row| format!("text {row},class {}\n", row % classes)).collect();
+        fs::write(&file, format!("text,label\n{rows}")).unwrap();
+        file
+    });
+    let run_in = |words: &[&str]| run(program(words[0]).current_dir(&dir).args(&words[1..]), b"");
+    for (file, folder, other_head) in [(&three, "out", true), (&three, "out-2", true), (&two, "out-3", false)] {
+        let described = run_in(&["describe", "--model", path(model.path()), path(file)]).done().err;
+        let command = described.split_once("next        warpfit ").unwrap().1.replace('\\', "");
+        assert_eq!(command.contains("--ignore-mismatched-sizes"), other_head, "{command}");
+        assert!(command.trim_end().ends_with(&format!("--output-dir {folder}")), "{command}");
+        run_in(&[&words(&command)[..], &["--max-steps", "1"]].concat()).done();
+    }
+    // So does the one after a probe.
+    let (model, file) = (path(model.path()), path(&three));
+    let probed = run_in(&["embed", "--model", model, "--probe", "--train-file", file, "--test-file", file]).done().err;
+    let command = probed.split_once("next        warpfit ").unwrap().1;
+    run_in(&[&words(command)[..], &["--max-steps", "1"]].concat()).done();
+}
+
+#[test]
 fn a_folder_of_splits_is_described_and_guesses_are_part_of_the_description() {
     let dir = TempDir::new().unwrap();
     small(&dir);

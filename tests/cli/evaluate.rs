@@ -130,12 +130,12 @@ fn every_command_names_the_next_one() {
     for (command, args, next) in [
         (EVALUATE, vec![file], format!("evaluate --model {model} {file} --output-dir report")),
         (EVALUATE, vec![file, "--output-dir", &report], format!("evaluate --compare {report} OTHER_REPORT")),
-        (PREDICT, vec!["a text"], format!("evaluate --model {model} test.csv --output-dir report")),
+        (PREDICT, vec!["a text"], format!("evaluate --model {model} LABELLED_FILE --output-dir report")),
         ("embed", vec![file, "--output", &vectors], format!("embed --model {model} {file} --project pca --output-dir projected")),
         (
             "embed",
             vec![file, "--project", "pca", "--output-dir", &projected],
-            format!("embed --model {model} --probe --train-file train.csv --test-file test.csv"),
+            format!("embed --model {model} --probe --train-file LABELLED_FILE --test-file OTHER_LABELLED_FILE"),
         ),
         (
             "embed",
@@ -143,7 +143,8 @@ fn every_command_names_the_next_one() {
             format!("train --model {model} --train-file {file} --validation-file {file} --output-dir out"),
         ),
     ] {
-        let ran = ran(command, &[&["--model", model], &args[..]].concat()).done();
+        // A folder where nothing is in the way of what is proposed.
+        let ran = run(program(command).current_dir(&dir).args(["--model", model]).args(&args), b"").done();
         assert!(ran.err.contains(&format!("\n\nnext        warpfit {next}\n")), "{command} {args:?}: {}", ran.err);
     }
     // Not after each line of a dialogue.

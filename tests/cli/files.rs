@@ -169,9 +169,32 @@ fn paths_that_are_not_files_are_reported_in_one_line() {
     // An invalid output path.
     predict(&["--output", path(&at("folder.csv")), "good"]).failed(2, "folder.csv`: is a folder");
     predict(&["--output", path(&at("none/out.jsonl")), "good"]).failed(2, "none/out.jsonl`: no such file or folder");
+    predict(&["--output", path(&at("loop.csv")), "good"]).failed(2, "loop.csv`: ");
     fs::write(at("in.txt"), "good\n").unwrap();
     predict(&["--input", path(&at("in.txt")), "--output", path(&at("in.txt"))]).failed(2, "is the file of --input");
     assert_eq!(fs::read_to_string(at("in.txt")).unwrap(), "good\n");
+}
+
+#[test]
+fn an_output_that_is_a_link_is_written_where_it_leads() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("there")).unwrap();
+    fs::write(at("there/old.jsonl"), "of yesterday").unwrap();
+    let links = [("old.jsonl", "there/old.jsonl"), ("new.jsonl", "there/new.jsonl"), ("chain.jsonl", "new.jsonl")];
+    for (link, target) in links {
+        std::os::unix::fs::symlink(target, at(link)).unwrap();
+        predict(&["--output", path(&at(link)), "good"]).done();
+        assert!(at(link).is_symlink(), "{link}");
+        assert_eq!(json_lines(&at(link)).len(), 1, "{link}");
+    }
+    std::os::unix::fs::symlink("there/new.safetensors", at("new.safetensors")).unwrap();
+    let model = golden("text/hf");
+    ran_with("embed", &["--model", path(&model), "--output", path(&at("new.safetensors"))], b"good\n").done();
+    assert!(at("new.safetensors").is_symlink());
+    assert_eq!(names(&at("there")), BTreeSet::from(["old.jsonl", "new.jsonl", "new.safetensors"].map(String::from)));
+    std::os::unix::fs::symlink("/dev/stdout", at("stdout.jsonl")).unwrap();
+    assert_eq!(predict(&["--output", path(&at("stdout.jsonl")), "good"]).done().json().len(), 1);
 }
 
 #[test]

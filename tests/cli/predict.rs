@@ -84,6 +84,8 @@ fn predict_reads_texts_from_arguments() {
     assert!(csv[1].starts_with("0,NEGATIVE,0.548") && csv[1].ends_with(",7,false,5"), "{}", csv[1]);
     assert!(csv[2].starts_with("0,POSITIVE,0.451") && csv[2].ends_with(",7,false,5"), "{}", csv[2]);
     assert!(csv[3].starts_with("1,POSITIVE,0.602") && csv[3].ends_with(",48,true,6"), "{}", csv[3]);
+    let stdin = run(program(PREDICT).args(["--model", path(&golden("text/hf")), "--output", "-", "-"]), b"good\n").done();
+    assert_eq!((stdin.json().len(), stdin.err.contains("saved")), (1, false), "{}", stdin.err);
     // The name of the output decides, unless the flag does.
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("scores.csv");
@@ -381,14 +383,20 @@ fn predictions_carry_the_columns_of_their_rows() {
 fn an_interrupt_leaves_no_half_written_file() {
     let dir = TempDir::new().unwrap();
     let (model, output) = (golden("text/hf"), dir.path().join("out.jsonl"));
-    for (command, signal) in [(PREDICT, "INT"), ("embed", "TERM")] {
+    let file = ["--output", path(&output)];
+    let folder = ["--project", "pca", "--output-dir", path(&output)];
+    for (command, flags, written, fact, signal) in [
+        (PREDICT, &file[..], "out.jsonl.partial", "is not written", "INT"),
+        ("embed", &file, "out.jsonl.partial", "is not written", "TERM"),
+        ("embed", &folder, "out.jsonl", "is not complete", "INT"),
+    ] {
         let mut command = program(command);
-        command.args(["--model", path(&model), "--output", path(&output)]);
+        command.args(["--model", path(&model)]).args(flags);
         let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // It waits for the next line of its input.
         child.stdin.as_mut().unwrap().write_all(b"good\n").unwrap();
-        let (partial, begin) = (dir.path().join("out.jsonl.partial"), Instant::now());
-        while !partial.exists() {
+        let (written, begin) = (dir.path().join(written), Instant::now());
+        while !written.exists() {
             assert!(begin.elapsed() < Duration::from_secs(60), "nothing is written");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -396,9 +404,10 @@ fn an_interrupt_leaves_no_half_written_file() {
         let stdin = child.stdin.take();
         let ended = child.wait_with_output().unwrap();
         drop(stdin);
-        let line = format!("stopped: {} is not written; start the same command again\n", output.display());
+        let line = format!("stopped: {} {fact}; start the same command again\n", output.display());
         let err = String::from_utf8(ended.stderr).unwrap();
         assert!(ended.status.code() == Some(130) && err.ends_with(&line), "{:?} {err}", ended.status);
-        assert_eq!(names(dir.path()), BTreeSet::new());
+        assert_eq!(names(dir.path()), if written.is_dir() { BTreeSet::from(["out.jsonl".into()]) } else { BTreeSet::new() });
     }
+    assert_eq!(names(&output), BTreeSet::new());
 }

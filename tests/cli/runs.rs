@@ -725,6 +725,7 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
         let [was, is] = [&whole, out].map(|out| read(out, "training_args.json"));
         let differing = was.as_object().unwrap().iter().filter(|(key, was)| is[*key] != **was).map(|(key, _)| key.as_str());
         assert_eq!(BTreeSet::from_iter(differing), BTreeSet::from(["output_dir", "resume_from_checkpoint"]));
+        assert_eq!(is["resume_from_checkpoint"], path(&out.join("checkpoint-35")));
     }
 
     // What is given is checked against the run, and a number of epochs replaces its number of updates.
@@ -747,8 +748,20 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     let line = format!("settings: those of {}, but", out.join("checkpoint-35").display());
     assert!(before.err.contains(&line) && before.err.contains("resumed: 35 of 40 updates"), "{}", before.err);
     ["checkpoint-35", "checkpoint-40"].into_iter().for_each(damage);
-    let refused = "no sound checkpoint here has the settings of a run; pass the flags of the run, or start a new one";
-    ran(TRAIN, &["--resume-from-checkpoint", path(&out)]).failed(2, refused);
+    let refused = ran(TRAIN, &["--resume-from-checkpoint", path(&out)]);
+    let refused = refused.failed(2, "this folder has no sound checkpoint: ");
+    for checkpoint in ["checkpoint-35", "checkpoint-40"] {
+        let damaged = format!("{}: has changed since it was written", out.join(checkpoint).join("training_args.json").display());
+        assert!(refused.err.contains(&damaged), "{}", refused.err);
+    }
+
+    // An earlier version recorded none.
+    let out = stopped("g");
+    let newest = out.join("checkpoint-35");
+    fs::remove_file(newest.join("checksums.json")).unwrap();
+    fs::remove_file(newest.join("training_args.json")).unwrap();
+    let refused = ran(TRAIN, &["--resume-from-checkpoint", path(&out)]);
+    refused.failed(2, "checkpoint-35`: does not have the settings of its run; pass the flags of the run");
 
     // Nor are those of one that is not resumed for another reason.
     let out = dir.path().join("f");

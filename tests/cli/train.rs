@@ -102,6 +102,11 @@ fn a_run_writes_all_its_files() {
     assert!((mib - written as f64 / f64::from(1 << 20)).abs() < 0.05, "{disk}, not {written}");
     of("model: training continues with the folder's own classifier, of NEGATIVE, POSITIVE");
     assert_eq!(of("next "), format!("next        warpfit predict --model '{}' \"A text to classify\"", out.display()));
+    of(&format!(
+        "            warpfit evaluate --model '{}' {} --output-dir report",
+        out.display(),
+        golden("train/test.csv").display()
+    ));
     assert!(!ran.err.contains('\u{1b}') && !ran.err.contains('\r'), "a file is not a terminal: {:?}", ran.err);
 
     let read = |name| read(&out, name);
@@ -515,7 +520,11 @@ fn failures_to_resume_are_reported_in_one_line() {
         .map(|(flags, part)| train(&out, &words(flags)).fault(2, part).map(|fault| format!("{flags}: {fault}"))),
     );
     assert_eq!(names(&out), before);
-    train(&dir.path().join("empty"), &["--resume-from-checkpoint"]).failed(2, "this folder has no checkpoint");
+    let empty = dir.path().join("empty");
+    train(&empty, &["--resume-from-checkpoint"]).failed(2, "empty`: no such folder; check the path");
+    assert!(!empty.exists());
+    fs::create_dir(&empty).unwrap();
+    train(&empty, &["--resume-from-checkpoint"]).failed(2, "this folder has no checkpoint");
     let (model, file) = (golden("train/hf_init"), golden("train/train.csv"));
     let no_folder = ["--model", path(&model), "--train-file", path(&file), "--resume-from-checkpoint"];
     ran(TRAIN, &no_folder).failed(2, "`--output-dir`: is missing");
