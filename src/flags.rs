@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command, Parser, ValueEnum};
+use clap::{Arg, ArgMatches, Args, Command, Parser, ValueEnum};
 use encoding_rs::Encoding;
 use serde::Serialize;
 
@@ -42,6 +42,12 @@ pub fn command<A: Parser>() -> Command {
         let others: BTreeSet<String> = spellings.filter(|spelling| !names.contains(spelling)).collect();
         arg.aliases(others)
     })
+}
+
+/// The flag with this name, or with another spelling of it.
+pub fn named<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    let aliases = |flag: &'a Arg| flag.get_all_aliases().unwrap_or_default();
+    command.get_arguments().find(|flag| flag.get_long().into_iter().chain(aliases(flag)).any(|known| known == name))
 }
 
 /// The values by flag; `None` as in [`parse`].

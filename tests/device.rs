@@ -171,9 +171,9 @@ fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_resumes() {
     let last = checkpoints.filter(|name| name.starts_with("checkpoint-")).max().expect(&error);
     assert!(error.contains(&format!("the last good checkpoint is {}", path(&out.join(last)))), "{error}");
     let resumed = train("0", &["--device", "cpu", "--resume-from-checkpoint"]).done().err;
-    assert!(resumed.contains("warning: device was \"cuda\", and is \"cpu\" from here on\n"), "{resumed}");
+    assert!(resumed.contains("warning: --device was cuda, and is cpu from here on\n"), "{resumed}");
     let resumed = train("0", &["--device", "auto", "--resume-from-checkpoint"]).done().err;
-    assert!(resumed.contains("warning: device was \"cpu\", and is \"cuda\" from here on\n"), "{resumed}");
+    assert!(resumed.contains("warning: --device was cpu, and is cuda from here on\n"), "{resumed}");
     // Nothing was left to do, so that the newest checkpoint is still of the CPU.
     assert!(!train("0", &["--device", "cpu", "--resume-from-checkpoint"]).done().err.contains("device was"));
 }
@@ -241,5 +241,5 @@ fn auto_is_bf16_on_a_gpu_that_has_it_and_a_resumed_run_keeps_its_precision() {
     let other = train(&["--device", "cpu", "--resume-from-checkpoint"]);
     other.failed(2, "the run was trained in tf32, which this device lacks: the CPU computes in fp32 or bf16; resume on a GPU");
     let other = train(&["--device", "cuda", "--precision", "bf16", "--resume-from-checkpoint"]);
-    other.failed(2, "was written with precision \"tf32\", but this run has \"bf16\"");
+    other.failed(2, "was written with --precision tf32, but this run has bf16");
 }

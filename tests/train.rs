@@ -259,7 +259,7 @@ fn a_resumed_run_equals_an_uninterrupted_run() {
         train(&settings(&format!("{files} {flags} --resume-from-checkpoint"), whole.path()), None).err().unwrap().to_string()
     };
     assert!(
-        refused("--batch-size 4 --gradient-accumulation-steps 3 --max-length 32").contains("batch_size 5, but this run has 4")
+        refused("--batch-size 4 --gradient-accumulation-steps 3 --max-length 32").contains("--batch-size 5, but this run has 4")
     );
     assert!(refused("--batch-size 5 --gradient-accumulation-steps 3 --max-length 6").contains("other training data"));
     let other = "--batch-size 5 --gradient-accumulation-steps 3 --max-length 32 --dropout 0.5";
@@ -268,8 +268,8 @@ fn a_resumed_run_equals_an_uninterrupted_run() {
     let same = "--batch-size 5 --gradient-accumulation-steps 3 --max-length 32";
     for (changed, part) in [
         ("--max-eval-samples 10", "was written with other validation data"),
-        ("--metric-for-best-model accuracy", "metric_for_best_model \"loss\", but this run has \"accuracy\""),
-        ("--from-scratch", "from_scratch false, but this run has true"),
+        ("--metric-for-best-model accuracy", "--metric-for-best-model loss, but this run has accuracy"),
+        ("--from-scratch", "--from-scratch false, but this run has true"),
     ] {
         assert!(refused(&format!("{same} {changed}")).contains(part), "{}", refused(&format!("{same} {changed}")));
     }

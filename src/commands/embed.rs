@@ -21,7 +21,7 @@ use crate::infer::projection::{self, Method, Projection};
 use crate::infer::{Options, Session, npy};
 use crate::metrics::Metrics;
 use crate::model::config::Config;
-use crate::report::log::{Count, Progress, counted, table};
+use crate::report::log::{Count, Progress, counted, fitting, shortened, table};
 use crate::train::data::encode;
 use clap::{ArgGroup, Parser, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -357,13 +357,15 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
 
     let row = |what: String, metrics: &Metrics| [what, format!("{:.4}", metrics.accuracy), format!("{:.4}", metrics.weighted.f1)];
     let head = ["", "accuracy", "weighted F1"].map(String::from);
-    let always = format!("always {}", names[majority]);
+    let fitting = fitting(&names);
+    let always = format!("always {}", fitting[majority]);
     print(table(&[head, row(always, &baseline), row("logistic regression".into(), &metrics)]))?;
-    print(metrics.classification_report(&names, 4))?;
-    let head = [vec!["true \\ predicted".to_string()], names.clone()].concat();
+    print(metrics.classification_report(&fitting, 4))?;
+    let short: Vec<String> = names.iter().map(|name| shortened(name, 18)).collect();
+    let head = [vec!["true \\ predicted".to_string()], short.clone()].concat();
     let counts =
         |(name, counts): (&String, &Vec<u64>)| [vec![name.clone()], counts.iter().map(u64::to_string).collect()].concat();
-    let rows = names.iter().zip(&metrics.confusion_matrix).map(counts);
+    let rows = short.iter().zip(&metrics.confusion_matrix).map(counts);
     let matrix = table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
     let widest = matrix.lines().map(|line| line.chars().count()).max().unwrap_or(0);
     match Look::of_stdout().columns.is_some_and(|columns| widest > columns) {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::console::{Look, leave_on_interrupt, next, note, print, tell};
+use crate::console::{leave_on_interrupt, next, note, print, tell};
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
@@ -14,9 +14,8 @@ use crate::infer::Session;
 use crate::metrics::{Metrics, positive_class, softmax};
 use crate::report::compare::Comparison;
 use crate::report::evaluated::Evaluated;
-use crate::report::log::{Progress, counted};
+use crate::report::log::{Progress, counted, fitting};
 use crate::report::page::Origin;
-use crate::report::plot::shortened;
 use crate::train::data::encode;
 use crate::train::evaluate::{check, cross_entropy, fail_under};
 use chrono::Utc;
@@ -115,10 +114,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     tell(found.metrics.summary())?;
     print("")?;
-    // The figures of a class take 44 columns.
-    let room = Look::of_stdout().columns.map_or(usize::MAX, |columns| columns.saturating_sub(44).max(12));
-    let names: Vec<String> = found.scored.names.iter().map(|name| shortened(name, room)).collect();
-    print(found.metrics.classification_report(&names, 4).trim_end())?;
+    print(found.metrics.classification_report(&fitting(&found.scored.names), 4).trim_end())?;
     next(&args.next());
     match bound {
         Some((metric, value)) => check(Some(&found.metrics), metric, value),

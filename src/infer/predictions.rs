@@ -12,7 +12,7 @@ use crate::data::dataset::plain;
 use crate::data::inputs::Input;
 use crate::error::{Error, Result, is_control};
 use crate::metrics::{positive_class, softmax};
-use crate::report::log::beginning;
+use crate::report::log::{beginning, shortened};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -132,10 +132,11 @@ impl Lines {
                 scores.iter().map(line).collect()
             }
             Format::Text => {
-                let width = self.labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
+                let most = (self.columns / 3).max(12);
+                let width = self.labels.iter().map(|label| label.chars().count().min(most)).max().unwrap_or(0);
                 let mut line = String::new();
                 for scored in &scores {
-                    line += &format!("{:<width$} {:.4}  ", scored.label, scored.score);
+                    line += &format!("{:<width$} {:.4}  ", shortened(scored.label, most), scored.score);
                 }
                 if let Some(stars) = stars {
                     line += &format!("{stars:>2}/10  ");

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::evaluation::{PRECISION_RECALL_CAPTION, ROC_CAPTION, mean_curve, points, stairs};
-use super::log::{WIDTH, counted, table};
+use super::log::{WIDTH, counted, shortened, table};
 use super::page::{self, Figure};
 use super::plot::{Axis, Plot, Series, Shape, escape};
-use crate::error::{Error, Result, is_control};
+use crate::error::{Error, Result};
 use crate::files::write_file;
 use crate::flags::shown;
 use crate::metrics::Metric;
@@ -207,7 +207,8 @@ impl Comparison {
             }
             lines.push(String::new());
         }
-        lines.extend([format!("classes: {}", self.runs[0].labels.join(", ").replace(is_control, " ")), String::new()]);
+        let labels: Vec<String> = self.runs[0].labels.iter().map(|label| shortened(label, 40)).collect();
+        lines.extend([format!("classes: {}", labels.join(", ")), String::new()]);
         lines.extend(numbers.iter().zip(&self.runs).map(|(number, run)| format!("{number} {}", run.name)));
         lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
     }

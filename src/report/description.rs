@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::log::{Count, WIDTH, beginning, table};
+use super::log::{Count, WIDTH, beginning, shortened, table};
 use super::page::{self, Figure};
-use super::plot::{Axis, Plot, Series, Shape, bars, boxes, escape, shortened};
+use super::plot::{Axis, Plot, Series, Shape, bars, boxes, escape};
 use crate::console::fill;
 use crate::data::description::{ClassSummary, Description, Example, Lengths, Shared, SplitSummary, Unit};
 use crate::error::Result;

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::evaluated::Evaluated;
+use super::log::shortened;
 use super::page::{self, Figure, Origin};
 use super::plot::{Axis, Plot, RIGHT, Series, Shape, WRONG, bars, matrix};
 use crate::error::Result;
@@ -195,7 +196,7 @@ impl Evaluated {
         series.notes = tenths.iter().map(|tenth| tenth.count.to_string()).collect();
         let (x, y) = match &self.scored.names[..] {
             names @ [_, _] => {
-                let positive = &names[self.metrics.positive];
+                let positive = shortened(&names[self.metrics.positive], 24);
                 (format!("mean score of {positive}"), format!("share that is {positive}"))
             }
             _ => ("mean score of the predicted class".to_string(), "share that is correct".to_string()),
@@ -227,7 +228,7 @@ impl Evaluated {
             if two { series } else { series.coloured([WRONG, RIGHT][kind]) }
         });
         let (title, x) = match two {
-            true => ("Scores by true class", format!("score of {}", names[self.metrics.positive])),
+            true => ("Scores by true class", format!("score of {}", shortened(&names[self.metrics.positive], 24))),
             false => ("Scores of the predicted class", "score".to_string()),
         };
         Plot { title: title.to_string(), x: Axis::unit(&x), y: Axis::from_zero("texts"), series: series.collect() }

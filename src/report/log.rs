@@ -271,6 +271,22 @@ pub fn beginning(text: &str, most: usize) -> String {
     format!("{}…", cut[..end].trim_end())
 }
 
+/// At most `most` characters on one line.
+pub fn shortened(text: &str, most: usize) -> String {
+    let line = text.replace(is_control, " ");
+    match line.char_indices().nth(most) {
+        Some(_) => line.chars().take(most - 1).chain(['…']).collect(),
+        None => line,
+    }
+}
+
+/// Names of classes, cut to the room that the figures of a class leave on standard output.
+pub fn fitting(names: &[String]) -> Vec<String> {
+    // Those of `Metrics::classification_report` take 44 columns.
+    let room = Look::of_stdout().columns.unwrap_or(WIDTH).saturating_sub(44).max(12);
+    names.iter().map(|name| shortened(name, room)).collect()
+}
+
 /// Aligned rows without control characters, one per line: the first column to the left, the others, which are numbers, to the right.
 pub fn table<Row: AsRef<[String]>>(rows: &[Row]) -> String {
     let rows: Vec<Vec<String>> =

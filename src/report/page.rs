@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use super::evaluated::Evaluated;
-use super::plot::{escape, shortened};
+use super::plot::escape;
 use crate::error::Result;
 use crate::files::{create_dir, write_file};
 use crate::metrics::{Metric, Metrics, Scores};
-use crate::report::log::{Count, counted};
+use crate::report::log::{Count, counted, shortened};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");

@@ -4,8 +4,7 @@
 use std::fmt::Write;
 
 use super::density::{Density, MARGIN};
-use super::log::Count;
-use crate::error::is_control;
+use super::log::{Count, shortened};
 
 /// Distinguishable on white and on black.
 const COLOURS: [&str; 8] = ["#3b7dd8", "#e07b39", "#2e9e6b", "#c94f7c", "#8d6cc9", "#a8862a", "#3aa3b8", "#7f8790"];
@@ -397,15 +396,6 @@ pub fn escape(text: &str) -> String {
         }
     }
     escaped
-}
-
-/// At most `most` characters on one line.
-pub fn shortened(text: &str, most: usize) -> String {
-    let line = text.replace(is_control, " ");
-    match line.char_indices().nth(most) {
-        Some(_) => line.chars().take(most - 1).chain(['…']).collect(),
-        None => line,
-    }
 }
 
 /// Approximate width of a line of text in pixels; East Asian characters count twice.

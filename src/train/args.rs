@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use clap::{Parser, ValueEnum};
+use clap::{Arg, Parser, ValueEnum};
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use super::evaluate::fail_under;
 use super::hugging_face;
@@ -19,7 +20,7 @@ use crate::data::truncation::TruncationSide;
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::same_file;
-use crate::flags::{DataArgs, SplitName, count, missing, not_negative, open_unit, positive, truth, unit};
+use crate::flags::{self, DataArgs, SplitName, count, missing, not_negative, open_unit, positive, truth, unit};
 use crate::metrics::Metric;
 use crate::sample::RUNS;
 
@@ -342,6 +343,21 @@ pub struct Settings {
     pub flags: GivenFlags,
     /// The folder that its relative paths begin in.
     pub working_directory: String,
+}
+
+/// The flag of a setting of training_args.json, or its name there if it has none.
+pub fn flag_of(setting: &str) -> String {
+    let command = flags::command::<Args>();
+    flags::named(&command, setting).and_then(Arg::get_long).map_or(setting.to_string(), |long| format!("--{long}"))
+}
+
+/// The value of a setting, for people.
+pub fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "not set".to_string(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
 }
 
 impl Args {

@@ -143,11 +143,9 @@ impl Flags {
                 "pass the flags of the run",
             ));
         }
-        let named = |name: &str| self.command.get_arguments().find(|flag| flag.get_long() == Some(name)).cloned();
         let word = |(name, value): (String, String)| {
-            let flag = named(&name)?;
-            let word = word(&flag, &value)?;
-            Some((flag, word))
+            let flag = flags::named(&self.command, &name)?;
+            Some((flag.clone(), word(flag, &value)?))
         };
         self.insert(flags.into_iter().filter_map(word).collect())?;
         Ok(checkpoint)
@@ -195,11 +193,7 @@ fn settings(command: &Command, file: &str, text: &str) -> Result<Vec<(Arg, OsStr
     let mut words = vec![OsString::from(command.get_name())];
     for (key, value) in entries {
         let (at, key) = (key.span().start, key.get_ref());
-        let is_called = |flag: &Arg| {
-            let aliases = flag.get_all_aliases().unwrap_or_default();
-            flag.get_long().into_iter().chain(aliases).any(|name| name == key)
-        };
-        let flag = command.get_arguments().find(|flag| is_called(flag) && *flag.get_id() != "config");
+        let flag = flags::named(command, key).filter(|flag| *flag.get_id() != "config");
         let flag = flag.ok_or_else(|| bad(at, format!("unknown setting {key}")))?;
         let text = scalar(value.get_ref());
         let text = text.ok_or_else(|| bad(at, format!("{key} cannot be of type {}", value.get_ref().type_str())))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::args::{GivenFlags, NEWEST, ReportTo};
+use super::args::{GivenFlags, NEWEST, ReportTo, flag_of, shown};
 use super::state::{MASKS, RunState, moments};
 use super::{BestModel, Trainer, tune};
 use crate::checkpoint::run_dir::{Origin, RunDir, checkpoint_step};
@@ -246,7 +246,8 @@ impl Trainer<'_> {
         // An earlier version saved which device was asked for.
         let changed = |key| was.get(key).is_some_and(|was| *was != is[key] && *was != "auto");
         for key in CHANGEABLE.into_iter().filter(|&key| changed(key)) {
-            note(format!("warning: {key} was {}, and is {} from here on", was[key], is[key]));
+            let [was, is] = [was, &is].map(|settings| shown(&settings[key]));
+            note(format!("warning: {} was {was}, and is {is} from here on", flag_of(key)));
         }
     }
 }

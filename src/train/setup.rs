@@ -272,8 +272,10 @@ fn set_weights(model: &mut Model, settings: &Settings, source: &ModelDir, config
         note(format!("model: training continues with the folder's own classifier, of {}", source.config.labels.join(", ")));
     }
     if !drawn.is_empty() {
-        let why = if settings.ignore_mismatched_sizes { "lacks, or has for other labels," } else { "lacks" };
-        note(format!("model: the folder {why} {}; drawn from seed {}", drawn.join(", "), settings.seed));
+        let (classes, names, seed) = (config.classes(), drawn.join(", "), settings.seed);
+        note(format!(
+            "model: the folder has no classification head for {classes} classes; new, and drawn from seed {seed}: {names}"
+        ));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use twox_hash::XxHash64;
 
-use super::args::Settings;
+use super::args::{Settings, flag_of, shown};
 use super::data::Data;
 use super::epochs::DIVERGED;
 use super::{Trainer, tune};
@@ -138,7 +138,7 @@ impl RunState {
                     "was written with other training data, another tokenizer, another --max-length or another --truncation-side"
                         .to_string()
                 }
-                _ => format!("was written with {key} {}, but this run has {is}", was[key]),
+                _ => format!("was written with {} {}, but this run has {}", flag_of(key), shown(&was[key]), shown(is)),
             };
             return Err(Error::user(checkpoint.display(), fact, "resume with the same settings, or start a new run"));
         }

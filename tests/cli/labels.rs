@@ -132,7 +132,8 @@ fn other_names_are_refused_or_replace_the_models() {
         ran(TRAIN, &args).failed(2, "for another number of labels train with --ignore-mismatched-sizes");
         let ran = learn(six.path(), out.path(), data, &[]).done();
         assert!(ran.err.contains("the model's were anger, fear"), "{}", ran.err);
-        assert!(ran.err.contains("lacks, or has for other labels, classifier.weight, classifier.bias"), "{}", ran.err);
+        let new = "the folder has no classification head for 2 classes; new, and drawn from seed 42: classifier.weight, classifier.bias\n";
+        assert!(ran.err.contains(new), "{}", ran.err);
         assert_eq!(labels(out.path()), names);
     }
 }
@@ -447,4 +448,31 @@ fn given_names_are_classes_without_rows_too() {
     // The model's own, in another order and with as many names, stay the model's.
     let same = learn(model.path(), out.path(), &file, &["--label-names", "pos,neg"]).done();
     assert!(labels(out.path()) == ["negative", "positive"] && !same.err.contains("no training row"), "{}", same.err);
+}
+
+#[test]
+fn a_long_label_is_cut_on_the_terminal_and_whole_in_the_files() {
+    let (long, dir) = ("a label of 300 characters ".repeat(12)[..300].trim().to_string(), TempDir::new().unwrap());
+    let rows: String = (0..20).map(|row| format!("text {row},{}\n", [&long, "short"][row % 2])).collect();
+    let (_folder, data) = file("long.csv", &format!("text,label\n{rows}"));
+    let [out, report] = ["out", "report"].map(|name| dir.path().join(name));
+    let (init, model) = (golden("train/hf_init"), path(&out));
+    learn(&init, &out, &data, &["--max-steps", "1"]).done();
+    for args in [
+        &["evaluate", "--model", model, path(&data), "--output-dir", path(&report)][..],
+        &["evaluate", "--compare", path(&report), path(&report)],
+        &["describe", path(&data)],
+        &["embed", "--model", model, "--probe", "--train-file", path(&data), "--test-file", path(&data)],
+        &["predict", "--model", model, "--format", "text", "--top-k", "0", "good"],
+    ] {
+        let shown = ran(args[0], &args[1..]).done().out;
+        assert!(shown.contains("a label of") && shown.contains('…') && shown.contains("short"), "{args:?}: {shown}");
+        let widest = shown.lines().map(|line| line.chars().count()).max().unwrap();
+        assert!(widest <= if args[0] == "predict" { 200 } else { 120 }, "{args:?}: {widest} columns\n{shown}");
+    }
+    assert!(labels(&out).contains(&long));
+    for name in ["classification_report.txt", "errors.csv", "report.html"] {
+        assert!(fs::read_to_string(report.join(name)).unwrap().contains(&long), "{name}");
+    }
+    assert!(ran(PREDICT, &["--model", model, "--top-k", "0", "good"]).done().out.contains(&long));
 }

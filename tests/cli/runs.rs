@@ -48,7 +48,7 @@ fn endless(out: &Path, more: &str) -> Child {
 
 fn wait_for_checkpoint(out: &Path) {
     let begin = Instant::now();
-    while !out.exists() || checkpoints(out).is_empty() {
+    while !out.exists() || checkpoints(out).iter().all(|name| name.ends_with(".partial")) {
         assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -270,7 +270,7 @@ fn what_another_program_or_run_has_written_is_neither_removed_nor_resumed() {
     let named = run_with(&out, &format!("--resume-from-checkpoint {}", path(&out.join(names[2]))));
     named.failed(2, "checkpoint-99`: is not a checkpoint of this program: it has no state.json; use another checkpoint");
     let ran = ran(TRAIN, &["--resume-from-checkpoint", path(&out), "--max-steps", "40"]).done();
-    assert!(ran.err.contains("resumed: 20 of 40 updates") && !ran.err.contains("learning_rate was"), "{}", ran.err);
+    assert!(ran.err.contains("resumed: 20 of 40 updates") && !ran.err.contains("--learning-rate was"), "{}", ran.err);
     for name in &names[1..] {
         assert!(ran.err.contains(&format!("{name}: is not a checkpoint of this run")), "{}", ran.err);
     }
@@ -592,16 +592,17 @@ fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
 fn changed_settings_are_reported() {
     let out = TempDir::new().unwrap();
     run_with(out.path(), "").done();
-    let changed = "--learning-rate 1e-4 --weight-decay 0.5 --positive-label NEGATIVE --resume-from-checkpoint";
+    let changed = "--learning-rate 1e-4 --weight-decay 0.5 --positive-label NEGATIVE --epochs 4 --resume-from-checkpoint";
     let ran = run_with(out.path(), changed).done();
     for line in [
-        "warning: learning_rate was 0.00005, and is 0.0001 from here on",
-        "warning: weight_decay was 0.0, and is 0.5 from here on",
-        "warning: positive_label was null, and is \"NEGATIVE\" from here on",
+        "warning: --learning-rate was 0.00005, and is 0.0001 from here on",
+        "warning: --epochs was 3.0, and is 4.0 from here on",
+        "warning: --weight-decay was 0.0, and is 0.5 from here on",
+        "warning: --positive-label was not set, and is NEGATIVE from here on",
     ] {
         assert!(ran.err.contains(line), "{}", ran.err);
     }
-    assert_eq!(ran.err.matches(" from here on").count(), 3, "{}", ran.err);
+    assert_eq!(ran.err.matches(" from here on").count(), 4, "{}", ran.err);
 }
 
 #[test]
@@ -730,10 +731,10 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
 
     // What is given is checked against the run, and a number of epochs replaces its number of updates.
     let out = stopped("d");
-    ran(TRAIN, &["--resume-from-checkpoint", path(&out), "--seed", "7"]).failed(2, "was written with seed 42");
+    ran(TRAIN, &["--resume-from-checkpoint", path(&out), "--seed", "7"]).failed(2, "was written with --seed 42");
     let more = ["--resume-from-checkpoint", path(&out), "--learning-rate", "1e-4", "--epochs", "2.5"];
     let longer = ran(TRAIN, &more).done();
-    assert!(longer.err.contains("warning: learning_rate was 0.001, and is 0.0001 from here on"), "{}", longer.err);
+    assert!(longer.err.contains("warning: --learning-rate was 0.001, and is 0.0001 from here on"), "{}", longer.err);
     assert!(longer.err.contains("resumed: 35 of 50 updates"), "{}", longer.err);
 
     // Flags of a damaged checkpoint are not taken, but those of the one before it.

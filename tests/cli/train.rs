@@ -506,12 +506,12 @@ fn failures_to_resume_are_reported_in_one_line() {
     let elsewhere = format!("--resume-from-checkpoint {}", path(&elsewhere));
     assert_none(
         [
-            ("--resume-from-checkpoint --batch-size 4", "was written with batch_size 8, but this run has 4"),
+            ("--resume-from-checkpoint --batch-size 4", "was written with --batch-size 8, but this run has 4"),
             (
                 "--resume-from-checkpoint --gradient-accumulation-steps 2",
-                "with gradient_accumulation_steps 1, but this run has 2",
+                "with --gradient-accumulation-steps 1, but this run has 2",
             ),
-            ("--resume-from-checkpoint --seed 43", "was written with seed 42, but this run has 43"),
+            ("--resume-from-checkpoint --seed 43", "was written with --seed 42, but this run has 43"),
             ("--resume-from-checkpoint --no-shuffle", "was written with shuffle true"),
             ("--resume-from-checkpoint --max-length 5", "was written with other training data"),
             ("--resume-from-checkpoint --max-train-samples 50", "was written with other training data"),
