@@ -206,7 +206,7 @@ MUTANTS = [
     ("src/cuda/gemm.rs", "        Err(e) if is_refusal(&e) => {\n            if !cuda", "        Err(e) if is_refusal(&e) && false => {\n            if !cuda", "device::cublaslt_without_products"),
     ("src/cuda/tune.rs", " && first.0 >= SHORT", "", "tune::short_products_keep_the_first_algorithm"),
     ("src/cuda/kernels.rs", "? >= 90;", "? >= 0;", "device::kernels_that_start_in_turn"),
-    ("src/cuda/kernels.rs", " && !serial()?", "", "device::kernels_that_start_in_turn"),
+    ("src/cuda/kernels.rs", " && !serial;", ";", "device::kernels_that_start_in_turn"),
     ("src/cuda/arena.rs", "            (now, next) = (next, now);\n", "", "ops::cuda::large_download"),
     ("kernels/loss.cu", "    if (a.db) bias_gradient(a);\n", "", "ops::f32_on_cuda"),
     ("kernels/loss.cu", "a.adds ? a.db[c] + sum : sum", "sum", "model::accumulation_equals_one_batch"),

@@ -108,7 +108,7 @@ impl Gpu {
         unsafe { context.disable_event_tracking() };
         let capability = context.compute_capability().map_err(failed("compute capability"))?;
         let name = context.name().map_err(failed("name of the device"))?;
-        let kernels = Kernels::load(&Loader::new(&context)?)?;
+        let kernels = Kernels::load(&Loader::new(&context, serial()?)?)?;
         Ok(Gpu { context, kernels, gemm: Mutex::new(Gemm::new()?), name, capability })
     }
 }

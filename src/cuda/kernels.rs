@@ -8,7 +8,6 @@ use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, DriverError};
 use cudarc::nvrtc::Ptx;
 
-use super::device::serial;
 use super::error::{describe, error, failed};
 use crate::error::{Error, Kind, Result};
 use crate::ops::DType;
@@ -156,10 +155,11 @@ pub struct Loader {
 }
 
 impl Loader {
-    pub fn new(context: &Arc<CudaContext>) -> Result<Loader> {
+    /// Unless it is `serial`, kernels start early where they can.
+    pub fn new(context: &Arc<CudaContext>, serial: bool) -> Result<Loader> {
         let mut functions = HashMap::new();
         let capability = context.compute_capability().map_err(failed("device"))?;
-        let mut waits = capability >= (9, 0) && !serial()?;
+        let mut waits = capability >= (9, 0) && !serial;
         for image in IMAGES {
             let failure = |e| image_error(context, image, e);
             let code = code(image.codes, capability).ok_or(DriverError(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));
