@@ -46,6 +46,7 @@ NOT_ON_A_REAL_GPU = [
     "serve::responses_of_cuda_match_the_cpu",
     "train::a_run_interrupted_anywhere_resumes_to_the_same_bits_on_cuda",
 ]
+SKIPS = [word for name in NOT_ON_A_REAL_GPU for word in ("--skip", name)]
 SMALL_TESTS = ["model::golden_bf16_training_on_cuda", "ops::cuda_bf16::stage"]
 OPS = ["linear", "attn", "norm", "gelu", "embed", "first_row", "classifier", "xent", "adamw", "cast"]
 SMALL_OPS = ["gelu", "norm"]
@@ -188,8 +189,7 @@ def products(work):
 
 
 def tests(work):
-    skips = [word for name in NOT_ON_A_REAL_GPU for word in ("--skip", name)]
-    work.tests(*(SMALL_TESTS if work.small else TESTS), *skips)
+    work.tests(*(SMALL_TESTS if work.small else TESTS), *SKIPS)
 
 
 # Each kernel after the end of the one before it.

@@ -70,11 +70,14 @@ class Elsewhere:
         with tarfile.open(self.pack / pack.ARCHIVE, "w") as tar:
             tar.add(files, ".")
 
+    def env(self):
+        names = {"HOME": self.folder, "PYTHONPATH": self.folder / "no-torch", "TMPDIR": self.folder, "LD_LIBRARY_PATH": self.gpu}
+        return {name: str(path) for name, path in names.items()}
+
     def run(self, *names, stand_ins=False, **env):
         """Runs parts: (exit code, gpu_check.json, gpu_check.txt)."""
         out = Path(tempfile.mkdtemp(dir=self.folder))
-        env |= {"PATH": f"{STAND_INS}:{self.tools}" if stand_ins else str(self.tools), "OUT": str(out), "LD_LIBRARY_PATH": str(self.gpu)}
-        env |= {"HOME": str(self.folder), "PYTHONPATH": str(self.folder / "no-torch"), "TMPDIR": str(self.folder)}
+        env |= {"PATH": f"{STAND_INS}:{self.tools}" if stand_ins else str(self.tools), "OUT": str(out)} | self.env()
         command = [sys.executable, self.tree / "benches/gpu_check", "run", self.pack, *names, "--small"]
         ended = subprocess.run(command, env=env, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(ended.stdout)
@@ -149,6 +152,16 @@ class Rehearsal(unittest.TestCase):
         self.assertEqual((code, statuses(report)), (1, {"opens": "failed", "ncu": "not available"}))
 
 
+class Whole(unittest.TestCase):
+    """All that the part `tests` runs on a GPU; takes minutes, so only if it is named (tests/full)."""
+
+    def test_tests(self):
+        env = elsewhere.env() | {"WARPFIT_TEST_DEVICE": "real", "WARPFIT_TEST_ROOT": str(elsewhere.tree)}
+        command = [elsewhere.folder / "files/bin/tests", *parts.TESTS, *parts.SKIPS]
+        ended = subprocess.run(command, env=env, cwd=elsewhere.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.assertEqual(ended.returncode, 0, ended.stdout)
+
+
 class Contents(unittest.TestCase):
     def test_size(self):
         self.assertLessEqual(elsewhere.bytes, 48 << 20)
@@ -163,8 +176,7 @@ class Contents(unittest.TestCase):
             lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
             return {line.removesuffix(": test") for line in lines if line.endswith(": test")}
 
-        skips = [word for name in parts.NOT_ON_A_REAL_GPU for word in ("--skip", name)]
-        selected = listed(*parts.TESTS, *skips)
+        selected = listed(*parts.TESTS, *parts.SKIPS)
         self.assertEqual(listed("cuda") - selected, set(parts.NOT_ON_A_REAL_GPU))
         self.assertEqual({name for name in selected if name.split("::")[0] in ("cli", "device", "nvcc", "serve", "virtual_gpu")}, set())
         self.assertLess({f"model::golden_{name}" for name in ("bf16_on_cuda", "bf16_training_on_cuda", "loss_variants", "backward_on_cuda")}, selected)
@@ -255,6 +267,10 @@ class Logs(unittest.TestCase):
         kernels = ["embed_fwd", "gemm", "xent_bf16", "gemm", "adamw"]
         filled = table.from_launches([logs.Launch(kernel, 1.0) for kernel in kernels], {"embed_fwd", "xent_bf16", "adamw"}, table.predicted()["rows"])
         self.assertEqual(len(filled[table.UNASSIGNED]), 2)
+
+
+def load_tests(loader, tests, pattern):
+    return unittest.TestSuite(loader.loadTestsFromTestCase(case) for case in (Rehearsal, Contents, Logs))
 
 
 if __name__ == "__main__":
