@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::cublaslt;
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
+use libloading::Library;
 
 use super::error::{describe, error, failed};
 use super::gemm::Gemm;
@@ -97,8 +97,7 @@ impl Gpu {
                 format!("the driver is for CUDA {}.{}, the kernels are compiled by {by} {major}.{minor}", driver.0, driver.1);
             return Err(missing(&fact, "update the driver, or build for it (docs/gpu.md lists the versions)"));
         }
-        // SAFETY: only asks the loader.
-        if !unsafe { cublaslt::sys::is_culib_present() } {
+        if !load_cublaslt() {
             let remedy = "install it (docs/gpu.md) and add its folder to LD_LIBRARY_PATH";
             return Err(missing("no cuBLASLt library (libcublasLt) found", remedy));
         }
@@ -111,6 +110,15 @@ impl Gpu {
         let kernels = Kernels::load(&Loader::new(&context, serial()?)?)?;
         Ok(Gpu { context, kernels, gemm: Mutex::new(Gemm::new()?), name, capability })
     }
+}
+
+/// Loads cuBLASLt, for good: cudarc's own check would unload its hundreds of megabytes again. False if there is none.
+fn load_cublaslt() -> bool {
+    let load = |name: String| {
+        // SAFETY: NVIDIA's library may be loaded at any time.
+        unsafe { Library::new(name) }.map(std::mem::forget).is_ok()
+    };
+    cudarc::get_lib_name_candidates("cublasLt").into_iter().any(load)
 }
 
 /// The newest CUDA version that the driver supports: 13.0 is (13, 0).
