@@ -571,8 +571,8 @@ pub trait Backend: Send {
     /// Name for people: "CPU, 2 threads".
     fn name(&self) -> String;
 
-    /// Bytes that a layout may have at most; `None` if unknown.
-    fn available(&self) -> Result<Option<usize>>;
+    /// Bytes that the views of this layout may have at most, beside its workspace and the libraries; `None` if unknown.
+    fn available(&self, layout: &Layout) -> Result<Option<usize>>;
 
     /// Bytes that [`Backend::reserve`] takes beyond those of the layout: the working memory of ops.
     fn workspace(&self, layout: &Layout) -> usize;

@@ -266,8 +266,8 @@ impl Backend for Profiled {
         self.inner.tuner()
     }
 
-    fn available(&self) -> Result<Option<usize>> {
-        self.inner.available()
+    fn available(&self, layout: &Layout) -> Result<Option<usize>> {
+        self.inner.available(layout)
     }
 
     fn workspace(&self, layout: &Layout) -> usize {

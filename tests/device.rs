@@ -8,12 +8,12 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
-use warpfit::cuda::OVERHEAD;
+use warpfit::data::tokenize::Tokenizer;
 use warpfit::model::plan::{ModelSpec, Plan};
-use warpfit::ops::{Arithmetic, Rows};
+use warpfit::ops::{Arithmetic, Backend, Rows};
 
 use crate::cli::{PREDICT, Ran, TRAIN, path, program, run};
-use crate::fixtures::{golden, max_abs_difference};
+use crate::fixtures::{golden, gpu, max_abs_difference};
 use crate::nvcc::archs;
 
 /// Classifies one text, with libraries from a folder and variables for the virtual GPU.
@@ -96,7 +96,9 @@ fn the_requested_gpu_is_used_and_no_other() {
 fn one_byte_too_little_memory() {
     let config = ModelDir::read(&golden("text/hf")).unwrap().config;
     let spec = ModelSpec { train: false, last_rows: Rows::Cls, tokens: 512, seqs: 8, arithmetic: Arithmetic::F32 };
-    let needed = Plan::new(&config, spec).layout.bytes + OVERHEAD;
+    let (layout, gpu) = (Plan::new(&config, spec).layout, gpu());
+    let beside = gpu.workspace(&layout) + gpu.libraries();
+    let needed = layout.bytes + beside;
     let with = |bytes: usize| {
         predict(
             &vgpu::directory(),
@@ -106,7 +108,25 @@ fn one_byte_too_little_memory() {
     };
     with(needed).done();
     with(needed - 1).failed(3, " are free; the largest batch that fits has 7 rows");
-    with(OVERHEAD + 1000).failed(3, " are free; not even a batch of one row fits");
+    with(beside + 1000).failed(3, " are free; not even a batch of one row fits");
+
+    // Training keeps count of the rows of the word table, too.
+    let (folder, model) = (TempDir::new().unwrap(), golden("text/hf"));
+    let file = folder.path().join("train.csv");
+    fs::write(&file, "text,label\na film,0\na good film,1\n").unwrap();
+    let tokenizer = Tokenizer::read(&model).unwrap();
+    let tokens = ["a film", "a good film"].map(|text| tokenizer.pieces(text, true).unwrap().len()).iter().sum();
+    let layout = Plan::new(&config, ModelSpec { train: true, tokens, seqs: 2, ..spec }).layout;
+    assert!(gpu.workspace(&layout) + gpu.libraries() > beside);
+    let needed = layout.bytes + gpu.workspace(&layout) + gpu.libraries();
+    let with = |bytes: usize| {
+        let mut command = program(TRAIN);
+        command.args(["--model", path(&model), "--train-file", path(&file), "--output-dir", path(&folder.path().join("out"))]);
+        command.args(["--batch-size", "2", "--max-steps", "1", "--device", "cuda", "--precision", "fp32"]);
+        run(command.env("LD_LIBRARY_PATH", vgpu::directory()).env("VGPU_MEMORY", bytes.to_string()), b"")
+    };
+    with(needed - 1).failed(3, " are free; ");
+    with(needed).done();
 }
 
 /// cuBLASLt allocates memory of its own on the first use of a kernel.

@@ -251,7 +251,7 @@ impl Backend for Rounded {
         format!("CPU, rounding to {:?}", self.dtype)
     }
 
-    fn available(&self) -> Result<Option<usize>> {
+    fn available(&self, _layout: &Layout) -> Result<Option<usize>> {
         Ok(None)
     }
 

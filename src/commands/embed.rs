@@ -1,7 +1,6 @@
 //! Writes the hidden states of texts as vectors, projects them to two dimensions, or measures a linear classifier on them.
 
 use std::ffi::OsStr;
-use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::run_dir::RunDir;
@@ -21,7 +20,7 @@ use crate::infer::projection::{self, Method, Projection};
 use crate::infer::{Options, Session, npy};
 use crate::metrics::Metrics;
 use crate::model::config::Config;
-use crate::report::log::{Count, Progress, counted, fitting, shortened, table};
+use crate::report::log::{Count, Progress, counted, fitting, shortened, table, truncated};
 use crate::train::data::encode;
 use clap::{ArgGroup, Parser, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -165,24 +164,8 @@ pub fn run(mut args: Args) -> Result<()> {
 
 /// The rows of --input or of standard input, without labels.
 fn batches(args: &Args, session: &Session) -> Result<Batches> {
-    let options = args.reading.file.texts();
-    match (&args.input, args.split.files()?) {
-        (_, Some(files)) => inputs::tables(&files, &options),
-        (Some(file), None) => inputs::open(file, args.input_format, &options, session.limits()),
-        (None, None) => {
-            if std::io::stdin().is_terminal() {
-                note("type one text per line; Ctrl-D ends");
-            }
-            let line_format = args.input_format.unwrap_or(LineFormat::Text);
-            let reader = BufReader::new(std::io::stdin());
-            Ok(inputs::lines(reader, "standard input", line_format, &options, session.limits()))
-        }
-    }
-}
-
-/// The number of truncated texts, in words; "" for none.
-fn cut(texts: usize, max_length: usize) -> String {
-    if texts > 0 { format!("{} truncated to {max_length} tokens", counted(texts, "text")) } else { String::new() }
+    let (split, options) = (args.split.files()?, args.reading.file.texts());
+    inputs::given(split.as_deref(), args.input.as_deref(), args.input_format, &options, session.limits())
 }
 
 /// JSON lines are written as they are computed; the other formats begin with the number of rows and are written at the end.
@@ -193,7 +176,7 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     let mut lines = streamed.map(PartialFile::create).transpose()?;
     let progress = args.output.is_some().then(|| Progress::new("embedding", None, &["texts", "tokens"]));
     let dim = session.dim();
-    let (mut rows, mut truncated, mut vectors) = (0, 0, Vec::new());
+    let (mut rows, mut cut, mut vectors) = (0, 0, Vec::new());
     for batch in batches {
         let batch = batch?;
         let encoded = session.source.encode(&batch, max_length)?;
@@ -201,7 +184,7 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
             progress.iter().for_each(|progress| progress.add(&[texts as u64, tokens as u64]));
         })?;
         rows += batch.len();
-        truncated += encoded.truncated();
+        cut += encoded.truncated();
         if format != Format::Jsonl {
             vectors.extend(embedded);
             continue;
@@ -223,7 +206,7 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
         _ => lines.map_or(Ok(()), PartialFile::finish)?,
     }
     if let Some(progress) = progress {
-        progress.finish(&cut(truncated, max_length));
+        progress.finish(&truncated(cut, max_length));
     }
     if let Some(file) = &args.output {
         note(format!("saved       {}", file.display()));
@@ -250,7 +233,7 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
     let encoded = session.source.encode(&inputs, max_length)?;
     let progress = Progress::new("embedding", encoded.rows() as u64, &["texts", "tokens"]);
     let vectors = session.vectors(&encoded, args.normalize, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
-    progress.finish(&cut(encoded.truncated(), max_length));
+    progress.finish(&truncated(encoded.truncated(), max_length));
     let projection = Projection::of(method, &vectors, session.dim());
 
     let layer = match args.layer {

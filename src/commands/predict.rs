@@ -1,7 +1,7 @@
 //! Classifies texts with a trained model: from arguments, from the lines of standard input, or from a file.
 
 use std::collections::BTreeSet;
-use std::io::{BufReader, IsTerminal};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use crate::console::{Look, leave_on_interrupt, next, note, print};
@@ -13,7 +13,7 @@ use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, unless_dash, who
 use crate::hub;
 use crate::infer::Session;
 use crate::infer::predictions::{Format, Lines, star_weights};
-use crate::report::log::{Progress, counted};
+use crate::report::log::{Progress, truncated};
 use clap::Parser;
 
 /// Classify texts: given as arguments, one per line on standard input, or in a file.
@@ -146,18 +146,9 @@ pub fn run(mut args: Args) -> Result<()> {
     let split = args.split.files()?;
     // Who writes line by line is not at the end with the last one.
     let streamed = args.input.is_none() && split.is_none() && typed.is_empty();
-    let batches = match (&args.input, &split) {
-        (_, Some(files)) => inputs::tables(files, &options)?,
-        (Some(file), _) => inputs::open(file, args.input_format, &options, classifier.limits())?,
-        _ if !typed.is_empty() => inputs::texts(typed),
-        _ => {
-            if std::io::stdin().is_terminal() {
-                note("type one text per line; Ctrl-D ends");
-            }
-            let format = args.input_format.unwrap_or(LineFormat::Text);
-            let reader = BufReader::new(std::io::stdin());
-            inputs::lines(reader, "standard input", format, &options, classifier.limits())
-        }
+    let batches = match typed.is_empty() {
+        true => inputs::given(split.as_deref(), args.input.as_deref(), args.input_format, &options, classifier.limits())?,
+        false => inputs::texts(typed),
     };
 
     let mut write = |lines: &str| match &mut output {
@@ -186,7 +177,7 @@ pub fn run(mut args: Args) -> Result<()> {
             left_out.extend(names.filter(|name| !kept.contains(name)));
         }
         rows += inputs.len() as u64;
-        cut += predictions.iter().filter(|prediction| prediction.truncated).count() as u64;
+        cut += predictions.iter().filter(|prediction| prediction.truncated).count();
         if let Some(progress) = &progress {
             progress.add(&[inputs.len() as u64, predictions.iter().map(|p| p.tokens as u64).sum()]);
         }
@@ -203,11 +194,7 @@ pub fn run(mut args: Args) -> Result<()> {
         file.finish()?;
     }
     if let Some(progress) = progress {
-        progress.finish(&if cut > 0 {
-            format!("{} truncated to {max_length} tokens", counted(cut as usize, "text"))
-        } else {
-            String::new()
-        });
+        progress.finish(&truncated(cut, max_length));
     }
     if let Some(file) = &args.output {
         note(format!("saved       {}", file.display()));

@@ -223,7 +223,7 @@ impl<T: Products> Backend for Cpu<T> {
         format!("CPU, {}, {}", counted(rayon::current_num_threads(), "thread"), Instructions::in_use())
     }
 
-    fn available(&self) -> Result<Option<usize>> {
+    fn available(&self, _layout: &Layout) -> Result<Option<usize>> {
         Ok(None)
     }
 

@@ -19,8 +19,6 @@ pub const SCRATCH: usize = 32 << 20;
 pub const SUMS: usize = 64 << 20;
 /// What the driver and cuBLASLt load on first use, among it some 50 kernels of cuBLASLt.
 pub const LIBRARIES: usize = 352 << 20;
-/// Memory of a run beside its layout.
-pub const OVERHEAD: usize = SCRATCH + SUMS + LIBRARIES;
 /// Bytes of a download that are copied at a time.
 const PIECE: usize = 8 << 20;
 /// Bytes that a thread copies at a time.

@@ -33,7 +33,6 @@ use device::Gpu;
 use error::failed;
 use kernels::{Drop, Kernel, Kernels, Ptr};
 
-pub use arena::OVERHEAD;
 pub use kernels::{Arguments, COMPILER, LAYOUTS, architectures};
 
 /// The backend on one GPU, in f32, bf16 or f16.
@@ -237,13 +236,14 @@ impl Backend for Cuda {
         self.gpu.name.clone()
     }
 
-    fn available(&self) -> Result<Option<usize>> {
+    fn available(&self, layout: &Layout) -> Result<Option<usize>> {
         let (free, _) = self.gpu.context.mem_get_info().map_err(failed("free memory"))?;
-        Ok(Some(free.saturating_sub(arena::OVERHEAD)))
+        Ok(Some(free.saturating_sub(self.workspace(layout) + self.libraries())))
     }
 
     fn workspace(&self, layout: &Layout) -> usize {
-        arena::SCRATCH + arena::SUMS + layout.words.map_or(0, |words| words::bytes(&words, layout.arithmetic))
+        let words = layout.words.filter(|_| self.passes_over_rows);
+        arena::SCRATCH + arena::SUMS + words.map_or(0, |words| words::bytes(&words, layout.arithmetic))
     }
 
     fn libraries(&self) -> usize {

@@ -1,7 +1,7 @@
 //! Rows to classify: texts, or token ids made elsewhere, from arguments, files and streams of lines.
 
-use std::io::{BufRead, BufReader, Cursor, Read};
-use std::path::Path;
+use std::io::{BufRead, BufReader, Cursor, IsTerminal, Read};
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use encoding_rs::UTF_8;
@@ -74,6 +74,28 @@ pub type Batches = Box<dyn Iterator<Item = Result<Vec<Input>>> + Send>;
 
 /// A batch of a stream holds at most this many rows.
 const BATCH: usize = 4096;
+
+/// Batches of the files of a split, or else of a file, or else of standard input, whose lines are texts unless `format` is
+/// another one.
+pub fn given(
+    split: Option<&[PathBuf]>,
+    file: Option<&Path>,
+    format: Option<LineFormat>,
+    options: &Options,
+    limits: Limits,
+) -> Result<Batches> {
+    match (split, file) {
+        (Some(files), _) => tables(files, options),
+        (None, Some(file)) => open(file, format, options, limits),
+        (None, None) => {
+            let stdin = std::io::stdin();
+            if stdin.is_terminal() {
+                note("type one text per line; Ctrl-D ends");
+            }
+            Ok(lines(BufReader::new(stdin), "standard input", format.unwrap_or(LineFormat::Text), options, limits))
+        }
+    }
+}
 
 /// Batches of a file in the format of its extension, or of lines in `format`; the labels of a labelled file are left out.
 pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: Limits) -> Result<Batches> {

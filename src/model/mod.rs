@@ -60,7 +60,7 @@ impl Model {
     /// There is too little memory, or the allocation fails.
     pub fn new(config: &config::Config, spec: ModelSpec, hyper: Hyperparameters, mut backend: Box<dyn Backend>) -> Result<Model> {
         let plan = Plan::new(config, spec);
-        if let Some(available) = backend.available()? {
+        if let Some(available) = backend.available(&plan.layout)? {
             plan.check_fits(available)?;
         }
         backend.reserve(&plan.layout)?;

@@ -259,6 +259,11 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// "3 texts truncated to 512 tokens"; "" for none.
+pub fn truncated(texts: usize, max_length: usize) -> String {
+    if texts > 0 { format!("{} truncated to {max_length} tokens", counted(texts, "text")) } else { String::new() }
+}
+
 /// At most this many characters of a text, on one line, up to the end of a word.
 pub fn beginning(text: &str, most: usize) -> String {
     let line = text.replace(is_control, " ");

@@ -380,22 +380,16 @@ impl Args {
     /// Fills in defaults and checks the flags against each other. Fetches a data set of the hub.
     pub fn settings(self) -> Result<Settings> {
         // Checks that need no reading and no network come first.
-        if let (Some(asked), None) = (&self.resume_from_checkpoint, &self.output_dir) {
-            return Err(match asked.as_os_str() == NEWEST {
-                true => Error::user("--output-dir", "is missing", "name the folder of the run: --resume-from-checkpoint DIR"),
-                false => {
-                    let fact = if asked.exists() { "is neither the folder of a run nor in one" } else { "no such folder" };
-                    Error::user(asked.display(), fact, "name the folder of the run")
+        let (tune, algorithms) = match &self.checkpoint {
+            Some(checkpoint) => {
+                let asked = [(self.tune.is_some(), "--tune"), (self.algorithms.is_some(), "--algorithms")];
+                if let Some((_, flag)) = asked.into_iter().find(|(asked, _)| *asked) {
+                    return Err(Error::user(flag, "a resumed run keeps the algorithms of its checkpoint", "leave it out"));
                 }
-            });
-        }
-        if self.resume_from_checkpoint.is_some() {
-            let asked = [(self.tune.is_some(), "--tune"), (self.algorithms.is_some(), "--algorithms")];
-            if let Some((_, flag)) = asked.into_iter().find(|(asked, _)| *asked) {
-                return Err(Error::user(flag, "a resumed run keeps the algorithms of its checkpoint", "leave it out"));
+                checkpoint.tuning()
             }
-        }
-        let (tune, algorithms) = self.checkpoint.as_ref().map_or((self.tune, self.algorithms.clone()), Checkpoint::tuning);
+            None => (self.tune, self.algorithms.clone()),
+        };
         if self.tune == Some(false) && self.algorithms.is_some() {
             return Err(Error::user("--algorithms", "--tune false uses no recorded algorithms", "leave out one of them"));
         }
@@ -403,12 +397,12 @@ impl Args {
         let device = self.device.as_deref().unwrap_or("auto").parse()?;
         let fail_under = self.fail_under.as_deref().map(fail_under).transpose()?;
         let metric = Metric::parse("--metric-for-best-model", self.metric_for_best_model.as_deref().unwrap_or("loss"))?;
-        let (overwrites, resumes) = (self.overwrite_output_dir.unwrap_or(false), self.resume_from_checkpoint.is_some());
+        let overwrites = self.overwrite_output_dir.unwrap_or(false);
         if let Some(folder) = &self.output_dir {
             if same_file(folder, &model) {
                 return Err(Error::user("--output-dir", "is the folder of --model", "choose another one"));
             }
-            if !resumes {
+            if self.checkpoint.is_none() {
                 RunDir::check(folder, overwrites || self.dry_run)?;
             }
         }

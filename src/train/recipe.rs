@@ -69,13 +69,11 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> 
         let (name, text) = RECIPES.iter().find(|(name, _)| name == recipe).expect("clap knows their names");
         typed.put_under(name, text)?;
     }
-    let (asked, folder) = typed.resumed();
-    let checkpoint = match (&asked, &folder) {
-        (Some(asked), Some(folder)) => Some(typed.put_run_under(asked, folder)?),
-        _ => None,
-    };
+    let resumed = typed.resumed()?;
+    let checkpoint = resumed.map(|(asked, folder)| typed.put_run_under(&asked, &folder)).transpose()?;
     let args = Args::from_arg_matches(&typed.matches).expect("clap has checked the values");
-    Ok(Some(Args { resume_from_checkpoint: asked, output_dir: folder, given: typed.given(), checkpoint, ..args }))
+    let output_dir = checkpoint.as_ref().map(|checkpoint| checkpoint.run.path.clone()).or(args.output_dir);
+    Ok(Some(Args { output_dir, given: typed.given(), checkpoint, ..args }))
 }
 
 struct Flags {
@@ -118,15 +116,25 @@ impl Flags {
         self.insert(settings(&self.command, place, text)?)
     }
 
-    /// The checkpoint that is resumed, if one is, and the output folder: that of the run, if only a checkpoint or the folder of
-    /// the run is named.
-    fn resumed(&self) -> (Option<PathBuf>, Option<PathBuf>) {
+    /// The checkpoint to resume, if one is asked for, and the output folder: that of the run, if only a checkpoint or the folder
+    /// of the run is named.
+    fn resumed(&self) -> Result<Option<(PathBuf, PathBuf)>> {
         let path = |id: &str| self.matches.get_one::<PathBuf>(id).cloned();
-        let (checkpoint, folder) = (path("resume_from_checkpoint"), path("output_dir"));
-        let Some(named) = checkpoint.as_deref().filter(|named| named.as_os_str() != NEWEST) else { return (checkpoint, folder) };
-        let folder = folder.or_else(|| RunDir::containing(named));
-        let is_folder = folder.as_ref().is_some_and(|folder| same_file(folder, named));
-        (if is_folder { Some(NEWEST.into()) } else { checkpoint }, folder)
+        let Some(named) = path("resume_from_checkpoint") else { return Ok(None) };
+        let is_newest = named.as_os_str() == NEWEST;
+        let containing = || if is_newest { None } else { RunDir::containing(&named) };
+        let Some(folder) = path("output_dir").or_else(containing) else {
+            let (place, fact, remedy) = match () {
+                () if is_newest => {
+                    ("--output-dir".into(), "is missing", "name the folder of the run: --resume-from-checkpoint DIR")
+                }
+                () if named.exists() => (named, "is neither the folder of a run nor in one", "name the folder of the run"),
+                () => (named, "no such folder", "name the folder of the run"),
+            };
+            return Err(Error::user(place.display(), fact, remedy));
+        };
+        let is_folder = !is_newest && same_file(&folder, &named);
+        Ok(Some((if is_folder { NEWEST.into() } else { named }, folder)))
     }
 
     /// Chooses the checkpoint that is resumed, and adds the flags of its run that are not overridden.

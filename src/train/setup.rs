@@ -109,7 +109,7 @@ impl<'a> Setup<'a> {
     /// The run and its memory, for a dry run, which ends as the run would: the weights are read and checked.
     pub fn summary(&self) -> Result<String> {
         let plan = Plan::new(&self.config, self.spec);
-        if let Some(available) = self.device.backend.available()? {
+        if let Some(available) = self.device.backend.available(&plan.layout)? {
             plan.check_fits(available)?;
         }
         if !self.settings.from_scratch {
