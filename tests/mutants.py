@@ -209,7 +209,7 @@ MUTANTS = [
     ("src/cuda/kernels.rs", " && !serial;", ";", "device::kernels_that_start_in_turn"),
     ("src/cuda/arena.rs", "            (now, next) = (next, now);\n", "", "ops::cuda::large_download"),
     ("kernels/loss.cu", "    if (a.db) bias_gradient(a);\n", "", "ops::f32_on_cuda"),
-    ("kernels/loss.cu", "a.adds ? a.db[c] + sum : sum", "sum", "model::accumulation_equals_one_batch"),
+    ("kernels/loss.cu", "a.adds ? a.db[c] + sum : sum", "sum", "ops::f32_on_cuda"),
     ("src/cuda/linear.rs", "output: op.dw.dtype,", "", "ops::bf16_on_cuda"),
     ("src/cuda/gemm.rs", "BIAS_DATA_TYPE, &data_type(p.output)", "BIAS_DATA_TYPE, &data_type(p.input)", "ops::bf16_on_cuda"),
     ("kernels/linear.cu", "a.width % PACK<T> == 0 ? act_row<true, F>", "true ? act_row<true, F>", "ops::f32_on_cuda"),
