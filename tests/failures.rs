@@ -11,9 +11,7 @@ use warpfit::console::be_quiet;
 use warpfit::cuda::Cuda;
 use warpfit::error::{Kind, Result};
 use warpfit::files::verify;
-use warpfit::flags;
-use warpfit::train::args::Args;
-use warpfit::train::{Outcome, train};
+use warpfit::train::{Outcome, recipe, train};
 
 use super::ONE_AT_A_TIME;
 use crate::fixtures::{golden, json};
@@ -28,7 +26,7 @@ fn run(model: &Path, out: &Path, more: &str) -> Result<Option<Outcome>> {
          --save-strategy steps --save-steps 1 --logging-steps 1 --device cuda:1 {more} --output-dir"
     );
     let words = flags.split_whitespace().map(OsString::from).chain([out.into()]);
-    train(&flags::parse::<Args>(words)?.expect("no help").settings()?, None)
+    train(&recipe::parse(words)?.expect("no help").settings()?, None)
 }
 
 /// The tokenizer and the config of a golden model, with one small layer.
