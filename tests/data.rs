@@ -523,7 +523,7 @@ fn label_faults() {
         "\"positve\" is not one of the classes; the classes are neg, pos; the labels are pos, positve",
     );
     assert_error(against("a,pos\nb,1\n"), "a.csv:3", "");
-    assert_error(against(&format!("a,pos\nb,\"{}\n\"\n", "x".repeat(1000))), "a.csv:3", "xxx...");
+    assert_error(against(&format!("a,pos\nb,\"{}\n\"\n", "x".repeat(1000))), "a.csv:3", "xxx…");
 }
 
 // ---- dataset: faults

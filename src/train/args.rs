@@ -226,7 +226,7 @@ pub struct Args {
     /// The flags above that have a value from the command line, a file, a recipe or the run that is resumed.
     #[arg(skip)]
     pub given: GivenFlags,
-    /// The checkpoint that is resumed, of which some of them are.
+    /// The checkpoint of `resume_from_checkpoint`, which [`recipe::parse`] chooses: some of the flags are of it.
     #[arg(skip)]
     pub checkpoint: Option<Checkpoint>,
 }

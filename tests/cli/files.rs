@@ -206,7 +206,7 @@ fn unreadable_files_are_reported_in_one_line() {
     let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     permit(dir.path(), 0o755);
     let (binary, model, file) = (dir.path().join("warpfit"), dir.path().join("model"), dir.path().join("a.csv"));
-    // By another process: a program of another test, started while this one has the copy open, would keep it open and so busy.
+    // By another process: what another test starts meanwhile would inherit a file that is open for writing, which cannot be run.
     assert!(Command::new("cp").arg(program(PREDICT).get_program()).arg(&binary).status().unwrap().success());
     fs::create_dir(&model).unwrap();
     for name in names(&golden("text/hf")) {

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use crate::console::note;
 use crate::data::loader::randperm;
 use crate::error::{Error, Result};
+use crate::report::log::shortened;
 
 mod classes;
 mod columns;
@@ -324,10 +325,7 @@ fn number_or_text(id: &str) -> Value {
 
 /// An excerpt of a file, short enough for a message.
 fn brief(text: &str) -> String {
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_string(),
-    }
+    shortened(text, 60)
 }
 
 fn list(names: &[String]) -> String {
