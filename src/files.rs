@@ -67,8 +67,15 @@ impl PartialFile {
         if replaces {
             partial_files().insert(partial.clone());
         }
-        let file = BufWriter::new(File::create(&partial).map_err(io)?);
-        Ok(PartialFile { file, path, partial, finished: !replaces })
+        // A file that may not be written is not replaced either, and one that is keeps its permissions.
+        let permissions = match fs::OpenOptions::new().append(true).open(&path) {
+            Ok(file) if replaces => file.metadata().map(|about| about.permissions()).ok(),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(io(e)),
+            _ => None,
+        };
+        let file = File::create(&partial).map_err(io)?;
+        permissions.map_or(Ok(()), |permissions| file.set_permissions(permissions)).map_err(io)?;
+        Ok(PartialFile { file: BufWriter::new(file), path, partial, finished: !replaces })
     }
 
     pub fn write(&mut self, content: &[u8]) -> Result<()> {
@@ -211,12 +218,22 @@ pub fn checksums(folder: &Path) -> Result<Option<BTreeMap<String, String>>> {
     }
 }
 
-/// Compares all files of a sealed folder with their checksums. Returns false if it is not sealed.
+/// Compares all files of a sealed checkpoint with their checksums. Returns false if it is not sealed.
 ///
 /// # Errors
-/// The first file that is missing or has changed.
+/// The first file that is missing or has changed, or weights or a state without a checksum.
 pub fn verify(folder: &Path) -> Result<bool> {
     let Some(sums) = checksums(folder)? else { return Ok(false) };
+    let own = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten().map(|entry| entry.file_name());
+    let own =
+        own.filter_map(|name| name.into_string().ok()).filter(|name| name.ends_with(".safetensors") || name == "state.json");
+    if let Some(name) = own.into_iter().find(|name| !sums.contains_key(name)) {
+        return Err(Error::user(
+            folder.join(CHECKSUMS).display(),
+            format!("has no checksum of {name}"),
+            "use another checkpoint",
+        ));
+    }
     sums.iter().try_for_each(|(name, sum)| compare(&folder.join(name), sum)).map(|()| true)
 }
 
@@ -240,6 +257,24 @@ pub fn checksum(path: &Path) -> io::Result<u128> {
             size => hash.write(&block[..size]),
         }
     }
+}
+
+/// The error with which an output would replace a file that is read.
+pub fn keep_inputs(output: &Path, inputs: &[PathBuf]) -> Result<()> {
+    match inputs.iter().any(|input| same_file(output, input)) {
+        true => Err(Error::user(output.display(), "is a file that is read", "choose another name for the output")),
+        false => Ok(()),
+    }
+}
+
+/// The first of `name`, `name-2`, `name-3`, ... that is free for a new folder.
+pub fn free_folder(name: &str) -> String {
+    let is_free = |name: &String| match fs::read_dir(name) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(e) => e.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(name).is_err(),
+    };
+    let mut names = std::iter::once(name.to_string()).chain((2..).map(|number| format!("{name}-{number}")));
+    names.find(is_free).expect("the numbers do not end")
 }
 
 /// Whether both paths lead to the same existing file or folder.

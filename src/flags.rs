@@ -156,6 +156,24 @@ impl RunArgs {
     }
 }
 
+impl FileArgs {
+    /// The flags with these values and that of a column of labels, each after a space, for a command that is proposed.
+    pub fn flags(&self, label_column: Option<&str>) -> String {
+        let on = |on: bool| if on { "on" } else { "off" }.to_string();
+        let delimiter = |byte: u8| if byte == b'\t' { "tab".to_string() } else { char::from(byte).to_string() };
+        let values = [
+            ("delimiter", self.delimiter.map(delimiter)),
+            ("quoting", self.quoting.map(on)),
+            ("no-header", self.no_header.map(on)),
+            ("encoding", self.encoding.map(|encoding| encoding.name().to_lowercase())),
+            ("text-column", self.text_column.clone()),
+            ("label-column", label_column.map(str::to_string)),
+        ];
+        let flag = |(name, value): (&str, Option<String>)| value.map(|value| format!(" --{name} {}", quoted(&value)));
+        values.into_iter().filter_map(flag).collect()
+    }
+}
+
 /// How files of texts are written, where their content does not tell.
 #[derive(Args, Clone, Debug, Default)]
 pub struct FileArgs {

@@ -178,7 +178,7 @@ impl Metrics {
         let all = i128::from(rows) * i128::from(rows);
         let apart = [&support, &predicted].map(|counts| (all - product(counts, counts)) as f64);
         let together = (0..classes).map(hits).map(i128::from).sum::<i128>() * i128::from(rows) - product(&support, &predicted);
-        let matthews_correlation = if apart.contains(&0.0) { 0.0 } else { together as f64 / (apart[0].sqrt() * apart[1].sqrt()) };
+        let matthews_correlation = if apart.contains(&0.0) { 0.0 } else { together as f64 / (apart[0] * apart[1]).sqrt() };
 
         let top = binary.unwrap_or(weighted);
         Metrics {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use warpfit::Result;
 use warpfit::checkpoint::weights::{Weights, resolve, write};
+use warpfit::files::{CHECKSUMS, seal, verify};
 use warpfit::model::config::Config;
 use warpfit::model::names::{Param, params};
 
@@ -508,4 +509,20 @@ proptest! {
             Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1),
         }
     }
+}
+
+#[test]
+fn weights_and_state_without_a_checksum_are_not_sound() {
+    let dir = TempDir::new().unwrap();
+    for name in ["model.safetensors", "state.json", "notes.txt"] {
+        std::fs::write(dir.path().join(name), name).unwrap();
+    }
+    assert!(!verify(dir.path()).unwrap());
+    seal(dir.path()).unwrap();
+    // A file of the user's own is no fault.
+    std::fs::write(dir.path().join("more.txt"), "").unwrap();
+    assert!(verify(dir.path()).unwrap());
+    std::fs::write(dir.path().join(CHECKSUMS), "{}").unwrap();
+    let error = verify(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("has no checksum of "), "{error}");
 }

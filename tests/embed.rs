@@ -167,7 +167,7 @@ fn embed_reads_lines_and_refuses_invalid_flags() {
     embed(&model, &["--layer", "3"], "x").failed(2, "`--layer`: 3 is not among the model's 2 layers");
     embed(&model, &["--layer", "-4"], "x").failed(2, "choose 0 (the embeddings) to 2");
     embed(&model, &["--format", "npy"], "x").failed(2, "`--format`: only jsonl goes to standard output");
-    embed(&model, &["--input", file, "--output", file], "").failed(2, "is the file of --input");
+    embed(&model, &["--input", file, "--output", file], "").failed(2, "is a file that is read");
     embed(&model, &["--probe"], "").failed(2, "--train-file");
     embed(&model, &["--train-file", file], "").failed(2, "--probe");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no other file is left");

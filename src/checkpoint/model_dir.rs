@@ -44,6 +44,16 @@ pub struct ModelDir {
 }
 
 impl ModelDir {
+    /// The files of a model that are in a folder.
+    pub fn files(path: &Path) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_part = |file: &PathBuf| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            FILES.contains(&&*name) || name.contains(".safetensors")
+        };
+        entries.filter(is_part).collect()
+    }
+
     /// Reads everything but the weights. Finishes the replacement of the model if a killed run has begun it.
     pub fn read(path: &Path) -> Result<ModelDir> {
         if !path.is_dir() {

@@ -189,16 +189,6 @@ impl RunDir {
         unreachable!("the numbers do not end")
     }
 
-    /// The first of out, out-2, out-3, ... that is free for a new run.
-    pub fn free() -> String {
-        let is_free = |name: &String| match fs::read_dir(name) {
-            Ok(mut entries) => entries.next().is_none(),
-            Err(e) => e.kind() != std::io::ErrorKind::NotADirectory,
-        };
-        let mut names = std::iter::once("out".to_string()).chain((2..).map(|number| format!("out-{number}")));
-        names.find(is_free).expect("the numbers do not end")
-    }
-
     /// Removes the folder of a run that has ended, if it has written nothing there.
     pub fn remove_unused(path: &PathBuf) {
         if fs::read_dir(path).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == LOCK)) {

@@ -7,12 +7,11 @@ use clap::{ArgMatches, FromArgMatches, Parser, ValueEnum};
 use rayon::prelude::*;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::checkpoint::run_dir::RunDir;
 use crate::console::{Look, leave_on_interrupt, next, note, print};
 use crate::data::dataset::{Labelled, ModelClasses, is_reviews, stratified_split};
 use crate::data::description::{Description, Unit};
 use crate::error::Result;
-use crate::files::{check_folder, remove_partial_files};
+use crate::files::{check_folder, free_folder, remove_partial_files};
 use crate::flags::{self, DataArgs, count, quoted};
 use crate::hub;
 use crate::report::log::{Progress, WIDTH};
@@ -130,6 +129,6 @@ fn training(args: &Args, data: &DataArgs, matches: &ArgMatches, splits: bool, ot
     flags.extend(splits.then(|| flag("validation-split", SHARE.to_string())));
     flags.extend(args.max_length.map(|length| flag("max-length", length.to_string())));
     flags.extend(other_head.then(|| "--ignore-mismatched-sizes".to_string()));
-    flags.push(flag("output-dir", RunDir::free()));
+    flags.push(flag("output-dir", free_folder("out")));
     format!("warpfit train {}", flags.join(" \\\n                "))
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::run_dir::RunDir;
+use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::weights;
 use crate::console::{Look, leave_on_interrupt, next, note, print, tell};
 use crate::data::dataset::{Classes, Dataset, ModelClasses, Table, classify};
@@ -11,7 +11,7 @@ use crate::data::inputs::{self, Batches, Content, Input, LineFormat};
 use crate::data::loader::randperm;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
-use crate::files::{PartialFile, create_dir, remove_partial_files, same_file, write_json};
+use crate::files::{PartialFile, create_dir, free_folder, keep_inputs, remove_partial_files, write_json};
 use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, unless_dash};
 use crate::hub;
 use crate::infer::pooling::Pooling;
@@ -129,10 +129,8 @@ pub fn run(mut args: Args) -> Result<()> {
     (args.input, args.output) = (unless_dash(args.input.or(args.only_file.take())), unless_dash(args.output));
     let reading = &args.reading;
     let device = args.run.device()?;
-    if let (Some(input), Some(output)) = (&args.input, &args.output)
-        && same_file(input, output)
-    {
-        return Err(Error::user("--output", "is the file of --input", "choose another one"));
+    if let Some(output) = &args.output {
+        keep_inputs(output, &[ModelDir::files(&args.model), Vec::from_iter(args.input.clone())].concat())?;
     }
     let format = args.format.map_or_else(|| Format::of(args.output.as_deref()), Ok)?;
     if format != Format::Jsonl && args.output.is_none() {
@@ -165,6 +163,9 @@ pub fn run(mut args: Args) -> Result<()> {
 /// The rows of --input or of standard input, without labels.
 fn batches(args: &Args, session: &Session) -> Result<Batches> {
     let (split, options) = (args.split.files()?, args.reading.file.texts());
+    if let (Some(output), Some(files)) = (&args.output, &split) {
+        keep_inputs(output, files)?;
+    }
     inputs::given(split.as_deref(), args.input.as_deref(), args.input_format, &options, session.limits())
 }
 
@@ -212,8 +213,9 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
         note(format!("saved       {}", file.display()));
     }
     if let Some(file) = &args.input {
-        let (model, file) = (shown(&args.model), shown(file));
-        next(&[format!("warpfit embed --model {model} {file} --project pca --output-dir projected")]);
+        let (model, file, columns) = (shown(&args.model), shown(file), args.reading.file.flags(None));
+        let folder = free_folder("projected");
+        next(&[format!("warpfit embed --model {model} {file}{columns} --project pca --output-dir {folder}")]);
     }
     Ok(())
 }
@@ -375,7 +377,10 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
     let [train, test] = [files.0, files.1].map(shown);
     let other_head = session.source.needs_other_head(names).unwrap_or(false);
     let head = if other_head { " --ignore-mismatched-sizes" } else { "" };
-    let out = RunDir::free();
-    next(&[format!("warpfit train --model {model} --train-file {train} --validation-file {test}{head} --output-dir {out}")]);
+    let out = free_folder("out");
+    let columns = args.reading.file.flags(args.label_column.as_deref());
+    next(&[format!(
+        "warpfit train --model {model} --train-file {train} --validation-file {test}{columns}{head} --output-dir {out}"
+    )]);
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
 use crate::error::{Result, is_control};
-use crate::files::{check_folder, remove_partial_files};
+use crate::files::{check_folder, free_folder, keep_inputs, remove_partial_files};
 use crate::flags::{self, InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names, shown};
 use crate::hub;
 use crate::infer::Session;
@@ -94,6 +94,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     if let Some(folder) = &args.output_dir {
         check_folder(folder)?;
+        let inputs: Vec<PathBuf> = [&args.file, &args.only_file, &args.predictions].into_iter().flatten().cloned().collect();
+        ROWS.iter().try_for_each(|name| keep_inputs(&folder.join(name), &inputs))?;
         leave_on_interrupt(format!("{} is not complete", folder.display()), remove_partial_files)?;
     }
     let (mut found, title, origin) = match &args.predictions {
@@ -122,6 +124,9 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
+/// The files of a report that may be evaluated themselves.
+const ROWS: [&str; 2] = ["errors.csv", "predictions.jsonl"];
+
 impl Args {
     /// The commands that make use of what this one has written, or write it.
     fn next(&self) -> Vec<String> {
@@ -133,7 +138,8 @@ impl Args {
             (Some(model), _, _, Some(file)) => format!("--model {} {}", shown(model), shown(file)),
             _ => return Vec::new(),
         };
-        let report = format!("warpfit evaluate {source} --output-dir report");
+        let columns = self.reading.file.flags(self.label_column.as_deref());
+        let report = format!("warpfit evaluate {source}{columns} --output-dir {}", free_folder("report"));
         [self.output_dir.as_ref().map_or(report, compare)].into_iter().chain(serve).collect()
     }
 }

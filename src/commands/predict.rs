@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
+use crate::checkpoint::model_dir::ModelDir;
 use crate::console::{Look, leave_on_interrupt, next, note, print};
 use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result, is_control};
-use crate::files::{PartialFile, remove_partial_files, same_file};
+use crate::files::{PartialFile, free_folder, keep_inputs, remove_partial_files};
 use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, unless_dash, whole};
 use crate::hub;
 use crate::infer::Session;
@@ -112,12 +113,8 @@ pub fn run(mut args: Args) -> Result<()> {
         return Err(Error::user("--keep-columns", "lines for people have no columns", "pass --format jsonl or csv"));
     }
     let device = args.run.device()?;
-    if let (Some(input), Some(output)) = (&args.input, &args.output)
-        && same_file(input, output)
-    {
-        return Err(Error::user("--output", "is the file of --input", "choose another one"));
-    }
     if let Some(output) = &args.output {
+        keep_inputs(output, &[ModelDir::files(&args.model), Vec::from_iter(args.input.clone())].concat())?;
         leave_on_interrupt(format!("{} is not written", output.display()), remove_partial_files)?;
     }
     let mut output = args.output.as_deref().map(PartialFile::create).transpose()?;
@@ -144,6 +141,9 @@ pub fn run(mut args: Args) -> Result<()> {
     let typed = [args.texts, args.text].concat();
     let options = Options { keep_columns: args.keep_columns, ..reading.file.texts() };
     let split = args.split.files()?;
+    if let (Some(output), Some(files)) = (&args.output, &split) {
+        keep_inputs(output, files)?;
+    }
     // Who writes line by line is not at the end with the last one.
     let streamed = args.input.is_none() && split.is_none() && typed.is_empty();
     let batches = match typed.is_empty() {
@@ -200,9 +200,9 @@ pub fn run(mut args: Args) -> Result<()> {
         note(format!("saved       {}", file.display()));
     }
     if !streamed {
-        let model = shown(&args.model);
+        let (model, report) = (shown(&args.model), free_folder("report"));
         next(&[
-            format!("warpfit evaluate --model {model} LABELLED_FILE --output-dir report"),
+            format!("warpfit evaluate --model {model} LABELLED_FILE --output-dir {report}"),
             format!("warpfit serve --model {model}"),
         ]);
     }

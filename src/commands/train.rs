@@ -6,6 +6,7 @@ use crate::checkpoint::run_dir::RunDir;
 use crate::console::{be_quiet, leave_on_interrupt, next, note, print, tell};
 use crate::data::cache;
 use crate::error::{Error, Result};
+use crate::files::free_folder;
 use crate::flags::shown;
 use crate::hub::push::Target;
 use crate::infer::Session;
@@ -57,6 +58,7 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     };
     leave_on_interrupt("before the first update: nothing was begun".to_string(), leave.clone())?;
     let labelled = args.data.test_file.clone().or(args.data.validation_file.clone());
+    let columns = args.data.reading.flags(args.data.label_column.as_deref());
     let settings = args.settings()?;
     if numbered {
         made.get_or_init(|| settings.output_dir.clone());
@@ -84,9 +86,10 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     tell(format!("saved       {out}"))?;
     if !on_sample {
         let (model, labelled) = (shown(&settings.output_dir), labelled.map_or("LABELLED_FILE".to_string(), |file| shown(&file)));
+        let report = free_folder("report");
         next(&[
             format!("warpfit predict --model {model} \"A text to classify\""),
-            format!("warpfit evaluate --model {model} {labelled} --output-dir report"),
+            format!("warpfit evaluate --model {model} {labelled}{columns} --output-dir {report}"),
         ]);
     }
     if let Some((metric, bound)) = settings.fail_under {

@@ -22,7 +22,7 @@ use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
 use crate::console::tell;
 use crate::device::Precision;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::profile::{Ceilings, Profile};
 use crate::report::history::History;
@@ -76,11 +76,11 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
     let saved = resumed.and_then(|checkpoint| checkpoint.precision());
     let opened = settings.device.open(saved.unwrap_or(settings.precision));
     let mut device = opened.map_err(|error| match saved {
-        None => error,
-        Some(saved) => {
+        Some(saved) if error.kind == Kind::User => {
             let fact = format!("the run was trained in {saved}, which this device lacks: {}", error.fact());
             Error::new(error.kind, "--resume-from-checkpoint", fact, "resume on a GPU that has it, or start a new run")
         }
+        _ => error,
     })?;
     device.notes.extend(saved.map(|saved| format!("precision: {saved}, that of the checkpoint")));
     let settings = &Settings { device: device.device, precision: device.precision, ..settings.clone() };

@@ -129,7 +129,7 @@ impl Checkpoint {
             for file in ["model.safetensors", "optimizer.safetensors"] {
                 Weights::open(&path.join(file))?;
             }
-            notes.push(format!("warning: {} has no checksums: it is used unverified", path.display()));
+            notes.push(unverified(path));
         }
         let settings = std::fs::read(path.join("training_args.json")).unwrap_or_default();
         let settings = serde_json::from_slice(&settings).unwrap_or_default();
@@ -141,11 +141,12 @@ impl Checkpoint {
         let mut flags: GivenFlags = serde_json::from_value(self.settings["flags"].clone()).ok()?;
         // A run that is resumed in another folder finds what its relative paths lead to; a model or data set may be an id of the hub.
         let directory = Path::new(self.settings["working_directory"].as_str().unwrap_or_default());
+        let elsewhere = std::env::current_dir().is_ok_and(|here| here != directory);
         for flag in ["train-file", "validation-file", "test-file", "data-dir", "model", "dataset"] {
-            let Some(path) = flags.get_mut(flag) else { continue };
+            let Some(path) = flags.get_mut(flag).filter(|_| elsewhere) else { continue };
             let there = directory.join(&*path);
             let may_be_id = ["model", "dataset"].contains(&flag);
-            if !Path::new(path).exists() && (there.exists() || !may_be_id) {
+            if there.exists() || !may_be_id && !Path::new(path).exists() {
                 *path = there.to_string_lossy().into_owned();
             }
         }
@@ -161,6 +162,10 @@ impl Checkpoint {
     pub fn tuning(&self) -> (Option<bool>, Option<PathBuf>) {
         (self.settings["tune"].as_bool(), self.settings["algorithms"].as_str().map(PathBuf::from))
     }
+}
+
+fn unverified(checkpoint: &Path) -> String {
+    format!("warning: {} has no checksums: it is used unverified", checkpoint.display())
 }
 
 /// Its path.
@@ -227,7 +232,9 @@ impl Trainer<'_> {
             if checkpoint != resumed {
                 let remedy =
                     "its weights are those of the best evaluation: pass --load-best-model-at-end false to go on without them";
-                verify(&checkpoint).map_err(|error| error.and(remedy))?;
+                if !verify(&checkpoint).map_err(|error| error.and(remedy))? {
+                    note(unverified(&checkpoint));
+                }
             }
             return Ok((checkpoint.join("model.safetensors"), true));
         }

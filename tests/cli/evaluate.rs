@@ -126,7 +126,7 @@ fn every_command_names_the_next_one() {
     let (dir, model, file) = (TempDir::new().unwrap(), trained(), golden("train/test.csv"));
     let (model, file) = (path(model.path()), path(&file));
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
-    let (report, vectors, projected) = (at("report"), at("v.npy"), at("projected"));
+    let (report, vectors, projected) = (at("look"), at("v.npy"), at("pictures"));
     for (command, args, next) in [
         (EVALUATE, vec![file], format!("evaluate --model {model} {file} --output-dir report")),
         (EVALUATE, vec![file, "--output-dir", &report], format!("evaluate --compare {report} OTHER_REPORT")),
@@ -146,6 +146,32 @@ fn every_command_names_the_next_one() {
         // A folder where nothing is in the way of what is proposed.
         let ran = run(program(command).current_dir(&dir).args(["--model", model]).args(&args), b"").done();
         assert!(ran.err.contains(&format!("\n\nnext        warpfit {next}\n")), "{command} {args:?}: {}", ran.err);
+    }
+    // With the columns that were named, into folders that are free.
+    let columns = dir.path().join("columns.csv");
+    fs::write(&columns, "a;b\ngood;1\nbad;0\n").unwrap();
+    fs::create_dir(dir.path().join("projected")).unwrap();
+    fs::write(dir.path().join("projected/of-another"), "").unwrap();
+    let reading = ["--delimiter", ";", "--text-column", "a"];
+    for (command, args, next) in [
+        (
+            EVALUATE,
+            vec!["columns.csv", "--label-column", "b"],
+            "columns.csv --delimiter ';' --text-column a --label-column b --output-dir report",
+        ),
+        (
+            "embed",
+            vec!["columns.csv", "--output", &vectors],
+            "columns.csv --delimiter ';' --text-column a --project pca --output-dir projected-2",
+        ),
+        (
+            "embed",
+            vec!["--probe", "--train-file", "columns.csv", "--test-file", "columns.csv", "--label-column", "b"],
+            "--validation-file columns.csv --delimiter ';' --text-column a --label-column b --output-dir out",
+        ),
+    ] {
+        let ran = run(program(command).current_dir(&dir).args(["--model", model]).args(&args).args(reading), b"").done();
+        assert!(ran.err.contains(next), "{command} {args:?}: {}", ran.err);
     }
     // Not after each line of a dialogue.
     let lines = ran_with(PREDICT, &["--model", model], b"a text\n").done();

@@ -171,8 +171,47 @@ fn paths_that_are_not_files_are_reported_in_one_line() {
     predict(&["--output", path(&at("none/out.jsonl")), "good"]).failed(2, "none/out.jsonl`: no such file or folder");
     predict(&["--output", path(&at("loop.csv")), "good"]).failed(2, "loop.csv`: ");
     fs::write(at("in.txt"), "good\n").unwrap();
-    predict(&["--input", path(&at("in.txt")), "--output", path(&at("in.txt"))]).failed(2, "is the file of --input");
+    predict(&["--input", path(&at("in.txt")), "--output", path(&at("in.txt"))]).failed(2, "in.txt`: is a file that is read");
     assert_eq!(fs::read_to_string(at("in.txt")).unwrap(), "good\n");
+}
+
+/// A model, a data set and an input are not replaced by what is made of them.
+#[test]
+fn outputs_replace_nothing_that_is_read() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for name in names(&golden("text/hf")) {
+        fs::create_dir_all(at("model")).unwrap();
+        fs::copy(golden("text/hf").join(&name), at("model").join(&name)).unwrap();
+    }
+    fs::create_dir(at("data")).unwrap();
+    fs::write(at("data/test.csv"), "text,label\ngood,1\nbad,0\n").unwrap();
+    let run_in = |command: &str, args: &str| run(program(command).current_dir(&dir).args(words(args)), b"good\n");
+    run_in(EVALUATE, "--model model data/test.csv --output-dir report").done();
+    let before = names(dir.path());
+    for (command, args, fact) in [
+        (PREDICT, "--model model --output model/config.json", "`model/config.json`: is a file that is read"),
+        ("embed", "--model model --output model/model.safetensors", "model.safetensors`: is a file that is read"),
+        (PREDICT, "--model model --dataset data --split test --output data/test.csv", "data/test.csv`: is a file that is read"),
+        (EVALUATE, "--model model report/errors.csv --output-dir report", "`report/errors.csv`: is a file that is read"),
+    ] {
+        run_in(command, args).failed(2, fact);
+    }
+    for _ in 0..2 {
+        run_in(PREDICT, "--model model --output model/predictions.jsonl").done();
+    }
+    assert_eq!((names(dir.path()), fs::read_to_string(at("data/test.csv")).unwrap().lines().count()), (before, 3));
+}
+
+#[test]
+fn a_file_that_is_replaced_keeps_its_permissions() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("private.jsonl");
+    fs::write(&file, "").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    predict(&["--output", path(&file), "good"]).done();
+    assert_eq!((json_lines(&file).len(), fs::metadata(&file).unwrap().permissions().mode() & 0o777), (1, 0o600));
 }
 
 #[test]

@@ -799,7 +799,10 @@ fn a_run_with_relative_paths_resumes_in_another_folder() {
     };
     train_in(&here, "--model model --train-file train.csv --validation-split 0.2 --output-dir out --max-steps 2 --save-strategy steps --save-steps 2")
         .done();
+    // Another file of the same name lies there.
+    fs::write(there.join("train.csv"), "text,label\ngood,1\nbad,0\n").unwrap();
     let ran = train_in(&there, "--resume-from-checkpoint ../here/out --max-steps 3").done();
+    fs::remove_file(there.join("train.csv")).unwrap();
     assert!(ran.err.contains("resumed: 2 of 3 updates") && !ran.err.contains("model was"), "{}", ran.err);
     // The resumed run can be resumed from anywhere, too.
     train_in(dir.path(), "--resume-from-checkpoint here/out --max-steps 4").done();
