@@ -108,6 +108,8 @@ __device__ void decide(const AdamWDecide& a) {
     }
     const double power = pow(lane() == 0 ? a.beta1 : a.beta2, a.number - s.skipped);
     const double power_of_beta2 = __shfl_sync(ALL_LANES, power, 1);
+    // All lanes have read the status block.
+    __syncwarp();
     if (lane() != 0) return;
     *a.status = s;
     const double clip = a.max_norm > 0.0 ? fmin(a.max_norm / (s.grad_norm + 1e-6), 1.0) : 1.0;
