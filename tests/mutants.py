@@ -127,6 +127,7 @@ MUTANTS = [
     ("kernels/adamw.cu", "if (at < a.table && a.tags[at / a.dim * a.tiles] != a.tag) continue;", "", "updates::updates_of_few_rows_have_the_bits_of_updates_of_all"),
     ("kernels/adamw.cu", "is_last = atomicInc(a.arrived, gridDim.x - 1) == gridDim.x - 1;", "is_last = blockIdx.x == gridDim.x - 1;", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
     ("kernels/adamw.cu", "atomicInc(a.arrived, gridDim.x - 1)", "atomicInc(a.arrived, gridDim.x)", "model::golden_adamw_on_cuda"),
+    ("kernels/adamw.cu", "    __syncwarp();\n    if (lane() != 0) return;", "    if (lane() != 0) return;", "thread: ops::every_kernel_has_a_case"),
     ("kernels/adamw.cu", "a.factors->decay = a.decay;", "a.factors->decay = 1.0f;", "ops::cuda::adamw_matches_the_definition"),
     ("kernels/adamw.cu", "if (is_word && (row >= a.rows || a.tags[row * a.tiles] != a.tag)) return;", "if (is_word && row >= a.rows) return;", "updates::updates_of_few_rows_have_the_bits_of_updates_of_all"),
     ("kernels/adamw.cu", "if (is_word && lane() == 0) a.seen[row] = a.number;", "", "updates::updates_of_few_rows_have_the_bits_of_updates_of_all"),
