@@ -53,10 +53,15 @@ impl PartialFile {
             let file = BufWriter::new(File::from(file));
             return Ok(PartialFile { file, partial: path.clone(), path, finished: true });
         }
-        let replaces = match path.metadata() {
+        let (replaces, permissions) = match path.metadata() {
             Ok(about) if about.is_dir() => return Err(io(io::ErrorKind::IsADirectory.into())),
-            Ok(about) => about.is_file(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => true,
+            // A file that may not be written is not replaced either, and one that is keeps its permissions.
+            Ok(about) if about.is_file() => {
+                fs::OpenOptions::new().append(true).open(&path).map_err(io)?;
+                (true, Some(about.permissions()))
+            }
+            Ok(_) => (false, None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (true, None),
             Err(e) => return Err(io(e)),
         };
         let mut partial = path.clone().into_os_string();
@@ -67,12 +72,6 @@ impl PartialFile {
         if replaces {
             partial_files().insert(partial.clone());
         }
-        // A file that may not be written is not replaced either, and one that is keeps its permissions.
-        let permissions = match fs::OpenOptions::new().append(true).open(&path) {
-            Ok(file) if replaces => file.metadata().map(|about| about.permissions()).ok(),
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(io(e)),
-            _ => None,
-        };
         let file = File::create(&partial).map_err(io)?;
         permissions.map_or(Ok(()), |permissions| file.set_permissions(permissions)).map_err(io)?;
         Ok(PartialFile { file: BufWriter::new(file), path, partial, finished: !replaces })
@@ -224,10 +223,10 @@ pub fn checksums(folder: &Path) -> Result<Option<BTreeMap<String, String>>> {
 /// The first file that is missing or has changed, or weights or a state without a checksum.
 pub fn verify(folder: &Path) -> Result<bool> {
     let Some(sums) = checksums(folder)? else { return Ok(false) };
-    let own = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten().map(|entry| entry.file_name());
-    let own =
-        own.filter_map(|name| name.into_string().ok()).filter(|name| name.ends_with(".safetensors") || name == "state.json");
-    if let Some(name) = own.into_iter().find(|name| !sums.contains_key(name)) {
+    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten();
+    let mut names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_needed = |name: &String| name.ends_with(".safetensors") || name == "state.json";
+    if let Some(name) = names.find(|name| is_needed(name) && !sums.contains_key(name)) {
         return Err(Error::user(
             folder.join(CHECKSUMS).display(),
             format!("has no checksum of {name}"),
