@@ -103,8 +103,8 @@ fn cpu(precision: Precision) -> Result<Opened> {
             return Err(Error::user(format!("--precision {precision}"), "the CPU computes in fp32 or bf16", remedy));
         }
     };
-    let slow = precision == Precision::Bf16 && Instructions::in_use() != Instructions::Avx512Bf16;
-    let note = "--precision bf16: without AVX512-BF16, which this CPU does not have or may not use, it is no faster than fp32"
+    let slow = precision == Precision::Bf16 && !Instructions::in_use().multiply_bf16();
+    let note = "--precision bf16: no faster than fp32 without AMX or AVX512-BF16, which this CPU does not have or may not use"
         .to_string();
     let notes = slow.then_some(note).into_iter().collect();
     Ok(Opened { backend: Box::new(Cpu::<f32>::new()), device: Device::Cpu, arithmetic, precision, notes })

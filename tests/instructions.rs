@@ -31,8 +31,7 @@ fn missing_instructions_are_refused() {
 
 #[test]
 fn the_name_shows_the_instructions() {
-    let best = Instructions::available().last().unwrap().to_string();
-    let named = env::var("WARPFIT_CPU").unwrap_or(best);
+    let named = env::var("WARPFIT_CPU").unwrap_or(Instructions::best().to_string());
     let name = Cpu::<f32>::new().name();
     assert!(name.ends_with(&format!(" threads, {named}")), "{name} instead of {named}");
 }

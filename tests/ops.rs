@@ -895,7 +895,7 @@ fn nothing_is_allocated() {
             both_ways();
             let count = allocations(both_ways);
             // The crate gemm allocates working memory in every product.
-            let by_gemm = (on == On::Cpu || Instructions::in_use() != Instructions::Avx512Bf16) && multiplies(&case);
+            let by_gemm = (on == On::Cpu || !Instructions::in_use().multiply_bf16()) && multiplies(&case);
             assert!(count == 0 || by_gemm, "{} allocated {count} times", case.name);
         }
     });
@@ -912,7 +912,7 @@ fn every_op_has_its_files() {
     };
     let ops = stems(
         "src/cpu",
-        &["mod", "arena", "avx512", "copies", "dropout", "gemm", "instructions", "matrix", "panels", "product", "real"],
+        &["mod", "amx", "arena", "avx512", "copies", "dropout", "gemm", "instructions", "matrix", "panels", "product", "real"],
     );
     assert_eq!(
         ops,

@@ -1,76 +1,93 @@
-//! Packs and multiplies panels of bf16 pairs by AVX512-BF16.
+//! Packs and multiplies blocks of bf16 pairs by AVX512-BF16.
 
 use std::arch::x86_64::*;
+use std::array::from_fn;
 use std::mem::transmute;
 
 use super::matrix::{Accumulate, Mat};
-use super::panels::{Kernels, Pairs, ROWS, Tile, WIDTH};
+use super::panels::{Block, By, Kernels, Region, SIDE};
 
-const REGISTERS: usize = WIDTH / 16;
+/// A tile of the result: of the 32 registers, 24 hold its sums.
+const ROWS: usize = 8;
+const REGISTERS: usize = 3;
 
 /// Only for machines with AVX512-BF16.
 pub const KERNELS: Kernels<f32> = Kernels {
     // SAFETY: the machine has the instructions.
-    pack: |panel, x, terms, columns| unsafe { pack(panel, x, terms, columns) },
+    pack: |block, x, terms, columns, by| unsafe { pack(block, x, terms, columns, by) },
     // SAFETY: the same.
-    multiply: |a, column, b, tile| unsafe {
-        match tile.width.div_ceil(16) {
-            1 => multiply::<1>(a, column, b, tile),
-            2 => multiply::<2>(a, column, b, tile),
-            _ => multiply::<REGISTERS>(a, column, b, tile),
+    multiply: |a, b, depth, region| unsafe {
+        for j in (0..region.columns).step_by(REGISTERS * SIDE) {
+            let b = &b[j / SIDE * depth..];
+            for i in (0..region.rows).step_by(ROWS) {
+                let (a, half) = (&a[i / SIDE * depth..][..depth], i % SIDE);
+                match (region.columns - j).div_ceil(SIDE) {
+                    1 => multiply::<1>(a, half, b, region, (i, j)),
+                    2 => multiply::<2>(a, half, b, region, (i, j)),
+                    _ => multiply::<REGISTERS>(a, half, b, region, (i, j)),
+                }
+            }
         }
     },
 };
 
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn pack(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
-    if x.row == 1 {
-        pack_columns(panel, x, terms, columns);
-    } else {
-        assert_eq!(x.col, 1, "neither rows nor columns are contiguous");
-        pack_rows(panel, x, terms, columns);
-    }
-}
-
-/// For contiguous rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pack_rows(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
-    for (p, pairs) in panel.iter_mut().enumerate() {
-        for (block, pairs) in pairs.as_chunks_mut().0.iter_mut().enumerate() {
-            let numbers = |row: usize| match columns.checked_sub(16 * block) {
-                Some(columns) if row < terms => load(&x.data[row * x.row + 16 * block..], columns),
-                _ => _mm512_setzero_ps(),
-            };
-            store(pairs, interleave(round(numbers(2 * p), numbers(2 * p + 1))));
+fn pack(block: &mut Block, x: Mat<f32>, terms: usize, columns: usize, by: By) {
+    let (terms, columns) = (terms.min(2 * SIDE), columns.min(SIDE));
+    assert!(x.holds(terms, columns), "a block is not all there");
+    let whole = (terms, columns) == (2 * SIDE, SIDE);
+    let start = x.data.as_ptr();
+    // SAFETY: as just checked.
+    let (pairs, order) = unsafe {
+        match (x.row, whole) {
+            (1, true) => (of_columns::<true>(start, x.col, terms, columns), By::Row),
+            (1, false) => (of_columns::<false>(start, x.col, terms, columns), By::Row),
+            (row, true) => (of_rows::<true>(start, row, terms, columns), By::Pair),
+            (row, false) => (of_rows::<false>(start, row, terms, columns), By::Pair),
         }
-    }
+    };
+    let pairs = if order == by { pairs } else { transpose(pairs) };
+    block.0.iter_mut().zip(pairs).for_each(|(to, pairs)| store(to, pairs));
 }
 
-/// For contiguous columns: blocks of 16 columns and 16 pairs, transposed in registers.
+/// The pairs of a block of contiguous rows, by pair.
+///
+/// # Safety
+/// From `x` on there are these terms and columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn of_rows<const WHOLE: bool>(x: *const f32, row: usize, terms: usize, columns: usize) -> [__m512i; SIDE] {
+    let mask = lanes(columns);
+    // SAFETY: the mask allows only what is there.
+    let numbers = |i: usize| unsafe {
+        let mask = match i {
+            _ if WHOLE => !0,
+            _ if i < terms => mask,
+            _ => 0,
+        };
+        _mm512_maskz_loadu_ps(mask, x.wrapping_add(i * row))
+    };
+    from_fn(|p| interleave(round(numbers(2 * p), numbers(2 * p + 1))))
+}
+
+/// The pairs of a block of contiguous columns, by column.
+///
+/// # Safety
+/// The same.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn pack_columns(panel: &mut [Pairs], x: Mat<f32>, terms: usize, columns: usize) {
-    for first in (0..WIDTH).step_by(16) {
-        for (block, panel) in panel.chunks_mut(16).enumerate() {
-            let mut pairs = [_mm512_setzero_si512(); 16];
-            for (j, pairs) in pairs.iter_mut().enumerate() {
-                if first + j < columns {
-                    let numbers = &x.data[(first + j) * x.col..][32 * block..terms];
-                    *pairs = round(load(numbers, 16), numbers.get(16..).map_or(_mm512_setzero_ps(), |rest| load(rest, 16)));
-                }
-            }
-            for (to, pairs) in panel.iter_mut().zip(transpose(pairs)) {
-                store((&mut to[first..first + 16]).try_into().expect("as long"), pairs);
-            }
-        }
-    }
-}
-
-/// The first `n` of the numbers, at most 16; the rest is 0.
-#[target_feature(enable = "avx512f")]
-fn load(numbers: &[f32], n: usize) -> __m512 {
-    let n = n.min(numbers.len());
-    // SAFETY: the mask allows only what the slice has.
-    unsafe { _mm512_maskz_loadu_ps(lanes(n), numbers.as_ptr()) }
+unsafe fn of_columns<const WHOLE: bool>(x: *const f32, column: usize, terms: usize, columns: usize) -> [__m512i; SIDE] {
+    let masks = [lanes(terms), lanes(terms.saturating_sub(SIDE))];
+    // SAFETY: the masks allow only what is there.
+    let numbers = |j: usize, half: usize| unsafe {
+        let mask = match j {
+            _ if WHOLE => !0,
+            _ if j < columns => masks[half],
+            _ => 0,
+        };
+        _mm512_maskz_loadu_ps(mask, x.wrapping_add(j * column + half * SIDE))
+    };
+    from_fn(|j| round(numbers(j, 0), numbers(j, 1)))
 }
 
 /// A mask of the first `n` lanes.
@@ -79,7 +96,7 @@ fn lanes(n: usize) -> __mmask16 {
 }
 
 #[target_feature(enable = "avx512f")]
-fn store(to: &mut [u32; 16], pairs: __m512i) {
+fn store(to: &mut [u32; SIDE], pairs: __m512i) {
     // SAFETY: as long as a register.
     unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs) }
 }
@@ -124,48 +141,60 @@ fn transpose(mut from: [__m512i; 16]) -> [__m512i; 16] {
     from
 }
 
-/// With N registers of columns of `b`.
+/// The tile at (i, j) of the region, with N registers of columns of `b`.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn multiply<const N: usize>(a: &[Pairs], column: usize, b: &[Pairs], tile: Tile<f32>) {
-    let Tile { rows, width, stride, .. } = tile;
-    let out = tile.out.pointer(tile.at, (rows - 1) * stride + width);
-    let masks: [__mmask16; N] = std::array::from_fn(|register| lanes(width - 16 * register));
+fn multiply<const N: usize>(a: &[Block], half: usize, b: &[Block], region: Region<f32>, (i, j): (usize, usize)) {
     // Prefetch: needed after the accumulation.
-    for r in 0..rows {
+    let out = region.out.pointer(region.at, 0);
+    for r in i..region.rows.min(i + ROWS) {
         for register in 0..N {
-            _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * stride + 16 * register).cast());
+            _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(r * region.stride + j + SIDE * register).cast());
         }
     }
+    let depth = a.len();
+    let b: [&[Block]; N] = from_fn(|register| &b[register * depth..][..depth]);
     let mut sums = [[_mm512_setzero_ps(); N]; ROWS];
-    for (a, b) in a.iter().zip(b) {
-        // SAFETY: the types are of one size, and any bits are pairs of bf16.
-        let b: [__m512bh; REGISTERS] = unsafe { transmute(*b) };
-        for (sums, &a) in sums.iter_mut().zip(&a[column..][..ROWS]) {
-            // SAFETY: the same.
-            let a: __m512bh = unsafe { transmute(_mm512_set1_epi32(a as i32)) };
-            for (sum, &b) in sums.iter_mut().zip(&b) {
-                *sum = _mm512_dpbf16_ps(*sum, a, b);
-            }
-        }
-    }
-    let scale = _mm512_set1_ps(tile.scale);
-    for (r, sums) in sums.iter().enumerate() {
-        if r < rows {
-            for (register, (&mask, &sum)) in masks.iter().zip(sums).enumerate() {
-                let sum = _mm512_mul_ps(scale, sum);
-                // SAFETY: the mask allows only elements of the tile.
-                unsafe {
-                    let out = out.add(r * stride + 16 * register);
-                    let sum = match tile.onto {
-                        Accumulate::Nothing => sum,
-                        Accumulate::Itself => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum),
-                        Accumulate::Row(row) => {
-                            _mm512_add_ps(_mm512_maskz_loadu_ps(mask, row[..width].as_ptr().add(16 * register)), sum)
-                        }
-                    };
-                    _mm512_mask_storeu_ps(out, mask, sum);
+    for (k, a) in a.iter().enumerate() {
+        let a: &[_; ROWS] = a.0[half..half + ROWS].try_into().expect("as long");
+        for p in 0..SIDE {
+            // SAFETY: the types are of one size, and any bits are pairs of bf16.
+            let b: [__m512bh; N] = from_fn(|register| unsafe { transmute(b[register][k].0[p]) });
+            for (sums, a) in sums.iter_mut().zip(a) {
+                // SAFETY: the same.
+                let a: __m512bh = unsafe { transmute(_mm512_set1_epi32(a[p] as i32)) };
+                for (sum, &b) in sums.iter_mut().zip(&b) {
+                    *sum = _mm512_dpbf16_ps(*sum, a, b);
                 }
             }
+        }
+    }
+    finish(&region, (i, j), &sums);
+}
+
+/// Stores the sums of a tile at (i, j), as far as the region reaches.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn finish<const N: usize, const ROWS: usize>(region: &Region<f32>, (i, j): (usize, usize), sums: &[[__m512; N]; ROWS]) {
+    let (rows, columns) = (ROWS.min(region.rows - i), (N * SIDE).min(region.columns - j));
+    let out = region.out.pointer(region.at + i * region.stride + j, (rows - 1) * region.stride + columns);
+    let masks: [__mmask16; N] = from_fn(|register| lanes(columns.saturating_sub(SIDE * register)));
+    let scale = _mm512_set1_ps(region.scale);
+    for (r, sums) in sums.iter().enumerate().take(rows) {
+        for (register, (&mask, &sums)) in masks.iter().zip(sums).enumerate() {
+            let out = out.wrapping_add(r * region.stride + SIDE * register);
+            let sums = _mm512_mul_ps(scale, sums);
+            let sums = match region.onto {
+                Accumulate::Nothing => sums,
+                // SAFETY: the mask allows only elements of the region.
+                Accumulate::Itself => _mm512_add_ps(unsafe { _mm512_maskz_loadu_ps(mask, out) }, sums),
+                Accumulate::Row(row) => {
+                    let row = row[j..][..columns].as_ptr().wrapping_add(SIDE * register);
+                    // SAFETY: the same.
+                    _mm512_add_ps(unsafe { _mm512_maskz_loadu_ps(mask, row) }, sums)
+                }
+            };
+            // SAFETY: the same.
+            unsafe { _mm512_mask_storeu_ps(out, mask, sums) };
         }
     }
 }

@@ -61,7 +61,7 @@ macro_rules! gemm {
 pub fn f32(instructions: Instructions) -> Gemm<f32> {
     match instructions {
         #[cfg(target_arch = "x86_64")]
-        Instructions::Avx512 | Instructions::Avx512Bf16 => gemm!(gemm_f32::avx512f::f32, V4, 16),
+        Instructions::Avx512 | Instructions::Avx512Bf16 | Instructions::Amx => gemm!(gemm_f32::avx512f::f32, V4, 16),
         #[cfg(target_arch = "x86_64")]
         Instructions::Avx2 => gemm!(gemm_f32::fma::f32, V3, 8),
         #[cfg(target_arch = "aarch64")]
@@ -73,7 +73,7 @@ pub fn f32(instructions: Instructions) -> Gemm<f32> {
 pub fn f64(instructions: Instructions) -> Gemm<f64> {
     match instructions {
         #[cfg(target_arch = "x86_64")]
-        Instructions::Avx512 | Instructions::Avx512Bf16 => gemm!(gemm_f64::avx512f::f64, V4, 8),
+        Instructions::Avx512 | Instructions::Avx512Bf16 | Instructions::Amx => gemm!(gemm_f64::avx512f::f64, V4, 8),
         #[cfg(target_arch = "x86_64")]
         Instructions::Avx2 => gemm!(gemm_f64::fma::f64, V3, 4),
         #[cfg(target_arch = "aarch64")]

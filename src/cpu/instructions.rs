@@ -21,14 +21,24 @@ pub enum Instructions {
     /// With FMA.
     Avx2,
     Avx512,
-    /// AVX-512 with bf16 dot products. Without them, rounded products are no faster than products in f32.
+    /// AVX-512 with bf16 dot products.
     Avx512Bf16,
+    /// The same, with AMX tiles of bf16.
+    Amx,
 }
 
 impl Instructions {
-    /// The instructions of this machine, best last.
+    /// The instructions of this machine, in ascending order.
     pub fn available() -> Vec<Instructions> {
         Self::value_variants().iter().copied().filter(|instructions| instructions.arch().is_some()).collect()
+    }
+
+    /// The fastest of this machine: the last of the available ones, except that Intel's dot products of bf16 are slower than
+    /// products of f32.
+    pub fn best() -> Instructions {
+        let slow = |instructions| instructions == Instructions::Avx512Bf16 && intel();
+        let mut all = Self::available().into_iter().rev();
+        all.find(|&instructions| !slow(instructions)).expect("at least the plain ones")
     }
 
     /// The instructions that this process uses.
@@ -38,7 +48,7 @@ impl Instructions {
     pub fn chosen() -> Result<Instructions> {
         let available = Self::available();
         let Some(name) = std::env::var_os(VARIABLE) else {
-            return Ok(*available.last().expect("at least the plain ones"));
+            return Ok(Self::best());
         };
         let name = name.to_string_lossy();
         let refused = |fact: &str| {
@@ -57,6 +67,11 @@ impl Instructions {
         in_use().0
     }
 
+    /// Whether products of bf16 are faster than products in f32.
+    pub fn multiply_bf16(self) -> bool {
+        matches!(self, Instructions::Avx512Bf16 | Instructions::Amx)
+    }
+
     /// The compiler target for loops; `None` if the machine lacks the instructions.
     fn arch(self) -> Option<Arch> {
         #[cfg(target_arch = "aarch64")]
@@ -73,6 +88,8 @@ impl Instructions {
             Instructions::Avx512 => V4::try_new().map(Arch::V4),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512Bf16 => V4::try_new().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Arch::V4),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Amx => Instructions::Avx512Bf16.arch().filter(|_| super::amx::available()),
             #[allow(unreachable_patterns)]
             _ => None,
         }
@@ -84,6 +101,15 @@ impl fmt::Display for Instructions {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(self.to_possible_value().expect("all have a name").get_name())
     }
+}
+
+fn intel() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        raw_cpuid::CpuId::new().get_vendor_info().is_some_and(|vendor| vendor.as_str() == "GenuineIntel")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 #[inline]

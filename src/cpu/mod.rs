@@ -2,6 +2,8 @@
 //! has an order that does not depend on the number of threads, so results are bit-identical for any number.
 
 mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod arena;
 mod attention;
 #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
-//! Matrix products whose operands are rounded to bf16, with sums in f32, by instructions that multiply pairs of bf16 (`avx512`).
-//! Both operands are packed into panels of such pairs, and a tile of the result stays in registers. The order of summation of
-//! each element does not depend on the number of threads.
+//! Matrix products whose operands are rounded to bf16, with sums in f32, by instructions that multiply pairs of bf16: `avx512` or
+//! `amx`. Both operands are packed into blocks of such pairs. The order of summation of each element does not depend on the
+//! number of threads.
 
 use gemm_common::Parallelism;
 
@@ -8,50 +8,63 @@ use super::arena::UnsafeSlice;
 use super::matrix::{Accumulate, Mat, for_each};
 use super::real::Real;
 
-/// Columns of a panel: three registers of sums. A tile of the result has `ROWS` rows: 24 of the 32 registers.
-pub const WIDTH: usize = 48;
-pub const ROWS: usize = 8;
+/// Rows of `a`, or columns of `b`, of a block. It has twice as many terms.
+pub const SIDE: usize = 16;
 /// Terms packed at a time.
 const TERMS: usize = 1024;
 /// Rows and columns of the result per parallel task.
-const TASK: (usize, usize) = (3 * WIDTH, 4 * WIDTH);
+const TASK: (usize, usize) = (16 * SIDE, 24 * SIDE);
+/// Blocks that a task packs: consecutive ones of each panel, and panels.
+const PACK: (usize, usize) = (8, 12);
 
-/// Element [p][j] holds terms 2p and 2p + 1 of row j of `a`, or column j of `b`; the first is in the lower half.
-pub type Pairs = [u32; WIDTH];
+/// Pairs of terms: the pair (2p, 2p + 1) of row i of `a` is element [i][p], that of column j of `b` is element [p][j]. The first
+/// of a pair is in the lower half.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub struct Block(pub [[u32; SIDE]; SIDE]);
+
+/// The order of a block's elements: by pair as in `b`, or by row as in `a`.
+#[derive(Clone, Copy, PartialEq)]
+pub enum By {
+    Pair,
+    Row,
+}
 
 /// Rounded and packed operands, small enough for the caches, and the kernels that pack and multiply them.
 pub struct Panels<T> {
-    a: Vec<Pairs>,
-    b: Vec<Pairs>,
+    a: Vec<Block>,
+    b: Vec<Block>,
     kernels: Kernels<T>,
 }
 
-/// Functions that pack and multiply panels.
+/// Fills a block with terms of a matrix, which has this many rows and columns from there on; what it lacks is 0.
+type Pack<T> = fn(&mut Block, Mat<T>, usize, usize, By);
+
+/// Functions that pack and multiply panels. A panel is a row of blocks: consecutive terms of the same rows or columns.
 #[derive(Clone, Copy)]
 pub struct Kernels<T> {
-    /// Fills a panel with the given numbers of rows and columns of a matrix; the rest becomes 0.
-    pub pack: fn(&mut [Pairs], Mat<T>, usize, usize),
-    /// Multiplies columns of one panel, starting at the given one, with those of another, and stores the tile.
-    pub multiply: fn(&[Pairs], usize, &[Pairs], Tile<T>),
+    pub pack: Pack<T>,
+    /// Multiplies panels of `a` with panels of `b`, each of this many blocks, and stores the region of the result.
+    pub multiply: fn(&[Block], &[Block], usize, Region<T>),
 }
 
-/// A part of the result: at most `ROWS` rows, `stride` apart from `at`, of at most `WIDTH` columns. Nothing else accesses its
-/// elements while it lives.
-pub struct Tile<'a, T> {
+/// A part of the result: rows `stride` apart from `at`. Nothing else accesses its elements while it lives.
+#[derive(Clone, Copy)]
+pub struct Region<'a, T> {
     pub out: UnsafeSlice<'a, T>,
     pub at: usize,
     pub stride: usize,
     pub rows: usize,
-    pub width: usize,
+    pub columns: usize,
     pub scale: T,
-    /// A `Row` starts at the tile's first column.
+    /// A `Row` starts at the region's first column.
     pub onto: Accumulate<'a, T>,
 }
 
 impl<T: Real> Panels<T> {
-    /// For this many rows of `a` and columns of `b` at a time, each a multiple of `WIDTH`.
+    /// For this many rows of `a` and columns of `b` at a time, each a multiple of `SIDE`.
     pub fn new(kernels: Kernels<T>, rows: usize, columns: usize) -> Panels<T> {
-        let panels = |columns: usize| vec![[0; WIDTH]; columns / WIDTH * TERMS / 2];
+        let panels = |columns: usize| vec![Block([[0; SIDE]; SIDE]); columns / SIDE * depth(TERMS)];
         Panels { a: panels(rows), b: panels(columns), kernels }
     }
 
@@ -70,31 +83,28 @@ impl<T: Real> Panels<T> {
         parallelism: Parallelism,
     ) {
         let Kernels { pack, multiply } = self.kernels;
-        let [a_rows, b_columns] = [&self.a, &self.b].map(|panels| 2 * panels.len() / TERMS * WIDTH);
+        let [a_rows, b_columns] = [&self.a, &self.b].map(|panels| panels.len() / depth(TERMS) * SIDE);
         for k0 in (0..k).step_by(TERMS) {
             let terms = TERMS.min(k - k0);
+            let depth = depth(terms);
             let onto = if k0 == 0 { onto } else { Accumulate::Itself };
             for n0 in (0..n).step_by(b_columns) {
                 let columns = b_columns.min(n - n0);
-                let b = fill(&mut self.b, pack, b.from(k0, n0), (terms, columns), parallelism);
+                let b = fill(&mut self.b, pack, b.from(k0, n0), (terms, columns), By::Pair, parallelism);
                 for m0 in (0..m).step_by(a_rows) {
                     let rows = a_rows.min(m - m0);
-                    let a = fill(&mut self.a, pack, a.from(m0, k0).t(), (terms, rows), parallelism);
+                    let a = fill(&mut self.a, pack, a.from(m0, k0).t(), (terms, rows), By::Row, parallelism);
                     let down = rows.div_ceil(TASK.0);
                     for_each(parallelism, down * columns.div_ceil(TASK.1), |task| {
-                        let (i0, j0) = (task % down * TASK.0, task / down * TASK.1);
-                        for j in (j0..columns.min(j0 + TASK.1)).step_by(WIDTH) {
-                            let onto = match onto {
-                                Accumulate::Row(row) => Accumulate::Row(&row[n0 + j..]),
-                                other => other,
-                            };
-                            for i in (i0..rows.min(i0 + TASK.0)).step_by(ROWS) {
-                                let at = at + (m0 + i) * stride + n0 + j;
-                                let (rows, width) = (ROWS.min(rows - i), WIDTH.min(columns - j));
-                                let tile = Tile { out, at, stride, rows, width, scale, onto };
-                                multiply(panel(a, i, terms), i % WIDTH, panel(b, j, terms), tile);
-                            }
-                        }
+                        let (i, j) = (task % down * TASK.0, task / down * TASK.1);
+                        let onto = match onto {
+                            Accumulate::Row(row) => Accumulate::Row(&row[n0 + j..]),
+                            other => other,
+                        };
+                        let at = at + (m0 + i) * stride + n0 + j;
+                        let (rows, columns) = (TASK.0.min(rows - i), TASK.1.min(columns - j));
+                        let region = Region { out, at, stride, rows, columns, scale, onto };
+                        multiply(&a[i / SIDE * depth..], &b[j / SIDE * depth..], depth, region);
                     });
                 }
             }
@@ -102,27 +112,39 @@ impl<T: Real> Panels<T> {
     }
 }
 
-/// The panel that contains a column.
-fn panel(panels: &[Pairs], column: usize, terms: usize) -> &[Pairs] {
-    let pairs = terms.div_ceil(2);
-    &panels[column / WIDTH * pairs..][..pairs]
+/// Blocks in a panel of this many terms.
+fn depth(terms: usize) -> usize {
+    terms.div_ceil(2 * SIDE)
 }
 
 /// Packs the first `terms` rows and `columns` columns of `x` into consecutive panels.
 fn fill<'a, T: Real>(
-    panels: &'a mut [Pairs],
-    pack: fn(&mut [Pairs], Mat<T>, usize, usize),
+    panels: &'a mut [Block],
+    pack: Pack<T>,
     x: Mat<T>,
     (terms, columns): (usize, usize),
+    by: By,
     parallelism: Parallelism,
-) -> &'a [Pairs] {
-    let pairs = terms.div_ceil(2);
-    let panels = &mut panels[..columns.div_ceil(WIDTH) * pairs];
+) -> &'a [Block] {
+    let (depth, count) = (depth(terms), columns.div_ceil(SIDE));
+    let panels = &mut panels[..count * depth];
     let all = UnsafeSlice::new(panels);
-    for_each(parallelism, columns.div_ceil(WIDTH), |p| {
-        // SAFETY: this task's alone.
-        let panel = unsafe { all.row(p * pairs, pairs) };
-        pack(panel, x.from(0, p * WIDTH), terms, WIDTH.min(columns - p * WIDTH));
+    let tasks = depth.div_ceil(PACK.0);
+    for_each(parallelism, tasks * count.div_ceil(PACK.1), |task| {
+        let (k, panel) = (task % tasks * PACK.0, task / tasks * PACK.1);
+        let (down, across) = (k..depth.min(k + PACK.0), panel..count.min(panel + PACK.1));
+        let fill = |k: usize, panel: usize| {
+            // SAFETY: this task's alone.
+            let block = unsafe { &mut all.row(panel * depth + k, 1)[0] };
+            let (term, column) = (2 * SIDE * k, SIDE * panel);
+            pack(block, x.from(term, column), terms - term, columns - column, by);
+        };
+        // In the order of the matrix in memory.
+        if x.row == 1 {
+            across.for_each(|panel| down.clone().for_each(|k| fill(k, panel)));
+        } else {
+            down.for_each(|k| across.clone().for_each(|panel| fill(k, panel)));
+        }
     });
     panels
 }

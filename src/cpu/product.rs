@@ -37,6 +37,8 @@ impl Products for f32 {
         match instructions {
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512Bf16 => Some(super::avx512::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Amx => Some(super::amx::KERNELS),
             _ => None,
         }
     }
