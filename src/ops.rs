@@ -571,6 +571,11 @@ pub trait Backend: Send {
     /// Name for people: "CPU, 2 threads".
     fn name(&self) -> String;
 
+    /// What the bits of its results depend on: "NVIDIA H100 80GB HBM3", or a CPU and its instructions.
+    fn processor(&self) -> String {
+        self.name()
+    }
+
     /// Bytes that the views of this layout may have at most, beside its workspace and the libraries; `None` if unknown.
     fn available(&self, layout: &Layout) -> Result<Option<usize>>;
 

@@ -262,6 +262,10 @@ impl Backend for Profiled {
         self.inner.name()
     }
 
+    fn processor(&self) -> String {
+        self.inner.processor()
+    }
+
     fn tuner(&mut self) -> Option<&mut dyn Tuner> {
         self.inner.tuner()
     }

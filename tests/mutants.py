@@ -16,7 +16,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# File, text (which occurs once), replacement, and a test that must fail; with "thread: ", under ThreadSanitizer.
+# File, text (which occurs once), replacement, and a test that must fail; with "thread: ", under ThreadSanitizer; with "amx: ",
+# or other instructions, by these.
 MUTANTS = [
     ("src/cpu/embed.rs", "rows.iter().for_each(|&r| add_to(out, row(dy, r, dim)))", "rows.iter().skip(1).for_each(|&r| add_to(out, row(dy, r, dim)))", "ops::gradients"),
     ("src/cpu/embed.rs", "dropout::apply(cpu, op.drop, op.dy, Rows::Tokens, dim);", "", "ops::gradients"),
@@ -31,9 +32,13 @@ MUTANTS = [
     ("src/cpu/mod.rs", "if !self.step.adds() {", "if false {", "ops::cpu::the_first_micro_batch_overwrites"),
     ("src/cpu/mod.rs", "add_columns([db], rows, ", "add_columns([db], rows - 1, ", "ops::gradients_of_biases"),
     ("src/cpu/mod.rs", "layout.arithmetic == Arithmetic::Bf16Products", "false", "device::the_cpu_rounds_products_to_bf16_and_has_no_tf32"),
-    ("src/cpu/panels.rs", "multiply(panel(a, i, terms), i % WIDTH, ", "multiply(panel(a, i, terms), 0, ", "ops::bf16_on_the_cpu"),
-    ("src/cpu/panels.rs", "Accumulate::Row(&row[n0 + j..])", "Accumulate::Row(row)", "ops::bf16_on_the_cpu"),
-    ("src/cpu/avx512.rs", "transmute(_mm512_cvtne2ps_pbh(high, low))", "transmute([low, high].map(|x| transmute::<__m512, [[u16; 2]; 16]>(x).map(|x| x[1])))", "model::golden_bf16_training"),
+    ("src/cpu/panels.rs", "x.from(term, column)", "x.from(term, 0)", "avx512bf16: ops::bf16_on_the_cpu"),
+    ("src/cpu/avx512.rs", "(&a[i / SIDE * depth..][..depth], i % SIDE)", "(&a[i / SIDE * depth..][..depth], 0)", "avx512bf16: ops::bf16_on_the_cpu"),
+    ("src/cpu/avx512.rs", "row[j..][..columns]", "row[..columns]", "avx512bf16: ops::bf16_on_the_cpu"),
+    ("src/cpu/avx512.rs", "if order == by { pairs }", "if true { pairs }", "avx512bf16: ops::bf16_on_the_cpu"),
+    ("src/cpu/amx.rs", "\"tileloadd tmm5, [{a1} + {row}]\"", "\"tileloadd tmm5, [{a0} + {row}]\"", "amx: ops::bf16_on_the_cpu"),
+    ("src/cpu/amx.rs", "            \"add {b1}, 1024\",\n", "", "amx: ops::bf16_on_the_cpu"),
+    ("src/cpu/avx512.rs", "transmute(_mm512_cvtne2ps_pbh(high, low))", "transmute([low, high].map(|x| transmute::<__m512, [[u16; 2]; 16]>(x).map(|x| x[1])))", "avx512bf16: model::golden_bf16_training"),
     ("src/cpu/linear.rs", "*dy *= cdf + x * density;", "*dy *= cdf;", "ops::gradients"),
     ("src/cpu/linear.rs", "if x <= T::zero() {", "if x <= T::one() {", "ops::gradients"),
     ("src/cpu/linear.rs", "*dy *= T::one() - y * y;", "*dy *= T::one() - y;", "ops::gradients"),
@@ -49,8 +54,8 @@ MUTANTS = [
     ("src/cpu/attention.rs", "*y /= total", "*y *= T::one()", "ops::gradients"),
     ("src/cpu/attention.rs", "lse[0] = largest + total.ln();", "lse[0] = largest;", "ops::gradients"),
     ("src/cpu/dropout.rs", "(start + l) as u32 * step", "(start + l) as u32", "ops::cpu::dropout_masks_match_the_definition"),
-    ("src/cpu/avx512.rs", "numbers(2 * p + 1)", "numbers(2 * p)", "ops::bf16_on_the_cpu"),
-    ("src/cpu/avx512.rs", "_mm512_mul_ps(scale, sum)", "sum", "ops::bf16_on_the_cpu"),
+    ("src/cpu/avx512.rs", "numbers(2 * p + 1)", "numbers(2 * p)", "avx512bf16: ops::bf16_on_the_cpu"),
+    ("src/cpu/avx512.rs", "_mm512_mul_ps(scale, sums)", "sums", "avx512bf16: ops::bf16_on_the_cpu"),
     ("src/cpu/dropout.rs", "factors[8 * l + 2 * w + half] =", "factors[8 * l + 2 * w + 1 - half] =", "ops::cpu::dropout_masks_match_the_definition"),
     ("src/cpu/mod.rs", "Rows::Cls => starts[r] as u32,", "Rows::Cls => r as u32,", "model::pruned_equals_unpruned"),
     ("src/random.rs", "[micro], [0]];", "[0], [0]];", "ops::dropout_is_random"),
@@ -293,6 +298,7 @@ MUTANTS = [
     ("src/train/tune.rs", "accumulation.min(2) as u32", "1", "tune::every_product_of_a_run_is_timed_and_timing_leaves_no_trace"),
     ("src/train/tune.rs", "if !sizes.contains_key(&class) {", "if false {", "tune::every_product_of_a_run_is_timed_and_timing_leaves_no_trace"),
     ("src/train/setup.rs", "if resumes { None } else {", "if false { None } else {", "tune::a_resumed_run_keeps_the_algorithms_of_its_checkpoint"),
+    ("src/train/resume.rs", "if !state.processor.is_empty() && state.processor != processor {", "if false {", "cli::runs::a_run_resumes_with_the_settings_of_its_folder"),
     ("src/train/resume.rs", "        tune::resume(&mut self.model, folder)?;\n", "", "tune::a_resumed_run_keeps_the_algorithms_of_its_checkpoint"),
     ("src/cuda/gemm.rs", "p.k.is_multiple_of(SPLITTABLE)", "true", "products::weight_gradients_of_ones_are_exact"),
     ("src/cuda/gemm.rs", "if rows <= EXACT { rows } else", "if false { rows } else", "products::every_number_of_rows"),
@@ -357,6 +363,7 @@ MUTANTS = [
 ]
 
 
+INSTRUCTIONS = ["avx512bf16", "amx"]
 QUIET = {"capture_output": True, "text": True}
 # Seeds of the order of threads on the virtual GPU.
 ORDERS = ["0", "1", "2"]
@@ -377,8 +384,12 @@ def build(copy):
 def failing(binary, emulator, order, *tests):
     """The names of the tests that fail."""
     environment = {**os.environ, "VGPU_DIR": str(emulator), "VGPU_SEED": order, "RUST_BACKTRACE": "0"}
+    *options, last = tests
+    instructions, _, last = last.rpartition(": ")
+    if instructions:
+        environment["WARPFIT_CPU"] = instructions
     try:
-        run = subprocess.run([binary, "--format=pretty", *tests], env=environment, timeout=900, **QUIET)
+        run = subprocess.run([binary, "--format=pretty", *options, last], env=environment, timeout=900, **QUIET)
     except subprocess.TimeoutExpired:
         return ["(no end)"]
     failed = re.findall(r"^test (\S+) \.\.\. FAILED$", run.stdout, re.M)
@@ -457,6 +468,11 @@ def main():
             sys.exit(f"without a break: {failed}")
         if racy := [test for test in {test for *_, test in chosen if test.startswith("thread: ")} if races(copy, test)]:
             sys.exit(f"without a break: {racy}")
+        lacks = lambda name: failing(binary, emulator, "0", f"{name}: instructions::the_name_shows")
+        lacking = {name for name in INSTRUCTIONS if any(test.startswith(f"{name}: ") for *_, test in chosen) and lacks(name)}
+        for mutant in [mutant for mutant in chosen if mutant[3].split(": ")[0] in lacking]:
+            chosen.remove(mutant)
+            print(f"not run, because this machine lacks the instructions: {mutant[0]}: {mutant[1]!r}  [{mutant[3]}]")
         sources = {}
         for file, old, new, _ in chosen:
             source = (copy / file).read_text()

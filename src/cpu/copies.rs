@@ -1,5 +1,5 @@
 //! Matrix products whose operands are rounded to bf16, by the kernels of f32: blocks of both operands are copied, each number
-//! rounded. For machines without AVX512-BF16. As fast as f32, for a copy is small beside a product.
+//! rounded. For machines that multiply bf16 no faster. As fast as f32, for a copy is small beside a product.
 
 use gemm_common::Parallelism;
 

@@ -103,6 +103,15 @@ impl fmt::Display for Instructions {
     }
 }
 
+/// The name of this machine's CPU, or of its architecture.
+pub fn cpu() -> String {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(brand) = raw_cpuid::CpuId::new().get_processor_brand_string() {
+        return brand.as_str().trim().to_string();
+    }
+    format!("CPU of {}", std::env::consts::ARCH)
+}
+
 fn intel() -> bool {
     #[cfg(target_arch = "x86_64")]
     {

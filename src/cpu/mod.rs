@@ -225,6 +225,10 @@ impl<T: Products> Backend for Cpu<T> {
         format!("CPU, {}, {}", counted(rayon::current_num_threads(), "thread"), Instructions::in_use())
     }
 
+    fn processor(&self) -> String {
+        format!("{}, {}", instructions::cpu(), Instructions::in_use())
+    }
+
     fn available(&self, _layout: &Layout) -> Result<Option<usize>> {
         Ok(None)
     }

@@ -135,9 +135,9 @@ mod tests {
         (0..len as u32).map(|i| word(i) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 
-    /// Every way to round that the machine has, with small blocks.
+    /// Every way to round that the machine has, with small blocks; they are larger than the parts of a task.
     fn multipliers(parallelism: Parallelism) -> impl Iterator<Item = (Instructions, Multiplier<f32>)> {
-        let rounding = move |instructions| (instructions, Multiplier::new(instructions, parallelism, Some((96, 144))));
+        let rounding = move |instructions| (instructions, Multiplier::new(instructions, parallelism, Some((288, 400))));
         Instructions::available().into_iter().map(rounding)
     }
 
@@ -178,12 +178,12 @@ mod tests {
         }
     }
 
-    /// Compared with sums in f64, at sizes that no panel, tile or block divides, with each operand stored either way.
+    /// Compared with sums in f64, at sizes that no panel, tile, task or block divides, with each operand stored either way.
     #[test]
     fn rounded_products() {
         let all = [Parallelism::Rayon(0), Parallelism::None].map(multipliers);
         for (instructions, mut multiplier) in all.into_iter().flatten() {
-            for (m, n, k) in [(1, 1, 1), (9, 49, 2), (50, 97, 33), (3, 2, 2079), (97, 5, 7), (2, 147, 4)] {
+            for (m, n, k) in [(1, 1, 1), (9, 49, 2), (50, 97, 33), (3, 2, 2079), (97, 5, 7), (2, 147, 4), (291, 401, 3)] {
                 let (stored_a, stored_b, row) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 3));
                 let start = numbers(m * n, 4);
                 for (a, b) in

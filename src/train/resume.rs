@@ -25,8 +25,7 @@ use crate::report::log::{Count, counted};
 const MODEL_ONLY: &str = "a checkpoint of --save-only-model has no optimizer state";
 
 /// Settings that may change when a run resumes.
-const CHANGEABLE: [&str; 14] = [
-    "device",
+const CHANGEABLE: [&str; 13] = [
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -186,7 +185,14 @@ impl Trainer<'_> {
             let fact = format!("was written with --truncation-side {}, but this run has {}", sides[0], sides[1]);
             return Err(Error::user(folder.display(), fact, "resume with the same settings, or start a new run"));
         }
-        self.state = RunState { masks: MASKS.to_string(), ..state.clone() };
+        let processor = std::mem::take(&mut self.state.processor);
+        if !state.processor.is_empty() && state.processor != processor {
+            let (was, place) = (&state.processor, folder.display());
+            note(format!(
+                "warning: {place} was computed by {was}: on {processor} the bits differ from those of an uninterrupted run"
+            ));
+        }
+        self.state = RunState { masks: MASKS.to_string(), processor, ..state.clone() };
         let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
         let later = if *named { "later than the checkpoint that is resumed" } else { "damaged" };
         // Its weights are needed if the best model is loaded at the end.
@@ -250,8 +256,7 @@ impl Trainer<'_> {
     /// Reports the settings that differ from those of the run so far.
     fn report_changes(&self, was: &Value) {
         let is = json!(self.settings);
-        // An earlier version saved which device was asked for.
-        let changed = |key| was.get(key).is_some_and(|was| *was != is[key] && *was != "auto");
+        let changed = |key| was.get(key).is_some_and(|was| *was != is[key]);
         for key in CHANGEABLE.into_iter().filter(|&key| changed(key)) {
             let [was, is] = [was, &is].map(|settings| shown(&settings[key]));
             note(format!("warning: {} was {was}, and is {is} from here on", flag_of(key)));

@@ -35,6 +35,9 @@ pub struct RunState {
     /// How dropout draws its masks; empty in a checkpoint of a version that drew others.
     #[serde(default)]
     pub masks: String,
+    /// What computed it, on which the bits depend; empty in a checkpoint of an earlier version.
+    #[serde(default)]
+    pub processor: String,
     /// The checkpoint has the model alone, without what a run needs to be resumed.
     #[serde(default)]
     pub model_only: bool,
@@ -66,10 +69,11 @@ pub struct RunState {
 
 impl RunState {
     /// The state before the first update.
-    pub fn new(settings: &Settings, data: &Data) -> RunState {
+    pub fn new(settings: &Settings, data: &Data, processor: String) -> RunState {
         RunState {
             run_id: String::new(),
             masks: MASKS.to_string(),
+            processor,
             model_only: false,
             step: 0,
             micro_batch: 0,
