@@ -1,43 +1,6 @@
-// Sums over rows, column by column: chunks of rows first, then the chunks, in a fixed order. For the gradients of biases, token
-// types, gamma and beta. Reads each row once. The sums over chunks are added for many outputs at a time.
+// The last stage of sums over rows, column by column: the sums over chunks of rows, which other kernels made, are added in a fixed
+// order, for many outputs at a time. For the gradients of biases, token types, gamma and beta.
 #include "gpu.cuh"
-
-template <class T> struct ColumnSums {
-    const T* x;       // (rows, width)
-    const int* types; // (rows); only rows of type `only` count. Null: all rows count
-    float* sums;      // (chunks, width)
-    int rows;
-    int width;
-    int chunk;        // rows per chunk
-    int only;
-};
-
-// A block handles 32 packs of columns of a chunk; each of its warps every eighth row.
-template <bool WHOLE, class T> __device__ __forceinline__ void sum_chunk(const ColumnSums<T>& a) {
-    constexpr int P = PACK<T>, THREADS = 256, WARPS = THREADS / 32;
-    __shared__ __align__(16) float parts[WARPS][32 * P];
-    const int first = blockIdx.x * 32 * P, column = first + lane() * P;
-    const int end = min(int(blockIdx.y + 1) * a.chunk, a.rows);
-    float sum[P] = {};
-    if (column < a.width) {
-        auto counts = [&](int row) { return a.types && a.types[row] != a.only ? -1 : row; };
-        add_rows<WHOLE>(sum, a.x, a.width, column, blockIdx.y * a.chunk + warp(), end, WARPS, counts);
-    }
-    store(parts[warp()] + lane() * P, sum);
-    __syncthreads();
-    for (int c = threadIdx.x; c < 32 * P && first + c < a.width; c += THREADS) {
-        float total = 0.0f;
-        for (int w = 0; w < WARPS; w++) total += parts[w][c];
-        a.sums[size_t(blockIdx.y) * a.width + first + c] = total;
-    }
-}
-
-template <class T> __device__ void column_sums(const ColumnSums<T>& a) {
-    a.width % PACK<T> == 0 ? sum_chunk<true>(a) : sum_chunk<false>(a);
-}
-KERNEL(column_sums_f32, column_sums<float>, ColumnSums<float>, 256)
-KERNEL(column_sums_bf16, column_sums<bf16>, ColumnSums<bf16>, 256)
-KERNEL(column_sums_f16, column_sums<f16>, ColumnSums<f16>, 256)
 
 constexpr int MOST_OUTS = 64;  // host
 

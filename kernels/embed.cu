@@ -1,5 +1,5 @@
-// Embedding tables and their norm: gather forward; backward, after that of the norm (norm.cu), a sum over the rows of each token
-// and position in a fixed order. Also the [CLS] rows. Forward reads 4 bytes per element of each table and writes x and y; backward
+// Embedding tables and their norm: gather forward; backward, after that of the norm (norm.cu), a sum over the rows of each token,
+// position and token type in a fixed order. Also the [CLS] rows. Forward reads 4 bytes per element of each table and writes x and y; backward
 // reads dx once per table.
 #include "norm.cuh"
 
@@ -138,6 +138,43 @@ template <class T> __device__ void embed_bwd_position(const EmbedBwdPosition<T>&
 KERNEL(embed_bwd_position_f32, embed_bwd_position<float>, EmbedBwdPosition<float>, 256)
 KERNEL(embed_bwd_position_bf16, embed_bwd_position<bf16>, EmbedBwdPosition<bf16>, 256)
 KERNEL(embed_bwd_position_f16, embed_bwd_position<f16>, EmbedBwdPosition<f16>, 256)
+
+template <class T> struct EmbedBwdType {
+    const T* dx;      // (rows, dim)
+    const int* types; // (rows)
+    float* sums;      // (types, chunks, dim)
+    int rows;
+    int dim;
+    int chunk;        // rows per chunk
+};
+
+// A block handles 32 packs of columns of a chunk and a token type; each of its warps every eighth row.
+template <bool WHOLE, class T> __device__ __forceinline__ void sum_type(const EmbedBwdType<T>& a) {
+    constexpr int P = PACK<T>;
+    __shared__ __align__(16) float parts[WARPS][32 * P];
+    const int type = blockIdx.z, first = blockIdx.x * 32 * P, column = first + lane() * P;
+    const int end = min(int(blockIdx.y + 1) * a.chunk, a.rows);
+    float sum[P] = {};
+    if (column < a.dim) {
+        auto counts = [&](int row) { return a.types[row] == type ? row : -1; };
+        add_rows<WHOLE>(sum, a.dx, a.dim, column, blockIdx.y * a.chunk + warp(), end, WARPS, counts);
+    }
+    store(parts[warp()] + lane() * P, sum);
+    __syncthreads();
+    float* const sums = a.sums + (size_t(type) * gridDim.y + blockIdx.y) * a.dim;
+    for (int c = threadIdx.x; c < 32 * P && first + c < a.dim; c += THREADS) {
+        float total = 0.0f;
+        for (int w = 0; w < WARPS; w++) total += parts[w][c];
+        sums[first + c] = total;
+    }
+}
+
+template <class T> __device__ void embed_bwd_type(const EmbedBwdType<T>& a) {
+    a.dim % PACK<T> == 0 ? sum_type<true>(a) : sum_type<false>(a);
+}
+KERNEL(embed_bwd_type_f32, embed_bwd_type<float>, EmbedBwdType<float>, 256)
+KERNEL(embed_bwd_type_bf16, embed_bwd_type<bf16>, EmbedBwdType<bf16>, 256)
+KERNEL(embed_bwd_type_f16, embed_bwd_type<f16>, EmbedBwdType<f16>, 256)
 
 template <class T> struct FirstRow {
     T* tokens;             // (tokens, dim): x, or dx

@@ -1,23 +1,10 @@
-//! Sums over rows, column by column, in two stages: within chunks of rows, then over the chunks.
+//! Sums over rows, column by column, in two stages: kernels of the ops sum chunks of rows, and the chunks are added here.
 
 use super::Cuda;
 use super::arena::SUMS;
-use super::kernels::{ColumnSums, ColumnsAdd, MOST_OUTS, Ptr};
+use super::kernels::{ColumnsAdd, MOST_OUTS, Ptr};
 use crate::error::Result;
 use crate::ops::DType;
-
-/// Most chunks, and least rows per chunk.
-const CHUNKS: usize = 128;
-const CHUNK: usize = 32;
-
-/// Rows to sum: all, or those of one token type.
-pub struct Matrix {
-    pub x: Ptr, // (rows, width)
-    pub dtype: DType,
-    pub rows: usize,
-    pub width: usize,
-    pub only: Option<usize>,
-}
 
 /// Sums over chunks of rows that are still to be added, so that one launch adds those of many ops: a launch of each would have
 /// little to do.
@@ -69,25 +56,6 @@ pub fn space(cuda: &Cuda, bytes: usize) -> Result<Ptr> {
     let mut pending = cuda.sums.borrow_mut();
     pending.bytes += bytes;
     Ok(cuda.arena().sums() + (pending.bytes - bytes) as u64)
-}
-
-/// The gradient `out[c]` of a parameter from the `sum over rows of x[r][c]`.
-pub fn sum(cuda: &Cuda, matrix: &Matrix, out: Ptr) -> Result<()> {
-    let Matrix { x, dtype, rows, width, only } = *matrix;
-    let chunk = rows.div_ceil(CHUNKS).max(CHUNK);
-    let chunks = rows.div_ceil(chunk);
-    let sums = space(cuda, chunks * width * size_of::<f32>())?;
-    let arguments = ColumnSums {
-        x,
-        types: if only.is_some() { cuda.at(cuda.inputs().types) } else { 0 },
-        sums,
-        rows: rows as i32,
-        width: width as i32,
-        chunk: chunk as i32,
-        only: only.unwrap_or(0) as i32,
-    };
-    cuda.launch(cuda.kernels().column_sums.of(dtype), [tiles(width, dtype), chunks, 1], &arguments)?;
-    add(cuda, sums, chunks, width, &[out], cuda.step.adds())
 }
 
 /// From the next [`flush`] on, `outs[i][c] = sum over chunks of partials[i][chunk][c]`, or `+=` with `adds`. The partials are in

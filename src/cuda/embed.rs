@@ -1,10 +1,15 @@
 //! Embedding tables with their norm, and the `[CLS]` rows.
 
-use super::columns::{self, Matrix, tiles};
-use super::kernels::{self, EmbedBwdPosition, EmbedBwdWord, EmbedFwd, Kernel};
+use super::arena::SUMS;
+use super::columns::{self, tiles};
+use super::kernels::{self, EmbedBwdPosition, EmbedBwdType, EmbedBwdWord, EmbedFwd, Kernel};
 use super::{Cuda, norm, words};
 use crate::error::Result;
 use crate::ops::{Embed, GatherCls, View};
+
+/// Of rows whose token types are summed: most chunks, and least rows per chunk.
+const CHUNKS: usize = 128;
+const CHUNK: usize = 32;
 
 pub fn fwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     words::catch_up(cuda)?;
@@ -67,11 +72,27 @@ pub fn bwd(cuda: &Cuda, op: &Embed) -> Result<()> {
     let kernel = cuda.kernels().embed_bwd_position.of(dtype);
     cuda.launch(kernel, [cuda.max_seqlen.div_ceil(kernel.warps()), tiles, 1], &of_position)?;
 
-    for (t, start) in (0..op.dtypes.len).step_by(op.dim).enumerate() {
-        let rows = Matrix { x: cuda.at(op.dy), dtype, rows: cuda.tokens, width: op.dim, only: Some(t) };
-        columns::sum(cuda, &rows, cuda.at(op.dtypes.slice(start, op.dim)))?;
+    if op.dtypes.is_none() {
+        return Ok(());
     }
-    Ok(())
+    let types = op.dtypes.len / op.dim;
+    let bytes = op.dtypes.len * size_of::<f32>();
+    let chunk = cuda.tokens.div_ceil(CHUNKS.min(SUMS / bytes)).max(CHUNK);
+    let chunks = cuda.tokens.div_ceil(chunk);
+    let sums = columns::space(cuda, chunks * bytes)?;
+    let of_type = EmbedBwdType {
+        dx: cuda.at(op.dy),
+        types: cuda.at(inputs.types),
+        sums,
+        rows: cuda.tokens as i32,
+        dim: op.dim as i32,
+        chunk: chunk as i32,
+    };
+    cuda.launch(cuda.kernels().embed_bwd_type.of(dtype), [tiles, chunks, types], &of_type)?;
+    (0..types).try_for_each(|t| {
+        let sums = sums + (t * chunks * op.dim * size_of::<f32>()) as u64;
+        columns::add(cuda, sums, chunks, op.dim, &[cuda.at(op.dtypes.slice(t * op.dim, op.dim))], cuda.step.adds())
+    })
 }
 
 pub fn first_row_fwd(cuda: &Cuda, op: &GatherCls) -> Result<()> {
