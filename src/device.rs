@@ -43,6 +43,8 @@ pub struct Opened {
     pub arithmetic: Arithmetic,
     /// Never `Auto`.
     pub precision: Precision,
+    /// A faster precision that `auto` leaves to the user.
+    pub faster: Option<Precision>,
     /// Notes for the user: the device, why `auto` did not take a GPU, and warnings of slow settings.
     pub notes: Vec<String>,
 }
@@ -91,23 +93,24 @@ fn gpu(backend: Cuda, index: usize, precision: Precision) -> Result<Opened> {
         Precision::Auto | Precision::Bf16 => (Precision::Bf16, Arithmetic::Bf16),
         Precision::Fp16 => (precision, Arithmetic::F16),
     };
-    Ok(Opened { backend: Box::new(backend), device: Device::Cuda(index), arithmetic, precision, notes: Vec::new() })
+    Ok(Opened { backend: Box::new(backend), device: Device::Cuda(index), arithmetic, precision, faster: None, notes: Vec::new() })
 }
 
-fn cpu(precision: Precision) -> Result<Opened> {
-    let (precision, arithmetic) = match precision {
+fn cpu(asked: Precision) -> Result<Opened> {
+    let (precision, arithmetic) = match asked {
         Precision::Auto | Precision::Fp32 => (Precision::Fp32, Arithmetic::F32),
-        Precision::Bf16 => (precision, Arithmetic::Bf16Products),
+        Precision::Bf16 => (asked, Arithmetic::Bf16Products),
         Precision::Tf32 | Precision::Fp16 => {
             let remedy = "pass one of these, or --device cuda on a machine with a GPU";
-            return Err(Error::user(format!("--precision {precision}"), "the CPU computes in fp32 or bf16", remedy));
+            return Err(Error::user(format!("--precision {asked}"), "the CPU computes in fp32 or bf16", remedy));
         }
     };
-    let slow = precision == Precision::Bf16 && !Instructions::in_use().multiply_bf16();
+    let fast = Instructions::in_use().multiply_bf16();
+    let faster = (asked == Precision::Auto && fast).then_some(Precision::Bf16);
     let note = "--precision bf16: no faster than fp32 without AMX or AVX512-BF16, which this CPU does not have or may not use"
         .to_string();
-    let notes = slow.then_some(note).into_iter().collect();
-    Ok(Opened { backend: Box::new(Cpu::<f32>::new()), device: Device::Cpu, arithmetic, precision, notes })
+    let notes = if precision == Precision::Bf16 && !fast { vec![note] } else { Vec::new() };
+    Ok(Opened { backend: Box::new(Cpu::<f32>::new()), device: Device::Cpu, arithmetic, precision, faster, notes })
 }
 
 impl fmt::Display for Precision {

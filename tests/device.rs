@@ -8,8 +8,9 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
-use warpfit::cpu::Cpu;
+use warpfit::cpu::{Cpu, Instructions};
 use warpfit::data::tokenize::Tokenizer;
+use warpfit::device::{Device, Precision};
 use warpfit::model::plan::{ModelSpec, Plan};
 use warpfit::ops::{Arithmetic, Backend, Rows};
 
@@ -53,6 +54,14 @@ fn the_cpu_rounds_products_to_bf16_and_has_no_tf32() {
     });
     let difference = max_abs_difference(&exact, &rounded);
     assert!((1e-6..2e-2).contains(&difference), "logits {exact:?} and in bf16 {rounded:?}");
+}
+
+/// `auto` leaves it to the user to round.
+#[test]
+fn a_faster_precision_is_proposed() {
+    let faster = |precision| Device::Cpu.open(precision).unwrap().faster;
+    assert_eq!(faster(Precision::Auto), Instructions::in_use().multiply_bf16().then_some(Precision::Bf16));
+    assert_eq!([Precision::Fp32, Precision::Bf16].map(faster), [None; 2]);
 }
 
 #[test]

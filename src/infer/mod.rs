@@ -111,7 +111,7 @@ impl Session {
         let config = Config { layers: layer as usize, ..source.config.clone() };
         // The embeddings are no layer, so that there is none to prune.
         let last_rows = if pooling == Pooling::Cls && layer > 0 { Rows::Cls } else { Rows::Tokens };
-        let Opened { backend, device, arithmetic, precision, notes } = device.open(precision)?;
+        let Opened { backend, device, arithmetic, precision, notes, .. } = device.open(precision)?;
         let batch_tokens = options.tokens.unwrap_or(device.batch_tokens());
         let tokens = batch_tokens.max(config.positions);
         let seqs = options.texts.min(tokens); // a text has at least one token

@@ -83,6 +83,7 @@ pub fn train(settings: &Settings, cache: Option<&Path>) -> Result<Option<Outcome
         _ => error,
     })?;
     device.notes.extend(saved.map(|saved| format!("precision: {saved}, that of the checkpoint")));
+    device.notes.extend(device.faster.map(|faster| format!("note: --precision {faster} is faster on this CPU")));
     let settings = &Settings { device: device.device, precision: device.precision, ..settings.clone() };
     let setup = Setup::read(settings, device, cache)?;
     if settings.dry_run {
