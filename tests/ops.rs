@@ -912,7 +912,21 @@ fn every_op_has_its_files() {
     };
     let ops = stems(
         "src/cpu",
-        &["mod", "amx", "arena", "avx512", "copies", "dropout", "gemm", "instructions", "matrix", "panels", "product", "real"],
+        &[
+            "mod",
+            "amx",
+            "arena",
+            "avx512",
+            "copies",
+            "dots",
+            "dropout",
+            "gemm",
+            "instructions",
+            "matrix",
+            "panels",
+            "product",
+            "real",
+        ],
     );
     assert_eq!(
         ops,

@@ -9,6 +9,7 @@ mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod copies;
+mod dots;
 mod dropout;
 mod embed;
 mod gemm;
@@ -76,7 +77,7 @@ impl<T: Products> Cpu<T> {
             seqs: 0,
             max_seqlen: 0,
             distinct: 0,
-            multiplier: Mutex::new(Multiplier::on_all_threads(false)),
+            multiplier: Mutex::new(Multiplier::on_all_threads(false, false)),
             scratch: Vec::new(),
             partials: Vec::new(),
             fetched: Default::default(),
@@ -247,7 +248,7 @@ impl<T: Products> Backend for Cpu<T> {
         }
         self.batch = layout.batch;
         let rounds = layout.arithmetic == Arithmetic::Bf16Products;
-        self.multiplier = Mutex::new(Multiplier::on_all_threads(rounds));
+        self.multiplier = Mutex::new(Multiplier::on_all_threads(rounds, layout.words.is_none()));
         let scratch = |thread| {
             let offset = scores + thread * attention::Scratch::<T>::bytes(layout.max_seqlen);
             Mutex::new(attention::Scratch::new(layout.max_seqlen, offset, rounds))

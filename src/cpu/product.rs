@@ -5,6 +5,7 @@ use gemm_common::Parallelism;
 
 use super::arena::UnsafeSlice;
 use super::copies::Copies;
+use super::dots::{self, Dots};
 use super::gemm::{self, Gemm};
 use super::grain;
 use super::instructions::Instructions;
@@ -15,6 +16,11 @@ use super::real::Real;
 /// The elements that are multiplied, by the given instructions.
 pub trait Products: Real {
     fn gemm(instructions: Instructions) -> Gemm<Self>;
+
+    /// Products of few rows, where these instructions have a faster way.
+    fn dots(_: Instructions) -> Option<Dots<Self>> {
+        None
+    }
 
     /// Products of bf16, if these instructions have them.
     fn kernels(_: Instructions) -> Option<Kernels<Self>> {
@@ -33,6 +39,10 @@ impl Products for f32 {
         gemm::f32(instructions)
     }
 
+    fn dots(instructions: Instructions) -> Option<Dots<f32>> {
+        (instructions != Instructions::Plain).then_some(dots::product)
+    }
+
     fn kernels(instructions: Instructions) -> Option<Kernels<f32>> {
         match instructions {
             #[cfg(target_arch = "x86_64")]
@@ -48,6 +58,8 @@ impl Products for f32 {
 pub struct Multiplier<T> {
     parallelism: Parallelism,
     gemm: Gemm<T>,
+    /// For few rows.
+    dots: Option<Dots<T>>,
     /// Present if operands are rounded.
     rounded: Option<Rounded<T>>,
 }
@@ -59,9 +71,11 @@ enum Rounded<T> {
 }
 
 impl<T: Products> Multiplier<T> {
-    /// For large matrices, on all threads.
-    pub fn on_all_threads(rounds: bool) -> Multiplier<T> {
-        Multiplier::new(Instructions::in_use(), Parallelism::Rayon(0), rounds.then_some((1056, 3072)))
+    /// For linear layers, on all threads. In inference, products of few rows have an order of summation of their own.
+    pub fn on_all_threads(rounds: bool, infers: bool) -> Multiplier<T> {
+        let dots = T::dots(Instructions::in_use()).filter(|_| infers);
+        let multiplier = Multiplier::new(Instructions::in_use(), Parallelism::Rayon(0), rounds.then_some((1056, 3072)));
+        Multiplier { dots, ..multiplier }
     }
 
     /// For the matrices of one head of a sequence, on the calling thread.
@@ -75,7 +89,7 @@ impl<T: Products> Multiplier<T> {
             Some(kernels) => Rounded::Panels(Panels::new(kernels, rows, columns)),
             None => Rounded::Copies(Copies::new(rows, columns)),
         });
-        Multiplier { parallelism, gemm: T::gemm(instructions), rounded }
+        Multiplier { parallelism, gemm: T::gemm(instructions), dots: None, rounded }
     }
 }
 
@@ -110,8 +124,15 @@ impl<T: Real> Multiplier<T> {
                 }
             });
         }
-        let out = out.pointer(at, (m - 1) * stride + n);
         let add = !matches!(onto, Accumulate::Nothing);
+        if let (Some(dots), None) = (self.dots, &self.rounded)
+            && dots::ROWS.contains(&m)
+            && (a.col, b.row) == (1, 1)
+        {
+            // SAFETY: by contract.
+            return unsafe { dots((out, at, stride), (m, n, k), add, (a, b), scale, parallelism) };
+        }
+        let out = out.pointer(at, (m - 1) * stride + n);
         // SAFETY: in bounds, as just checked; `out` is ours by contract and disjoint from the operands.
         unsafe {
             match &mut self.rounded {
