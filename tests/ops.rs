@@ -881,6 +881,24 @@ fn staging_needs_no_wait(on: On) {
     assert!(got == want);
 }
 
+/// What is derived from weights is derived again after they were written: with -w, the product has the other sign.
+#[test]
+fn weights_that_change() {
+    let case = linear(&batch(&[9, 70]), 40, 24, Rows::Tokens, false);
+    for on in [On::Cpu, On::CpuBf16] {
+        let mut run = start(&case, on);
+        run.forward();
+        let (y, b) = (run.read("y"), run.read("b"));
+        let negative: Vec<f64> = run.read("w").iter().map(|w| -w).collect();
+        run.write("w", &negative);
+        run.forward();
+        let sums = run.read("y").into_iter().zip(y).map(|(after, before)| after + before);
+        let [bias, product] = [&b, &run.read("y")].map(|values| max_abs(values));
+        let difference = sums.zip(b.iter().cycle()).map(|(sum, b)| (sum - 2.0 * b).abs()).fold(0.0, f64::max);
+        assert!(product > 2.0 * bias && difference < 1e-5 * product, "{on:?}: {difference} of {product}");
+    }
+}
+
 #[test]
 fn nothing_is_allocated() {
     // All work is on this thread, whose allocations are counted.

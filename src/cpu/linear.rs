@@ -20,7 +20,10 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     let rows = cpu.count(op.rows);
     // SAFETY: distinct buffers.
     let (x, w, b, y) = unsafe { (cpu.get(op.x, rows * k), cpu.get(op.w, n * k), cpu.get(op.b, n), cpu.get_mut(op.y, rows * n)) };
-    multiply(cpu, y, (rows, n, k), (Mat::new(x, k), Mat::new(w, k).t()), Accumulate::Row(b));
+    let mut multiplier = cpu.multiplier.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let matrices = (Mat::new(x, k), Mat::new(w, k).t());
+    // SAFETY: `y` is borrowed mutably.
+    unsafe { multiplier.product_with_weights(UnsafeSlice::new(y), (rows, n, k), matrices, Accumulate::Row(b)) };
 }
 
 pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {

@@ -92,6 +92,11 @@ impl<T: Products> Cpu<T> {
 }
 
 impl<T: Real> Cpu<T> {
+    /// Drops what was derived from weights, before they change.
+    fn forget_weights(&mut self) {
+        self.multiplier.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).forget();
+    }
+
     fn count(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens,
@@ -259,6 +264,7 @@ impl<T: Products> Backend for Cpu<T> {
     }
 
     fn upload(&mut self, dst: View, src: &[u8]) -> Result<()> {
+        self.forget_weights();
         let dst = View { len: dst.bytes(), ..dst };
         // SAFETY: `&mut self`: no other slice lives.
         let dst = unsafe { self.arena.slice::<u8>(dst) };
@@ -291,6 +297,7 @@ impl<T: Products> Backend for Cpu<T> {
     }
 
     fn zero(&mut self, dst: View) -> Result<()> {
+        self.forget_weights();
         let dst = View { len: dst.bytes(), ..dst };
         // SAFETY: `&mut self`: no other slice lives.
         unsafe { self.arena.slice::<u8>(dst) }.par_chunks_mut(1 << 20).for_each(|chunk| chunk.fill(0));
@@ -350,6 +357,7 @@ impl<T: Products> Backend for Cpu<T> {
     }
 
     fn adamw(&mut self, op: &AdamW, update: &Update) -> Result<()> {
+        self.forget_weights();
         adamw::adamw(self, op, update);
         Ok(())
     }

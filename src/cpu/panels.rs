@@ -2,6 +2,8 @@
 //! `amx`. Both operands are packed into blocks of such pairs. The order of summation of each element does not depend on the
 //! number of threads.
 
+use std::collections::HashMap;
+
 use gemm_common::Parallelism;
 
 use super::arena::UnsafeSlice;
@@ -23,6 +25,8 @@ const PACK: (usize, usize) = (8, 12);
 #[repr(align(64))]
 pub struct Block(pub [[u32; SIDE]; SIDE]);
 
+const EMPTY: Block = Block([[0; SIDE]; SIDE]);
+
 /// The order of a block's elements: by pair as in `b`, or by row as in `a`.
 #[derive(Clone, Copy, PartialEq)]
 pub enum By {
@@ -34,6 +38,8 @@ pub enum By {
 pub struct Panels<T> {
     a: Vec<Block>,
     b: Vec<Block>,
+    /// Whole second operands that are used again, by address and size.
+    kept: HashMap<(usize, usize, usize), Vec<Block>>,
     kernels: Kernels<T>,
 }
 
@@ -64,15 +70,21 @@ pub struct Region<'a, T> {
 impl<T: Real> Panels<T> {
     /// For this many rows of `a` and columns of `b` at a time, each a multiple of `SIDE`.
     pub fn new(kernels: Kernels<T>, rows: usize, columns: usize) -> Panels<T> {
-        let panels = |columns: usize| vec![Block([[0; SIDE]; SIDE]); columns / SIDE * depth(TERMS)];
-        Panels { a: panels(rows), b: panels(columns), kernels }
+        let panels = |columns: usize| vec![EMPTY; columns / SIDE * depth(TERMS)];
+        Panels { a: panels(rows), b: panels(columns), kept: HashMap::new(), kernels }
+    }
+
+    /// To be called when a second operand that was kept has changed.
+    pub fn forget(&mut self) {
+        self.kept.clear();
     }
 
     /// Like [`Multiplier::product`](super::product::Multiplier::product), with the elements of `a` and `b` rounded to bf16, to
-    /// nearest, ties to even.
+    /// nearest, ties to even. With `keep`, `b` stays packed for the next products with it.
     ///
     /// # Safety
     /// The same.
+    #[allow(clippy::too_many_arguments)]
     pub unsafe fn product(
         &mut self,
         (out, at, stride): (UnsafeSlice<T>, usize, usize),
@@ -80,17 +92,33 @@ impl<T: Real> Panels<T> {
         (a, b): (Mat<T>, Mat<T>),
         scale: T,
         onto: Accumulate<T>,
+        keep: bool,
         parallelism: Parallelism,
     ) {
         let Kernels { pack, multiply } = self.kernels;
         let [a_rows, b_columns] = [&self.a, &self.b].map(|panels| panels.len() / depth(TERMS) * SIDE);
+        let panels = n.div_ceil(SIDE);
+        let kept = keep.then(|| {
+            let pack_all = || {
+                let mut blocks = vec![EMPTY; panels * depth(k)];
+                for k0 in (0..k).step_by(TERMS) {
+                    let to = &mut blocks[panels * depth(k0)..];
+                    fill(to, pack, b.from(k0, 0), (TERMS.min(k - k0), n), By::Pair, parallelism);
+                }
+                blocks
+            };
+            &*self.kept.entry((b.data.as_ptr().addr(), n, k)).or_insert_with(pack_all)
+        });
         for k0 in (0..k).step_by(TERMS) {
             let terms = TERMS.min(k - k0);
             let depth = depth(terms);
             let onto = if k0 == 0 { onto } else { Accumulate::Itself };
             for n0 in (0..n).step_by(b_columns) {
                 let columns = b_columns.min(n - n0);
-                let b = fill(&mut self.b, pack, b.from(k0, n0), (terms, columns), By::Pair, parallelism);
+                let b = match kept {
+                    Some(blocks) => &blocks[panels * self::depth(k0) + n0 / SIDE * depth..],
+                    None => fill(&mut self.b, pack, b.from(k0, n0), (terms, columns), By::Pair, parallelism),
+                };
                 for m0 in (0..m).step_by(a_rows) {
                     let rows = a_rows.min(m - m0);
                     let a = fill(&mut self.a, pack, a.from(m0, k0).t(), (terms, rows), By::Row, parallelism);
