@@ -14,8 +14,8 @@ use super::real::Real;
 pub const SIDE: usize = 16;
 /// Terms packed at a time.
 const TERMS: usize = 1024;
-/// Rows and columns of the result per parallel task.
-const TASK: (usize, usize) = (16 * SIDE, 24 * SIDE);
+/// Rows and columns of the result per parallel task: as many as the caches have room for, or fewer, so that no thread is idle.
+const TASKS: [(usize, usize); 3] = [(16 * SIDE, 24 * SIDE), (8 * SIDE, 12 * SIDE), (4 * SIDE, 6 * SIDE)];
 /// Blocks that a task packs: consecutive ones of each panel, and panels.
 const PACK: (usize, usize) = (8, 12);
 
@@ -122,15 +122,16 @@ impl<T: Real> Panels<T> {
                 for m0 in (0..m).step_by(a_rows) {
                     let rows = a_rows.min(m - m0);
                     let a = fill(&mut self.a, pack, a.from(m0, k0).t(), (terms, rows), By::Row, parallelism);
-                    let down = rows.div_ceil(TASK.0);
-                    for_each(parallelism, down * columns.div_ceil(TASK.1), |task| {
-                        let (i, j) = (task % down * TASK.0, task / down * TASK.1);
+                    let (high, wide) = task(rows, columns, parallelism);
+                    let down = rows.div_ceil(high);
+                    for_each(parallelism, down * columns.div_ceil(wide), |task| {
+                        let (i, j) = (task % down * high, task / down * wide);
                         let onto = match onto {
                             Accumulate::Row(row) => Accumulate::Row(&row[n0 + j..]),
                             other => other,
                         };
                         let at = at + (m0 + i) * stride + n0 + j;
-                        let (rows, columns) = (TASK.0.min(rows - i), TASK.1.min(columns - j));
+                        let (rows, columns) = (high.min(rows - i), wide.min(columns - j));
                         let region = Region { out, at, stride, rows, columns, scale, onto };
                         multiply(&a[i / SIDE * depth..], &b[j / SIDE * depth..], depth, region);
                     });
@@ -138,6 +139,16 @@ impl<T: Real> Panels<T> {
             }
         }
     }
+}
+
+/// Rows and columns per task of a product. The order of summation does not depend on them.
+fn task(rows: usize, columns: usize, parallelism: Parallelism) -> (usize, usize) {
+    let enough = match parallelism {
+        Parallelism::None => 1,
+        _ => 4 * rayon::current_num_threads(),
+    };
+    let suits = |&(high, wide): &(usize, usize)| rows.div_ceil(high) * columns.div_ceil(wide) >= enough;
+    TASKS.into_iter().find(suits).unwrap_or(TASKS[TASKS.len() - 1])
 }
 
 /// Blocks in a panel of this many terms.
