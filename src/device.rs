@@ -105,10 +105,10 @@ fn cpu(asked: Precision) -> Result<Opened> {
             return Err(Error::user(format!("--precision {asked}"), "the CPU computes in fp32 or bf16", remedy));
         }
     };
-    let fast = Instructions::in_use().multiply_bf16();
+    let instructions = Instructions::in_use();
+    let fast = instructions.multiply_bf16_faster();
     let faster = (asked == Precision::Auto && fast).then_some(Precision::Bf16);
-    let note = "--precision bf16: no faster than fp32 without AMX or AVX512-BF16, which this CPU does not have or may not use"
-        .to_string();
+    let note = format!("note: --precision bf16 is no faster than fp32 on this CPU with its instructions {instructions}");
     let notes = if precision == Precision::Bf16 && !fast { vec![note] } else { Vec::new() };
     Ok(Opened { backend: Box::new(Cpu::<f32>::new()), device: Device::Cpu, arithmetic, precision, faster, notes })
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use warpfit::checkpoint::model_dir::ModelDir;
-use warpfit::cpu::{Cpu, Instructions};
+use warpfit::cpu::Instructions;
 use warpfit::data::tokenize::Tokenizer;
 use warpfit::device::{Device, Precision};
 use warpfit::model::plan::{ModelSpec, Plan};
@@ -60,7 +60,7 @@ fn the_cpu_rounds_products_to_bf16_and_has_no_tf32() {
 #[test]
 fn a_faster_precision_is_proposed() {
     let faster = |precision| Device::Cpu.open(precision).unwrap().faster;
-    assert_eq!(faster(Precision::Auto), Instructions::in_use().multiply_bf16().then_some(Precision::Bf16));
+    assert_eq!(faster(Precision::Auto), Instructions::in_use().multiply_bf16_faster().then_some(Precision::Bf16));
     assert_eq!([Precision::Fp32, Precision::Bf16].map(faster), [None; 2]);
 }
 
@@ -201,12 +201,11 @@ fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_resumes() {
     let last = checkpoints.filter(|name| name.starts_with("checkpoint-")).max().expect(&error);
     assert!(error.contains(&format!("the last good checkpoint is {}", path(&out.join(last)))), "{error}");
     let resumed = train("0", &["--device", "cpu", "--resume-from-checkpoint"]).done().err;
-    let warning = format!("was computed by {}: on {} the bits differ", "Virtual GPU 0", Cpu::<f32>::new().processor());
-    assert!(resumed.contains(&warning), "{resumed}");
+    let warning = resumed.lines().find(|line| line.contains("was computed by Virtual GPU 0: on "));
+    assert!(warning.is_some_and(|line| line.contains("the bits may differ")), "{resumed}");
+    // Nothing is left to do.
     let resumed = train("0", &["--device", "auto", "--resume-from-checkpoint"]).done().err;
-    assert!(resumed.contains("on Virtual GPU 0 the bits differ"), "{resumed}");
-    // Nothing was left to do, so that the newest checkpoint is still of the CPU.
-    assert!(!train("0", &["--device", "cpu", "--resume-from-checkpoint"]).done().err.contains("the bits differ"));
+    assert!(!resumed.contains("may differ"), "{resumed}");
 }
 
 #[test]

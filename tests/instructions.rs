@@ -25,7 +25,7 @@ fn missing_instructions_are_refused() {
     // No machine has the instructions of all architectures.
     let available = Instructions::available();
     for lacking in Instructions::value_variants().iter().filter(|instructions| !available.contains(instructions)) {
-        refused(&lacking.to_string(), "this machine does not have these instructions");
+        refused(&lacking.to_string(), "these instructions are missing here");
     }
 }
 

@@ -302,7 +302,7 @@ MUTANTS = [
     ("src/train/tune.rs", "accumulation.min(2) as u32", "1", "tune::every_product_of_a_run_is_timed_and_timing_leaves_no_trace"),
     ("src/train/tune.rs", "if !sizes.contains_key(&class) {", "if false {", "tune::every_product_of_a_run_is_timed_and_timing_leaves_no_trace"),
     ("src/train/setup.rs", "if resumes { None } else {", "if false { None } else {", "tune::a_resumed_run_keeps_the_algorithms_of_its_checkpoint"),
-    ("src/train/resume.rs", "if !state.processor.is_empty() && state.processor != processor {", "if false {", "cli::runs::a_run_resumes_with_the_settings_of_its_folder"),
+    ("src/train/resume.rs", "if state.step < self.schedule.total && !state.processor.is_empty() && state.processor != processor {", "if false {", "cli::runs::a_run_resumes_with_the_settings_of_its_folder"),
     ("src/train/resume.rs", "        tune::resume(&mut self.model, folder)?;\n", "", "tune::a_resumed_run_keeps_the_algorithms_of_its_checkpoint"),
     ("src/cuda/gemm.rs", "p.k.is_multiple_of(SPLITTABLE)", "true", "products::weight_gradients_of_ones_are_exact"),
     ("src/cuda/gemm.rs", "if rows <= EXACT { rows } else", "if false { rows } else", "products::every_number_of_rows"),

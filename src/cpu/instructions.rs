@@ -41,6 +41,14 @@ impl Instructions {
         all.find(|&instructions| !slow(instructions)).expect("at least the plain ones")
     }
 
+    /// Those that decide the bits of products in f32.
+    pub fn for_f32(self) -> Instructions {
+        match self {
+            Instructions::Avx512Bf16 | Instructions::Amx => Instructions::Avx512,
+            other => other,
+        }
+    }
+
     /// The instructions that this process uses.
     ///
     /// # Errors
@@ -57,7 +65,7 @@ impl Instructions {
         };
         match Self::from_str(&name, false) {
             Ok(instructions) if available.contains(&instructions) => Ok(instructions),
-            Ok(_) => Err(refused("this machine does not have these instructions")),
+            Ok(_) => Err(refused("these instructions are missing here")),
             Err(_) => Err(refused("no such instructions")),
         }
     }
@@ -67,9 +75,14 @@ impl Instructions {
         in_use().0
     }
 
-    /// Whether products of bf16 are faster than products in f32.
+    /// Whether there are products of bf16.
     pub fn multiply_bf16(self) -> bool {
-        matches!(self, Instructions::Avx512Bf16 | Instructions::Amx)
+        self != self.for_f32()
+    }
+
+    /// Whether these are faster than products in f32.
+    pub fn multiply_bf16_faster(self) -> bool {
+        self == Instructions::Amx || self == Instructions::Avx512Bf16 && !intel()
     }
 
     /// The compiler target for loops; `None` if the machine lacks the instructions.

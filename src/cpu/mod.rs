@@ -62,6 +62,8 @@ pub struct Cpu<T> {
     /// What was fetched last into each slot.
     fetched: [Vec<u8>; 2],
     poisoned: bool,
+    /// Whether products round their operands.
+    rounds: bool,
 }
 
 impl<T: Products> Cpu<T> {
@@ -82,6 +84,7 @@ impl<T: Products> Cpu<T> {
             partials: Vec::new(),
             fetched: Default::default(),
             poisoned: false,
+            rounds: false,
         }
     }
 
@@ -232,7 +235,8 @@ impl<T: Products> Backend for Cpu<T> {
     }
 
     fn processor(&self) -> String {
-        format!("{}, {}", instructions::cpu(), Instructions::in_use())
+        let instructions = if self.rounds { Instructions::in_use() } else { Instructions::in_use().for_f32() };
+        format!("{}, {instructions}", instructions::cpu())
     }
 
     fn available(&self, _layout: &Layout) -> Result<Option<usize>> {
@@ -253,6 +257,7 @@ impl<T: Products> Backend for Cpu<T> {
         }
         self.batch = layout.batch;
         let rounds = layout.arithmetic == Arithmetic::Bf16Products;
+        self.rounds = rounds;
         self.multiplier = Mutex::new(Multiplier::on_all_threads(rounds, layout.words.is_none()));
         let scratch = |thread| {
             let offset = scores + thread * attention::Scratch::<T>::bytes(layout.max_seqlen);

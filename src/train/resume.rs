@@ -186,10 +186,10 @@ impl Trainer<'_> {
             return Err(Error::user(folder.display(), fact, "resume with the same settings, or start a new run"));
         }
         let processor = std::mem::take(&mut self.state.processor);
-        if !state.processor.is_empty() && state.processor != processor {
+        if state.step < self.schedule.total && !state.processor.is_empty() && state.processor != processor {
             let (was, place) = (&state.processor, folder.display());
             note(format!(
-                "warning: {place} was computed by {was}: on {processor} the bits differ from those of an uninterrupted run"
+                "warning: {place} was computed by {was}: on {processor} the bits may differ from those of an uninterrupted run"
             ));
         }
         self.state = RunState { masks: MASKS.to_string(), processor, ..state.clone() };

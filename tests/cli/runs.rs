@@ -759,7 +759,7 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     // Other instructions round differently.
     let out = stopped("other");
     let plain = run(program(TRAIN).args(["--resume-from-checkpoint", path(&out)]).env("WARPFIT_CPU", "plain"), b"").done();
-    assert!(plain.err.contains("plain the bits differ from those of an uninterrupted run\n"), "{}", plain.err);
+    assert!(plain.err.contains("plain the bits may differ from those of an uninterrupted run\n"), "{}", plain.err);
     let again = ran(TRAIN, &["--resume-from-checkpoint", path(&out), "--max-steps", "41"]).done();
     assert!(again.err.contains(", plain: on "), "{}", again.err);
 
