@@ -1,6 +1,6 @@
 // Embedding tables and their norm: gather forward; backward, after that of the norm (norm.cu), a sum over the rows of each token,
-// position and token type in a fixed order. Also the [CLS] rows. Forward reads 4 bytes per element of each table and writes x and y; backward
-// reads dx once per table.
+// position and token type in a fixed order. Also the [CLS] rows. Forward reads 4 bytes per element of each table and writes x
+// and y; backward reads dx once per table.
 #include "norm.cuh"
 
 constexpr int THREADS = 256;

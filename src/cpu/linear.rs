@@ -20,10 +20,8 @@ pub fn fwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     let rows = cpu.count(op.rows);
     // SAFETY: distinct buffers.
     let (x, w, b, y) = unsafe { (cpu.get(op.x, rows * k), cpu.get(op.w, n * k), cpu.get(op.b, n), cpu.get_mut(op.y, rows * n)) };
-    let mut multiplier = cpu.multiplier.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let matrices = (Mat::new(x, k), Mat::new(w, k).t());
-    // SAFETY: `y` is borrowed mutably.
-    unsafe { multiplier.product_with_weights(UnsafeSlice::new(y), (rows, n, k), matrices, Accumulate::Row(b)) };
+    let w = Mat::new(w, k).t().constant(cpu.infers);
+    multiply(cpu, y, (rows, n, k), (Mat::new(x, k), w), Accumulate::Row(b));
 }
 
 pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {

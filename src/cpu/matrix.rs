@@ -9,17 +9,23 @@ pub struct Mat<'a, T> {
     pub data: &'a [T],
     pub row: usize,
     pub col: usize,
+    /// Weights that stay the same from product to product.
+    pub constant: bool,
 }
 
 impl<'a, T> Mat<'a, T> {
     /// Row-major, rows `stride` apart.
     pub fn new(data: &'a [T], stride: usize) -> Self {
-        Mat { data, row: stride, col: 1 }
+        Mat { data, row: stride, col: 1, constant: false }
     }
 
     /// The transpose, as a view.
     pub fn t(self) -> Self {
         Mat { row: self.col, col: self.row, ..self }
+    }
+
+    pub fn constant(self, constant: bool) -> Self {
+        Mat { constant, ..self }
     }
 
     /// The submatrix that begins at (i, j).

@@ -64,6 +64,8 @@ pub struct Cpu<T> {
     poisoned: bool,
     /// Whether products round their operands.
     rounds: bool,
+    /// Whether weights are read alone.
+    infers: bool,
 }
 
 impl<T: Products> Cpu<T> {
@@ -79,12 +81,13 @@ impl<T: Products> Cpu<T> {
             seqs: 0,
             max_seqlen: 0,
             distinct: 0,
-            multiplier: Mutex::new(Multiplier::on_all_threads(false, false)),
+            multiplier: Mutex::new(Multiplier::on_all_threads(false)),
             scratch: Vec::new(),
             partials: Vec::new(),
             fetched: Default::default(),
             poisoned: false,
             rounds: false,
+            infers: false,
         }
     }
 
@@ -257,8 +260,8 @@ impl<T: Products> Backend for Cpu<T> {
         }
         self.batch = layout.batch;
         let rounds = layout.arithmetic == Arithmetic::Bf16Products;
-        self.rounds = rounds;
-        self.multiplier = Mutex::new(Multiplier::on_all_threads(rounds, layout.words.is_none()));
+        (self.rounds, self.infers) = (rounds, layout.words.is_none());
+        self.multiplier = Mutex::new(Multiplier::on_all_threads(rounds));
         let scratch = |thread| {
             let offset = scores + thread * attention::Scratch::<T>::bytes(layout.max_seqlen);
             Mutex::new(attention::Scratch::new(layout.max_seqlen, offset, rounds))

@@ -38,7 +38,7 @@ pub enum By {
 pub struct Panels<T> {
     a: Vec<Block>,
     b: Vec<Block>,
-    /// Whole second operands that are used again, by address and size.
+    /// Constant second operands, by address and size.
     kept: HashMap<(usize, usize, usize), Vec<Block>>,
     kernels: Kernels<T>,
 }
@@ -74,17 +74,16 @@ impl<T: Real> Panels<T> {
         Panels { a: panels(rows), b: panels(columns), kept: HashMap::new(), kernels }
     }
 
-    /// To be called when a second operand that was kept has changed.
+    /// To be called before a constant operand changes.
     pub fn forget(&mut self) {
         self.kept.clear();
     }
 
     /// Like [`Multiplier::product`](super::product::Multiplier::product), with the elements of `a` and `b` rounded to bf16, to
-    /// nearest, ties to even. With `keep`, `b` stays packed for the next products with it.
+    /// nearest, ties to even. If `b` is constant, it stays packed.
     ///
     /// # Safety
     /// The same.
-    #[allow(clippy::too_many_arguments)]
     pub unsafe fn product(
         &mut self,
         (out, at, stride): (UnsafeSlice<T>, usize, usize),
@@ -92,13 +91,12 @@ impl<T: Real> Panels<T> {
         (a, b): (Mat<T>, Mat<T>),
         scale: T,
         onto: Accumulate<T>,
-        keep: bool,
         parallelism: Parallelism,
     ) {
         let Kernels { pack, multiply } = self.kernels;
         let [a_rows, b_columns] = [&self.a, &self.b].map(|panels| panels.len() / depth(TERMS) * SIDE);
         let panels = n.div_ceil(SIDE);
-        let kept = keep.then(|| {
+        let kept = b.constant.then(|| {
             let pack_all = || {
                 let mut blocks = vec![EMPTY; panels * depth(k)];
                 for k0 in (0..k).step_by(TERMS) {

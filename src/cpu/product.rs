@@ -58,11 +58,8 @@ impl Products for f32 {
 pub struct Multiplier<T> {
     parallelism: Parallelism,
     gemm: Gemm<T>,
-    /// For few rows and weights.
+    /// For few rows and constant weights, with an order of summation of its own.
     dots: Option<Dots<T>>,
-    /// Whether weights stay the same from product to product. Their products of few rows then have an order of summation of their
-    /// own.
-    infers: bool,
     /// Present if operands are rounded.
     rounded: Option<Rounded<T>>,
 }
@@ -75,9 +72,8 @@ enum Rounded<T> {
 
 impl<T: Products> Multiplier<T> {
     /// For linear layers, on all threads.
-    pub fn on_all_threads(rounds: bool, infers: bool) -> Multiplier<T> {
-        let multiplier = Multiplier::new(Instructions::in_use(), Parallelism::Rayon(0), rounds.then_some((1056, 3072)));
-        Multiplier { infers, ..multiplier }
+    pub fn on_all_threads(rounds: bool) -> Multiplier<T> {
+        Multiplier::new(Instructions::in_use(), Parallelism::Rayon(0), rounds.then_some((1056, 3072)))
     }
 
     /// For the matrices of one head of a sequence, on the calling thread.
@@ -91,34 +87,20 @@ impl<T: Products> Multiplier<T> {
             Some(kernels) => Rounded::Panels(Panels::new(kernels, rows, columns)),
             None => Rounded::Copies(Copies::new(rows, columns)),
         });
-        Multiplier { parallelism, gemm: T::gemm(instructions), dots: T::dots(instructions), infers: false, rounded }
+        Multiplier { parallelism, gemm: T::gemm(instructions), dots: T::dots(instructions), rounded }
     }
 }
 
 impl<T: Real> Multiplier<T> {
-    /// To be called when weights have changed.
+    /// To be called before constant weights change.
     pub fn forget(&mut self) {
         if let Some(Rounded::Panels(panels)) = &mut self.rounded {
             panels.forget();
         }
     }
 
-    /// `(m, n)` elements of `out` become `onto + x w`, where `w` are weights, with contiguous columns.
-    ///
-    /// # Safety
-    /// As in [`product`](Self::product).
-    pub unsafe fn product_with_weights(
-        &mut self,
-        out: UnsafeSlice<T>,
-        size: (usize, usize, usize),
-        (x, w): (Mat<T>, Mat<T>),
-        onto: Accumulate<T>,
-    ) {
-        // SAFETY: by contract.
-        unsafe { self.multiply((out, 0, size.1), size, (x, w), T::one(), onto, self.infers) }
-    }
-
-    /// `(m, n)` elements of `out`, rows `stride` apart from `at`, become `onto + scale * a b`. `a` is (m, k), `b` is (k, n).
+    /// `(m, n)` elements of `out`, rows `stride` apart from `at`, become `onto + scale * a b`. `a` is (m, k), `b` is (k, n); if it is
+    /// constant, `a` has contiguous rows and `b` contiguous columns.
     ///
     /// # Safety
     /// Nothing else may access these elements meanwhile.
@@ -130,19 +112,6 @@ impl<T: Real> Multiplier<T> {
         scale: T,
         onto: Accumulate<T>,
     ) {
-        // SAFETY: by contract.
-        unsafe { self.multiply((out, at, stride), (m, n, k), (a, b), scale, onto, false) }
-    }
-
-    unsafe fn multiply(
-        &mut self,
-        (out, at, stride): (UnsafeSlice<T>, usize, usize),
-        (m, n, k): (usize, usize, usize),
-        (a, b): (Mat<T>, Mat<T>),
-        scale: T,
-        onto: Accumulate<T>,
-        weights: bool,
-    ) {
         if m == 0 || n == 0 {
             return;
         }
@@ -150,7 +119,7 @@ impl<T: Real> Multiplier<T> {
         let parallelism = self.parallelism;
         if let Some(Rounded::Panels(panels)) = &mut self.rounded {
             // SAFETY: by contract.
-            return unsafe { panels.product((out, at, stride), (m, n, k), (a, b), scale, onto, weights, parallelism) };
+            return unsafe { panels.product((out, at, stride), (m, n, k), (a, b), scale, onto, parallelism) };
         }
         if let Accumulate::Row(row) = onto {
             let grain = grain(n);
@@ -163,7 +132,7 @@ impl<T: Real> Multiplier<T> {
         }
         let add = !matches!(onto, Accumulate::Nothing);
         if let (Some(dots), None) = (self.dots, &self.rounded)
-            && weights
+            && b.constant
             && dots::ROWS.contains(&m)
         {
             // SAFETY: by contract.
