@@ -216,9 +216,12 @@ mod tests {
                 for (a, b) in
                     [(Mat::new(&stored_a, k), Mat::new(&stored_b, n)), (Mat::new(&stored_a, m).t(), Mat::new(&stored_b, k).t())]
                 {
+                    multiplier.forget();
                     let at = |x: Mat<f32>, i: usize, j: usize| f64::from(bf16::from_f32(x.data[i * x.row + j * x.col]));
                     for onto in [Accumulate::Nothing, Accumulate::Itself, Accumulate::Row(&row)] {
                         let got = product(&mut multiplier, (m, n, k), (a, b), 0.5, onto, &start);
+                        let constant = product(&mut multiplier, (m, n, k), (a, b.constant(true)), 0.5, onto, &start);
+                        assert_eq!(constant, got, "{m} x {n} x {k} by {instructions}");
                         for (e, got) in got.into_iter().enumerate() {
                             let (i, j) = (e / n, e % n);
                             let before = match onto {

@@ -654,7 +654,7 @@ pub fn even() -> Vec<Case> {
         embed(&few, 1032, 0, None, on),
         linear(&short, 64, 32, t, false),
         linear(&short, 32, 64, s, true),
-        linear(&few, 768, 104, t, true),
+        linear(&few, 1032, 104, t, true),
         linear(&tiles, 40, 192, t, false),
         linear(&many, 16, 8, t, true),
         classifier(&short, 64, 2),
