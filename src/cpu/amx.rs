@@ -5,13 +5,13 @@ use std::arch::asm;
 use std::arch::x86_64::{__m512, _mm512_setzero_ps};
 
 use super::avx512::{self, finish};
-use super::panels::{Block, Kernels, Region, SIDE};
+use super::panels::{Block, Kernels, Region, SIDE, depth};
 
 /// Only for machines with AMX-BF16.
 pub const KERNELS: Kernels<f32> = Kernels {
     pack: avx512::KERNELS.pack,
     // SAFETY: the machine has the instructions.
-    multiply: |a, b, depth, region| unsafe { multiply(a, b, depth, region) },
+    multiply: |a, b, terms, region| unsafe { multiply(a, b, depth(terms), region) },
 };
 
 /// Asks the system to let this process use tiles; false if the processor or the system has none.

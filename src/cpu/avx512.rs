@@ -5,7 +5,7 @@ use std::array::from_fn;
 use std::mem::transmute;
 
 use super::matrix::{Accumulate, Mat};
-use super::panels::{Block, By, Kernels, Region, SIDE};
+use super::panels::{Block, By, Kernels, Region, SIDE, depth};
 
 /// A tile of the result: of the 32 registers, 24 hold its sums.
 const ROWS: usize = 8;
@@ -16,15 +16,16 @@ pub const KERNELS: Kernels<f32> = Kernels {
     // SAFETY: the machine has the instructions.
     pack: |block, x, terms, columns, by| unsafe { pack(block, x, terms, columns, by) },
     // SAFETY: the same.
-    multiply: |a, b, depth, region| unsafe {
+    multiply: |a, b, terms, region| unsafe {
+        let depth = depth(terms);
         for j in (0..region.columns).step_by(REGISTERS * SIDE) {
             let b = &b[j / SIDE * depth..];
             for i in (0..region.rows).step_by(ROWS) {
                 let (a, half) = (&a[i / SIDE * depth..][..depth], i % SIDE);
                 match (region.columns - j).div_ceil(SIDE) {
-                    1 => multiply::<1>(a, half, b, region, (i, j)),
-                    2 => multiply::<2>(a, half, b, region, (i, j)),
-                    _ => multiply::<REGISTERS>(a, half, b, region, (i, j)),
+                    1 => multiply::<1>((a, half), b, terms, region, (i, j)),
+                    2 => multiply::<2>((a, half), b, terms, region, (i, j)),
+                    _ => multiply::<REGISTERS>((a, half), b, terms, region, (i, j)),
                 }
             }
         }
@@ -143,7 +144,13 @@ fn transpose(mut from: [__m512i; 16]) -> [__m512i; 16] {
 
 /// The tile at (i, j) of the region, with N registers of columns of `b`.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn multiply<const N: usize>(a: &[Block], half: usize, b: &[Block], region: Region<f32>, (i, j): (usize, usize)) {
+fn multiply<const N: usize>(
+    (a, half): (&[Block], usize),
+    b: &[Block],
+    terms: usize,
+    region: Region<f32>,
+    (i, j): (usize, usize),
+) {
     // Prefetch: needed after the accumulation.
     let out = region.out.pointer(region.at, 0);
     for r in i..region.rows.min(i + ROWS) {
@@ -156,7 +163,7 @@ fn multiply<const N: usize>(a: &[Block], half: usize, b: &[Block], region: Regio
     let mut sums = [[_mm512_setzero_ps(); N]; ROWS];
     for (k, a) in a.iter().enumerate() {
         let a: &[_; ROWS] = a.0[half..half + ROWS].try_into().expect("as long");
-        for p in 0..SIDE {
+        for p in 0..(terms.div_ceil(2) - SIDE * k).min(SIDE) {
             // SAFETY: the types are of one size, and any bits are pairs of bf16.
             let b: [__m512bh; N] = from_fn(|register| unsafe { transmute(b[register][k].0[p]) });
             for (sums, a) in sums.iter_mut().zip(a) {

@@ -50,7 +50,7 @@ type Pack<T> = fn(&mut Block, Mat<T>, usize, usize, By);
 #[derive(Clone, Copy)]
 pub struct Kernels<T> {
     pub pack: Pack<T>,
-    /// Multiplies panels of `a` with panels of `b`, each of this many blocks, and stores the region of the result.
+    /// Multiplies panels of `a` with panels of `b`, each of this many terms, and stores the region of the result.
     pub multiply: fn(&[Block], &[Block], usize, Region<T>),
 }
 
@@ -131,7 +131,7 @@ impl<T: Real> Panels<T> {
                         let at = at + (m0 + i) * stride + n0 + j;
                         let (rows, columns) = (high.min(rows - i), wide.min(columns - j));
                         let region = Region { out, at, stride, rows, columns, scale, onto };
-                        multiply(&a[i / SIDE * depth..], &b[j / SIDE * depth..], depth, region);
+                        multiply(&a[i / SIDE * depth..], &b[j / SIDE * depth..], terms, region);
                     });
                 }
             }
@@ -150,7 +150,7 @@ fn task(rows: usize, columns: usize, parallelism: Parallelism) -> (usize, usize)
 }
 
 /// Blocks in a panel of this many terms.
-fn depth(terms: usize) -> usize {
+pub fn depth(terms: usize) -> usize {
     terms.div_ceil(2 * SIDE)
 }
 
