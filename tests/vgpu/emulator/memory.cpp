@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <sys/mman.h>
+#include <unistd.h>
 
 // If AddressSanitizer is preloaded, it detects accesses past the end too.
 extern "C" void __asan_poison_memory_region(const volatile void*, size_t) __attribute__((weak));
@@ -51,12 +52,26 @@ std::deque<uint64_t> graves;
 std::map<const Device*, size_t> used;
 std::map<uintptr_t, std::shared_ptr<HostBuffer>> host_buffers;
 
+// Makes pages accessible. They are NaN: those of a file until they are written, so that memory which is never used costs nothing.
+bool begin_as_nan(char* pages, size_t bytes) {
+    constexpr size_t LENGTH = 16 << 20;
+    static const int file = [] {
+        int file = memfd_create("NaN", MFD_CLOEXEC);
+        std::vector<char> ones(LENGTH, '\xff');
+        return write(file, ones.data(), LENGTH) == ssize_t(LENGTH) ? file : -1;
+    }();
+    for (size_t at = 0; at < bytes; at += LENGTH) {
+        size_t length = std::min(LENGTH, bytes - at);
+        if (mmap(pages + at, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, 0) == MAP_FAILED) return false;
+    }
+    return true;
+}
+
 void bury(uint64_t address, Allocation& allocation) {
     if (!allocation.hollow) used[allocation.device] -= allocation.bytes;
     allocation.live = false;
     if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(allocation.mapping, allocation.mapped);
-    madvise(allocation.mapping, allocation.mapped, MADV_DONTNEED);
-    mprotect(allocation.mapping, allocation.mapped, PROT_NONE);
+    mmap(allocation.mapping, allocation.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     graves.push_back(address);
     if (graves.size() <= GRAVES) return;
     auto oldest = allocations.find(graves.front());
@@ -86,12 +101,14 @@ int allocate(Device& device, size_t bytes, uint64_t* address) {
     void* mapping = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) return OUT_OF_MEMORY;
     Allocation allocation{&device, bytes, static_cast<char*>(mapping), mapped, true, hollow};
+    if (!hollow && !begin_as_nan(allocation.first_page(), mapped - 2 * PAGE)) {
+        munmap(mapping, mapped);
+        return OUT_OF_MEMORY;
+    }
     *address = reinterpret_cast<uint64_t>(allocation.begin());
     allocations[*address] = allocation;
     if (hollow) return SUCCESS;
-    mprotect(allocation.first_page(), mapped - 2 * PAGE, PROT_READ | PROT_WRITE);
     memset(allocation.first_page(), CANARY, allocation.begin() - allocation.first_page());
-    memset(allocation.begin(), 0xff, bytes);
     char* end = allocation.begin() + bytes;
     memset(end, CANARY, allocation.end() - end);
     if (__asan_poison_memory_region) {
