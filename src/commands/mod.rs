@@ -35,6 +35,21 @@ const COMMANDS: [Entry; 8] = [
     ("push", flags::command::<push::Args>, |words| flags::parse(words)?.map_or(Ok(()), push::run)),
 ];
 
+/// What the overview ends with.
+const MORE_HELP: &str = "\
+warpfit COMMAND --help describes the flags of a command.
+
+Environment variables:
+  HF_HOME, HF_TOKEN, ...  Models and data sets of the Hugging Face hub, as in huggingface_hub
+  WARPFIT_CACHE           Folder for tokenized texts and timed algorithms, or empty for none
+                          [default: ~/.cache/warpfit]
+  CUDA_VISIBLE_DEVICES    GPUs to choose from
+  WARPFIT_CUDA            serial: a GPU's kernels run one after the other, to find a fault
+  WARPFIT_CPU             Instructions of the CPU: plain, avx2, avx512, avx512bf16, amx or neon
+                          [default: the fastest that it has]
+  RAYON_NUM_THREADS       Threads of the CPU [default: one per core]
+  NO_COLOR                No colours";
+
 /// `warpfit COMMAND [FLAGS]`
 pub fn warpfit(mut words: Vec<OsString>) -> Result<()> {
     // `help COMMAND` is `COMMAND --help`.
@@ -54,7 +69,7 @@ pub fn warpfit(mut words: Vec<OsString>) -> Result<()> {
     let program = Command::new("warpfit")
         .version(flags::version())
         .about("Fine-tune BERT-family encoders for text classification, and use them")
-        .after_help("warpfit COMMAND --help describes the flags of a command.")
+        .after_help(MORE_HELP)
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)

@@ -113,7 +113,7 @@ pub fn check_interrupt() -> Result<()> {
 
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Turns off notes and progress on standard error, or on again, for `--quiet`; errors are still printed.
+/// Turns off notes and progress on standard error, or on again, for `--quiet`; warnings and errors are still printed.
 pub fn be_quiet(quiet: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
 }
@@ -122,10 +122,10 @@ pub fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Prints a note: a line on standard error, unless notes are off.
+/// Prints a note: a line on standard error, unless notes are off and it is no warning.
 pub fn note(line: impl Display) {
     let line = line.to_string();
-    if !is_quiet() {
+    if !is_quiet() || line.starts_with("warning:") {
         complain(&line);
     }
     NOTED.with_borrow_mut(|noted| noted.iter_mut().for_each(|noted| noted.push(line.clone())));

@@ -78,7 +78,7 @@ pub struct Args {
     /// Create a private repository, and refuse to push to a public one [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", requires = "push_to_hub", help_heading = "Model and run")]
     pub hub_private_repo: Option<bool>,
-    /// Print no progress and no notes
+    /// Print no progress and no notes but warnings
     #[arg(long, help_heading = "Model and run")]
     pub quiet: bool,
 

@@ -59,6 +59,15 @@ fn training_matches_hugging_face() {
 }
 
 #[test]
+fn quiet_runs_print_warnings_and_results_alone() {
+    let out = TempDir::new().unwrap();
+    let validation = golden("train/test.csv");
+    let ran = train(out.path(), &["--max-steps", "1", "--quiet", "--validation-file", path(&validation)]).done();
+    assert_eq!(ran.err, "warning: 3 of the 32 validation texts are in the training data too\n");
+    assert!(ran.out.starts_with("trained ") && ran.out.contains("saved "), "{}", ran.out);
+}
+
+#[test]
 fn a_run_writes_all_its_files() {
     let out = TempDir::new().unwrap();
     // A name with spaces and beyond ASCII, in a folder that does not exist yet.
