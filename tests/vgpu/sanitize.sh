@@ -29,8 +29,8 @@ options="log_path=$reports/report:exitcode=1"
 export ASAN_OPTIONS=$options:detect_leaks=0:detect_stack_use_after_return=0
 export TSAN_OPTIONS=$options:ignore_noninstrumented_modules=1:report_signal_unsafe=0
 status=0
-# Launches take turns under a sanitizer, so that a second thread of tests would gain nothing. With one, ThreadSanitizer, which has
-# 256 slots for more fibers than that, missed a barrier in one run of six.
+# Launches take turns under a sanitizer, so that a second thread of tests would gain nothing. With one, ThreadSanitizer
+# reported a race across a barrier in one run of six; it has 256 slots, and there are more fibers.
 VGPU_DIR=$directory LD_PRELOAD=$("${CXX:-c++}" -print-file-name=$runtime) setarch -R "$tests" --test-threads=1 --skip faults:: "$@" || status=$?
 # A remark of AddressSanitizer on the fibers, when a test's kernel fails on purpose, is no finding.
 if grep -qs "\(Address\|Thread\)Sanitizer: " "$reports"/*; then
