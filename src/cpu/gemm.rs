@@ -21,7 +21,7 @@ pub type Gemm<T> = unsafe fn((usize, usize, usize), (*mut T, usize), bool, (Mat<
 macro_rules! gemm {
     ($kernels:ident::$kind:ident::$t:ident, $simd:ident, $lanes:literal) => {
         |(m, n, k), (out, stride), add, (a, b), scale, parallelism| {
-            use $kernels::microkernel::$kind::$t::*;
+            use $kernels::microkernel::$kind::$t::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
             let simd = <$simd as MixedSimd<$t, $t, $t, $t>>::try_new().expect("the machine has them");
             let s = |stride: usize| stride as isize;
             // The kernels prefer contiguous columns: they compute the transpose.
