@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -47,9 +46,10 @@ impl PartialFile {
     pub fn create(path: &Path) -> Result<PartialFile> {
         let io = |e| Error::io(path, e);
         let path = target(path);
+        #[cfg(unix)]
         if let Some(number) = descriptor(&path) {
             // SAFETY: a number that is not open is an error of the call that copies it.
-            let file = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().map_err(io)?;
+            let file = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) }.try_clone_to_owned().map_err(io)?;
             let file = BufWriter::new(File::from(file));
             return Ok(PartialFile { file, partial: path.clone(), path, finished: true });
         }
@@ -154,9 +154,12 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     tempfile::tempfile_in(existing).map(|_| ()).map_err(|e| Error::io(folder, e))
 }
 
-/// Syncs a folder, which makes renames in it durable.
+/// Syncs a folder, which makes renames in it durable; on Windows, which opens no folders, they are left to the file system.
 pub fn sync_dir(path: &Path) -> Result<()> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(path, e))
+    match cfg!(windows) {
+        true => Ok(()),
+        false => File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(path, e)),
+    }
 }
 
 /// Gives the folder `new` the name `path`. If there is a folder of that name, the two are exchanged in one step, and it is

@@ -3,14 +3,14 @@
 
 use std::cell::RefCell;
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, PipeWriter, Read, Write};
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
-use signal_hook::iterator::{Handle, Signals};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level;
 
 use crate::error::{Error, Kind, Result};
 use look::LABEL;
@@ -29,15 +29,17 @@ pub fn print(line: impl Display) -> Result<()> {
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Error::io(Path::new("standard output"), e))
 }
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Ends [`leave_on_interrupt`].
-static LEAVING: OnceLock<Handle> = OnceLock::new();
-
-/// SIGINT, SIGTERM, SIGHUP (a terminal that closes) and SIGUSR1 (Slurm's warning before the time limit). A SIGHUP that is
-/// ignored, as under nohup, still is.
+/// SIGINT and SIGTERM; on Unix also SIGHUP (a terminal that closes) and SIGUSR1 (Slurm's warning before the time limit). A
+/// SIGHUP that is ignored, as under nohup, still is.
+#[cfg(unix)]
 fn interrupts() -> impl Iterator<Item = i32> {
+    use signal_hook::consts::{SIGHUP, SIGUSR1};
     [SIGINT, SIGTERM, SIGHUP, SIGUSR1].into_iter().filter(|&signal| signal != SIGHUP || !is_ignored(signal))
+}
+
+#[cfg(not(unix))]
+fn interrupts() -> impl Iterator<Item = i32> {
+    [SIGINT, SIGTERM].into_iter()
 }
 
 fn no_signals(e: io::Error) -> Error {
@@ -46,42 +48,63 @@ fn no_signals(e: io::Error) -> Error {
 
 /// A file that grows beyond `ulimit -f` is an error of its write, which is reported, and not the end of the process.
 pub fn outlive_large_files() -> Result<()> {
+    #[cfg(unix)]
     // SAFETY: the handler does nothing.
-    unsafe { signal_hook::low_level::register(SIGXFSZ, || ()) }.map(|_| ()).map_err(no_signals)
+    unsafe { low_level::register(signal_hook::consts::SIGXFSZ, || ()) }.map_err(no_signals)?;
+    Ok(())
 }
 
-/// Until [`notice_interrupts`], a signal ends the process: there is nothing to save. `leave` is run before, and `fact` is reported.
+/// Whether signals are left to [`check_interrupt`]. Locked while the process ends by one that is not.
+static NOTICES: Mutex<bool> = Mutex::new(false);
+
+fn notices() -> MutexGuard<'static, bool> {
+    NOTICES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Wakes the thread of [`leave_on_interrupt`].
+static WAKE: OnceLock<PipeWriter> = OnceLock::new();
+
+/// Until [`notice_interrupts`], a signal ends the process: there is nothing to save. `leave` is run before, and `fact` is
+/// reported. To be called once.
 pub fn leave_on_interrupt(fact: String, leave: impl FnOnce() + Send + 'static) -> Result<()> {
-    let mut signals = Signals::new(interrupts()).map_err(no_signals)?;
-    LEAVING.get_or_init(|| signals.handle());
+    let (mut signals, wake) = io::pipe().map_err(no_signals)?;
+    WAKE.get_or_init(|| wake);
     let wait = move || {
-        if signals.forever().next().is_some() {
+        let signalled = signals.read_exact(&mut [0]).is_ok();
+        let notices = notices();
+        if signalled && !*notices {
             leave();
             report(&Error::interrupted(fact, "start the same command again"));
-            signal_hook::low_level::exit(Kind::Interrupted as i32);
-        }
-        // One that came just before `notice_interrupts` began to listen, which has not noticed it.
-        if signals.pending().next().is_some() && FIRST.load(Ordering::Relaxed) == 0 {
-            on_signal();
+            low_level::exit(Kind::Interrupted as i32);
         }
     };
-    std::thread::Builder::new().spawn(wait).map(|_| ()).map_err(no_signals)
+    std::thread::Builder::new().spawn(wait).map_err(no_signals)?;
+    listen()
 }
 
 /// From now on the first signal is left to [`check_interrupt`]; a second one ends the process immediately.
 pub fn notice_interrupts() -> Result<()> {
-    BEGIN.get_or_init(Instant::now);
-    for signal in interrupts() {
-        // SAFETY: the handler reads the clock and atomic numbers, and may end the process, all of which a handler may do.
-        unsafe { signal_hook::low_level::register(signal, on_signal) }.map_err(no_signals)?;
+    *notices() = true;
+    listen()
+}
+
+/// Handles signals for the rest of the process.
+fn listen() -> Result<()> {
+    if BEGIN.set(Instant::now()).is_err() {
+        return Ok(());
     }
-    LEAVING.get().into_iter().for_each(Handle::close);
+    for signal in interrupts() {
+        // SAFETY: the handler reads the clock and atomic numbers, writes to a pipe, and may end the process, all of which a handler
+        // may do.
+        unsafe { low_level::register(signal, on_signal) }.map_err(no_signals)?;
+    }
     Ok(())
 }
 
 /// Signals within this time are one: `timeout` sends one to its child and one to the group that the child is in.
 const ONE_SIGNAL: u64 = 300; // ms
 
+/// When signals began to be handled.
 static BEGIN: OnceLock<Instant> = OnceLock::new();
 
 /// When the first signal came, in milliseconds from 1 after [`BEGIN`]; 0 before.
@@ -90,22 +113,26 @@ static FIRST: AtomicU64 = AtomicU64::new(0);
 fn on_signal() {
     let now = 1 + BEGIN.get().map_or(0, |begin| begin.elapsed().as_millis() as u64);
     match FIRST.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
-        Ok(_) => INTERRUPTED.store(true, Ordering::Relaxed),
+        Ok(_) => {
+            let _ = WAKE.get().map(|mut wake| wake.write(&[0]));
+        }
         // Another thread may have had the first signal, and read the clock later.
-        Err(first) if now.saturating_sub(first) > ONE_SIGNAL => signal_hook::low_level::exit(Kind::Interrupted as i32),
+        Err(first) if now.saturating_sub(first) > ONE_SIGNAL => low_level::exit(Kind::Interrupted as i32),
         Err(_) => (),
     }
 }
 
+#[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     ignored.unwrap_or(0) >> (signal - 1) & 1 == 1
 }
 
-/// An error of kind [`Kind::Interrupted`] once a signal was received: called where work can stop and be saved.
+/// An error of kind [`Kind::Interrupted`] once a signal was received after [`notice_interrupts`]: called where work can stop and
+/// be saved.
 pub fn check_interrupt() -> Result<()> {
-    match INTERRUPTED.load(Ordering::Relaxed) {
+    match FIRST.load(Ordering::Relaxed) > 0 && *notices() {
         true => Err(Error::interrupted("by a signal", "")),
         false => Ok(()),
     }

@@ -25,7 +25,7 @@ pub fn folder() -> Option<PathBuf> {
     let absolute = |name: &str| set(name).filter(|path| path.is_absolute());
     let folder = set("WARPFIT_CACHE")
         .or_else(|| Some(absolute("XDG_CACHE_HOME")?.join("warpfit")))
-        .or_else(|| Some(absolute("HOME")?.join(".cache/warpfit")))?;
+        .or_else(|| Some(absolute(if cfg!(windows) { "USERPROFILE" } else { "HOME" })?.join(".cache/warpfit")))?;
     Some(folder).filter(|folder| !folder.as_os_str().is_empty())
 }
 

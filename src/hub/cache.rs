@@ -297,8 +297,15 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<Entry>) -> std::io::Result<
 fn link(snapshot: &Path, name: &str, etag: &str) -> Result<()> {
     let path = snapshot.join(name);
     create_dir(path.parent().expect("lies in the snapshot"))?;
-    let up = "../".repeat(2 + name.matches('/').count());
-    match std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &path) {
+    #[cfg(unix)]
+    let linked = {
+        let up = "../".repeat(2 + name.matches('/').count());
+        std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &path)
+    };
+    // Symbolic links are a privilege on Windows.
+    #[cfg(not(unix))]
+    let linked = fs::hard_link(snapshot.join("../../blobs").join(etag), &path);
+    match linked {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::io(&path, error)),
         _ => Ok(()),
     }
