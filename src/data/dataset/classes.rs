@@ -55,7 +55,7 @@ pub fn classify(tables: Vec<Table>, model: ModelClasses, given: Option<&[String]
     check_kind(&parts)?;
     let mut notes = suspicious(&parts);
     let declared = declared(&parts, given);
-    name_bare(&mut parts, &declared, given.is_some())?;
+    notes.extend(name_bare(&mut parts, &declared, given.is_some())?);
     if let Some(given) = given {
         check_given(&parts, given)?;
     }
@@ -219,8 +219,8 @@ fn declared(parts: &[Part], given: Option<&[String]>) -> Vec<String> {
 }
 
 /// Makes one decision for all labels of the run: booleans in one spelling, with 0 and 1 beside them, and bare numbers as indices
-/// of the declared names unless they are these names.
-fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<()> {
+/// of the declared names unless they are these names. Returns how it read numbers where the names leave a choice.
+fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<Option<String>> {
     let boolean = |label: &str| match &*label.to_lowercase() {
         "true" | "1" => Some(true),
         "false" | "0" => Some(false),
@@ -237,7 +237,7 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<()>
     let union: BTreeSet<&str> = bare.iter().flat_map(|part| &part.labels).map(String::as_str).collect();
     let numbers = match bare.first() {
         Some(numbers) if !names.is_empty() && !union.iter().all(|label| names.contains(label)) => numbers,
-        _ => return Ok(()),
+        _ => return Ok(None),
     };
     // Given names are those of the numbers in ascending order: of indices, or of 1 and 2, -1 and 1, 0 and 4.
     let values: BTreeSet<i64> = union.iter().filter_map(|label| whole(label)).collect();
@@ -258,11 +258,15 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<()>
         };
         return Err(Error::user(place, fact, remedy));
     }
+    let class = |value: i64| if ranks { values.iter().take_while(|&&other| other < value).count() } else { value as usize };
+    let class: HashMap<String, u32> =
+        union.iter().map(|label| (label.to_string(), class(whole(label).expect("bare")) as u32)).collect();
+    let counted = values.iter().copied().eq(0..declared.len() as i64);
+    let note = (given && !counted).then(|| taken(&class, declared, "the names given"));
     for part in parts.iter_mut().filter(|part| part.is_bare()) {
-        let class = |value: i64| if ranks { values.iter().take_while(|&&other| other < value).count() } else { value as usize };
-        part.labels.iter_mut().for_each(|label| *label = declared[class(whole(label).expect("bare"))].clone());
+        part.labels.iter_mut().for_each(|label| *label = declared[class[label] as usize].clone());
     }
-    Ok(())
+    Ok(note)
 }
 
 type Chosen = (Vec<String>, HashMap<String, u32>, Option<String>);
@@ -272,7 +276,8 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
     let all: BTreeSet<&str> = labels(parts).collect();
     let bare = parts.iter().all(Part::is_bare) && all.iter().all(|label| whole(label).is_some());
     let by_index = |n: usize| bare && counts_agree(&all, n);
-    let indexed = || all.iter().map(|label| (label.to_string(), whole(label).expect("bare") as u32)).collect();
+    let indexed =
+        || -> HashMap<String, u32> { all.iter().map(|label| (label.to_string(), whole(label).expect("bare") as u32)).collect() };
     let mut note = None;
     match model {
         ModelClasses::Replaceable(None) => {}
@@ -280,22 +285,26 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
             // The user's names are those of a model that has none.
             let unnamed = is_unnamed(names);
             let names = given.filter(|given| unnamed && given.len() == names.len()).unwrap_or(names);
-            let taken = |whose: &str| Some(format!("the labels {} are taken as the model's {whose}", in_words(&all)));
             // Given names that the model lacks are classes even without rows.
             let given = given.into_iter().flatten().map(String::as_str);
             let known = given.filter(|_| matches!(model, ModelClasses::Replaceable(_))).chain(all.iter().copied()).collect();
+            let read = |class| Some(taken(class, names, "the model's")).filter(|_| !unnamed);
             if let Some((class, exact)) = by_name(&known, names) {
                 let differs = |label: &&str| whole(label) != Some(i64::from(class[*label]));
                 let ambiguous = by_index(names.len()) && all.iter().any(differs);
                 let note = match (exact, ambiguous) {
                     (true, false) => None,
-                    (true, true) => taken("names, not its indices"),
-                    (false, _) => taken(&list(names)),
+                    (true, true) => {
+                        Some(format!("the labels {} are taken as the model's names, not its indices", in_words(&all)))
+                    }
+                    (false, _) => read(&class),
                 };
                 return Ok((names.to_vec(), class, note.filter(|_| !unnamed)));
             }
             if by_index(names.len()) || unnamed && bare && indices(&all, names.len()) {
-                return Ok((names.to_vec(), indexed(), taken(&list(names)).filter(|_| !unnamed)));
+                let class = indexed();
+                let note = read(&class);
+                return Ok((names.to_vec(), class, note));
             }
             let fixed = matches!(model, ModelClasses::Fixed(_));
             let fits_declared = all.iter().all(|label| declared.iter().any(|name| name == label));
@@ -319,6 +328,15 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
         _ => in_order(&names),
     };
     Ok((names, class, note))
+}
+
+/// How labels were read: "the labels 1, 2 are taken as the model's bad, good".
+fn taken(class: &HashMap<String, u32>, names: &[String], whose: &str) -> String {
+    let mut labels: Vec<String> = class.keys().cloned().collect();
+    labels.sort_by_key(|label| (whole(label), label.clone()));
+    let classes: Vec<String> = labels.iter().map(|label| names[class[label] as usize].clone()).collect();
+    let (noun, verb) = if labels.len() == 1 { ("label", "is") } else { ("labels", "are") };
+    format!("the {noun} {} {verb} taken as {whose} {}", list(&labels), list(&classes))
 }
 
 fn is_unnamed(names: &[String]) -> bool {
