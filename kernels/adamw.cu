@@ -6,9 +6,9 @@
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 
-// The updates on which a row can catch up: a power of two. A missed update is a chain of more than 200 cycles, and most batches of
-// reviews have a word that missed nearly all since all rows caught up. When they do, and the update after it has all rows, 1.4 GB of
-// DistilBERT-base are moved: with 64, both are a few microseconds per step.
+// The updates by which a row may lag behind: a power of two. A missed update is a dependency chain of more than 200 cycles, and most
+// batches of reviews have a word that missed nearly all since all rows caught up. When all rows catch up, 1.4 GB of DistilBERT-base
+// are moved. With 64, either cost is a few microseconds per step.
 constexpr int RING = 64; // host
 
 struct GradNorm {

@@ -2,7 +2,7 @@
 // backward pass recomputes them from lse (the maths is in src/ops.rs). A block holds some rows of one head and streams the
 // sequence's rows past them: keys past queries (fwd, bwd_q) or queries past keys (bwd_kv), so nothing is summed across blocks.
 // Two paths: f32 from shared memory for any head_dim <= 128, and tensor cores for 16-bit heads of 32 and 64. Traffic: q, y once;
-// k and v once per 64 (tensor cores, forward: 128) queries, from L2.
+// k and v once per tile of queries (64; tensor cores, forward: 128; f32 heads of more than 64: 32), from L2.
 #include "mma.cuh"
 
 template <class T> struct AttnFwd {

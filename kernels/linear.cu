@@ -36,7 +36,7 @@ struct Gelu {
     }
 };
 
-// NaN stays NaN, forward and backward.
+// NaN stays NaN; backward, as in PyTorch, dy passes where x is NaN.
 struct Relu {
     static __device__ __forceinline__ float value(float x) { return x < 0.0f ? 0.0f : x; }
     static __device__ __forceinline__ float backward(float x, float dy) { return x <= 0.0f ? 0.0f : dy; }

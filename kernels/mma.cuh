@@ -1,5 +1,5 @@
-// Tensor cores, the loads that feed them, and asynchronous copies: all inline PTX is here. bf16 needs sm_80; on sm_75 its
-// products trap, as the host chooses no kernel with them there, those of f16 are two of half the size, and the copies are synchronous.
+// Tensor cores, the loads that feed them, and asynchronous copies: all inline PTX is here. bf16 needs sm_80. On
+// sm_75, products of bf16 trap (the host never selects them), a product of f16 is two of half the size, and copies are synchronous.
 // Fragments (m16n8k16, lane = 4 g + t): a = A[g][2t..], A[g+8][2t..], A[g][2t+8..], A[g+8][2t+8..]; b = B[2t..][g],
 // B[2t+8..][g];
 // d = D[g][2t], D[g][2t+1], D[g+8][2t], D[g+8][2t+1]. Each register of a and b holds two neighbours in k, the lower one low.

@@ -1,4 +1,4 @@
-//! The backend and its precision: the values of `--device` and `--precision`. The only module that names the backends.
+//! The backend and its precision: the values of `--device` and `--precision`. The only module that opens a backend.
 
 use std::fmt;
 use std::str::FromStr;

@@ -13,7 +13,7 @@
 //! | [`model`] | a model as one list of ops: `encoder`, `head`; `infer` (batches in order, submitted ahead); `names` (parameters by role, with Hugging Face's names), `config`, `plan` (every buffer) |
 //! | [`cpu`] | the backend on CPUs: one file per group of ops (embed linear attention norm loss adamw), `dropout` (its masks), `arena`, `instructions` (the machine's, or those of `WARPFIT_CPU`), and matrix products: `matrix`, `product`, by `gemm`, of few rows by `dots`, or, rounded to bf16, by `panels` (`avx512`, `amx`) or `copies` |
 //! | [`cuda`] | the backend on NVIDIA GPUs: the same groups, each launching the kernels in `kernels/<name>.cu`; `gemm` (cuBLASLt), `tune` (its algorithms, timed), `columns` (sums over rows, added once per update), `words` (rows of the word table that updates pass over), `overlap` (updates beside the next forward pass), `graph` (the pass of one text, recorded and replayed), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
-//! | [`device`] | the choice of backend and precision: the only module that names the backends |
+//! | [`device`] | the choice of backend and precision: the only module that opens a backend |
 //! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; the time of each op in a run |
 //! | [`random`] | Philox: dropout as a pure function of place and step |
 //! | [`data`] | `dataset` (labelled texts: one file per format, the splits of a folder, the `classes` of a run), `description` (a look at them before training), `inputs` (rows to classify), `scored` (rows classified), `tokenize` (with `pretrained`, the settings of a model folder, `wordpiece`, BERT's own algorithm, and `truncation`, the part of long texts that is left out), `cache` (tokenized texts kept for later runs), `pack` (no padding), `loader` (order of rows, prefetching) |
@@ -28,14 +28,15 @@
 //! | [`sample`] | the bundled reviews of the default run |
 //! | [`console`], [`files`], [`flags`], [`memory`], [`error`] | the terminal and signals; atomic files; command-line flags; the allocator; one error type: where, what, what to do |
 //!
-//! A backend implements the trait, one file per group of ops; `device` opens it, and no other module names one. Beside `src/`:
+//! A backend implements the trait, one file per group of ops; `device` opens it, and no other module names one (`tsne` uses the CPU's instructions for its own loops). Beside `src/`:
 //! `kernels/` (CUDA sources), `build.rs` (runs nvcc, if there is one), `tests/vgpu` (a GPU in software, for the tests),
 //! `benches/`.
 //!
 //! # Invariants
 //! 1. Padding does not exist. A batch is packed: `ids`, `positions` and `cu_seqlens`; every dense op runs on the rows that
 //!    exist; only attention and the gather of `[CLS]` read `cu_seqlens`.
-//! 2. An op allocates nothing (the working memory of the `gemm` crates aside, and page-locked memory for results, on first use):
+//! 2. An op allocates nothing (the working memory of the `gemm` crates aside, and on first use page-locked memory for results and, on a CPU in bf16, the packed
+//!    weights of inference):
 //!    all memory is planned and taken once, and `plan.rs` is the whole list, but for the working memory that a backend takes in
 //!    [`ops::Backend::reserve`].
 //! 3. Gradients of parameters accumulate (`+=`) over an update's micro-batches, of which the first overwrites (`=`); gradients of

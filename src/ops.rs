@@ -60,7 +60,7 @@ impl DType {
         }
     }
 
-    /// The type of what is never rounded to 16 bits, beside activations of this type: sums, statistics, parameters.
+    /// The type of values that are never rounded to 16 bits, when activations have this type: sums, statistics, parameters.
     pub fn exact(self) -> DType {
         if self.size() == 2 { DType::F32 } else { self }
     }
@@ -542,7 +542,7 @@ pub struct Status {
     pub grad_norm: f64,
     /// Updates skipped, in the whole run, because the loss or the gradient norm was not finite.
     pub skipped: f64,
-    /// The loss scale: gradients of activations and parameters are 2 to this power times their value, an integer.
+    /// Exponent of the loss scale, an integer: stored gradients of activations and parameters are 2 to this power times their value.
     pub scale: f64,
     /// Updates since the scale last changed, if it is dynamic.
     pub good: f64,

@@ -913,7 +913,7 @@ fn nothing_is_allocated() {
             both_ways();
             let count = allocations(both_ways);
             // The crate gemm allocates working memory in every product.
-            let by_gemm = (on == On::Cpu || !Instructions::in_use().multiply_bf16()) && multiplies(&case);
+            let by_gemm = (on == On::Cpu || Instructions::in_use() == Instructions::in_use().for_f32()) && multiplies(&case);
             assert!(count == 0 || by_gemm, "{} allocated {count} times", case.name);
         }
     });

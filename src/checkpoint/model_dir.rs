@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::snapshot::Snapshot;
 use super::weights::{self, Weights};
+use crate::console::note;
 use crate::data::inputs::{Content, Input};
 use crate::data::tokenize::{Encoded, MAX_LENGTH, Tokenizer};
 use crate::data::truncation::TruncationSide;
@@ -17,6 +18,7 @@ use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::names::params;
 use crate::model::plan::{Plan, Slot};
+use crate::report::log::counted;
 
 /// The files of a model that [`ModelDir::write`] writes.
 pub const FILES: [&str; 6] =
@@ -209,6 +211,13 @@ impl ModelDir {
         let weights = Weights::open(&self.path)?;
         let params: Vec<_> = slots.iter().map(|slot| slot.param.clone()).collect();
         let loaded = weights::resolve(&params, &weights, other_head)?;
+        let of_layers: Vec<_> = loaded.unexpected.iter().filter(|name| name.contains("layer.")).collect();
+        if let Some(first) = of_layers.iter().min() {
+            let (place, count) = (self.path.display(), counted(of_layers.len(), "tensor"));
+            note(format!(
+                "warning: {place}: {count} of its layers are not used, such as {first}: its config.json has no place for them"
+            ));
+        }
         for (slot, tensor) in slots.iter().zip(&loaded.tensors) {
             each(slot, tensor.map(|tensor| tensor.f32()).transpose()?)?;
         }

@@ -31,7 +31,7 @@ impl Arena {
 
     /// Sets every byte to 0xff: NaN as a float, -1 as an integer.
     pub fn poison(&mut self) {
-        // SAFETY: `start` points to `size` bytes of our own.
+        // SAFETY: `start` points to `memory.len()` bytes of our own.
         unsafe { self.start.write_bytes(0xff, self.memory.len()) }
     }
 

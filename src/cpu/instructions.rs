@@ -1,5 +1,5 @@
 //! The instructions that the backend uses: the best of the machine, or those that `WARPFIT_CPU` names. The only module that
-//! detects them. The C library alone chooses for itself: `tanh` in f32, and `exp` and `tanh` in f64.
+//! detects them, but for tiles, which `amx` asks the system for. The C library alone chooses for itself: `tanh` in f32, and `exp` and `tanh` in f64.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -73,11 +73,6 @@ impl Instructions {
     /// [`chosen`](Self::chosen), read once. Panics on its error, which `Device::open` reports before anything is computed.
     pub fn in_use() -> Instructions {
         in_use().0
-    }
-
-    /// Whether there are products of bf16.
-    pub fn multiply_bf16(self) -> bool {
-        self != self.for_f32()
     }
 
     /// Whether these are faster than products in f32.

@@ -43,7 +43,7 @@ use real::simd;
 /// The backend in f32 or f64; the layout's type must be that of T.
 pub struct Cpu<T> {
     arena: Arena,
-    /// For the arrays of a batch, and where they lie there.
+    /// The region for the arrays of a batch, and where each lies in it.
     batch: View,
     inputs: Option<Inputs>,
     step: Step,
@@ -64,7 +64,7 @@ pub struct Cpu<T> {
     poisoned: bool,
     /// Whether products round their operands.
     rounds: bool,
-    /// Whether weights are read alone.
+    /// Whether weights are only read.
     infers: bool,
 }
 
@@ -246,7 +246,8 @@ impl<T: Products> Backend for Cpu<T> {
         Ok(None)
     }
 
-    /// The scores of attention, for each thread.
+    /// The scores of attention, for each thread. Copies of operands that products round, at most 17 MiB and 4 MiB per thread, are not
+    /// counted.
     fn workspace(&self, layout: &Layout) -> usize {
         rayon::current_num_threads() * attention::Scratch::<T>::bytes(layout.max_seqlen)
     }

@@ -74,7 +74,7 @@ impl Drop for Memory {
 struct Staging {
     buffer: PinnedHostSlice<i32>,
     /// The GPU has copied the batch.
-    fetched: CudaEvent,
+    copied: CudaEvent,
 }
 
 /// Page-locked memory into which the GPU copies asynchronously. Unlike cudarc's it is cached, for it is read. Allocated on first use.
@@ -152,8 +152,8 @@ impl Arena {
         let staging = || -> Result<Staging> {
             // SAFETY: written before it is read.
             let buffer = unsafe { stream.context().alloc_pinned(layout.batch.len) }.map_err(failed("page-locked memory"))?;
-            let fetched = stream.context().new_event(None).map_err(failed("event"))?;
-            Ok(Staging { buffer, fetched })
+            let copied = stream.context().new_event(None).map_err(failed("event"))?;
+            Ok(Staging { buffer, copied })
         };
         let staging = [staging()?, staging()?];
         let pair = || -> Result<[Fetched; 2]> { Ok([Fetched::new(stream.context())?, Fetched::new(stream.context())?]) };
@@ -216,10 +216,10 @@ impl Arena {
     pub fn stage(&mut self, stream: &CudaStream, batch: &PackedBatch) -> Result<Inputs> {
         let region = self.layout.batch;
         let (inputs, address) = (Inputs::of(batch, region), self.at(region));
-        let Staging { buffer, fetched } = &mut self.staging[self.turn];
+        let Staging { buffer, copied } = &mut self.staging[self.turn];
         self.turn ^= 1;
         // The GPU may still be copying the batch before last from this buffer.
-        fetched.synchronize().map_err(failed("batch"))?;
+        copied.synchronize().map_err(failed("batch"))?;
         let buffer = buffer.as_mut_slice().map_err(failed("batch"))?;
         let mut end = 0;
         for (view, values) in inputs.with(batch) {
@@ -227,9 +227,9 @@ impl Arena {
             end = start + values.len();
             buffer[start..end].copy_from_slice(values);
         }
-        // SAFETY: the region lies in the arena; the buffer is not written before `fetched`.
+        // SAFETY: the region lies in the arena; the buffer is not written before `copied`.
         unsafe { result::memcpy_htod_async(address, &buffer[..end], stream.cu_stream()) }.map_err(failed("batch"))?;
-        fetched.record(stream).map_err(failed("batch"))?;
+        copied.record(stream).map_err(failed("batch"))?;
         Ok(inputs)
     }
 }

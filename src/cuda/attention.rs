@@ -56,7 +56,7 @@ impl Path<'_> {
     }
 }
 
-/// Most tiles, or sequences, per launch: the second dimension of a grid.
+/// At most this many tiles, or sequences, per launch: the second dimension of a grid.
 const MOST: usize = 65_535;
 
 fn scale(op: &Attention) -> f32 {

@@ -7,7 +7,7 @@ use super::{Cuda, norm, words};
 use crate::error::Result;
 use crate::ops::{Embed, GatherCls, View};
 
-/// Of rows whose token types are summed: most chunks, and least rows per chunk.
+/// For sums over token types: at most this many chunks of rows, and at least this many rows per chunk.
 const CHUNKS: usize = 128;
 const CHUNK: usize = 32;
 

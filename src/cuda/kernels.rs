@@ -15,7 +15,7 @@ use crate::ops::DType;
 /// An address in device memory; 0 is null.
 pub type Ptr = u64;
 
-/// Most blocks in each dimension of a grid, on every GPU.
+/// The largest number of blocks in each dimension of a grid, on every GPU.
 const LARGEST_GRID: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];
 
 /// A kernel with arguments `A`.

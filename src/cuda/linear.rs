@@ -8,7 +8,7 @@ use super::kernels::{ACT_PACKS, ACT_ROWS, ActBwd, ActFwd};
 use crate::error::Result;
 use crate::ops::{Activation, Linear};
 
-/// Most chunks of rows in the backward pass of an activation.
+/// At most this many chunks of rows in the backward pass of an activation.
 const CHUNKS: usize = 256;
 
 /// `y = x W^T + b`; in column-major order `y = W^T x`.

@@ -6,7 +6,7 @@ use super::{Cuda, columns};
 use crate::error::Result;
 use crate::ops::{AddNorm, DropSite};
 
-/// Most chunks of rows in the backward pass, and the multiple to which their rows are rounded up.
+/// At most this many chunks of rows in the backward pass, and the multiple to which their rows are rounded up.
 const CHUNKS: usize = 512;
 const CHUNK: usize = 4;
 

@@ -15,8 +15,8 @@ use super::words::Passed;
 use crate::error::Result;
 use crate::ops::{AdamW, Op, View};
 
-/// One of this many parts of the matrices behind the word table is updated first: the others take less time than the forward pass
-/// of this part, even if it is slowed down.
+/// The first of this many parts of the matrices after the word table is updated in the main stream. The update of the others
+/// takes less time than the forward pass of that first part, even when it is slowed down.
 const PARTS: usize = 3;
 
 /// The second stream.

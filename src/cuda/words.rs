@@ -30,9 +30,9 @@ pub struct Words {
 
 #[derive(Clone, Copy, Default)]
 struct State {
-    /// Of rows with a gradient.
+    /// The tag of rows with a gradient.
     tag: i32,
-    /// Updates until now, and those that all rows have.
+    /// Updates so far, and how many of them every row has received.
     updates: i32,
     caught_up: i32,
     /// The rows of the batch have all updates.

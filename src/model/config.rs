@@ -105,7 +105,7 @@ impl Arch {
 // dim * ffn, times 8 bytes) overflows 64 bits.
 const MAX_VOCAB: usize = 1 << 24;
 const MAX_POSITIONS: usize = 1 << 20;
-const MAX_TYPES: usize = 1 << 10;
+const MAX_TYPES: usize = 1 << 8;
 const MAX_DIM: usize = 1 << 16;
 const MAX_LAYERS: usize = 1 << 10;
 const MAX_FFN: usize = 1 << 20;

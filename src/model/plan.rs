@@ -1,6 +1,6 @@
 //! Every buffer of a run, with its name and shape: one table of sizes, one allocation. Beside the working memory of the backend, this
 //! is all the memory that a step uses.
-//! Views are distinct or disjoint, except where a comment says that they are shared.
+//! Views are disjoint, except where a comment says that they are shared.
 
 use super::config::Config;
 use super::names::{self, Block, Module, Param};
@@ -318,10 +318,8 @@ impl Plan {
         let grads = arena.for_training(Part::Gradients, "gradients", len, exact);
         let m = arena.for_training(Part::Optimizer, "first moments", len, exact);
         let v = arena.for_training(Part::Optimizer, "second moments", len, exact);
-        let slots: Vec<Slot> = places
-            .into_iter()
-            .map(|(start, param)| Slot { view: params.slice(start, param.shape.iter().product()), param })
-            .collect();
+        let slots: Vec<Slot> =
+            places.into_iter().map(|(start, param)| Slot { view: params.slice(start, param.count()), param }).collect();
 
         let word = Weights(&slots).view(Module::Word, false);
         let in_flat = |flat: View| if flat.is_none() { flat } else { flat.slice(0, word.len) };
@@ -465,7 +463,7 @@ fn place(params: Vec<Param>) -> (Vec<(usize, Param)>, usize, usize) {
                 at = at.next_multiple_of(PARAM_ALIGN);
             }
             *start = at;
-            at += param.shape.iter().product::<usize>();
+            at += param.count();
         }
         at = at.next_multiple_of(PARAM_ALIGN);
         if decay {
