@@ -91,6 +91,11 @@ fn other_names_are_refused_or_replace_the_models() {
     let (_folder, one_two) = file("one_two.csv", "text,label\ngood film,2\nbad film,1\n");
     let ranked = evaluate(six.path(), &one_two, &["--label-names", "anger,fear"]).done();
     assert!(ranked.err.contains("anger: 1, fear: 1"), "{}", ranked.err);
+    let order = "the labels 1, 2 are taken as anger, fear: --label-names have the order of the numbers\n";
+    assert!(ranked.err.contains(order), "{}", ranked.err);
+    let (_folder, ones) = file("ones.csv", "text,label\nbad film,1\n");
+    let counted = evaluate(six.path(), &ones, &["--label-names", "anger,fear"]).done();
+    assert!(counted.err.contains("the label 1 is taken as fear: --label-names are counted from 0\n"), "{}", counted.err);
 
     // Another spelling in another file of the run is the same class.
     let (_folder, train) =

@@ -262,7 +262,8 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<Opt
     let class: HashMap<String, u32> =
         union.iter().map(|label| (label.to_string(), class(whole(label).expect("bare")) as u32)).collect();
     let counted = values.iter().copied().eq(0..declared.len() as i64);
-    let note = (given && !counted).then(|| taken(&class, declared, "the names given"));
+    let order = if ranks { "have the order of the numbers" } else { "are counted from 0" };
+    let note = (given && !counted).then(|| format!("{}: --label-names {order}", taken(&class, declared, "")));
     for part in parts.iter_mut().filter(|part| part.is_bare()) {
         part.labels.iter_mut().for_each(|label| *label = declared[class[label] as usize].clone());
     }
@@ -288,7 +289,7 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
             // Given names that the model lacks are classes even without rows.
             let given = given.into_iter().flatten().map(String::as_str);
             let known = given.filter(|_| matches!(model, ModelClasses::Replaceable(_))).chain(all.iter().copied()).collect();
-            let read = |class| Some(taken(class, names, "the model's")).filter(|_| !unnamed);
+            let read = |class| Some(taken(class, names, "the model's ")).filter(|_| !unnamed);
             if let Some((class, exact)) = by_name(&known, names) {
                 let differs = |label: &&str| whole(label) != Some(i64::from(class[*label]));
                 let ambiguous = by_index(names.len()) && all.iter().any(differs);
@@ -336,7 +337,7 @@ fn taken(class: &HashMap<String, u32>, names: &[String], whose: &str) -> String 
     labels.sort_by_key(|label| (whole(label), label.clone()));
     let classes: Vec<String> = labels.iter().map(|label| names[class[label] as usize].clone()).collect();
     let (noun, verb) = if labels.len() == 1 { ("label", "is") } else { ("labels", "are") };
-    format!("the {noun} {} {verb} taken as {whose} {}", list(&labels), list(&classes))
+    format!("the {noun} {} {verb} taken as {whose}{}", list(&labels), list(&classes))
 }
 
 fn is_unnamed(names: &[String]) -> bool {
