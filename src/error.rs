@@ -15,7 +15,7 @@ pub enum Kind {
     User = 2,
     /// The device or memory has failed.
     Device = 3,
-    /// Stopped by a signal, with the work saved.
+    /// Stopped by a signal; the message says what was saved.
     Interrupted = 130,
     /// The reader of standard output has gone: not a failure.
     BrokenPipe = 0,

@@ -348,16 +348,26 @@ pub struct SplitArgs {
     /// Configuration of --dataset [default: its only one]
     #[arg(long, visible_alias = "dataset-config-name", value_name = "NAME", requires = "dataset")]
     pub dataset_config: Option<String>,
-    /// Split of --dataset
-    #[arg(long, value_enum, requires = "dataset", default_value = "test")]
-    pub split: Split,
+    /// Split of --dataset [default: test]
+    #[arg(long, value_enum)]
+    pub split: Option<Split>,
 }
 
 impl SplitArgs {
     /// The files of the split; `None` without --dataset.
     pub fn files(&self) -> Result<Option<Vec<PathBuf>>> {
-        let Some(name) = &self.dataset else { return Ok(None) };
-        let files = hub::dataset(name, self.dataset_config.as_deref(), &[self.split])?.files(self.split);
+        let split = self.split.unwrap_or(Split::Test);
+        let Some(name) = &self.dataset else {
+            // clap does not require what another flag excludes.
+            return match (&self.dataset_config, self.split) {
+                (None, None) => Ok(None),
+                (Some(_), _) => {
+                    Err(Error::user("--dataset-config", "is one of a --dataset", "name the data set, or leave it out"))
+                }
+                (_, Some(_)) => Err(Error::user("--split", "is one of a --dataset", "name the data set, or leave it out")),
+            };
+        };
+        let files = hub::dataset(name, self.dataset_config.as_deref(), &[split])?.files(split);
         match files.is_empty() {
             true => Err(Error::user("--split", format!("{} has no such split", name.display()), "choose another")),
             false => Ok(Some(files)),
@@ -400,6 +410,11 @@ pub fn count(text: &str) -> std::result::Result<usize, String> {
         .ok()
         .filter(|&n| n > 0 && n <= u32::MAX as usize)
         .ok_or_else(|| format!("use a whole number from 1 to {}", u32::MAX))
+}
+
+/// A seed.
+pub fn seed(text: &str) -> std::result::Result<u64, String> {
+    text.parse().map_err(|_| format!("use a whole number from 0 to {}", u64::MAX))
 }
 
 /// An integer of at least 0.

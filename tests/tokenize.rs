@@ -510,10 +510,11 @@ fn other_data_or_settings_are_tokenized_again() {
     fs::write(&data, text.replacen("good", "look", 1)).unwrap();
     fs::File::options().append(true).open(&data).unwrap().set_modified(modified).unwrap();
     assert!(fresh(&[]));
-    // The same rows elsewhere.
+    // The same rows in another file, which is named in what is reported.
     let moved = folder.path().join("moved.csv");
     fs::rename(&data, &moved).unwrap();
-    assert!(dry_run(&moved, &kept, &[]).is_from_cache());
+    let of_moved = dry_run(&moved, &kept, &[]);
+    assert!(!of_moved.is_from_cache() && of_moved.err.contains("moved.csv: texts from"), "{}", of_moved.err);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde::de::IgnoredAny;
 use super::model_dir;
 use crate::console::note;
 use crate::error::{Error, Result};
-use crate::files::{CHECKSUMS, PartialFile, check_writable, create_dir, replace_dir, seal, sync_dir};
+use crate::files::{CHECKSUMS, PartialFile, check_writable, create_dir, keep_inputs, replace_dir, seal, sync_dir};
 use crate::report::tensorboard;
 
 /// Locked by the process that writes into the folder, for as long as it lives; holds the id of the run.
@@ -118,6 +118,12 @@ impl RunDir {
             done.map_err(|e| Error::io(&path, e))?;
         }
         model_dir::finish_replacement(&self.path)
+    }
+
+    /// The error with which a run in this folder would move or replace a file that it reads.
+    pub fn keep_inputs(path: &Path, inputs: &[PathBuf]) -> Result<()> {
+        let written = RESULTS.iter().chain(&model_dir::FILES).chain(&["README.md"]);
+        written.map(|name| path.join(name)).try_for_each(|file| keep_inputs(&file, inputs))
     }
 
     /// Begins a new run: what an earlier one has left is set aside, except for its model and the card of that.

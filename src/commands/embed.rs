@@ -12,7 +12,7 @@ use crate::data::loader::randperm;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
 use crate::files::{PartialFile, create_dir, free_folder, keep_inputs, remove_partial_files, write_json};
-use crate::flags::{InputArgs, RunArgs, SplitArgs, count, shown, unless_dash};
+use crate::flags::{InputArgs, RunArgs, SplitArgs, count, seed, shown, unless_dash};
 use crate::hub;
 use crate::infer::pooling::Pooling;
 use crate::infer::probe::Probe;
@@ -71,7 +71,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 5000, requires = "project")]
     max_samples: usize,
     /// Random seed of that sample
-    #[arg(long, value_name = "N", default_value_t = 42, requires = "project")]
+    #[arg(long, value_name = "N", value_parser = seed, default_value_t = 42, requires = "project")]
     seed: u64,
     /// Fit a logistic regression to the vectors of --train-file and measure it on --test-file
     #[arg(long, requires_all = ["train_file", "test_file"], conflicts_with_all = ["input", "input_format", "dataset"])]

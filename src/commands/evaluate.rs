@@ -44,7 +44,9 @@ pub struct Args {
     split: SplitArgs,
     /// Predictions to measure instead of a model: a .jsonl file with "label" (an index or a name) and "scores" (a list of
     /// numbers in the order of the labels, or the objects that predict --top-k 0 writes)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file", "dataset"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file", "dataset", "split", "label_column", "batch_size"])]
+    #[arg(conflicts_with_all = ["delimiter", "quoting", "no_header", "encoding", "text_column", "max_batch_tokens"])]
+    #[arg(conflicts_with_all = ["max_length", "device", "precision"])]
     predictions: Option<PathBuf>,
     /// Folders to compare side by side: those that --output-dir wrote, or those of training runs
     #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "file", "dataset", "predictions", "fail_under"])]
@@ -60,7 +62,7 @@ pub struct Args {
     /// false and true [default: the model's]
     #[arg(long, value_name = "NAME,NAME,...", value_parser = label_names, conflicts_with = "predictions")]
     label_names: Option<LabelNames>,
-    /// The class of two that precision, recall, F1 and the areas are of [default: the second]
+    /// With two classes, the one whose precision, recall, F1 and areas are reported [default: the second]
     #[arg(long, value_name = "NAME")]
     positive_label: Option<String>,
     /// Texts per batch, at most
@@ -105,7 +107,8 @@ pub fn run(args: Args) -> Result<()> {
         }
         None => run_model(&args, device)?,
     };
-    let loss: f64 = found.losses.iter().sum::<f64>() / found.losses.len() as f64;
+    // 0, and not -0, if every loss is.
+    let loss = found.losses.iter().sum::<f64>() / found.losses.len() as f64 + 0.0;
     found.metrics.loss = Some(loss).filter(|loss| loss.is_finite());
     // Checked before anything is printed.
     if let Some(folder) = &args.output_dir {
@@ -175,6 +178,7 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String, Origin)>
     let given = args.label_names.as_ref().map(|names| &names.0[..]);
     let (Classes { names, notes }, data) = dataset::classify(vec![table], model_classes, given)?;
     notes.iter().for_each(|line| note(format!("note: {line}")));
+    let positive = positive_class(args.positive_label.as_deref(), &names)?;
     let data = data.into_iter().next().expect("one for the table");
     note(format!("texts: {}: {}", data.labels.len(), dataset::counts_in_words(&names, &data.labels)));
     if ids.is_empty() {
@@ -185,7 +189,6 @@ fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String, Origin)>
     let progress = Progress::new("evaluating", encoded.rows() as u64, &["texts", "tokens"]);
     let logits = classifier.logits(&encoded, |texts, tokens| progress.add(&[texts as u64, tokens as u64]))?;
     progress.finish("");
-    let positive = positive_class(args.positive_label.as_deref(), &names)?;
     let metrics = Metrics::from_logits(&encoded.labels, &logits, names.len(), positive)?;
     let losses = cross_entropy(&encoded.labels, &logits, names.len());
     let scores = logits.chunks_exact(names.len()).flat_map(softmax).collect();

@@ -81,9 +81,16 @@ fn no_stars(labels: &[String]) -> Error {
 /// The file that the only argument names, if it is one.
 ///
 /// # Errors
-/// An argument that looks like the name of a file, where there is none.
+/// An argument that looks like the name of a file, where there is none; a file among several arguments.
 fn named_file(texts: &[String]) -> Result<Option<PathBuf>> {
-    let [text] = texts else { return Ok(None) };
+    let [text] = texts else {
+        return match texts.iter().find(|text| std::path::Path::new(text).exists()) {
+            Some(file) => {
+                Err(Error::user(file, "is one of several files or texts", "name one file, or mark each text with --text"))
+            }
+            None => Ok(None),
+        };
+    };
     let path = PathBuf::from(text);
     if text == "-" {
         return Ok(Some(path));
@@ -111,6 +118,10 @@ pub fn run(mut args: Args) -> Result<()> {
     let format = args.format.map_or_else(|| Format::of(args.output.as_deref()), Ok)?;
     if args.keep_columns && format == Format::Text {
         return Err(Error::user("--keep-columns", "lines for people have no columns", "pass --format jsonl or csv"));
+    }
+    let reading = args.reading.file.flags(None);
+    if !reading.is_empty() && (!args.texts.is_empty() || !args.text.is_empty()) {
+        return Err(Error::user(reading.trim(), "there is no file to read", "leave it out, or name a file with --input"));
     }
     let device = args.run.device()?;
     if let Some(output) = &args.output {

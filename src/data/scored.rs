@@ -106,7 +106,11 @@ fn to_probabilities(path: &Path, lines: &[usize], scores: &mut [f64], classes: u
         let fact = format!("the scores sum to {total:.4}, but those of other rows to 1");
         return Err(Error::user(place, fact, "give probabilities that sum to 1, or logits, in every row"));
     }
-    note(format!("note: {place}: the scores sum to {total:.4}, so those of all rows are taken as logits; their softmax is used"));
+    let why = match scores[misfit * classes..][..classes].iter().find(|&&score| score < 0.0) {
+        Some(score) => format!("the score {score} is negative"),
+        None => format!("the scores sum to {total:.4}"),
+    };
+    note(format!("note: {place}: {why}, so the scores of all rows are taken as logits; their softmax is used"));
     for row in scores.chunks_exact_mut(classes) {
         let logits: Vec<f32> = row.iter().map(|&x| x as f32).collect();
         row.copy_from_slice(&softmax(&logits));
@@ -149,6 +153,9 @@ impl Classes {
         let scores = match self {
             Classes::Counted(classes) if *classes == row.len() => row.iter().map(Value::as_f64).collect(),
             Classes::Named(names) if names.len() == row.len() => {
+                if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+                    return Err(format!("the class \"{}\" has two scores", twice[0]));
+                }
                 let of = |name: &String| row.iter().find(|scored| scored["label"] == **name)?["score"].as_f64();
                 names.iter().map(of).collect()
             }

@@ -243,7 +243,7 @@ impl Tokenizer {
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Encoded> {
         let room = self.room(max_length)?;
-        // Only to cut the end, the rest of a text need not be read.
+        // When the end is cut, the rest of the text need not be read.
         let limit = if side == TruncationSide::Right { room.saturating_add(1) } else { usize::MAX };
         let chunks = texts.par_chunks(256).map(|chunk| {
             let (mut encoded, mut ids) = (Encoded::default(), Vec::new());

@@ -44,7 +44,8 @@ impl TruncationSide {
             return Ok(None);
         }
         let side = serde_json::from_value(value.clone()).ok().filter(|side| key == OWN_KEY || *side != TruncationSide::Middle);
-        side.map(Some).ok_or_else(|| Error::user(place, format!("{key} is {value}"), "use \"left\" or \"right\""))
+        let remedy = if key == OWN_KEY { "use \"left\", \"right\" or \"middle\"" } else { "use \"left\" or \"right\"" };
+        side.map(Some).ok_or_else(|| Error::user(place, format!("{key} is {value}"), remedy))
     }
 
     /// Puts the choice into the content of a `tokenizer_config.json`.

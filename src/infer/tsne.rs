@@ -10,7 +10,7 @@ use crate::cpu;
 /// Effective number of neighbours of a vector.
 const PERPLEXITY: f64 = 30.0;
 pub const STEPS: usize = 1000;
-/// Number of first steps in which neighbours attract each other by this factor more, so that clusters form.
+/// In the first EARLY steps attraction is multiplied by EXAGGERATION, so that clusters form.
 const EARLY: usize = 250;
 const EXAGGERATION: f64 = 12.0;
 

@@ -70,7 +70,7 @@ pub struct Served {
     pub max_length: usize,
     /// Tokens per batch, at most.
     pub batch_tokens: usize,
-    /// Of the activations: float32 or bfloat16.
+    /// The precision of products, for /info: float32, bfloat16 or float16.
     pub dtype: &'static str,
     /// How /embed reduces the states of a text to a vector.
     pub pooling: Pooling,

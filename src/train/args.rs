@@ -20,7 +20,7 @@ use crate::data::truncation::TruncationSide;
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::same_file;
-use crate::flags::{self, DataArgs, SplitName, count, missing, not_negative, open_unit, positive, truth, unit};
+use crate::flags::{self, DataArgs, SplitName, count, missing, not_negative, open_unit, positive, seed, truth, unit};
 use crate::metrics::Metric;
 use crate::sample::RUNS;
 
@@ -78,7 +78,7 @@ pub struct Args {
     /// Create a private repository, and refuse to push to a public one [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", requires = "push_to_hub", help_heading = "Model and run")]
     pub hub_private_repo: Option<bool>,
-    /// Print no progress and no notes but warnings
+    /// Print warnings only: no progress and no other notes
     #[arg(long, help_heading = "Model and run")]
     pub quiet: bool,
 
@@ -87,7 +87,7 @@ pub struct Args {
     /// Fraction of the training data to hold out for validation, stratified by class [default: none]
     #[arg(long, value_parser = open_unit, conflicts_with_all = ["validation_file", "validation_split_name"], help_heading = "Data")]
     pub validation_split: Option<f64>,
-    /// The class of two that precision, recall, F1 and the areas are of [default: the second]
+    /// With two classes, the one whose precision, recall, F1 and areas are reported [default: the second]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub positive_label: Option<String>,
     /// Truncate texts to this many tokens; the model folder carries it [default: the smallest of the tokenizer's limit, the
@@ -176,7 +176,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Precision and device")]
     pub algorithms: Option<PathBuf>,
     /// Random seed for shuffling, dropout and new weights [default: 42]
-    #[arg(long, help_heading = "Precision and device")]
+    #[arg(long, value_parser = seed, help_heading = "Precision and device")]
     pub seed: Option<u64>,
 
     /// Log the loss every this many updates [default: 10]
@@ -197,8 +197,8 @@ pub struct Args {
     /// Keep at most this many checkpoints, the newest and the best among them, so that 1 may keep two [default: all]
     #[arg(long, value_parser = count, help_heading = "Cadence")]
     pub save_total_limit: Option<usize>,
-    /// Write checkpoints without the optimizer's state: a third of the size, but a run cannot be resumed from them; that of an
-    /// interrupt has it [default: false]
+    /// Write checkpoints without the optimizer's state: a third of the size, but a run cannot be resumed from them; an
+    /// interrupted run's checkpoint still has it [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Cadence")]
     pub save_only_model: Option<bool>,
     /// Load the weights of the best evaluation at the end [default: true with evaluations]
@@ -432,7 +432,10 @@ impl Args {
             return Err(Error::user("--eval-strategy", "there is nothing to evaluate on", remedy));
         }
         let eval_needs = if validates { "--eval-strategy steps" } else { "validation data" };
+        let never_evaluates = !validates && files.test.is_empty();
         for (unused, flag, needs) in [
+            (self.max_eval_samples.is_some() && !validates, "--max-eval-samples", "validation data"),
+            (self.eval_batch_size.is_some() && never_evaluates, "--eval-batch-size", "validation or test data"),
             (self.eval_steps.is_some() && eval_strategy != Strategy::Steps, "--eval-steps", eval_needs),
             (self.save_steps.is_some() && save_strategy != Strategy::Steps, "--save-steps", "--save-strategy steps"),
             (
@@ -452,10 +455,12 @@ impl Args {
             (self.early_stopping_patience.is_some(), "--early-stopping-patience"),
         ] {
             if given && !evaluates {
-                return Err(Error::user(flag, "needs evaluations", "pass --validation-file or --validation-split"));
+                let remedy =
+                    if validates { "pass --eval-strategy epoch" } else { "pass --validation-file or --validation-split" };
+                return Err(Error::user(flag, "needs evaluations", remedy));
             }
         }
-        if fail_under.is_some() && !validates && files.test.is_empty() {
+        if fail_under.is_some() && never_evaluates {
             return Err(Error::user("--fail-under", "there is nothing to evaluate on", "pass --validation-file or --test-file"));
         }
         let mut report_to = self.report_to.unwrap_or(vec![ReportTo::Jsonl, ReportTo::Tensorboard]);
@@ -468,6 +473,7 @@ impl Args {
             None if self.dry_run => RUNS.into(),
             None => RunDir::numbered(RUNS.as_ref(), "")?,
         };
+        RunDir::keep_inputs(&output_dir, &[&files.train[..], &files.validation, &files.test].concat())?;
         Ok(Settings {
             model,
             from_scratch: self.from_scratch.unwrap_or(false),
@@ -526,13 +532,6 @@ impl Args {
             flags: self.given,
             working_directory: std::env::current_dir().unwrap_or_default().to_string_lossy().into_owned(),
         })
-    }
-}
-
-impl Settings {
-    /// Options for reading the data files.
-    pub fn columns(&self) -> dataset::Options {
-        self.reading.clone()
     }
 }
 

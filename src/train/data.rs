@@ -48,9 +48,8 @@ impl Data {
             Some(data) => {
                 note("data: tokenized by an earlier run");
                 data.notes.iter().for_each(note);
-                for (what, encoded) in data.parts() {
-                    Some(cut(what, encoded, tokenizer, max_length)).filter(|line| !line.is_empty()).into_iter().for_each(note);
-                }
+                let cuts = data.parts().into_iter().map(|(what, encoded)| cut(what, encoded, tokenizer, max_length));
+                cuts.filter(|line| !line.is_empty()).for_each(note);
                 data
             }
             None => {
@@ -83,13 +82,14 @@ impl Data {
             "tokenizer": String::from_utf8_lossy(&tokenizer.json),
             "max_length": max_length,
             "truncation_side": tokenizer.truncation_side,
-            "columns": format!("{:?}", settings.columns()),
+            "columns": format!("{:?}", settings.reading),
             "names": config.labels_named.then_some(&config.labels),
             "label_names": settings.label_names,
             "test_may_lack_labels": settings.of_dataset.contains(&Split::Test),
             "split": settings.validation_split.map(|share| (share, settings.seed)),
             "samples": (settings.max_train_samples, settings.max_eval_samples),
-            "files": files.map(Vec::len),
+            // Their names are in what is noted about them.
+            "files": files,
         });
         cache::key(&decisive, files.into_iter().flatten().map(PathBuf::as_path))
     }
@@ -111,7 +111,7 @@ impl Data {
         let model = ModelClasses::Replaceable(config.labels_named.then_some(&config.labels));
         let (files, given) = (&settings.files, settings.label_names.as_deref());
         let test_may_lack_labels = settings.of_dataset.contains(&Split::Test);
-        let read = Labelled::read(files, &settings.columns(), test_may_lack_labels, model, given)?;
+        let read = Labelled::read(files, &settings.reading, test_may_lack_labels, model, given)?;
         let Labelled { names, guesses, mut notes, mut train, mut validation, test } = read;
         if let Some(share) = settings.validation_split {
             let (kept, split) = dataset::stratified_split(&train.labels, share, settings.seed);

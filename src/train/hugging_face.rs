@@ -84,7 +84,7 @@ pub const NO_EFFECT: &[&str] = &[
 
 const LEAVE_OUT: &str = "leave it out";
 
-/// Flags that hold here with these values alone, and what to do about another value, which would change the result.
+/// Flags accepted only with these values, and the remedy for any other, which would change the result.
 const FIXED: &[(&str, &[&str], &str)] = &[
     ("optim", &["adamw_torch", "adamw_torch_fused"], "use adamw_torch"),
     ("optim_args", &[], LEAVE_OUT),

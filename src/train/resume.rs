@@ -1,4 +1,4 @@
-//! A run that is resumed: its checkpoint, chosen and verified once, which has its flags, and the state that is restored from it.
+//! Resuming a run: the checkpoint, chosen and verified once; the flags stored in it; and the state restored from it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::console::note;
 use crate::data::tokenize::Tokenizer;
 use crate::device::Precision;
 use crate::error::{Error, Result};
-use crate::files::verify;
+use crate::files::{same_file, verify};
 use crate::ops::Status;
 use crate::report::history::History;
 use crate::report::log::{Count, counted};
@@ -25,7 +25,7 @@ use crate::report::log::{Count, counted};
 const MODEL_ONLY: &str = "a checkpoint of --save-only-model has no optimizer state";
 
 /// Settings that may change when a run resumes.
-const CHANGEABLE: [&str; 13] = [
+const CHANGEABLE: [&str; 14] = [
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -39,6 +39,8 @@ const CHANGEABLE: [&str; 13] = [
     "label_smoothing_factor",
     "class_weights",
     "positive_label",
+    // If no text is truncated otherwise.
+    "max_length",
 ];
 
 /// The checkpoint that is resumed, verified.
@@ -66,6 +68,10 @@ impl Checkpoint {
         let (place, missing) = if named { (asked, "no such checkpoint") } else { (run, "no such folder") };
         if !place.exists() {
             return Err(Error::user(place.display(), missing, "check the path"));
+        }
+        if named && RunDir::containing(asked).is_some_and(|folder| same_file(&folder, asked)) {
+            let remedy = "leave out --output-dir to continue it, or name one of its checkpoints";
+            return Err(Error::user(asked.display(), "is the folder of another run than --output-dir", remedy));
         }
         let run = RunDir::create(run, true)?;
         let mut chosen = if named { Checkpoint::verified(asked, run)? } else { Checkpoint::newest(run)? };

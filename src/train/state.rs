@@ -29,7 +29,7 @@ pub(super) const MASKS: &str = "Philox4x32-7, 16 bits";
 /// The state between two micro-batches; state.json of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunState {
-    /// The run that this is a state of, at random; empty in a checkpoint of an earlier version.
+    /// Random id of the run; empty in a checkpoint of an earlier version.
     #[serde(default)]
     pub run_id: String,
     /// How dropout draws its masks; empty in a checkpoint of a version that drew others.
@@ -150,7 +150,7 @@ impl RunState {
         if self.masks != MASKS && [dropout, attention_dropout, classifier_dropout].iter().any(|&rate| rate > 0.0) {
             let place = checkpoint.display();
             note(format!(
-                "warning: {place} is of a version with other dropout masks: this run ends with other weights than that one would have"
+                "warning: {place} was written by a version with other dropout masks: the final weights will differ from those of an uninterrupted run"
             ));
         }
         Ok(())
@@ -165,8 +165,6 @@ fn fingerprint(settings: &Settings, data: &Data) -> Value {
         format!("{hash:016x}")
     };
     json!({
-        "data": hash(&data.train),
-        "validation_data": data.validation.as_ref().map(|data| hash(data)),
         "metric_for_best_model": settings.metric_for_best_model,
         "model": settings.model.file_name().unwrap_or_default().to_string_lossy(),
         "from_scratch": settings.from_scratch,
@@ -175,6 +173,9 @@ fn fingerprint(settings: &Settings, data: &Data) -> Value {
         "precision": settings.precision,
         "seed": settings.seed,
         "shuffle": settings.shuffle,
+        // Last: a flag may be why they differ.
+        "data": hash(&data.train),
+        "validation_data": data.validation.as_ref().map(|data| hash(data)),
     })
 }
 
@@ -183,7 +184,7 @@ pub(super) fn moments(model: &Model) -> [(&'static str, View); 2] {
     [("m.", model.plan.m), ("v.", model.plan.v)]
 }
 
-/// Flat views that a checkpoint of a run has at most: parameters, moments, and, within an update, gradients.
+/// The largest number of flat views in a checkpoint: parameters, moments, and, within an update, gradients.
 pub fn views_of_checkpoint(settings: &Settings) -> usize {
     if settings.gradient_accumulation_steps > 1 { 4 } else { 3 }
 }

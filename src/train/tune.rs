@@ -221,7 +221,7 @@ pub fn resume(model: &mut Model, checkpoint: &Path) -> Result<()> {
         Ok(shapes) => note(format!("algorithms: timed for {} of products, those of the checkpoint", counted(shapes, "shape"))),
         Err(fact) => {
             note(format!(
-                "warning: {}: {fact}; the run goes on without it, to other bits than it would have there",
+                "warning: {}: {fact}; the run continues without it, so its bits may differ from those on that device",
                 path.display()
             ));
         }

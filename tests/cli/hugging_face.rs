@@ -262,6 +262,15 @@ fn steps_imply_their_strategy_and_constant_has_no_warm_up() {
     {
         assert!(notes.contains(&format!("note: {flag} has no effect without {needs}\n")), "{notes}");
     }
+    // Without validation data.
+    let out = place.0.path().join("alone");
+    let alone =
+        train(&out, &words("--max_steps 1 --save_strategy no --max_eval_samples 2 --per_device_eval_batch_size 4")).done();
+    for (flag, needs) in [("--max-eval-samples", "validation data"), ("--eval-batch-size", "validation or test data")] {
+        assert!(alone.err.contains(&format!("note: {flag} has no effect without {needs}\n")), "{}", alone.err);
+    }
+    let never = words("--eval_strategy no --load_best_model_at_end True --validation_split 0.5 --overwrite_output_dir");
+    train(&out, &never).failed(2, "`--load-best-model-at-end`: needs evaluations; pass --eval-strategy epoch");
     let (run, _) = settings("--max_steps 1 --save_strategy no --lr_scheduler_type constant_with_warmup --warmup_ratio 0.5");
     assert_eq!(run["lr_scheduler_type"], "constant_with_warmup");
 }

@@ -389,12 +389,13 @@ fn rounded_probabilities_stay_probabilities() {
     let row = |label: usize| json!({"label": label, "scores": (0..30).map(|class| if class == label { 0.8 } else { 0.0 }).collect::<Vec<f64>>()});
     let (_folder, many) = file("p.jsonl", &[row(0), row(1)].map(|row| row.to_string()).join("\n"));
     assert_eq!(loss(&many).0, 0.0, "scaled to 1");
+    assert!(ran(EVALUATE, &["--predictions", path(&many)]).done().out.starts_with("loss 0.0000 "));
     let (_folder, logits) = file("p.jsonl", "{\"label\": 1, \"scores\": [-1.0, 1.0]}\n{\"label\": 0, \"scores\": [0.5, 0.5]}\n");
     let (found, notes) = loss(&logits);
     let expected = (f64::exp(-2.0).ln_1p() + 2f64.ln()) / 2.0;
     assert!(
         (found - expected).abs() < 1e-4
-            && notes.contains("p.jsonl:1: the scores sum to 0.0000, so those of all rows are taken as logits"),
+            && notes.contains("p.jsonl:1: the score -1 is negative, so the scores of all rows are taken as logits"),
         "{found} {notes}"
     );
     let odd = "{\"label\": 1, \"scores\": [0.1, 0.9]}\n{\"label\": 0, \"scores\": [0.75, 0.25]}\n{\"label\": 0, \"scores\": [0.75, 0.5]}\n";

@@ -243,6 +243,13 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         ran(PREDICT, &["--model", file, "x"]).fault(2, "test.csv`: is not a folder"),
         predict(&["x", "--text", "y"]).fault(2, "cannot be used with"),
         predict(&["x", "--input", file]).fault(2, "cannot be used with"),
+        predict(&["x", file]).fault(2, "test.csv`: is one of several files or texts; name one file, or mark each text"),
+        predict(&["x", "--encoding", "cp1251"]).fault(2, "`--encoding windows-1251`: there is no file to read"),
+        predict(&["x", "--split", "train"]).fault(2, "`--split`: is one of a --dataset"),
+        ran(EVALUATE, &["--model", model, file, "--split", "train"]).fault(2, "`--split`: is one of a --dataset"),
+        ran(EVALUATE, &["--predictions", "p.jsonl", "--device", "cpu"]).fault(2, "cannot be used with"),
+        ran(EVALUATE, &["--predictions", "p.jsonl", "--text-column", "t"]).fault(2, "cannot be used with"),
+        ran(EVALUATE, &["--model", model, file, "--positive-label", "joy"]).fault(2, "joy"),
         predict(&["x", "--top-k", "-1"]).fault(2, "invalid value '-1' for '--top-k"),
         predict(&["x", "--max-length", "49"]).fault(2, "49 exceeds the model's 48 positions"),
         predict(&["x", "--max-length", "2"]).fault(2, "2 leaves no room for text"),
@@ -276,6 +283,8 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"label\": 2, \"scores\": [1, 0]}")
             .fault(2, "p.jsonl:2`: the label 2 is out of range"),
         scored("{\"label\": 0, \"scores\": [1, 0]}\n{\"scores\": [1, 0]}").fault(2, "p.jsonl:2`: the label is missing"),
+        scored("{\"label\": \"a\", \"scores\": [{\"label\": \"a\", \"score\": 1}, {\"label\": \"a\", \"score\": 0}]}")
+            .fault(2, "p.jsonl:1`: the class \"a\" has two scores"),
         scored("{\"label\": 0, \"scores\": [1, null]}").fault(2, "p.jsonl:1`: "),
         scored("{\"label\": 0, \"scores\": [1, NaN]}").fault(2, "p.jsonl:1`: "),
         scored("{\"label\": \"a\", \"scores\": [1, 0]}").fault(2, "1 name among the labels, but 2 scores per row"),
@@ -322,7 +331,8 @@ fn a_file_has_one_name_in_every_command() {
 
     let one = |args: &[&str]| ran(PREDICT, &[&["--model", path(model.path())], args].concat());
     assert_eq!(one(&["--text", file]).done().out.lines().count(), 1);
-    assert_eq!(one(&[file, "good"]).done().out.lines().count(), 2, "texts, as there are two");
+    one(&[file, "good"]).failed(2, "is one of several files or texts");
+    assert_eq!(one(&["--text", file, "--text", "good"]).done().out.lines().count(), 2);
     one(&["nowhere.csv"]).failed(2, "`nowhere.csv`: no such file or folder; check the path, or classify these words with --text");
     one(&["good.", "--input-format", "jsonl"]).failed(2, "`--input-format`: there are no lines to read");
     one(&[file, "--input", file]).failed(2, "cannot be used with");

@@ -337,7 +337,7 @@ fn a_checkpoint_with_other_dropout_masks_is_reported() {
         state.as_object_mut().unwrap().remove("masks").unwrap();
         fs::write(newest.join("state.json"), state.to_string()).unwrap();
         let ran = run_with(out.path(), &format!("{flags} --resume-from-checkpoint")).done();
-        assert_eq!(ran.err.contains("checkpoint-40 is of a version with other dropout masks"), matters, "{}", ran.err);
+        assert_eq!(ran.err.contains("checkpoint-40 was written by a version with other dropout masks"), matters, "{}", ran.err);
     }
 }
 
@@ -592,17 +592,19 @@ fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
 fn changed_settings_are_reported() {
     let out = TempDir::new().unwrap();
     run_with(out.path(), "").done();
-    let changed = "--learning-rate 1e-4 --weight-decay 0.5 --positive-label NEGATIVE --epochs 4 --resume-from-checkpoint";
+    let changed =
+        "--learning-rate 1e-4 --weight-decay 0.5 --positive-label NEGATIVE --epochs 4 --max-length 40 --resume-from-checkpoint";
     let ran = run_with(out.path(), changed).done();
     for line in [
         "warning: --learning-rate was 0.00005, and is 0.0001 from here on",
         "warning: --epochs was 3.0, and is 4.0 from here on",
         "warning: --weight-decay was 0.0, and is 0.5 from here on",
         "warning: --positive-label was not set, and is NEGATIVE from here on",
+        "warning: --max-length was 32, and is 40 from here on",
     ] {
         assert!(ran.err.contains(line), "{}", ran.err);
     }
-    assert_eq!(ran.err.matches(" from here on").count(), 4, "{}", ran.err);
+    assert_eq!(ran.err.matches(" from here on").count(), 5, "{}", ran.err);
 }
 
 #[test]
@@ -626,6 +628,33 @@ fn a_finished_run_that_is_resumed_keeps_its_results() {
     fs::remove_file(out.path().join("train_results.json")).unwrap();
     run_with(out.path(), "--validation-split 0.2 --resume-from-checkpoint").done();
     assert_eq!(keys(&results()[0]), BTreeSet::from(["epoch", "train_loss", "train_samples"]));
+}
+
+#[test]
+fn a_run_replaces_no_file_that_it_reads() {
+    let out = TempDir::new().unwrap();
+    let data = out.path().join("examples.json");
+    let rows = [json!({"text": "good film", "label": 1}), json!({"text": "bad film", "label": 0})];
+    fs::write(&data, json!(rows).to_string()).unwrap();
+    let model = golden("train/hf_init");
+    let args = ["--overwrite-output-dir", "--output-dir", path(out.path()), "--train-file", path(&data), "--model", path(&model)];
+    ran(TRAIN, &args).failed(2, "examples.json`: is a file that is read");
+    assert_eq!(super::read(out.path(), "examples.json"), json!(rows));
+}
+
+#[test]
+fn the_best_checkpoint_stays_known() {
+    let out = TempDir::new().unwrap();
+    // Nothing is learnt, so that no evaluation is better than the first.
+    let with = "--validation-split 0.2 --load-best-model-at-end false --metric-for-best-model f1 --learning-rate 1e-30 --eval-steps 5 \
+                --save-total-limit 3 --no-shuffle";
+    run_with(out.path(), with).done();
+    let best = || super::read(out.path(), "trainer_state.json")["best_model_checkpoint"].clone();
+    let (before, last) = (best(), out.path().join("checkpoint-40"));
+    assert!(before.is_string() && before != path(&last), "{before}");
+    fs::remove_dir_all(&last).unwrap();
+    run_with(out.path(), &format!("{with} --resume-from-checkpoint")).done();
+    assert_eq!(best(), before);
 }
 
 /// Nothing can be created in /proc, not even by root.
@@ -732,6 +761,10 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     // What is given is checked against the run, and a number of epochs replaces its number of updates.
     let out = stopped("d");
     ran(TRAIN, &["--resume-from-checkpoint", path(&out), "--seed", "7"]).failed(2, "was written with --seed 42");
+    let other = dir.path().join("other-folder");
+    let moved = ran(TRAIN, &["--resume-from-checkpoint", path(&out), "--output-dir", path(&other)]);
+    moved.failed(2, "is the folder of another run than --output-dir; leave out --output-dir to continue it");
+    assert!(!other.exists());
     let more = ["--resume-from-checkpoint", path(&out), "--learning-rate", "1e-4", "--epochs", "2.5"];
     let longer = ran(TRAIN, &more).done();
     assert!(longer.err.contains("warning: --learning-rate was 0.001, and is 0.0001 from here on"), "{}", longer.err);

@@ -319,7 +319,7 @@ fn choose(parts: &[Part], declared: &[String], model: ModelClasses, given: Optio
             }
             let own = own_names(&all, bare, declared);
             // Only the number of classes decides over the shape of the classifier.
-            let kept = if own.len() == names.len() { ", whose classifier is trained on" } else { "" };
+            let kept = if own.len() == names.len() { ", and its classifier is trained further" } else { "" };
             note = Some(format!("the classes are those of the files, {}; the model's were {}{kept}", list(&own), list(names)));
         }
     }

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode};
 use super::Service;
 use super::refusal::{Answered, Refusal, refusal};
 use super::request::{Inputs, Rows, TruncationDirection};
-use crate::error::{Error, Kind};
+use crate::error::{BROKEN, Error, Kind};
 use crate::infer::Output;
 use crate::report::log::counted;
 use crate::serve::access_log::Size;
@@ -58,8 +58,7 @@ pub async fn compute(
     rows.offsets.windows(2).for_each(|row| metrics.input_length.observe((row[1] - row[0]) as f64));
     let answer = queue.answer(place, rows, output).await?;
     if answer.rows.iter().flatten().any(|x| !x.is_finite()) {
-        let remedy = "the model is broken: go back to an earlier checkpoint";
-        return Err(Error::new(Kind::Unusable, "model", "its output is not finite", remedy).into());
+        return Err(Error::new(Kind::Unusable, "model", "its output is not finite", BROKEN).into());
     }
     let total = start.elapsed();
     metrics.successes.with_label_values(&[method]).inc();
