@@ -124,9 +124,10 @@ fn on_signal() {
 
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    ignored.unwrap_or(0) >> (signal - 1) & 1 == 1
+    use std::{mem::MaybeUninit, ptr::null};
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: the call writes the action; zeros are one, too.
+    unsafe { libc::sigaction(signal, null(), action.as_mut_ptr()) == 0 && action.assume_init().sa_sigaction == libc::SIG_IGN }
 }
 
 /// An error of kind [`Kind::Interrupted`] once a signal was received after [`notice_interrupts`]: called where work can stop and

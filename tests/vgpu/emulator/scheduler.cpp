@@ -533,15 +533,6 @@ uint64_t shuffle(unsigned mask, uint64_t value, unsigned from, const char* opera
     return value;
 }
 
-unsigned ballot(unsigned mask, bool vote, Site site) {
-    Slot* slots = &runner->meet(
-        mask, "a vote of the warp", site, [&](Slot& slot, Meeting&) { slot.words[0] = vote; }, [](Slot(&)[WARP], Meeting&) {});
-    unsigned votes = 0;
-    for (unsigned lane = 0; lane < WARP; lane++)
-        if (mask >> lane & 1) votes |= slots[lane].words[0] << lane;
-    return votes;
-}
-
 // ---- asynchronous copies
 
 void start_copy(const Copy& copy) {

@@ -20,20 +20,13 @@ using std::isfinite;
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x, y, z; };
 struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) double2 { double x, y; };
 
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline double2 make_double2(double x, double y) { return {x, y}; }
 
 // ---- the scheduler's side, in libcuda.so
 
@@ -68,7 +61,6 @@ struct Slot { uint32_t words[10]; };
 void meet(unsigned mask, Slot& mine, void (*combine)(Slot (&slots)[32], Site site), const char* operation, Site site);
 void sync_warp(unsigned mask, Site site);
 uint64_t shuffle(unsigned mask, uint64_t value, unsigned from, const char* operation, Site site);
-unsigned ballot(unsigned mask, bool vote, Site site);
 
 struct Copy {
     void* to;
@@ -135,9 +127,6 @@ bool add_kernel(const char* name, const char* file, size_t argument_bytes, unsig
 
 inline void __syncthreads(VGPU_SITE) { vgpu::barrier({file, line}); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, VGPU_SITE) { vgpu::sync_warp(mask, {file, line}); }
-inline unsigned __ballot_sync(unsigned mask, bool vote, VGPU_SITE) { return vgpu::ballot(mask, vote, {file, line}); }
-inline bool __any_sync(unsigned mask, bool vote, VGPU_SITE) { return vgpu::ballot(mask, vote, {file, line}) != 0; }
-inline bool __all_sync(unsigned mask, bool vote, VGPU_SITE) { return vgpu::ballot(mask, vote, {file, line}) == mask; }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 template <class T> T __ldcg(const T* p) { return *p; }
 
@@ -168,18 +157,6 @@ template <class T> T __shfl_xor_sync(unsigned mask, T value, unsigned step, int 
     unsigned lane = vgpu::current_thread->lane, from = lane ^ step;
     if (from / width > lane / width) from = lane;
     return vgpu::shuffle_as(mask, value, from, "__shfl_xor_sync", {file, line});
-}
-
-template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned step, int width = 32, VGPU_SITE) {
-    unsigned lane = vgpu::current_thread->lane, from = lane + step;
-    if (from / width != lane / width) from = lane;
-    return vgpu::shuffle_as(mask, value, from, "__shfl_down_sync", {file, line});
-}
-
-template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned step, int width = 32, VGPU_SITE) {
-    unsigned lane = vgpu::current_thread->lane, from = lane - step;
-    if (from / width != lane / width) from = lane;
-    return vgpu::shuffle_as(mask, value, from, "__shfl_up_sync", {file, line});
 }
 
 // ---- inexact arithmetic of a GPU. Seed 0 has no errors; other seeds draw them within their bounds, as functions of seed,
@@ -385,10 +362,6 @@ inline void wait_copies(unsigned groups) {
 
 // ---- arithmetic
 
-template <class T> T __ldg(const T* p) { return *p; }
-template <class T> T __ldcs(const T* p) { return *p; }
-template <class T> void __stcs(T* p, T value) { *p = value; }
-
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
@@ -399,8 +372,6 @@ inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
-
-inline float __frcp_rn(float x) { return 1.0f / x; }
 
 namespace vgpu {
 // Keeps the compiler from fusing an operation with another.
@@ -415,14 +386,3 @@ inline float __fmul_rn(float a, float b) { return vgpu::alone(a * b); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float x) { return sqrtf(x); }
 
-inline float __saturatef(float x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
-
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-
-inline int __float_as_int(float x) { return vgpu::bits<int>(x); }
-inline unsigned __float_as_uint(float x) { return vgpu::bits<unsigned>(x); }
-inline float __int_as_float(int x) { return vgpu::bits<float>(x); }
-inline float __uint_as_float(unsigned x) { return vgpu::bits<float>(x); }
