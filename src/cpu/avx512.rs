@@ -13,9 +13,9 @@ const REGISTERS: usize = 3;
 
 /// Only for machines with AVX512-BF16.
 pub const KERNELS: Kernels<f32> = Kernels {
+    // A closure would copy the arguments.
+    pack,
     // SAFETY: the machine has the instructions.
-    pack: |block, x, terms, columns, by| unsafe { pack(block, x, terms, columns, by) },
-    // SAFETY: the same.
     multiply: |a, b, terms, region| unsafe {
         let depth = depth(terms);
         for j in (0..region.columns).step_by(REGISTERS * SIDE) {

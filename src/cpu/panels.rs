@@ -44,7 +44,10 @@ pub struct Panels<T> {
 }
 
 /// Fills a block with terms of a matrix, which has this many rows and columns from there on; what it lacks is 0.
-type Pack<T> = fn(&mut Block, Mat<T>, usize, usize, By);
+///
+/// # Safety
+/// The machine has the instructions.
+type Pack<T> = unsafe fn(&mut Block, Mat<T>, usize, usize, By);
 
 /// Functions that pack and multiply panels. A panel is a row of blocks: consecutive terms of the same rows or columns.
 #[derive(Clone, Copy)]
@@ -171,10 +174,12 @@ fn fill<'a, T: Real>(
         let (k, panel) = (task % tasks * PACK.0, task / tasks * PACK.1);
         let (down, across) = (k..depth.min(k + PACK.0), panel..count.min(panel + PACK.1));
         let fill = |k: usize, panel: usize| {
-            // SAFETY: this task's alone.
-            let block = unsafe { &mut all.row(panel * depth + k, 1)[0] };
             let (term, column) = (2 * SIDE * k, SIDE * panel);
-            pack(block, x.from(term, column), terms - term, columns - column, by);
+            // SAFETY: the block is this task's alone, and the machine has the instructions of its kernels.
+            unsafe {
+                let block = &mut all.row(panel * depth + k, 1)[0];
+                pack(block, x.from(term, column), terms - term, columns - column, by);
+            }
         };
         // In the order of the matrix in memory.
         if x.row == 1 {
