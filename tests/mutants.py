@@ -4,6 +4,7 @@ the test that must notice; if it does not, all tests of the ops, the model and t
 into the virtual GPU only, for the same test binary. Exits 1 if a break goes unnoticed, or is not caught by the test named.
 
     tests/mutants.py [WORD...]     only the breaks whose row has one of the words
+    tests/mutants.py --table       only checks that each break has its place in the sources
 """
 
 import json
@@ -355,9 +356,9 @@ MUTANTS = [
     ("src/cuda/adamw.rs", "decay: (1.0 - learning_rate * op.weight_decay) as f32,", "decay: (1.0 - op.weight_decay) as f32,", "ops::f32_on_cuda"),
     ("src/cuda/adamw.rs", "copy: cuda.at(op.copy),", "copy: 0,", "ops::bf16_on_cuda"),
     ("src/cuda/adamw.rs", "len: len(op.grads.len),", "len: len(op.grads.len - 1),", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
-    ("src/cuda/arena.rs", "        fetched.synchronize().map_err(failed(\"batch\"))?;\n", "", "train::golden_trainer_runs_on_cuda"),
+    ("src/cuda/arena.rs", "        copied.synchronize().map_err(failed(\"batch\"))?;\n", "", "train::golden_trainer_runs_on_cuda"),
     ("src/data/pack.rs", ".step_by(TILE)", ".step_by(2 * TILE)", "ops::f32_on_cuda"),
-    ("src/cuda/arena.rs", "fetched.record(stream).map_err(failed(\"batch\"))?;", "", "ops::cuda::staging_needs_no_wait"),
+    ("src/cuda/arena.rs", "copied.record(stream).map_err(failed(\"batch\"))?;", "", "ops::cuda::staging_needs_no_wait"),
     ("src/cuda/kernels.rs", "blockDimX: self.threads", "blockDimX: self.threads / 2", "ops::f32_on_cuda"),
     ("src/cuda/mod.rs", "if self.step.train { (drop.threshold()", "if true { (drop.threshold()", "ops::cuda::dropout_off_is_the_identity"),
     ("src/cuda/mod.rs", "Rows::Cls => self.at(self.inputs().cu_seqlens),", "Rows::Cls => 0,", "ops::cuda::dropout_masks_match_the_definition"),
@@ -449,9 +450,23 @@ def host_mutant(copy, file, new_source, test):
         path.write_text(source)
 
 
+def broken(root):
+    """The source of each break."""
+    sources = {}
+    for file, old, new, _ in MUTANTS:
+        source = (root / file).read_text()
+        if source.count(old) != 1:
+            sys.exit(f"{file}: `{old}` occurs {source.count(old)} times; correct the table")
+        sources[file, old, new] = source.replace(old, new)
+    return sources
+
+
 def main():
     root = Path(__file__).resolve().parent.parent
     words = sys.argv[1:] or [""]
+    sources = broken(root)
+    if words == ["--table"]:
+        return
     if any(word.startswith("-") for word in words):
         sys.exit(__doc__)
     chosen = [mutant for mutant in MUTANTS if any(word in part for word in words for part in mutant)]
@@ -477,13 +492,6 @@ def main():
         for mutant in [mutant for mutant in chosen if mutant[3].split(": ")[0] in lacking]:
             chosen.remove(mutant)
             print(f"not run, because this machine lacks the instructions: {mutant[0]}: {mutant[1]!r}  [{mutant[3]}]")
-        sources = {}
-        for file, old, new, _ in chosen:
-            source = (copy / file).read_text()
-            if source.count(old) != 1:
-                sys.exit(f"{file}: `{old}` occurs {source.count(old)} times; correct the table")
-            sources[file, old, new] = source.replace(old, new)
-
         def judged(mutant):
             nonlocal caught
             file, old, new, test = mutant
