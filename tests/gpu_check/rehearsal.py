@@ -60,12 +60,13 @@ class Elsewhere:
 
     def blind(self):
         """Paths of the build folder inside the binaries lead nowhere, as on another machine."""
-        files, known = self.folder / "files", 0
+        files, root, known = self.folder / "files", os.fsencode(ROOT), 0
+        nowhere = b"/nowhere".ljust(len(root), b"/")[: len(root)]
         pack.unpack(self.pack, files)
         for binary in (files / "bin").iterdir():
             code = binary.read_bytes()
-            known += code.count(os.fsencode(ROOT))
-            binary.write_bytes(code.replace(os.fsencode(ROOT), b"/nowhere".ljust(len(os.fsencode(ROOT)), b"/")))
+            known += code.count(root)
+            binary.write_bytes(code.replace(root, nowhere))
         assert known, f"no binary knows {ROOT}"
         with tarfile.open(self.pack / pack.ARCHIVE, "w") as tar:
             tar.add(files, ".")
