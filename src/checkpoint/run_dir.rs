@@ -126,12 +126,16 @@ impl RunDir {
         written.map(|name| path.join(name)).try_for_each(|file| keep_inputs(&file, inputs))
     }
 
-    /// Begins a new run: what an earlier one has left is set aside, except for its model and the card of that.
+    /// Begins a new run: what an earlier one has left is set aside, except for its model and the card of that. In the folder of no
+    /// run, README.md may be anything.
     pub fn begin(&mut self) -> Result<()> {
+        let is_of_run = !self.id.is_empty();
+        let readme = Some("README.md".to_string()).filter(|name| !is_of_run && self.path.join(name).exists());
         // The id comes first: after a kill in between, no checkpoint of the earlier run is taken for one of this run.
         self.adopt(None)?;
         let checkpoints = self.numbered_folders()?.into_iter().map(checkpoint_name);
-        self.set_aside("part of an earlier run", checkpoints.chain(self.results()).collect())
+        let what = if is_of_run { "part of an earlier run" } else { "not written by a run of this program" };
+        self.set_aside(what, checkpoints.chain(self.results()).chain(readme).collect())
     }
 
     /// The results that there are.

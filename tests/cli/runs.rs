@@ -631,6 +631,18 @@ fn a_finished_run_that_is_resumed_keeps_its_results() {
 }
 
 #[test]
+fn the_readme_of_a_folder_that_no_run_has_written_is_kept() {
+    let out = TempDir::new().unwrap();
+    fs::write(out.path().join("README.md"), "my notes").unwrap();
+    let ran = run_with(out.path(), "--overwrite-output-dir").done();
+    assert!(ran.err.contains("set aside as not written by a run of this program: README.md, now in "), "{}", ran.err);
+    assert_eq!(fs::read_to_string(out.path().join("earlier-run-1/README.md")).unwrap(), "my notes");
+    // The card of a run is replaced with its model.
+    run_with(out.path(), "--overwrite-output-dir").done();
+    assert!(!out.path().join("earlier-run-2/README.md").exists() && out.path().join("README.md").exists());
+}
+
+#[test]
 fn a_run_replaces_no_file_that_it_reads() {
     let out = TempDir::new().unwrap();
     let data = out.path().join("examples.json");
