@@ -143,8 +143,12 @@ impl Progress {
         let elapsed = self.elapsed();
         let state = self.state();
         let first = std::iter::once(self.resumed_at).chain(std::iter::repeat(0));
-        let rates: Vec<f64> =
+        let mut rates: Vec<f64> =
             state.counts.iter().zip(first).map(|(&c, from)| (c - from) as f64 / elapsed.as_secs_f64()).collect();
+        // There was nothing left to do.
+        if rates.iter().all(|&rate| rate == 0.0) {
+            rates.clear();
+        }
         let columns = if let Sink::Bar(_) = self.sink { Look::of_stderr().columns } else { None };
         self.println(&self.status(&state, "", &format!("in {}", duration(elapsed)), &rates, columns));
         drop(state);

@@ -617,6 +617,7 @@ fn a_finished_run_that_is_resumed_keeps_its_results() {
     assert!(before[0]["train_steps_per_second"].as_f64() > Some(0.0));
     let resumed = run_with(out.path(), "--validation-split 0.2 --resume-from-checkpoint").done();
     assert!(resumed.out.contains("trained     no update was left, mean loss 0."), "{}", resumed.out);
+    assert!(!resumed.err.contains("tokens/s"), "{}", resumed.err);
     let after = results();
     assert_eq!(after[0], before[0]);
     for key in keys(&before[0]) {

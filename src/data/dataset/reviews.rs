@@ -36,7 +36,7 @@ pub(super) fn read(folder: &Path, options: &Options) -> Result<Table> {
         reviews.retain(|path| ending(path) == "txt");
         if all > reviews.len() {
             note(format!(
-                "note: {}: {} of {all} entries are not .txt files and are left out",
+                "note: {}: entries that are not .txt files are left out: {} of {all}",
                 folder.join(name).display(),
                 all - reviews.len()
             ));
