@@ -492,6 +492,7 @@ def main():
         for mutant in [mutant for mutant in chosen if mutant[3].split(": ")[0] in lacking]:
             chosen.remove(mutant)
             print(f"not run, because this machine lacks the instructions: {mutant[0]}: {mutant[1]!r}  [{mutant[3]}]")
+
         def judged(mutant):
             nonlocal caught
             file, old, new, test = mutant

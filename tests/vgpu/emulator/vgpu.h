@@ -385,4 +385,3 @@ inline float __fsub_rn(float a, float b) { return vgpu::alone(a - b); }
 inline float __fmul_rn(float a, float b) { return vgpu::alone(a * b); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float x) { return sqrtf(x); }
-
