@@ -25,11 +25,14 @@ fn partial_files() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     PARTIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes all files being written, for a process that ends without dropping them.
+/// Removes all files being written, for a process that ends without dropping them. From then on no file is begun or finished:
+/// a thread that would do so waits for the end.
 pub fn remove_partial_files() {
-    for partial in &*partial_files() {
+    let files = partial_files();
+    for partial in &*files {
         let _ = fs::remove_file(partial);
     }
+    std::mem::forget(files);
 }
 
 /// A file being written, which gets its name when it is finished. Dropped before, it is removed.
@@ -69,12 +72,19 @@ impl PartialFile {
             partial.push(".partial");
         }
         let partial = PathBuf::from(partial);
-        if replaces {
-            partial_files().insert(partial.clone());
-        }
-        let file = File::create(&partial).map_err(io)?;
-        permissions.map_or(Ok(()), |permissions| file.set_permissions(permissions)).map_err(io)?;
-        Ok(PartialFile { file: BufWriter::new(file), path, partial, finished: !replaces })
+        let file = match replaces {
+            true => {
+                let mut files = partial_files();
+                let file = File::create(&partial).map_err(io)?;
+                files.insert(partial.clone());
+                file
+            }
+            // A pipe waits for its reader, without the lock, so that a signal ends the wait.
+            false => File::create(&partial).map_err(io)?,
+        };
+        let created = PartialFile { file: BufWriter::new(file), path, partial, finished: !replaces };
+        permissions.map_or(Ok(()), |permissions| created.file.get_ref().set_permissions(permissions)).map_err(io)?;
+        Ok(created)
     }
 
     pub fn write(&mut self, content: &[u8]) -> Result<()> {
@@ -86,9 +96,11 @@ impl PartialFile {
         let io = |e| Error::io(&self.path, e);
         self.file.flush().map_err(io)?;
         if !self.finished {
-            self.file.get_ref().sync_all().and_then(|()| fs::rename(&self.partial, &self.path)).map_err(io)?;
+            self.file.get_ref().sync_all().map_err(io)?;
+            let mut files = partial_files();
+            fs::rename(&self.partial, &self.path).map_err(io)?;
+            files.remove(&self.partial);
             self.finished = true;
-            partial_files().remove(&self.partial);
         }
         Ok(())
     }
@@ -97,8 +109,9 @@ impl PartialFile {
 impl Drop for PartialFile {
     fn drop(&mut self) {
         if !self.finished {
+            let mut files = partial_files();
             let _ = fs::remove_file(&self.partial);
-            partial_files().remove(&self.partial);
+            files.remove(&self.partial);
         }
     }
 }

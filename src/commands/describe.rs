@@ -7,7 +7,7 @@ use clap::{ArgMatches, FromArgMatches, Parser, ValueEnum};
 use rayon::prelude::*;
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::console::{Look, leave_on_interrupt, next, note, print};
+use crate::console::{Look, leave_on_interrupt, next, note, notice_interrupts, print};
 use crate::data::dataset::{Labelled, ModelClasses, is_reviews, stratified_split};
 use crate::data::description::{Description, Unit};
 use crate::error::Result;
@@ -88,6 +88,7 @@ pub fn run(words: Vec<OsString>) -> Result<()> {
     };
     if let Some(folder) = &args.output_dir {
         description.write(folder, &title(&data))?;
+        notice_interrupts()?;
         note(format!("saved       {}", folder.join("describe.html").display()));
     }
     match args.format {

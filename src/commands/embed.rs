@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::weights;
-use crate::console::{Look, leave_on_interrupt, next, note, print, tell};
+use crate::console::{Look, leave_on_interrupt, next, note, notice_interrupts, print, tell};
 use crate::data::dataset::{Classes, Dataset, ModelClasses, Table, classify};
 use crate::data::inputs::{self, Batches, Content, Input, LineFormat};
 use crate::data::loader::randperm;
@@ -74,7 +74,8 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = seed, default_value_t = 42, requires = "project")]
     seed: u64,
     /// Fit a logistic regression to the vectors of --train-file and measure it on --test-file
-    #[arg(long, requires_all = ["train_file", "test_file"], conflicts_with_all = ["input", "input_format", "dataset"])]
+    #[arg(long, requires_all = ["train_file", "test_file"], conflicts_with_all = ["input", "input_format"])]
+    #[arg(conflicts_with_all = ["dataset", "dataset_config", "split"])]
     probe: bool,
     /// Labelled texts to fit, in any format that train reads; for --probe
     #[arg(long, value_name = "FILE", requires = "probe")]
@@ -201,6 +202,10 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     if let (0, Some(file)) = (rows, &args.input) {
         return Err(Error::user(file.display(), "no rows", "give at least one row"));
     }
+    if args.output.is_some() {
+        // A signal comes too late to undo what follows.
+        notice_interrupts()?;
+    }
     match (format, &args.output) {
         (Format::Npy, Some(path)) => npy::write(path, &vectors, dim)?,
         (Format::Safetensors, Some(path)) => weights::write(path, &[("embeddings", [rows, dim], &vectors)])?,
@@ -254,6 +259,7 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
     about.insert("classes".into(), json!(classes));
     let rows = projection::Rows { ids: inputs.into_iter().map(|input| input.id).collect(), labels, classes };
     let picture = projection.write(folder, &rows, &title, about)?;
+    notice_interrupts()?;
     tell(projection.summary)?;
     tell(format!("saved       {}", picture.display()))?;
     let model = shown(&args.model);
@@ -371,6 +377,7 @@ fn probe(args: &Args, folder: Option<&Path>, session: &mut Session) -> Result<()
         about.extend(figures.as_object().cloned().into_iter().flatten());
         let path = folder.join("probe.json");
         write_json(&path, &Value::from(about))?;
+        notice_interrupts()?;
         note(format!("saved       {}", path.display()));
     }
     let model = shown(&args.model);

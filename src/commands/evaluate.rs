@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::console::{leave_on_interrupt, next, note, print, tell};
+use crate::console::{leave_on_interrupt, next, note, notice_interrupts, print, tell};
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::Device;
@@ -21,6 +21,24 @@ use crate::train::evaluate::{check, cross_entropy, fail_under};
 use chrono::Utc;
 use clap::Parser;
 use serde_json::Value;
+
+/// How a model runs and how its labelled file is read, without effect on predictions and on a comparison.
+const OF_MODEL: [&str; 14] = [
+    "dataset",
+    "dataset_config",
+    "split",
+    "label_column",
+    "delimiter",
+    "quoting",
+    "no_header",
+    "encoding",
+    "text_column",
+    "batch_size",
+    "max_batch_tokens",
+    "max_length",
+    "device",
+    "precision",
+];
 
 /// Measure a model on a labelled file, or earlier predictions.
 ///
@@ -44,12 +62,11 @@ pub struct Args {
     split: SplitArgs,
     /// Predictions to measure instead of a model: a .jsonl file with "label" (an index or a name) and "scores" (a list of
     /// numbers in the order of the labels, or the objects that predict --top-k 0 writes)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file", "dataset", "split", "label_column", "batch_size"])]
-    #[arg(conflicts_with_all = ["delimiter", "quoting", "no_header", "encoding", "text_column", "max_batch_tokens"])]
-    #[arg(conflicts_with_all = ["max_length", "device", "precision"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "file"], conflicts_with_all = OF_MODEL)]
     predictions: Option<PathBuf>,
     /// Folders to compare side by side: those that --output-dir wrote, or those of training runs
-    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "file", "dataset", "predictions", "fail_under"])]
+    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["model", "file", "predictions", "fail_under"])]
+    #[arg(conflicts_with_all = ["label_names", "positive_label"], conflicts_with_all = OF_MODEL)]
     compare: Vec<PathBuf>,
     /// Folder for the report: report.html, plots/, errors.csv (every row, the highest loss first), metrics.json,
     /// classification_report.txt, predictions.jsonl [default: none is written]
@@ -115,6 +132,7 @@ pub fn run(args: Args) -> Result<()> {
         let when = Utc::now().format("%Y-%m-%d %H:%M UTC").to_string();
         let made = [("date", when), ("warpfit", flags::version())].into_iter().chain(origin).collect();
         found.write(folder, &title, &made)?;
+        notice_interrupts()?;
         note(format!("saved       {}", folder.join("report.html").display()));
     }
     tell(found.metrics.summary())?;
@@ -137,7 +155,7 @@ impl Args {
         let serve = self.model.as_deref().map(|model| format!("warpfit serve --model {}", shown(model)));
         let source = match (&self.model, &self.predictions, &self.split.dataset, self.file.as_ref().or(self.only_file.as_ref())) {
             (_, Some(file), ..) => format!("--predictions {}", shown(file)),
-            (Some(model), _, Some(name), _) => format!("--model {} --dataset {}", shown(model), shown(name)),
+            (Some(model), _, Some(_), _) => format!("--model {}{}", shown(model), self.split.flags()),
             (Some(model), _, _, Some(file)) => format!("--model {} {}", shown(model), shown(file)),
             _ => return Vec::new(),
         };
@@ -153,7 +171,8 @@ fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated>
     let positive = positive_class(positive, &scored.names)?;
     let metrics = Metrics::from_scores(&scored.labels, &scored.scores, classes, positive)?;
     let rows = scored.scores.chunks_exact(classes).zip(&scored.labels);
-    let losses: Vec<f64> = rows.map(|(scores, &label)| -scores[label as usize].ln()).collect();
+    // Not the negative, which is -0 for a probability of 1.
+    let losses: Vec<f64> = rows.map(|(scores, &label)| 0.0 - scores[label as usize].ln()).collect();
     let infinite = losses.iter().filter(|loss| loss.is_infinite()).count();
     if infinite > 0 {
         note(format!("note: the loss is infinite, since labels have a probability of 0: {infinite}"));

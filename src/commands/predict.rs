@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::checkpoint::model_dir::ModelDir;
-use crate::console::{Look, leave_on_interrupt, next, note, print};
+use crate::console::{Look, leave_on_interrupt, next, note, notice_interrupts, print};
 use crate::data::dataset::{self, ENDINGS, Options};
 use crate::data::inputs::{self, LineFormat};
 use crate::error::{Error, Result, is_control};
@@ -83,10 +83,13 @@ fn no_stars(labels: &[String]) -> Error {
 /// # Errors
 /// An argument that looks like the name of a file, where there is none; a file among several arguments.
 fn named_file(texts: &[String]) -> Result<Option<PathBuf>> {
+    let is_like_a_file =
+        |text: &str| !text.contains(char::is_whitespace) && ENDINGS.contains(&dataset::ending(Path::new(text)).as_str());
     let [text] = texts else {
-        return match texts.iter().find(|text| std::path::Path::new(text).exists()) {
+        return match texts.iter().find(|text| *text == "-" || is_like_a_file(text) || Path::new(text).exists()) {
             Some(file) => {
-                Err(Error::user(file, "is one of several files or texts", "name one file, or mark each text with --text"))
+                let remedy = "name one file, enclose a text in quotes, or mark each text with --text";
+                Err(Error::user(file, "is one of several files or texts", remedy))
             }
             None => Ok(None),
         };
@@ -100,7 +103,7 @@ fn named_file(texts: &[String]) -> Result<Option<PathBuf>> {
         note(format!("note: {text} is read as a {what}; --text classifies these words"));
         return Ok(Some(path));
     }
-    if !text.contains(char::is_whitespace) && ENDINGS.contains(&dataset::ending(&path).as_str()) {
+    if is_like_a_file(text) {
         return Err(Error::user(text, "no such file or folder", "check the path, or classify these words with --text"));
     }
     Ok(None)
@@ -112,16 +115,15 @@ pub fn run(mut args: Args) -> Result<()> {
         args.input = Some(file);
     }
     (args.input, args.output) = (unless_dash(args.input), unless_dash(args.output));
-    if args.input_format.is_some() && !args.texts.is_empty() {
-        return Err(Error::user("--input-format", "there are no lines to read", "leave it out, or name a file with --input"));
-    }
     let format = args.format.map_or_else(|| Format::of(args.output.as_deref()), Ok)?;
     if args.keep_columns && format == Format::Text {
         return Err(Error::user("--keep-columns", "lines for people have no columns", "pass --format jsonl or csv"));
     }
-    let reading = args.reading.file.flags(None);
-    if !reading.is_empty() && (!args.texts.is_empty() || !args.text.is_empty()) {
-        return Err(Error::user(reading.trim(), "there is no file to read", "leave it out, or name a file with --input"));
+    let typed = [args.texts, args.text].concat();
+    let of_files = args.reading.file.given(None).into_iter().map(|(name, _)| name);
+    let mut of_files = args.input_format.map(|_| "input-format").into_iter().chain(of_files);
+    if let (Some(flag), false) = (of_files.next(), typed.is_empty()) {
+        return Err(Error::user(format!("--{flag}"), "there is no file to read", "leave it out, or name a file with --input"));
     }
     let device = args.run.device()?;
     if let Some(output) = &args.output {
@@ -149,7 +151,6 @@ pub fn run(mut args: Args) -> Result<()> {
         columns: columns.unwrap_or(200),
     };
 
-    let typed = [args.texts, args.text].concat();
     let options = Options { keep_columns: args.keep_columns, ..reading.file.texts() };
     let split = args.split.files()?;
     if let (Some(output), Some(files)) = (&args.output, &split) {
@@ -202,6 +203,8 @@ pub fn run(mut args: Args) -> Result<()> {
         return Err(Error::user(file.display(), "no rows", "give at least one row"));
     }
     if let Some(file) = output {
+        // A signal comes too late to undo what follows.
+        notice_interrupts()?;
         file.finish()?;
     }
     if let Some(progress) = progress {

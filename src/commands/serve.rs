@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::console::{check_interrupt, note, notice_interrupts, print};
 use crate::device::Precision;
 use crate::error::Result;
-use crate::flags::RunArgs;
+use crate::flags::{RunArgs, port};
 use crate::hub;
 use crate::infer::pooling::Pooling;
 use crate::infer::predictions::star_weights;
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     hostname: String,
     /// Port to listen on; 0 for any free port
-    #[arg(long, value_name = "N", default_value_t = 3000)]
+    #[arg(long, value_name = "N", value_parser = port, default_value_t = 3000)]
     port: u16,
     #[command(flatten)]
     serving: Serving,

@@ -82,7 +82,8 @@ pub fn leave_on_interrupt(fact: String, leave: impl FnOnce() + Send + 'static) -
     listen()
 }
 
-/// From now on the first signal is left to [`check_interrupt`]; a second one ends the process immediately.
+/// From now on the first signal is left to [`check_interrupt`]; a second one ends the process immediately. A command that has
+/// written its results calls this, and ends without a check.
 pub fn notice_interrupts() -> Result<()> {
     *notices() = true;
     listen()
