@@ -54,7 +54,7 @@ pub fn named<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
 pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> Result<Option<ArgMatches>> {
     let words: Vec<OsString> = words.into_iter().collect();
     let name = words.first().and_then(|word| Path::new(word).file_name()).unwrap_or_default().display().to_string();
-    match command.clone().try_get_matches_from(words) {
+    match command.clone().try_get_matches_from(&words) {
         Ok(matches) => Ok(Some(matches)),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             let help = error.render();
@@ -69,7 +69,10 @@ pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> 
             // The first paragraph is the fact, and a tip may follow; the usage is also in --help.
             let text = error.render().to_string();
             let mut paragraphs = text.split("\n\n").map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
-            let fact = paragraphs.next().unwrap_or_default().trim_start_matches("error: ").to_string();
+            let mut fact = paragraphs.next().unwrap_or_default().trim_start_matches("error: ").to_string();
+            if let Some((flag, variable)) = variable(command, &error, &words) {
+                fact = fact.replace(&format!("'{flag}'"), &format!("'{variable}', which is {flag}"));
+            }
             let unknown = match error.get(ContextKind::InvalidArg) {
                 Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => nearest(command, flag),
                 _ => None,
@@ -81,6 +84,19 @@ pub fn matches(command: &Command, words: impl IntoIterator<Item = OsString>) -> 
             Err(Error::user(&name, fact, format!("{tip}see {name} --help")))
         }
     }
+}
+
+/// The flag with an invalid value, and the environment variable that has it: no word does.
+fn variable(command: &Command, error: &clap::Error, words: &[OsString]) -> Option<(String, String)> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let (flag, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    let long = flag.trim_start_matches("--").split(' ').next();
+    let arg = command.get_arguments().find(|arg| arg.get_long() == long)?;
+    let is_typed = words.iter().any(|word| word.to_string_lossy().ends_with(&value));
+    Some((flag, arg.get_env().filter(|_| !is_typed)?.display().to_string()))
 }
 
 /// The flags of a group that were typed, each with its values as a shell reads them.
@@ -157,8 +173,8 @@ impl RunArgs {
 }
 
 impl FileArgs {
-    /// The flags with these values and that of a column of labels, each after a space, for a command that is proposed.
-    pub fn flags(&self, label_column: Option<&str>) -> String {
+    /// The flags that are given, that of a column of labels among them, by name and value.
+    pub fn given(&self, label_column: Option<&str>) -> Vec<(&'static str, String)> {
         let on = |on: bool| if on { "on" } else { "off" }.to_string();
         let delimiter = |byte: u8| if byte == b'\t' { "tab".to_string() } else { char::from(byte).to_string() };
         let values = [
@@ -169,8 +185,12 @@ impl FileArgs {
             ("text-column", self.text_column.clone()),
             ("label-column", label_column.map(str::to_string)),
         ];
-        let flag = |(name, value): (&str, Option<String>)| value.map(|value| format!(" --{name} {}", quoted(&value)));
-        values.into_iter().filter_map(flag).collect()
+        values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// These flags, each after a space, for a command that is proposed.
+    pub fn flags(&self, label_column: Option<&str>) -> String {
+        self.given(label_column).into_iter().map(|(name, value)| format!(" --{name} {}", quoted(&value))).collect()
     }
 }
 
@@ -299,14 +319,8 @@ impl DataArgs {
             (None, None) => Splits::default(),
         };
         let whole = self.dataset.as_ref().or(self.data_dir.as_ref());
-        for (given, needed, flag, needs) in [
-            (self.dataset_config.is_some(), self.dataset.is_some(), "--dataset-config", "--dataset"),
-            (self.validation_split_name.is_some(), whole.is_some(), "--validation-split-name", "--dataset or --data-dir"),
-        ] {
-            if given && !needed {
-                return Err(Error::user(flag, format!("has no effect without {needs}"), format!("pass {needs} too")));
-            }
-        }
+        needs("--dataset-config", self.dataset_config.is_some(), "--dataset", self.dataset.is_some())?;
+        needs("--validation-split-name", self.validation_split_name.is_some(), "--dataset or --data-dir", whole.is_some())?;
         if self.validation_split_name == Some(SplitName::Test) {
             files.validation = std::mem::take(&mut files.test);
         }
@@ -334,6 +348,14 @@ impl DataArgs {
     }
 }
 
+/// The error for a flag that is given without the one that it needs.
+fn needs(flag: &str, given: bool, needed: &str, has: bool) -> Result<()> {
+    match given && !has {
+        true => Err(Error::user(flag, format!("has no effect without {needed}"), format!("leave it out, or pass {needed}"))),
+        false => Ok(()),
+    }
+}
+
 /// A flag without which a run lacks its model or its data.
 pub fn missing(flag: &str, what: &str) -> Error {
     Error::user(flag, "is missing", format!("name {what}, or leave out all files of the run"))
@@ -346,7 +368,7 @@ pub struct SplitArgs {
     #[arg(long, visible_alias = "dataset-name", value_name = "DIR_OR_ID")]
     pub dataset: Option<PathBuf>,
     /// Configuration of --dataset [default: its only one]
-    #[arg(long, visible_alias = "dataset-config-name", value_name = "NAME", requires = "dataset")]
+    #[arg(long, visible_alias = "dataset-config-name", value_name = "NAME")]
     pub dataset_config: Option<String>,
     /// Split of --dataset [default: test]
     #[arg(long, value_enum)]
@@ -354,19 +376,26 @@ pub struct SplitArgs {
 }
 
 impl SplitArgs {
+    /// The flags that are given, each after a space, for a command that is proposed.
+    pub fn flags(&self) -> String {
+        let split = self.split.and_then(|split| Some(split.to_possible_value()?.get_name().to_string()));
+        let values = [
+            ("dataset", self.dataset.as_deref().map(shown)),
+            ("dataset-config", self.dataset_config.as_deref().map(quoted)),
+            ("split", split),
+        ];
+        values.into_iter().filter_map(|(name, value)| Some(format!(" --{name} {}", value?))).collect()
+    }
+
     /// The files of the split; `None` without --dataset.
+    ///
+    /// # Errors
+    /// A flag that needs --dataset, without it: clap does not require what another flag excludes.
     pub fn files(&self) -> Result<Option<Vec<PathBuf>>> {
+        needs("--dataset-config", self.dataset_config.is_some(), "--dataset", self.dataset.is_some())?;
+        needs("--split", self.split.is_some(), "--dataset", self.dataset.is_some())?;
+        let Some(name) = &self.dataset else { return Ok(None) };
         let split = self.split.unwrap_or(Split::Test);
-        let Some(name) = &self.dataset else {
-            // clap does not require what another flag excludes.
-            return match (&self.dataset_config, self.split) {
-                (None, None) => Ok(None),
-                (Some(_), _) => {
-                    Err(Error::user("--dataset-config", "is one of a --dataset", "name the data set, or leave it out"))
-                }
-                (_, Some(_)) => Err(Error::user("--split", "is one of a --dataset", "name the data set, or leave it out")),
-            };
-        };
         let files = hub::dataset(name, self.dataset_config.as_deref(), &[split])?.files(split);
         match files.is_empty() {
             true => Err(Error::user("--split", format!("{} has no such split", name.display()), "choose another")),
@@ -420,6 +449,11 @@ pub fn seed(text: &str) -> std::result::Result<u64, String> {
 /// An integer of at least 0.
 pub fn whole(text: &str) -> std::result::Result<usize, String> {
     text.parse().map_err(|_| "use a whole number, 0 or above".to_string())
+}
+
+/// A port of TCP, or 0.
+pub fn port(text: &str) -> std::result::Result<u16, String> {
+    text.parse().map_err(|_| format!("use a whole number from 0 to {}", u16::MAX))
 }
 
 /// Names of classes, in order of their index.

@@ -409,6 +409,7 @@ fn a_split_of_a_data_set_is_evaluated_predicted_and_embedded() {
     };
     let ran = |command: &str, more: &[&'static str]| hub.ran(command, &args(more).iter().map(String::as_str).collect::<Vec<_>>());
     let evaluated = ran(EVALUATE, &["--dataset", "tiny/reviews", "--split", "test"]).done();
+    assert!(evaluated.err.contains(" --dataset tiny/reviews --split test --output-dir report"), "{}", evaluated.err);
     let stored: Vec<String> = hub.storage.seen().into_iter().map(|request| request.path).collect();
     assert_eq!(stored, [format!("/{}", hex(&sample("validation.parquet")))], "of the data set the test split alone is fetched");
     let file = golden("../../src/sample/validation.parquet");

@@ -400,6 +400,8 @@ fn options_are_heard_or_refused_by_name() {
             assert!(error.contains(named), "{path} {body}: {error}");
         }
     }
+    let none = refusal(server.address, "/predict", &json!({ "inputs": "good", "top_k": 0 }));
+    assert!(none.contains("`top_k`: send a whole number above 0"), "{none}");
     let both = json!({ "inputs": "good", "top_k": 1, "parameters": { "top_k": 2 } });
     assert!(refusal(server.address, "/", &both).contains("`top_k` is given twice"));
     let both = json!({ "inputs": "good", "raw_scores": true, "function_to_apply": "softmax" });
@@ -617,7 +619,10 @@ fn flags_are_taken_from_the_environment() {
     assert_eq!(reply.header("access-control-allow-origin"), Some("https://b.example"));
     let info = reply.json();
     assert_eq!((&info["max_input_length"], &info["max_batch_tokens"]), (&json!(40), &json!(2048))); // a flag comes first
-    run(program(SERVE).envs(vars).env("PORT", "http"), b"").failed(2, "'http' for '--port <N>'");
+    run(program(SERVE).envs(vars).env("PORT", "http"), b"")
+        .failed(2, "'http' for 'PORT', which is --port <N>: use a whole number from 0 to 65535");
+    let typed = run(program(SERVE).envs(vars).args(["--port", "http"]), b"").failed(2, "'http' for '--port <N>': use a whole");
+    assert!(!typed.err.contains("PORT"), "{}", typed.err);
     let help = run(program(SERVE).envs(more).arg("--help"), b"").done().out;
     assert!(help.contains("[env: PORT=]") && !help.contains("sesame"), "{help}");
 }

@@ -83,6 +83,7 @@ fn the_folder_tells_the_side() {
     for value in [json!("middle"), json!("both"), json!(1)] {
         assert_error(side(CONFIG, "truncation_side", value), CONFIG, "use \"left\" or \"right\"");
     }
+    assert_error(side(CONFIG, "warpfit_truncation_side", json!("up")), CONFIG, "use \"left\", \"right\" or \"middle\"");
     // tokenizer.json tells it too, under the configuration.
     let truncation = json!({"direction": "Left", "max_length": 8, "strategy": "LongestFirst", "stride": 0});
     assert_eq!(side("tokenizer.json", "truncation", truncation.clone()).unwrap(), Left);
@@ -161,7 +162,7 @@ fn a_resumed_run_keeps_its_side() {
     let out = TempDir::new().unwrap();
     train(out.path(), "--max-steps 2 --save-steps 2 --max-length 6 --truncation-side middle").done();
     let resumed = train(out.path(), "--max-steps 4 --truncation-side left --resume-from-checkpoint");
-    resumed.failed(2, "another --truncation-side");
+    resumed.failed(2, "was written with --truncation-side middle, but this run has left");
 }
 
 #[test]

@@ -213,10 +213,14 @@ impl ModelDir {
         let loaded = weights::resolve(&params, &weights, other_head)?;
         let of_layers: Vec<_> = loaded.unexpected.iter().filter(|name| name.contains("layer.")).collect();
         if let Some(first) = of_layers.iter().min() {
-            let (place, count) = (self.path.display(), counted(of_layers.len(), "tensor"));
-            note(format!(
-                "warning: {place}: {count} of its layers are not used, such as {first}: its config.json has no place for them"
-            ));
+            let (place, count, layers) = (self.path.display(), counted(of_layers.len(), "tensor"), self.config.layers);
+            let number = |name: &str| name.split_once("layer.")?.1.split('.').next()?.parse().ok();
+            let (which, why) = match of_layers.iter().any(|name| number(name).is_some_and(|layer: usize| layer >= layers)) {
+                true => ("of its layers", format!("config.json has {}", counted(layers, "layer"))),
+                false => ("beside those of its layers", "no parameter of this model has such a name".to_string()),
+            };
+            let verb = if of_layers.len() == 1 { "is" } else { "are" };
+            note(format!("warning: {place}: {count} {which} {verb} not used, such as {first}: {why}"));
         }
         for (slot, tensor) in slots.iter().zip(&loaded.tensors) {
             each(slot, tensor.map(|tensor| tensor.f32()).transpose()?)?;

@@ -13,7 +13,7 @@ use serde::de::IgnoredAny;
 use super::model_dir;
 use crate::console::note;
 use crate::error::{Error, Result};
-use crate::files::{CHECKSUMS, PartialFile, check_writable, create_dir, keep_inputs, replace_dir, seal, sync_dir};
+use crate::files::{CHECKSUMS, PartialFile, check_writable, create_dir, replace_dir, seal, sync_dir};
 use crate::report::tensorboard;
 
 /// Locked by the process that writes into the folder, for as long as it lives; holds the id of the run.
@@ -44,7 +44,17 @@ pub struct RunDir {
     pub path: PathBuf,
     /// The run that the folder belongs to; empty if it has none yet.
     pub id: String,
-    lock: Arc<File>,
+    lock: Arc<Lock>,
+}
+
+/// Unlocked when it is dropped: closing the file is not enough while a child process, until it runs its own program, has a copy.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
 }
 
 impl RunDir {
@@ -95,14 +105,13 @@ impl RunDir {
         }
         let mut id = String::new();
         lock.read_to_string(&mut id).map_err(io)?;
-        let run = RunDir { path: path.into(), id: id.trim().to_string(), lock: Arc::new(lock) };
+        let run = RunDir { path: path.into(), id: id.trim().to_string(), lock: Arc::new(Lock(lock)) };
         run.clean()?;
         Ok(run)
     }
 
     /// Removes what killed processes have left half-written, and restores a checkpoint that one was about to replace.
     fn clean(&self) -> Result<()> {
-        let own = |name: &str| name == "README.md" || RESULTS.contains(&name) || model_dir::FILES.contains(&name);
         for entry in fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?.flatten() {
             let (path, name) = (entry.path(), entry.file_name());
             let Some((whole, ending)) = name.to_str().and_then(|name| name.rsplit_once('.')) else { continue };
@@ -111,7 +120,7 @@ impl RunDir {
                 "replaced" if is_checkpoint && !self.path.join(whole).exists() => fs::rename(&path, self.path.join(whole)),
                 "replaced" | "partial" if is_checkpoint => fs::remove_dir_all(&path),
                 "partial" if name == model_dir::PARTIAL => fs::remove_dir_all(&path),
-                "partial" if own(whole) => fs::remove_file(&path),
+                "partial" if is_own(whole) => fs::remove_file(&path),
                 "writable" if whole.is_empty() => fs::remove_file(&path),
                 _ => Ok(()),
             };
@@ -120,10 +129,18 @@ impl RunDir {
         model_dir::finish_replacement(&self.path)
     }
 
-    /// The error with which a run in this folder would move or replace a file that it reads.
-    pub fn keep_inputs(path: &Path, inputs: &[PathBuf]) -> Result<()> {
-        let written = RESULTS.iter().chain(&model_dir::FILES).chain(&["README.md"]);
-        written.map(|name| path.join(name)).try_for_each(|file| keep_inputs(&file, inputs))
+    /// The error with which a run in this folder would move or replace what it reads.
+    pub fn keep_inputs<'a>(path: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+        let Ok(folder) = path.canonicalize() else { return Ok(()) };
+        for input in inputs {
+            let whole = input.canonicalize().unwrap_or_default();
+            let name = whole.strip_prefix(&folder).ok().and_then(|inside| inside.iter().next()?.to_str());
+            if name.is_some_and(|name| is_own(name) || checkpoint_step(name).is_some()) {
+                let fact = format!("is read, and a run in {} would move or replace it", path.display());
+                return Err(Error::user(input.display(), fact, "move it, or choose another --output-dir"));
+            }
+        }
+        Ok(())
     }
 
     /// Begins a new run: what an earlier one has left is set aside, except for its model and the card of that. In the folder of no
@@ -158,7 +175,7 @@ impl RunDir {
 
     fn adopt(&mut self, id: Option<String>) -> Result<()> {
         self.id = id.unwrap_or_else(|| format!("{:016x}", RandomState::new().hash_one(std::process::id())));
-        let (mut lock, line) = (&*self.lock, format!("{}\n", self.id));
+        let (mut lock, line) = (&self.lock.0, format!("{}\n", self.id));
         // Overwritten rather than truncated first: at no moment is there no id, and a full disk has room for it.
         let written = lock.rewind().and_then(|()| lock.write_all(line.as_bytes())).and_then(|()| lock.set_len(line.len() as u64));
         written.and_then(|()| lock.sync_all()).map_err(|e| Error::io(&self.path.join(LOCK), e))
@@ -297,6 +314,11 @@ impl RunDir {
     }
 }
 
+/// Whether a run writes a file or folder of this name, beside its checkpoints.
+fn is_own(name: &str) -> bool {
+    name == "README.md" || RESULTS.contains(&name) || model_dir::FILES.contains(&name)
+}
+
 /// Where a folder comes from that is named like a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -338,4 +360,20 @@ fn checkpoint_name(step: usize) -> String {
 
 fn in_use(path: &Path) -> Error {
     Error::user(path.display(), "another run is writing into this folder", "wait until it ends, or choose another --output-dir")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RunDir;
+
+    /// As a child process has one before it runs its own program.
+    #[test]
+    fn a_copy_of_the_file_does_not_keep_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::create(dir.path(), true).unwrap();
+        let _copy = run.lock.0.try_clone().unwrap();
+        RunDir::create(dir.path(), true).unwrap_err();
+        drop(run);
+        RunDir::create(dir.path(), true).unwrap();
+    }
 }

@@ -288,8 +288,7 @@ fn default_labels(count: usize) -> Vec<String> {
 /// Checks that these labels can be those of a classifier.
 fn check_labels(names: &[String]) -> std::result::Result<(), String> {
     if names.len() < 2 {
-        let verb = if names.len() == 1 { "is" } else { "are" };
-        return Err(format!("{} {verb} not enough for a classification", counted(names.len(), "label")));
+        return Err(format!("{}, but a classifier needs at least two", counted(names.len(), "label")));
     }
     let mut seen = HashSet::new();
     match names.iter().find(|name| !seen.insert(*name)) {

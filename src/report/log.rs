@@ -240,6 +240,11 @@ pub fn counted(count: usize, noun: &str) -> String {
     format!("{} {noun}{ending}", Count(count as u64))
 }
 
+/// A metric with four decimals; `-` if it is undefined.
+pub fn four(value: Option<f64>) -> String {
+    value.map_or("-".to_string(), |value| format!("{value:.4}"))
+}
+
 /// A rate with at least three digits: 2,013 or 14.2 or 0.31; `-` if no time has passed.
 pub fn rate(per_second: f64) -> String {
     match per_second {

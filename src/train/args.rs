@@ -473,7 +473,8 @@ impl Args {
             None if self.dry_run => RUNS.into(),
             None => RunDir::numbered(RUNS.as_ref(), "")?,
         };
-        RunDir::keep_inputs(&output_dir, &[&files.train[..], &files.validation, &files.test].concat())?;
+        let inputs = files.train.iter().chain(&files.validation).chain(&files.test).chain([&model]);
+        RunDir::keep_inputs(&output_dir, inputs)?;
         Ok(Settings {
             model,
             from_scratch: self.from_scratch.unwrap_or(false),

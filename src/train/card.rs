@@ -15,7 +15,7 @@ use crate::data::truncation::TruncationSide;
 use crate::flags::SplitName;
 use crate::hub;
 use crate::metrics::Metric;
-use crate::report::log::counted;
+use crate::report::log::{counted, four};
 
 impl Trainer<'_> {
     /// The card, with the saved model's `results`.
@@ -209,7 +209,6 @@ impl Trainer<'_> {
         let (mut loss, mut rows) = (None, String::new());
         for entry in self.log.entries() {
             let number = |key: &str| entry.get(key).and_then(Value::as_f64);
-            let four = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
             loss = number("loss").or(loss);
             if number("eval_loss").is_some() {
                 let epoch = number("epoch").unwrap_or_default();

@@ -21,7 +21,7 @@ use crate::flags::shown;
 use crate::metrics::Metric;
 use crate::ops::{Status, Step, Update};
 use crate::report::history::Entry;
-use crate::report::log::{Count, Progress, counted};
+use crate::report::log::{Count, Progress, counted, four};
 
 pub(super) const DIVERGED: &str = "lower --learning-rate or raise --warmup-steps";
 
@@ -302,7 +302,6 @@ impl Trainer<'_> {
 
     /// A row of the table of evaluations, below the names of its columns if it is the first one of this process.
     fn row(&self, evaluation: &Evaluation) -> String {
-        let four = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
         let training_loss = self.log.entries().rev().find_map(|entry| entry.get("loss")?.as_f64());
         let mut cells = vec![
             ("epoch", format!("{:.2}", self.epoch())),

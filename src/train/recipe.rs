@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use toml::de::{DeTable, DeValue};
 
 use super::args::{Args, GivenFlags, NEWEST};
+use super::hugging_face;
 use super::resume::Checkpoint;
 use crate::checkpoint::run_dir::RunDir;
 use crate::error::{Error, Result};
@@ -180,9 +181,11 @@ impl Flags {
 /// A setting as one word of the command line: 16 for `batch-size` as `--batch-size=16`; `None` for a switch that is off.
 fn word(flag: &Arg, value: &str) -> Option<OsString> {
     let long = flag.get_long().expect("every flag is long");
-    match (flag.get_action(), value) {
-        (ArgAction::SetTrue, "false") => None,
-        (ArgAction::SetTrue, "true") => Some(format!("--{long}").into()),
+    // As on the command line, true is the newest checkpoint.
+    let is_switch = matches!(flag.get_action(), ArgAction::SetTrue) || *flag.get_id() == "resume_from_checkpoint";
+    match value {
+        "false" if is_switch => None,
+        "true" if is_switch => Some(format!("--{long}").into()),
         _ => Some(format!("--{long}={value}").into()),
     }
 }
@@ -202,8 +205,8 @@ fn settings(command: &Command, file: &str, text: &str) -> Result<Vec<(Arg, OsStr
     for (key, value) in entries {
         let (at, key) = (key.span().start, key.get_ref());
         let flag = flags::named(command, key).filter(|flag| *flag.get_id() != "config");
-        let flag = flag.ok_or_else(|| bad(at, format!("unknown setting {key}")))?;
         let text = scalar(value.get_ref());
+        let flag = flag.ok_or_else(|| bad(at, format!("unknown setting {key}{}", name_here(key, text.as_deref()))))?;
         let text = text.ok_or_else(|| bad(at, format!("{key} cannot be of type {}", value.get_ref().type_str())))?;
         let Some(word) = word(flag, &text) else { continue };
         words.push(word.clone());
@@ -212,6 +215,14 @@ fn settings(command: &Command, file: &str, text: &str) -> Result<Vec<(Arg, OsStr
         found.push((flag.clone(), word));
     }
     Ok(found)
+}
+
+/// For a setting that is Hugging Face's alone, what the command line makes of it, in words.
+fn name_here(key: &str, value: Option<&str>) -> String {
+    let typed = format!("--{key}={}", value.unwrap_or_default());
+    let words = hugging_face::translate(["train".into(), typed.clone().into()]).map_or(Vec::new(), |(words, _)| words);
+    let other = words.get(1).filter(|word| **word != *typed).map(|word| word.display().to_string());
+    other.map_or(String::new(), |word| format!(", which is {} here", word.trim_start_matches('-')))
 }
 
 /// A value as on the command line; lists are separated by commas.

@@ -60,8 +60,7 @@ impl Trainer<'_> {
     pub(super) fn trainer_state(&self) -> TrainerState {
         let best = self.best_evaluation();
         let checkpoint = best.map(|(step, _)| self.run.checkpoint_path(step));
-        // A run that was resumed without loading the best model knows its step alone.
-        let checkpoint = checkpoint.filter(|path| self.best.as_ref().map_or_else(|| path.exists(), |best| best.saved));
+        let checkpoint = checkpoint.filter(|_| self.best.as_ref().is_some_and(|best| best.saved));
         let steps = |cadence| match cadence {
             Cadence::Steps(n) => n,
             _ => 500,

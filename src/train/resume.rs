@@ -13,7 +13,6 @@ use crate::checkpoint::run_dir::{Origin, RunDir, checkpoint_step};
 use crate::checkpoint::snapshot::read_tensors;
 use crate::checkpoint::weights::Weights;
 use crate::console::note;
-use crate::data::tokenize::Tokenizer;
 use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::files::{same_file, verify};
@@ -25,7 +24,7 @@ use crate::report::log::{Count, counted};
 const MODEL_ONLY: &str = "a checkpoint of --save-only-model has no optimizer state";
 
 /// Settings that may change when a run resumes.
-const CHANGEABLE: [&str; 14] = [
+const CHANGEABLE: [&str; 13] = [
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -39,8 +38,6 @@ const CHANGEABLE: [&str; 14] = [
     "label_smoothing_factor",
     "class_weights",
     "positive_label",
-    // If no text is truncated otherwise.
-    "max_length",
 ];
 
 /// The checkpoint that is resumed, verified.
@@ -73,8 +70,13 @@ impl Checkpoint {
             let remedy = "leave out --output-dir to continue it, or name one of its checkpoints";
             return Err(Error::user(asked.display(), "is the folder of another run than --output-dir", remedy));
         }
+        let (folder, is_new) = (run.to_path_buf(), !run.exists());
         let run = RunDir::create(run, true)?;
-        let mut chosen = if named { Checkpoint::verified(asked, run)? } else { Checkpoint::newest(run)? };
+        let chosen = if named { Checkpoint::verified(asked, run) } else { Checkpoint::newest(run) };
+        if is_new && chosen.is_err() {
+            RunDir::remove_unused(&folder);
+        }
+        let mut chosen = chosen?;
         if chosen.settings["flags"].is_object() {
             chosen.notes.push(format!("settings: those of {}, but for the flags given here", chosen.path.display()));
         }
@@ -186,11 +188,6 @@ impl Trainer<'_> {
         let Checkpoint { path: folder, state, named, .. } = checkpoint;
         state.check(folder, &self.state.fingerprint, &self.model.plan.config)?;
         state.check_numbers(folder, self.schedule.total, self.settings.gradient_accumulation_steps)?;
-        let sides = [&Tokenizer::read(folder)?, self.source.tokenizer()?].map(|tokenizer| tokenizer.truncation_side.name());
-        if sides[0] != sides[1] {
-            let fact = format!("was written with --truncation-side {}, but this run has {}", sides[0], sides[1]);
-            return Err(Error::user(folder.display(), fact, "resume with the same settings, or start a new run"));
-        }
         let processor = std::mem::take(&mut self.state.processor);
         if state.step < self.schedule.total && !state.processor.is_empty() && state.processor != processor {
             let (was, place) = (&state.processor, folder.display());
@@ -201,17 +198,19 @@ impl Trainer<'_> {
         self.state = RunState { masks: MASKS.to_string(), processor, ..state.clone() };
         let id = [&self.state.run_id, &self.run.id].into_iter().find(|id| !id.is_empty()).cloned();
         let later = if *named { "later than the checkpoint that is resumed" } else { "damaged" };
+        let best = self.state.best.map(|(step, _)| (step, self.has_checkpoint(step, id.as_deref().unwrap_or_default())));
         // Its weights are needed if the best model is loaded at the end.
-        let best = self.state.best.filter(|_| self.settings.load_best_model_at_end);
-        let best = best.map(|(step, _)| self.weights_of_best(step, folder, id.as_deref().unwrap_or_default())).transpose()?;
+        let needed = best.filter(|_| self.settings.load_best_model_at_end);
+        let weights_of_best = needed.map(|(step, saved)| self.weights_of_best(step, saved, folder)).transpose()?;
         self.run.go_on(id, self.state.step, later)?;
         self.state.run_id = self.run.id.clone();
         let (params, moments) = ([("", self.model.plan.params)], moments(&self.model));
-        if let Some((path, saved)) = best {
+        let mut weights = Vec::new();
+        if let Some(path) = weights_of_best {
             read_tensors(&path, &mut self.model, &params)?;
-            let weights = Arc::new(self.model.read_all(self.model.plan.params)?);
-            self.best = Some(BestModel { evaluation: None, weights, saved });
+            weights = self.model.read_all(self.model.plan.params)?;
         }
+        self.best = best.map(|(_, saved)| BestModel { evaluation: None, weights: Arc::new(weights), saved });
         read_tensors(&folder.join("model.safetensors"), &mut self.model, &params)?;
         read_tensors(&folder.join("optimizer.safetensors"), &mut self.model, &moments)?;
         if self.state.micro_batch > 0 {
@@ -237,10 +236,16 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The file with the weights of the best evaluation of the run with this id, and whether it is that of its checkpoint.
-    fn weights_of_best(&self, step: usize, resumed: &Path, id: &str) -> Result<(PathBuf, bool)> {
+    /// Whether the run with this id has a checkpoint of this step.
+    fn has_checkpoint(&self, step: usize, id: &str) -> bool {
         let checkpoint = self.run.checkpoint_path(step);
-        if checkpoint.exists() && Origin::of(&checkpoint, id) != Origin::Foreign {
+        checkpoint.exists() && Origin::of(&checkpoint, id) != Origin::Foreign
+    }
+
+    /// The file with the weights of the best evaluation, which its checkpoint has if they are `saved`.
+    fn weights_of_best(&self, step: usize, saved: bool, resumed: &Path) -> Result<PathBuf> {
+        let checkpoint = self.run.checkpoint_path(step);
+        if saved {
             if checkpoint != resumed {
                 let remedy =
                     "its weights are those of the best evaluation: pass --load-best-model-at-end false to go on without them";
@@ -248,12 +253,12 @@ impl Trainer<'_> {
                     note(unverified(&checkpoint));
                 }
             }
-            return Ok((checkpoint.join("model.safetensors"), true));
+            return Ok(checkpoint.join("model.safetensors"));
         }
         let name = if self.state.step == step { "model.safetensors" } else { "best.safetensors" };
         let path = resumed.join(name);
         if path.exists() {
-            return Ok((path, false));
+            return Ok(path);
         }
         let fact = format!("the weights of the best evaluation, at update {step}, are missing");
         Err(Error::user(checkpoint.display(), fact, "pass --load-best-model-at-end false, or start a new run"))

@@ -163,7 +163,7 @@ impl<'a> Setup<'a> {
             None => RunDir::create(&settings.output_dir, settings.overwrite_output_dir)?,
         };
         let mut trainer = Trainer {
-            state: RunState::new(settings, &data, model.backend().processor()),
+            state: RunState::new(settings, &data, source.tokenizer()?, model.backend().processor()),
             saver: Saver::new(Snapshot::new(&model.plan, views_of_checkpoint(settings))),
             settings,
             source: Arc::new(source),

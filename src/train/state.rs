@@ -15,7 +15,7 @@ use super::{Trainer, tune};
 use crate::checkpoint::run_dir::{RunDir, STATE};
 use crate::checkpoint::weights;
 use crate::console::note;
-use crate::data::tokenize::Encoded;
+use crate::data::tokenize::{Encoded, Tokenizer};
 use crate::error::{Error, Kind, Result};
 use crate::files::{write_file, write_json};
 use crate::model::Model;
@@ -69,7 +69,7 @@ pub struct RunState {
 
 impl RunState {
     /// The state before the first update.
-    pub fn new(settings: &Settings, data: &Data, processor: String) -> RunState {
+    pub fn new(settings: &Settings, data: &Data, tokenizer: &Tokenizer, processor: String) -> RunState {
         RunState {
             run_id: String::new(),
             masks: MASKS.to_string(),
@@ -84,7 +84,7 @@ impl RunState {
             loss_sum: 0.0,
             evals_without_improvement: 0,
             best: None,
-            fingerprint: fingerprint(settings, data),
+            fingerprint: fingerprint(settings, data, tokenizer),
         }
     }
 
@@ -138,10 +138,7 @@ impl RunState {
             let Some((key, is)) = is.as_object().into_iter().flatten().find(differs) else { continue };
             let fact = match key.as_str() {
                 "validation_data" => "was written with other validation data".to_string(),
-                "data" => {
-                    "was written with other training data, another tokenizer, another --max-length or another --truncation-side"
-                        .to_string()
-                }
+                "data" => "was written with other training data, or another tokenizer".to_string(),
                 _ => format!("was written with {} {}, but this run has {}", flag_of(key), shown(&was[key]), shown(is)),
             };
             return Err(Error::user(checkpoint.display(), fact, "resume with the same settings, or start a new run"));
@@ -158,21 +155,23 @@ impl RunState {
 }
 
 /// Settings that must be the same when a run resumes.
-fn fingerprint(settings: &Settings, data: &Data) -> Value {
+fn fingerprint(settings: &Settings, data: &Data, tokenizer: &Tokenizer) -> Value {
     let hash = |bytes: &[u8], seed| XxHash64::oneshot(seed, bytes);
     let hash = |data: &Encoded| {
         let hash = hash(bytemuck::cast_slice(&data.ids), hash(bytemuck::cast_slice(&data.labels), data.rows() as u64));
         format!("{hash:016x}")
     };
     json!({
+        "max_length": tokenizer.max_length,
+        "truncation_side": tokenizer.truncation_side,
         "metric_for_best_model": settings.metric_for_best_model,
         "model": settings.model.file_name().unwrap_or_default().to_string_lossy(),
         "from_scratch": settings.from_scratch,
         "batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
         "precision": settings.precision,
-        "seed": settings.seed,
         "shuffle": settings.shuffle,
+        "seed": settings.seed,
         // Last: a flag may be why they differ.
         "data": hash(&data.train),
         "validation_data": data.validation.as_ref().map(|data| hash(data)),

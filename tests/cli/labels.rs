@@ -96,6 +96,11 @@ fn other_names_are_refused_or_replace_the_models() {
     let (_folder, ones) = file("ones.csv", "text,label\nbad film,1\n");
     let counted = evaluate(six.path(), &ones, &["--label-names", "anger,fear"]).done();
     assert!(counted.err.contains("the label 1 is taken as fear: --label-names are counted from 0\n"), "{}", counted.err);
+    let (_folder, truths) = file("truths.csv", "text,label\nbad film,True\n");
+    let named = evaluate(six.path(), &truths, &["--label-names", "anger,fear"]).done();
+    assert!(named.err.contains("the label true is taken as fear: --label-names are those of false and true\n"), "{}", named.err);
+    let three = evaluate(six.path(), &truths, &["--label-names", "anger,fear,joy"]);
+    three.failed(2, "`--label-names`: 3 names for false and true; give two, that of false first");
 
     // Another spelling in another file of the run is the same class.
     let (_folder, train) =

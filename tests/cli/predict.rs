@@ -243,10 +243,8 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         ran(PREDICT, &["--model", file, "x"]).fault(2, "test.csv`: is not a folder"),
         predict(&["x", "--text", "y"]).fault(2, "cannot be used with"),
         predict(&["x", "--input", file]).fault(2, "cannot be used with"),
-        predict(&["x", file]).fault(2, "test.csv`: is one of several files or texts; name one file, or mark each text"),
-        predict(&["x", "--encoding", "cp1251"]).fault(2, "`--encoding windows-1251`: there is no file to read"),
-        predict(&["x", "--split", "train"]).fault(2, "`--split`: is one of a --dataset"),
-        ran(EVALUATE, &["--model", model, file, "--split", "train"]).fault(2, "`--split`: is one of a --dataset"),
+        predict(&["x", file]).fault(2, "test.csv`: is one of several files or texts; name one file, enclose a text"),
+        predict(&["x", "--encoding", "cp1251"]).fault(2, "`--encoding`: there is no file to read"),
         ran(EVALUATE, &["--predictions", "p.jsonl", "--device", "cpu"]).fault(2, "cannot be used with"),
         ran(EVALUATE, &["--predictions", "p.jsonl", "--text-column", "t"]).fault(2, "cannot be used with"),
         ran(EVALUATE, &["--model", model, file, "--positive-label", "joy"]).fault(2, "joy"),
@@ -291,6 +289,36 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         scored("{\"label\": \"c\", \"scores\": [{\"label\": \"a\", \"score\": 1}, {\"label\": \"b\", \"score\": 0}]}")
             .fault(2, "p.jsonl:1`: the label \"c\" is not one of the classes; the classes are a, b"),
     ]);
+    // What would have no effect.
+    for flags in [
+        "--device cpu",
+        "--precision fp32",
+        "--max-length 8",
+        "--text-column a",
+        "--label-column b",
+        "--encoding utf-8",
+        "--delimiter ;",
+        "--quoting off",
+        "--no-header",
+        "--batch-size 3",
+        "--max-batch-tokens 9",
+        "--split train",
+        "--dataset-config en",
+    ] {
+        let flags = words(flags);
+        for instead in ["--predictions", "--compare"] {
+            ran(EVALUATE, &[&[instead, file], &flags[..]].concat()).failed(2, &format!("cannot be used with '{}", flags[0]));
+        }
+    }
+    for (flag, value) in [("--split", "train"), ("--dataset-config", "en")] {
+        let why = format!("`{flag}`: has no effect without --dataset; leave it out, or pass --dataset");
+        for command in [PREDICT, EVALUATE, "embed"] {
+            ran(command, &["--model", model, file, flag, value]).failed(2, &why);
+        }
+    }
+    // Found before anything is computed.
+    let emotions = ran(EVALUATE, &["--model", model, file, "--positive-label", "joy"]).failed(2, "no class is named joy");
+    assert!(!emotions.err.contains("evaluating"), "{}", emotions.err);
     // The labels of another data set.
     let other = dir.path().join("other.csv");
     fs::write(&other, "text,label\na,joy\n").unwrap();
@@ -331,10 +359,14 @@ fn a_file_has_one_name_in_every_command() {
 
     let one = |args: &[&str]| ran(PREDICT, &[&["--model", path(model.path())], args].concat());
     assert_eq!(one(&["--text", file]).done().out.lines().count(), 1);
-    one(&[file, "good"]).failed(2, "is one of several files or texts");
+    one(&["good", file]).failed(2, "test.csv`: is one of several files or texts; name one file, enclose a text in quotes, or");
+    one(&["nowhere.csv", "elsewhere.csv"]).failed(2, "`nowhere.csv`: is one of several files or texts");
+    one(&["-", "good"]).failed(2, "`-`: is one of several files or texts");
     assert_eq!(one(&["--text", file, "--text", "good"]).done().out.lines().count(), 2);
     one(&["nowhere.csv"]).failed(2, "`nowhere.csv`: no such file or folder; check the path, or classify these words with --text");
-    one(&["good.", "--input-format", "jsonl"]).failed(2, "`--input-format`: there are no lines to read");
+    one(&["good.", "--input-format", "jsonl"]).failed(2, "`--input-format`: there is no file to read");
+    one(&["good.", "--no-header", "--encoding", "cp1251"])
+        .failed(2, "`--no-header`: there is no file to read; leave it out, or name a file with --input");
     one(&[file, "--input", file]).failed(2, "cannot be used with");
     ran(EVALUATE, &["--model", path(model.path()), file, "--file", file]).failed(2, "cannot be used with");
     ran(EVALUATE, &["--model", path(model.path())]).failed(2, "required arguments were not provided");

@@ -592,19 +592,17 @@ fn hangups_and_the_warning_of_a_scheduler_save_the_run() {
 fn changed_settings_are_reported() {
     let out = TempDir::new().unwrap();
     run_with(out.path(), "").done();
-    let changed =
-        "--learning-rate 1e-4 --weight-decay 0.5 --positive-label NEGATIVE --epochs 4 --max-length 40 --resume-from-checkpoint";
+    let changed = "--learning-rate 1e-4 --weight-decay 0.5 --positive-label NEGATIVE --epochs 4 --resume-from-checkpoint";
     let ran = run_with(out.path(), changed).done();
     for line in [
         "warning: --learning-rate was 0.00005, and is 0.0001 from here on",
         "warning: --epochs was 3.0, and is 4.0 from here on",
         "warning: --weight-decay was 0.0, and is 0.5 from here on",
         "warning: --positive-label was not set, and is NEGATIVE from here on",
-        "warning: --max-length was 32, and is 40 from here on",
     ] {
         assert!(ran.err.contains(line), "{}", ran.err);
     }
-    assert_eq!(ran.err.matches(" from here on").count(), 5, "{}", ran.err);
+    assert_eq!(ran.err.matches(" from here on").count(), 4, "{}", ran.err);
 }
 
 #[test]
@@ -644,15 +642,27 @@ fn the_readme_of_a_folder_that_no_run_has_written_is_kept() {
 }
 
 #[test]
-fn a_run_replaces_no_file_that_it_reads() {
+fn a_run_moves_and_replaces_nothing_that_it_reads() {
     let out = TempDir::new().unwrap();
-    let data = out.path().join("examples.json");
-    let rows = [json!({"text": "good film", "label": 1}), json!({"text": "bad film", "label": 0})];
-    fs::write(&data, json!(rows).to_string()).unwrap();
-    let model = golden("train/hf_init");
-    let args = ["--overwrite-output-dir", "--output-dir", path(out.path()), "--train-file", path(&data), "--model", path(&model)];
-    ran(TRAIN, &args).failed(2, "examples.json`: is a file that is read");
-    assert_eq!(super::read(out.path(), "examples.json"), json!(rows));
+    run_with(out.path(), "--max-steps 2 --save-steps 2").done();
+    let rows = fs::read(golden("train/train.csv")).unwrap();
+    fs::create_dir(out.path().join("data")).unwrap();
+    let (model, own) = (golden("train/hf_init"), out.path().join("checkpoint-2"));
+    let again = |model: &Path, file: &str| {
+        let file = out.path().join(file);
+        fs::write(&file, &rows).unwrap();
+        let args = ["--model", path(model), "--train-file", path(&file), "--output-dir", path(out.path())];
+        let ran = ran(TRAIN, &[&args[..], &words("--max-steps 1 --overwrite-output-dir")].concat());
+        assert_eq!(fs::read(&file).unwrap(), rows);
+        ran
+    };
+    for file in ["examples.json", "checkpoint-2/train.csv", "plots/train.csv"] {
+        again(&model, file).failed(2, &format!("{file}`: is read, and a run in "));
+    }
+    again(&own, "train.csv").failed(2, "checkpoint-2`: is read, and a run in ");
+    for file in ["train.csv", "data/train.csv"] {
+        again(&model, file).done();
+    }
 }
 
 #[test]
@@ -668,6 +678,12 @@ fn the_best_checkpoint_stays_known() {
     fs::remove_dir_all(&last).unwrap();
     run_with(out.path(), &format!("{with} --resume-from-checkpoint")).done();
     assert_eq!(best(), before);
+
+    // Another program has written into its place.
+    fs::remove_dir_all(before.as_str().unwrap()).unwrap();
+    foreign(Path::new(before.as_str().unwrap()));
+    run_with(out.path(), &format!("{with} --resume-from-checkpoint")).done();
+    assert_eq!(best(), json!(null));
 }
 
 /// Nothing can be created in /proc, not even by root.
@@ -832,6 +848,13 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     let mut numbered = program(TRAIN);
     let numbered = run(numbered.current_dir(&dir).args(["--resume-from-checkpoint", "1"]), b"").done();
     assert!(numbered.err.contains("settings: those of 1/checkpoint-40"), "{}", numbered.err);
+
+    // The folder of a run goes on in itself; and a folder that was made for a run that is not resumed is removed.
+    let (b, new) = (dir.path().join("b"), dir.path().join("new"));
+    let at_new = |from: &Path| ran(TRAIN, &["--resume-from-checkpoint", path(from), "--output-dir", path(&new)]);
+    at_new(&b).failed(2, "b`: is the folder of another run than --output-dir; leave out");
+    at_new(&golden("train/hf_init")).failed(2, "is not a checkpoint of this program");
+    assert!(!new.exists());
 
     resume(&[]).failed(2, "`--output-dir`: is missing; name the folder of the run: --resume-from-checkpoint DIR");
     let elsewhere = dir.path().join("elsewhere");

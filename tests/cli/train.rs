@@ -415,7 +415,7 @@ fn invalid_flags_are_reported_in_one_line() {
         ("extra", "unexpected argument 'extra'"),
         ("--epochs", "a value is required for '--epochs"),
         ("--seed 1 --seed 2", "cannot be used multiple times"),
-        ("--seed -1", "invalid value '-1' for '--seed"),
+        ("--seed -1", "invalid value '-1' for '--seed <SEED>': use a whole number from 0 to"),
         (&contradiction, "cannot be used with"),
         ("--batch-size 1.5", "use a whole number from 1 to 4294967295"),
         ("--batch-size 99999999999999999999", "use a whole number from 1 to 4294967295"),
@@ -522,7 +522,11 @@ fn failures_to_resume_are_reported_in_one_line() {
             ),
             ("--resume-from-checkpoint --seed 43", "was written with --seed 42, but this run has 43"),
             ("--resume-from-checkpoint --no-shuffle", "was written with shuffle true"),
-            ("--resume-from-checkpoint --max-length 5", "was written with other training data"),
+            ("--resume-from-checkpoint --max-length 5", "was written with --max-length "),
+            (
+                "--resume-from-checkpoint --truncation-side left",
+                "was written with --truncation-side right, but this run has left",
+            ),
             ("--resume-from-checkpoint --max-train-samples 50", "was written with other training data"),
             (&elsewhere, "elsewhere`: no such checkpoint"),
         ]
@@ -589,6 +593,16 @@ fn flags_override_a_file_and_a_file_a_recipe() {
     let args = parse("--recipe sample --validation-split 0.3 --learning_rate 1").unwrap();
     assert_eq!((args.data.validation_file, args.learning_rate, args.seed), (None, Some(1.0), None));
 
+    // true is the newest checkpoint, as on the command line.
+    for (value, wanted) in [("true", "`nowhere`: no such folder"), ("'other'", "`other`: no such checkpoint")] {
+        fs::write(&config, format!("resume-from-checkpoint = {value}\noutput-dir = 'nowhere'")).unwrap();
+        let refused = ran(TRAIN, &["--config", path(&config)]).failed(2, wanted);
+        assert!(!Path::new("nowhere").exists(), "{}", refused.err);
+    }
+    fs::write(&config, "resume-from-checkpoint = false\nseed = 3").unwrap();
+    let args = parse(&format!("--config {}", path(&config))).unwrap();
+    assert_eq!((args.resume_from_checkpoint, args.seed), (None, Some(3)));
+
     // Through the binary; errors in a file have its line.
     let out = dir.path().join("out");
     fs::write(&config, "max_steps = 1 # one\n\n\"save-strategy\" = 'no'\nquiet = true\nno-shuffle = false\n").unwrap();
@@ -600,6 +614,8 @@ fn flags_override_a_file_and_a_file_a_recipe() {
             ("epochs = 1\n\nepoch = 2", "run.toml:3`: unknown setting epoch; see train --help"),
             ("config = 'other.toml'", "run.toml:1`: unknown setting config"),
             ("help = true", "run.toml:1`: unknown setting help"),
+            ("bf16 = true", "run.toml:1`: unknown setting bf16, which is precision=bf16 here; see train --help"),
+            ("warmup_ratio = 0.1", "run.toml:1`: unknown setting warmup_ratio, which is warmup-steps=0.1 here"),
             ("seed = 1\nepochs = 0", "run.toml:2`: invalid value '0' for '--epochs"),
             ("quiet = 3", "run.toml:1`: unexpected value '3' for '--quiet'"),
             (

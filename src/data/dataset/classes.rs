@@ -226,10 +226,15 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<Opt
         "false" | "0" => Some(false),
         _ => None,
     };
-    if labels(parts).all(|label| boolean(label).is_some()) && labels(parts).any(|label| whole(label).is_none()) {
-        // Given names are those of 0 and 1.
-        let named = given && !declared.iter().any(|name| is_boolean(name));
-        let spelled = |value: bool| if named { u8::from(value).to_string() } else { value.to_string() };
+    let booleans = labels(parts).all(|label| boolean(label).is_some()) && labels(parts).any(|label| whole(label).is_none());
+    // Given names are those of 0 and 1.
+    let names_booleans = booleans && given && !declared.iter().any(|name| is_boolean(name));
+    if booleans {
+        if names_booleans && declared.len() != 2 {
+            let fact = format!("{} for false and true", counted(declared.len(), "name"));
+            return Err(Error::user("--label-names", fact, "give two, that of false first"));
+        }
+        let spelled = |value: bool| if names_booleans { u8::from(value).to_string() } else { value.to_string() };
         parts.iter_mut().flat_map(|part| &mut part.labels).for_each(|label| *label = spelled(boolean(label).expect("all are")));
     }
     let (bare, named): (Vec<_>, Vec<_>) = parts.iter().partition(|part| part.is_bare());
@@ -261,9 +266,17 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<Opt
     let class = |value: i64| if ranks { values.iter().take_while(|&&other| other < value).count() } else { value as usize };
     let class: HashMap<String, u32> =
         union.iter().map(|label| (label.to_string(), class(whole(label).expect("bare")) as u32)).collect();
-    let counted = values.iter().copied().eq(0..declared.len() as i64);
-    let order = if ranks { "have the order of the numbers" } else { "are counted from 0" };
-    let note = (given && !counted).then(|| format!("{}: --label-names {order}", taken(&class, declared, "")));
+    let all_named = values.iter().copied().eq(0..declared.len() as i64);
+    let order = match (names_booleans, ranks) {
+        (true, _) => "are those of false and true",
+        (_, true) => "have the order of the numbers",
+        (_, false) => "are counted from 0",
+    };
+    let read: HashMap<String, u32> = match names_booleans {
+        true => class.values().map(|&class| ((class == 1).to_string(), class)).collect(),
+        false => class.clone(),
+    };
+    let note = (given && !all_named).then(|| format!("{}: --label-names {order}", taken(&read, declared, "")));
     for part in parts.iter_mut().filter(|part| part.is_bare()) {
         part.labels.iter_mut().for_each(|label| *label = declared[class[label] as usize].clone());
     }

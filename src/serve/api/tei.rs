@@ -1,7 +1,6 @@
 //! The protocol of text-embeddings-inference.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -37,7 +36,7 @@ pub struct Predict {
     raw_scores: Option<bool>,
     function_to_apply: Option<Function>,
     /// The highest labels alone.
-    top_k: Option<NonZeroUsize>,
+    top_k: Option<i64>,
     /// From 1 to 10, with the highest label.
     stars: Option<bool>,
     /// There is none.
@@ -77,6 +76,8 @@ pub async fn classify(service: &Arc<Service>, request: Predict) -> Answered<(Fig
         (Some(true), None) => Function::None,
         (_, function) => function.unwrap_or(Function::Softmax),
     };
+    let most = request.top_k.map_or(Some(usize::MAX), |k| usize::try_from(k).ok().filter(|&k| k > 0));
+    let most = most.ok_or_else(|| invalid("`top_k`: send a whole number above 0, or leave it out for all labels"))?;
     let unknown = || invalid("`stars`: the labels do not tell which of them is good; start the server with --positive-label");
     let weights = match request.stars {
         Some(true) => Some(served.stars.as_deref().ok_or_else(unknown)?),
@@ -86,7 +87,7 @@ pub async fn classify(service: &Arc<Service>, request: Predict) -> Answered<(Fig
         compute(service, request.inputs, request.truncate, request.truncation_direction, Output::Logits).await?;
     let scored = |logits: &Vec<f32>| {
         let mut labels = ranked(served.labels(), logits, function != Function::Softmax);
-        labels.truncate(request.top_k.map_or(usize::MAX, NonZeroUsize::get));
+        labels.truncate(most);
         if function == Function::Sigmoid {
             labels.iter_mut().for_each(|label| label.score = sigmoid(label.score));
         }
