@@ -168,7 +168,7 @@ fn unsupported_configs_are_refused_in_one_line() {
 
     distilbert(json!({ "problem_type": "regression" }), "problem_type is regression");
     distilbert(json!({ "problem_type": "multi_label_classification" }), "problem_type is multi_label_classification");
-    distilbert(json!({ "num_labels": 1 }), "1 label is not enough for a classification");
+    distilbert(json!({ "num_labels": 1 }), "1 label, but a classifier needs at least two");
     distilbert(json!({ "num_labels": 1_000_000_000_000_u64 }), "num_labels is 1000000000000");
     distilbert(json!({ "id2label": {} }), "0 label");
     distilbert(json!({ "id2label": { "0": "A" } }), "1 label");
