@@ -25,7 +25,7 @@ def main():
 
     running = commands.add_parser("run", help="run the pack in DIR; logs and results go to $OUT, or DIR/out")
     running.add_argument("dir", type=Path)
-    running.add_argument("parts", nargs="*", metavar="PART", help="only these parts [default: all of the preset]")
+    running.add_argument("parts", nargs="*", metavar="PART", help="only these parts [default: those of the preset that need not be named]")
     running.add_argument("--small", action="store_true", help="a smoke test with little work")
 
     commands.add_parser("parts", help="list the presets' parts and their limits")
@@ -36,9 +36,10 @@ def main():
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command == "parts":
         for preset, listed in parts.PRESETS.items():
-            print(f"{preset}, {sum(part.limit for part in listed)} s at most")
+            print(f"{preset}, {sum(part.limit for part in listed if not part.named)} s at most")
             for part in listed:
-                print(f"  {part.name:<12}{part.limit:>4} s  {part.what}" + (f" (needs {part.needs})" if part.needs else ""))
+                notes = [f"needs {part.needs}"] * bool(part.needs) + ["only if it is named"] * part.named
+                print(f"  {part.name:<12}{part.limit:>4} s  {part.what}" + (f" ({', '.join(notes)})" if notes else ""))
     elif args.command == "run":
         sys.exit(run.run(args.dir.resolve(), args.parts + rest, args.small))
     else:

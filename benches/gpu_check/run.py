@@ -32,7 +32,7 @@ def run(folder, names, small):
         monitor = machine.Monitor(log_folder / "nvidia-smi.csv")
         env, probed = machine.environment(pack.ROOT), {}
         try:
-            for part in [known[name] for name in names] or list(known.values()):
+            for part in [known[name] for name in names] or [part for part in known.values() if not part.named]:
                 limit = part.limit * (SMALL_TAKES if small else 1)
                 work = parts.Work(part, files, pack.ROOT, scratch, log_folder / f"{part.name}.log", env, limit, small)
                 report.add(part, one(part, work, probed), work, monitor)

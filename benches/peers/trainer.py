@@ -12,7 +12,9 @@ import numpy as np
 import torch
 import transformers
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import AutoConfig, AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+
+import texts
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", required=True)
@@ -38,37 +40,6 @@ args = parser.parse_args()
 begin = time.perf_counter()
 
 
-def read(path):
-    """Texts and labels."""
-    if path.endswith(".txt"):
-        lines = [line.rstrip("\n").rsplit(";", 1) for line in open(path, encoding="utf-8")]
-        rows = lines[1:] if lines[0][0] == "text" else lines
-        return [text for text, _ in rows], [label for _, label in rows]
-    if path.endswith(".parquet"):
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(path)
-    else:
-        import pyarrow.csv
-
-        table = pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
-    column = lambda *names: next(table[name].to_pylist() for name in names if name in table.column_names)
-    return column("text", "review", "sentence"), column("label", "sentiment")
-
-
-tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{args.model}/tokenizer.json", pad_token="[PAD]", model_max_length=args.max_length)
-tokenizer._tokenizer.no_truncation()
-tokenizer._tokenizer.no_padding()
-
-
-def encode(path):
-    texts, labels = read(path)
-    if not names:
-        names.extend(sorted(set(labels)))
-    ids = tokenizer(texts, truncation=True, max_length=args.max_length, return_token_type_ids=False)["input_ids"]
-    return [{"input_ids": row, "labels": names.index(label)} for row, label in zip(ids, labels)]
-
-
 def metrics(prediction):
     predicted, labels = np.argmax(prediction.predictions, -1), prediction.label_ids
     f1 = {"f1": "binary" if len(names) == 2 else "macro", "f1_weighted": "weighted"}
@@ -85,8 +56,9 @@ def loss(outputs, labels, num_items_in_batch=None):
     return torch.nn.functional.cross_entropy(outputs.logits, labels, weight, label_smoothing=args.label_smoothing_factor)
 
 
-names = []
-rows, validation = encode(args.train_file), encode(args.validation_file) if args.validation_file else None
+names, tokenizer = [], texts.tokenizer(args.model, args.max_length)
+rows = texts.encode(tokenizer, args.train_file, names)
+validation = texts.encode(tokenizer, args.validation_file, names) if args.validation_file else None
 tokenized = time.perf_counter()
 if args.from_scratch:
     transformers.set_seed(args.seed)
