@@ -309,20 +309,35 @@ def trainer(work):
     """The first updates of the same run by Hugging Face Trainer."""
     updates = 3 if work.small else 300
     _, ours = work.train("beside-trainer", max_steps=updates)
-    theirs = work.peer(max_steps=updates)
-    seconds = [theirs["train_seconds"], ours["train_runtime"]]
-    work.facts = {"updates": updates, "warpfit": ours, "Trainer": theirs, "ratio": seconds[0] / seconds[1]}
-    work.headline = f"{updates} updates: Trainer {seconds[0]:.2f} s, warpfit {seconds[1]:.2f} s, {seconds[0] / seconds[1]:.2f}x as fast"
+    beside(work, updates, ours, work.peer(max_steps=updates))
 
 
 def loop(work):
     """The same updates by a loop written by hand in PyTorch."""
     updates = 3 if work.small else 300
     _, ours = work.train("beside-loop", max_steps=updates)
-    theirs = work.loop(updates)
+    beside(work, updates, ours, work.loop(updates))
+
+
+def beside(work, updates, ours, theirs):
     seconds = [theirs["train_seconds"], ours["train_runtime"]]
-    work.facts = {"updates": updates, "warpfit": ours, "loop": theirs, "ratio": seconds[0] / seconds[1]}
-    work.headline = f"{theirs['what']}: {seconds[0]:.2f} s, warpfit {seconds[1]:.2f} s, {seconds[0] / seconds[1]:.2f}x as fast"
+    work.facts |= {"updates": updates, "warpfit": ours, "PyTorch": theirs, "ratio": seconds[0] / seconds[1]}
+    times = f"{seconds[0]:.2f} s, warpfit {seconds[1]:.2f} s, {seconds[0] / seconds[1]:.2f}x as fast"
+    work.headline = f"{updates} updates: {theirs['what']}: {times}"
+
+
+def fp16(work):
+    """A step in half precision, and the first updates of a run, beside Hugging Face Trainer's where torch works."""
+    updates = 3 if work.small else 300
+    result = work.bench("train", "--precision", "fp16", "--batch", "16,64", "--samples", "20")
+    work.facts["steps"] = {f"{row['op']} {row['reviews']}": row["us_warm"]["median"] / 1e3 for row in result["rows"]}
+    _, ours = work.train("half", max_steps=updates, precision="fp16")
+    lacking = machine.probe(work, "torch")
+    if lacking:
+        work.facts |= {"updates": updates, "warpfit": ours}
+        work.headline = f"{updates} updates: {ours['train_runtime']:.2f} s; no Trainer: {lacking}"
+    else:
+        beside(work, updates, ours, work.peer(max_steps=updates, precision="fp16"))
 
 
 def sanitize(tool):
@@ -378,6 +393,7 @@ PRESETS = {
         Part("trainer", 35, "300 updates beside Hugging Face Trainer", trainer, "torch"),
         Part("memcheck", 30, "memory errors in any kernel", sanitize("memcheck"), "compute-sanitizer"),
         Part("racecheck", 30, "races in shared memory in any kernel", sanitize("racecheck"), "compute-sanitizer"),
+        Part("fp16", 60, "a step and 300 updates in half precision", fp16, named=True),
         Part("loop", 180, "300 updates beside a loop written by hand in PyTorch", loop, "torch", named=True),
     ],
     "compare": [

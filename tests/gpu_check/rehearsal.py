@@ -120,7 +120,7 @@ class Rehearsal(unittest.TestCase):
         self.assertIn("not measurements", text)
 
     def test_with_stand_ins(self):
-        names = ["steps", "ncu", "memcheck", "racecheck"]
+        names = ["steps", "ncu", "memcheck", "racecheck", "fp16"]
         code, report, text = elsewhere.run(*names, stand_ins=True)
         self.assertEqual(statuses(report), dict.fromkeys(names, "passed"))
         self.assertEqual(code, 0)
