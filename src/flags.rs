@@ -92,10 +92,12 @@ fn variable(command: &Command, error: &clap::Error, words: &[OsString]) -> Optio
         Some(ContextValue::String(text)) => Some(text.clone()),
         _ => None,
     };
-    let (flag, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    let flag = text(ContextKind::InvalidArg)?;
     let long = flag.trim_start_matches("--").split(' ').next();
     let arg = command.get_arguments().find(|arg| arg.get_long() == long)?;
-    let is_typed = words.iter().any(|word| word.to_string_lossy().ends_with(&value));
+    let names = arg.get_long().into_iter().chain(arg.get_all_aliases().unwrap_or_default());
+    let names: Vec<String> = names.map(|name| format!("--{name}")).collect();
+    let is_typed = words.iter().any(|word| names.iter().any(|name| Some(&**name) == word.to_string_lossy().split('=').next()));
     Some((flag, arg.get_env().filter(|_| !is_typed)?.display().to_string()))
 }
 

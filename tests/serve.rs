@@ -621,6 +621,7 @@ fn flags_are_taken_from_the_environment() {
     assert_eq!((&info["max_input_length"], &info["max_batch_tokens"]), (&json!(40), &json!(2048))); // a flag comes first
     run(program(SERVE).envs(vars).env("PORT", "http"), b"")
         .failed(2, "'http' for 'PORT', which is --port <N>: use a whole number from 0 to 65535");
+    run(program(SERVE).envs(vars).env("PORT", ""), b"").failed(2, "'' for 'PORT', which is --port <N>");
     let typed = run(program(SERVE).envs(vars).args(["--port", "http"]), b"").failed(2, "'http' for '--port <N>': use a whole");
     assert!(!typed.err.contains("PORT"), "{}", typed.err);
     let help = run(program(SERVE).envs(more).arg("--help"), b"").done().out;

@@ -211,16 +211,19 @@ impl ModelDir {
         let weights = Weights::open(&self.path)?;
         let params: Vec<_> = slots.iter().map(|slot| slot.param.clone()).collect();
         let loaded = weights::resolve(&params, &weights, other_head)?;
-        let of_layers: Vec<_> = loaded.unexpected.iter().filter(|name| name.contains("layer.")).collect();
-        if let Some(first) = of_layers.iter().min() {
-            let (place, count, layers) = (self.path.display(), counted(of_layers.len(), "tensor"), self.config.layers);
-            let number = |name: &str| name.split_once("layer.")?.1.split('.').next()?.parse().ok();
-            let (which, why) = match of_layers.iter().any(|name| number(name).is_some_and(|layer: usize| layer >= layers)) {
-                true => ("of its layers", format!("config.json has {}", counted(layers, "layer"))),
-                false => ("beside those of its layers", "no parameter of this model has such a name".to_string()),
-            };
-            let verb = if of_layers.len() == 1 { "is" } else { "are" };
-            note(format!("warning: {place}: {count} {which} {verb} not used, such as {first}: {why}"));
+        let number = |name: &str| -> Option<usize> { name.split_once(".layer.")?.1.split('.').next()?.parse().ok() };
+        let (beyond, others): (Vec<&str>, Vec<&str>) = loaded
+            .unexpected
+            .iter()
+            .copied()
+            .filter(|name| number(name).is_some())
+            .partition(|name| number(name) >= Some(self.config.layers));
+        let layers = format!("config.json has {}", counted(self.config.layers, "layer"));
+        for (names, why) in [(beyond, &*layers), (others, "no parameter of this model has such a name")] {
+            let Some(first) = names.iter().min() else { continue };
+            let (place, count, verb) =
+                (self.path.display(), counted(names.len(), "tensor"), if names.len() == 1 { "is" } else { "are" });
+            note(format!("warning: {place}: {count} of layers {verb} not used, such as {first}: {why}"));
         }
         for (slot, tensor) in slots.iter().zip(&loaded.tensors) {
             each(slot, tensor.map(|tensor| tensor.f32()).transpose()?)?;

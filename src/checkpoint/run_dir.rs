@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -38,6 +38,9 @@ const RESULTS: [&str; 12] = [
     "training_args.json",
 ];
 
+/// Endings of names of what is being written or replaced.
+const UNFINISHED: [&str; 3] = ["partial", "ready", "replaced"];
+
 /// The folder, locked until the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct RunDir {
@@ -47,13 +50,18 @@ pub struct RunDir {
     lock: Arc<Lock>,
 }
 
-/// Unlocked when it is dropped: closing the file is not enough while a child process, until it runs its own program, has a copy.
 #[derive(Debug)]
-struct Lock(File);
+struct Lock {
+    file: File,
+    /// The folder, if it did not exist before: it is removed if nothing is written into it.
+    made: Option<PathBuf>,
+}
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = self.0.unlock();
+        self.made.iter().for_each(RunDir::remove_unused);
+        // Closing the file is not enough while a child process, until it runs its own program, has a copy.
+        let _ = self.file.unlock();
     }
 }
 
@@ -92,6 +100,7 @@ impl RunDir {
     /// this one ends.
     pub fn create(path: &Path, overwrite: bool) -> Result<RunDir> {
         RunDir::check(path, overwrite)?;
+        let made = (!path.exists()).then(|| path.to_path_buf());
         create_dir(path)?;
         let file = path.join(LOCK);
         let io = |e| Error::io(&file, e);
@@ -105,7 +114,7 @@ impl RunDir {
         }
         let mut id = String::new();
         lock.read_to_string(&mut id).map_err(io)?;
-        let run = RunDir { path: path.into(), id: id.trim().to_string(), lock: Arc::new(Lock(lock)) };
+        let run = RunDir { path: path.into(), id: id.trim().to_string(), lock: Arc::new(Lock { file: lock, made }) };
         run.clean()?;
         Ok(run)
     }
@@ -131,11 +140,20 @@ impl RunDir {
 
     /// The error with which a run in this folder would move or replace what it reads.
     pub fn keep_inputs<'a>(path: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
-        let Ok(folder) = path.canonicalize() else { return Ok(()) };
+        let folders = [path.canonicalize().ok(), absolute(path).ok()];
         for input in inputs {
-            let whole = input.canonicalize().unwrap_or_default();
-            let name = whole.strip_prefix(&folder).ok().and_then(|inside| inside.iter().next()?.to_str());
-            if name.is_some_and(|name| is_own(name) || checkpoint_step(name).is_some()) {
+            // A link in the folder would be moved as well.
+            let places = [input.canonicalize().ok(), absolute(input).ok()];
+            let inside = places.iter().flatten().flat_map(|input| folders.iter().flatten().map(|f| input.strip_prefix(f)));
+            let mut names = inside.filter_map(|inside| inside.ok()?.iter().next()?.to_str());
+            // What a killed run has left half-written is removed.
+            let whole = |name: &str| {
+                name.rsplit_once('.').filter(|(_, end)| UNFINISHED.contains(end)).map(|(whole, _)| whole.to_string())
+            };
+            let is_of_run = |name: &str| is_own(name) || name == "model" || checkpoint_step(name).is_some();
+            if names
+                .any(|name| is_own(name) || checkpoint_step(name).is_some() || whole(name).is_some_and(|name| is_of_run(&name)))
+            {
                 let fact = format!("is read, and a run in {} would move or replace it", path.display());
                 return Err(Error::user(input.display(), fact, "move it, or choose another --output-dir"));
             }
@@ -175,7 +193,7 @@ impl RunDir {
 
     fn adopt(&mut self, id: Option<String>) -> Result<()> {
         self.id = id.unwrap_or_else(|| format!("{:016x}", RandomState::new().hash_one(std::process::id())));
-        let (mut lock, line) = (&self.lock.0, format!("{}\n", self.id));
+        let (mut lock, line) = (&self.lock.file, format!("{}\n", self.id));
         // Overwritten rather than truncated first: at no moment is there no id, and a full disk has room for it.
         let written = lock.rewind().and_then(|()| lock.write_all(line.as_bytes())).and_then(|()| lock.set_len(line.len() as u64));
         written.and_then(|()| lock.sync_all()).map_err(|e| Error::io(&self.path.join(LOCK), e))
@@ -371,7 +389,7 @@ mod tests {
     fn a_copy_of_the_file_does_not_keep_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::create(dir.path(), true).unwrap();
-        let _copy = run.lock.0.try_clone().unwrap();
+        let _copy = run.lock.file.try_clone().unwrap();
         RunDir::create(dir.path(), true).unwrap_err();
         drop(run);
         RunDir::create(dir.path(), true).unwrap();

@@ -202,15 +202,18 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     if let (0, Some(file)) = (rows, &args.input) {
         return Err(Error::user(file.display(), "no rows", "give at least one row"));
     }
-    if args.output.is_some() {
-        // A signal comes too late to undo what follows.
-        notice_interrupts()?;
-    }
     match (format, &args.output) {
         (Format::Npy, Some(path)) => npy::write(path, &vectors, dim)?,
         (Format::Safetensors, Some(path)) => weights::write(path, &[("embeddings", [rows, dim], &vectors)])?,
-        _ => lines.map_or(Ok(()), PartialFile::finish)?,
+        _ => {
+            if let Some(file) = lines {
+                // A signal comes too late to undo what follows.
+                notice_interrupts()?;
+                file.finish()?;
+            }
+        }
     }
+    notice_interrupts()?;
     if let Some(progress) = progress {
         progress.finish(&truncated(cut, max_length));
     }

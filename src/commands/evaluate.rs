@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use crate::console::{leave_on_interrupt, next, note, notice_interrupts, print, tell};
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
-use crate::device::Device;
+use crate::device::{Device, Precision};
 use crate::error::{Result, is_control};
 use crate::files::{check_folder, free_folder, keep_inputs, remove_partial_files};
-use crate::flags::{self, InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names, shown};
+use crate::flags::{self, InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names, quoted, shown};
 use crate::hub;
 use crate::infer::Session;
 use crate::metrics::{Metrics, positive_class, softmax};
@@ -97,10 +97,17 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let device = args.run.device()?;
     let bound = args.fail_under.as_deref().map(fail_under).transpose()?;
+    if let Some(folder) = &args.output_dir {
+        check_folder(folder)?;
+        let inputs: Vec<PathBuf> = [&args.file, &args.only_file, &args.predictions].into_iter().flatten().cloned().collect();
+        ROWS.iter().try_for_each(|name| keep_inputs(&folder.join(name), &inputs))?;
+        leave_on_interrupt(format!("{} is not complete", folder.display()), remove_partial_files)?;
+    }
     if !args.compare.is_empty() {
         let comparison = Comparison::read(&args.compare)?;
         if let Some(folder) = &args.output_dir {
             comparison.write(folder)?;
+            notice_interrupts()?;
             note(format!("saved       {}", folder.join("report.html").display()));
         }
         print(comparison.table())?;
@@ -110,12 +117,6 @@ pub fn run(args: Args) -> Result<()> {
             next(&[format!("warpfit evaluate --compare {} --output-dir compared", folders.join(" "))]);
         }
         return Ok(());
-    }
-    if let Some(folder) = &args.output_dir {
-        check_folder(folder)?;
-        let inputs: Vec<PathBuf> = [&args.file, &args.only_file, &args.predictions].into_iter().flatten().cloned().collect();
-        ROWS.iter().try_for_each(|name| keep_inputs(&folder.join(name), &inputs))?;
-        leave_on_interrupt(format!("{} is not complete", folder.display()), remove_partial_files)?;
     }
     let (mut found, title, origin) = match &args.predictions {
         Some(path) => {
@@ -160,7 +161,15 @@ impl Args {
             _ => return Vec::new(),
         };
         let columns = self.reading.file.flags(self.label_column.as_deref());
-        let report = format!("warpfit evaluate {source}{columns} --output-dir {}", free_folder("report"));
+        let values = [
+            ("label-names", self.label_names.as_ref().map(|names| names.0.join(","))),
+            ("positive-label", self.positive_label.clone()),
+            ("max-length", self.run.max_length.map(|length| length.to_string())),
+            ("precision", Some(self.run.precision).filter(|&p| p != Precision::Auto).map(|p| p.to_string())),
+        ];
+        let given = values.into_iter().filter_map(|(name, value)| Some(format!(" --{name} {}", quoted(&value?))));
+        let flags = columns + &given.collect::<String>();
+        let report = format!("warpfit evaluate {source}{flags} --output-dir {}", free_folder("report"));
         [self.output_dir.as_ref().map_or(report, compare)].into_iter().chain(serve).collect()
     }
 }

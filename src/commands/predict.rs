@@ -88,7 +88,7 @@ fn named_file(texts: &[String]) -> Result<Option<PathBuf>> {
     let [text] = texts else {
         return match texts.iter().find(|text| *text == "-" || is_like_a_file(text) || Path::new(text).exists()) {
             Some(file) => {
-                let remedy = "name one file, enclose a text in quotes, or mark each text with --text";
+                let remedy = "name one file, or mark each text with --text; a text of several words needs quotes";
                 Err(Error::user(file, "is one of several files or texts", remedy))
             }
             None => Ok(None),

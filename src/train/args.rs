@@ -27,6 +27,9 @@ use crate::sample::RUNS;
 /// The value of `--resume-from-checkpoint` that means the newest checkpoint of the output folder.
 pub const NEWEST: &str = "newest";
 
+/// The value of `--resume-from-checkpoint` that overrides another one, as `false` does.
+pub const NEVER: &str = "never";
+
 /// Flags by name, with their values as on the command line.
 pub type GivenFlags = BTreeMap<String, String>;
 

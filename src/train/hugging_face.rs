@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use super::args::NEVER;
 use crate::error::{Error, Result};
 use crate::flags::truth;
 
@@ -240,7 +241,7 @@ pub fn translate(words: impl IntoIterator<Item = OsString>) -> Result<(Vec<OsStr
             // A folder may be called "1".
             "resume_from_checkpoint" if Path::new(&value).is_dir() => Some(format!("--resume-from-checkpoint={value}")),
             "resume_from_checkpoint" if truth(&value) == Ok(true) => Some("--resume-from-checkpoint".to_string()),
-            "resume_from_checkpoint" if truth(&value) == Ok(false) => None,
+            "resume_from_checkpoint" if truth(&value) == Ok(false) => Some(format!("--resume-from-checkpoint={NEVER}")),
             "report_to" => {
                 let logs: Vec<&str> = value.split(',').filter(|log| !SERVICES.contains(log)).collect();
                 let services: Vec<&str> = value.split(',').filter(|log| SERVICES.contains(log)).collect();

@@ -9,7 +9,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use toml::de::{DeTable, DeValue};
 
-use super::args::{Args, GivenFlags, NEWEST};
+use super::args::{Args, GivenFlags, NEVER, NEWEST};
 use super::hugging_face;
 use super::resume::Checkpoint;
 use crate::checkpoint::run_dir::RunDir;
@@ -62,8 +62,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> 
         let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
         typed.put_under(&file.display().to_string(), &text)?;
     }
-    let decisive = ["recipe", "model", "dataset", "data_dir", "train_file", "validation_file", "resume_from_checkpoint"];
-    if !decisive.iter().any(|id| typed.has(id)) {
+    let decisive = ["recipe", "model", "dataset", "data_dir", "train_file", "validation_file"];
+    if !decisive.iter().any(|id| typed.has(id)) && typed.resumes().is_none() {
         typed.put_under("flags", "recipe = 'sample'")?;
     }
     if let Some(recipe) = typed.matches.get_one::<String>("recipe") {
@@ -74,7 +74,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> 
     let checkpoint = resumed.map(|(asked, folder)| typed.put_run_under(&asked, &folder)).transpose()?;
     let args = Args::from_arg_matches(&typed.matches).expect("clap has checked the values");
     let output_dir = checkpoint.as_ref().map(|checkpoint| checkpoint.run.path.clone()).or(args.output_dir);
-    Ok(Some(Args { output_dir, given: typed.given(), checkpoint, ..args }))
+    Ok(Some(Args { output_dir, resume_from_checkpoint: typed.resumes(), given: typed.given(), checkpoint, ..args }))
 }
 
 struct Flags {
@@ -117,11 +117,16 @@ impl Flags {
         self.insert(settings(&self.command, place, text)?)
     }
 
+    /// What is resumed: a folder, or [`NEWEST`].
+    fn resumes(&self) -> Option<PathBuf> {
+        self.matches.get_one::<PathBuf>("resume_from_checkpoint").filter(|path| path.as_os_str() != NEVER).cloned()
+    }
+
     /// The checkpoint to resume, if one is asked for, and the output folder: that of the run, if only a checkpoint or the folder
     /// of the run is named.
     fn resumed(&self) -> Result<Option<(PathBuf, PathBuf)>> {
         let path = |id: &str| self.matches.get_one::<PathBuf>(id).cloned();
-        let Some(named) = path("resume_from_checkpoint") else { return Ok(None) };
+        let Some(named) = self.resumes() else { return Ok(None) };
         let is_newest = named.as_os_str() == NEWEST;
         let containing = || if is_newest { None } else { RunDir::containing(&named) };
         let Some(folder) = path("output_dir").or_else(containing) else {
@@ -181,11 +186,13 @@ impl Flags {
 /// A setting as one word of the command line: 16 for `batch-size` as `--batch-size=16`; `None` for a switch that is off.
 fn word(flag: &Arg, value: &str) -> Option<OsString> {
     let long = flag.get_long().expect("every flag is long");
-    // As on the command line, true is the newest checkpoint.
-    let is_switch = matches!(flag.get_action(), ArgAction::SetTrue) || *flag.get_id() == "resume_from_checkpoint";
-    match value {
+    let is_switch = matches!(flag.get_action(), ArgAction::SetTrue);
+    // As on the command line.
+    let resumes = *flag.get_id() == "resume_from_checkpoint";
+    match value.to_lowercase().as_str() {
         "false" if is_switch => None,
-        "true" if is_switch => Some(format!("--{long}").into()),
+        "false" if resumes => Some(format!("--{long}={NEVER}").into()),
+        "true" if is_switch || resumes => Some(format!("--{long}").into()),
         _ => Some(format!("--{long}={value}").into()),
     }
 }
@@ -221,8 +228,15 @@ fn settings(command: &Command, file: &str, text: &str) -> Result<Vec<(Arg, OsStr
 fn name_here(key: &str, value: Option<&str>) -> String {
     let typed = format!("--{key}={}", value.unwrap_or_default());
     let words = hugging_face::translate(["train".into(), typed.clone().into()]).map_or(Vec::new(), |(words, _)| words);
-    let other = words.get(1).filter(|word| **word != *typed).map(|word| word.display().to_string());
-    other.map_or(String::new(), |word| format!(", which is {} here", word.trim_start_matches('-')))
+    let others = words.iter().skip(1).filter(|word| **word != *typed).map(|word| word.display().to_string());
+    let is_literal = |value: &str| value.parse::<f64>().is_ok() || ["true", "false"].contains(&value);
+    let setting = |word: String| match word.trim_start_matches('-').split_once('=') {
+        Some((name, value)) if is_literal(value) => format!("{name} = {value}"),
+        Some((name, value)) => format!("{name} = \"{value}\""),
+        None => format!("{} = true", word.trim_start_matches('-')),
+    };
+    let others: Vec<String> = others.map(setting).collect();
+    if others.is_empty() { String::new() } else { format!(", which is {} here", others.join(" and ")) }
 }
 
 /// A value as on the command line; lists are separated by commas.

@@ -70,13 +70,8 @@ impl Checkpoint {
             let remedy = "leave out --output-dir to continue it, or name one of its checkpoints";
             return Err(Error::user(asked.display(), "is the folder of another run than --output-dir", remedy));
         }
-        let (folder, is_new) = (run.to_path_buf(), !run.exists());
         let run = RunDir::create(run, true)?;
-        let chosen = if named { Checkpoint::verified(asked, run) } else { Checkpoint::newest(run) };
-        if is_new && chosen.is_err() {
-            RunDir::remove_unused(&folder);
-        }
-        let mut chosen = chosen?;
+        let mut chosen = if named { Checkpoint::verified(asked, run)? } else { Checkpoint::newest(run)? };
         if chosen.settings["flags"].is_object() {
             chosen.notes.push(format!("settings: those of {}, but for the flags given here", chosen.path.display()));
         }

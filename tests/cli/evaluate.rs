@@ -160,6 +160,11 @@ fn every_command_names_the_next_one() {
             "columns.csv --delimiter ';' --text-column a --label-column b --output-dir report",
         ),
         (
+            EVALUATE,
+            vec!["columns.csv", "--max-length", "9", "--positive-label", "NEGATIVE", "--label-names", "NEGATIVE,POSITIVE"],
+            "--text-column a --label-names NEGATIVE,POSITIVE --positive-label NEGATIVE --max-length 9 --output-dir report",
+        ),
+        (
             "embed",
             vec!["columns.csv", "--output", &vectors],
             "columns.csv --delimiter ';' --text-column a --project pca --output-dir projected-2",

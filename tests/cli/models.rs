@@ -230,7 +230,7 @@ fn invalid_model_folders_are_reported_in_one_line() {
     config("n_layers", json!(1))(cut.path());
     let ran_cut = ran(PREDICT, &["--model", path(cut.path()), "good"]).done();
     let left_out =
-        "16 tensors of its layers are not used, such as distilbert.transformer.layer.1.attention.k_lin.bias: config.json has";
+        "16 tensors of layers are not used, such as distilbert.transformer.layer.1.attention.k_lin.bias: config.json has";
     assert!(ran_cut.err.contains(left_out), "{}", ran_cut.err);
     // Files that are only for people are not needed.
     for name in ["vocab.txt", "special_tokens_map.json", "tokenizer_config.json"] {

@@ -243,7 +243,7 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         ran(PREDICT, &["--model", file, "x"]).fault(2, "test.csv`: is not a folder"),
         predict(&["x", "--text", "y"]).fault(2, "cannot be used with"),
         predict(&["x", "--input", file]).fault(2, "cannot be used with"),
-        predict(&["x", file]).fault(2, "test.csv`: is one of several files or texts; name one file, enclose a text"),
+        predict(&["x", file]).fault(2, "test.csv`: is one of several files or texts; name one file, or mark each text"),
         predict(&["x", "--encoding", "cp1251"]).fault(2, "`--encoding`: there is no file to read"),
         ran(EVALUATE, &["--predictions", "p.jsonl", "--device", "cpu"]).fault(2, "cannot be used with"),
         ran(EVALUATE, &["--predictions", "p.jsonl", "--text-column", "t"]).fault(2, "cannot be used with"),
@@ -359,7 +359,8 @@ fn a_file_has_one_name_in_every_command() {
 
     let one = |args: &[&str]| ran(PREDICT, &[&["--model", path(model.path())], args].concat());
     assert_eq!(one(&["--text", file]).done().out.lines().count(), 1);
-    one(&["good", file]).failed(2, "test.csv`: is one of several files or texts; name one file, enclose a text in quotes, or");
+    one(&["good", file])
+        .failed(2, "test.csv`: is one of several files or texts; name one file, or mark each text with --text; a text");
     one(&["nowhere.csv", "elsewhere.csv"]).failed(2, "`nowhere.csv`: is one of several files or texts");
     one(&["-", "good"]).failed(2, "`-`: is one of several files or texts");
     assert_eq!(one(&["--text", file, "--text", "good"]).done().out.lines().count(), 2);

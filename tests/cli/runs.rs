@@ -660,6 +660,18 @@ fn a_run_moves_and_replaces_nothing_that_it_reads() {
         again(&model, file).failed(2, &format!("{file}`: is read, and a run in "));
     }
     again(&own, "train.csv").failed(2, "checkpoint-2`: is read, and a run in ");
+    // What would be taken for the rest of a killed run.
+    for folder in ["model.partial", "model.ready", "checkpoint-9.partial", "checkpoint-9.replaced"] {
+        fs::create_dir(out.path().join(folder)).unwrap();
+        again(&model, &format!("{folder}/train.csv")).failed(2, &format!("{folder}/train.csv`: is read, and a run in "));
+        fs::remove_dir_all(out.path().join(folder)).unwrap();
+    }
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(&model, out.path().join("checkpoint-7")).unwrap();
+        again(&out.path().join("checkpoint-7"), "train.csv").failed(2, "checkpoint-7`: is read, and a run in ");
+        fs::remove_file(out.path().join("checkpoint-7")).unwrap();
+    }
     for file in ["train.csv", "data/train.csv"] {
         again(&model, file).done();
     }
@@ -855,6 +867,14 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     at_new(&b).failed(2, "b`: is the folder of another run than --output-dir; leave out");
     at_new(&golden("train/hf_init")).failed(2, "is not a checkpoint of this program");
     assert!(!new.exists());
+    for (flags, fact) in
+        [("--batch-size 3", "was written with"), ("--train-file nowhere.csv", "nowhere.csv"), ("--fail-under x=1", "x")]
+    {
+        let newest = b.join("checkpoint-40");
+        let args = ["--resume-from-checkpoint", path(&newest), "--output-dir", path(&new)];
+        ran(TRAIN, &[&args[..], &words(flags)].concat()).failed(2, fact);
+        assert!(!new.exists(), "{flags}");
+    }
 
     resume(&[]).failed(2, "`--output-dir`: is missing; name the folder of the run: --resume-from-checkpoint DIR");
     let elsewhere = dir.path().join("elsewhere");

@@ -599,12 +599,18 @@ fn flags_override_a_file_and_a_file_a_recipe() {
         let refused = ran(TRAIN, &["--config", path(&config)]).failed(2, wanted);
         assert!(!Path::new("nowhere").exists(), "{}", refused.err);
     }
-    fs::write(&config, "resume-from-checkpoint = false\nseed = 3").unwrap();
-    let args = parse(&format!("--config {}", path(&config))).unwrap();
-    assert_eq!((args.resume_from_checkpoint, args.seed), (None, Some(3)));
+    for value in ["false", "'False'"] {
+        fs::write(&config, format!("resume-from-checkpoint = {value}\nseed = 3")).unwrap();
+        let args = parse(&format!("--config {}", path(&config))).unwrap();
+        assert_eq!((args.resume_from_checkpoint, args.seed), (None, Some(3)), "{value}");
+    }
+    fs::write(&config, "resume-from-checkpoint = true").unwrap();
+    let out = dir.path().join("out");
+    for flags in ["--resume-from-checkpoint false", "--resume_from_checkpoint=False"] {
+        train(&out, &words(&format!("--config {} --dry-run {flags}", path(&config)))).done();
+    }
 
     // Through the binary; errors in a file have its line.
-    let out = dir.path().join("out");
     fs::write(&config, "max_steps = 1 # one\n\n\"save-strategy\" = 'no'\nquiet = true\nno-shuffle = false\n").unwrap();
     let ran = train(&out, &["--config", path(&config)]).done();
     let settings = read(&out, "training_args.json");
@@ -614,8 +620,8 @@ fn flags_override_a_file_and_a_file_a_recipe() {
             ("epochs = 1\n\nepoch = 2", "run.toml:3`: unknown setting epoch; see train --help"),
             ("config = 'other.toml'", "run.toml:1`: unknown setting config"),
             ("help = true", "run.toml:1`: unknown setting help"),
-            ("bf16 = true", "run.toml:1`: unknown setting bf16, which is precision=bf16 here; see train --help"),
-            ("warmup_ratio = 0.1", "run.toml:1`: unknown setting warmup_ratio, which is warmup-steps=0.1 here"),
+            ("bf16 = true", "run.toml:1`: unknown setting bf16, which is precision = \"bf16\" here; see train --help"),
+            ("warmup_ratio = 0.1", "run.toml:1`: unknown setting warmup_ratio, which is warmup-steps = 0.1 here"),
             ("seed = 1\nepochs = 0", "run.toml:2`: invalid value '0' for '--epochs"),
             ("quiet = 3", "run.toml:1`: unexpected value '3' for '--quiet'"),
             (
