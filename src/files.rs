@@ -87,6 +87,11 @@ impl PartialFile {
         Ok(created)
     }
 
+    /// The file that it becomes.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn write(&mut self, content: &[u8]) -> Result<()> {
         self.file.write_all(content).map_err(|e| Error::io(&self.path, e))
     }

@@ -364,6 +364,13 @@ pub fn resolve<'a>(params: &'a [Param], weights: &'a Weights, other_head: bool) 
 /// # Errors
 /// Those of the file system; a value that is not finite. A previous file at `path` is then unchanged.
 pub fn write<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, tensors: &[(N, S, V)]) -> Result<()> {
+    let mut file = PartialFile::create(path)?;
+    write_to(&mut file, tensors)?;
+    file.finish()
+}
+
+/// The same into a file that the caller finishes.
+pub fn write_to<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(file: &mut PartialFile, tensors: &[(N, S, V)]) -> Result<()> {
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&i| tensors[i].0.as_ref());
     let count = |i: usize| tensors[i].1.as_ref().iter().product::<usize>();
@@ -381,7 +388,6 @@ pub fn write<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, ten
     // The tensors start at a multiple of 8 bytes.
     json.resize(json.len().next_multiple_of(8), b' ');
 
-    let mut file = PartialFile::create(path)?;
     file.write(&(json.len() as u64).to_le_bytes())?;
     file.write(&json)?;
     let mut bytes = Vec::new();
@@ -390,7 +396,7 @@ pub fn write<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, ten
         assert_eq!(values.len(), count(i), "{name}");
         if let Some(at) = first_not_finite(values) {
             let fact = format!("{name} is not finite ({} at element {at})", values[at]);
-            return Err(Error::new(Kind::Unusable, path.display(), fact, "go back to an earlier checkpoint"));
+            return Err(Error::new(Kind::Unusable, file.path().display(), fact, "go back to an earlier checkpoint"));
         }
         for block in values.chunks(1 << 16) {
             bytes.clear();
@@ -398,5 +404,5 @@ pub fn write<N: AsRef<str>, S: AsRef<[usize]>, V: AsRef<[f32]>>(path: &Path, ten
             file.write(&bytes)?;
         }
     }
-    file.finish()
+    Ok(())
 }

@@ -174,8 +174,7 @@ fn batches(args: &Args, session: &Session) -> Result<Batches> {
 fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     let max_length = session.source.max_length(args.run.max_length)?;
     let batches = batches(args, session)?;
-    let streamed = args.output.as_deref().filter(|_| format == Format::Jsonl);
-    let mut lines = streamed.map(PartialFile::create).transpose()?;
+    let mut file = args.output.as_deref().map(PartialFile::create).transpose()?;
     let progress = args.output.is_some().then(|| Progress::new("embedding", None, &["texts", "tokens"]));
     let dim = session.dim();
     let (mut rows, mut cut, mut vectors) = (0, 0, Vec::new());
@@ -193,7 +192,7 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
         }
         for (input, vector) in batch.iter().zip(embedded.chunks_exact(dim)) {
             let line = json!({"id": input.id, "embedding": vector});
-            match &mut lines {
+            match &mut file {
                 Some(file) => file.write(format!("{line}\n").as_bytes())?,
                 None => print(line)?,
             }
@@ -202,18 +201,16 @@ fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     if let (0, Some(file)) = (rows, &args.input) {
         return Err(Error::user(file.display(), "no rows", "give at least one row"));
     }
-    match (format, &args.output) {
-        (Format::Npy, Some(path)) => npy::write(path, &vectors, dim)?,
-        (Format::Safetensors, Some(path)) => weights::write(path, &[("embeddings", [rows, dim], &vectors)])?,
-        _ => {
-            if let Some(file) = lines {
-                // A signal comes too late to undo what follows.
-                notice_interrupts()?;
-                file.finish()?;
-            }
+    if let Some(mut file) = file {
+        match format {
+            Format::Npy => npy::write(&mut file, &vectors, dim)?,
+            Format::Safetensors => weights::write_to(&mut file, &[("embeddings", [rows, dim], &vectors)])?,
+            Format::Jsonl => (),
         }
+        // A signal comes too late to undo what follows.
+        notice_interrupts()?;
+        file.finish()?;
     }
-    notice_interrupts()?;
     if let Some(progress) = progress {
         progress.finish(&truncated(cut, max_length));
     }
