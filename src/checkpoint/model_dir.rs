@@ -29,7 +29,7 @@ pub const EXAMPLES: &str = "examples.json";
 
 /// Where the files of a model are written that are to replace those of the folder, and where they are once they are complete.
 pub const PARTIAL: &str = "model.partial";
-const READY: &str = "model.ready";
+pub const READY: &str = "model.ready";
 
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 

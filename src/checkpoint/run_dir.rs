@@ -38,9 +38,6 @@ const RESULTS: [&str; 12] = [
     "training_args.json",
 ];
 
-/// Endings of names of what is being written or replaced.
-const UNFINISHED: [&str; 3] = ["partial", "ready", "replaced"];
-
 /// The folder, locked until the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct RunDir {
@@ -144,16 +141,9 @@ impl RunDir {
         for input in inputs {
             // A link in the folder would be moved as well.
             let places = [input.canonicalize().ok(), absolute(input).ok()];
-            let inside = places.iter().flatten().flat_map(|input| folders.iter().flatten().map(|f| input.strip_prefix(f)));
-            let mut names = inside.filter_map(|inside| inside.ok()?.iter().next()?.to_str());
-            // What a killed run has left half-written is removed.
-            let whole = |name: &str| {
-                name.rsplit_once('.').filter(|(_, end)| UNFINISHED.contains(end)).map(|(whole, _)| whole.to_string())
-            };
-            let is_of_run = |name: &str| is_own(name) || name == "model" || checkpoint_step(name).is_some();
-            if names
-                .any(|name| is_own(name) || checkpoint_step(name).is_some() || whole(name).is_some_and(|name| is_of_run(&name)))
-            {
+            let inside = |place| folders.iter().flatten().find_map(|folder| Path::strip_prefix(place, folder).ok());
+            let mut names = places.iter().flatten().filter_map(|place| inside(place)?.iter().next()?.to_str());
+            if names.any(is_of_run) {
                 let fact = format!("is read, and a run in {} would move or replace it", path.display());
                 return Err(Error::user(input.display(), fact, "move it, or choose another --output-dir"));
             }
@@ -335,6 +325,12 @@ impl RunDir {
 /// Whether a run writes a file or folder of this name, beside its checkpoints.
 fn is_own(name: &str) -> bool {
     name == "README.md" || RESULTS.contains(&name) || model_dir::FILES.contains(&name)
+}
+
+/// Whether a run writes, moves or removes a file or folder of this name.
+fn is_of_run(name: &str) -> bool {
+    let whole = [".partial", ".replaced"].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
+    is_own(whole) || checkpoint_step(whole).is_some() || [model_dir::PARTIAL, model_dir::READY].contains(&name)
 }
 
 /// Where a folder comes from that is named like a checkpoint.
