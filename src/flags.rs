@@ -123,6 +123,12 @@ pub fn shown(path: &Path) -> String {
     quoted(&path.to_string_lossy())
 }
 
+/// The flags that have a value, each after a space, for a command that is proposed.
+pub fn given<'a>(values: impl IntoIterator<Item = (&'a str, Option<String>)>) -> String {
+    let flag = |(name, value): (&str, Option<String>)| Some(format!(" --{name} {}", quoted(&value?)));
+    values.into_iter().filter_map(flag).collect()
+}
+
 /// A word as a shell reads it.
 pub fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "-_./:@,=+%".contains(c);
@@ -175,24 +181,23 @@ impl RunArgs {
 }
 
 impl FileArgs {
-    /// The flags that are given, that of a column of labels among them, by name and value.
-    pub fn given(&self, label_column: Option<&str>) -> Vec<(&'static str, String)> {
+    /// Each flag, that of a column of labels among them, with its value if it is given.
+    pub fn values(&self, label_column: Option<&str>) -> [(&'static str, Option<String>); 6] {
         let on = |on: bool| if on { "on" } else { "off" }.to_string();
         let delimiter = |byte: u8| if byte == b'\t' { "tab".to_string() } else { char::from(byte).to_string() };
-        let values = [
+        [
             ("delimiter", self.delimiter.map(delimiter)),
             ("quoting", self.quoting.map(on)),
             ("no-header", self.no_header.map(on)),
             ("encoding", self.encoding.map(|encoding| encoding.name().to_lowercase())),
             ("text-column", self.text_column.clone()),
             ("label-column", label_column.map(str::to_string)),
-        ];
-        values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+        ]
     }
 
     /// These flags, each after a space, for a command that is proposed.
     pub fn flags(&self, label_column: Option<&str>) -> String {
-        self.given(label_column).into_iter().map(|(name, value)| format!(" --{name} {}", quoted(&value))).collect()
+        given(self.values(label_column))
     }
 }
 
@@ -382,11 +387,11 @@ impl SplitArgs {
     pub fn flags(&self) -> String {
         let split = self.split.and_then(|split| Some(split.to_possible_value()?.get_name().to_string()));
         let values = [
-            ("dataset", self.dataset.as_deref().map(shown)),
-            ("dataset-config", self.dataset_config.as_deref().map(quoted)),
+            ("dataset", self.dataset.as_ref().map(|name| name.display().to_string())),
+            ("dataset-config", self.dataset_config.clone()),
             ("split", split),
         ];
-        values.into_iter().filter_map(|(name, value)| Some(format!(" --{name} {}", value?))).collect()
+        given(values)
     }
 
     /// The files of the split; `None` without --dataset.

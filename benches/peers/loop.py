@@ -157,6 +157,8 @@ class Trainer:
         stream = torch.cuda.Stream() if CUDA else None
         for tokens, batch in sizes.items():
             self.inputs[tokens] = batch.to(DEVICE, copy=True)
+            if CUDA:
+                stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream) if CUDA else contextlib.nullcontext():
                 for _ in range(3 if CUDA else 1):
                     self.step(self.inputs[tokens], tokens)

@@ -135,7 +135,7 @@ impl RunDir {
         model_dir::finish_replacement(&self.path)
     }
 
-    /// The error with which a run in this folder would move or replace what it reads.
+    /// The error with which a run in this folder would move, replace or remove what it reads.
     pub fn keep_inputs<'a>(path: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
         let folders = [path.canonicalize().ok(), absolute(path).ok()];
         for input in inputs {

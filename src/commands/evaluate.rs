@@ -8,7 +8,7 @@ use crate::data::scored::Scored;
 use crate::device::{Device, Precision};
 use crate::error::{Result, is_control};
 use crate::files::{check_folder, free_folder, keep_inputs, remove_partial_files};
-use crate::flags::{self, InputArgs, LabelNames, RunArgs, SplitArgs, count, label_names, quoted, shown};
+use crate::flags::{self, InputArgs, LabelNames, RunArgs, SplitArgs, count, given, label_names, shown};
 use crate::hub;
 use crate::infer::Session;
 use crate::metrics::{Metrics, positive_class, softmax};
@@ -167,9 +167,7 @@ impl Args {
             ("max-length", self.run.max_length.map(|length| length.to_string())),
             ("precision", Some(self.run.precision).filter(|&p| p != Precision::Auto).map(|p| p.to_string())),
         ];
-        let given = values.into_iter().filter_map(|(name, value)| Some(format!(" --{name} {}", quoted(&value?))));
-        let flags = columns + &given.collect::<String>();
-        let report = format!("warpfit evaluate {source}{flags} --output-dir {}", free_folder("report"));
+        let report = format!("warpfit evaluate {source}{columns}{} --output-dir {}", given(values), free_folder("report"));
         [self.output_dir.as_ref().map_or(report, compare)].into_iter().chain(serve).collect()
     }
 }

@@ -120,7 +120,7 @@ pub fn run(mut args: Args) -> Result<()> {
         return Err(Error::user("--keep-columns", "lines for people have no columns", "pass --format jsonl or csv"));
     }
     let typed = [args.texts, args.text].concat();
-    let of_files = args.reading.file.given(None).into_iter().map(|(name, _)| name);
+    let of_files = args.reading.file.values(None).into_iter().filter_map(|(name, value)| value.map(|_| name));
     let mut of_files = args.input_format.map(|_| "input-format").into_iter().chain(of_files);
     if let (Some(flag), false) = (of_files.next(), typed.is_empty()) {
         return Err(Error::user(format!("--{flag}"), "there is no file to read", "leave it out, or name a file with --input"));

@@ -7,7 +7,7 @@ use crate::console::{be_quiet, leave_on_interrupt, next, note, print, tell};
 use crate::data::cache;
 use crate::error::{Error, Result};
 use crate::files::free_folder;
-use crate::flags::{quoted, shown};
+use crate::flags::{given, shown};
 use crate::hub::push::Target;
 use crate::infer::Session;
 use crate::metrics::{argmax, softmax};
@@ -58,13 +58,11 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
     };
     leave_on_interrupt("before the first update: nothing was begun".to_string(), leave.clone())?;
     let labelled = args.data.test_file.clone().or(args.data.validation_file.clone());
-    let mut columns = args.data.reading.flags(args.data.label_column.as_deref());
-    if let Some(names) = &args.data.label_names {
-        columns += &format!(" --label-names {}", quoted(&names.0.join(",")));
-    }
-    if let Some(name) = &args.positive_label {
-        columns += &format!(" --positive-label {}", quoted(name));
-    }
+    let classes = [
+        ("label-names", args.data.label_names.as_ref().map(|names| names.0.join(","))),
+        ("positive-label", args.positive_label.clone()),
+    ];
+    let columns = args.data.reading.flags(args.data.label_column.as_deref()) + &given(classes);
     let settings = args.settings()?;
     if numbered {
         made.get_or_init(|| settings.output_dir.clone());

@@ -272,11 +272,11 @@ fn name_bare(parts: &mut [Part], declared: &[String], given: bool) -> Result<Opt
         (_, true) => "have the order of the numbers",
         (_, false) => "are counted from 0",
     };
-    let read: HashMap<String, u32> = match names_booleans {
-        true => class.values().map(|&class| ((class == 1).to_string(), class)).collect(),
-        false => class.clone(),
-    };
-    let note = (given && !all_named).then(|| format!("{}: --label-names {order}", taken(&read, declared, "")));
+    let written = |label: &String| if names_booleans { (label == "1").to_string() } else { label.clone() };
+    let note = (given && !all_named).then(|| {
+        let read = class.iter().map(|(label, &class)| (written(label), class)).collect();
+        format!("{}: --label-names {order}", taken(&read, declared, ""))
+    });
     for part in parts.iter_mut().filter(|part| part.is_bare()) {
         part.labels.iter_mut().for_each(|label| *label = declared[class[label] as usize].clone());
     }
