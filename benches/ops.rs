@@ -53,7 +53,7 @@ pub fn bench(args: &Args, ceilings: &Ceilings, report: &mut Report) -> Result<()
             match call {
                 // Only products differ from f32.
                 Call::Op(Op::Linear(_)) => (),
-                Call::Op(Op::Attention(_)) if arithmetic == Arithmetic::Bf16Products => (),
+                Call::Op(Op::Attention(_) | Op::Classifier(_)) if arithmetic == Arithmetic::Bf16Products => (),
                 Call::Cast(_) if arithmetic.dtype().size() != 2 => continue,
                 _ if matches!(arithmetic, Arithmetic::Tf32 | Arithmetic::Bf16Products) => continue,
                 _ => (),
@@ -147,11 +147,11 @@ fn entries(args: &Args) -> Vec<Entry> {
         add("attn cls", count, format!("{heads} x 64"), attn(batch, heads, 64, s, drop));
         add("add_norm", tokens, dim.to_string(), add_norm(batch, dim, t, true, drop));
         add("norm", tokens, dim.to_string(), add_norm(batch, dim, t, false, DropSite::NONE));
-        add("gelu", tokens, ffn.to_string(), act(batch, ActivationKind::Gelu, ffn, t, DropSite::NONE));
+        add("gelu", tokens, ffn.to_string(), gelu(batch, ffn, t));
         add("embed", tokens, dim.to_string(), embed(batch, dim, 0, Some(0), drop));
         add("first_row", count, dim.to_string(), first_row(batch, dim, false));
-        add("classifier", count, format!("{dim} -> 2"), classifier(batch, dim, 2));
-        add("xent", count, "2".into(), xent(batch, 2, 0.0, false));
+        let head = classifier(batch, dim, 2, Activation::Relu, drop, PLAIN);
+        add("classifier", count, format!("{dim} -> 2"), head);
     }
     let flat = [("grad_norm", grad_norm(PARAMS)), ("adamw", adamw(PARAMS, DECAYED, 1.0, 0.5)), ("cast", cast(PARAMS))];
     let entry = |(name, case): (&str, _)| Entry { name: name.into(), shape: PARAMS.to_string(), reviews: None, case };

@@ -1,5 +1,5 @@
-// Beside the products of cuBLASLt: activations (forward reads and writes an element, backward reads two and writes one), and our
-// own product for matrices that cuBLASLt does not support. Those are tiny (a classifier of 2 classes) or odd (rows not 16-byte aligned).
+// Beside the products of cuBLASLt: GELU (forward reads and writes an element, backward reads two and writes one), and our own
+// product for matrices that cuBLASLt does not support, those with rows that are not 16-byte aligned.
 #include "gpu.cuh"
 
 constexpr int THREADS = 256;
@@ -24,152 +24,80 @@ __device__ __forceinline__ float normal(float x, float& density) {
     return x > 0.0f ? 1.0f - tail : tail;
 }
 
-struct Gelu {
-    static __device__ __forceinline__ float value(float x) {
-        float density;
-        return x * normal(x, density);
-    }
-    static __device__ __forceinline__ float backward(float x, float dy) {
-        float density;
-        const float cdf = normal(x, density);
-        return dy * (cdf + x * density);
-    }
-};
-
-// NaN stays NaN; backward, as in PyTorch, dy passes where x is NaN.
-struct Relu {
-    static __device__ __forceinline__ float value(float x) { return x < 0.0f ? 0.0f : x; }
-    static __device__ __forceinline__ float backward(float x, float dy) { return x <= 0.0f ? 0.0f : dy; }
-};
-
-struct Tanh {
-    static __device__ __forceinline__ float value(float x) { return tanhf(x); }
-    static __device__ __forceinline__ float backward(float x, float dy) {
-        const float y = tanhf(x);
-        return dy * (1.0f - y * y);
-    }
-};
-
-template <class T> struct ActFwd {
-    const T* x;            // (rows, width)
-    T* y;                  // (rows, width), may be x
-    const int* token_rows; // (rows): the rows whose masks these use, or null if they are the same
+template <class T> struct GeluFwd {
+    const T* x; // (rows, width)
+    T* y;       // (rows, width), may be x
     int rows;
     int width;
-    int kind;              // ActivationKind in src/ops.rs
-    Drop drop;
 };
 
 // Packs per thread, all read before the first is written.
-constexpr int ACT_PACKS = 2;  // host
+constexpr int GELU_PACKS = 2;  // host
 
-template <bool WHOLE, class F, class T> __device__ __forceinline__ void act_packs(const ActFwd<T>& a, size_t start, size_t len) {
+template <bool WHOLE, class T> __device__ __forceinline__ void gelu_packs(const GeluFwd<T>& a, size_t start, size_t len) {
     constexpr int P = PACK<T>;
-    float x[ACT_PACKS][P];
+    float x[GELU_PACKS][P];
 #pragma unroll
-    for (int pack = 0; pack < ACT_PACKS; pack++) {
+    for (int pack = 0; pack < GELU_PACKS; pack++) {
         const size_t at = start + (pack * THREADS + threadIdx.x) * P;
         load<WHOLE>(x[pack], a.x + at, (long long)(len - at));
     }
 #pragma unroll
-    for (int pack = 0; pack < ACT_PACKS; pack++) {
+    for (int pack = 0; pack < GELU_PACKS; pack++) {
         const size_t at = start + (pack * THREADS + threadIdx.x) * P;
-        float y[P];
+        float y[P], density;
 #pragma unroll
-        for (int i = 0; i < P; i++) y[i] = F::value(x[pack][i]);
+        for (int i = 0; i < P; i++) y[i] = x[pack][i] * normal(x[pack][i], density);
         store<WHOLE>(a.y + at, y, (long long)(len - at));
     }
 }
 
-template <class F, class T> __device__ __forceinline__ void act_fwd_by(const ActFwd<T>& a) {
-    constexpr int BLOCK = ACT_PACKS * THREADS * PACK<T>;
+template <class T> __device__ void gelu_fwd(const GeluFwd<T>& a) {
+    constexpr int BLOCK = GELU_PACKS * THREADS * PACK<T>;
     const size_t start = size_t(blockIdx.x) * BLOCK, len = size_t(a.rows) * a.width;
-    start + BLOCK <= len ? act_packs<true, F>(a, start, len) : act_packs<false, F>(a, start, len);
+    start + BLOCK <= len ? gelu_packs<true>(a, start, len) : gelu_packs<false>(a, start, len);
 }
+KERNEL(gelu_fwd_f32, gelu_fwd<float>, GeluFwd<float>, 256)
+KERNEL(gelu_fwd_bf16, gelu_fwd<bf16>, GeluFwd<bf16>, 256)
+KERNEL(gelu_fwd_f16, gelu_fwd<f16>, GeluFwd<f16>, 256)
 
-template <class T> __device__ void act_fwd(const ActFwd<T>& a) {
-    switch (a.kind) {
-        case 0: return act_fwd_by<Gelu>(a);
-        case 1: return act_fwd_by<Relu>(a);
-        default: return act_fwd_by<Tanh>(a);
-    }
-}
-KERNEL(act_fwd_f32, act_fwd<float>, ActFwd<float>, 256)
-KERNEL(act_fwd_bf16, act_fwd<bf16>, ActFwd<bf16>, 256)
-KERNEL(act_fwd_f16, act_fwd<f16>, ActFwd<f16>, 256)
-
-template <bool WHOLE, class F, class T> __device__ __forceinline__ void act_row(const ActFwd<T>& a, int row) {
-    constexpr int P = PACK<T>;
-    const unsigned token_row = a.token_rows ? a.token_rows[row] : row;
-    for (int c = lane() * P; c < a.width; c += 32 * P) {
-        const size_t at = size_t(row) * a.width + c;
-        float y[P];
-        load<WHOLE>(y, a.x + at, a.width - c);
-#pragma unroll
-        for (int i = 0; i < P; i++) y[i] = F::value(y[i]);
-        drop_columns(y, a.drop, c, token_row);
-        store<WHOLE>(a.y + at, y, a.width - c);
-    }
-}
-
-template <class F, class T> __device__ __forceinline__ void act_drop_fwd_by(const ActFwd<T>& a) {
-    const int row = blockIdx.x * WARPS + warp();
-    if (row >= a.rows) return;
-    a.width % PACK<T> == 0 ? act_row<true, F>(a, row) : act_row<false, F>(a, row);
-}
-
-// With dropout; one warp per row.
-template <class T> __device__ void act_drop_fwd(const ActFwd<T>& a) {
-    switch (a.kind) {
-        case 0: return act_drop_fwd_by<Gelu>(a);
-        case 1: return act_drop_fwd_by<Relu>(a);
-        default: return act_drop_fwd_by<Tanh>(a);
-    }
-}
-KERNEL(act_drop_fwd_f32, act_drop_fwd<float>, ActFwd<float>, 256)
-KERNEL(act_drop_fwd_bf16, act_drop_fwd<bf16>, ActFwd<bf16>, 256)
-KERNEL(act_drop_fwd_f16, act_drop_fwd<f16>, ActFwd<f16>, 256)
-
-template <class T> struct ActBwd {
-    const T* x;            // (rows, width)
-    T* dy;                 // (rows, width), becomes dx
-    float* sums;           // (chunks, width): column sums of dx, or null
-    const int* token_rows; // (rows) or null
+template <class T> struct GeluBwd {
+    const T* x;  // (rows, width)
+    T* dy;       // (rows, width), becomes dx
+    float* sums; // (chunks, width): column sums of dx, or null
     int rows;
     int width;
-    int chunk;             // rows per block
-    int kind;              // ActivationKind in src/ops.rs
-    Drop drop;
+    int chunk;   // rows per block
 };
 
 // Rows that a thread reads before it writes the first.
-constexpr int ACT_ROWS = 2;  // host
+constexpr int GELU_ROWS = 2;  // host
 
 // A thread handles a pack of columns of the block's rows, and so has their complete sums.
-template <bool WHOLE, bool DROPS, class F, class T>
-__device__ __forceinline__ void act_columns(const ActBwd<T>& a, int column) {
+template <bool WHOLE, class T> __device__ __forceinline__ void gelu_columns(const GeluBwd<T>& a, int column) {
     constexpr int P = PACK<T>;
     const int first = blockIdx.y * a.chunk, end = min(first + a.chunk, a.rows), count = a.width - column;
     float sum[P] = {};
-    for (int start = first; start < end; start += ACT_ROWS) {
-        uint4 xs[ACT_ROWS] = {}, dys[ACT_ROWS] = {};
+    for (int start = first; start < end; start += GELU_ROWS) {
+        uint4 xs[GELU_ROWS] = {}, dys[GELU_ROWS] = {};
 #pragma unroll
-        for (int r = 0; r < ACT_ROWS; r++) {
+        for (int r = 0; r < GELU_ROWS; r++) {
             const size_t at = size_t(start + r) * a.width + column;
             if (start + r >= end) continue;
             xs[r] = load_raw<WHOLE>(a.x + at, count);
             dys[r] = load_raw<WHOLE>(a.dy + at, count);
         }
 #pragma unroll
-        for (int r = 0; r < ACT_ROWS; r++) {
+        for (int r = 0; r < GELU_ROWS; r++) {
             if (start + r >= end) continue;
             float x[P], dx[P];
             unpack<T>(x, xs[r]);
             unpack<T>(dx, dys[r]);
-            if (DROPS) drop_columns(dx, a.drop, column, a.token_rows ? a.token_rows[start + r] : start + r);
 #pragma unroll
             for (int i = 0; i < P; i++) {
-                dx[i] = F::backward(x[i], dx[i]);
+                float density;
+                const float cdf = normal(x[i], density);
+                dx[i] *= cdf + x[i] * density;
                 sum[i] += dx[i];
             }
             store<WHOLE>(a.dy + size_t(start + r) * a.width + column, dx, count);
@@ -178,25 +106,14 @@ __device__ __forceinline__ void act_columns(const ActBwd<T>& a, int column) {
     if (a.sums) store<WHOLE>(a.sums + size_t(blockIdx.y) * a.width + column, sum, count);
 }
 
-template <bool DROPS, class F, class T> __device__ __forceinline__ void act_bwd_by(const ActBwd<T>& a) {
+template <class T> __device__ void gelu_bwd(const GeluBwd<T>& a) {
     const int column = (blockIdx.x * 128 + threadIdx.x) * PACK<T>;
     if (column >= a.width) return;
-    a.width % PACK<T> == 0 ? act_columns<true, DROPS, F>(a, column) : act_columns<false, DROPS, F>(a, column);
+    a.width % PACK<T> == 0 ? gelu_columns<true>(a, column) : gelu_columns<false>(a, column);
 }
-
-template <class T, bool DROPS> __device__ void act_bwd(const ActBwd<T>& a) {
-    switch (a.kind) {
-        case 0: return act_bwd_by<DROPS, Gelu>(a);
-        case 1: return act_bwd_by<DROPS, Relu>(a);
-        default: return act_bwd_by<DROPS, Tanh>(a);
-    }
-}
-KERNEL(act_bwd_f32, (act_bwd<float, false>), ActBwd<float>, 128)
-KERNEL(act_bwd_bf16, (act_bwd<bf16, false>), ActBwd<bf16>, 128)
-KERNEL(act_bwd_f16, (act_bwd<f16, false>), ActBwd<f16>, 128)
-KERNEL(act_drop_bwd_f32, (act_bwd<float, true>), ActBwd<float>, 128)
-KERNEL(act_drop_bwd_bf16, (act_bwd<bf16, true>), ActBwd<bf16>, 128)
-KERNEL(act_drop_bwd_f16, (act_bwd<f16, true>), ActBwd<f16>, 128)
+KERNEL(gelu_bwd_f32, gelu_bwd<float>, GeluBwd<float>, 128)
+KERNEL(gelu_bwd_bf16, gelu_bwd<bf16>, GeluBwd<bf16>, 128)
+KERNEL(gelu_bwd_f16, gelu_bwd<f16>, GeluBwd<f16>, 128)
 
 // D = A B + bias (+ D), column-major like cuBLASLt: D is (m, n). Strides of A and B are in elements between neighbours.
 struct Matmul {

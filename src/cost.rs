@@ -97,18 +97,26 @@ impl Op {
                 let dropped = if op.dx == op.dy { 0 } else { bytes(op.dx, len) };
                 moves(bytes(op.x, len) + 2 * bytes(op.dy, len) + dropped)
             }
-            (Op::Activation(op), Pass::Forward) => moves(2 * bytes(op.x, size.rows(op.rows) * op.width)),
-            (Op::Activation(op), Pass::Backward) => moves(3 * bytes(op.x, size.rows(op.rows) * op.width)),
+            (Op::Gelu(op), Pass::Forward) => moves(2 * bytes(op.x, size.rows(op.rows) * op.width)),
+            (Op::Gelu(op), Pass::Backward) => moves(3 * bytes(op.x, size.rows(op.rows) * op.width)),
             (Op::GatherCls(op), Pass::Forward) => moves(2 * bytes(op.x, size.seqs * op.dim)),
             (Op::GatherCls(op), Pass::Backward) => {
                 let written = if op.add { 2 * size.seqs } else { size.tokens };
                 moves(bytes(op.dx, written * op.dim) + bytes(op.dy, size.seqs * op.dim))
             }
-            (Op::CrossEntropy(op), Pass::Forward) => {
-                let len = size.seqs * op.classes;
-                moves(bytes(op.logits, len) + bytes(op.dlogits, len) + bytes(op.loss, size.seqs) + 4 * size.seqs)
+            (Op::Classifier(op), Pass::Forward) => {
+                let (len, logits) = (size.seqs * op.dim, size.seqs * op.classes);
+                let parameters = bytes(op.w, op.classes * op.dim) + bytes(op.b, op.classes);
+                let written = 2 * bytes(op.y, len) + bytes(op.logits, logits) + bytes(op.loss, size.seqs) + 4 * size.seqs;
+                let gradients = bytes(op.dlogits, logits) + bytes(op.dx, len);
+                let products = if op.dx.is_none() { 1 } else { 2 };
+                Cost { bytes: parameters + written + gradients, flops: products * 2 * len * op.classes }
             }
-            (Op::CrossEntropy(_), Pass::Backward) => Cost::default(),
+            (Op::Classifier(op), Pass::Backward) => {
+                let (len, logits) = (size.seqs * op.dim, size.seqs * op.classes);
+                let read = bytes(op.y, len) + bytes(op.dx, len) + bytes(op.dlogits, logits) + bytes(op.loss, size.seqs);
+                Cost { bytes: read + op.dw.bytes() + op.db.bytes() + op.dx_sum.bytes(), flops: 2 * len * op.classes }
+            }
         }
     }
 }

@@ -387,24 +387,14 @@ pub struct AddNorm {
     pub rows: Rows,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ActivationKind {
-    /// `x * (1 + erf(x / sqrt 2)) / 2` (Hendrycks & Gimpel, arXiv 1606.08415, the exact form).
-    Gelu,
-    Relu,
-    Tanh,
-}
-
-/// `y = dropout(f(x))`; backward, `dy` becomes `dx = dropout(dy) * f'(x)`, and `db += column sums of dx`. `y` may be `x` if there
-/// is no backward.
+/// `y = x * (1 + erf(x / sqrt 2)) / 2` (Hendrycks & Gimpel, arXiv 1606.08415, the exact form); backward, `dy` becomes
+/// `dx = dy * gelu'(x)`, and `db += column sums of dx`. `y` may be `x` if there is no backward.
 #[derive(Clone, Copy, Debug)]
-pub struct Activation {
-    pub kind: ActivationKind,
+pub struct Gelu {
     pub x: View, // (rows, width)
     pub y: View,
     pub dy: View, // (rows, width), becomes dx
     pub db: View, // (width) or NONE: of the bias that x ends with
-    pub drop: DropSite,
     pub width: usize,
     pub rows: Rows,
 }
@@ -421,21 +411,40 @@ pub struct GatherCls {
     pub dim: usize,
 }
 
-/// Cross-entropy with label smoothing e (Szegedy et al., arXiv 1512.00567) and class weights w, like
+/// Between the dense layer of the classification head and its last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    Relu,
+    Tanh,
+}
+
+/// The classification head after its dense layer, and the loss: `y = dropout(f(x))`, `logits = y W^T + b`, and the cross-entropy
+/// with label smoothing e (Szegedy et al., arXiv 1512.00567) and class weights w of
 /// `torch.nn.CrossEntropyLoss(weight, label_smoothing)`: with `lp = log softmax(logits)` and label t,
 /// `loss = -(1 - e) w[t] lp[t] - e / classes * sum_c w[c] lp[c]`; the update's loss is their sum over rows divided by
-/// `Step::loss_normalizer`. In training the forward pass, which has the probabilities at hand, also adds that loss to the status block
-/// and writes the gradients `dlogits = d(update's loss) / d(logits)`, times the loss scale in the status block, and `db += column sums
-/// of dlogits`. Backward: nothing is left to do.
+/// `Step::loss_normalizer`. In training the forward pass, which has all that a row needs at hand, also writes the gradients
+/// `dlogits = d(update's loss) / d(logits)`, times the loss scale in the status block, and `dx = dropout(dlogits W) * f'(x)`.
+/// Backward sums over rows: `dw += dlogits^T y`, `db += column sums of dlogits`, `dx_sum += column sums of dx`, and the update's
+/// loss is added to the status block.
 #[derive(Clone, Copy, Debug)]
-pub struct CrossEntropy {
+pub struct Classifier {
+    pub activation: Activation,
+    pub x: View,       // (seqs, dim)
+    pub y: View,       // (seqs, dim)
+    pub w: View,       // (classes, dim)
+    pub b: View,       // (classes)
     pub logits: View,  // (seqs, classes)
     pub weights: View, // (classes)
     pub loss: View,    // (seqs)
-    pub dlogits: View,
-    pub db: View,     // (classes) or NONE: of the bias that the logits end with
+    pub dlogits: View, // (seqs, classes)
+    pub dx: View,      // (seqs, dim)
+    pub dw: View,
+    pub db: View,
+    pub dx_sum: View, // (dim): the gradient of the bias that x ends with
     pub status: View, // F64, see Status
+    pub drop: DropSite,
     pub smoothing: f32,
+    pub dim: usize,
     pub classes: usize,
 }
 
@@ -446,9 +455,9 @@ pub enum Op {
     Linear(Linear),
     Attention(Attention),
     AddNorm(AddNorm),
-    Activation(Activation),
+    Gelu(Gelu),
     GatherCls(GatherCls),
-    CrossEntropy(CrossEntropy),
+    Classifier(Classifier),
 }
 
 /// The direction in which an op runs.
@@ -479,9 +488,9 @@ impl Op {
             Op::Linear(op) => ("linear", format!("{} -> {}", op.k, op.n), op.rows),
             Op::Attention(op) => ("attn", String::new(), op.q_rows),
             Op::AddNorm(op) => ("add norm", String::new(), op.rows),
-            Op::Activation(op) => ("act", format!("{:?} {}", op.kind, op.width).to_lowercase(), op.rows),
+            Op::Gelu(op) => ("gelu", op.width.to_string(), op.rows),
             Op::GatherCls(_) => ("first row", String::new(), Rows::Tokens),
-            Op::CrossEntropy(_) => ("xent", String::new(), Rows::Tokens),
+            Op::Classifier(op) => ("classifier", format!("{} -> {}", op.dim, op.classes), Rows::Cls),
         };
         let rows = if rows == Rows::Cls { "[CLS]" } else { "" };
         let words = [kind, &pass.to_string(), &detail, rows];

@@ -196,7 +196,7 @@ fn a_run_whose_gpu_fails_names_its_last_checkpoint_and_resumes() {
     };
     let error = train("20", &["--device", "cuda"]).failed(3, "CUDA_ERROR_ILLEGAL_ADDRESS").err;
     assert!(error.contains("no checkpoint was written yet") && !error.contains("--resume-from-checkpoint"), "{error}");
-    let error = train("200", &["--device", "cuda", "--overwrite-output-dir"]).failed(3, "CUDA_ERROR_ILLEGAL_ADDRESS").err;
+    let error = train("150", &["--device", "cuda", "--overwrite-output-dir"]).failed(3, "CUDA_ERROR_ILLEGAL_ADDRESS").err;
     let checkpoints = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let last = checkpoints.filter(|name| name.starts_with("checkpoint-")).max().expect(&error);
     assert!(error.contains(&format!("the last good checkpoint is {}", path(&out.join(last)))), "{error}");

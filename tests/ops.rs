@@ -43,10 +43,10 @@ everywhere! {
         dropout_masks_match_the_definition
         dropout_off_is_the_identity
         the_first_micro_batch_overwrites
-        act_in_place
-        xent_at_the_edges
-        xent_adds_its_loss_in_training_only
-        xent_multiplies_gradients_by_the_loss_scale
+        gelu_in_place
+        the_loss_at_the_edges
+        the_loss_is_counted_in_training_only
+        the_loss_scale_multiplies_gradients
         grad_norm_is_the_root_of_the_sum_of_squares
         adamw_matches_the_definition
         adamw_skips_non_finite_updates
@@ -153,23 +153,24 @@ fn gradients() {
 fn gradients_of_biases() {
     each(odd(), |case| {
         let (mut run, _) = finish(case, On::CpuF64);
-        let (db, parts) = match run.call {
-            Call::Op(Op::CrossEntropy(op)) => (op.db, vec![(op.dlogits, op.classes)]),
-            Call::Op(Op::Attention(op)) => (op.db, vec![(op.dq, op.q_stride), (op.dk, op.kv_stride), (op.dv, op.kv_stride)]),
-            Call::Op(Op::AddNorm(op)) => (op.db, vec![(op.dx, op.dim)]),
-            Call::Op(Op::Activation(op)) => (op.db, vec![(op.dy, op.width)]),
+        let sums = match run.call {
+            Call::Op(Op::Classifier(op)) => vec![("db", vec![(op.dlogits, op.classes)]), ("dx_sum", vec![(op.dx, op.dim)])],
+            Call::Op(Op::Attention(op)) => {
+                vec![("db", vec![(op.dq, op.q_stride), (op.dk, op.kv_stride), (op.dv, op.kv_stride)])]
+            }
+            Call::Op(Op::AddNorm(op)) if !op.db.is_none() => vec![("db", vec![(op.dx, op.dim)])],
+            Call::Op(Op::Gelu(op)) => vec![("db", vec![(op.dy, op.width)])],
             _ => return,
         };
-        if db.is_none() {
-            return;
-        }
-        let width = db.len / parts.len();
-        let got = gradient(&mut run, "db");
-        for (got, (d, stride)) in got.chunks(width).zip(parts) {
-            let d = run.backend.read(d).unwrap();
-            for (c, got) in got.iter().enumerate() {
-                let want: f64 = d.chunks(stride).map(|row| row[c]).sum();
-                assert!((got - want).abs() <= 1e-12 * (1.0 + want.abs()), "{}: {got} in column {c}, not {want}", case.name);
+        for (name, parts) in sums {
+            let got = gradient(&mut run, name);
+            let width = got.len() / parts.len();
+            for (got, (d, stride)) in got.chunks(width).zip(parts) {
+                let d = run.backend.read(d).unwrap();
+                for (c, got) in got.iter().enumerate() {
+                    let want: f64 = d.chunks(stride).map(|row| row[c]).sum();
+                    assert!((got - want).abs() <= 1e-12 * (1.0 + want.abs()), "{}: {name}[{c}] is {got}, not {want}", case.name);
+                }
             }
         }
     });
@@ -237,8 +238,9 @@ fn sixty_six_thousand_short_texts_on_cuda() {
         case.step.micro = 0;
         case
     };
-    let cases = vec![first(attn(&many, 1, 8, Rows::Cls, on)), first_row(&many, 8, false), xent(&many, 2, 0.0, false)];
-    each(cases, |case| check_f32(case, On::Cuda));
+    let cases = vec![first(attn(&many, 1, 8, Rows::Cls, on)), first_row(&many, 8, false)];
+    let classifier = classifier(&many, 8, 2, Activation::Relu, on, PLAIN);
+    each(cases.into_iter().chain([classifier]).collect(), |case| check_f32(case, On::Cuda));
     each(vec![first(attn(&many, 1, 32, Rows::Tokens, on))], |case| check_16_bits(case, On::CudaBf16));
 }
 
@@ -303,7 +305,7 @@ fn bf16_on_the_cpu() {
 }
 
 fn multiplies(case: &Case) -> bool {
-    matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attention(_)))
+    matches!(case.call(), Call::Op(Op::Linear(_) | Op::Attention(_) | Op::Classifier(_)))
 }
 
 /// Odd cases, including the ops that differ in bf16.
@@ -355,14 +357,15 @@ fn same_bits_on_any_number_of_threads() {
 
 /// The first micro-batch gives the gradients of parameters that a later one adds to zero, whatever they were before.
 fn the_first_micro_batch_overwrites(on: On) {
-    each(cases(), |case| {
+    let drops = |case: &Case| matches!(case.call(), Call::Op(Op::Classifier(op)) if op.drop.p > 0.0);
+    each(cases().into_iter().filter(|case| !drops(case)).collect(), |case| {
         let gradients = |micro: u32, before: f64| -> Vec<Vec<f64>> {
             let mut run = start(case, on);
             let of_parameter = |t: &&Tensor| t.adds && matches!(t.extent, Extent::Fixed(_));
             let gradients: Vec<Tensor> = run.tensors.iter().filter(of_parameter).cloned().collect();
             gradients.iter().for_each(|t| run.backend.write(t.view, &vec![before; t.start.len()]).unwrap());
-            // The masks of dropout depend on the micro-batch, but cross-entropy has gradients in training alone.
-            let train = matches!(case.call(), Call::Op(Op::CrossEntropy(_)));
+            // The masks of dropout depend on the micro-batch, but the classifier has gradients in training alone.
+            let train = matches!(case.call(), Call::Op(Op::Classifier(_)));
             run.backend.stage(&case.batch, &Step { micro, train, ..case.step }).unwrap();
             run.forward();
             run.backward();
@@ -480,7 +483,7 @@ fn nan_and_infinity_match_f64(on: On) {
     });
 }
 
-/// The factors applied by activations, norms, embeddings and attention match their definition in ops.rs, for tokens and for [CLS].
+/// The factors applied by classifiers, norms, embeddings and attention match their definition in ops.rs, for tokens and for [CLS].
 fn dropout_masks_match_the_definition(on: On) {
     let batch = batch(&[33, 1, 200, 2]);
     let drop = DropSite { p: 0.3, site: 9 };
@@ -498,10 +501,11 @@ fn dropout_masks_match_the_definition(on: On) {
                 run.read(name)
             };
             // With dropout and without; what is rounded in between.
-            let act = [drop, DropSite::NONE].map(|drop| result(act(&batch, ActivationKind::Tanh, width, rows, drop), "y"));
+            let head = |drop| classifier(&batch, width, 2, Activation::Tanh, drop, PLAIN);
+            let head = [drop, DropSite::NONE].map(|drop| result(head(drop), "y"));
             let norm = [drop, DropSite::NONE].map(|drop| result(add_norm(&batch, width, rows, false, drop), "x"));
             let embed = [drop, DropSite::NONE].map(|drop| result(embed(&batch, width, 0, None, drop), "y"));
-            let dropped = [("act", act, rows), ("add_norm", norm, rows), ("embed", embed, Rows::Tokens)];
+            let dropped = [("classifier", head, Rows::Cls), ("add_norm", norm, rows), ("embed", embed, Rows::Tokens)];
             for (name, [got, whole], rows) in dropped {
                 let token_row = |r: usize| if rows == Rows::Tokens { r as u32 } else { starts[r] as u32 };
                 assert!(!got.is_empty() && got.len() == whole.len());
@@ -551,14 +555,14 @@ fn dropout_masks_match_the_definition(on: On) {
 
 /// The elements of (tokens, 64) that are dropped on the CPU; other backends must match.
 fn dropped(rows: Rows, drop: DropSite, step: Step) -> Vec<bool> {
-    let mut case = act(&batch(&LONG), ActivationKind::Relu, 64, rows, drop);
+    let mut case = add_norm(&batch(&LONG), 64, rows, false, drop);
     case.step = step;
     let mut run = start(&case, On::Cpu);
     let ones = vec![1.0; run.tensor("x").start.len()];
     run.write("x", &ones);
     run.forward();
     let kept = f64::from(drop.scale() as f32);
-    let values = run.read("y");
+    let values = run.read("x");
     assert!(values.iter().all(|&x| x == 0.0 || x == kept), "{drop:?}");
     values.iter().map(|&x| x == 0.0).collect()
 }
@@ -625,7 +629,7 @@ fn dropout_off_is_the_identity(on: On) {
         for rows in [Rows::Tokens, Rows::Cls] {
             let pairs = [
                 [drop, DropSite::NONE].map(|drop| embed(&short, 33, 0, None, drop)),
-                [drop, DropSite::NONE].map(|drop| act(&short, ActivationKind::Gelu, 33, rows, drop)),
+                [drop, DropSite::NONE].map(|drop| classifier(&short, 33, 2, Activation::Tanh, drop, PLAIN)),
                 [drop, DropSite::NONE].map(|drop| add_norm(&short, 24, rows, true, drop)),
                 [drop, DropSite::NONE].map(|drop| attn(&short, 2, 8, rows, drop)),
             ];
@@ -643,27 +647,29 @@ fn dropout_off_is_the_identity(on: On) {
     }
 }
 
-/// Inference runs the activation over its input.
-fn act_in_place(on: On) {
+/// Inference runs GELU over its input.
+fn gelu_in_place(on: On) {
     let short = batch(&SHORT);
-    for kind in [ActivationKind::Gelu, ActivationKind::Relu, ActivationKind::Tanh] {
-        let mut apart = start(&act(&short, kind, 33, Rows::Tokens, DropSite::NONE), on);
-        apart.forward();
-        let together = Case::new("act in place".into(), &short, move |b| {
-            let x = b.random("x", Rows::Tokens, 33);
-            let (none, drop, rows) = (View::NONE, DropSite::NONE, Rows::Tokens);
-            Op::Activation(Activation { kind, x, y: x, dy: none, db: none, drop, width: 33, rows })
-        });
-        let mut together = start(&together, on);
-        together.write("x", &apart.tensor("x").start);
-        together.forward();
-        assert!(together.read("x") == apart.read("y") && together.guards_hold(), "{kind:?}");
-    }
+    let mut apart = start(&gelu(&short, 33, Rows::Tokens), on);
+    apart.forward();
+    let together = Case::new("gelu in place".into(), &short, move |b| {
+        let x = b.random("x", Rows::Tokens, 33);
+        Op::Gelu(Gelu { x, y: x, dy: View::NONE, db: View::NONE, width: 33, rows: Rows::Tokens })
+    });
+    let mut together = start(&together, on);
+    together.write("x", &apart.tensor("x").start);
+    together.forward();
+    assert!(together.read("x") == apart.read("y") && together.guards_hold());
+}
+
+/// A classifier of this many classes with every kind of weight in its loss.
+fn weighted(classes: usize) -> Case {
+    classifier(&batch(&LONG), 24, classes, Activation::Tanh, DropSite::NONE, Loss { smoothing: 0.1, weighted: true })
 }
 
 /// Logits of 1e4 and equal logits have finite losses and gradients, and so has a class of weight 0.
-fn xent_at_the_edges(on: On) {
-    let case = xent(&batch(&[1, 2]), 3, 0.1, false);
+fn the_loss_at_the_edges(on: On) {
+    let case = classifier(&batch(&[1, 2]), 8, 3, Activation::Relu, DropSite::NONE, Loss { smoothing: 0.1, weighted: false });
     let label = case.batch.labels[0] as usize;
     for (logits, weights, want) in [
         ([0.0; 3], [1.0; 3], 3f64.ln()),
@@ -674,39 +680,46 @@ fn xent_at_the_edges(on: On) {
         }),
     ] {
         let mut run = start(&case, on);
-        run.write("logits", &[logits, logits].concat());
+        // The logits are the bias.
+        run.write("x", &[0.0; 16]);
+        run.write("logits_bias", &logits);
         run.write("weights", &weights);
         run.forward();
         run.backward();
         let loss = run.read("loss")[0];
         assert!((loss - want).abs() <= 1e-6 * want, "{logits:?}: {loss}, not {want}");
-        assert!(run.read("dlogits").iter().all(|x| x.is_finite()), "{logits:?}");
+        assert!(["dlogits", "dx", "dw"].iter().all(|d| run.read(d).iter().all(|x| x.is_finite())), "{logits:?}");
     }
 }
 
-/// The loss is added to the status block, and the bias has a gradient, in training only.
-fn xent_adds_its_loss_in_training_only(on: On) {
-    for (classes, train) in [(3, true), (3, false), (6, true)] {
-        let mut case = xent(&batch(&LONG), classes, 0.1, true);
-        case.step.train = train;
+/// In training the loss is added to the status block; otherwise there are neither gradients nor that sum.
+fn the_loss_is_counted_in_training_only(on: On) {
+    for classes in [3, 6] {
+        let mut run = start(&weighted(classes), on);
+        for _ in 0..2 {
+            run.forward();
+            run.backward();
+        }
+        let sum: f64 = run.read("loss").iter().sum();
+        let (got, want) = (run.read("status")[0], 0.25 + 2.0 * sum / weighted(classes).step.loss_normalizer);
+        assert!((got - want).abs() < 1e-6, "{classes} classes: {got}, not {want}");
+
+        let mut case = weighted(classes);
+        case.step.train = false;
         let mut run = start(&case, on);
         run.forward();
-        run.forward();
-        let sum: f64 = run.read("loss").iter().sum();
-        let want = if train { 0.25 + 2.0 * sum / case.step.loss_normalizer } else { 0.25 };
-        let got = run.read("status")[0];
-        assert!((got - want).abs() < 1e-6, "{classes} classes, train {train}: {got}, not {want}");
-        assert_eq!(run.read("db") != run.tensor("db").start, train);
+        assert_eq!(run.read("status")[0], 0.25);
+        assert!(["dlogits", "dx"].iter().all(|d| run.read(d).iter().all(|x| x.is_nan())));
+        assert!(run.read("loss").iter().all(|loss| loss.is_finite()));
     }
 }
 
 /// The scale is a power of two, so that nothing is rounded otherwise.
-fn xent_multiplies_gradients_by_the_loss_scale(on: On) {
+fn the_loss_scale_multiplies_gradients(on: On) {
     let gradients = |scale: f64| {
-        let mut run = start(&xent(&batch(&LONG), 3, 0.1, true), on);
+        let mut run = start(&weighted(3), on);
         run.write("status", &Status { scale, ..Status::default() }.to_array());
         run.forward();
-        run.backward();
         run.read("dlogits")
     };
     assert!(gradients(6.0).iter().zip(gradients(0.0)).all(|(scaled, plain)| *scaled == 64.0 * plain && plain != 0.0));

@@ -172,8 +172,78 @@ impl Rounded {
             return self.round(op.y);
         }
         let placed = self.placed(&Op::Linear(*op));
-        self.on_rounded([op.x, op.w, op.dy], |rounded| rounded.cpu.backward(&placed))?;
+        // Those of the logits are not rounded where activations are.
+        let dy = if op.x.dtype == op.dy.dtype { op.dy } else { op.x };
+        self.on_rounded([op.x, op.w, dy], |rounded| rounded.cpu.backward(&placed))?;
         [op.dx, op.dw].into_iter().try_for_each(|view| self.round(view))
+    }
+
+    /// Its linear layer.
+    fn last_layer(op: &Classifier) -> Linear {
+        let Classifier { y, w, b, logits, dlogits, dx, dw, dim, classes, .. } = *op;
+        Linear { x: y, w, b, y: logits, dy: dlogits, dx, dw, add: false, k: dim, n: classes, rows: Rows::Cls }
+    }
+
+    /// `values` (seqs, dim) times the factors of dropout.
+    fn drop_first(&self, op: &Classifier, values: &mut [f64]) {
+        for (i, x) in values.iter_mut().take(self.batch.seqs() * op.dim).enumerate() {
+            *x *= factor(&self.step, op.drop, self.batch.cu_seqlens[i / op.dim] as u32, (i % op.dim) as u32);
+        }
+    }
+
+    /// The logits are those of the stored `y`.
+    fn classifier(&mut self, op: &Classifier) -> Result<()> {
+        let [x, y, logits] = [op.x, op.y, op.logits].map(|view| self.place(view));
+        let mut values = self.cpu().read(x)?;
+        values.iter_mut().for_each(|x| match op.activation {
+            Activation::Relu if *x < 0.0 => *x = 0.0,
+            Activation::Relu => (),
+            Activation::Tanh => *x = x.tanh(),
+        });
+        self.drop_first(op, &mut values);
+        self.cpu().write(y, &values)?;
+        self.round(op.y)?;
+        self.linear(&Self::last_layer(op), Pass::Forward)?;
+        let [loss, weights, dlogits] = [op.loss, op.weights, op.dlogits].map(|view| self.place(view));
+        let (logits, weights) = (self.cpu().read(logits)?, self.cpu().read(weights)?);
+        let place = self.place(op.status);
+        let scale = Status::from_slice(&self.cpu().read(place)?).loss_scale() / self.step.loss_normalizer;
+        let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+        for (logits, &label) in logits.chunks(op.classes).zip(&self.batch.labels) {
+            let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let lse = largest + logits.iter().map(|x| (x - largest).exp()).sum::<f64>().ln();
+            let smoothing = f64::from(op.smoothing);
+            let target = |c: usize| if c == label as usize { 1.0 - smoothing } else { 0.0 };
+            let shares: Vec<f64> =
+                weights.iter().enumerate().map(|(c, w)| w * (target(c) + smoothing / op.classes as f64)).collect();
+            let of_class = |(x, share): (&f64, &f64)| if *share > 0.0 { share * (lse - x) } else { 0.0 };
+            losses.push(logits.iter().zip(&shares).map(of_class).sum());
+            let sum: f64 = shares.iter().sum();
+            gradients.extend(logits.iter().zip(&shares).map(|(x, share)| ((x - lse).exp() * sum - share) * scale));
+        }
+        self.cpu().write(loss, &losses)?;
+        if self.step.train { self.cpu().write(dlogits, &gradients) } else { Ok(()) }
+    }
+
+    /// All gradients but that of the logits, from the stored ones.
+    fn classifier_bwd(&mut self, op: &Classifier) -> Result<()> {
+        self.linear(&Self::last_layer(op), Pass::Backward)?;
+        let [x, dx, loss, status] = [op.x, op.dx, op.loss, op.status].map(|view| self.place(view));
+        let (values, mut gradients) = (self.cpu().read(x)?, self.cpu().read(dx)?);
+        self.drop_first(op, &mut gradients);
+        gradients.iter_mut().zip(values).for_each(|(dx, x)| match op.activation {
+            Activation::Relu if x <= 0.0 => *dx = 0.0,
+            Activation::Relu => (),
+            Activation::Tanh => *dx *= 1.0 - x.tanh().powi(2),
+        });
+        self.cpu().write(dx, &gradients)?;
+        self.round(op.dx)?;
+        self.add_bias(op.db, op.dlogits, Rows::Cls, op.classes)?;
+        self.add_bias(op.dx_sum, op.dx, Rows::Cls, op.dim)?;
+        let losses: f64 = self.cpu().read(loss)?.iter().take(self.batch.seqs()).sum();
+        let mut block = self.cpu().read(status)?;
+        block[0] += losses / self.step.loss_normalizer;
+        self.cpu().write(status, &block)
     }
 
     /// `db += column sums of d` as stored, whose rows begin `stride` apart.
@@ -319,10 +389,7 @@ impl Backend for Rounded {
             Op::Linear(op) => self.linear(op, Pass::Forward),
             Op::Attention(op) => self.attn(op, false),
             Op::AddNorm(op) => self.add_norm(op),
-            Op::CrossEntropy(op) => {
-                self.plain(&Op::CrossEntropy(CrossEntropy { db: View::NONE, ..*op }), Pass::Forward)?;
-                if self.step.train { self.add_bias(op.db, op.dlogits, Rows::Cls, op.classes) } else { Ok(()) }
-            }
+            Op::Classifier(op) => self.classifier(op),
             _ => self.plain(op, Pass::Forward),
         }
     }
@@ -336,10 +403,11 @@ impl Backend for Rounded {
                 self.plain(&Op::AddNorm(AddNorm { db: View::NONE, ..*op }), Pass::Backward)?;
                 self.add_bias(op.db, op.dx, op.rows, op.dim)
             }
-            Op::Activation(op) => {
-                self.plain(&Op::Activation(Activation { db: View::NONE, ..*op }), Pass::Backward)?;
+            Op::Gelu(op) => {
+                self.plain(&Op::Gelu(Gelu { db: View::NONE, ..*op }), Pass::Backward)?;
                 self.add_bias(op.db, op.dy, op.rows, op.width)
             }
+            Op::Classifier(op) => self.classifier_bwd(op),
             _ => self.plain(op, Pass::Backward),
         }
     }

@@ -15,7 +15,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 use half::{bf16, f16};
 use warpfit::cuda::Cuda;
-use warpfit::ops::{ActivationKind, Arithmetic, DropSite, Rows};
+use warpfit::ops::{Activation, Arithmetic, DropSite, Rows};
 
 use crate::ops::cases::*;
 
@@ -512,9 +512,9 @@ fn launches_of_large_batches() {
     let ops = |lengths: &[usize], heads: usize, dim: usize| {
         let batch = &batch(lengths);
         let norms = [t, s].map(|rows| add_norm(batch, dim, rows, true, on));
-        let products = [linear(batch, dim, 3 * dim, t, false), classifier(batch, dim, 2)];
-        let others = [embed(batch, dim, 2, Some(0), on), act(batch, ActivationKind::Gelu, 4 * dim, t, on)];
-        let rest = [first_row(batch, dim, false), xent(batch, 2, 0.1, true)];
+        let products = [linear(batch, dim, 3 * dim, t, false)];
+        let others = [embed(batch, dim, 2, Some(0), on), gelu(batch, 4 * dim, t)];
+        let rest = [first_row(batch, dim, false), classifier(batch, dim, 2, Activation::Relu, on, crate::ops::cases::PLAIN)];
         let attention = [t, s].map(|rows| attn(batch, heads, dim / heads, rows, on));
         norms.into_iter().chain(products).chain(others).chain(rest).chain(attention).collect::<Vec<_>>()
     };

@@ -50,7 +50,7 @@ NOT_ON_A_REAL_GPU = [
 ]
 SKIPS = [word for name in NOT_ON_A_REAL_GPU for word in ("--skip", name)]
 SMALL_TESTS = ["model::golden_bf16_training_on_cuda", "ops::cuda_bf16::stage"]
-OPS = ["linear", "attn", "norm", "gelu", "embed", "first_row", "classifier", "xent", "adamw", "cast"]
+OPS = ["linear", "attn", "norm", "gelu", "embed", "first_row", "classifier", "adamw", "cast"]
 SMALL_OPS = ["gelu", "norm"]
 EVERY_KERNEL = ["--exact", "--test-threads", "1", "ops::every_kernel_has_a_case"]
 
@@ -191,7 +191,7 @@ def opens(work):
     if shutil.which("nvidia-smi"):
         work.attempt("nvidia-smi")
     work.attempt("ldd", work.bin("train"))
-    result = work.bench("xent", "--precision", "fp32", "--samples", "3", "--repeats", "3")
+    result = work.bench("classifier", "--precision", "fp32", "--samples", "3", "--repeats", "3")
     work.facts = result["hardware"]
     work.headline = result["hardware"]["device"]
 

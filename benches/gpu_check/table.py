@@ -22,14 +22,12 @@ KERNELS_OF_OPS = {
     "attn bwd": ["attn_bwd_q", "attn_bwd_kv"],
     "add norm fwd": ["norm_fwd"],
     "add norm bwd": ["norm_bwd"],
-    "act fwd gelu": ["act_fwd"],
-    "act bwd gelu": ["act_bwd"],
-    "act fwd": ["act_drop_fwd"],
-    "act bwd": ["act_drop_bwd"],
+    "gelu fwd": ["gelu_fwd"],
+    "gelu bwd": ["gelu_bwd"],
     "first row fwd": ["first_row_fwd"],
     "first row bwd": ["first_row_bwd"],
-    "xent fwd": ["xent"],
-    "xent bwd": [],
+    "classifier fwd": ["classifier_fwd"],
+    "classifier bwd": ["classifier_bwd"],
     "grad norm": ["columns_add", "grad_norm"],
     "adamw": ["adamw"],
 }
@@ -75,7 +73,7 @@ def place(launches, ours):
     def index(kernel, otherwise):
         return next((i for i, placed in enumerate(step) if placed.kernel == kernel), otherwise)
 
-    backward, pruned, unpruned = index("xent", len(step)), index("first_row_fwd", len(step)), index("first_row_bwd", len(step))
+    backward, pruned, unpruned = index("classifier_fwd", len(step)), index("first_row_fwd", len(step)), index("first_row_bwd", len(step))
     for i, placed in enumerate(step):
         if pruned <= i <= unpruned:
             placed.place = "[CLS]"

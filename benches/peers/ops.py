@@ -141,16 +141,15 @@ def dense(count, precision):
     lengths, ids = reviews(count)
     tokens, dtype = sum(lengths), torch.bfloat16 if precision == "bf16" else torch.float32
 
-    def linear(k, n, rows=tokens, dtype=dtype):
+    def linear(k, n):
         def make():
-            x, w, b = random(rows, k, dtype=dtype), random(n, k, dtype=dtype), random(n, dtype=dtype)
+            x, w, b = random(tokens, k, dtype=dtype), random(n, k, dtype=dtype), random(n, dtype=dtype)
             return lambda: F.linear(x, w, b), (x, w, b)
 
         return make
 
     for name, k, n in [("qkv", dim, 3 * dim), ("out", dim, dim), ("up", dim, ffn), ("down", ffn, dim)]:
         op(f"linear {name}", f"{tokens} x {k} -> {n}", count, precision, "F.linear", linear(k, n))
-    op("classifier", f"{count} x {dim} -> 2", count, precision, "F.linear", linear(dim, 2, count))
     if precision == "tf32":
         return
 
@@ -164,7 +163,7 @@ def dense(count, precision):
 
         return make
 
-    def of(function, *shape, dtype=dtype):
+    def of(function, *shape):
         def make():
             x = random(*shape, dtype=dtype)
             return lambda: function(x), (x,)
@@ -178,8 +177,13 @@ def dense(count, precision):
     first = torch.tensor([sum(lengths[:i]) for i in range(count)], device=args.device)
     op("first_row", f"{count} x {dim}", count, precision, "index_select", of(lambda x: x.index_select(0, first), tokens, dim))
     labels = torch.arange(count, device=args.device) % 2
-    logits = of(lambda x: F.cross_entropy(x, labels), count, 2, dtype=torch.float32)
-    op("xent", f"{count} x 2", count, precision, "F.cross_entropy", logits)
+
+    def classifier():
+        x, w, b = random(count, dim, dtype=dtype), random(2, dim, dtype=dtype), random(2, dtype=dtype)
+        return lambda: F.cross_entropy(F.linear(F.dropout(F.relu(x), 0.1), w, b).float(), labels), (x, w, b)
+
+    calls = "F.relu, F.dropout, F.linear, F.cross_entropy"
+    op("classifier", f"{count} x {dim} -> 2", count, precision, calls, classifier)
     words = torch.cat(ids).to(args.device)
     positions = torch.cat([torch.arange(n) for n in lengths]).to(args.device)
 

@@ -1,15 +1,21 @@
-//! Linear layers, and the activations that follow them.
+//! Linear layers and GELU.
 
 use rayon::prelude::*;
 
 use super::arena::UnsafeSlice;
 use super::matrix::{Accumulate, Mat};
 use super::real::{Real, simd};
-use super::{Cpu, dropout, grain};
-use crate::ops::{Activation, ActivationKind, Linear};
+use super::{Cpu, grain};
+use crate::ops::{Gelu, Linear};
 
 /// `out` (m, n) becomes `onto + a b`.
-fn multiply<T: Real>(cpu: &Cpu<T>, out: &mut [T], size: (usize, usize, usize), matrices: (Mat<T>, Mat<T>), onto: Accumulate<T>) {
+pub fn multiply<T: Real>(
+    cpu: &Cpu<T>,
+    out: &mut [T],
+    size: (usize, usize, usize),
+    matrices: (Mat<T>, Mat<T>),
+    onto: Accumulate<T>,
+) {
     let mut multiplier = cpu.multiplier.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     // SAFETY: `out` is borrowed mutably.
     unsafe { multiplier.product((UnsafeSlice::new(out), 0, size.1), size, matrices, T::one(), onto) };
@@ -36,7 +42,7 @@ pub fn bwd<T: Real>(cpu: &Cpu<T>, op: &Linear) {
     multiply(cpu, dw, (n, k, rows), (dy_matrix.t(), Mat::new(x, k)), onto(cpu.step.adds()));
 }
 
-pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {
+pub fn gelu_fwd<T: Real>(cpu: &Cpu<T>, op: &Gelu) {
     let len = cpu.count(op.rows) * op.width;
     // SAFETY: distinct buffers; x is taken only where it is not y.
     let x = (op.x != op.y).then(|| unsafe { cpu.get(op.x, len) });
@@ -45,39 +51,19 @@ pub fn act_fwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {
         if let Some(x) = x {
             y.copy_from_slice(&x[task * grain(1)..][..y.len()]);
         }
-        simd!(match op.kind {
-            ActivationKind::Gelu => y.iter_mut().for_each(|y| *y *= y.normal().0),
-            ActivationKind::Relu => y.iter_mut().for_each(|y| *y = if *y < T::zero() { T::zero() } else { *y }),
-            ActivationKind::Tanh => y.iter_mut().for_each(|y| *y = y.tanh()),
-        })
+        simd!(y.iter_mut().for_each(|y| *y *= y.normal().0))
     });
-    dropout::apply(cpu, op.drop, op.y, op.rows, op.width);
 }
 
-pub fn act_bwd<T: Real>(cpu: &Cpu<T>, op: &Activation) {
-    dropout::apply(cpu, op.drop, op.dy, op.rows, op.width);
+pub fn gelu_bwd<T: Real>(cpu: &Cpu<T>, op: &Gelu) {
     let len = cpu.count(op.rows) * op.width;
     // SAFETY: distinct buffers.
     let (x, dy) = unsafe { (cpu.get(op.x, len), cpu.get_mut(op.dy, len)) };
     dy.par_chunks_mut(grain(1)).zip(x.par_chunks(grain(1))).for_each(|(dy, x)| {
-        simd!({
-            let pairs = dy.iter_mut().zip(x);
-            match op.kind {
-                ActivationKind::Gelu => pairs.for_each(|(dy, &x)| {
-                    let (cdf, density) = x.normal();
-                    *dy *= cdf + x * density;
-                }),
-                ActivationKind::Relu => pairs.for_each(|(dy, &x)| {
-                    if x <= T::zero() {
-                        *dy = T::zero();
-                    }
-                }),
-                ActivationKind::Tanh => pairs.for_each(|(dy, &x)| {
-                    let y = x.tanh();
-                    *dy *= T::one() - y * y;
-                }),
-            }
-        })
+        simd!(dy.iter_mut().zip(x).for_each(|(dy, &x)| {
+            let (cdf, density) = x.normal();
+            *dy *= cdf + x * density;
+        }))
     });
     cpu.add_bias(op.db, op.dy, cpu.count(op.rows), op.width);
 }

@@ -8,6 +8,7 @@ mod arena;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod classifier;
 mod copies;
 mod dots;
 mod dropout;
@@ -15,7 +16,6 @@ mod embed;
 mod gemm;
 mod instructions;
 mod linear;
-mod loss;
 mod matrix;
 mod norm;
 mod panels;
@@ -333,9 +333,9 @@ impl<T: Products> Backend for Cpu<T> {
             Op::Linear(op) => linear::fwd(self, op),
             Op::Attention(op) => attention::fwd(self, op),
             Op::AddNorm(op) => norm::fwd(self, op),
-            Op::Activation(op) => linear::act_fwd(self, op),
+            Op::Gelu(op) => linear::gelu_fwd(self, op),
             Op::GatherCls(op) => embed::first_row_fwd(self, op),
-            Op::CrossEntropy(op) => loss::fwd(self, op),
+            Op::Classifier(op) => classifier::fwd(self, op),
         }
         Ok(())
     }
@@ -346,9 +346,9 @@ impl<T: Products> Backend for Cpu<T> {
             Op::Linear(op) => linear::bwd(self, op),
             Op::Attention(op) => attention::bwd(self, op),
             Op::AddNorm(op) => norm::bwd(self, op),
-            Op::Activation(op) => linear::act_bwd(self, op),
+            Op::Gelu(op) => linear::gelu_bwd(self, op),
             Op::GatherCls(op) => embed::first_row_bwd(self, op),
-            Op::CrossEntropy(_) => (),
+            Op::Classifier(op) => classifier::bwd(self, op),
         }
         Ok(())
     }

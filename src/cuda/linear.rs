@@ -1,14 +1,14 @@
-//! Linear layers and activations.
+//! Linear layers and GELU.
 
 use super::Cuda;
 use super::arena::SUMS;
 use super::columns;
 use super::gemm::{self, Product};
-use super::kernels::{ACT_PACKS, ACT_ROWS, ActBwd, ActFwd};
+use super::kernels::{GELU_PACKS, GELU_ROWS, GeluBwd, GeluFwd};
 use crate::error::Result;
-use crate::ops::{Activation, Linear};
+use crate::ops::{Gelu, Linear};
 
-/// At most this many chunks of rows in the backward pass of an activation.
+/// At most this many chunks of rows in the backward pass of GELU.
 const CHUNKS: usize = 256;
 
 /// `y = x W^T + b`; in column-major order `y = W^T x`.
@@ -70,45 +70,23 @@ pub fn bwd(cuda: &Cuda, op: &Linear) -> Result<()> {
     gemm::product(cuda, &weight)
 }
 
-pub fn act_fwd(cuda: &Cuda, op: &Activation) -> Result<()> {
+pub fn gelu_fwd(cuda: &Cuda, op: &Gelu) -> Result<()> {
     let rows = cuda.rows(op.rows);
-    let arguments = ActFwd {
-        x: cuda.at(op.x),
-        y: cuda.at(op.y),
-        token_rows: cuda.token_rows(op.rows),
-        rows: rows as i32,
-        width: op.width as i32,
-        kind: op.kind as i32,
-        drop: cuda.drop(op.drop),
-    };
-    if arguments.drop.threshold > 0 {
-        let kernel = cuda.kernels().act_drop_fwd.of(op.y.dtype);
-        return cuda.launch(kernel, [rows.div_ceil(kernel.warps()), 1, 1], &arguments);
-    }
-    let kernel = cuda.kernels().act_fwd.of(op.y.dtype);
-    let block = kernel.threads() * ACT_PACKS * 16 / op.y.dtype.size();
+    let arguments = GeluFwd { x: cuda.at(op.x), y: cuda.at(op.y), rows: rows as i32, width: op.width as i32 };
+    let kernel = cuda.kernels().gelu_fwd.of(op.y.dtype);
+    let block = kernel.threads() * GELU_PACKS * 16 / op.y.dtype.size();
     cuda.launch(kernel, [(rows * op.width).div_ceil(block), 1, 1], &arguments)
 }
 
-pub fn act_bwd(cuda: &Cuda, op: &Activation) -> Result<()> {
+pub fn gelu_bwd(cuda: &Cuda, op: &Gelu) -> Result<()> {
     let rows = cuda.rows(op.rows);
     let bytes = op.width * size_of::<f32>(); // of one chunk's sums
-    let chunk = rows.div_ceil(CHUNKS.min(SUMS / bytes)).next_multiple_of(ACT_ROWS);
+    let chunk = rows.div_ceil(CHUNKS.min(SUMS / bytes)).next_multiple_of(GELU_ROWS);
     let chunks = rows.div_ceil(chunk);
     let sums = if op.db.is_none() { 0 } else { columns::space(cuda, chunks * bytes)? };
-    let arguments = ActBwd {
-        x: cuda.at(op.x),
-        dy: cuda.at(op.dy),
-        sums,
-        token_rows: cuda.token_rows(op.rows),
-        rows: rows as i32,
-        width: op.width as i32,
-        chunk: chunk as i32,
-        kind: op.kind as i32,
-        drop: cuda.drop(op.drop),
-    };
-    let kernels = if arguments.drop.threshold > 0 { &cuda.kernels().act_drop_bwd } else { &cuda.kernels().act_bwd };
-    let kernel = kernels.of(op.dy.dtype);
+    let arguments =
+        GeluBwd { x: cuda.at(op.x), dy: cuda.at(op.dy), sums, rows: rows as i32, width: op.width as i32, chunk: chunk as i32 };
+    let kernel = cuda.kernels().gelu_bwd.of(op.dy.dtype);
     let block = kernel.threads() * 16 / op.dy.dtype.size();
     cuda.launch(kernel, [op.width.div_ceil(block), chunks, 1], &arguments)?;
     if op.db.is_none() { Ok(()) } else { columns::add(cuda, sums, chunks, op.width, &[cuda.at(op.db)], cuda.step.adds()) }

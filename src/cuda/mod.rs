@@ -5,6 +5,7 @@
 mod adamw;
 mod arena;
 mod attention;
+mod classifier;
 mod columns;
 mod device;
 mod embed;
@@ -13,7 +14,6 @@ mod gemm;
 mod graph;
 mod kernels;
 mod linear;
-mod loss;
 mod norm;
 mod overlap;
 mod tune;
@@ -220,9 +220,9 @@ impl Cuda {
             Op::Linear(op) => linear::fwd(self, op),
             Op::Attention(op) => attention::fwd(self, op),
             Op::AddNorm(op) => norm::fwd(self, op),
-            Op::Activation(op) => linear::act_fwd(self, op),
+            Op::Gelu(op) => linear::gelu_fwd(self, op),
             Op::GatherCls(op) => embed::first_row_fwd(self, op),
-            Op::CrossEntropy(op) => loss::fwd(self, op),
+            Op::Classifier(op) => classifier::fwd(self, op),
         }
     }
 
@@ -330,9 +330,9 @@ impl Backend for Cuda {
             Op::Linear(op) => linear::bwd(self, op),
             Op::Attention(op) => attention::bwd(self, op),
             Op::AddNorm(op) => norm::bwd(self, op),
-            Op::Activation(op) => linear::act_bwd(self, op),
+            Op::Gelu(op) => linear::gelu_bwd(self, op),
             Op::GatherCls(op) => embed::first_row_bwd(self, op),
-            Op::CrossEntropy(_) => Ok(()),
+            Op::Classifier(op) => classifier::bwd(self, op),
         }
     }
 

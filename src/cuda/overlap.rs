@@ -73,6 +73,7 @@ pub fn before(cuda: &Cuda, op: &Op) -> Result<()> {
     let Some(pending) = cuda.overlap.pending.get() else { return Ok(()) };
     let matrices = match op {
         Op::Linear(op) => [op.w, View::NONE],
+        Op::Classifier(op) => [op.w, View::NONE],
         Op::Embed(op) => [op.position, op.types],
         _ => return Ok(()),
     };

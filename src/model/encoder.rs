@@ -112,9 +112,7 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
     let attn_norm =
         norm(layer.attn_sum, layer.output.b, skip, layer.attn_norm, layer.attn_out, layer.attn_stats, site(1, attn_out_p));
     let up = adding(plan.linear(layer.up, [layer.attn_out, layer.pre_act], [d.ffn, dh], rows));
-    let db = plan.grad(layer.up.b);
-    let (kind, drop) = (ActivationKind::Gelu, DropSite::NONE);
-    let act = Activation { kind, x: layer.pre_act, y: layer.act, dy: d.ffn, db, drop, width: ffn, rows };
+    let gelu = Gelu { x: layer.pre_act, y: layer.act, dy: d.ffn, db: plan.grad(layer.up.b), width: ffn, rows };
     let down = plan.linear(layer.down, [layer.act, layer.ffn_sum], [branch(dropout), d.ffn], rows);
     let ffn_norm =
         norm(layer.ffn_sum, layer.down.b, layer.attn_out, layer.ffn_norm, layer.out, layer.ffn_stats, site(2, dropout));
@@ -123,7 +121,7 @@ fn ops_of_layer(plan: &Plan, layer: &plan::Layer, l: usize) -> Vec<Op> {
         Op::Linear(output),
         Op::AddNorm(attn_norm),
         Op::Linear(up),
-        Op::Activation(act),
+        Op::Gelu(gelu),
         Op::Linear(down),
         Op::AddNorm(ffn_norm),
     ];

@@ -63,12 +63,7 @@ impl Model {
 
     fn submit(&mut self, batch: &PackedBatch, wanted: Wanted, slot: usize) -> Result<()> {
         self.renew_copy()?;
-        let last = self.ops.len() - 1;
-        let ops = match wanted {
-            Wanted { losses: true, .. } => &self.ops,
-            Wanted { logits: true, .. } => &self.ops[..last],
-            _ => &self.ops[..self.encoder],
-        };
+        let ops = if wanted.logits || wanted.losses { &self.ops } else { &self.ops[..self.encoder] };
         self.backend.stage(batch, &Step::INFER)?;
         self.backend.forward_all(ops)?;
         self.backend.fetch(slot, &self.views(batch, wanted))

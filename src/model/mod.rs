@@ -40,7 +40,7 @@ const GROWTH: u32 = 2000;
 /// A classifier laid out on a backend: weights, and the ops of a step.
 pub struct Model {
     pub plan: Plan,
-    /// The encoder, the head, and the loss.
+    /// The encoder, and the head with the loss.
     ops: Vec<Op>,
     /// Number of ops up to the last hidden states.
     encoder: usize,
@@ -89,7 +89,7 @@ impl Model {
         let encoder = encoder::ops(&plan);
         let mut model = Model {
             encoder: encoder.len(),
-            ops: [encoder, head::ops(&plan), vec![head::loss(&plan, hyper.label_smoothing)]].concat(),
+            ops: [encoder, head::ops(&plan, hyper.label_smoothing)].concat(),
             grad_norm: GradNorm { grads: plan.grads, status: plan.status },
             adamw,
             copy: (plan.weights != plan.params).then_some(Cast { x: plan.params, y: plan.weights }),

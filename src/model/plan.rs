@@ -296,7 +296,7 @@ impl Arena {
             last_first: grad("d last_first", seqs * dim),
             last_query: grad("d last_query", seqs * dim),
             head: grad("d head", seqs * dim),
-            logits: grad("d logits", seqs * config.classes()),
+            logits: self.for_training(Part::ActivationGradients, "d logits", seqs * config.classes(), self.exact),
         }
     }
 }
@@ -395,7 +395,7 @@ impl Plan {
         let dw = self.grad(weights.w);
         let (k, n) = (weights.w.len / weights.b.len, weights.b.len);
         let w = self.view_in(weights.w, self.weights);
-        let b = if y.dtype == weights.b.dtype { weights.b } else { self.view_in(weights.b, self.weights) };
+        let b = self.view_in(weights.b, self.weights);
         Linear { x, w, b, y, dy, dx, dw, add: false, k, n, rows }
     }
 

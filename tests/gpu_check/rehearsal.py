@@ -265,8 +265,8 @@ class Logs(unittest.TestCase):
         self.assertEqual(sample[1], {"clocks.sm": 1980, "clocks.mem": 2619, "power.draw": 312.45, "temperature.gpu": 41, "memory.used": 2411})
 
     def test_products_that_are_not_told_apart_are_not_claimed(self):
-        kernels = ["embed_fwd", "gemm", "xent_bf16", "gemm", "adamw"]
-        filled = table.from_launches([logs.Launch(kernel, 1.0) for kernel in kernels], {"embed_fwd", "xent_bf16", "adamw"}, table.predicted()["rows"])
+        kernels = ["embed_fwd", "gemm", "classifier_fwd_bf16", "gemm", "adamw"]
+        filled = table.from_launches([logs.Launch(kernel, 1.0) for kernel in kernels], {"embed_fwd", "classifier_fwd_bf16", "adamw"}, table.predicted()["rows"])
         self.assertEqual(len(filled[table.UNASSIGNED]), 2)
 
 

@@ -88,7 +88,7 @@ const ALIGN: usize = 256;
 
 /// Tensors that a plan of 16 bits keeps in f32: tables, norms, statistics, logits and their bias, losses, everything the optimizer
 /// uses, and so the gradient of every parameter.
-const EXACT: [&str; 24] = [
+const EXACT: [&str; 26] = [
     "word",
     "position",
     "types",
@@ -98,6 +98,7 @@ const EXACT: [&str; 24] = [
     "lse",
     "logits",
     "logits_bias",
+    "dlogits",
     "weights",
     "loss",
     "dloss",
@@ -108,6 +109,7 @@ const EXACT: [&str; 24] = [
     "dbeta",
     "dw",
     "db",
+    "dx_sum",
     "grads",
     "params",
     "m",
@@ -406,21 +408,12 @@ pub fn embed(batch: &PackedBatch, dim: usize, types: usize, pad: Option<usize>, 
 }
 
 pub fn linear(batch: &PackedBatch, k: usize, n: usize, rows: Rows, add: bool) -> Case {
-    linear_into(["y", "b"], batch, k, n, rows, add)
-}
-
-/// The product whose result is not rounded.
-pub fn classifier(batch: &PackedBatch, k: usize, classes: usize) -> Case {
-    linear_into(["logits", "logits_bias"], batch, k, classes, Rows::Cls, false)
-}
-
-fn linear_into([y, bias]: [&'static str; 2], batch: &PackedBatch, k: usize, n: usize, rows: Rows, add: bool) -> Case {
-    Case::new(format!("linear {k} to {n} {y}, {rows:?}, add {add}"), batch, move |b| {
+    Case::new(format!("linear {k} to {n}, {rows:?}, add {add}"), batch, move |b| {
         Op::Linear(Linear {
             x: b.input("x", rows, k, "dx"),
             w: b.input("w", n, k, "dw"),
-            b: b.random(bias, 1, n),
-            y: b.output(y, rows, n, "dy"),
+            b: b.random("b", 1, n),
+            y: b.output("y", rows, n, "dy"),
             dy: b.random("dy", rows, n),
             dx: if add { b.sum("dx", rows, k) } else { b.empty("dx", rows, k) },
             dw: b.sum("dw", n, k),
@@ -500,13 +493,17 @@ pub fn add_norm(batch: &PackedBatch, dim: usize, rows: Rows, skip: bool, drop: D
     })
 }
 
-pub fn act(batch: &PackedBatch, kind: ActivationKind, width: usize, rows: Rows, drop: DropSite) -> Case {
-    Case::new(format!("act {kind:?} {width}, {rows:?}{}", p(drop)), batch, move |b| {
+/// Covers the tails of activations, and avoids the kink of ReLU.
+fn wide(x: f64) -> f64 {
+    2.5 * x + 0.01 * x.signum()
+}
+
+pub fn gelu(batch: &PackedBatch, width: usize, rows: Rows) -> Case {
+    Case::new(format!("gelu {width}, {rows:?}"), batch, move |b| {
         let x = b.input("x", rows, width, "dy");
-        // Covers the tails, and avoids the kink of ReLU.
-        b.map("x", |x| 2.5 * x + 0.01 * x.signum());
+        b.map("x", wide);
         let (y, dy) = (b.output("y", rows, width, "dy"), b.random("dy", rows, width));
-        Op::Activation(Activation { kind, x, y, dy, db: b.sum("db", 1, width), drop, width, rows })
+        Op::Gelu(Gelu { x, y, dy, db: b.sum("db", 1, width), width, rows })
     })
 }
 
@@ -519,23 +516,52 @@ pub fn first_row(batch: &PackedBatch, dim: usize, add: bool) -> Case {
     })
 }
 
+/// The loss of a classifier's case.
+#[derive(Clone, Copy)]
+pub struct Loss {
+    pub smoothing: f32,
+    pub weighted: bool,
+}
+
+pub const PLAIN: Loss = Loss { smoothing: 0.0, weighted: false };
+
 /// The labels become random classes. The incoming gradient is 1 / loss_normalizer for every row.
-pub fn xent(batch: &PackedBatch, classes: usize, smoothing: f32, weighted: bool) -> Case {
+pub fn classifier(batch: &PackedBatch, dim: usize, classes: usize, activation: Activation, drop: DropSite, loss: Loss) -> Case {
     let mut batch = batch.clone();
     let mut random = Mt64::new(classes as u64);
     batch.labels.iter_mut().for_each(|label| *label = (random.next_u64() % classes as u64) as i32);
-    Case::new(format!("xent {classes}, smoothing {smoothing}, weighted {weighted}"), &batch, move |b| {
-        let logits = b.input("logits", Rows::Cls, classes, "dlogits");
-        b.map("logits", |x| 3.0 * x);
+    let Loss { smoothing, weighted } = loss;
+    let name = format!("classifier {dim} to {classes}, {activation:?}, smoothing {smoothing}, weighted {weighted}{}", p(drop));
+    Case::new(name, &batch, move |b| {
+        let s = Rows::Cls;
+        let x = b.input("x", s, dim, "dx");
+        b.map("x", wide);
+        let w = b.input("w", classes, dim, "dw");
+        b.map("w", |w| w / (dim as f64).sqrt());
         let weights = b.random("weights", 1, classes);
         b.map("weights", |w| if weighted { 1.0 + 0.5 * w } else { 1.0 });
-        let loss = b.output("loss", Rows::Cls, 1, "dloss");
-        b.random("dloss", Rows::Cls, 1);
+        b.random("dloss", s, 1);
         b.map("dloss", |_| 1.0 / 2.0);
-        let dlogits = b.empty("dlogits", Rows::Cls, classes);
-        let status = b.status(Status { loss: 0.25, ..Status::default() });
-        let db = b.sum("db", 1, classes);
-        Op::CrossEntropy(CrossEntropy { logits, weights, loss, dlogits, db, status, smoothing, classes })
+        Op::Classifier(Classifier {
+            activation,
+            x,
+            y: b.empty("y", s, dim),
+            w,
+            b: b.input("logits_bias", 1, classes, "db"),
+            logits: b.empty("logits", s, classes),
+            weights,
+            loss: b.output("loss", s, 1, "dloss"),
+            dlogits: b.empty("dlogits", s, classes),
+            dx: b.empty("dx", s, dim),
+            dw: b.sum("dw", classes, dim),
+            db: b.sum("db", 1, classes),
+            dx_sum: b.sum("dx_sum", 1, dim),
+            status: b.status(Status { loss: 0.25, ..Status::default() }),
+            drop,
+            smoothing,
+            dim,
+            classes,
+        })
     })
 }
 
@@ -597,7 +623,6 @@ pub fn odd() -> Vec<Case> {
         linear(&short, 33, 30, s, true),
         linear(&long, 30, 24, t, true),
         linear(&long, 7, 1, s, false),
-        classifier(&short, 30, 3),
         attn(&short, 5, 6, t, off),
         attn(&short, 4, 8, t, on),
         attn(&short, 3, 8, s, off),
@@ -627,13 +652,14 @@ pub fn odd() -> Vec<Case> {
         cases.push(add_norm(&long, dim, t, skip, drop));
         cases.push(add_norm(&short, dim, s, skip, drop));
     }
-    for kind in [ActivationKind::Gelu, ActivationKind::Relu, ActivationKind::Tanh] {
-        cases.extend([act(&short, kind, 33, s, on), act(&long, kind, 30, t, off)]);
-        cases.extend([act(&short, kind, 33, t, on), act(&short, kind, 33, s, off)]);
+    cases.extend([gelu(&short, 33, s), gelu(&long, 30, t)]);
+    let losses = [(2, 0.0, false), (3, 0.1, false), (7, 0.0, true), (2, 0.1, true)];
+    for (i, (classes, smoothing, weighted)) in losses.into_iter().enumerate() {
+        let (activation, drop) = if i % 2 == 0 { (Activation::Relu, on) } else { (Activation::Tanh, off) };
+        cases.push(classifier(&long, 33, classes, activation, drop, Loss { smoothing, weighted }));
     }
-    for (classes, smoothing, weighted) in [(2, 0.0, false), (3, 0.1, false), (7, 0.0, true), (2, 0.1, true)] {
-        cases.push(xent(&long, classes, smoothing, weighted));
-    }
+    cases
+        .extend([classifier(&short, 30, 1, Activation::Tanh, on, PLAIN), classifier(&long, 7, 65, Activation::Relu, off, PLAIN)]);
     cases
 }
 
@@ -657,9 +683,6 @@ pub fn even() -> Vec<Case> {
         linear(&few, 1032, 104, t, true),
         linear(&tiles, 40, 192, t, false),
         linear(&many, 16, 8, t, true),
-        classifier(&short, 64, 2),
-        classifier(&short, 768, 6),
-        classifier(&few, 64, 8),
         first_row(&short, 64, true),
         first_row(&few, 768, false),
         cast(4096),
@@ -677,12 +700,10 @@ pub fn even() -> Vec<Case> {
             cases.push(add_norm(batch, dim, rows, skip, drop));
         }
     }
-    for kind in [ActivationKind::Gelu, ActivationKind::Relu, ActivationKind::Tanh] {
-        cases.extend([act(&few, kind, 768, t, on), act(&few, kind, 768, t, off)]);
-        cases.extend([act(&short, kind, 64, s, on), act(&short, kind, 64, s, off)]);
-    }
-    for (classes, smoothing, weighted) in [(2, 0.0, true), (6, 0.1, true), (8, 0.0, false)] {
-        cases.push(xent(&tiles, classes, smoothing, weighted));
+    cases.extend([gelu(&few, 768, t), gelu(&short, 64, s)]);
+    for (batch, dim, classes) in [(&few, 768, 2), (&tiles, 64, 6), (&short, 1032, 8), (&batch(&[2; 40]), 264, 3)] {
+        let (activation, drop) = if classes % 4 == 2 { (Activation::Relu, on) } else { (Activation::Tanh, off) };
+        cases.push(classifier(batch, dim, classes, activation, drop, Loss { smoothing: 0.1, weighted: dim != 64 }));
     }
     cases
 }

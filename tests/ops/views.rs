@@ -23,9 +23,11 @@ pub fn views(op: &mut Op) -> Vec<(&'static str, &mut View)> {
         Op::AddNorm(op) => {
             views!(op: AddNorm { x, skip, gamma, beta, y, stats, dy, dx, dgamma, dbeta, db } drop eps dim rows)
         }
-        Op::Activation(op) => views!(op: Activation { x, y, dy, db } kind drop width rows),
+        Op::Gelu(op) => views!(op: Gelu { x, y, dy, db } width rows),
         Op::GatherCls(op) => views!(op: GatherCls { x, y, dy, dx } add dim),
-        Op::CrossEntropy(op) => views!(op: CrossEntropy { logits, weights, loss, dlogits, db, status } smoothing classes),
+        Op::Classifier(op) => {
+            views!(op: Classifier { x, y, w, b, logits, weights, loss, dlogits, dx, dw, db, dx_sum, status } activation drop smoothing dim classes)
+        }
     }
 }
 
@@ -40,11 +42,11 @@ pub fn written(op: &Op, pass: Pass) -> Vec<View> {
         (Op::Attention(op), Pass::Backward) => vec![op.dq, op.dk, op.dv, op.db],
         (Op::AddNorm(op), Pass::Forward) => vec![op.x, op.y, op.stats],
         (Op::AddNorm(op), Pass::Backward) => vec![op.dy, op.dx, op.dgamma, op.dbeta, op.db],
-        (Op::Activation(op), Pass::Forward) => vec![op.y],
-        (Op::Activation(op), Pass::Backward) => vec![op.dy, op.db],
+        (Op::Gelu(op), Pass::Forward) => vec![op.y],
+        (Op::Gelu(op), Pass::Backward) => vec![op.dy, op.db],
         (Op::GatherCls(op), Pass::Forward) => vec![op.y],
         (Op::GatherCls(op), Pass::Backward) => vec![op.dx],
-        (Op::CrossEntropy(op), Pass::Forward) => vec![op.loss, op.dlogits, op.db],
-        (Op::CrossEntropy(_), Pass::Backward) => vec![],
+        (Op::Classifier(op), Pass::Forward) => vec![op.y, op.logits, op.loss, op.dlogits, op.dx],
+        (Op::Classifier(op), Pass::Backward) => vec![op.dw, op.db, op.dx_sum],
     }
 }
