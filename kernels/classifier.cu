@@ -163,32 +163,18 @@ template <class T> struct ClassifierBwd {
     int adds;             // whether to add to the gradients of parameters
 };
 
-// One block per class and 32 packs of columns for dw; and those of one more "class" for dx_sum.
-template <bool WHOLE, class T> __device__ __forceinline__ void sum_rows(const ClassifierBwd<T>& a) {
-    constexpr int P = PACK<T>, COLUMNS = 32 * P;
-    const int k = blockIdx.x, start = blockIdx.y * COLUMNS, column = start + lane() * P;
-    const bool of_dx = k == a.classes;
-    const T* rows = of_dx ? a.dx : a.y;
-    float sum[P] = {};
+// sum += a warp's rows of y, times the gradients of logit k; or, for k = classes, its rows of dx.
+template <bool WHOLE, class T>
+__device__ __forceinline__ void weigh_rows(float (&sum)[PACK<T>], const ClassifierBwd<T>& a, int k, int column) {
+    const T* rows = k == a.classes ? a.dx : a.y;
 #pragma unroll 2
-    for (int seq = warp(); column < a.dim && seq < a.seqs; seq += WARPS) {
-        const float factor = of_dx ? 1.0f : a.dlogits[size_t(seq) * a.classes + k];
-        float x[P];
+    for (int seq = warp(); seq < a.seqs; seq += WARPS) {
+        const float factor = k == a.classes ? 1.0f : a.dlogits[size_t(seq) * a.classes + k];
+        float x[PACK<T>];
         load<WHOLE>(x, rows + size_t(seq) * a.dim + column, a.dim - column);
 #pragma unroll
-        for (int i = 0; i < P; i++) sum[i] += factor * x[i];
+        for (int i = 0; i < PACK<T>; i++) sum[i] += factor * x[i];
     }
-    __shared__ float parts[WARPS][COLUMNS];
-#pragma unroll
-    for (int i = 0; i < P; i++) parts[warp()][lane() * P + i] = sum[i];
-    __syncthreads();
-    const int c = start + threadIdx.x;
-    if (threadIdx.x >= COLUMNS || c >= a.dim) return;
-    float total = 0.0f;
-#pragma unroll
-    for (int part = 0; part < WARPS; part++) total += parts[part][threadIdx.x];
-    float& out = of_dx ? a.dx_sum[c] : a.dw[size_t(k) * a.dim + c];
-    out = a.adds ? out + total : total;
 }
 
 // By one warp per class; the update's loss by that of the one more.
@@ -207,9 +193,24 @@ template <class T> __device__ __forceinline__ void sum_logits(const ClassifierBw
     if (lane() == 0) a.db[k] = a.adds ? a.db[k] + sum : sum;
 }
 
+// One block per 32 packs of columns and class, for dw; and one more "class", for dx_sum.
 template <class T> __device__ void classifier_bwd(const ClassifierBwd<T>& a) {
-    if (blockIdx.y == 0 && warp() == 0) sum_logits(a);
-    a.dim % PACK<T> == 0 ? sum_rows<true>(a) : sum_rows<false>(a);
+    constexpr int P = PACK<T>, COLUMNS = 32 * P;
+    const int k = blockIdx.x, start = blockIdx.y * COLUMNS, column = start + lane() * P;
+    if (start == 0 && warp() == 0) sum_logits(a);
+    float sum[P] = {};
+    if (column < a.dim) a.dim % P == 0 ? weigh_rows<true>(sum, a, k, column) : weigh_rows<false>(sum, a, k, column);
+    __shared__ float parts[WARPS][COLUMNS];
+#pragma unroll
+    for (int i = 0; i < P; i++) parts[warp()][lane() * P + i] = sum[i];
+    __syncthreads();
+    const int c = start + threadIdx.x;
+    if (threadIdx.x >= COLUMNS || c >= a.dim) return;
+    float total = 0.0f;
+#pragma unroll
+    for (int part = 0; part < WARPS; part++) total += parts[part][threadIdx.x];
+    float& out = k == a.classes ? a.dx_sum[c] : a.dw[size_t(k) * a.dim + c];
+    out = a.adds ? out + total : total;
 }
 KERNEL(classifier_bwd_f32, classifier_bwd<float>, ClassifierBwd<float>, 256)
 KERNEL(classifier_bwd_bf16, classifier_bwd<bf16>, ClassifierBwd<bf16>, 256)

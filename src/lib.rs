@@ -5,13 +5,13 @@
 //! ```text
 //! dataset -> tokenize -> pack -> loader
 //!   -> embed -> (linear qkv, attention, linear out, add & norm, linear up, gelu, linear down, add & norm) x layers
-//!   -> head on `[CLS]` -> cross-entropy -> the same list backwards -> gradient norm -> AdamW -> checkpoint
+//!   -> head on `[CLS]` (linear dense, classifier & loss) -> the same list backwards -> gradient norm -> AdamW -> checkpoint
 //! ```
 //! | place | content |
 //! | --- | --- |
 //! | [`ops`] | the operator definitions: one struct per op with its maths, the enum [`ops::Op`], and the trait [`ops::Backend`] that runs them |
 //! | [`model`] | a model as one list of ops: `encoder`, `head`; `infer` (batches in order, submitted ahead); `names` (parameters by role, with Hugging Face's names), `config`, `plan` (every buffer) |
-//! | [`cpu`] | the backend on CPUs: one file per group of ops (embed linear attention norm loss adamw), `dropout` (its masks), `arena`, `instructions` (the machine's, or those of `WARPFIT_CPU`), and matrix products: `matrix`, `product`, by `gemm`, of few rows by `dots`, or, rounded to bf16, by `panels` (`avx512`, `amx`) or `copies` |
+//! | [`cpu`] | the backend on CPUs: one file per group of ops (embed linear attention norm classifier adamw), `dropout` (its masks), `arena`, `instructions` (the machine's, or those of `WARPFIT_CPU`), and matrix products: `matrix`, `product`, by `gemm`, of few rows by `dots`, or, rounded to bf16, by `panels` (`avx512`, `amx`) or `copies` |
 //! | [`cuda`] | the backend on NVIDIA GPUs: the same groups, each launching the kernels in `kernels/<name>.cu`; `gemm` (cuBLASLt), `tune` (its algorithms, timed), `columns` (sums over rows, added once per update), `words` (rows of the word table that updates pass over), `overlap` (updates beside the next forward pass), `graph` (the pass of one text, recorded and replayed), `device`, `arena`, `kernels` (the table that build.rs writes from the sources) |
 //! | [`device`] | the choice of backend and precision: the only module that opens a backend |
 //! | [`cost`], [`profile`] | the least bytes and FLOPs of each op; the time of each op in a run |

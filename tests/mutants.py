@@ -222,7 +222,7 @@ MUTANTS = [
     ("kernels/classifier.cu", "a.adds ? a.db[k] + sum : sum", "sum", "ops::f32_on_cuda"),
     ("kernels/classifier.cu", "a.adds ? out + total : total", "total", "ops::f32_on_cuda"),
     ("kernels/classifier.cu", "part < WARPS; part++", "part < WARPS - 1; part++", "ops::f32_on_cuda"),
-    ("kernels/classifier.cu", "of_dx ? a.dx : a.y", "a.y", "ops::f32_on_cuda"),
+    ("kernels/classifier.cu", "k == a.classes ? a.dx : a.y", "a.y", "ops::f32_on_cuda"),
     ("kernels/classifier.cu", "drop_columns(dx, a.drop, c, token_row);", "", "ops::f32_on_cuda"),
     ("kernels/classifier.cu", "token_row = a.cu_seqlens[seq]", "token_row = seq", "ops::cuda::dropout_masks_match_the_definition"),
     ("kernels/classifier.cu", "a.dim % PACK<T> == 0 ? classify<true, F>(a)", "true ? classify<true, F>(a)", "ops::f32_on_cuda"),
