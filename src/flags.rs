@@ -118,14 +118,19 @@ pub fn unless_dash(file: Option<PathBuf>) -> Option<PathBuf> {
     file.filter(|file| file.as_os_str() != "-")
 }
 
-/// A path as a shell reads it.
+/// A path as a shell reads it, and no program takes for a flag.
 pub fn shown(path: &Path) -> String {
-    quoted(&path.to_string_lossy())
+    let text = path.to_string_lossy();
+    if text.starts_with('-') && text != "-" { quoted(&format!("./{text}")) } else { quoted(&text) }
 }
 
 /// The flags that have a value, each after a space, for a command that is proposed.
 pub fn given<'a>(values: impl IntoIterator<Item = (&'a str, Option<String>)>) -> String {
-    let flag = |(name, value): (&str, Option<String>)| Some(format!(" --{name} {}", quoted(&value?)));
+    let flag = |(name, value): (&str, Option<String>)| {
+        let value = value?;
+        let between = if value.starts_with('-') { '=' } else { ' ' };
+        Some(format!(" --{name}{between}{}", quoted(&value)))
+    };
     values.into_iter().filter_map(flag).collect()
 }
 

@@ -56,7 +56,7 @@ pub struct Args {
     only_file: Option<PathBuf>,
     /// The same as FILE
     #[arg(long, value_name = "FILE", visible_alias = "input", aliases = ["test-file", "validation-file"])]
-    #[arg(required_unless_present_any = ["only_file", "dataset", "predictions", "compare"], conflicts_with = "dataset")]
+    #[arg(required_unless_present_any = ["only_file", "dataset", "dataset_config", "split", "predictions", "compare"], conflicts_with = "dataset")]
     file: Option<PathBuf>,
     #[command(flatten)]
     split: SplitArgs,
@@ -190,8 +190,9 @@ fn read_predictions(scored: Scored, positive: Option<&str>) -> Result<Evaluated>
 /// Runs the model of `args` on their file; also returns a title with the names of both.
 fn run_model(args: &Args, device: Device) -> Result<(Evaluated, String, Origin)> {
     let model = args.model.as_deref().expect("clap requires it");
+    let files = args.split.files()?;
     let source = args.file.as_ref().or(args.only_file.as_ref()).or(args.split.dataset.as_ref()).expect("clap requires one");
-    let files = args.split.files()?.unwrap_or_else(|| vec![source.clone()]);
+    let files = files.unwrap_or_else(|| vec![source.clone()]);
     let reading = &args.reading;
     let mut table = Table::read_all(&files, &reading.columns(args.label_column.as_deref()))?;
     let (precision, tokens) = (args.run.precision, reading.max_batch_tokens);

@@ -92,12 +92,39 @@ pub fn given(
             if stdin.is_terminal() {
                 note("type one text per line; Ctrl-D ends");
             }
-            Ok(lines(BufReader::new(stdin), "standard input", format.unwrap_or(LineFormat::Text), options, limits))
+            let format = format.unwrap_or(LineFormat::Text);
+            check_lines(format, options)?;
+            Ok(lines(BufReader::new(stdin), "standard input", format, options, limits))
         }
     }
 }
 
+/// # Errors
+/// A flag about columns, which lines do not have.
+fn check_lines(format: LineFormat, options: &Options) -> Result<()> {
+    let (what, has_keys) = match format {
+        LineFormat::Text => ("lines of text", false),
+        LineFormat::Jsonl => ("lines of JSON", true),
+    };
+    let flags = [
+        ("--delimiter", options.delimiter.is_some()),
+        ("--quoting", options.quoting.is_some()),
+        ("--no-header", options.no_header.is_some()),
+        ("--text-column", options.text_column.is_some() && !has_keys),
+    ];
+    match flags.into_iter().find(|(_, is_given)| *is_given) {
+        Some((flag, _)) => {
+            let remedy = "give a .csv or .tsv file with --input, or leave the flag out";
+            Err(Error::user(flag, format!("has no effect on {what}"), remedy))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Batches of a file in the format of its extension, or of lines in `format`; the labels of a labelled file are left out.
+///
+/// # Errors
+/// The file cannot be read, its format is not known, or a flag has no effect on it.
 pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: Limits) -> Result<Batches> {
     let ending = dataset::ending(path);
     let name = path.display().to_string();
@@ -106,7 +133,10 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
     let lines = |reader, format| lines(reader, &name, format, &decoded, limits);
     let table = || tables(&[path], options);
     match format {
-        Some(format) => Ok(lines(dataset::stream(path, options.encoding)?, format)),
+        Some(format) => {
+            check_lines(format, options)?;
+            Ok(lines(dataset::stream(path, options.encoding)?, format))
+        }
         None if ending == "jsonl" && streams(path, options)? => {
             Ok(lines(dataset::stream(path, options.encoding)?, LineFormat::Jsonl))
         }

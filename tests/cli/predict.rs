@@ -263,7 +263,16 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         ran_with(PREDICT, &["--model", model], b"one\ntwo\xff\n").fault(2, "`standard input:2`: not UTF-8"),
         ran_with(PREDICT, &["--model", model], b"one\ntwo\0\n").fault(2, "`standard input:2`: a NUL byte"),
         ran_with(PREDICT, &["--model", model, "--input-format", "jsonl"], b"good\n").fault(2, "`standard input:1`: "),
+        ran_with(PREDICT, &["--model", model, "--text-column", "review"], b"id,review\n1,good\n").fault(
+            2,
+            "`--text-column`: has no effect on lines of text; give a .csv or .tsv file with --input, or leave the flag out",
+        ),
+        ran_with(PREDICT, &["--model", model, "--input-format", "jsonl", "--delimiter", ";"], b"{}")
+            .fault(2, "`--delimiter`: has no effect on lines of JSON"),
+        ran_with("embed", &["--model", model, "--no-header"], b"good\n")
+            .fault(2, "`--no-header`: has no effect on lines of text"),
         ran(EVALUATE, &["--model", model]).fault(2, "--file <FILE>"),
+        ran(EVALUATE, &["--model", model, "--split", "test"]).fault(2, "`--split`: "),
         ran(EVALUATE, &["--file", file]).fault(2, "--model <DIR_OR_ID>"),
         ran(EVALUATE, &["--model", model, "--file", file, "--predictions", "x"]).fault(2, "cannot be used with"),
         ran(EVALUATE, &["--model", model, "--file", file, "--fail-under", "loss=0"]).fault(1, "loss is "),
