@@ -268,7 +268,7 @@ impl<R: Read> Lines<R> {
             let place = format!("{}:{}", self.name, self.line);
             let text = self.decode(bytes, &place)?;
             if text.contains('\0') {
-                return Err(Error::user(&place, "a NUL byte", "give UTF-8 text"));
+                return Err(Error::user(&place, "a NUL byte", "give text without NUL bytes"));
             }
             let text = if self.line == 1 { text.trim_start_matches('\u{feff}') } else { &text };
             let text = text.strip_suffix('\n').unwrap_or(text);

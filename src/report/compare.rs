@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::evaluation::{PRECISION_RECALL_CAPTION, ROC_CAPTION, mean_curve, points, stairs};
-use super::log::{WIDTH, counted, shortened, table};
+use super::log::{WIDTH, counted, table};
 use super::page::{self, Figure};
 use super::plot::{Axis, Plot, Series, Shape, escape};
+use crate::data::dataset::list;
 use crate::error::{Error, Result};
 use crate::files::write_file;
 use crate::flags::shown;
@@ -123,7 +124,7 @@ impl Comparison {
                     return Err(Error::user(training, fact, measure(Path::new(training))));
                 }
                 if first.labels != run.labels {
-                    let [own, others] = [&run, first].map(|run| run.labels.join(", "));
+                    let [own, others] = [&run, first].map(|run| list(&run.labels));
                     let fact = format!("its classes are {own}, but those of {} are {others}", first.name);
                     return Err(Error::user(run.name, fact, "compare runs on the same classes"));
                 }
@@ -207,8 +208,7 @@ impl Comparison {
             }
             lines.push(String::new());
         }
-        let labels: Vec<String> = self.runs[0].labels.iter().map(|label| shortened(label, 40)).collect();
-        lines.extend([format!("classes: {}", labels.join(", ")), String::new()]);
+        lines.extend([format!("classes: {}", list(&self.runs[0].labels)), String::new()]);
         lines.extend(numbers.iter().zip(&self.runs).map(|(number, run)| format!("{number} {}", run.name)));
         lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
     }

@@ -275,7 +275,8 @@ impl SplitSummary {
             findings.push(format!("{}: every text has the label {large}; training needs at least two classes.", self.name));
         }
         if !none.is_empty() {
-            findings.push(format!("{}: no text has the label {}.", self.name, names(&none)));
+            let label = if none.len() == 1 { "label" } else { "labels" };
+            findings.push(format!("{}: no text has the {label} {}.", self.name, names(&none)));
         }
         if !rare.is_empty() {
             let (large, names) = (name(&most.label), names(&rare));

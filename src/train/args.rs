@@ -543,6 +543,9 @@ fn class_weights(text: &str) -> std::result::Result<ClassWeights, String> {
     if text == "balanced" {
         return Ok(ClassWeights::Balanced);
     }
-    let numbers = text.split(',').map(|n| positive(n.trim())).collect::<std::result::Result<_, _>>();
-    numbers.map(ClassWeights::Given).map_err(|_| "use balanced, or one number above 0 per label, separated by commas".to_string())
+    // Losses are computed with them in f32.
+    let weight = |n: &str| positive(n.trim()).ok().filter(|&weight| (weight as f32).is_normal());
+    let numbers: Option<Vec<f64>> = text.split(',').map(weight).collect();
+    let remedy = "use balanced, or one number per label, from 1e-37 to 1e38, separated by commas";
+    numbers.map(ClassWeights::Given).ok_or_else(|| remedy.to_string())
 }

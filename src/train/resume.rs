@@ -24,7 +24,7 @@ use crate::report::log::{Count, counted};
 const MODEL_ONLY: &str = "a checkpoint of --save-only-model has no optimizer state";
 
 /// Settings that may change when a run resumes.
-const CHANGEABLE: [&str; 13] = [
+const CHANGEABLE: [&str; 10] = [
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -35,9 +35,6 @@ const CHANGEABLE: [&str; 13] = [
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
-    "label_smoothing_factor",
-    "class_weights",
-    "positive_label",
 ];
 
 /// The checkpoint that is resumed, verified.
@@ -106,7 +103,8 @@ impl Checkpoint {
             true => "this folder has no checkpoint".to_string(),
             false => format!("this folder has no sound checkpoint: {}", unusable.join(", ")),
         };
-        Err(Error::user(run.path.display(), fact, "leave out --resume-from-checkpoint"))
+        let remedy = "leave out --resume-from-checkpoint, and pass --overwrite-output-dir to start again";
+        Err(Error::user(run.path.display(), fact, remedy))
     }
 
     /// Reads a checkpoint after verifying all of its files.

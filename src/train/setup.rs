@@ -15,6 +15,7 @@ use crate::checkpoint::model_dir::ModelDir;
 use crate::checkpoint::run_dir::RunDir;
 use crate::checkpoint::snapshot::Snapshot;
 use crate::console::{note, notice_interrupts};
+use crate::data::dataset::list;
 use crate::data::tokenize::Encoded;
 use crate::data::truncation::TruncationSide;
 use crate::device::Opened;
@@ -222,8 +223,7 @@ fn class_weights(settings: &Settings, data: &Data) -> Result<Vec<f64>> {
         Some(ClassWeights::Balanced) => Ok(data.balanced_weights()),
         Some(ClassWeights::Given(weights)) if weights.len() == data.names.len() => Ok(weights.clone()),
         Some(ClassWeights::Given(weights)) => {
-            let fact =
-                format!("{} for the {} classes {}", counted(weights.len(), "weight"), data.names.len(), data.names.join(", "));
+            let fact = format!("{} for the {} classes {}", counted(weights.len(), "weight"), data.names.len(), list(&data.names));
             Err(Error::user("--class-weights", fact, "use one number per class, in this order"))
         }
     }

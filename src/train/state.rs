@@ -164,7 +164,11 @@ fn fingerprint(settings: &Settings, data: &Data, tokenizer: &Tokenizer) -> Value
     json!({
         "max_length": tokenizer.max_length,
         "truncation_side": tokenizer.truncation_side,
+        // What evaluations measure: those of a run are compared.
         "metric_for_best_model": settings.metric_for_best_model,
+        "positive_label": settings.positive_label,
+        "label_smoothing_factor": settings.label_smoothing_factor,
+        "class_weights": settings.class_weights,
         "model": settings.model.file_name().unwrap_or_default().to_string_lossy(),
         "from_scratch": settings.from_scratch,
         "batch_size": settings.batch_size,

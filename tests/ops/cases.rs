@@ -658,8 +658,10 @@ pub fn odd() -> Vec<Case> {
         let (activation, drop) = if i % 2 == 0 { (Activation::Relu, on) } else { (Activation::Tanh, off) };
         cases.push(classifier(&long, 33, classes, activation, drop, Loss { smoothing, weighted }));
     }
-    cases
-        .extend([classifier(&short, 30, 1, Activation::Tanh, on, PLAIN), classifier(&long, 7, 65, Activation::Relu, off, PLAIN)]);
+    cases.extend([
+        classifier(&short, 30, 1, Activation::Tanh, on, PLAIN),
+        classifier(&long, 7, 300, Activation::Relu, off, PLAIN),
+    ]);
     cases
 }
 

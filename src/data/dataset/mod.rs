@@ -328,7 +328,8 @@ fn brief(text: &str) -> String {
     shortened(text, 60)
 }
 
-fn list(names: &[String]) -> String {
+/// Names for a message: the first of many, each short enough.
+pub(crate) fn list(names: &[String]) -> String {
     let show = |name: &String| if name.is_empty() { "(unnamed)".to_string() } else { brief(name) };
     let shown: Vec<String> = names.iter().take(20).map(show).collect();
     shown.join(", ") + if names.len() > 20 { ", ..." } else { "" }
