@@ -227,7 +227,7 @@ MUTANTS = [
     ("kernels/classifier.cu", "token_row = a.cu_seqlens[seq]", "token_row = seq", "ops::cuda::dropout_masks_match_the_definition"),
     ("kernels/classifier.cu", "a.dim % PACK<T> == 0 ? classify<true, F>(a)", "true ? classify<true, F>(a)", "ops::f32_on_cuda"),
     ("kernels/classifier.cu", "sum + a.b[k]", "sum", "ops::f32_on_cuda"),
-    ("src/cuda/overlap.rs", "        Op::Classifier(op) => [op.w, View::NONE],\n", "", "updates::"),
+    ("src/cuda/overlap.rs", "        Op::Classifier(op) => [op.w, View::NONE],\n", "", "updates::updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once"),
     ("src/cuda/linear.rs", "output: op.dw.dtype,", "", "ops::bf16_on_cuda"),
     ("src/cuda/gemm.rs", "BIAS_DATA_TYPE, &data_type(p.output)", "BIAS_DATA_TYPE, &data_type(p.input)", "ops::bf16_on_cuda"),
     ("kernels/linear.cu", "a.width % PACK<T> == 0 ? gelu_columns<true>(a, column)", "true ? gelu_columns<true>(a, column)", "ops::f32_on_cuda"),

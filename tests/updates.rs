@@ -16,13 +16,13 @@ const VOCAB: usize = 40;
 const PAD: usize = 0;
 
 fn config(dim: usize) -> Config {
-    config_of(dim, 1, 8)
+    config_of(dim, 1, 8, 2)
 }
 
-fn config_of(dim: usize, layers: usize, positions: usize) -> Config {
+fn config_of(dim: usize, layers: usize, positions: usize, classes: usize) -> Config {
     let json = format!(
         r#"{{"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], "vocab_size": {VOCAB}, "dim": {dim},
-            "n_heads": 4, "n_layers": {layers}, "hidden_dim": 8, "max_position_embeddings": {positions}, "num_labels": 2, "pad_token_id": {PAD}}}"#
+            "n_heads": 4, "n_layers": {layers}, "hidden_dim": 8, "max_position_embeddings": {positions}, "num_labels": {classes}, "pad_token_id": {PAD}}}"#
     );
     Config::parse(json.as_bytes(), "config").unwrap()
 }
@@ -128,9 +128,11 @@ fn updates_of_few_rows_have_the_bits_of_updates_of_all() {
 /// update of the same gradients.
 #[test]
 fn updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once() {
-    // With 64 positions, part of their table is updated beside the pass.
-    for (on, layers, positions) in [(On::Cuda, 3, 8), (On::CudaBf16, 3, 8), (On::CudaF16, 2, 64), (On::Cuda, 1, 64)] {
-        let config = config_of(8, layers, positions);
+    // With 64 positions, part of their table is updated beside the pass; with 300 classes, nothing but part of the last layer.
+    let models =
+        [(On::Cuda, 3, 8, 2), (On::CudaBf16, 3, 8, 2), (On::CudaF16, 2, 64, 2), (On::Cuda, 1, 64, 2), (On::CudaBf16, 1, 8, 300)];
+    for (on, layers, positions, classes) in models {
+        let config = config_of(8, layers, positions, classes);
         let longest = PackedBatch::new([(&vec![1; positions][..], &[][..], 0)]);
         let [mut beside, mut at_once] = [gpu(), gpu().updates_at_once()].map(|gpu| fresh(&config, on, gpu));
         let run = |model: &mut Model| -> Vec<f64> {
@@ -155,9 +157,9 @@ fn updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once() {
         let (of_beside, of_at_once) = (run(&mut beside), run(&mut at_once));
         assert!(
             of_beside == of_at_once && of_beside.iter().all(|x| x.is_finite()),
-            "{on:?}, {layers} layers, {positions} positions"
+            "{on:?}, {layers} layers, {positions} positions, {classes} classes"
         );
-        assert!(state(&mut beside) == state(&mut at_once), "{on:?}, {layers} layers, {positions} positions");
+        assert!(state(&mut beside) == state(&mut at_once), "{on:?}, {layers} layers, {positions} positions, {classes} classes");
         if is_virtual() {
             let kernels = |model: &mut Model| vgpu::submitted(|| update(model, 31)).kernels;
             assert_eq!(kernels(&mut beside), kernels(&mut at_once) + 1, "one launch more, that of the second stream");
