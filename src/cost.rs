@@ -107,10 +107,10 @@ impl Op {
             (Op::Classifier(op), Pass::Forward) => {
                 let (len, logits) = (size.seqs * op.dim, size.seqs * op.classes);
                 let parameters = bytes(op.w, op.classes * op.dim) + bytes(op.b, op.classes);
-                let written = 2 * bytes(op.y, len) + bytes(op.logits, logits) + bytes(op.loss, size.seqs) + 4 * size.seqs;
+                let rows = 2 * bytes(op.x, len) + bytes(op.logits, logits) + bytes(op.loss, size.seqs) + 4 * size.seqs;
                 let gradients = bytes(op.dlogits, logits) + bytes(op.dx, len);
                 let products = if op.dx.is_none() { 1 } else { 2 };
-                Cost { bytes: parameters + written + gradients, flops: products * 2 * len * op.classes }
+                Cost { bytes: parameters + rows + gradients, flops: products * 2 * len * op.classes }
             }
             (Op::Classifier(op), Pass::Backward) => {
                 let (len, logits) = (size.seqs * op.dim, size.seqs * op.classes);
