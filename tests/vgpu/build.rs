@@ -12,7 +12,8 @@ compile_error!("the virtual GPU is written for Linux on x86-64");
 /// Flags of the kernels. Failures of the compiler's checks are handled in scheduler.cpp.
 const KERNELS: &str = "-x c++ -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-gnu-unique -ftls-model=local-dynamic \
                        -Wall -Wno-unknown-pragmas -Wno-sign-compare -fsanitize=alignment,bounds -fno-sanitize-recover=all";
-const EMULATOR: &str = "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-missing-field-initializers";
+const EMULATOR: &str = "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -ftls-model=initial-exec -Wall -Wextra \
+                        -Wno-missing-field-initializers";
 
 fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));

@@ -199,7 +199,7 @@ struct Runner {
     [[noreturn]] void stop();
 };
 
-__thread Runner* runner __attribute__((tls_model("initial-exec")));
+__thread Runner* runner;
 
 Fiber& self() { return *static_cast<Fiber*>(current_thread); }
 
@@ -340,7 +340,7 @@ struct Signal {
     uintptr_t address;
     void* code;
 };
-__thread Signal caught __attribute__((tls_model("initial-exec")));
+__thread Signal caught;
 
 // Where a fiber continues after a signal, on the stack of the launching thread.
 void after_signal() {

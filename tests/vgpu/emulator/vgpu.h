@@ -230,44 +230,76 @@ inline float widened(__half x) { return from_f16(x.bits); }
 template <class T> float low(uint32_t pair) { return widened(T{static_cast<uint16_t>(pair)}); }
 template <class T> float high(uint32_t pair) { return widened(T{static_cast<uint16_t>(pair >> 16)}); }
 
+// A row of 8 columns, in vectors that the compiler maps to those of the processor.
+using Floats = float __attribute__((vector_size(32)));
+using Doubles = double __attribute__((vector_size(64)));
+using Ints = int32_t __attribute__((vector_size(32)));
+
 // For a normal number; smaller ones count as the smallest.
 inline int exponent(float x) {
     const int biased = bits<uint32_t>(x) >> 23 & 255;
     return (biased ? biased : 1) - 127;
 }
 
-// sum + a b, of 16 terms that are 1 and 8 elements apart, with the additions measured on tensor cores (Fasi et al.,
-// doi.org/10.7717/peerj-cs.330, on V100, T4 and A100; Khattak and Mikaitis, arXiv 2512.07004, on H100 and B200 too): 8 or 16
-// products and the sum so far are aligned to the largest exponent among them and truncated one or two bits below the last place
-// of an f32, and their sum is truncated to an f32.
-inline __attribute__((noinline)) float truncated_sum(float sum, const float* a, const float* b) {
+// The same of a factor; that of 0 is below any other, also in a product.
+inline int factor_exponent(float x) { return x != 0 ? exponent(x) : -1000; }
+
+// d += a b, with the additions measured on tensor cores (Fasi et al., doi.org/10.7717/peerj-cs.330, on V100, T4 and A100; Khattak
+// and Mikaitis, arXiv 2512.07004, on H100 and B200 too): 8 or 16 products and the sum so far are aligned to the largest exponent
+// among them and truncated one or two bits below the last place of an f32, and their sum is truncated to an f32.
+inline void add_truncated(float (&d)[16][8], const float (&a)[16][16], const Floats (&b)[16]) {
     const int terms = errors() & 2 ? 8 : 16, extra = errors() & 4 ? 1 : 2;
-    for (int first = 0; first < 16; first += terms) {
-        int largest = exponent(sum);
-        double plain = sum;
-        for (int k = first; k < first + terms; k++) {
-            const double product = static_cast<double>(a[k]) * b[8 * k];
-            plain += product;
-            if (product != 0) largest = std::max(largest, exponent(a[k]) + exponent(b[8 * k]));
-        }
-        if (!std::isfinite(plain)) {
-            sum = static_cast<float>(plain);
-            continue;
-        }
-        const int unit = largest - 23 - extra;
-        const double per_unit = bits<double>(static_cast<uint64_t>(1023 - unit) << 52);
-        int64_t units = static_cast<int64_t>(sum * per_unit);
-        for (int k = first; k < first + terms; k++) units += static_cast<int64_t>(static_cast<double>(a[k]) * b[8 * k] * per_unit);
-        const double total = static_cast<double>(units) / per_unit;
-        sum = static_cast<float>(total);
-        if (fabs(static_cast<double>(sum)) > fabs(total) && fabsf(sum) <= FLT_MAX) sum = bits<float>(bits<uint32_t>(sum) - 1);
+    Doubles factors[16];
+    Ints exponents[16];
+    for (int k = 0; k < 16; k++) {
+        factors[k] = __builtin_convertvector(b[k], Doubles);
+        for (int column = 0; column < 8; column++) exponents[k][column] = factor_exponent(b[k][column]);
     }
-    return sum;
+    for (int row = 0; row < 16; row++) {
+        for (int first = 0; first < 16; first += terms) {
+            Ints largest;
+            Doubles products[16], per_unit, plain, units;
+            for (int column = 0; column < 8; column++) {
+                largest[column] = exponent(d[row][column]);
+                plain[column] = d[row][column];
+            }
+            for (int k = first; k < first + terms; k++) {
+                products[k] = factors[k] * static_cast<double>(a[row][k]);
+                plain += products[k];
+                const Ints exponent = exponents[k] + factor_exponent(a[row][k]);
+                largest = exponent > largest ? exponent : largest;
+            }
+            for (int column = 0; column < 8; column++) {
+                per_unit[column] = bits<double>(static_cast<uint64_t>(1023 + 23 + extra - largest[column]) << 52);
+                units[column] = static_cast<int32_t>(d[row][column] * per_unit[column]);
+            }
+            // Below 2^27 units each, where all is finite.
+            for (int k = first; k < first + terms; k++) {
+                units += __builtin_convertvector(__builtin_convertvector(products[k] * per_unit, Ints), Doubles);
+            }
+            for (int column = 0; column < 8; column++) {
+                const double total = std::isfinite(plain[column]) ? units[column] / per_unit[column] : plain[column];
+                float sum = static_cast<float>(total);
+                const bool is_above = fabs(static_cast<double>(sum)) > fabs(total) && fabsf(sum) <= FLT_MAX;
+                d[row][column] = is_above && std::isfinite(plain[column]) ? bits<float>(bits<uint32_t>(sum) - 1) : sum;
+            }
+        }
+    }
+}
+
+// d += a b, each sum of products in the order of their terms.
+inline void add_products(float (&d)[16][8], const float (&a)[16][16], const Floats (&b)[16]) {
+    for (int row = 0; row < 16; row++) {
+        Floats sum = {};
+        for (int k = 0; k < 16; k++) sum += b[k] * a[row][k];
+        for (int column = 0; column < 8; column++) d[row][column] += sum[column];
+    }
 }
 
 // Slots hold the fragments a (4 words), b (2 words) and d (4 floats) of each lane, and afterwards its d + a b.
 template <class T> void multiply_tiles(Slot (&slots)[32], Site) {
-    float a[16][16], b[16][8], product[16][8] = {};
+    float a[16][16], d[16][8];
+    Floats b[16];
     for (int lane = 0; lane < 32; lane++) {
         const uint32_t* words = slots[lane].words;
         int group = lane / 4, pair = lane % 4 * 2;
@@ -278,21 +310,13 @@ template <class T> void multiply_tiles(Slot (&slots)[32], Site) {
         for (int i = 0; i < 2; i++) {
             b[pair + i * 8][group] = low<T>(words[4 + i]);
             b[pair + i * 8 + 1][group] = high<T>(words[4 + i]);
+            memcpy(&d[group + i * 8][pair], words + 6 + 2 * i, 8);
         }
     }
-    if (!errors())
-        for (int row = 0; row < 16; row++)
-            for (int k = 0; k < 16; k++)
-                for (int column = 0; column < 8; column++) product[row][column] += a[row][k] * b[k][column];
+    errors() ? add_truncated(d, a, b) : add_products(d, a, b);
     for (int lane = 0; lane < 32; lane++) {
         int group = lane / 4, pair = lane % 4 * 2;
-        float d[4];
-        memcpy(d, slots[lane].words + 6, sizeof d);
-        for (int i = 0; i < 4; i++) {
-            int row = group + i / 2 * 8, column = pair + i % 2;
-            d[i] = errors() ? truncated_sum(d[i], a[row], &b[0][column]) : d[i] + product[row][column];
-        }
-        memcpy(slots[lane].words, d, sizeof d);
+        for (int i = 0; i < 2; i++) memcpy(slots[lane].words + 2 * i, &d[group + i * 8][pair], 8);
     }
 }
 
