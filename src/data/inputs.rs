@@ -142,7 +142,10 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
         }
         None if ending == "txt" => match dataset::read_lines(path, options)? {
             (_, true) => table(),
-            (text, false) => Ok(lines(BufReader::new(Box::new(Cursor::new(text))), LineFormat::Text)),
+            (text, false) => {
+                check_lines(LineFormat::Text, options)?;
+                Ok(lines(BufReader::new(Box::new(Cursor::new(text))), LineFormat::Text))
+            }
         },
         None if path.is_dir() || ENDINGS.contains(&ending.as_str()) => table(),
         None => {

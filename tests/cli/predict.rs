@@ -231,6 +231,8 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
     let (model, file) = (golden("text/hf"), golden("train/test.csv"));
     let (model, file) = (path(&model), path(&file));
     let dir = TempDir::new().unwrap();
+    let lines = dir.path().join("lines.txt");
+    fs::write(&lines, "good\nbad\n").unwrap();
     let scored = |content: &str| {
         let file = dir.path().join("p.jsonl");
         fs::write(&file, content).unwrap();
@@ -271,6 +273,7 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
             .fault(2, "`--delimiter`: has no effect on lines of JSON"),
         ran_with("embed", &["--model", model, "--no-header"], b"good\n")
             .fault(2, "`--no-header`: has no effect on lines of text"),
+        predict(&["--input", path(&lines), "--delimiter", ";"]).fault(2, "`--delimiter`: has no effect on lines of text"),
         ran(EVALUATE, &["--model", model]).fault(2, "--file <FILE>"),
         ran(EVALUATE, &["--model", model, "--split", "test"]).fault(2, "`--split`: "),
         ran(EVALUATE, &["--file", file]).fault(2, "--model <DIR_OR_ID>"),
