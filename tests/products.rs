@@ -32,6 +32,8 @@ fn batch(rows: usize) -> PackedBatch {
 struct Ones {
     backend: Cuda,
     op: Linear,
+    /// The gradient of the weight, on the host.
+    dw: Vec<f32>,
 }
 
 impl Ones {
@@ -62,25 +64,29 @@ impl Ones {
         for view in [op.x, op.w, op.dy] {
             all.write(view, &vec![1.0; view.len]).unwrap();
         }
-        Ones { backend, op }
+        Ones { backend, op, dw: vec![0.0; op.dw.len] }
     }
 
     /// The inexact results of the layer and its gradients at a number of rows: a sum of ones has one right value.
     fn faults(&mut self, rows: usize) -> Vec<String> {
-        let Ones { backend, op } = self;
+        let Ones { backend, op, dw } = self;
         backend.stage(&batch(rows), &Step::INFER).unwrap();
         backend.zero(op.dw).unwrap();
         backend.forward(&Op::Linear(*op)).unwrap();
         backend.backward(&Op::Linear(*op)).unwrap();
         let row = |view: View, width: usize| view.slice((rows - 1) * width, width);
-        let results = [("y", row(op.y, op.n), op.k), ("dx", row(op.dx, op.k), op.n), ("dw", op.dw, rows)];
         let backend: &mut dyn Backend = backend;
-        let wrong = results.into_iter().filter_map(|(name, view, right)| {
-            let values = backend.read(view).unwrap();
-            let value = values.iter().find(|&&value| value != right as f64)?;
-            Some(format!("{rows} rows, {} to {}: {value} in {name}, not {right}", op.k, op.n))
-        });
-        wrong.collect()
+        let [y, dx] = [row(op.y, op.n), row(op.dx, op.k)].map(|view| backend.read(view).unwrap());
+        backend.download(op.dw, bytemuck::cast_slice_mut(dw)).unwrap();
+        let fault = |name: &str, right: usize, wrong: Option<f64>| {
+            Some(format!("{rows} rows, {} to {}: {} in {name}, not {right}", op.k, op.n, wrong?))
+        };
+        let faults = [
+            fault("y", op.k, y.into_iter().find(|&value| value != op.k as f64)),
+            fault("dx", op.n, dx.into_iter().find(|&value| value != op.n as f64)),
+            fault("dw", rows, dw.iter().find(|&&value| value != rows as f32).copied().map(f64::from)),
+        ];
+        faults.into_iter().flatten().collect()
     }
 }
 
@@ -91,6 +97,7 @@ fn sweep(open: impl Fn() -> Cuda, arithmetic: Arithmetic, rows: impl Iterator<It
         let mut ones = Ones::new(open(), arithmetic, layer, rows.clone().max().unwrap());
         faults.extend(rows.clone().flat_map(|rows| ones.faults(rows)));
         refused += ones.backend.refused_products();
+        assert!(!ones.backend.lacks_products(), "cuBLASLt does not support a product of a layer from {} to {}", layer.0, layer.1);
     }
     println!("{arithmetic:?}: {} results are not exact, {refused} products were refused at first", faults.len());
     (faults, refused)

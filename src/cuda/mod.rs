@@ -48,7 +48,6 @@ pub struct Cuda {
     overlaps: bool,
     always_splits: bool,
     refused_products: Cell<u64>,
-    /// cuBLASLt does not support a product at all.
     lacks_products: Cell<bool>,
     tuned: RefCell<tune::Tuned>,
     step: Step,
@@ -110,6 +109,11 @@ impl Cuda {
     /// number of rows.
     pub fn refused_products(&self) -> u64 {
         self.refused_products.get()
+    }
+
+    /// Whether cuBLASLt does not support a product at all, so that a kernel that is many times slower computed it.
+    pub fn lacks_products(&self) -> bool {
+        self.lacks_products.get()
     }
 
     /// Copies `src` to `dst` of the same size, on the GPU: an upper bound for the speed of memory-bound kernels.
