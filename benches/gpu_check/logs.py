@@ -6,10 +6,12 @@ import json
 import re
 from dataclasses import dataclass, field
 
-TIME, DRAM, SM, WARPS, INSTRUCTIONS = METRICS = [
+# Counters of their own. ncu's throughputs are each the largest of many counters, for which it runs a kernel again and again.
+TIME, DRAM, ISSUE, TENSOR, WARPS, INSTRUCTIONS = METRICS = [
     "gpu__time_duration.sum",
-    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
-    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "dram__bytes.sum.pct_of_peak_sustained_elapsed",
+    "sm__inst_executed.avg.pct_of_peak_sustained_elapsed",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
     "sm__warps_active.avg.pct_of_peak_sustained_active",
     "smsp__inst_executed.sum",
 ]
@@ -36,7 +38,8 @@ def launches(text):
         values = {}
         for name, unit in zip(names, units):
             number = cells[name].replace(",", "")
-            if name in METRICS and number not in ("", "n/a"):
+            # A counter that is not available is "n/a" or empty.
+            if name in METRICS and re.fullmatch(r"\d+(\.\d+)?", number):
                 values[name] = float(number) * (MICROSECONDS[unit] if name == TIME else 1.0)
         if TIME in values:
             kernel = re.match(r"[\w:~]+", cells["Kernel Name"].removeprefix("void ").strip())

@@ -92,7 +92,8 @@ class Monitor:
     def stop(self):
         if self.child:
             os.killpg(self.child.pid, signal.SIGKILL)
-            self.child.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(5)
 
 
 # A short test, to find out whether a tool works here.
@@ -102,7 +103,6 @@ NOT_OURS = "regex=nvjet|cublas|cutlass|gemm|splitK"
 
 
 NCU = ["--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--cache-control", "none"]
-NCU += ["--metrics", ",".join(logs.METRICS)]
 
 
 def probe(work, tool):
@@ -114,10 +114,16 @@ def probe(work, tool):
     if not shutil.which(tool):
         return f"{tool} is not installed"
     if tool == "ncu":
-        file = work.scratch / "probe.csv"
-        _, output = work.attempt("ncu", *NCU, "--launch-count", "1", "--log-file", file, work.bin("tests"), *PROBE)
-        output += file.read_text(errors="replace") if file.exists() else ""
-        works, complaint = logs.launches(output), "==ERROR=="
+        # A version of ncu that lacks one of the counters measures time alone.
+        file, complaint = work.scratch / "probe.csv", "==ERROR=="
+        for metrics in logs.METRICS, [logs.TIME]:
+            work.ncu = ["ncu", *NCU, "--metrics", ",".join(metrics)]
+            file.unlink(missing_ok=True)
+            _, output = work.attempt(*work.ncu, "--launch-count", "1", "--log-file", file, work.bin("tests"), *PROBE)
+            output += file.read_text(errors="replace") if file.exists() else ""
+            works = logs.launches(output)
+            if works:
+                break
     else:
         _, output = work.attempt(tool, "--tool", "memcheck", work.bin("tests"), *PROBE)
         works, complaint = logs.sanitizer(output) is not None and "Device not supported" not in output, "not supported|error|unable"

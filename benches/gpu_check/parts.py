@@ -61,7 +61,9 @@ class Work:
     def __init__(self, part, files, root, scratch, log, env, limit, small):
         self.part, self.files, self.root, self.scratch, self.log, self.env = part, files, root, scratch, log, env
         self.limit, self.small = limit, small
-        self.facts, self.headline = {}, ""
+        self.facts, self.headline, self.remark = {}, "", ""
+        # Of ncu and its counters, which its probe chooses.
+        self.ncu = []
         self.end = time.monotonic() + limit
 
     def bin(self, name):
@@ -69,7 +71,10 @@ class Work:
 
     def attempt(self, *argv, env=None):
         """Runs a command: (exit code, output)."""
-        return machine.command([str(arg) for arg in argv], self.env | (env or {}), self.log, self.end - time.monotonic())
+        code, output = machine.command([str(arg) for arg in argv], self.env | (env or {}), self.log, self.end - time.monotonic())
+        if "a kernel that is many times slower computes such products" in output:
+            self.remark = "; cuBLASLt does not support some products, which a slow kernel computes"
+        return code, output
 
     def run(self, *argv, env=None):
         """Runs a command that must succeed, and returns its output."""
@@ -262,8 +267,8 @@ def tuned(work):
 def ncu(work):
     """Every kernel of one training step. About three steps warm up; the launches of two steps contain a whole one."""
     file = work.log.with_suffix(".csv")
-    window = ["--launch-skip", 700, "--launch-count", 380, "--log-file", file]
-    work.train("profiled", max_steps=12, through=["ncu", *machine.NCU, *window])
+    window = ["--launch-skip", 700, "--launch-count", 350, "--log-file", file]
+    work.train("profiled", max_steps=12, through=[*work.ncu, *window])
     launches = logs.launches(file.read_text(errors="replace"))
     step = table.one_step(launches, table.predicted()["first_kernel"])
     work.facts = {"launches": len(launches), "step": [vars(launch) for launch in step]}
@@ -342,7 +347,8 @@ def fp16(work):
 
 def sanitize(tool):
     def run(work):
-        options = ["--tool", tool, "--error-exitcode", "9", "--kernel-name-exclude", machine.NOT_OURS]
+        # Libraries ask the driver for what it may not have; the calls of ours are checked by the host code.
+        options = ["--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no", "--kernel-name-exclude", machine.NOT_OURS]
         code, output = work.attempt("compute-sanitizer", *options, work.bin("tests"), *EVERY_KERNEL)
         errors, result = logs.sanitizer(output), logs.tests(output)
         work.facts = {"errors": errors} | (result or {})
@@ -380,18 +386,18 @@ def scores(results):
 LIMITS = {"contact": 420, "compare": 240}
 PRESETS = {
     "contact": [
-        Part("opens", 15, "the GPU opens, kernels load and run", opens),
+        Part("opens", 25, "the GPU opens, kernels load and run", opens),
         Part("products", 35, "every number of rows through cuBLASLt", products),
         Part("tests", 70, "the tests that use the GPU", tests),
-        Part("steps", 30, "training and inference, batches of 16 and 64", steps),
+        Part("steps", 28, "training and inference, batches of 16 and 64", steps),
         Part("imdb", 50, "two epochs; the same bits again, resumed and serial", imdb),
-        Part("tuned", 20, "updates with the fastest algorithms of cuBLASLt", tuned),
+        Part("tuned", 18, "updates with the fastest algorithms of cuBLASLt", tuned),
         Part("ncu", 45, "every kernel of one step", ncu, "ncu"),
-        Part("algorithms", 12, "the algorithms of cuBLASLt", algorithms),
-        Part("profile", 13, "every op of twenty steps", profile),
+        Part("algorithms", 10, "the algorithms of cuBLASLt", algorithms),
+        Part("profile", 11, "every op of twenty steps", profile),
         Part("ops", 35, "each op cold and warm, beside the ceilings", ops),
         Part("trainer", 35, "300 updates beside Hugging Face Trainer", trainer, "torch"),
-        Part("memcheck", 30, "memory errors in any kernel", sanitize("memcheck"), "compute-sanitizer"),
+        Part("memcheck", 28, "memory errors in any kernel", sanitize("memcheck"), "compute-sanitizer"),
         Part("racecheck", 30, "races in shared memory in any kernel", sanitize("racecheck"), "compute-sanitizer"),
         Part("fp16", 60, "a step and 300 updates in half precision", fp16, named=True),
         Part("loop", 180, "300 updates beside a loop written by hand in PyTorch", loop, "torch", named=True),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 import time
@@ -60,7 +61,7 @@ def one(part, work, probed):
             # The first import of torch alone may take half a part's time.
             work.end = time.monotonic() + work.limit
         part.run(work)
-        return PASSED, work.headline
+        return PASSED, work.headline + work.remark
     except NotAvailable as error:
         return NOT_AVAILABLE, str(error)
     except Overtime:
@@ -104,8 +105,11 @@ class Report:
             self.text = f"The tables failed ({type(error).__name__}: {error}); gpu_check.json has what was measured.\n"
         (self.out / "gpu_check.txt").write_text(self.text)
         (self.out / "gpu_check.json").write_text(json.dumps(content, indent=1))
-        with tarfile.open(self.out / "logs.tar.xz", "w:xz", preset=1) as tar:
+        # A run that is cut off here leaves the archive of the part before.
+        archive = self.log_folder.with_name("logs.tar.xz")
+        with tarfile.open(archive, "w:xz", preset=1) as tar:
             tar.add(self.log_folder, "logs")
+        shutil.copy(archive, self.out)
         self.begin = time.time()
 
     def compose(self):

@@ -12,6 +12,10 @@ PREDICTED = Path(__file__).with_name("predicted.json")
 BEYOND = 1.3
 UNASSIGNED = "launches that no row takes"
 
+# Of what the GPU can do in the time of a kernel: bytes of memory, instructions, time of the tensor cores; and warps in flight.
+SHARES = {"dram": logs.DRAM, "issue": logs.ISSUE, "tensor": logs.TENSOR, "warps": logs.WARPS}
+HEADS = ["DRAM %", "issue %", "tensor %", "warps %"]
+
 # The kernels of each op of `train --profile`, by which the times of ops are assigned to rows of kernels.
 KERNELS_OF_OPS = {
     "embed fwd": ["catch_up", "embed_fwd"],
@@ -160,7 +164,7 @@ def by_kernels(step, ours, rows):
     for row in rows + [{"row": UNASSIGNED, "launches": 0, "us": 0, "floor_us": 0}]:
         launches = filled.get(row["row"], [])
         seen = {"measured_us": sum(launch.us for launch in launches), "measured_launches": len(launches)}
-        seen |= {name: weighted(launches, metric) for name, metric in (("dram", logs.DRAM), ("sm", logs.SM), ("warps", logs.WARPS))}
+        seen |= {name: weighted(launches, metric) for name, metric in SHARES.items()}
         if row["row"] != UNASSIGNED:
             lines.append(row | seen)
         elif launches:
@@ -225,8 +229,8 @@ def number(value, pattern="{:,.0f}"):
 def text(table):
     """The table as text."""
     out = [table["what"], table["origin"], f"Measured by: {table['source']}. SLOWER and FASTER: by more than {BEYOND} times."]
-    pattern = "{:<42}{:>10}{:>9}{:>10}{:>8}{:>7}  {:<7}{:>7}{:>6}{:>8}  {}"
-    out += ["", pattern.format("", "launches", "floor", "predicted", "us", "ratio", "", "DRAM %", "SM %", "warps %", "predicted as").rstrip()]
+    pattern = "{:<42}{:>10}{:>9}{:>10}{:>8}{:>7}  {:<7}{:>7}{:>8}{:>9}{:>8}  {}"
+    out += ["", pattern.format("", "launches", "floor", "predicted", "us", "ratio", "", *HEADS, "predicted as").rstrip()]
     for line in table["lines"]:
         seen = line.get("measured_launches")
         launches = number(line.get("launches")) + ("" if seen in (None, line.get("launches")) else f" ({seen})")
@@ -236,7 +240,7 @@ def text(table):
             name = ""
         cells = [name, launches, number(line["floor_us"]), number(line["us"]), number(line.get("measured_us"))]
         cells += [number(line["ratio"], "{:.2f}"), mark(line["ratio"])]
-        cells += [number(line.get(key)) for key in ("dram", "sm", "warps")] + [line.get("remark", "")]
+        cells += [number(line.get(share)) for share in SHARES] + [line.get("remark", "")]
         out.append(pattern.format(*cells).rstrip())
     out.append("")
     for figure in table["figures"]:
@@ -251,11 +255,11 @@ def kernels(step):
     for launch in step:
         by_name.setdefault((launch["kernel"], launch["grid"]), []).append(logs.Launch(**launch))
     rows = sorted(by_name.items(), key=lambda item: -sum(launch.us for launch in item[1]))
-    pattern = "{:<60}{:<18}{:>6}{:>9}{:>9}{:>8}{:>6}{:>8}{:>14}"
-    out = [pattern.format("kernel", "grid", "calls", "us", "us each", "DRAM %", "SM %", "warps %", "instructions")]
+    pattern = "{:<60}{:<18}{:>6}{:>9}{:>9}{:>8}{:>8}{:>9}{:>8}{:>14}"
+    out = [pattern.format("kernel", "grid", "calls", "us", "us each", *HEADS, "instructions")]
     for (name, grid), launches in rows:
         us = sum(launch.us for launch in launches)
         instructions = sum(launch.metrics.get(logs.INSTRUCTIONS, 0) for launch in launches)
-        means = [number(weighted(launches, metric)) for metric in (logs.DRAM, logs.SM, logs.WARPS)]
+        means = [number(weighted(launches, metric)) for metric in SHARES.values()]
         out.append(pattern.format(name[:59], grid, len(launches), f"{us:.1f}", f"{us / len(launches):.1f}", *means, f"{instructions:,.0f}"))
     return "\n".join(out)

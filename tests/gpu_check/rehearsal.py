@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,6 +185,16 @@ class Contents(unittest.TestCase):
         for name in parts.TESTS + parts.SMALL_TESTS + [parts.EVERY_KERNEL[-1], machine.PROBE[-1]]:
             self.assertTrue(listed(name), f"no test is named {name}")
 
+    def test_ncu_without_a_counter_measures_time(self):
+        folder = Path(tempfile.mkdtemp(dir=elsewhere.folder))
+        env = os.environ | elsewhere.env() | {"PATH": f"{STAND_INS}:{elsewhere.tools}"}
+        env |= {"WARPFIT_TEST_DEVICE": "real", "WARPFIT_TEST_ROOT": str(elsewhere.tree)}
+        for lacks, metrics in {"": logs.METRICS, logs.TENSOR: [logs.TIME]}.items():
+            work = parts.Work(None, elsewhere.folder / "files", elsewhere.tree, folder, folder / "log", env | {"STAND_IN_LACKS": lacks}, 60, True)
+            with unittest.mock.patch.dict(os.environ, env):
+                self.assertIsNone(machine.probe(work, "ncu"))
+            self.assertEqual(work.ncu[-1].split(","), metrics)
+
     def test_a_command_has_a_limit(self):
         log = elsewhere.folder / "sleep.log"
         begin = time.monotonic()
@@ -226,7 +237,7 @@ class Contents(unittest.TestCase):
 class Logs(unittest.TestCase):
     def test_ncu(self):
         text = """==PROF== Profiling "norm_fwd_bf16" - 0: 0%....50%....100% - 9 passes
-"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC","dram__throughput.avg.pct_of_peak_sustained_elapsed","gpu__time_duration.sum","smsp__inst_executed.sum"
+"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC","dram__bytes.sum.pct_of_peak_sustained_elapsed","gpu__time_duration.sum","smsp__inst_executed.sum"
 "","","","","","","","","","","","%","us","inst"
 "0","7","train","127.0.0.1","norm_fwd_bf16","1","13","(256, 1, 1)","(551, 1, 1)","0","9.0","n/a","10.50","1,205,000"
 "1","7","train","127.0.0.1","void cublasLt::splitKreduce_kernel<32, 16>(float *)","1","13","(512, 1, 1)","(96, 1, 1)","0","9.0","81.5","1,205.00","7"
@@ -235,7 +246,8 @@ class Logs(unittest.TestCase):
         first, second = logs.launches(text)
         self.assertEqual((first.kernel, first.us, first.grid, first.metrics), ("norm_fwd_bf16", 10.5, "(551, 1, 1)", {logs.INSTRUCTIONS: 1205000}))
         self.assertEqual((second.kernel, second.us, second.metrics[logs.DRAM]), ("cublasLt::splitKreduce_kernel", 1205.0, 81.5))
-        self.assertEqual(logs.launches(text.replace('"10.50"', '"n/a"')), [second])
+        for lacking in "n/a", "(!) n/a", "":
+            self.assertEqual(logs.launches(text.replace('"10.50"', f'"{lacking}"')), [second])
         self.assertEqual(logs.launches("==ERROR== ERR_NVGPUCTRPERM"), [])
 
     def test_cublaslt(self):
