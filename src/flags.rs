@@ -212,12 +212,12 @@ pub struct FileArgs {
     /// Field delimiter [default: found in the file; a comma in .csv, a tab in .tsv, a semicolon in labelled .txt]
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
     pub delimiter: Option<u8>,
-    /// Whether quotes enclose the fields of .csv and .tsv, or are literal characters: on or off [default: off in .tsv,
-    /// otherwise on]
+    /// Whether quotes enclose fields, or are literal characters: on or off [default: off in .tsv and labelled .txt, otherwise
+    /// on]
     #[arg(long, value_name = "ON_OR_OFF")]
     pub quoting: Option<bool>,
-    /// The first line of .csv and .tsv is a row, and names no columns, which are then numbered from 1 [default: found in the
-    /// file]
+    /// The first line of .csv, .tsv and labelled .txt is a row, and names no columns, which are then numbered from 1
+    /// [default: found in the file]
     #[arg(long, value_name = "TRUE_OR_FALSE", num_args = 0..=1, default_missing_value = "true")]
     pub no_header: Option<bool>,
     /// Encoding of text files, such as cp1252, cp1251, latin-1 or utf-16le; a byte order mark overrides it [default: UTF-8]

@@ -129,6 +129,18 @@ fn one_text_and_label_per_line() {
     assert_eq!((&table.texts[0], table.place(0).ends_with("a.txt:2")), (&"a;b".to_string(), true));
     assert_error(read_with("a.txt", "a\tb\n", &named), "a.txt", "no column is named phrase; the columns are text, label");
 
+    // What is given decides, not the first line.
+    let headed = |no_header, content: &str| {
+        let table = read_with("a.txt", content, &Options { no_header: Some(no_header), ..Default::default() }).unwrap();
+        (table.texts, table.labels.unwrap())
+    };
+    assert_eq!(headed(true, "text;label\na;joy\n").0, ["text", "a"]);
+    let rows = (strings(&["a dull film", "a good one"]), strings(&["fear", "joy"]));
+    assert_eq!(headed(false, "Satz;Klasse\na dull film;fear\na good one;joy\n"), rows);
+    let quoted = Options { quoting: Some(true), ..Default::default() };
+    let table = read_with("a.txt", "text;label\n\"a; b\";\"joy\"\nc;joy\n", &quoted).unwrap();
+    assert_eq!((table.texts, table.labels.unwrap()), (strings(&["a; b", "c"]), strings(&["joy", "joy"])));
+
     assert_error(texts("text;label\n\n"), "a.txt", "no rows");
     assert_error(texts("a;1\n\nb\n"), "a.txt:3", "there is no ; between a text and a label");
     assert_error(label(read("a.txt", "a;1\nb; \n").unwrap(), None), "a.txt:2", "the label is missing");

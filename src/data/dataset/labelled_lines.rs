@@ -26,8 +26,12 @@ pub(super) fn read(path: &Path, text: &str, options: &Options) -> Result<Table> 
     }
     let mut lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()).peekable();
     let fasttext = lines.peek().is_some_and(|(_, line)| line.starts_with(PREFIX));
+    if !fasttext && options.quoting == Some(true) {
+        return delimited::read(path, text, DELIMITERS[0] as u8, options);
+    }
     let division = if fasttext { Division::LAST } else { Division::of(path, text, options) };
-    let header = lines.next_if(|(_, line)| !fasttext && division.is_header(line, options));
+    let is_header = |line: &str| options.no_header.map_or_else(|| division.is_header(line, options), |none| !none);
+    let header = lines.next_if(|(_, line)| !fasttext && is_header(line));
     let names = header.and_then(|(_, line)| division.divide(line)).unwrap_or(["text", "label"]);
 
     let mut table = Table::new(path, names.map(|name| name.trim().to_string()).into(), options)?;
