@@ -339,6 +339,11 @@ fn a_projection_has_one_panel_per_class_and_one_line_per_text() {
     project("good;1\nbad;2\n", "pca", &["--input-format", "text"]).done();
     assert_eq!(read("pca.csv").lines().map(|line| line.split(',').nth(1).unwrap()).collect::<Vec<_>>(), ["label", "", ""]);
 
+    let unlabelled = dir.path().join("in.txt");
+    fs::write(&unlabelled, "good\nbad film\n").unwrap();
+    embed(&model, &["--project", "pca", "--input", path(&unlabelled), "--output-dir", path(&out)], "").done();
+    assert_eq!(read("pca.csv").lines().count(), 3);
+
     // More texts than requested: the seed chooses.
     let many: String = (0..50).map(|row| format!("{},c{}\n", text(row), row % 2)).collect();
     let drawn = |seed: &str| {

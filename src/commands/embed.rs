@@ -269,7 +269,11 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
 
 /// The class names, the rows to project, and their labels; without labels no names, and 0 for each row.
 fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, Vec<u32>)> {
-    let file = args.input.as_ref().filter(|_| args.input_format.is_none()).map(|file| vec![file.clone()]);
+    let options = args.reading.columns(args.label_column.as_deref());
+    let file = match &args.input {
+        Some(file) if args.input_format.is_none() => inputs::is_table(file, &options)?.then(|| vec![file.clone()]),
+        _ => None,
+    };
     let Some(files) = args.split.files()?.or(file) else {
         let batches = batches(args, session)?.collect::<Result<Vec<_>>>()?;
         if batches.is_empty() {
@@ -280,7 +284,7 @@ fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, 
         let labels = vec![0; inputs.len()];
         return Ok((Vec::new(), inputs, labels));
     };
-    let mut table = Table::read_all(&files, &args.reading.columns(args.label_column.as_deref()))?;
+    let mut table = Table::read_all(&files, &options)?;
     let config = &session.source.config;
     let ids = std::mem::take(&mut table.ids);
     let (names, Dataset { texts, labels }) = match table.labels {

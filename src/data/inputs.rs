@@ -155,6 +155,11 @@ pub fn open(path: &Path, format: Option<LineFormat>, options: &Options, limits: 
     }
 }
 
+/// Whether a file is read as a table, and not as lines of texts.
+pub fn is_table(path: &Path, options: &Options) -> Result<bool> {
+    Ok(dataset::ending(path) != "txt" || path.is_dir() || dataset::read_lines(path, options)?.1)
+}
+
 /// Whether the first line of a file is a row with token ids or with a text of a recognized name. Otherwise all rows are needed to
 /// find the texts.
 fn streams(path: &Path, options: &Options) -> Result<bool> {
