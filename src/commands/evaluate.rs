@@ -6,8 +6,8 @@ use crate::console::{leave_on_interrupt, next, note, notice_interrupts, print, t
 use crate::data::dataset::{self, Classes, ModelClasses, Table};
 use crate::data::scored::Scored;
 use crate::device::{Device, Precision};
-use crate::error::{Result, is_control};
-use crate::files::{check_folder, free_folder, keep_inputs, remove_partial_files};
+use crate::error::{Error, Result, is_control};
+use crate::files::{check_folder, free_folder, keep_inputs, remove_partial_files, same_file};
 use crate::flags::{self, InputArgs, LabelNames, RunArgs, SplitArgs, count, given, label_names, shown};
 use crate::hub;
 use crate::infer::Session;
@@ -99,6 +99,9 @@ pub fn run(args: Args) -> Result<()> {
     let bound = args.fail_under.as_deref().map(fail_under).transpose()?;
     if let Some(folder) = &args.output_dir {
         check_folder(folder)?;
+        if args.model.as_deref().is_some_and(|model| same_file(folder, model)) {
+            return Err(Error::user("--output-dir", "is the folder of --model", "choose another one"));
+        }
         let inputs: Vec<PathBuf> = [&args.file, &args.only_file, &args.predictions].into_iter().flatten().cloned().collect();
         ROWS.iter().try_for_each(|name| keep_inputs(&folder.join(name), &inputs))?;
         leave_on_interrupt(format!("{} is not complete", folder.display()), remove_partial_files)?;

@@ -15,6 +15,7 @@ use crate::report::log::{counted, duration, rate};
 use crate::sample;
 use crate::train::args::Args;
 use crate::train::evaluate::check;
+use crate::train::recipe::SAMPLE;
 use crate::train::train;
 
 /// Refuses to be one of several processes of a launcher, which would all train the same model into one folder.
@@ -43,7 +44,7 @@ pub fn run(args: Args, no_effect: &[String]) -> Result<()> {
         checkpoint.notes.iter().for_each(note);
     }
     refuse_ranks()?;
-    let on_sample = args.recipe.as_deref() == Some("sample");
+    let on_sample = args.recipe.as_deref() == Some(SAMPLE);
     if on_sample {
         note("recipe sample: a small DistilBERT from scratch on 2,000 bundled film reviews");
         sample::unpack(sample::FOLDER.as_ref())?;

@@ -13,6 +13,7 @@ use super::args::{Args, GivenFlags, NEVER, NEWEST};
 use super::hugging_face;
 use super::resume::Checkpoint;
 use crate::checkpoint::run_dir::RunDir;
+use crate::data::dataset;
 use crate::error::{Error, Result};
 use crate::files::same_file;
 use crate::flags;
@@ -24,8 +25,11 @@ const RECIPES: [(&str, &str); 7] = [
     ("imdb-pt", include_str!("recipes/imdb-pt.toml")),
     ("sentiment-ru", include_str!("recipes/sentiment-ru.toml")),
     ("emotion", include_str!("recipes/emotion.toml")),
-    ("sample", include_str!("recipes/sample.toml")),
+    (SAMPLE, include_str!("recipes/sample.toml")),
 ];
+
+/// The recipe of the bundled model and reviews.
+pub const SAMPLE: &str = "sample";
 
 pub fn names() -> [&'static str; RECIPES.len()] {
     RECIPES.map(|(name, _)| name)
@@ -59,14 +63,19 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> 
     let mut typed = Flags { command, words, matches };
     typed.check_encoding()?;
     if let Some(file) = typed.matches.get_one::<PathBuf>("config").cloned() {
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
+        let text = dataset::read_text(&file, dataset::open(&file)?)?;
         typed.put_under(&file.display().to_string(), &text)?;
     }
-    let decisive = ["recipe", "model", "dataset", "data_dir", "train_file", "validation_file"];
-    if !decisive.iter().any(|id| typed.has(id)) && typed.resumes().is_none() {
-        typed.put_under("flags", "recipe = 'sample'")?;
+    let own = ["model", "dataset", "data_dir", "train_file", "validation_file"].into_iter().find(|id| typed.has(id));
+    if own.is_none() && !typed.has("recipe") && typed.resumes().is_none() {
+        typed.put_under("flags", &format!("recipe = '{SAMPLE}'"))?;
     }
     if let Some(recipe) = typed.matches.get_one::<String>("recipe") {
+        // Half of it beside a model or texts of the user's would be neither's.
+        if let (SAMPLE, Some(flag), None) = (recipe.as_str(), own, typed.resumes()) {
+            let flag = format!("--{}", flag.replace('_', "-"));
+            return Err(Error::user(flag, "the recipe sample has a model and texts of its own", "leave out one of them"));
+        }
         let (name, text) = RECIPES.iter().find(|(name, _)| name == recipe).expect("clap knows their names");
         typed.put_under(name, text)?;
     }

@@ -254,6 +254,8 @@ fn invalid_flags_of_predict_and_evaluate_are_reported_in_one_line() {
         predict(&["x", "--max-length", "49"]).fault(2, "49 exceeds the model's 48 positions"),
         predict(&["x", "--max-length", "2"]).fault(2, "2 leaves no room for text"),
         predict(&["x", "--format", "xml"]).fault(2, "invalid value 'xml'"),
+        ran(EVALUATE, &["--model", model, file, "--output-dir", model])
+            .fault(2, "`--output-dir`: is the folder of --model; choose another one"),
         ran(EVALUATE, &["--model", model, file, "--output-dir", file])
             .fault(2, "is a file and not a folder; choose another name"),
         predict(&["x", "--output", "out.tsv"]).fault(2, "`--output`: predictions have no format for .tsv; name a .jsonl, .csv"),

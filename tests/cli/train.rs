@@ -592,6 +592,11 @@ fn flags_override_a_file_and_a_file_a_recipe() {
         (args.validation_split, args.data.validation_split_name.is_none(), args.data.dataset.is_some()),
         (Some(0.3), true, true)
     );
+    // The bundled weights are random, and the bundled reviews are no validation data for other texts.
+    for (flags, own) in [("--recipe sample --model m", "--model"), ("--data-dir d --recipe sample", "--data-dir")] {
+        let refused = parse(flags).err().unwrap().to_string();
+        assert!(refused.contains(own) && refused.contains("the recipe sample has a model and texts of its own"), "{refused}");
+    }
     let args = parse("--recipe sample --validation-split 0.3 --learning_rate 1").unwrap();
     assert_eq!((args.data.validation_file, args.learning_rate, args.seed), (None, Some(1.0), None));
 

@@ -78,7 +78,12 @@ pub async fn classify(service: &Arc<Service>, request: Predict) -> Answered<(Fig
     };
     let most = request.top_k.map_or(Some(usize::MAX), |k| usize::try_from(k).ok().filter(|&k| k > 0));
     let most = most.ok_or_else(|| invalid("`top_k`: send a whole number above 0, or leave it out for all labels"))?;
-    let unknown = || invalid("`stars`: the labels do not tell which of them is good; start the server with --positive-label");
+    let unknown = || {
+        invalid(match served.labels().len() {
+            2 => "`stars`: the labels do not tell which of them is good; start the server with --positive-label",
+            _ => "`stars`: the labels do not tell how good each of them is; leave it out",
+        })
+    };
     let weights = match request.stars {
         Some(true) => Some(served.stars.as_deref().ok_or_else(unknown)?),
         _ => None,
