@@ -62,7 +62,7 @@ class Work:
         self.part, self.files, self.root, self.scratch, self.log, self.env = part, files, root, scratch, log, env
         self.limit, self.small = limit, small
         self.facts, self.headline, self.remark = {}, "", ""
-        # Of ncu and its counters, which its probe chooses.
+        # The command of ncu with the counters that its probe chooses.
         self.ncu = []
         self.end = time.monotonic() + limit
 

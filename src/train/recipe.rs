@@ -13,7 +13,6 @@ use super::args::{Args, GivenFlags, NEVER, NEWEST};
 use super::hugging_face;
 use super::resume::Checkpoint;
 use crate::checkpoint::run_dir::RunDir;
-use crate::data::dataset;
 use crate::error::{Error, Result};
 use crate::files::same_file;
 use crate::flags;
@@ -63,7 +62,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Args>> 
     let mut typed = Flags { command, words, matches };
     typed.check_encoding()?;
     if let Some(file) = typed.matches.get_one::<PathBuf>("config").cloned() {
-        let text = dataset::read_text(&file, dataset::open(&file)?)?;
+        let bytes = std::fs::read(&file).map_err(|e| Error::io(&file, e))?;
+        let text = String::from_utf8(bytes).map_err(|_| Error::user(file.display(), "not UTF-8", "save the file as UTF-8"))?;
         typed.put_under(&file.display().to_string(), &text)?;
     }
     let own = ["model", "dataset", "data_dir", "train_file", "validation_file"].into_iter().find(|id| typed.has(id));

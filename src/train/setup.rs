@@ -83,10 +83,13 @@ impl<'a> Setup<'a> {
             .with_labels(data.names.clone())?
             .with_dropout(settings.dropout.map(|p| p as f32), settings.classifier_dropout.map(|p| p as f32))?;
         let class_weights = class_weights(settings, &data)?;
-        if class_weights.iter().any(|&weight| weight != 1.0) || settings.label_smoothing_factor > 0.0 {
-            note(
-                "note: losses, those of validation too, are with --class-weights and --label-smoothing-factor; `evaluate` has neither",
-            );
+        for (is_set, what) in [
+            (settings.class_weights.is_some(), "--class-weights"),
+            (settings.label_smoothing_factor > 0.0, "--label-smoothing-factor"),
+        ] {
+            if is_set {
+                note(format!("note: {what} counts in validation losses too; `evaluate` computes them without it"));
+            }
         }
         let positive = positive_class(settings.positive_label.as_deref(), &data.names)?;
 

@@ -600,6 +600,10 @@ fn flags_override_a_file_and_a_file_a_recipe() {
     let args = parse("--recipe sample --validation-split 0.3 --learning_rate 1").unwrap();
     assert_eq!((args.data.validation_file, args.learning_rate, args.seed), (None, Some(1.0), None));
 
+    fs::write(&config, b"seed = 1 # \xff").unwrap();
+    let refused = parse(&format!("--config {}", path(&config))).err().unwrap().to_string();
+    assert!(refused.contains("run.toml`: not UTF-8; save the file as UTF-8"), "{refused}");
+
     // true is the newest checkpoint, as on the command line.
     for (value, wanted) in [("true", "`nowhere`: no such folder"), ("'other'", "`other`: no such checkpoint")] {
         fs::write(&config, format!("resume-from-checkpoint = {value}\noutput-dir = 'nowhere'")).unwrap();
