@@ -340,9 +340,10 @@ fn a_projection_has_one_panel_per_class_and_one_line_per_text() {
     assert_eq!(read("pca.csv").lines().map(|line| line.split(',').nth(1).unwrap()).collect::<Vec<_>>(), ["label", "", ""]);
 
     let unlabelled = dir.path().join("in.txt");
-    fs::write(&unlabelled, "good\nbad film\n").unwrap();
-    embed(&model, &["--project", "pca", "--input", path(&unlabelled), "--output-dir", path(&out)], "").done();
+    fs::write(&unlabelled, "good;not too long\nbad film;much too long\n").unwrap();
+    let ran = embed(&model, &["--project", "pca", "--input", path(&unlabelled), "--output-dir", path(&out)], "").done();
     assert_eq!(read("pca.csv").lines().count(), 3);
+    assert_eq!(ran.err.matches("whole lines are read as texts; if semicolons").count(), 1, "{}", ran.err);
 
     // More texts than requested: the seed chooses.
     let many: String = (0..50).map(|row| format!("{},c{}\n", text(row), row % 2)).collect();

@@ -162,18 +162,18 @@ pub fn run(mut args: Args) -> Result<()> {
 }
 
 /// The rows of --input or of standard input, without labels.
-fn batches(args: &Args, session: &Session) -> Result<Batches> {
+fn batches(args: &Args, format: Option<LineFormat>, session: &Session) -> Result<Batches> {
     let (split, options) = (args.split.files()?, args.reading.file.texts());
     if let (Some(output), Some(files)) = (&args.output, &split) {
         keep_inputs(output, files)?;
     }
-    inputs::given(split.as_deref(), args.input.as_deref(), args.input_format, &options, session.limits())
+    inputs::given(split.as_deref(), args.input.as_deref(), format, &options, session.limits())
 }
 
 /// JSON lines are written as they are computed; the other formats begin with the number of rows and are written at the end.
 fn embed(args: &Args, format: Format, session: &mut Session) -> Result<()> {
     let max_length = session.source.max_length(args.run.max_length)?;
-    let batches = batches(args, session)?;
+    let batches = batches(args, args.input_format, session)?;
     let mut file = args.output.as_deref().map(PartialFile::create).transpose()?;
     let progress = args.output.is_some().then(|| Progress::new("embedding", None, &["texts", "tokens"]));
     let dim = session.dim();
@@ -270,12 +270,13 @@ fn project(args: &Args, method: Method, folder: &Path, session: &mut Session) ->
 /// The class names, the rows to project, and their labels; without labels no names, and 0 for each row.
 fn labelled(args: &Args, session: &Session) -> Result<(Vec<String>, Vec<Input>, Vec<u32>)> {
     let options = args.reading.columns(args.label_column.as_deref());
-    let file = match &args.input {
-        Some(file) if args.input_format.is_none() => inputs::is_table(file, &options)?.then(|| vec![file.clone()]),
-        _ => None,
+    let (file, format) = match (&args.input, args.input_format) {
+        (Some(file), None) if inputs::is_table(file, &options)? => (Some(vec![file.clone()]), None),
+        (Some(_), None) => (None, Some(LineFormat::Text)),
+        (_, format) => (None, format),
     };
     let Some(files) = args.split.files()?.or(file) else {
-        let batches = batches(args, session)?.collect::<Result<Vec<_>>>()?;
+        let batches = batches(args, format, session)?.collect::<Result<Vec<_>>>()?;
         if batches.is_empty() {
             let place = args.input.as_deref().unwrap_or(Path::new("standard input"));
             return Err(Error::user(place.display(), "no rows", "give at least one row"));

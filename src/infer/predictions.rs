@@ -94,14 +94,19 @@ struct Line<'a> {
 
 impl Lines {
     /// The header with its line end; empty except for CSV. Kept columns, those of the first row, come before the prediction; one
-    /// with a name of the prediction's is called input_NAME.
+    /// with a name of the prediction's is called input_NAME, or input_input_NAME if there is an input_NAME already.
     pub fn header(&self, kept: &[String]) -> String {
         if self.format != Format::Csv {
             return String::new();
         }
         let mut own = vec!["id", "label", "score", "tokens", "truncated"];
         own.extend(self.stars.as_ref().map(|_| "stars"));
-        let name = |name: &String| if own.contains(&name.as_str()) { format!("input_{name}") } else { name.clone() };
+        let is_taken = |name: &String| own.contains(&name.as_str()) || kept.contains(name);
+        let renamed = |name: &String| {
+            let names = (1..).map(|times| "input_".repeat(times) + name);
+            names.skip_while(is_taken).next().expect("names do not end")
+        };
+        let name = |name: &String| if own.contains(&name.as_str()) { renamed(name) } else { name.clone() };
         let kept: Vec<String> = kept.iter().map(name).collect();
         record(kept.iter().map(String::as_str).chain(own))
     }

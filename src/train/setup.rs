@@ -87,8 +87,8 @@ impl<'a> Setup<'a> {
             (settings.class_weights.is_some(), "--class-weights"),
             (settings.label_smoothing_factor > 0.0, "--label-smoothing-factor"),
         ] {
-            if is_set {
-                note(format!("note: {what} counts in validation losses too; `evaluate` computes them without it"));
+            if is_set && (data.validation.is_some() || data.test.is_some()) {
+                note(format!("note: {what} counts in the losses of evaluations too; `evaluate` computes them without it"));
             }
         }
         let positive = positive_class(settings.positive_label.as_deref(), &data.names)?;

@@ -319,7 +319,7 @@ fn odd_texts_and_labels_survive() {
     assert_eq!(people.lines().count(), odd.len());
     assert!(!people.contains('\u{1b}'), "control sequences of a text reach the terminal");
     ran(PREDICT, &["--model", path(&out), "--stars", "x"])
-        .failed(2, "`--stars`: the names of the 3 classes do not tell which one is good");
+        .failed(2, "`--stars`: the names of the 3 classes do not tell which one is good; leave out the flag");
 }
 
 #[cfg(target_os = "linux")]

@@ -407,6 +407,9 @@ fn predictions_carry_the_columns_of_their_rows() {
     assert_eq!((lines[0], lines.len()), ("input_id,text,input_label,note,id,label,score,tokens,truncated", 5));
     assert!(lines[2].starts_with("7,\"good, really\",1,x,7,"), "{}", lines[2]);
     assert!(lines[3].starts_with("8,bad,0,,8,"), "{}", lines[3]);
+    let again = at("again.csv", "text,label,input_label\ngood,1,0\n");
+    let lines = keep(&["--input", &again, "--format", "csv"]).out;
+    assert!(lines.starts_with("text,input_input_label,input_label,id,label,score,tokens,truncated\ngood,1,0,"), "{lines}");
 
     for (name, content) in [
         ("a.jsonl", "{\"text\": \"good\", \"n\": 1}\n{\"text\": \"bad\", \"n\": null, \"m\": [2]}\n"),

@@ -509,6 +509,15 @@ fn invalid_flags_are_reported_in_one_line() {
 }
 
 #[test]
+fn settings_that_count_in_evaluation_losses_are_reported() {
+    let out = TempDir::new().unwrap();
+    let note = "counts in the losses of evaluations too";
+    let notes = |flags: &str| train(out.path(), &words(&format!("--dry-run {flags}"))).done().err.matches(note).count();
+    let both = "--class-weights balanced --label-smoothing-factor 0.1";
+    assert_eq!([both, "--validation-split 0.1", &format!("{both} --validation-split 0.1")].map(notes), [0, 0, 2]);
+}
+
+#[test]
 fn failures_to_resume_are_reported_in_one_line() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("out");

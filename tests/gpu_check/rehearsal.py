@@ -149,6 +149,11 @@ class Rehearsal(unittest.TestCase):
         self.assertEqual((code, statuses(report)), (1, {"opens": "failed", "tests": "failed"}))
         self.assertIn("CUDA_ERROR_ILLEGAL_ADDRESS", report["parts"]["opens"]["line"])
 
+    def test_slow_products_are_reported(self):
+        code, report, _ = elsewhere.run("opens", VGPU_FAULT="no_products")
+        self.assertEqual((code, statuses(report)), (0, {"opens": "passed"}))
+        self.assertIn("cuBLASLt does not support some products", report["parts"]["opens"]["line"])
+
     def test_no_gpu(self):
         code, report, _ = elsewhere.run("opens", "ncu", "loop", VGPU_FAULT="no_device")
         self.assertEqual((code, statuses(report)), (1, {"opens": "failed", "ncu": "not available", "loop": "not available"}))
