@@ -76,9 +76,9 @@ impl Error {
         self
     }
 
-    /// Appends a step to the remedy.
-    pub fn remedy_and(mut self, step: &str) -> Error {
-        self.remedy = format!("{}; then {step}", self.remedy);
+    /// Appends detail to the remedy.
+    pub fn remedy_and(mut self, detail: &str) -> Error {
+        self.remedy = format!("{}; {detail}", self.remedy);
         self
     }
 
@@ -92,7 +92,8 @@ impl Error {
                 return Error::new(Kind::Device, path.display(), error.to_string(), "stop other programs, or lower --batch-size");
             }
             NotFound => "check the path",
-            PermissionDenied | ReadOnlyFilesystem => "check the permissions",
+            PermissionDenied => "check the permissions",
+            ReadOnlyFilesystem => "choose another place",
             StorageFull | QuotaExceeded => "free some space",
             IsADirectory => "name a file, not a folder",
             _ => "check the file system",

@@ -258,9 +258,12 @@ pub fn verify(folder: &Path) -> Result<bool> {
 }
 
 fn compare(path: &Path, sum: &str) -> Result<()> {
-    match format!("{:032x}", checksum(path).map_err(|e| Error::io(path, e))?) == sum {
-        true => Ok(()),
-        false => Err(Error::user(path.display(), "has changed since it was written", "use another checkpoint")),
+    let damaged = |fact| Err(Error::user(path.display(), fact, "use another checkpoint"));
+    match checksum(path) {
+        Ok(is) if format!("{is:032x}") == sum => Ok(()),
+        Ok(_) => damaged("has changed since it was written"),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => damaged("is missing"),
+        Err(e) => Err(Error::io(path, e)),
     }
 }
 

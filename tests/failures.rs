@@ -90,7 +90,7 @@ fn a_run_survives_a_failure_of_any_call() {
         let begun = line.contains(&named);
         assert!(begun || !out.exists(), "{what}: {line}");
         // Nor is there anything to resume from before the first checkpoint.
-        assert_eq!(line.ends_with("then resume with --resume-from-checkpoint"), saved.is_some(), "{what}: {line}");
+        assert_eq!(line.ends_with("; --resume-from-checkpoint continues the run"), saved.is_some(), "{what}: {line}");
         failures[saved.unwrap_or(0)] += usize::from(begun);
         if call % 64 == 0 {
             reset();

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use warpfit::checkpoint::weights::Weights;
 use warpfit::data::dataset::{Options, Table};
 use warpfit::device::{Device, Precision};
+use warpfit::files::seal;
 use warpfit::infer::Session;
 use warpfit::sample;
 use warpfit::train::args::Settings;
@@ -376,6 +377,7 @@ fn updates_that_overflow_f16_are_skipped_and_a_resumed_run_goes_on_alike() {
     state["status"][4] = 24.into();
     std::fs::write(checkpoint.join("state.json"), state.to_string()).unwrap();
     std::fs::remove_file(checkpoint.join("checksums.json")).unwrap();
+    seal(&checkpoint).unwrap();
 
     let whole = resumed(begun.path(), 2, flags);
     let log = read_json(&whole.path().join("trainer_state.json"))["log_history"].as_array().unwrap().clone();
@@ -443,6 +445,7 @@ fn a_run_interrupted_amid_overflowing_micro_batches_is_saved() {
     state["status"][4] = 26.into();
     std::fs::write(checkpoint.join("state.json"), state.to_string()).unwrap();
     std::fs::remove_file(checkpoint.join("checksums.json")).unwrap();
+    seal(&checkpoint).unwrap();
     let planted = || {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("checkpoint-1")).unwrap();

@@ -225,10 +225,13 @@ fn a_resumed_run_keeps_the_algorithms_of_its_checkpoint() {
             err.lines().filter(|line| line.contains("algorithms.json: was timed on Virtual GPU 0, ")).collect();
         assert!(lines.len() == 1 && lines[0].starts_with("warning: ") && lines[0].contains(place), "{err}");
     }
+    // Flags say nothing else, so that the command of a run resumes it, too.
     for flag in ["--tune", "--tune false", "--algorithms x.json"] {
-        let flags = format!("{flag} {saves} --resume-from-checkpoint {}", path(&at("tuned")));
-        let fact = format!("`{}`: a resumed run keeps the algorithms of its checkpoint", flag.split(' ').next().unwrap());
-        runs.train("refused", 3, &flags).failed(2, &fact);
+        let flags = format!("{flag} {saves} --overwrite-output-dir --resume-from-checkpoint {}", path(&at("tuned")));
+        let ran = runs.train("again", 3, &flags).done();
+        let name = flag.split(' ').next().unwrap();
+        let note = format!("note: {name} has no effect: a resumed run keeps the algorithms of its checkpoint");
+        assert!(ran.err.contains(&note) && runs.result("again") == tuned, "{}", ran.err);
     }
 }
 
@@ -279,7 +282,8 @@ fn a_file_that_does_not_apply_is_reported_and_not_used() {
     // A dry run ends as the run would, and a file that is no file is not read.
     fs::write(&named, "{}").unwrap();
     runs.train("refused", 3, &format!("--dry-run --algorithms {}", path(&named))).failed(2, "is damaged");
-    runs.train("refused", 3, "--dry-run --algorithms /dev/zero").failed(2, "`/dev/zero`: is not a regular file");
+    runs.train("refused", 3, "--dry-run --algorithms /dev/zero")
+        .failed(2, "`/dev/zero`: is not a regular file; name another file");
     // Files where they would do harm.
     runs.train("saved", 3, "--tune --max-steps 1 --save-strategy steps --save-steps 1").done();
     let of_checkpoint = runs.at("saved/checkpoint-1/algorithms.json");
@@ -292,7 +296,7 @@ fn a_file_that_does_not_apply_is_reported_and_not_used() {
     for dry_run in ["", "--dry-run"] {
         let refused = runs.train("refused", 3, &format!("--tune {dry_run} --algorithms /proc/new/a.json"));
         assert!(!refused.err.contains("data: "), "{}", refused.err);
-        refused.failed(2, "`/proc/new`: ");
+        refused.failed(2, "`/proc/new/a.json`: ");
     }
     // Another version of the library has a file of its own.
     fs::write(&file, &good).unwrap();

@@ -297,7 +297,7 @@ pub(super) fn finish_replacement(folder: &Path) -> Result<()> {
     }
     let unless_done = |done: std::io::Result<()>| match done {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(&ready, e).and("a run was stopped while it replaced the model of this folder by these files"))
+            Err(Error::io(&ready, e).and("these files have not yet replaced the model of this folder"))
         }
         _ => Ok(()),
     };

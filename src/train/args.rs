@@ -171,7 +171,8 @@ pub struct Args {
     #[arg(long, hide_possible_values = true, help_heading = "Precision and device")]
     pub precision: Option<Precision>,
     /// Before the first update, time several algorithms for each product of the run, use the fastest, and record them for later
-    /// runs on this GPU; false uses none that were recorded [default: use those that were recorded, time none]
+    /// runs on this GPU; false uses none that were recorded; no effect on resume [default: use those that were recorded, time
+    /// none]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Precision and device")]
     pub tune: Option<bool>,
     /// File of recorded algorithms, which --tune writes or extends [default: that of this GPU and version of cuBLASLt in the cache
@@ -385,17 +386,18 @@ impl Args {
         // Checks that need no reading and no network come first.
         let (tune, algorithms) = match &self.checkpoint {
             Some(checkpoint) => {
-                let asked = [(self.tune.is_some(), "--tune"), (self.algorithms.is_some(), "--algorithms")];
-                if let Some((_, flag)) = asked.into_iter().find(|(asked, _)| *asked) {
-                    return Err(Error::user(flag, "a resumed run keeps the algorithms of its checkpoint", "leave it out"));
+                for (flag, given) in [("--tune", self.tune.is_some()), ("--algorithms", self.algorithms.is_some())] {
+                    if given {
+                        note(format!("note: {flag} has no effect: a resumed run keeps the algorithms of its checkpoint"));
+                    }
                 }
                 checkpoint.tuning()
             }
+            None if self.tune == Some(false) && self.algorithms.is_some() => {
+                return Err(Error::user("--algorithms", "--tune false uses no recorded algorithms", "leave out one of them"));
+            }
             None => (self.tune, self.algorithms.clone()),
         };
-        if self.tune == Some(false) && self.algorithms.is_some() {
-            return Err(Error::user("--algorithms", "--tune false uses no recorded algorithms", "leave out one of them"));
-        }
         let model = self.model.clone().ok_or_else(|| missing("--model", "the folder of a model, or its id on the hub"))?;
         let device = self.device.as_deref().unwrap_or("auto").parse()?;
         let fail_under = self.fail_under.as_deref().map(fail_under).transpose()?;

@@ -59,7 +59,7 @@ impl Data {
                     let about =
                         json!({"names": data.names, "notes": data.notes, "shared": data.shared, "examples": data.examples});
                     if let Err(error) = cache::store(folder, key, &data.parts(), &about) {
-                        note(format!("the tokenized texts were not cached: {error}"));
+                        note(format!("note: the tokenized texts were not cached: {error}"));
                     }
                 }
                 data

@@ -62,7 +62,7 @@ impl Trainer<'_> {
         }
         let error = error.and(&self.run.kept());
         let resumable = self.run.last_checkpoint().is_some() && !self.settings.save_only_model;
-        if resumable { error.remedy_and("resume with --resume-from-checkpoint") } else { error }
+        if resumable { error.remedy_and("--resume-from-checkpoint continues the run") } else { error }
     }
 
     /// Saves the state of the run, and reports how to resume.
@@ -83,10 +83,12 @@ impl Trainer<'_> {
 
     fn epochs(&mut self, progress: &Progress) -> Result<()> {
         let (settings, accumulation) = (self.settings, self.settings.gradient_accumulation_steps);
+        // A resumed run may have nothing left to do.
         if self.state.evaluation_due {
             self.after_update(progress)?;
+        } else if self.stopped_early() && self.state.step < self.schedule.total {
+            progress.println("note: this run has stopped early; a larger --early-stopping-patience continues it");
         }
-        // A resumed run may have nothing left to do.
         if self.ended() {
             return Ok(());
         }

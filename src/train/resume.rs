@@ -15,7 +15,7 @@ use crate::checkpoint::weights::Weights;
 use crate::console::note;
 use crate::device::Precision;
 use crate::error::{Error, Result};
-use crate::files::{same_file, verify};
+use crate::files::{CHECKSUMS, same_file, verify};
 use crate::ops::Status;
 use crate::report::history::History;
 use crate::report::log::{Count, counted};
@@ -125,11 +125,11 @@ impl Checkpoint {
         }
         let mut notes = Vec::new();
         if !sealed {
+            notes.push(unverified(path, &state.run_id)?);
             // Notices truncated files.
             for file in ["model.safetensors", "optimizer.safetensors"] {
                 Weights::open(&path.join(file))?;
             }
-            notes.push(unverified(path));
         }
         let settings = std::fs::read(path.join("training_args.json")).unwrap_or_default();
         let settings = serde_json::from_slice(&settings).unwrap_or_default();
@@ -164,8 +164,15 @@ impl Checkpoint {
     }
 }
 
-fn unverified(checkpoint: &Path) -> String {
-    format!("warning: {} has no checksums: it is used unverified", checkpoint.display())
+/// The warning for a checkpoint without checksums, which an earlier version has written: its runs had no ids.
+///
+/// # Errors
+/// It has lost them.
+fn unverified(checkpoint: &Path, run_id: &str) -> Result<String> {
+    match run_id.is_empty() {
+        true => Ok(format!("warning: {} has no checksums: it is used unverified", checkpoint.display())),
+        false => Err(Error::user(checkpoint.join(CHECKSUMS).display(), "is missing", "use another checkpoint")),
+    }
 }
 
 /// Its path.
@@ -242,8 +249,9 @@ impl Trainer<'_> {
             if checkpoint != resumed {
                 let remedy =
                     "its weights are those of the best evaluation: pass --load-best-model-at-end false to go on without them";
-                if !verify(&checkpoint).map_err(|error| error.and(remedy))? {
-                    note(unverified(&checkpoint));
+                let verified = verify(&checkpoint).map_err(|error| error.and(remedy))?;
+                if !verified {
+                    note(unverified(&checkpoint, &self.state.run_id).map_err(|error| error.and(remedy))?);
                 }
             }
             return Ok(checkpoint.join("model.safetensors"));

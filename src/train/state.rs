@@ -139,7 +139,7 @@ impl RunState {
             let fact = match key.as_str() {
                 "validation_data" => "was written with other validation data".to_string(),
                 "data" => "was written with other training data, or another tokenizer".to_string(),
-                _ => format!("was written with {} {}, but this run has {}", flag_of(key), shown(&was[key]), shown(is)),
+                _ => format!("was written with {} {}, but this run has {}", flag_of(setting(key)), shown(&was[key]), shown(is)),
             };
             return Err(Error::user(checkpoint.display(), fact, "resume with the same settings, or start a new run"));
         }
@@ -154,6 +154,15 @@ impl RunState {
     }
 }
 
+/// The setting that a key of a model's config comes from.
+fn setting(key: &str) -> &str {
+    match key {
+        "attention_dropout" | "attention_probs_dropout_prob" | "hidden_dropout_prob" => "dropout",
+        "seq_classif_dropout" => "classifier_dropout",
+        key => key,
+    }
+}
+
 /// Settings that must be the same when a run resumes.
 fn fingerprint(settings: &Settings, data: &Data, tokenizer: &Tokenizer) -> Value {
     let hash = |bytes: &[u8], seed| XxHash64::oneshot(seed, bytes);
@@ -162,6 +171,9 @@ fn fingerprint(settings: &Settings, data: &Data, tokenizer: &Tokenizer) -> Value
         format!("{hash:016x}")
     };
     json!({
+        // First: other settings may come from it.
+        "model": settings.model.file_name().unwrap_or_default().to_string_lossy(),
+        "from_scratch": settings.from_scratch,
         "max_length": tokenizer.max_length,
         "truncation_side": tokenizer.truncation_side,
         // What evaluations measure: those of a run are compared.
@@ -169,8 +181,6 @@ fn fingerprint(settings: &Settings, data: &Data, tokenizer: &Tokenizer) -> Value
         "positive_label": settings.positive_label,
         "label_smoothing_factor": settings.label_smoothing_factor,
         "class_weights": settings.class_weights,
-        "model": settings.model.file_name().unwrap_or_default().to_string_lossy(),
-        "from_scratch": settings.from_scratch,
         "batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
         "precision": settings.precision,

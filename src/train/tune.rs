@@ -26,6 +26,9 @@ pub const FILE: &str = "algorithms.json";
 /// The consequence of a file that is damaged or of another device.
 const NOT_USED: &str = "its algorithms are not used";
 
+/// The remedy for such a file.
+const REMEDY: &str = "name another file, or a new one with --tune";
+
 /// Once this much time has passed, no further batches are timed.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -50,7 +53,8 @@ pub fn restore(tuner: Option<&mut dyn Tuner>, settings: &Settings, cache: Option
         if !fact.is_empty() {
             return Err(Error::user(path.display(), fact, "name a file elsewhere"));
         }
-        check_writable(folder)?;
+        let elsewhere = |error: Error| Error::user(path.display(), error.fact(), "name a file elsewhere");
+        check_writable(folder).map_err(elsewhere)?;
     }
     read(tuner, &path, named.is_some(), tunes)?;
     let shapes = tuner.timed().shapes;
@@ -80,21 +84,20 @@ fn tuner(model: &mut Model) -> &mut dyn Tuner {
 
 /// Restores the algorithms of a file, if there are any. What is wrong with it is an error if the user has named it, or else a note.
 fn read(tuner: &mut dyn Tuner, path: &Path, named: bool, tunes: bool) -> Result<()> {
-    let text = match text(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound && (tunes || !named) => return Ok(()),
-        Err(error) => return unless_named(named, Error::io(path, error), NOT_USED),
-    };
-    let remedy = "name another file, or a new one with --tune";
-    tuner.restore(&text).or_else(|fact| unless_named(named, Error::user(path.display(), fact, remedy), NOT_USED))
+    if matches!(path.try_exists(), Ok(false)) && (tunes || !named) {
+        return Ok(());
+    }
+    let restored = text(path).and_then(|text| tuner.restore(&text).map_err(|fact| Error::user(path.display(), fact, REMEDY)));
+    restored.or_else(|error| unless_named(named, error, NOT_USED))
 }
 
 /// The text of a regular file: a pipe or a device might never end.
-fn text(path: &Path) -> std::io::Result<String> {
-    if !fs::metadata(path)?.is_file() {
-        return Err(std::io::Error::other("is not a regular file"));
-    }
-    Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
+fn text(path: &Path) -> Result<String> {
+    let bytes = match fs::metadata(path) {
+        Ok(about) if !about.is_file() => return Err(Error::user(path.display(), "is not a regular file", REMEDY)),
+        found => found.and_then(|_| fs::read(path)),
+    };
+    bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(|error| Error::io(path, error))
 }
 
 /// The error about a file if the user has named it, or else a note of it and its consequence.

@@ -234,9 +234,7 @@ fn a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken() {
             )
         });
         damaged("truncated", file, &|out| change(&|bytes| bytes[..bytes.len() / 2].to_vec(), out));
-        if file != "checksums.json" {
-            damaged("without", file, &|out| fs::remove_file(out.join("checkpoint-40").join(file)).unwrap());
-        }
+        damaged("without", file, &|out| fs::remove_file(out.join("checkpoint-40").join(file)).unwrap());
     }
     for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
         let other = |out: &Path| {
@@ -298,6 +296,15 @@ fn the_weights_of_another_program_are_not_taken_for_the_best() {
     assert_eq!(checkpoints(out.path()), before);
 }
 
+/// Turns a checkpoint into one of an earlier version, without checksums and without an id of its run; its state.
+fn of_an_earlier_version(checkpoint: &Path) -> Value {
+    fs::remove_file(checkpoint.join("checksums.json")).unwrap();
+    let mut state = read(checkpoint, "state.json");
+    state.as_object_mut().unwrap().remove("run_id").unwrap();
+    fs::write(checkpoint.join("state.json"), state.to_string()).unwrap();
+    state
+}
+
 #[test]
 fn a_checkpoint_named_must_be_sound_and_one_without_checksums_is_reported() {
     let out = TempDir::new().unwrap();
@@ -306,11 +313,7 @@ fn a_checkpoint_named_must_be_sound_and_one_without_checksums_is_reported() {
     let newest = out.path().join("checkpoint-40");
     let named = format!("--resume-from-checkpoint {}", path(&newest));
 
-    // As an earlier version has written it.
-    fs::remove_file(newest.join("checksums.json")).unwrap();
-    let mut state = read(&newest, "state.json");
-    state.as_object_mut().unwrap().remove("run_id").unwrap();
-    fs::write(newest.join("state.json"), state.to_string()).unwrap();
+    of_an_earlier_version(&newest);
     for flags in [&named, "--resume-from-checkpoint"] {
         let ran = run_with(out.path(), flags).done();
         assert!(ran.err.contains("checkpoint-40 has no checksums: it is used unverified"), "{}", ran.err);
@@ -332,8 +335,7 @@ fn a_checkpoint_with_other_dropout_masks_is_reported() {
         let (out, flags) = (TempDir::new().unwrap(), format!("--dropout {rate}"));
         run_with(out.path(), &flags).done();
         let newest = out.path().join("checkpoint-40");
-        fs::remove_file(newest.join("checksums.json")).unwrap();
-        let mut state = read(&newest, "state.json");
+        let mut state = of_an_earlier_version(&newest);
         state.as_object_mut().unwrap().remove("masks").unwrap();
         fs::write(newest.join("state.json"), state.to_string()).unwrap();
         let ran = run_with(out.path(), &format!("{flags} --resume-from-checkpoint")).done();
@@ -383,7 +385,7 @@ fn a_disk_that_is_full_in_the_middle_of_a_run_names_the_last_checkpoint() {
     let steps = checkpoints(&out).into_iter().map(|name| name["checkpoint-".len()..].parse::<usize>().unwrap());
     let last = out.join(format!("checkpoint-{}", steps.max().unwrap()));
     let end =
-        format!("; the last good checkpoint is {}; free some space; then resume with --resume-from-checkpoint", path(&last));
+        format!("; the last good checkpoint is {}; free some space; --resume-from-checkpoint continues the run", path(&last));
     assert!(error.ends_with(&end), "{error}");
 }
 
@@ -392,8 +394,7 @@ fn numbers_of_a_checkpoint_that_cannot_be_are_refused() {
     let out = TempDir::new().unwrap();
     run_with(out.path(), "--max-steps 10").done();
     let checkpoint = out.path().join("checkpoint-10");
-    fs::remove_file(checkpoint.join("checksums.json")).unwrap();
-    let sound = read(&checkpoint, "state.json");
+    let sound = of_an_earlier_version(&checkpoint);
     let resume = format!("--max-steps 10 --resume-from-checkpoint {}", path(&checkpoint));
     for (key, value, fact) in [
         ("step", json!(-1), "invalid value: integer `-1`"),
@@ -485,8 +486,9 @@ fn a_resumed_run_stops_as_early() {
     assert!(want.1[1].as_u64() < want.1[0].as_u64(), "{:?}", want.1);
     for step in [2, 6, want.1[0].as_u64().unwrap()] {
         copy_all(&whole, &part);
-        ran(TRAIN, &["--resume-from-checkpoint", path(&part.join(format!("checkpoint-{step}")))]).done();
+        let resumed = ran(TRAIN, &["--resume-from-checkpoint", path(&part.join(format!("checkpoint-{step}")))]).done();
         assert!(result(&part) == want, "resumed at {step}: {:?}", result(&part).1);
+        assert_eq!(resumed.err.contains("this run has stopped early"), Some(step) == want.1[0].as_u64(), "{}", resumed.err);
         fs::remove_dir_all(&part).unwrap();
     }
 }
@@ -607,6 +609,7 @@ fn changed_settings_are_reported() {
         ("--positive-label", "NEGATIVE", "not set"),
         ("--label-smoothing-factor", "0.5", "0.0"),
         ("--class-weights", "balanced", "not set"),
+        ("--dropout", "0.25", "0.0"),
     ] {
         let refused = run_with(out.path(), &format!("{flag} {value} --epochs 5 --resume-from-checkpoint")).failed(2, "");
         let fact = format!("was written with {flag} {was}, but this run has {value}; resume with the same settings");
@@ -849,7 +852,7 @@ fn a_run_resumes_with_the_settings_of_its_folder() {
     // An earlier version recorded none.
     let out = stopped("g");
     let newest = out.join("checkpoint-35");
-    fs::remove_file(newest.join("checksums.json")).unwrap();
+    of_an_earlier_version(&newest);
     fs::remove_file(newest.join("training_args.json")).unwrap();
     let refused = ran(TRAIN, &["--resume-from-checkpoint", path(&out)]);
     refused.failed(2, "checkpoint-35`: does not have the settings of its run; pass the flags of the run");

@@ -187,7 +187,7 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_before_it
     let mut run = Run::start(&dir, 100, "checkpoint-200", ("write", 3, "from_then_on"));
     let (code, errors) = run.ended();
     let good = run.out.join("checkpoint-100");
-    let end = format!("the last good checkpoint is {}; free some space; then resume with --resume-from-checkpoint", path(&good));
+    let end = format!("the last good checkpoint is {}; free some space; --resume-from-checkpoint continues the run", path(&good));
     let error = errors.last().unwrap();
     assert!(code == Some(2) && error.starts_with("error: `") && error.ends_with(&end), "{errors:?}");
     assert_eq!(errors.iter().filter(|line| line.contains("No space left on device")).count(), 1, "{errors:?}");
