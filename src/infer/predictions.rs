@@ -101,10 +101,9 @@ impl Lines {
         }
         let mut own = vec!["id", "label", "score", "tokens", "truncated"];
         own.extend(self.stars.as_ref().map(|_| "stars"));
-        let is_taken = |name: &String| own.contains(&name.as_str()) || kept.contains(name);
         let renamed = |name: &String| {
-            let names = (1..).map(|times| "input_".repeat(times) + name);
-            names.skip_while(is_taken).next().expect("names do not end")
+            let mut names = (1..).map(|times| "input_".repeat(times) + name);
+            names.find(|name| !own.contains(&name.as_str()) && !kept.contains(name)).expect("names do not end")
         };
         let name = |name: &String| if own.contains(&name.as_str()) { renamed(name) } else { name.clone() };
         let kept: Vec<String> = kept.iter().map(name).collect();
