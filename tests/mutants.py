@@ -134,7 +134,7 @@ MUTANTS = [
     ("src/cuda/arena.rs", "        self.arrived.synchronize().map_err(failed(\"results\"))?;\n", "", "model::many_batches_are_inferred_as_one_by_one"),
     ("src/cuda/columns.rs", "Pending { bytes, ..Pending::NONE }", "Pending::NONE", "model::sums_that_wait_change_no_bit"),
     ("src/cuda/columns.rs", "self.count < MOST_OUTS && !self.outs.outs[..self.count].contains(&out)", "self.count < MOST_OUTS", "model::sums_that_wait_change_no_bit"),
-    ("src/cuda/mod.rs", "        columns::flush(self)?;\n        adamw::grad_norm", "        adamw::grad_norm", "model::"),
+    ("src/cuda/mod.rs", "        columns::flush(self)?;\n        adamw::grad_norm", "        adamw::grad_norm", "model::golden_adamw_on_cuda"),
     ("kernels/adamw.cu", "if (at < a.table && a.tags[at / a.dim * a.tiles] != a.tag) continue;", "", "updates::updates_of_few_rows_have_the_bits_of_updates_of_all"),
     ("kernels/adamw.cu", "is_last = atomicInc(a.arrived, gridDim.x - 1) == gridDim.x - 1;", "is_last = blockIdx.x == gridDim.x - 1;", "ops::cuda::grad_norm_is_the_root_of_the_sum_of_squares"),
     ("kernels/adamw.cu", "atomicInc(a.arrived, gridDim.x - 1)", "atomicInc(a.arrived, gridDim.x)", "model::golden_adamw_on_cuda"),
