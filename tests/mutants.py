@@ -170,7 +170,6 @@ MUTANTS = [
     ("src/cuda/words.rs", "words.table.views().into_iter().any(|other| view.overlaps(other))", "true", "updates::rows_without_a_gradient_are_not_touched"),
     ("src/cuda/mod.rs", "        self.settle(dst)?;\n        // SAFETY", "        columns::flush(self)?;\n        // SAFETY", "updates::updates_of_few_rows_have_the_bits_of_updates_of_all"),
     ("src/cuda/mod.rs", "        self.settle(src)?;\n", "        columns::flush(self)?;\n", "updates::updates_of_few_rows_have_the_bits_of_updates_of_all"),
-    ("src/cuda/mod.rs", "        self.settle(op.x)?;\n", "", "updates::updates_of_few_rows_have_the_bits_of_updates_of_all"),
     ("src/cuda/mod.rs", "(self.tokens, ops.len())", "(self.tokens, 0)", "model::passes_of_one_text_are_recorded_and_replayed"),
     ("src/cuda/mod.rs", "(self.tokens, ops.len())", "(0, ops.len())", "model::passes_of_one_text_are_recorded_and_replayed"),
     ("src/cuda/mod.rs", "if self.seqs > 1 || self.arena().layout.words.is_some() {", "if true {", "model::passes_of_one_text_are_recorded_and_replayed"),
