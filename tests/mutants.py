@@ -228,7 +228,6 @@ MUTANTS = [
     ("kernels/classifier.cu", "sum + a.b[k]", "sum", "ops::f32_on_cuda"),
     ("src/cuda/overlap.rs", "        Op::Classifier(op) => [op.w, View::NONE],\n", "", "updates::updates_beside_the_next_forward_pass_have_the_bits_of_updates_at_once"),
     ("src/cuda/linear.rs", "output: op.dw.dtype,", "", "ops::bf16_on_cuda"),
-    ("src/cuda/gemm.rs", "BIAS_DATA_TYPE, &data_type(p.output)", "BIAS_DATA_TYPE, &data_type(p.input)", "ops::bf16_on_cuda"),
     ("kernels/linear.cu", "a.width % PACK<T> == 0 ? gelu_columns<true>(a, column)", "true ? gelu_columns<true>(a, column)", "ops::f32_on_cuda"),
     ("kernels/norm.cuh", "squares += (z[pack][i] - mean) * (z[pack][i] - mean);", "squares += z[pack][i] * z[pack][i];", "ops::f32_on_cuda"),
     ("kernels/norm.cu", "(g[r][i] - mean_g - n[r][i] * mean_gn)", "(g[r][i] - mean_g)", "ops::f32_on_cuda"),
