@@ -295,7 +295,7 @@ MUTANTS = [
     ("kernels/attention.cu", "rows + (row + lane() % 16) * PITCH<D> + 16 * c + lane() / 16 * 8", "rows + (row + lane() % 16) * PITCH<D> + 16 * c", "ops::bf16_on_cuda"),
     ("src/cuda/kernels.rs", "sharedMemBytes: self.shared", "sharedMemBytes: self.shared / 9 * 8", "ops::bf16_on_cuda"),
     ("src/cuda/tune.rs", "if best.0 <= GAIN * first.0 && first.0 >= SHORT { best } else { first }", "first", "tune::the_fastest_algorithms_are_recorded_and_used_by_later_runs"),
-    ("src/cuda/tune.rs", "times[MEASUREMENTS / 2]", "times.iter().sum()", "tune::the_fastest_algorithms_are_recorded_and_used_by_later_runs"),
+    ("src/cuda/tune.rs", "times[MEASUREMENTS / 2]", "times.iter().sum::<f32>()", "tune::the_fastest_algorithms_are_recorded_and_used_by_later_runs"),
     ("src/cuda/tune.rs", "if *timing && ", "if ", "tune::the_fastest_algorithms_are_recorded_and_used_by_later_runs"),
     ("src/cuda/tune.rs", "if gemm.supports(&record.algorithm, p, exact)? ", "", "tune::an_algorithm_that_the_library_refuses_is_not_used"),
     ("src/cuda/tune.rs", "if device != self.device() {", "if false {", "tune::a_file_that_does_not_apply_is_reported_and_not_used"),
