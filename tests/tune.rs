@@ -225,7 +225,7 @@ fn a_resumed_run_keeps_the_algorithms_of_its_checkpoint() {
             err.lines().filter(|line| line.contains("algorithms.json: was timed on Virtual GPU 0, ")).collect();
         assert!(lines.len() == 1 && lines[0].starts_with("warning: ") && lines[0].contains(place), "{err}");
     }
-    // Flags say nothing else, so that the command of a run resumes it, too.
+    // Other flags have no effect, so that the command of a run resumes it, too.
     for flag in ["--tune", "--tune false", "--algorithms x.json"] {
         let flags = format!("{flag} {saves} --overwrite-output-dir --resume-from-checkpoint {}", path(&at("tuned")));
         let ran = runs.train("again", 3, &flags).done();
